@@ -1,0 +1,33 @@
+# make train   a small model learns multi-step arithmetic: warm-up, then reinforcement learning (minutes on two cores)
+# make test    the default test suite (CPU, offline)
+# make lint    ruff and mypy
+# make bench   the measurements of RESULTS.md
+PYTHON ?= python3
+SEED ?= 0
+BIN := .venv/bin
+
+.PHONY: train test test-slow lint bench
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+train: $(BIN)/.installed
+	$(BIN)/lightning-mpo fit -c configs/experiment/quickstart.yaml --seed_everything $(SEED)
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(BIN)/.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(BIN)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/trl.py
+	$(BIN)/python benchmarks/profile_step.py

@@ -1,0 +1,14 @@
+"""Callbacks of the training loop, one concern a file. Import them as `lightning_mpo.callbacks`."""
+
+if __name__ != "lightning_mpo.callbacks":  # a second import path would make a second set of classes
+    raise ImportError("import `lightning_mpo.callbacks`, not `callbacks`")
+
+from lightning_mpo.callbacks.kl import KLTracking
+from lightning_mpo.callbacks.progress import RolloutProgressBar
+from lightning_mpo.callbacks.report import Report
+from lightning_mpo.callbacks.rollout import Rollout
+from lightning_mpo.callbacks.samples import Samples
+from lightning_mpo.callbacks.throughput import Throughput
+from lightning_mpo.callbacks.watchdog import Watchdog
+
+__all__ = ["KLTracking", "Report", "Rollout", "RolloutProgressBar", "Samples", "Throughput", "Watchdog"]

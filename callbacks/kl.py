@@ -1,0 +1,53 @@
+"""Watches the divergence from the reference."""
+
+from __future__ import annotations
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional.divergences import k3
+from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+
+
+class KLTracking(RolloutCallback):
+    """Logs the k3 divergence from the reference per rollout, moves an adaptive coefficient, and can stop the run.
+
+    Args:
+        stop_above: mean divergence (nats per token) at which training stops; None: never.
+    """
+
+    def __init__(self, stop_above: float | None = None) -> None:
+        if stop_above is not None and stop_above <= 0:
+            raise UserError(f"`KLTracking.stop_above` must be positive, got {stop_above}")
+        self.stop_above = stop_above
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if isinstance(pl_module, PolicyOptimization):
+            pl_module.keep_reference = True
+
+    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+        experience = event.experience
+        reference_BT, rollout = experience.reference_logprobs_BT, experience.rollout
+        if reference_BT is None:
+            return
+        now_BT = experience.old_logprobs_BT
+        divergence_BT = k3(rollout.behaviour_logprobs_BT if now_BT is None else now_BT, reference_BT)
+        values = divergence_BT[rollout.response_mask_BT]
+        mean, largest = values.mean(), values.max()
+        if trainer.world_size > 1:
+            mean = trainer.strategy.reduce(mean, reduce_op="mean")  # type: ignore[assignment]
+            largest = trainer.strategy.reduce(largest, reduce_op="max")  # type: ignore[assignment]
+        metrics = {"kl/rollout_mean": mean.item(), "kl/rollout_max": largest.item()}
+        kl = module.objective.kl
+        if kl is not None:
+            kl.controller.update(mean.item(), len(rollout.group_B) * trainer.world_size)
+            metrics["kl/coefficient"] = kl.controller.coefficient
+        module.log_with_update(metrics)
+        if self.stop_above is not None and mean.item() > self.stop_above:
+            rank_zero_warn(
+                f"stopping: the policy is {mean.item():.3g} nats per token from its reference, over "
+                f"`KLTracking.stop_above` ({self.stop_above}); lower the learning rate or raise the KL coefficient"
+            )
+            trainer.should_stop = True

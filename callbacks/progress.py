@@ -1,0 +1,52 @@
+"""A progress bar that moves while tokens are sampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+
+from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+
+SHORT = {
+    "reward/mean": "reward",
+    "reward/accuracy": "accuracy",
+    "kl/reference": "kl",
+    "throughput/rollout_tokens_per_s": "tokens/s",
+    "val/pass@1": "val pass@1",
+}
+
+
+class RolloutProgressBar(RichProgressBar, RolloutCallback):
+    """Lightning's rich bar, with a second line for the rollout under way and short names for the metrics."""
+
+    def __init__(self, refresh_rate: int = 1, leave: bool = False) -> None:
+        super().__init__(refresh_rate=refresh_rate, leave=leave)
+        self._rollout_task: Any = None
+
+    def on_rollout_start(self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int) -> None:
+        if self.progress is not None:
+            self._rollout_task = self.progress.add_task("  rollout", total=sequences, visible=True)
+            self._sequences = sequences
+            self._tokens = 0
+
+    def on_rollout_tokens(self, tokens: int, running: int) -> None:
+        if self.progress is None or self._rollout_task is None:
+            return
+        self._tokens += tokens
+        self.progress.update(
+            self._rollout_task, completed=self._sequences - running, description=f"  rollout {self._tokens} tokens"
+        )
+        self.progress.refresh()
+
+    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+        if self.progress is not None and self._rollout_task is not None:
+            self.progress.remove_task(self._rollout_task)
+            self._rollout_task = None
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {SHORT.get(name, name): value for name, value in metrics.items()}  # type: ignore[call-overload, misc]

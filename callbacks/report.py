@@ -1,0 +1,262 @@
+"""Evaluates before and after training in the same way, and writes the run's summary."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_mpo.callbacks.rollout import Rollout
+from lightning_mpo.data.base import seeded_generator
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional.divergences import k3
+from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+from lightning_mpo.rewards.base import completions_of, score_all
+from lightning_mpo.rollout.evaluation import Decoding, Tally
+from lightning_mpo.supports import FullVocabulary
+from lightning_mpo.types import Rollout as RolloutData
+
+
+class Report(RolloutCallback):
+    """Samples held-out problems before the first and after the last update: same problems, decoding and seeds.
+
+    Writes `summary.json`, `completions/<stage>.jsonl` and `learning_curve.png` into the run folder and prints a table.
+
+    Args:
+        problems: held-out problems, the first ones of the validation split.
+        completions: per problem; pass@1 and the unbiased pass@`completions` come from them.
+        initial: what the stage before training is called.
+        batch_size: sequences that are sampled together.
+    """
+
+    def __init__(
+        self, problems: int = 200, completions: int = 8, initial: str = "initial", batch_size: int = 512
+    ) -> None:
+        if problems < 1 or completions < 1 or batch_size < completions:
+            raise UserError(
+                "`Report` needs at least 1 problem, 1 completion and a `batch_size` that holds a problem's completions, "
+                f"got {problems}, {completions} and {batch_size}"
+            )
+        self.problems, self.completions = problems, completions
+        self.initial, self.batch_size = initial, batch_size
+        self.stages: dict[str, dict[str, Any]] = {}
+        self.curve: list[dict[str, float]] = []
+        self.seconds: dict[str, float] = {}
+        self._clipped = [0.0, 0]
+        self._started = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if isinstance(pl_module, PolicyOptimization):
+            pl_module.keep_reference = True
+
+    # --- during the run -------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.initial not in self.stages and isinstance(pl_module, PolicyOptimization):
+            self._evaluate(trainer, pl_module, self.initial)
+        self._started = time.perf_counter()
+
+    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+        rollout = event.experience.rollout
+        self.curve.append(
+            {
+                "step": trainer.global_step,
+                "accuracy": event.scores.correct_B.float().mean().item(),
+                "reward": event.scores.rewards_B.mean().item(),
+                "length": rollout.response_mask_BT.sum(1).float().mean().item(),
+            }
+        )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch.get("last_of_update"):
+            self._clipped[0] += float(trainer.callback_metrics.get("ratio/clip_fraction", 0.0))
+            self._clipped[1] += 1
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        value = trainer.callback_metrics.get("val/pass@1")
+        if value is not None and not trainer.sanity_checking:
+            self.curve.append({"step": trainer.global_step, "validation": float(value)})
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, PolicyOptimization):
+            return
+        self.seconds["training"] = self.seconds.get("training", 0.0) + time.perf_counter() - self._started
+        self._evaluate(trainer, pl_module, "final")
+        self.stages["final"]["clip_fraction"] = self._clipped[0] / max(self._clipped[1], 1)
+        self._write(trainer)
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    def _evaluate(self, trainer: L.Trainer, module: PolicyOptimization, stage: str) -> None:
+        started = time.perf_counter()
+        support = module.objective.support
+        decodings = {"": Decoding(FullVocabulary(), self.completions), "greedy ": Decoding(FullVocabulary(), 1, True)}
+        if not isinstance(support, FullVocabulary):
+            decodings["support "] = Decoding(support, self.completions)
+        result: dict[str, Any] = {}
+        for prefix, decoding in decodings.items():
+            result |= self._decode(trainer, module, stage, prefix, decoding)
+        self.stages[stage] = result
+        self.seconds[f"evaluation {stage}"] = time.perf_counter() - started
+
+    def _decode(
+        self, trainer: L.Trainer, module: PolicyOptimization, stage: str, prefix: str, decoding: Decoding
+    ) -> dict[str, Any]:
+        data, source = trainer.datamodule, _rollout_of(trainer)  # type: ignore[attr-defined]
+        rows = data.splits.validation[: self.problems]
+        size = max(1, self.batch_size // decoding.completions)
+        tally = Tally((1,) if decoding.completions == 1 else (1, decoding.completions))
+        divergence, tokens, kept = 0.0, 0, []
+        for start in range(0, len(rows), size):
+            generator = seeded_generator(source.seed, start, 3)
+            with trainer.precision_plugin.forward_context():
+                rollout = source.sampler.sample(
+                    module.policy,  # type: ignore[arg-type]
+                    data.encode(rows[start : start + size]),
+                    decoding.completions,
+                    support=decoding.support,
+                    temperature=module.temperature,
+                    max_new_tokens=source.max_new_tokens,
+                    generator=generator,
+                    greedy=decoding.greedy,
+                )
+            scores = score_all(source.rewards, completions_of(rollout))
+            tally.add(rollout, scores, decoding.completions)
+            if not prefix and start == 0:
+                divergence, tokens = self._divergence(module, rollout)
+                kept = _records(rollout, scores.rewards_B.tolist(), decoding.completions)
+        if kept:
+            _write_lines(_folder(trainer) / "completions" / f"{stage}.jsonl", kept)
+        values = tally.compute()
+        result: dict[str, Any] = {}
+        for k, metric in tally.passes.items():
+            name = "accuracy" if decoding.greedy else f"pass@{k}"
+            result[f"{prefix}{name}"] = values[f"pass@{k}"]
+            result[f"{prefix}{name} interval"] = [float(bound) for bound in metric.interval(0.95)]
+        if not decoding.greedy:
+            result[f"{prefix}length"] = values["length"]
+            result[f"{prefix}truncated"] = values["truncated"]
+        if tokens:
+            result["kl"] = divergence / tokens
+        return result
+
+    @staticmethod
+    def _divergence(module: PolicyOptimization, rollout: RolloutData) -> tuple[float, int]:
+        """Return the summed k3 divergence from the reference, in nats, over the tokens of a rollout."""
+        reference_BT = module.score(rollout, reference=True)
+        divergence_BT = k3(module.score(rollout), reference_BT)
+        return divergence_BT[rollout.response_mask_BT].sum().item(), int(rollout.response_mask_BT.sum())
+
+    # --- results --------------------------------------------------------------------------------------------------
+
+    @rank_zero_only
+    def _write(self, trainer: L.Trainer) -> None:
+        folder = _folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        unit = 1024 if sys.platform != "darwin" else 1024**2
+        summary = self.stages | {
+            "seconds": self.seconds,
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+            "problems": min(self.problems, len(trainer.datamodule.splits.validation)),  # type: ignore[attr-defined]
+            "updates": trainer.global_step,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        _print_table(self.stages, summary["problems"])
+        draw_learning_curve(self.curve, self.stages, folder / "learning_curve.png")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stages": self.stages, "curve": self.curve, "seconds": self.seconds, "clipped": self._clipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.stages, self.curve = state_dict["stages"], state_dict["curve"]
+        self.seconds, self._clipped = state_dict["seconds"], state_dict["clipped"]
+
+
+def _folder(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir)
+
+
+def _rollout_of(trainer: L.Trainer) -> Rollout:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Rollout):
+            return callback
+    raise UserError("`Report` needs the `Rollout` callback, whose sampler and rewards it uses")
+
+
+def _records(rollout: RolloutData, rewards: list[float], completions: int) -> list[dict[str, Any]]:
+    rows = range(0, len(rewards), completions)
+    return [
+        {"prompt": rollout.rows[i].prompt, "completion": rollout.texts[i], "target": rollout.rows[i].target,
+         "reward": rewards[i]}
+        for i in rows
+    ]  # fmt: skip
+
+
+def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def _print_table(stages: dict[str, dict[str, Any]], problems: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *stages, title=f"{problems} held-out problems, 95 % intervals", title_justify="left")
+    names = {name: None for stage in stages.values() for name in stage if not name.endswith("interval")}
+    for name in names:
+        cells = []
+        for stage in stages.values():
+            value, interval = stage.get(name), stage.get(f"{name} interval")
+            cell = "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+            cells.append(cell + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
+        table.add_row(name, *cells)
+    Console().print(table)
+
+
+def draw_learning_curve(curve: list[dict[str, float]], stages: dict[str, dict[str, Any]], path: Path) -> None:
+    """Plot training and held-out accuracy over updates, with the evaluated stages and their intervals.
+
+    Args:
+        curve: points with `step` and either `accuracy` (a rollout's) or `validation`.
+        stages: the evaluations before and after.
+        path: the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    rollouts = [point for point in curve if "accuracy" in point]
+    validation = [point for point in curve if "validation" in point]
+    last = max([point["step"] for point in curve], default=0)
+    axes.plot([p["step"] for p in rollouts], [p["accuracy"] for p in rollouts], color="tab:gray", lw=1,
+              label="training rollouts (sampled with the training support)")  # fmt: skip
+    if validation:
+        axes.plot([p["step"] for p in validation], [p["validation"] for p in validation], "o-", ms=3,
+                  color="tab:blue", label="held-out pass@1 during training")  # fmt: skip
+    for index, (name, stage) in enumerate(stages.items()):
+        step = last * (index / max(len(stages) - 1, 1))
+        value, (low, high) = stage["pass@1"], stage["pass@1 interval"]
+        axes.errorbar(step, value, yerr=[[value - low], [high - value]], fmt="D", capsize=4, color="tab:red",
+                      label="held-out pass@1, 95 % interval" if index == 0 else None)  # fmt: skip
+        axes.plot(
+            step, stage["greedy accuracy"], "^", color="tab:green", label="held-out greedy" if index == 0 else None
+        )
+        axes.annotate(f"{name} {value:.2f}", (step, value), xytext=(6 if index == 0 else -6, -14),
+                      textcoords="offset points", ha="left" if index == 0 else "right")  # fmt: skip
+    axes.set(xlabel="update", ylabel="accuracy", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -1,0 +1,66 @@
+"""Shows and keeps what the policy wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+
+
+class Samples(RolloutCallback):
+    """Appends completions to `completions/rollouts.jsonl` in the run folder and prints a few as a table.
+
+    Args:
+        every: rollouts between two looks.
+        count: completions a look.
+        show: print the table as well.
+    """
+
+    def __init__(self, every: int = 10, count: int = 4, show: bool = True) -> None:
+        if every < 1 or count < 1:
+            raise UserError(f"`Samples.every` and `Samples.count` must be at least 1, got {every} and {count}")
+        self.every, self.count, self.show = every, count, show
+
+    @rank_zero_only
+    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+        if event.counter % self.every:
+            return
+        rollout, rewards = event.experience.rollout, event.scores.rewards_B.tolist()
+        rows = len(rollout.texts)
+        chosen = range(0, rows, max(1, rows // self.count))[: self.count]
+        records = [
+            {
+                "rollout": event.counter,
+                "step": trainer.global_step,
+                "prompt": rollout.rows[i].prompt,
+                "completion": rollout.texts[i],
+                "target": rollout.rows[i].target,
+                "reward": rewards[i],
+            }
+            for i in chosen
+        ]
+        folder = Path(trainer.default_root_dir) / "completions"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "rollouts.jsonl").open("a") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        if self.show:
+            self._print(event.counter, records)
+
+    @staticmethod
+    def _print(counter: int, records: list[dict[str, object]]) -> None:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table("prompt", "completion", "target", "reward", title=f"rollout {counter}", show_lines=False)
+        for record in records:
+            texts = (escape(str(record[key]).strip().replace("\n", "⏎")) for key in ("prompt", "completion", "target"))
+            cut = [text if len(text) <= 160 else text[:79] + " … " + text[-79:] for text in texts]
+            table.add_row(*cut, f"{record['reward']:.2f}")
+        Console().print(table)

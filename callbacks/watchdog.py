@@ -1,0 +1,95 @@
+"""Says in one sentence what goes wrong silently, and which option changes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+
+
+class Watchdog(RolloutCallback):
+    """Warns of rollouts that teach nothing, of a first update off its own rollout, and stops at NaN.
+
+    Each warning names a cause and an option, and is given once until its condition has gone away.
+
+    Args:
+        patience: rollouts in a row without any reward variance before the warning.
+        ratio_tolerance: mean |log ratio| (nats) allowed in the first update of a rollout, where it should be 0.
+    """
+
+    def __init__(self, patience: int = 2, ratio_tolerance: float = 0.05) -> None:
+        if patience < 1:
+            raise UserError(f"`Watchdog.patience` must be at least 1, got {patience}")
+        self.patience = patience
+        self.ratio_tolerance = ratio_tolerance
+        self._flat = 0
+        self._raised: set[str] = set()
+
+    def _tell(self, cause: str, holds: bool, sentence: str) -> None:
+        if not holds:
+            self._raised.discard(cause)
+        elif cause not in self._raised:
+            self._raised.add(cause)
+            rank_zero_warn(sentence)
+
+    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+        for cause, holds, sentence in self.diagnose(event, trainer):
+            self._tell(cause, holds, sentence)
+
+    def diagnose(self, event: RolloutEvent, trainer: L.Trainer) -> list[tuple[str, bool, str]]:
+        """Return (cause, whether it holds, the sentence) for each thing that can be seen in a rollout."""
+        rollout, scores = event.experience.rollout, event.scores
+        advantages_BT = event.experience.advantages_BT
+        self._flat = self._flat + 1 if not bool(advantages_BT.any()) else 0
+        rewards_B, longest = scores.rewards_B, rollout.response_mask_BT.shape[1]
+        return [
+            (
+                "flat",
+                self._flat >= self.patience,
+                f"no prompt of the last {self._flat} rollouts has completions of different reward (all about "
+                f"{rewards_B.mean():.3g}), so nothing is learnt: change the difficulty of `data`, raise "
+                "`rollout.completions`, or give a graded reward",
+            ),
+            (
+                "truncated",
+                bool((rollout.finish_B == 1).all()),
+                f"all {len(rewards_B)} completions were cut off at {longest} tokens: raise `rollout.max_new_tokens`, "
+                "or check that the end token is among those the policy may sample",
+            ),
+            (
+                "unparsed",
+                not bool(scores.answered_B.any()),
+                f"no answer could be parsed from any of the {len(rewards_B)} completions: say in `data.instruction` "
+                "how an answer is to be written, or choose another reward",
+            ),
+        ]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not isinstance(pl_module, PolicyOptimization) or not batch.get("last_of_update"):
+            return
+        off = trainer.callback_metrics.get("ratio/abs_log")
+        if off is not None and batch.get("first_update"):
+            self._tell(
+                "ratio",
+                bool(off > self.ratio_tolerance),
+                f"the first update of a rollout has ratios off 1 (mean |log ratio| {off:.3g} nats): the scoring pass "
+                "differs from the training pass; set dropout to 0 (`policy.lora.dropout`) and one `trainer.precision`",
+            )
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        for name, weight in pl_module.named_parameters():
+            if weight.grad is not None and not torch.isfinite(weight.grad).all():
+                raise UserError(
+                    f"the gradient of `{name}` is not finite at update {trainer.global_step}; nothing was changed: "
+                    "lower the learning rate, set `trainer.gradient_clip_val`, or look at the rewards in `completions/`"
+                )

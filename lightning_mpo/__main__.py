@@ -1,0 +1,45 @@
+"""The command line: `lightning-mpo fit -c configs/experiment/quickstart.yaml`."""
+
+from __future__ import annotations
+
+import sys
+
+import lightning_mpo
+
+HELP = """\
+usage: lightning-mpo {fit,validate,test,predict} -c CONFIG [-c CONFIG ...] [--key value ...]
+
+RL post-training of language models in which what counts as one action is a choice.
+
+  fit        train
+  validate   sample held-out prompts and report pass@1
+  test       the same under the name `test`
+  predict    sample completions
+
+  -c FILE           a YAML file; later files win, key by key, and the command line wins over files
+  --print_config    show the resulting configuration and stop
+  --help            after a verb: every option
+
+examples:
+  lightning-mpo fit -c configs/experiment/quickstart.yaml
+  lightning-mpo fit -c configs/experiment/quickstart.yaml -c configs/algorithm/gspo.yaml
+  lightning-mpo fit -c configs/experiment/smollm2_svamp.yaml --trainer.max_steps 40
+"""
+
+
+def main() -> int:
+    """Run the command line; return the exit code."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    if arguments[0] == "--version":
+        print(f"lightning-mpo {lightning_mpo.__version__}")
+        return 0
+    from lightning_mpo.cli import run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

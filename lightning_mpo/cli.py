@@ -1,0 +1,150 @@
+"""LightningCLI, with the repairs that training from configuration files needs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import lightning as L
+from lightning_mpo.callbacks import Rollout
+from lightning_mpo.data import PromptDataModule
+from lightning_mpo.errors import UserError
+from lightning_mpo.modules import PolicyOptimization, SupervisedWarmup
+
+VERBS = ("fit", "validate", "test", "predict")
+
+
+class CLI(LightningCLI):
+    """Adds the `rollout:` section, `include:` and `warmup:`; the command line wins over checkpoints."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Rollout, "rollout")
+        parser.add_argument(
+            "--include", type=list[str] | None, help="files that this one overlays (expanded beforehand)"
+        )
+        parser.add_argument(
+            "--warmup",
+            type=str | None,
+            help="configuration of a stage that makes `policy.checkpoint`, fitted first where that file is missing",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: Lightning's version lets a checkpoint's hyper-parameters beat it silently."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        config.pop("include", None)
+        warmup = config.pop("warmup", None)
+        checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
+        if self.subcommand == "fit" and warmup and checkpoint and not Path(checkpoint).exists():
+            _fit_first(warmup, checkpoint, config.get("seed_everything"))
+
+
+def _fit_first(config: str, checkpoint: str, seed: Any) -> None:
+    """Run the stage that makes a checkpoint, as a process of its own."""
+    if int(os.environ.get("LOCAL_RANK", 0)):
+        raise UserError(f"`policy.checkpoint` {checkpoint!r} is missing; make it first: lightning-mpo fit -c {config}")
+    print(f"warm-up    {checkpoint} is missing: fitting {config} first", flush=True)
+    command = [sys.executable, "-m", "lightning_mpo", "fit", "-c", config]
+    done = subprocess.run([*command, "--seed_everything", str(seed)] if seed is not None else command, check=False)
+    if done.returncode:
+        raise UserError(f"the warm-up stage {config!r} failed with exit code {done.returncode}")
+    if not Path(checkpoint).exists():
+        raise UserError(f"the warm-up stage {config!r} did not write `policy.checkpoint` {checkpoint!r}")
+
+
+def _nested(config: Any, *keys: str) -> Any:
+    for key in keys:
+        config = config.get(key) if config is not None and hasattr(config, "get") else None
+    return config
+
+
+def run() -> int:
+    """Parse the command line and run it; a mistake of the user's prints one line and returns 2."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    if sys.argv[1] not in VERBS:
+        return _fail(f"no verb {sys.argv[1]!r}{_suggest(sys.argv[1], VERBS)}; there are {', '.join(VERBS)}")
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
+    try:
+        sys.argv[1:] = expand_includes(sys.argv[1:])
+        CLI(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        )
+    except UserError as error:
+        return _fail(str(error))
+    except ArgumentError as error:
+        return _fail(one_line(str(error)))
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"lightning-mpo: {message}", file=sys.stderr)
+    return 2
+
+
+def expand_includes(arguments: list[str]) -> list[str]:
+    """Put the files that a configuration file names under `include:` in front of it; paths are relative to the file.
+
+    Raises:
+        UserError: a file is missing or is no YAML mapping.
+    """
+    expanded: list[str] = []
+    for i, argument in enumerate(arguments):
+        if i and arguments[i - 1] in ("-c", "--config"):
+            expanded.pop()
+            for path in _with_includes(Path(argument)):
+                expanded += ["-c", str(path)]
+        elif argument.startswith("--config="):
+            for path in _with_includes(Path(argument.removeprefix("--config="))):
+                expanded += ["-c", str(path)]
+        else:
+            expanded.append(argument)
+    return expanded
+
+
+def _with_includes(path: Path) -> list[Path]:
+    if not path.is_file():
+        beside = [str(p) for p in Path("configs").glob("*/*.yaml")]
+        raise UserError(f"no configuration file {str(path)!r}{_suggest(str(path), beside)}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a mapping of options, got {type(content).__name__}")
+    included: list[Path] = []
+    for other in content.get("include") or []:
+        included += _with_includes(Path(os.path.normpath(path.parent / other)))
+    return [*included, path]
+
+
+def one_line(message: str) -> str:
+    """Turn jsonargparse's report into one line, with a suggestion where a name was misspelt."""
+    return " ".join(message.split())
+
+
+def _suggest(name: str, candidates: Any) -> str:
+    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+__all__ = ["CLI", "PolicyOptimization", "PromptDataModule", "SupervisedWarmup", "expand_includes", "one_line", "run"]
+_ = re

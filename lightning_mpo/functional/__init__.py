@@ -1,0 +1,18 @@
+"""The equations, as pure functions of tensors. Its files import torch and each other, and nothing else of this package.
+
+==================  ===========================================================================================
+``heads``           hidden states -> log-probabilities and entropies, chunked; full-vocabulary and support-only
+``head_gradients``  their gradients, by hand
+``supports``        logits -> promising sets
+``actions``         token log-ratios -> action log-ratios
+``advantages``      rewards -> advantages
+``surrogates``      (log-ratio, advantage) -> loss of each action
+``divergences``     how far two policies are apart: k1, k2, k3, exact on a support
+``reductions``      masked sums with an explicit denominator
+``diagnostics``     clip fraction, effective sample size, kept mass, score variance
+``shapes``          the checks that name the argument
+==================  ===========================================================================================
+
+Letters: B rows, T response tokens, U = T actions (one stands at its first token), V vocabulary, K support size, N block
+length or a flat number of positions, D hidden size.
+"""

@@ -1,0 +1,194 @@
+"""From rewards to advantages: how good was an action, compared with what?
+
+Within a group of completions of one prompt: GRPO (arXiv:2402.03300), Dr. GRPO (arXiv:2503.20783), RLOO
+(arXiv:2402.14740), and the prefix tree of T-SPMO (arXiv:2504.20834). With a critic: generalised advantage estimation
+(arXiv:1506.02438). Rows of a group are consecutive. Advantages are data: nothing here carries a gradient.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.functional.shapes import check
+
+STD_EPSILON = 1e-4
+"""Added to the standard deviation of a group (TRL; verl takes 1e-6)."""
+
+
+@torch.no_grad()
+def group_relative(
+    rewards_B: Tensor, group_size: int, *, scale: Literal["std", "none"] = "std", valid_B: Tensor | None = None
+) -> Tensor:
+    """Compare each reward with the mean of its group.
+
+        A_i = (R_i - mean) / (std + 1e-4)   ("std": GRPO)      or      R_i - mean   ("none": Dr. GRPO)
+                                                   [CODE] TRL, Bessel-corrected; related-algorithms 0.3, 9.1, 9.2
+
+    Groups of equal rewards give exactly 0. Rows that are not valid are in no mean and get 0, as do all rows of a group
+    with fewer than two valid ones.
+
+    Args:
+        rewards_B: Rewards, groups consecutive, shape ``[B]``.
+        group_size: Completions per prompt, at least 2.
+        scale: Whether to divide by the group's standard deviation.
+        valid_B: False for rows whose reward means nothing, shape ``[B]``.
+
+    Returns:
+        Advantages, shape ``[B]``.
+
+    Raises:
+        ValueError: If the rewards are no whole groups, or a group has one row.
+
+    >>> group_relative(torch.tensor([1.0, 0.0, 0.0, 1.0]), 2, scale="none")
+    tensor([ 0.5000, -0.5000, -0.5000,  0.5000])
+    """
+    if scale not in ("std", "none"):
+        raise ValueError(f"`scale` must be 'std' or 'none', got {scale!r}")
+    rewards, counted, count, mean = _groups(rewards_B, group_size, valid_B)
+    centred = torch.where(counted, rewards - mean, 0)
+    if scale == "std":
+        deviation = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+        centred = centred / (deviation + STD_EPSILON)
+    return centred.flatten()
+
+
+@torch.no_grad()
+def leave_one_out(rewards_B: Tensor, group_size: int, *, valid_B: Tensor | None = None) -> Tensor:
+    """Compare each reward with the mean of the others in its group.
+
+        A_i = R_i - mean_{j≠i} R_j = n / (n - 1) · (R_i - mean)                (RLOO; related-algorithms 9.7)
+
+    Groups of equal rewards give exactly 0; rows that are not valid are treated as in :func:`group_relative`.
+
+    Args:
+        rewards_B: Rewards, groups consecutive, shape ``[B]``.
+        group_size: Completions per prompt, at least 2.
+        valid_B: False for rows whose reward means nothing, shape ``[B]``.
+
+    Returns:
+        Advantages, shape ``[B]``.
+
+    Raises:
+        ValueError: If the rewards are no whole groups, or a group has one row.
+
+    >>> leave_one_out(torch.tensor([1.0, 0.0, 0.5]), 3)
+    tensor([ 0.7500, -0.7500,  0.0000])
+    """
+    rewards, counted, count, mean = _groups(rewards_B, group_size, valid_B)
+    return torch.where(counted, (rewards - mean) * count / (count - 1).clamp(min=1), 0).flatten()
+
+
+@torch.no_grad()
+def generalized_advantages(
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Estimate advantages from a critic, as an exponential mean of n-step returns.
+
+        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t      (GAE Eq. 16; 9.6)
+
+    The value after the last token is 0. ``t+1`` is the next token of the mask: tokens of others, such as tool output,
+    are no step of the policy, and values are carried across them as in verl [CODE].
+
+    Args:
+        rewards_BT: Reward of each token, shape ``[B, T]``.
+        values_BT: Value of the state before each token, shape ``[B, T]``.
+        mask_BT: Tokens of the policy, shape ``[B, T]``.
+        gamma: Discount, in [0, 1].
+        lam: λ of the estimator, in [0, 1].
+
+    Returns:
+        Advantages and returns, each of shape ``[B, T]``, 0 outside the mask.
+
+    Raises:
+        ValueError: If shapes differ or an option is out of range.
+
+    >>> rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.8]])
+    >>> generalized_advantages(rewards, values, torch.tensor([[True, True]]), gamma=1.0, lam=1.0)
+    (tensor([[0.5000, 0.2000]]), tensor([[1., 1.]]))
+    """
+    check(rewards_BT=rewards_BT, values_BT=values_BT, mask_BT=mask_BT)
+    for name, option in (("gamma", gamma), ("lam", lam)):
+        if not 0 <= option <= 1:
+            raise ValueError(f"`{name}` must be in [0, 1], got {option}")
+    advantages = torch.zeros_like(values_BT)
+    next_value = next_advantage = values_BT.new_zeros(len(values_BT))
+    for t in reversed(range(values_BT.shape[1])):
+        mask, value = mask_BT[:, t], values_BT[:, t]
+        advantage = rewards_BT[:, t] + gamma * next_value - value + gamma * lam * next_advantage
+        next_value = torch.where(mask, value, next_value)
+        next_advantage = torch.where(mask, advantage, next_advantage)
+        advantages[:, t] = torch.where(mask, advantage, 0)
+    return advantages, torch.where(mask_BT, advantages + values_BT, 0)
+
+
+@torch.no_grad()
+def prefix_tree(tokens_BT: Tensor, mask_BT: Tensor, rewards_B: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Give credit to the tokens at which completions of a group part, and to no others.
+
+        V(p) = mean reward of the completions that start with prefix p,   A(v | p) = V(pv) - V(p)
+        weight = 1 / (number of completions through pv) where p branches, else 0
+                                                              (T-SPMO, [REC]/[INF]; related-algorithms 1.2)
+
+    Each distinct pair (p, v) thus counts once, and the weights sum to |U|. A completion that ends where another goes on
+    is a branch. Tokens outside the mask but before a row's end are part of the prefix; they get advantage and weight 0.
+
+    Args:
+        tokens_BT: Response ids, groups consecutive, shape ``[B, T]``.
+        mask_BT: Tokens of the policy, shape ``[B, T]``.
+        rewards_B: Rewards, shape ``[B]``.
+        group_size: Completions per prompt, at least 2.
+
+    Returns:
+        Advantages and weights, each of shape ``[B, T]``.
+
+    Raises:
+        ValueError: If shapes differ, the rows are no whole groups, or a group has one row.
+
+    >>> tokens, mask = torch.tensor([[5, 1], [5, 2]]), torch.ones(2, 2, dtype=torch.bool)
+    >>> prefix_tree(tokens, mask, torch.tensor([1.0, 0.0]), 2)
+    (tensor([[ 0.0000,  0.5000],
+            [ 0.0000, -0.5000]]), tensor([[0., 1.],
+            [0., 1.]]))
+    """
+    sizes = check(tokens_BT=tokens_BT, mask_BT=mask_BT, rewards_B=rewards_B)
+    _check_groups(sizes["B"], group_size)
+    before_end = mask_BT.flip(1).cumsum(1).flip(1) > 0
+    steps_BT = tokens_BT.long().masked_fill(~before_end, -1)
+    advantages, weights = rewards_B.new_zeros(mask_BT.shape), rewards_B.new_zeros(mask_BT.shape)
+    nodes = torch.arange(sizes["B"], device=rewards_B.device) // group_size
+    for t in range(sizes["T"]):
+        pairs, children = torch.stack([nodes, steps_BT[:, t]], 1).unique(dim=0, return_inverse=True)
+        branches = torch.bincount(pairs[:, 0], minlength=sizes["B"])[nodes] > 1
+        counted = mask_BT[:, t] & branches
+        gains = _mean_by(rewards_B, children) - _mean_by(rewards_B, nodes)
+        advantages[:, t] = torch.where(counted, gains, 0)
+        weights[:, t] = torch.where(counted, 1 / torch.bincount(children)[children].to(rewards_B), 0)
+        nodes = children
+    return advantages, weights
+
+
+def _groups(rewards_B: Tensor, group_size: int, valid_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return rewards [P, G], the rows that get an advantage, and number and mean [P, 1] of the valid rows."""
+    _check_groups(check(rewards_B=rewards_B, valid_B=valid_B)["B"], group_size)
+    valid = torch.ones_like(rewards_B, dtype=torch.bool) if valid_B is None else valid_B
+    valid = valid.view(-1, group_size)
+    rewards = torch.where(valid, rewards_B.view(-1, group_size), 0)
+    count = valid.sum(1, keepdim=True)
+    mean = rewards.sum(1, keepdim=True) / count.clamp(min=1)
+    highest = rewards.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
+    lowest = rewards.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
+    return rewards, valid & (count > 1) & (highest > lowest), count, mean
+
+
+def _mean_by(values_B: Tensor, groups_B: Tensor) -> Tensor:
+    """Return, for each row, the mean of the values in its group."""
+    sums = values_B.new_zeros(len(values_B)).index_add(0, groups_B, values_B)
+    return (sums / torch.bincount(groups_B, minlength=len(values_B)).clamp(min=1))[groups_B]
+
+
+def _check_groups(rows: int, group_size: int) -> None:
+    if group_size < 2:
+        raise ValueError(f"`group_size` must be at least 2 (a completion is compared with others), got {group_size}")
+    if rows % group_size:
+        raise ValueError(f"`rewards_B` must hold whole groups of `group_size` = {group_size}, got {rows} rewards")

@@ -1,0 +1,118 @@
+"""How far the policy is from a reference: estimators of the KL divergence, and its exact value on a support.
+
+k1, k2 and k3 are Schulman's estimators ("Approximating KL Divergence", joschu.net/blog/kl-approx.html), as written in
+related-algorithms 0.3. All are in nats, per token, of KL(policy || reference) for tokens drawn from the policy.
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.functional.shapes import check, same
+
+MAX_EXPONENT = 20.0
+"""Exponents are clamped to this size, so that one absurd token cannot overflow a sum."""
+
+
+def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """Estimate the KL divergence by the log-ratio: unbiased, may be negative.
+
+        k1 = log π(o) - log π_ref(o)                          [CODE, related-algorithms 0.3]
+
+    Its gradient has expectation zero: use it in a reward, never in a loss.
+
+    Args:
+        logprobs: Log-probabilities of the sampled tokens, any shape, nats.
+        reference_logprobs: The same under the reference, same shape.
+
+    Returns:
+        Estimates in nats, same shape.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    >>> k1(torch.tensor([-1.0]), torch.tensor([-1.5]))
+    tensor([0.5000])
+    """
+    same(logprobs=logprobs, reference_logprobs=reference_logprobs)
+    return logprobs - reference_logprobs
+
+
+def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """Estimate the KL divergence by half the squared log-ratio: biased, but its gradient is the KL's in expectation.
+
+        k2 = (log π(o) - log π_ref(o))² / 2                   [CODE, related-algorithms 0.3; 9.10 invariant 5]
+
+    Args:
+        logprobs: Log-probabilities of the sampled tokens, any shape, nats.
+        reference_logprobs: The same under the reference, same shape.
+
+    Returns:
+        Estimates in nats, same shape, never negative.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    >>> k2(torch.tensor([-1.0]), torch.tensor([-1.5]))
+    tensor([0.1250])
+    """
+    return 0.5 * k1(logprobs, reference_logprobs) ** 2
+
+
+def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """Estimate the KL divergence by a sum that is unbiased and never negative.
+
+        k3 = exp(-k1) + k1 - 1                                [CODE, related-algorithms 0.3]
+
+    The exponent is clamped to ±20 (verl clamps k3 itself to ±10); the gradient of the exponential is zero beyond.
+
+    Args:
+        logprobs: Log-probabilities of the sampled tokens, any shape, nats.
+        reference_logprobs: The same under the reference, same shape.
+
+    Returns:
+        Estimates in nats, same shape, never negative.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    >>> k3(torch.tensor([-1.0]), torch.tensor([-1.5]))
+    tensor([0.1065])
+    """
+    log_ratios = k1(logprobs, reference_logprobs)
+    return torch.expm1((-log_ratios).clamp(-MAX_EXPONENT, MAX_EXPONENT)) + log_ratios
+
+
+def exact_on_support(
+    logits_BTK: Tensor, reference_logits_BTK: Tensor, support_mask_BTK: Tensor | None = None
+) -> Tensor:
+    """Sum the KL divergence over a support, both policies renormalised on it.
+
+        KL = Σ_{v∈P} π_P(v) (log π_P(v) - log π_ref,P(v))     (core-algorithms 2.4: both terms on P, never mixed) [I]
+
+    Args:
+        logits_BTK: Logits of the policy on the support, temperature applied, shape ``[B, T, K]``.
+        reference_logits_BTK: Logits of the reference on the same ids, shape ``[B, T, K]``.
+        support_mask_BTK: False for slots that are not in the support, shape ``[B, T, K]``. None: all are.
+
+    Returns:
+        Divergences in nats, shape ``[B, T]``; 0 where a position has no slot at all.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    >>> logits, reference = torch.tensor([[[0.0, 0.0, 9.0]]]), torch.tensor([[[0.0, 1.0, -9.0]]])
+    >>> exact_on_support(logits, reference, torch.tensor([[[True, True, False]]]))
+    tensor([[0.1201]])
+    """
+    check(logits_BTK=logits_BTK, reference_logits_BTK=reference_logits_BTK, support_mask_BTK=support_mask_BTK)
+    if support_mask_BTK is None:
+        support_mask_BTK = torch.ones_like(logits_BTK, dtype=torch.bool)
+    logprobs = _log_softmax(logits_BTK, support_mask_BTK)
+    terms = logprobs.exp() * (logprobs - _log_softmax(reference_logits_BTK, support_mask_BTK))
+    return torch.where(support_mask_BTK, terms, 0).sum(-1)
+
+
+def _log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
+    """Take the log-softmax over the slots of the mask; slots outside get 0, which stands for nothing."""
+    empty = ~mask.any(-1, keepdim=True)
+    return logits.masked_fill(~(mask | empty), -torch.inf).log_softmax(-1).masked_fill(~mask, 0)

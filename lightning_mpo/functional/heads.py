@@ -1,0 +1,260 @@
+"""From hidden states to log-probabilities and entropies, without ever holding a ``[B, T, V]`` tensor.
+
+The full head takes the softmax over the vocabulary, a chunk of tokens at a time. The support head takes it over the few
+ids that were stored at rollout time (RLPT, Reinforcement Learning with Promising Tokens, arXiv:2602.03195), and touches
+only those rows of the weight, so that its cost does not grow with V. Both describe the same logits,
+
+    z = cap(scale · (h W + b)) / temperature,   cap(x) = softcap · tanh(x / softcap)     (Gemma 2, arXiv:2408.00118)
+
+and both have a hand-written gradient (``head_gradients.py``). Matrix products run in the narrower dtype of hidden state
+and weight, also under autocast; everything after them in float32 (float64 if both are float64).
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.functional.head_gradients import FullHead, LogitForm, SupportHead
+from lightning_mpo.functional.shapes import check
+
+FULL_CHUNK_BYTES = 64 * 2**20
+"""Default size of one chunk of float32 logits."""
+SUPPORT_CHUNK_BYTES = 4 * 2**20
+"""Default size of one chunk of gathered weight rows."""
+
+
+def full_logprobs(
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    tokens_BT: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask_BT: Tensor | None = None,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    candidates_BTK: Tensor | None = None,
+    entropy_grad: bool = False,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, ...]:
+    """Score tokens under the softmax over the whole vocabulary.
+
+        log π(o_t) = z_t[o_t] - log Σ_v exp z_t[v],   H_t = -Σ_v π_t(v) log π_t(v)
+
+    ``BT`` stands for any leading shape. With a frozen weight and bias the backward pass needs no logits; with a trained
+    one it computes them again, and the gradient of the weight is one float32 ``[V, D]``.
+
+    Args:
+        hidden_BTD: Hidden states that predict the tokens, shape ``[B, T, D]``.
+        weight_VD: Rows of the unembedding, shape ``[V, D]``.
+        tokens_BT: Ids of the tokens, shape ``[B, T]``.
+        temperature: Sampling temperature, above 0.
+        mask_BT: Positions to score, shape ``[B, T]``. The others are not computed and get 0; their ids are not read.
+        bias_V: Bias of the unembedding, finite, shape ``[V]``.
+        scale: Factor on the logits, before the soft cap.
+        softcap: Soft cap of the logits, above 0. None: no cap.
+        candidates_BTK: More ids to score at each position, shape ``[B, T, K]``.
+        entropy_grad: Whether the entropy carries a gradient. One more matrix product with a frozen weight.
+        chunk_size: Tokens per chunk. None: as many as make 64 MiB of logits.
+
+    Returns:
+        Log-probabilities and entropies in nats, each of shape ``[B, T]``; with candidates, also their
+        log-probabilities, shape ``[B, T, K]``.
+
+    Raises:
+        ValueError: If shapes differ, an option is out of range, or an id to be scored is not in the vocabulary.
+
+    >>> hidden, weight = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [2.0, 5.0]])
+    >>> logprobs, entropy = full_logprobs(hidden, weight, torch.tensor([[1]]), temperature=2.0)
+    >>> torch.allclose(logprobs, torch.tensor([0.0, 1.0, 1.0]).log_softmax(0)[1])
+    True
+    """
+    form = LogitForm(temperature, scale, softcap)
+    sizes = check(
+        batch="BT",
+        hidden_BTD=hidden_BTD,
+        weight_VD=weight_VD,
+        tokens_BT=tokens_BT,
+        mask_BT=mask_BT,
+        bias_V=bias_V,
+        candidates_BTK=candidates_BTK,
+    )
+    chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
+    places = _Places(tokens_BT.shape, mask_BT)
+    ids = places.take_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
+    if candidates_BTK is not None:
+        ids = torch.cat([ids, places.take_ids("candidates_BTK", candidates_BTK, sizes["V"])], -1)
+    learning = torch.is_grad_enabled()
+    logprobs, entropy = FullHead.apply(
+        places.take(hidden_BTD), weight_VD, bias_V, ids, form, chunk, learning, learning and entropy_grad
+    )
+    logprobs, entropy = places.put(logprobs), places.put(entropy)
+    if candidates_BTK is None:
+        return logprobs[..., 0], entropy
+    return logprobs[..., 0], entropy, logprobs[..., 1:]
+
+
+def support_logits(
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    support_BTK: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask_BT: Tensor | None = None,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Compute the logits of the ids of a support, and no others.
+
+        z_t[v]   for v in P_t                                 (RLPT; core-algorithms 2.3, the gather-matmul head [I])
+
+    Args:
+        hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.
+        weight_VD: Rows of the unembedding, shape ``[V, D]``.
+        support_BTK: Ids of the support, shape ``[B, T, K]``.
+        temperature: Sampling temperature, above 0.
+        mask_BT: Positions to compute, shape ``[B, T]``. The others get 0; their ids are not read.
+        bias_V: Bias of the unembedding, shape ``[V]``.
+        scale: Factor on the logits, before the soft cap.
+        softcap: Soft cap of the logits, above 0. None: no cap.
+        chunk_size: Tokens per chunk. None: as many as make 4 MiB of gathered rows.
+
+    Returns:
+        Logits, temperature applied, shape ``[B, T, K]``, float32 or float64.
+
+    Raises:
+        ValueError: If shapes differ, an option is out of range, or an id is not in the vocabulary.
+
+    >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 5.0]])
+    >>> support_logits(hidden, weight, torch.tensor([[2, 1]]))
+    tensor([[3., 2.]])
+    """
+    form = LogitForm(temperature, scale, softcap)
+    sizes = check(
+        batch="BT",
+        hidden_BTD=hidden_BTD,
+        weight_VD=weight_VD,
+        support_BTK=support_BTK,
+        mask_BT=mask_BT,
+        bias_V=bias_V,
+    )
+    chunk = _chunk_size(chunk_size, SUPPORT_CHUNK_BYTES, sizes["K"] * sizes["D"] * weight_VD.element_size())
+    places = _Places(support_BTK.shape[:-1], mask_BT)
+    ids = places.take_ids("support_BTK", support_BTK, sizes["V"])
+    return places.put(SupportHead.apply(places.take(hidden_BTD), weight_VD, bias_V, ids, form, chunk))
+
+
+def support_logprobs(
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    tokens_BT: Tensor,
+    support_BTK: Tensor,
+    *,
+    support_mask_BTK: Tensor | None = None,
+    temperature: float = 1.0,
+    mask_BT: Tensor | None = None,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    entropy_grad: bool = False,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Score tokens under the softmax over a stored support.
+
+        log π_P(o_t) = z_t[o_t] - log Σ_{v∈P_t} exp z_t[v]    (RLPT, masked policy; core-algorithms 2.2 [S])
+
+    Args:
+        hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.
+        weight_VD: Rows of the unembedding, shape ``[V, D]``.
+        tokens_BT: Ids of the tokens, shape ``[B, T]``; each must be in its support where it is scored.
+        support_BTK: Distinct ids of the support, in any order, shape ``[B, T, K]``.
+        support_mask_BTK: False for slots that hold no id, shape ``[B, T, K]``. Their probability is exactly 0. None:
+            all do.
+        temperature: Sampling temperature, above 0.
+        mask_BT: Positions to score, shape ``[B, T]``. The others get 0; their ids are not read.
+        bias_V: Bias of the unembedding, shape ``[V]``.
+        scale: Factor on the logits, before the soft cap.
+        softcap: Soft cap of the logits, above 0. None: no cap.
+        entropy_grad: Whether the entropy carries a gradient.
+        chunk_size: Tokens per chunk. None: as many as make 4 MiB of gathered rows.
+
+    Returns:
+        Log-probabilities and entropies over the support in nats, each of shape ``[B, T]``.
+
+    Raises:
+        ValueError: If shapes differ, an option is out of range, or a token to be scored is not in its support.
+
+    >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [2.0, 5.0]])
+    >>> logprobs, entropy = support_logprobs(hidden, weight, torch.tensor([1]), torch.tensor([[2, 1]]))
+    >>> logprobs.exp(), entropy.exp()
+    (tensor([0.5000]), tensor([2.]))
+    """
+    check(
+        batch="BT",
+        hidden_BTD=hidden_BTD,
+        tokens_BT=tokens_BT,
+        support_BTK=support_BTK,
+        support_mask_BTK=support_mask_BTK,
+        mask_BT=mask_BT,
+    )
+    places = _Places(tokens_BT.shape, mask_BT)
+    support = places.take(support_BTK)
+    slots = torch.ones_like(support, dtype=torch.bool) if support_mask_BTK is None else places.take(support_mask_BTK)
+    hits = (support == places.take(tokens_BT.unsqueeze(-1))) & slots
+    outside = int((~hits.any(-1)).sum())
+    if outside:
+        raise ValueError(
+            f"`tokens_BT` must be in `support_BTK` where they are scored, got {outside} of {len(hits)} tokens outside; "
+            "was the support stored by the sampler that drew them?"
+        )
+    logits = support_logits(
+        places.take(hidden_BTD),
+        weight_VD,
+        support.masked_fill(~slots, 0),
+        temperature=temperature,
+        bias_V=bias_V,
+        scale=scale,
+        softcap=softcap,
+        chunk_size=chunk_size,
+    )
+    logprobs = logits.masked_fill(~slots, -torch.inf).log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs.masked_fill(~slots, 0)).sum(-1)
+    chosen = logprobs.gather(-1, hits.int().argmax(-1, keepdim=True)).squeeze(-1)
+    return places.put(chosen), places.put(entropy if entropy_grad else entropy.detach())
+
+
+class _Places:
+    """The positions to compute: flattens any leading shape to them and puts results back, 0 elsewhere."""
+
+    def __init__(self, lead: torch.Size, mask: Tensor | None) -> None:
+        self.lead = lead
+        self.index = None if mask is None else mask.flatten().nonzero().squeeze(-1)
+
+    def take(self, values: Tensor) -> Tensor:
+        """Return the values of the positions to compute, [N, ...]."""
+        flat = values.reshape(-1, *values.shape[len(self.lead) :])
+        return flat if self.index is None else flat.index_select(0, self.index)
+
+    def take_ids(self, name: str, values: Tensor, vocabulary: int) -> Tensor:
+        """Return ids as int64 after a check that they are in the vocabulary."""
+        ids = self.take(values).long()
+        if ids.numel():
+            low, high = (int(end) for end in ids.aminmax())
+            if low < 0 or high >= vocabulary:
+                raise ValueError(f"`{name}` must be in [0, {vocabulary}) wherever it is scored, got [{low}, {high}]")
+        return ids
+
+    def put(self, values: Tensor) -> Tensor:
+        """Return values to their places in the leading shape."""
+        if self.index is not None:
+            values = values.new_zeros(self.lead.numel(), *values.shape[1:]).index_copy(0, self.index, values)
+        return values.reshape(*self.lead, *values.shape[1:])
+
+
+def _chunk_size(chunk_size: int | None, budget: int, bytes_per_token: int) -> int:
+    if chunk_size is None:
+        return max(1, budget // max(1, bytes_per_token))
+    if chunk_size < 1:
+        raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
+    return chunk_size

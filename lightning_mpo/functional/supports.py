@@ -1,0 +1,84 @@
+"""From logits to promising sets: the few tokens on which the policy is defined and trained.
+
+RLPT (Reinforcement Learning with Promising Tokens, arXiv:2602.03195): P_t = {v : rank(v | s_t) <= K}, taken from the
+policy at rollout time, stored, and never recomputed (core-algorithms 2.1 row 3 [S] and the resolution of row 4 [I]).
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.functional.shapes import check
+
+
+def top_k(logits_BV: Tensor, k: int) -> Tensor:
+    """Pick exactly k tokens per row, by value (highest first), then by id (lowest first).
+
+        P = {v : rank(v) <= k}                                (RLPT, [S]; ties as in core-algorithms 2.4)
+
+    Equal logits are common in bfloat16, and ``torch.topk`` breaks such ties arbitrarily; here the result is a function
+    of the values alone.
+
+    Args:
+        logits_BV: Logits or log-probabilities without NaN, shape ``[B, V]``.
+        k: Size of the set, 1 to V.
+
+    Returns:
+        Ids, shape ``[B, k]``, int32.
+
+    Raises:
+        ValueError: If k is out of range.
+
+    >>> top_k(torch.tensor([[1.0, 3.0, 3.0, 1.0]]), 3).tolist()
+    [[1, 2, 0]]
+    """
+    vocabulary = check(logits_BV=logits_BV)["V"]
+    if not 1 <= k <= vocabulary:
+        raise ValueError(f"`k` must be between 1 and the vocabulary size {vocabulary}, got {k}")
+    values, ids = logits_BV.topk(min(k + 1, vocabulary), dim=-1)
+    tied = (values[:, 1:] == values[:, :-1]).any(-1).nonzero().squeeze(-1)
+    support = ids[:, :k]
+    if len(tied):
+        support = support.index_copy(0, tied, _top_k_with_ties(logits_BV[tied], values[tied, k - 1 : k], k))
+    return support.to(torch.int32)
+
+
+def nucleus(logits_BV: Tensor, p: float, max_k: int) -> tuple[Tensor, Tensor]:
+    """Pick the smallest set of most likely tokens with mass p, at most max_k of them.
+
+        P = {v : Σ_{u ranked before v} π(u) < p and rank(v) <= max_k}  (core-algorithms 2.3; bound as in prime-rl [S])
+
+    Args:
+        logits_BV: Logits, temperature applied, shape ``[B, V]``.
+        p: Probability mass to keep, in (0, 1]; 1 keeps max_k tokens.
+        max_k: Number of slots, 1 to V.
+
+    Returns:
+        Ids, shape ``[B, max_k]``, int32, and the slots that are in the set, shape ``[B, max_k]``, bool; the first is
+        always in.
+
+    Raises:
+        ValueError: If p or max_k is out of range.
+
+    >>> support, mask = nucleus(torch.tensor([[0.1, 0.6, 0.3]]).log(), 0.8, 3)
+    >>> support.tolist(), mask.tolist()
+    ([[1, 2, 0]], [[True, True, False]])
+    """
+    vocabulary = check(logits_BV=logits_BV)["V"]
+    if not 0 < p <= 1:
+        raise ValueError(f"`p` must be in (0, 1], got {p}")
+    if not 1 <= max_k <= vocabulary:
+        raise ValueError(f"`max_k` must be between 1 and the vocabulary size {vocabulary}, got {max_k}")
+    support = top_k(logits_BV, max_k)
+    logits = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
+    probabilities = (logits.gather(-1, support.long()) - logits.logsumexp(-1, keepdim=True)).exp()
+    before = probabilities.cumsum(-1) - probabilities
+    return support, ((before < p) | (p == 1)) & (probabilities > 0)
+
+
+def _top_k_with_ties(logits: Tensor, threshold: Tensor, k: int) -> Tensor:
+    """Take all above the threshold, then the lowest ids at it; a stable sort keeps ids ascending among equals."""
+    above, level = logits > threshold, logits == threshold
+    missing = k - above.sum(-1, keepdim=True)
+    chosen = above | (level & (level.cumsum(-1) <= missing))
+    ids = chosen.nonzero()[:, 1].view(-1, k)
+    return ids.gather(-1, logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices)

@@ -1,0 +1,85 @@
+"""Axis "kl": what holds the policy near its reference."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional import divergences as F
+
+
+class Controller(ABC):
+    """Sets the coefficient of the penalty from the divergence that was measured."""
+
+    coefficient: float
+
+    @abstractmethod
+    def update(self, divergence: float, rows: int) -> None:
+        """Take the mean divergence of a rollout (nats per token) over `rows` responses."""
+
+
+class ConstantCoefficient(Controller):
+    """The coefficient never changes.
+
+    Args:
+        coefficient: factor of the penalty.
+    """
+
+    def __init__(self, coefficient: float = 0.001) -> None:
+        self.coefficient = coefficient
+
+    def update(self, divergence: float, rows: int) -> None:
+        return
+
+
+class AdaptiveCoefficient(Controller):
+    """`coef ← coef · (1 + clip(KL / target - 1, ±0.2) · rows / horizon)` (Ziegler et al., 2019).
+
+    Args:
+        coefficient: where it starts.
+        target: the divergence to hold, in nats per token.
+        horizon: responses over which an error of 20 % changes the coefficient by 20 %.
+    """
+
+    def __init__(self, target: float, coefficient: float = 0.1, horizon: int = 10_000) -> None:
+        if target <= 0 or horizon < 1:
+            raise UserError(f"`AdaptiveCoefficient` needs target > 0 and horizon >= 1, got {target} and {horizon}")
+        self.coefficient, self.target, self.horizon = coefficient, target, horizon
+
+    def update(self, divergence: float, rows: int) -> None:
+        error = min(max(divergence / self.target - 1, -0.2), 0.2)
+        self.coefficient *= 1 + error * rows / self.horizon
+
+
+class KLPenalty:
+    """A penalty on the divergence from the reference, on the distribution that is sampled from.
+
+    Args:
+        controller: the coefficient, constant or adaptive.
+        estimator: per-token estimate from the sampled token, Schulman's k1, k2 or k3.
+        place: "loss" adds it to the loss; "reward" subtracts the response's sum of it from the reward.
+
+    Raises:
+        UserError: k1 in the loss, whose expected gradient is zero.
+    """
+
+    def __init__(
+        self,
+        controller: Controller,
+        estimator: Literal["k1", "k2", "k3"] = "k3",
+        place: Literal["loss", "reward"] = "loss",
+    ) -> None:
+        if estimator == "k1" and place == "loss":
+            raise UserError(
+                "`KLPenalty` with estimator k1 in the loss has an expected gradient of zero; use `estimator: k3` (or "
+                "k2), or `place: reward`"
+            )
+        self.controller, self.estimator, self.place = controller, estimator, place
+
+    def divergence(self, logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
+        """Return the estimate per token, in nats. Shape `[B, T]`."""
+        estimate = {"k1": F.k1, "k2": F.k2, "k3": F.k3}[self.estimator]
+        return estimate(logprobs_BT, reference_logprobs_BT)

@@ -1,0 +1,5 @@
+"""Metrics, as torchmetrics."""
+
+from lightning_mpo.metrics.pass_at_k import PassAtK
+
+__all__ = ["PassAtK"]

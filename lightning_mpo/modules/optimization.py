@@ -1,0 +1,217 @@
+"""The LightningModule of reinforcement learning: policy, reference model and objective."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.modules.loader import SlotLoader
+from lightning_mpo.objective import Denominators, Metrics, Objective
+from lightning_mpo.policies.base import Policy
+from lightning_mpo.rewards.base import Scores
+from lightning_mpo.types import Experience, Rollout, take_rows, trim
+
+if TYPE_CHECKING:
+    from lightning_mpo.modules.source import RolloutSource
+
+
+class PolicyOptimization(L.LightningModule):
+    """Updates a policy on rollouts that the `Rollout` callback provides.
+
+    Args:
+        policy: what is trained; its weights are loaded in `configure_model`.
+        objective: the algorithm.
+        temperature: of sampling and of every log-prob in training.
+        optimizer: of the trained weights.
+        scheduler: of the learning rate, stepped per update; None: constant.
+        score_tokens: tokens (padding included) of one no-grad scoring pass.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        objective: Objective,
+        temperature: float = 1.0,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6),
+        scheduler: LRSchedulerCallable | None = None,
+        score_tokens: int = 16_384,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise UserError(f"`model.temperature` must be positive, got {temperature}")
+        self.policy = policy
+        self.objective = objective
+        self.temperature = temperature
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.score_tokens = score_tokens
+        self.keep_reference = objective.kl is not None
+        self.strict_loading = False  # checkpoints hold what is trained, not what is reloaded
+        self._sums: Metrics = {}
+        self._pending: dict[str, float] = {}
+        self._progress_bar = {"kl/reference"}
+
+    # --- set-up ---------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise UserError(
+                f"`trainer.precision: {self.trainer.precision}` trains half-precision weights, in which updates at RL "
+                "learning rates round away; use `bf16-mixed`, or `policy.dtype: bfloat16` with `policy.lora`"
+            )
+        self.policy.check()
+        self.objective.support.check(self.policy.vocabulary)
+        connect = getattr(self.trainer.datamodule, "connect", None)  # type: ignore[attr-defined]
+        if connect is not None:
+            connect(self.policy.tokenizer)
+
+    def configure_model(self) -> None:
+        self.policy.build(device=self.device, reference=self.keep_reference)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([weight for weight in self.policy.parameters() if weight.requires_grad])
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    @property
+    def source(self) -> RolloutSource:
+        """The callback that provides rollouts."""
+        from lightning_mpo.modules.source import RolloutSource
+
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RolloutSource):
+                return callback
+        raise UserError("no rollout callback: add `lightning_mpo.callbacks.Rollout` to the trainer's callbacks")
+
+    def train_dataloader(self) -> SlotLoader:
+        return SlotLoader(self.source.slots_per_epoch)
+
+    # --- experience -----------------------------------------------------------------------------------------------
+
+    def experience(self, rollout: Rollout, scores: Scores, generator: torch.Generator, updates: int) -> Experience:
+        """Compute, once and at rollout weights, all that the updates on a rollout need.
+
+        Args:
+            rollout: what was sampled.
+            scores: its rewards.
+            generator: of the token selection.
+            updates: updates on this rollout; with one, old log-probs come from the update's own forward pass.
+        """
+        objective, mask_BT = self.objective, rollout.response_mask_BT
+        rewards_B, valid_B = scores.rewards_B.to(mask_BT.device), scores.valid_B.to(mask_BT.device)
+        old_BT = self.score(rollout) if updates > 1 else None
+        reference_BT = self.score(rollout, reference=True) if self.keep_reference else None
+        kl = objective.kl
+        if kl is not None and kl.place == "reward" and reference_BT is not None:
+            now_BT = self.score(rollout) if old_BT is None else old_BT
+            penalty_B = (kl.divergence(now_BT, reference_BT) * mask_BT).sum(1)
+            rewards_B = rewards_B - kl.controller.coefficient * penalty_B
+        group_size = int((rollout.group_B == rollout.group_B[0]).sum())
+        return Experience(
+            rollout=rollout,
+            rewards_B=rewards_B,
+            valid_B=valid_B,
+            advantages_BT=objective.advantage.estimate(rewards_B, mask_BT, group_size, valid_B),
+            token_weights_BT=objective.selection.choose(mask_BT, generator),
+            segments_BT=objective.actions.segment(rollout.responses_BT, mask_BT),
+            old_logprobs_BT=old_BT,
+            reference_logprobs_BT=reference_BT,
+        )
+
+    def score(self, rollout: Rollout, *, reference: bool = False) -> Tensor:
+        """Return log-probs of a whole rollout without gradient, in passes of bounded size. Shape `[B, T]`."""
+        B, T = rollout.response_mask_BT.shape
+        logprobs_BT = torch.zeros(B, T, device=rollout.response_mask_BT.device)
+        size = max(1, self.score_tokens // rollout.tokens_BL.shape[1])
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for rows in torch.arange(B, device=rollout.group_B.device).split(size):
+                part = take_rows(rollout, rows)
+                scores = self.policy.score(
+                    part, part.response_mask_BT, temperature=self.temperature, reference=reference
+                )
+                logprobs_BT[rows] = scores.logprobs_BT
+        return logprobs_BT
+
+    # --- updates --------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return this micro-batch's part of the loss, scaled against Lightning's and DDP's own averaging."""
+        experience: Experience = trim(batch["micro_batch"])
+        denominators: Denominators = batch["denominators"]
+        bonus = self.objective.bonus
+        scores = self.policy.score(
+            experience.rollout,
+            experience.mask_BT,
+            temperature=self.temperature,
+            entropy_grad=bonus is not None and bonus.coef != 0,
+        )
+        loss, metrics = self.objective.loss(experience, scores, denominators)
+        self._add(metrics)
+        if batch["last_of_update"]:
+            self._log_update()
+        return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._check_gradients()
+
+    def _check_gradients(self) -> None:
+        norms = [p.grad.norm() for p in self.policy.parameters() if p.grad is not None]
+        norm = torch.stack(norms).norm() if norms else torch.zeros(())
+        self.log("optim/grad_norm", norm, on_step=True)
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"the gradient norm is {norm.item()} at update {self.global_step}: lower the learning rate, or set "
+                "`trainer.gradient_clip_val`; the last checkpoint is from before this update"
+            )
+
+    def _add(self, metrics: Metrics) -> None:
+        for name, (value, weight) in metrics.items():
+            total, weights = self._sums.get(name, (torch.zeros(()), torch.zeros(())))
+            self._sums[name] = (total + value.detach().cpu(), weights + weight.detach().cpu())
+
+    def _log_update(self) -> None:
+        """Log the metrics of an update once, summed over its micro-batches and ranks."""
+        names = sorted(self._sums)
+        sums = torch.stack([torch.stack(self._sums[name]) for name in names]).to(self.device)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[assignment]
+        for name, (value, weight) in zip(names, sums.tolist(), strict=True):
+            mean = value if name.startswith("loss/") else value / max(weight, 1e-8)
+            self._pending[name] = mean
+        for name, value in self._pending.items():
+            self.log(name, value, on_step=True, prog_bar=name in self._progress_bar)
+        self._sums, self._pending = {}, {}
+
+    def log_with_update(self, metrics: dict[str, float], progress_bar: Collection[str] = ()) -> None:
+        """Log numbers with the next finished update: what is logged in between is lost or attributed to no step."""
+        self._pending |= metrics
+        self._progress_bar |= set(progress_bar)
+
+    # --- the other verbs ------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.source.validate(self, batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.source.validate(self, batch, batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
+        return self.source.predict(self, batch, batch_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = {key.removeprefix("policy."): value for key, value in checkpoint["state_dict"].items()}
+        kept = self.policy.trained_state(state)
+        checkpoint["state_dict"] = {f"policy.{key}": value for key, value in kept.items()}
+        if self.objective.kl is not None:
+            checkpoint["kl_coefficient"] = self.objective.kl.controller.coefficient
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.objective.kl is not None and "kl_coefficient" in checkpoint:
+            self.objective.kl.controller.coefficient = checkpoint["kl_coefficient"]

@@ -1,0 +1,64 @@
+"""What the module asks of the callback that rolls out, and what that callback tells the others.
+
+It is declared here because callbacks may import modules, and not the other way round.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+
+from lightning_mpo.rewards.base import Scores
+from lightning_mpo.types import Experience, PromptBatch
+
+if TYPE_CHECKING:
+    from lightning_mpo.modules.optimization import PolicyOptimization
+
+
+@dataclass(frozen=True)
+class RolloutEvent:
+    """A finished rollout, as other callbacks see it."""
+
+    counter: int
+    experience: Experience
+    scores: Scores
+    sample_seconds: float
+    prepare_seconds: float  # rewards, old and reference log-probs
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens of this rank."""
+        return int(self.experience.rollout.response_mask_BT.sum())
+
+
+class RolloutCallback(L.Callback):
+    """A callback that is also told of rollouts."""
+
+    def on_rollout_start(self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int) -> None:
+        """Called before `sequences` responses of at most `limit` tokens are sampled."""
+
+    def on_rollout_tokens(self, tokens: int, running: int) -> None:
+        """Called after each step of the sampler with the tokens drawn and the rows still running."""
+
+    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+        """Called once the experience is complete, before the first update on it."""
+
+
+class RolloutSource(ABC):
+    """Provides micro-batches to training and completions to the other verbs."""
+
+    @property
+    @abstractmethod
+    def slots_per_epoch(self) -> int:
+        """Micro-batches in a pass over the training prompts, a multiple of those of a rollout."""
+
+    @abstractmethod
+    def validate(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> None:
+        """Sample, score and log one batch of validation prompts."""
+
+    @abstractmethod
+    def predict(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Sample one batch of prompts and return a record per completion."""

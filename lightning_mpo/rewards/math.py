@@ -1,0 +1,142 @@
+"""A reward that compares mathematics, not strings."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.rewards.base import Completion, Reward
+
+
+class MathAnswer(Reward):
+    r"""1 if the last answer in the response equals the target as a mathematical expression, else 0.
+
+    math-verify finds the answer: the last `\boxed{...}` (several, if "and" joins them), else what follows the last
+    `####`, else "the answer is ...", else the last expression or number. 51, 51.0, \$51 and 102/2 are equal, and so are
+    1,000 and 1000. Responses are untrusted and math-verify can hang or eat memory on them (`9^9^9^9`), so it runs in a
+    helper process with limits; a response that passes them counts as not answered.
+
+    Args:
+        require_finished: a response that was cut off gets 0, as its last number is often an accident.
+        seconds: CPU time for one response.
+        weight: factor of this reward in the sum.
+    """
+
+    is_accuracy: ClassVar[bool] = True
+
+    def __init__(self, require_finished: bool = True, seconds: float = 3.0, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        if not seconds > 0:
+            raise UserError(f"`seconds` of `MathAnswer` must be positive, got {seconds}")
+        self.require_finished = require_finished
+        self.seconds = seconds
+
+    def score(self, completions: Sequence[Completion]) -> list[float | None]:
+        return [self._score(c) for c in completions]
+
+    def answered(self, completions: Sequence[Completion]) -> list[bool]:
+        return [_judge(c.text, c.target, self.seconds).answered for c in completions]
+
+    def _score(self, completion: Completion) -> float | None:
+        verdict = _judge(completion.text, completion.target, self.seconds)
+        if not verdict.judged:
+            _warn_of_target(completion.target)
+            return None
+        return float(verdict.correct and (completion.finished or not self.require_finished))
+
+
+class _Verdict(NamedTuple):
+    judged: bool
+    answered: bool
+    correct: bool
+
+
+class _Helper:
+    """The process that runs `math_worker.py`: started when first asked, started again when it ended or after a fork."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._owner = 0
+
+    def ask(self, text: str, target: str, seconds: float) -> _Verdict:
+        """Judge one response; one that ends the process, by a limit or a crash, is not answered.
+
+        Raises:
+            UserError: the process cannot be started.
+        """
+        with self._lock:
+            if self._process is None or self._owner != os.getpid():
+                self._process, self._owner = _start(), os.getpid()
+            reply = _exchange(self._process, json.dumps({"text": text, "target": target, "seconds": seconds}))
+            if reply:
+                return _Verdict(**json.loads(reply))
+            self.close()
+            return _Verdict(judged=True, answered=False, correct=False)
+
+    def close(self) -> None:
+        """End the process by ending its input."""
+        if self._process is not None and self._owner == os.getpid():
+            try:
+                self._process.communicate(timeout=5)
+            except (subprocess.TimeoutExpired, BrokenPipeError):
+                self._process.kill()
+                self._process.wait()
+        self._process = None
+
+
+def _start() -> subprocess.Popen[str]:
+    # -P: this folder has a math.py. A session of its own: signals to our process group are not meant for it.
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(_WORKER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    if not _exchange(process, "null"):
+        process.kill()
+        raise UserError(
+            f"the helper process of `MathAnswer` does not start (exit status {process.wait()}); "
+            f"`{sys.executable} -P {_WORKER}` shows why"
+        )
+    return process
+
+
+def _exchange(process: subprocess.Popen[str], line: str) -> str:
+    """Write a line and read one; "" when the process has ended."""
+    if process.stdin is None or process.stdout is None:
+        return ""
+    try:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+        return process.stdout.readline()
+    except BrokenPipeError:
+        return ""
+
+
+_WORKER = Path(__file__).with_name("math_worker.py")
+_helper = _Helper()
+atexit.register(_helper.close)
+
+
+@lru_cache(maxsize=8192)
+def _judge(text: str, target: str, seconds: float) -> _Verdict:
+    """Ask once per (response, target): `score` and `answered` share the verdict."""
+    return _helper.ask(text, target, seconds)
+
+
+@lru_cache(maxsize=1024)
+def _warn_of_target(target: str) -> None:
+    warnings.warn(f"`MathAnswer` cannot read the target {target[:60]!r}; its rows are not judged", stacklevel=2)

@@ -1,0 +1,47 @@
+"""The sampler interface: prompts in, a `Rollout` out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+
+from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.supports import Support
+from lightning_mpo.types import PromptBatch, Rollout
+
+Progress = Callable[[int, int], None]
+"""Called with (tokens sampled since the last call, rows still running)."""
+
+
+class Sampler(ABC):
+    """Draws responses from a policy and records what the objective needs of the distribution it drew from."""
+
+    @abstractmethod
+    def sample(
+        self,
+        policy: CausalPolicy,
+        prompts: PromptBatch,
+        completions: int,
+        *,
+        support: Support,
+        temperature: float,
+        max_new_tokens: int,
+        generator: torch.Generator,
+        greedy: bool = False,
+        progress: Progress | None = None,
+    ) -> Rollout:
+        """Return `completions` responses per prompt, a group's rows side by side.
+
+        Args:
+            policy: weights to sample from.
+            prompts: P prompts.
+            completions: G.
+            support: restricts every step; stored in the rollout.
+            temperature: logits are divided by it before the support is chosen.
+            max_new_tokens: longest response.
+            generator: source of all randomness, on the CPU.
+            greedy: take the most probable token instead; temperature then only scales the recorded log-probs.
+            progress: told after every step.
+        """

@@ -1,0 +1,225 @@
+"""Sampling in process, on the policy's own weights and KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.policies.causal import CausalPolicy, rollout_mode
+from lightning_mpo.rollout.base import Progress, Sampler
+from lightning_mpo.supports import Support
+from lightning_mpo.types import Finish, PromptBatch, Rollout
+
+
+@dataclass
+class _Record:
+    """What is written down per step, by row and position."""
+
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    logprobs_BT: Tensor
+    kept_mass_BT: Tensor
+    finish_B: Tensor
+    support_BTK: Tensor | None = None
+    support_mask_BTK: Tensor | None = None
+
+
+class LocalSampler(Sampler):
+    """A loop on transformers' KV cache.
+
+    The completions of a prompt share its prefill, rows that finished leave the batch, and one uniform number per
+    (row, position) is drawn up front, so that a row's tokens do not depend on when other rows end.
+
+    Args:
+        batch_size: rows that are decoded together; None decodes all at once.
+    """
+
+    def __init__(self, batch_size: int | None = None) -> None:
+        self.batch_size = batch_size
+
+    def sample(
+        self,
+        policy: CausalPolicy,
+        prompts: PromptBatch,
+        completions: int,
+        *,
+        support: Support,
+        temperature: float,
+        max_new_tokens: int,
+        generator: torch.Generator,
+        greedy: bool = False,
+        progress: Progress | None = None,
+    ) -> Rollout:
+        P, G = len(prompts), completions
+        uniform_BT = torch.rand(P * G, max_new_tokens, generator=generator)
+        size = max(1, (self.batch_size or P * G) // G)
+        step = _Step(support, temperature, greedy)
+        records = []
+        with rollout_mode(policy):
+            for start in range(0, P, size):
+                stop = min(start + size, P)
+                ids_PS = prompts.input_ids_PS[start:stop].to(policy.device)
+                mask_PS = prompts.attention_mask_PS[start:stop].to(policy.device)
+                uniform = uniform_BT[start * G : stop * G].to(policy.device)
+                records.append(_decode(policy, ids_PS, mask_PS, G, uniform, step, progress))
+        return _assemble(policy, prompts, G, records)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Logits to a token, its log-prob and the support it was drawn from."""
+
+    support: Support
+    temperature: float
+    greedy: bool
+
+    def draw(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        logits_BV = logits_BV / self.temperature if self.temperature != 1.0 else logits_BV
+        support_BK, slots_BK = self.support.select(logits_BV)
+        total_B = logits_BV.logsumexp(-1)
+        if support_BK is None:
+            choices_BK = logits_BV
+        else:
+            choices_BK = logits_BV.gather(1, support_BK.long())
+            if slots_BK is not None:
+                choices_BK = choices_BK.masked_fill(~slots_BK, -torch.inf)
+        kept_B = total_B if support_BK is None else choices_BK.logsumexp(-1)
+        slot_B = choices_BK.argmax(-1) if self.greedy else _inverse_cdf(choices_BK, kept_B, uniform_B)
+        logprobs_B = choices_BK.gather(1, slot_B[:, None])[:, 0] - kept_B
+        tokens_B = slot_B if support_BK is None else support_BK.gather(1, slot_B[:, None])[:, 0].long()
+        return tokens_B, logprobs_B, (kept_B - total_B).exp(), support_BK, slots_BK
+
+
+def _inverse_cdf(logits_BK: Tensor, total_B: Tensor, uniform_B: Tensor) -> Tensor:
+    """Draw an index per row: the first whose cumulative probability exceeds the uniform number."""
+    cumulative_BK = (logits_BK - total_B[:, None]).exp().cumsum(-1)
+    last_B = cumulative_BK[:, -1]
+    target_B = torch.minimum(uniform_B * last_B, last_B * (1 - 1e-6))
+    return torch.searchsorted(cumulative_BK, target_B[:, None], right=True)[:, 0].clamp(max=logits_BK.shape[1] - 1)
+
+
+def _decode(
+    policy: CausalPolicy,
+    ids_PS: Tensor,
+    mask_PS: Tensor,
+    G: int,
+    uniform_BT: Tensor,
+    step: _Step,
+    progress: Progress | None,
+) -> _Record:
+    """Sample one batch of prompts to the end."""
+    from transformers import DynamicCache
+
+    decoder, device = policy.decoder(), ids_PS.device
+    (P, S), (B, T) = ids_PS.shape, uniform_BT.shape
+    ends = torch.tensor(policy.end_tokens, device=device)
+    cache = DynamicCache()
+    hidden_PSD = decoder(
+        input_ids=ids_PS,
+        attention_mask=mask_PS.long(),
+        position_ids=(mask_PS.long().cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    logits_BV = policy.logits(hidden_PSD[:, -1]).repeat_interleave(G, 0)
+    if G > 1:
+        cache.batch_repeat_interleave(G)
+    seen_BL = torch.ones(B, S + T, dtype=torch.long, device=device)
+    seen_BL[:, :S] = mask_PS.repeat_interleave(G, 0)
+    position_B = mask_PS.sum(1).repeat_interleave(G, 0)
+    record = _Record(
+        tokens_BT=torch.zeros(B, T, dtype=torch.long, device=device),
+        mask_BT=torch.zeros(B, T, dtype=torch.bool, device=device),
+        logprobs_BT=torch.zeros(B, T, device=device),
+        kept_mass_BT=torch.ones(B, T, device=device),
+        finish_B=torch.full((B,), int(Finish.LENGTH), device=device),
+    )
+    rows = torch.arange(B, device=device)  # rows of the record that the cache still holds
+    running = torch.ones(B, dtype=torch.bool, device=device)  # by position in `rows`
+    for t in range(T):
+        tokens_B, logprobs_B, kept_B, support_BK, slots_BK = step.draw(logits_BV, uniform_BT[rows, t])
+        _write(record, t, rows[running], running, tokens_B, logprobs_B, kept_B, support_BK, slots_BK)
+        ended = torch.isin(tokens_B, ends)
+        record.finish_B[rows[running & ended]] = int(Finish.STOP)
+        running = running & ~ended
+        left = int(running.sum())
+        if progress is not None:
+            progress(left, left)
+        if left == 0 or t == T - 1:
+            break
+        if left <= len(rows) - max(1, len(rows) // 8):  # a copy of the cache costs about one step
+            keep = running.nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            rows, running, tokens_B = rows[keep], running[keep], tokens_B[keep]
+        hidden_BD = decoder(
+            input_ids=tokens_B[:, None],
+            attention_mask=seen_BL[rows, : S + t + 1],
+            position_ids=(position_B[rows] + t)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        logits_BV = policy.logits(hidden_BD)
+    return record
+
+
+def _write(
+    record: _Record,
+    t: int,
+    rows: Tensor,
+    running: Tensor,
+    tokens_B: Tensor,
+    logprobs_B: Tensor,
+    kept_B: Tensor,
+    support_BK: Tensor | None,
+    slots_BK: Tensor | None,
+) -> None:
+    record.tokens_BT[rows, t] = tokens_B[running]
+    record.mask_BT[rows, t] = True
+    record.logprobs_BT[rows, t] = logprobs_B[running]
+    record.kept_mass_BT[rows, t] = kept_B[running]
+    if support_BK is not None:
+        if record.support_BTK is None:
+            record.support_BTK = torch.zeros(
+                *record.tokens_BT.shape, support_BK.shape[1], dtype=torch.int32, device=rows.device
+            )
+        record.support_BTK[rows, t] = support_BK[running].int()
+    if slots_BK is not None:
+        if record.support_mask_BTK is None:
+            record.support_mask_BTK = torch.zeros(
+                *record.tokens_BT.shape, slots_BK.shape[1], dtype=torch.bool, device=rows.device
+            )
+        record.support_mask_BTK[rows, t] = slots_BK[running]
+
+
+def _assemble(policy: CausalPolicy, prompts: PromptBatch, G: int, records: list[_Record]) -> Rollout:
+    """Join batches and cut columns that no response reached."""
+    mask_BT = torch.cat([record.mask_BT for record in records])
+    T = max(1, int(mask_BT.sum(1).max()))
+
+    def join(name: str) -> Tensor | None:
+        parts = [getattr(record, name) for record in records]
+        return None if parts[0] is None else torch.cat(parts)[:, :T]
+
+    tokens_BT, mask_BT, device = join("tokens_BT"), mask_BT[:, :T], mask_BT.device
+    ids_BS = prompts.input_ids_PS.to(device).repeat_interleave(G, 0)
+    prompt_mask_BS = prompts.attention_mask_PS.to(device).repeat_interleave(G, 0)
+    kept_mass_BT, support_BTK = join("kept_mass_BT"), join("support_BTK")
+    texts = policy.tokenizer.batch_decode(
+        [row[mask].tolist() for row, mask in zip(tokens_BT.cpu(), mask_BT.cpu(), strict=True)],  # type: ignore[union-attr]
+        skip_special_tokens=True,
+    )
+    return Rollout(
+        tokens_BL=torch.cat([ids_BS, tokens_BT], 1),  # type: ignore[list-item]
+        attention_mask_BL=torch.cat([prompt_mask_BS, mask_BT], 1),
+        response_mask_BT=mask_BT,
+        group_B=torch.arange(len(prompts), device=device).repeat_interleave(G),
+        behaviour_logprobs_BT=join("logprobs_BT"),  # type: ignore[arg-type]
+        finish_B=torch.cat([record.finish_B for record in records]),
+        support_BTK=support_BTK,
+        support_mask_BTK=join("support_mask_BTK"),
+        kept_mass_BT=None if support_BTK is None else kept_mass_BT,
+        texts=tuple(texts),
+        rows=tuple(row for row in prompts.rows for _ in range(G)),
+    )

@@ -1,0 +1,106 @@
+"""The parity gate: sampler and trainer must speak of one distribution before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.policies.base import Policy
+from lightning_mpo.types import Rollout, take_rows, trim_rollout
+
+
+class ParityError(UserError):
+    """Sampler and trainer disagree about the log-probs of the same tokens."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Differences of log-probs over response tokens, in nats."""
+
+    mean: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, difference: Tensor) -> Parity:
+        """Summarise absolute differences."""
+        size = difference.abs().double()
+        return cls(size.mean().item(), size.quantile(0.99).item(), size.max().item())
+
+    def passes(self, exact: bool) -> bool:
+        """Apply the bounds: fp32 max 1e-3; else mean 0.06 and 99th percentile 0.3."""
+        return self.max <= 1e-3 if exact else self.mean <= 0.06 and self.p99 <= 0.3
+
+
+def check_parity(policy: Policy, rollout: Rollout, *, temperature: float, exact: bool, rows: int = 32) -> Parity:
+    """Compare the sampler's log-probs with the trainer's, padded and unpadded.
+
+    Args:
+        policy: at the weights that sampled.
+        rollout: with its recorded log-probs.
+        temperature: of the trainer.
+        exact: float32 throughout.
+        rows: how many rows to compare.
+
+    Raises:
+        ParityError: beyond the bounds; names the cause where it can be told.
+    """
+    part = take_rows(rollout, torch.arange(min(rows, len(rollout.group_B)), device=rollout.group_B.device))
+    mask_BT = part.response_mask_BT
+    recorded = part.behaviour_logprobs_BT[mask_BT]
+
+    def score(batch: Rollout, at: float) -> Tensor:
+        with torch.no_grad():
+            return policy.score(batch, batch.response_mask_BT, temperature=at).logprobs_BT
+
+    trainer = score(part, temperature)[mask_BT]
+    alone = torch.cat(
+        [
+            score(row, temperature)[row.response_mask_BT]
+            for row in (trim_rollout(take_rows(part, torch.tensor([b]))) for b in range(min(len(mask_BT), 8)))
+        ]
+    )
+    padding = Parity.of(trainer[: len(alone)] - alone)
+    if not padding.passes(exact):
+        raise ParityError(
+            f"the trainer scores padded and unpadded rows differently ({padding.mean:.3g} nats in the mean, "
+            f"{padding.max:.3g} at most): position ids or attention mask are wrong for this model; try "
+            "`policy.share_prompts: false`"
+        )
+    parity = Parity.of(trainer - recorded)
+    if parity.passes(exact):
+        return parity
+    cause = _cause(part, recorded, score, temperature, exact)
+    raise ParityError(
+        f"sampler and trainer disagree by {parity.mean:.3g} nats in the mean and {parity.max:.3g} at most over "
+        f"{len(recorded)} tokens, so that every ratio would be wrong: {cause}"
+    )
+
+
+def _cause(
+    rollout: Rollout, recorded: Tensor, score: Callable[[Rollout, float], Tensor], temperature: float, exact: bool
+) -> str:
+    mask_BT = rollout.response_mask_BT
+
+    def agrees(batch: Rollout, at: float) -> bool:
+        return Parity.of(score(batch, at)[mask_BT] - recorded).passes(exact)
+
+    if rollout.support_BTK is not None and agrees(
+        replace(rollout, support_BTK=None, support_mask_BTK=None), temperature
+    ):
+        return "the sampler recorded full-vocabulary log-probs while the trainer takes them on the support"
+    if rollout.support_BTK is None and rollout.kept_mass_BT is not None:
+        full = score(rollout, temperature) - rollout.kept_mass_BT.clamp(min=1e-30).log()
+        if Parity.of(full[mask_BT] - recorded).passes(exact):
+            return "the sampler drew from a truncated support that the trainer does not apply (ratio = kept mass)"
+    for other in (1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.2, 1.5, 2.0):
+        if other != temperature and agrees(rollout, other):
+            return f"the sampler used temperature {other}, the trainer {temperature}"
+    return (
+        "neither temperature nor support explains it; compare position ids, attention implementation, dropout and "
+        "precision of the two"
+    )

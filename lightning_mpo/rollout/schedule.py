@@ -1,0 +1,135 @@
+"""The batch arithmetic of a rollout: prompts, updates and micro-batches, and which rows go where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one rollout is spent. One micro-batch is one slot of Lightning's loop.
+
+    Args:
+        prompts: prompts of a rollout, over all ranks.
+        completions: G.
+        minibatches: updates in one pass over the rollout.
+        epochs: passes over the rollout.
+        micro_batches: micro-batches of an update (`trainer.accumulate_grad_batches`).
+        world_size: ranks.
+    """
+
+    prompts: int
+    completions: int
+    minibatches: int = 1
+    epochs: int = 1
+    micro_batches: int = 1
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "completions", "minibatches", "epochs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`rollout.{name}` must be at least 1, got {getattr(self, name)}")
+        if self.prompts % self.world_size:
+            raise UserError(
+                f"`rollout.prompts` ({self.prompts}) must be a multiple of the {self.world_size} processes that share "
+                "them"
+            )
+        if self.rows % self.minibatches:
+            raise UserError(
+                f"`rollout.minibatches` ({self.minibatches}) must divide the {self.rows} sequences of a rollout on "
+                f"each process ({self.local_prompts} prompts x {self.completions} completions)"
+            )
+        if self.rows // self.minibatches < self.micro_batches:
+            raise UserError(
+                f"an update has {self.rows // self.minibatches} sequences, which cannot be cut into "
+                f"`trainer.accumulate_grad_batches` = {self.micro_batches} micro-batches"
+            )
+
+    @property
+    def local_prompts(self) -> int:
+        """P: prompts of a rollout on one rank."""
+        return self.prompts // self.world_size
+
+    @property
+    def rows(self) -> int:
+        """B: sequences of a rollout on one rank."""
+        return self.local_prompts * self.completions
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps per rollout."""
+        return self.minibatches * self.epochs
+
+    @property
+    def slots(self) -> int:
+        """Micro-batches per rollout."""
+        return self.updates * self.micro_batches
+
+    def describe(self) -> str:
+        """Return the arithmetic in words.
+
+        Example:
+            >>> Schedule(8, 4, minibatches=2, micro_batches=2).describe()
+            '8 prompts x 4 completions = 32 sequences a rollout, 2 updates of 16, each in 2 micro-batches'
+        """
+        total = self.prompts * self.completions
+        text = f"{self.prompts} prompts x {self.completions} completions = {total} sequences a rollout, "
+        text += f"{self.updates} update{'s' * (self.updates > 1)} of {total // self.minibatches}"
+        if self.epochs > 1:
+            text += f" in {self.epochs} passes"
+        if self.micro_batches > 1:
+            text += f", each in {self.micro_batches} micro-batches"
+        if self.world_size > 1:
+            text += f", spread over {self.world_size} processes"
+        return text
+
+    def plan(self, group_B: Tensor, tokens_B: Tensor, generator: torch.Generator) -> list[list[Tensor]]:
+        """Deal the rows out: `plan[update][micro_batch]` holds row numbers.
+
+        Whole groups are shuffled, then the rows are cut into mini-batches, so that rows of a prompt stay together and
+        share its forward pass. Within an update rows are sorted by length, group by group, and cut into micro-batches
+        of about equal token sums.
+
+        Args:
+            group_B: group numbers, a group's rows side by side.
+            tokens_B: tokens of each row.
+            generator: of the shuffle.
+        """
+        updates = []
+        for _ in range(self.epochs):
+            order = torch.randperm(int(group_B.max()) + 1, generator=generator)
+            rank_B = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))[group_B.cpu()]
+            rows_B = rank_B.argsort(stable=True)
+            updates += [
+                self._micro_batches(rows, group_B.cpu(), tokens_B.cpu()) for rows in rows_B.chunk(self.minibatches)
+            ]
+        return updates
+
+    def _micro_batches(self, rows: Tensor, group_B: Tensor, tokens_B: Tensor) -> list[Tensor]:
+        group, tokens = group_B[rows], tokens_B[rows]
+        longest = torch.zeros(int(group_B.max()) + 1, dtype=tokens.dtype).scatter_reduce(0, group, tokens, "amax")
+        key = longest[group] * (len(longest) + 1) + group  # groups by their longest row, rows of a group together
+        rows = rows[key.argsort(stable=True, descending=True)]
+        return balanced_cuts(rows, tokens_B[rows], self.micro_batches)
+
+
+def balanced_cuts(rows: Tensor, tokens: Tensor, parts: int) -> list[Tensor]:
+    """Cut `rows` into `parts` non-empty pieces of about equal token sums, in their order.
+
+    Example:
+        >>> balanced_cuts(torch.arange(4), torch.tensor([6, 2, 2, 2]), 2)
+        [tensor([0]), tensor([1, 2, 3])]
+    """
+    pieces, start, sums = [], 0, torch.cat([torch.zeros(1), tokens.double().cumsum(0)])
+    for part in range(parts - 1):
+        goal = sums[start] + (sums[-1] - sums[start]) / (parts - part)
+        stop = int((sums - goal).abs().argmin())
+        stop = min(max(stop, start + 1), len(rows) - (parts - part - 1))
+        pieces.append(rows[start:stop])
+        start = stop
+    return [*pieces, rows[start:]]

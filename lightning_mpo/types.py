@@ -1,0 +1,176 @@
+"""What flows through one step, as frozen dataclasses of plain tensors.
+
+Letters, used in names (`advantages_BT`), docstrings and checks alike:
+
+=====  =======================================================================
+**P**  prompts of a rollout
+**G**  completions per prompt
+**B**  rows of a batch, B = P·G in a rollout (group-major: a group's rows are neighbours)
+**S**  prompt tokens, padded on the left
+**T**  response tokens, padded on the right
+**L**  S + T
+**V**  vocabulary
+**K**  support size: the promising tokens of one step
+**N**  block length in tokens (the papers write K)
+**U**  actions of a response; U = T, an action stands at its first token
+**D**  hidden size
+=====  =======================================================================
+
+`mask` tensors are bool and carried from the sampler on; nothing derives them from token values, as pad may equal eos.
+Log-probabilities are natural (nats) and float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Batch = TypeVar("Batch", "Rollout", "Experience")
+
+
+class Finish(IntEnum):
+    """Why a response ended: it sampled the end token, or it ran into `max_new_tokens`."""
+
+    STOP = 0
+    LENGTH = 1
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One row of a data set: what is asked, what is right, and (for a supervised warm-up) a solution to imitate."""
+
+    prompt: str
+    target: str
+    solution: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Encoded prompts with the rows they came from."""
+
+    input_ids_PS: Tensor  # int64, padded on the left
+    attention_mask_PS: Tensor  # bool
+    rows: tuple[PromptRow, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled responses, exactly as sampled: token in, token out.
+
+    `behaviour_logprobs_BT` are of the distribution that was sampled from: temperature and support applied.
+    """
+
+    tokens_BL: Tensor  # int64; prompts padded left, responses right
+    attention_mask_BL: Tensor  # bool
+    response_mask_BT: Tensor  # bool; True up to and including the end token
+    group_B: Tensor  # int64; rows of one prompt share a number
+    behaviour_logprobs_BT: Tensor  # float32 nats, 0 where masked
+    finish_B: Tensor  # int64, a `Finish`
+    support_BTK: Tensor | None = None  # int32 token ids, None for the full vocabulary
+    support_mask_BTK: Tensor | None = None  # bool; None when every slot counts
+    kept_mass_BT: Tensor | None = None  # probability of the support under the full softmax
+    texts: tuple[str, ...] = ()
+    rows: tuple[PromptRow, ...] = ()
+    policy_version: int = 0
+
+    @property
+    def prompt_length(self) -> int:
+        """S: the width of the prompt columns in `tokens_BL`."""
+        return self.tokens_BL.shape[1] - self.response_mask_BT.shape[1]
+
+    @property
+    def responses_BT(self) -> Tensor:
+        """The response columns of `tokens_BL`."""
+        return self.tokens_BL[:, self.prompt_length :]
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout with everything that the updates on it need; all of it computed once, at rollout weights."""
+
+    rollout: Rollout
+    rewards_B: Tensor  # float32
+    valid_B: Tensor  # bool; False: advantage 0, in no denominator
+    advantages_BT: Tensor  # float32
+    token_weights_BT: Tensor  # float32; 0 = not scored
+    segments_BT: Tensor | None = None  # int64; tokens of one action share a number
+    old_logprobs_BT: Tensor | None = None  # None: one update per rollout, old = new.detach()
+    reference_logprobs_BT: Tensor | None = None
+    reference_logits_BTK: Tensor | None = None
+
+    @property
+    def mask_BT(self) -> Tensor:
+        """Response tokens that carry loss: sampled, in a valid row, and selected."""
+        return self.rollout.response_mask_BT & self.valid_B[:, None] & (self.token_weights_BT > 0)
+
+
+def take_rows(batch: Batch, index_B: Tensor) -> Batch:
+    """Select rows of every field of a `Rollout` or `Experience`; texts and prompt rows are left behind.
+
+    Example:
+        >>> rollout = Rollout(*(torch.arange(6).view(3, 2) for _ in range(3)), torch.arange(3),
+        ...                   torch.zeros(3, 2), torch.zeros(3))
+        >>> take_rows(rollout, torch.tensor([2])).tokens_BL
+        tensor([[4, 5]])
+    """
+    changes: dict[str, Any] = {}
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        if isinstance(value, Tensor):
+            changes[item.name] = value[index_B]
+        elif isinstance(value, Rollout):
+            changes[item.name] = take_rows(value, index_B)
+        elif isinstance(value, tuple):
+            changes[item.name] = ()
+    return replace(batch, **changes)
+
+
+def trim_rollout(rollout: Rollout) -> Rollout:
+    """Cut the columns that no row uses: prompt padding on the left, response padding on the right."""
+    first, S, T = _extent(rollout)
+    return replace(rollout, **_cut(rollout, first, S, T))
+
+
+def trim(experience: Experience) -> Experience:
+    """Cut the columns of an experience that no row uses."""
+    first, S, T = _extent(experience.rollout)
+    rollout = replace(experience.rollout, **_cut(experience.rollout, first, S, T))
+    return replace(experience, **_cut(experience, first, S, T) | {"rollout": rollout})
+
+
+def _extent(rollout: Rollout) -> tuple[int, int, int]:
+    S = rollout.prompt_length
+    first = int(rollout.attention_mask_BL[:, :S].any(0).int().argmax()) if S else 0
+    return first, S, max(1, int(rollout.response_mask_BT.sum(1).max()))
+
+
+def _cut(batch: Rollout | Experience, first: int, S: int, T: int) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for item in fields(batch):
+        value, suffix = getattr(batch, item.name), item.name.rsplit("_", 1)[-1]
+        if isinstance(value, Tensor) and suffix == "BL":
+            changes[item.name] = value[:, first : S + T]
+        elif isinstance(value, Tensor) and suffix.startswith("BT"):
+            changes[item.name] = value[:, :T]
+    return changes
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move every tensor of a `Rollout` or `Experience`."""
+    changes: dict[str, Any] = {}
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        if isinstance(value, Tensor):
+            changes[item.name] = value.to(device)
+        elif isinstance(value, Rollout):
+            changes[item.name] = to_device(value, device)
+    return replace(batch, **changes)

@@ -1,0 +1,137 @@
+"""`score_all`: sums, masks, names, and every way in which a reward can be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from lightning_mpo.rewards import Completion, ExactAnswer, Reward, RewardError, completions_of, score_all
+from lightning_mpo.types import PromptRow, Rollout
+
+
+def completion(text: str = "1; 51", target: str = "51", finished: bool = True) -> Completion:
+    return Completion("prompt", text, target, len(text), finished, {})
+
+
+class Fixed(Reward):
+    """Returns what it was given, calling it when it can be called."""
+
+    def __init__(self, value: Any, weight: float = 1.0, answers: Any = None) -> None:
+        super().__init__(weight)
+        self.value, self.answers = value, answers
+
+    def score(self, completions: Sequence[Completion]) -> Any:
+        return self.value(completions) if isinstance(self.value, Callable) else self.value
+
+    def answered(self, completions: Sequence[Completion]) -> Any:
+        return super().answered(completions) if self.answers is None else self.answers
+
+
+class FixedAccuracy(Fixed):
+    is_accuracy: ClassVar[bool] = True
+
+
+class Fixed3(Fixed):
+    """Its name, `fixed3`, is close to the second `fixed`."""
+
+
+PAIR = [completion(), completion()]
+
+
+def test_weighted_sum() -> None:
+    scores = score_all([Fixed([1.0, 0.0], weight=2.0), Fixed([0.5, -1], weight=-1.0)], PAIR)
+    assert scores.rewards_B.tolist() == [1.5, 1.0]
+    assert scores.rewards_B.dtype == torch.float32
+    assert scores.parts["fixed"].tolist() == [1.0, 0.0]  # unweighted
+    assert scores.valid_B.all()
+    assert scores.answered_B.all()
+
+
+def test_none_is_an_invalid_row_and_adds_nothing() -> None:
+    scores = score_all([Fixed([None, 1.0], weight=3.0), Fixed([2.0, 2.0])], PAIR)
+    assert scores.valid_B.tolist() == [False, True]
+    assert scores.rewards_B.tolist() == [2.0, 5.0]
+    assert scores.parts["fixed"].isnan().tolist() == [True, False]
+
+
+def test_correct_needs_every_accuracy_reward() -> None:
+    rewards = [FixedAccuracy([1.0, 1.0]), FixedAccuracy([1.0, 0.5]), Fixed([0.0, 0.0])]
+    assert score_all(rewards, PAIR).correct_B.tolist() == [True, False]
+    assert not score_all([Fixed([1.0, 1.0])], PAIR).correct_B.any()
+    assert not score_all([FixedAccuracy([None, None])], PAIR).correct_B.any()
+
+
+def test_answered_needs_every_reward() -> None:
+    rewards = [Fixed([0.0, 0.0], answers=[True, False]), Fixed([0.0, 0.0])]
+    assert score_all(rewards, PAIR).answered_B.tolist() == [True, False]
+
+
+def test_no_completions_and_no_rewards() -> None:
+    assert score_all([Fixed([])], []).rewards_B.shape == (0,)
+    assert score_all([], PAIR).rewards_B.tolist() == [0.0, 0.0]
+
+
+def test_names_never_collide() -> None:
+    rewards = [Fixed([float(i)] * 2) for i in range(3)]
+    assert list(score_all(rewards, PAIR).parts) == ["fixed", "fixed_2", "fixed_3"]
+    assert ExactAnswer().name == "exact_answer"
+    named = type("Fixed_3", (Fixed,), {})
+    parts = score_all([Fixed([0.0, 0]), named([1.0, 1]), Fixed([2.0, 2]), Fixed([3.0, 3])], PAIR).parts
+    assert sorted(part[0].item() for part in parts.values()) == [0, 1, 2, 3]
+
+
+def _raise(completions: Sequence[Completion]) -> None:
+    raise KeyError("solution")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (_raise, r"reward `Fixed` raised KeyError: 'solution'"),
+        ([1.0, float("nan")], r"returned nan for completion 1 \('1; 51'\); return a finite number, or None"),
+        ([float("inf"), 1.0], r"returned inf for completion 0"),
+        ([1.0, "good"], r"returned 'good' for completion 1"),
+        ([1.0, [2.0]], r"returned \[2.0\] for completion 1"),
+        (torch.ones(2, 2), r"returned tensor"),
+        ([1.0], r"one number per completion \(2\), got 1"),
+        ([1.0, 1.0, 1.0], r"one number per completion \(2\), got 3"),
+        (1.0, r"must return a list of 2 numbers, got float"),
+        (None, r"must return a list of 2 numbers, got NoneType"),
+        ("ab", r"must return a list of 2 numbers, got str"),
+        ({0: 1.0, 1: 1.0}, r"must return a list of 2 numbers, got dict"),
+    ],
+)
+def test_wrong_scores_are_refused(value: Any, message: str) -> None:
+    with pytest.raises(RewardError, match=message):
+        score_all([Fixed(value)], PAIR)
+
+
+@pytest.mark.parametrize("answers", [[True], True, "ab"])
+def test_wrong_answered_is_refused(answers: Any) -> None:
+    with pytest.raises(RewardError, match="`Fixed`, in `answered`, must return"):
+        score_all([Fixed([0.0, 0.0], answers=answers)], PAIR)
+
+
+def test_tensors_and_bools_are_fine() -> None:
+    assert score_all([Fixed(torch.tensor([1.0, 2.0]))], PAIR).rewards_B.tolist() == [1, 2]
+    assert score_all([Fixed([True, False])], PAIR).rewards_B.tolist() == [1, 0]
+
+
+def test_completions_of_a_rollout() -> None:
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    rollout = Rollout(
+        tokens_BL=torch.zeros(2, 5, dtype=torch.long),
+        attention_mask_BL=torch.ones(2, 5, dtype=torch.bool),
+        response_mask_BT=mask,
+        group_B=torch.tensor([0, 0]),
+        behaviour_logprobs_BT=torch.zeros(2, 3),
+        finish_B=torch.tensor([0, 1]),
+        texts=("a", "b"),
+        rows=(PromptRow("p", "1", extra={"level": 2}), PromptRow("q", "2")),
+    )
+    first, second = completions_of(rollout)
+    assert first == Completion("p", "a", "1", 2, True, {"level": 2})
+    assert second == Completion("q", "b", "2", 3, False, {})
