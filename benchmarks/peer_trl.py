@@ -109,6 +109,7 @@ def main() -> None:
     arguments = options()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(arguments.threads)}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        load = os.getloadavg()[0]
         warm_up, *seconds = train(arguments, folder)
     report = {
         "peer": "trl",
@@ -116,6 +117,7 @@ def main() -> None:
         "step_seconds": [round(value, 3) for value in seconds],
         "median_step_seconds": round(statistics.median(seconds), 3),
         "max_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "load_before_and_after": [load, os.getloadavg()[0]],  # above `threads` after the run: others were at work
         "threads": arguments.threads,
         "gradient_checkpointing": arguments.gradient_checkpointing,
         "versions": {name: version(name) for name in PACKAGES},

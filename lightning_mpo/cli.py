@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import subprocess
 import sys
 import warnings
@@ -17,9 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import lightning as L
 from lightning_mpo.callbacks import Rollout
-from lightning_mpo.data import PromptDataModule
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules import PolicyOptimization, SupervisedWarmup
+from lightning_mpo.messages import one_line, suggest
+import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
 
 VERBS = ("fit", "validate", "test", "predict")
 
@@ -74,7 +72,7 @@ def run() -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     if sys.argv[1] not in VERBS:
-        return _fail(f"no verb {sys.argv[1]!r}{_suggest(sys.argv[1], VERBS)}; there are {', '.join(VERBS)}")
+        return _fail(f"no verb {sys.argv[1]!r}{suggest(sys.argv[1], VERBS)}; there are {', '.join(VERBS)}")
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
     try:
         sys.argv[1:] = expand_includes(sys.argv[1:])
@@ -123,7 +121,7 @@ def expand_includes(arguments: list[str]) -> list[str]:
 def _with_includes(path: Path) -> list[Path]:
     if not path.is_file():
         beside = [str(p) for p in Path("configs").glob("*/*.yaml")]
-        raise UserError(f"no configuration file {str(path)!r}{_suggest(str(path), beside)}")
+        raise UserError(f"no configuration file {str(path)!r}{suggest(str(path), beside)}")
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -134,17 +132,3 @@ def _with_includes(path: Path) -> list[Path]:
     for other in content.get("include") or []:
         included += _with_includes(Path(os.path.normpath(path.parent / other)))
     return [*included, path]
-
-
-def one_line(message: str) -> str:
-    """Turn jsonargparse's report into one line, with a suggestion where a name was misspelt."""
-    return " ".join(message.split())
-
-
-def _suggest(name: str, candidates: Any) -> str:
-    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-__all__ = ["CLI", "PolicyOptimization", "PromptDataModule", "SupervisedWarmup", "expand_includes", "one_line", "run"]
-_ = re

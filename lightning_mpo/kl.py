@@ -36,7 +36,7 @@ class ConstantCoefficient(Controller):
 
 
 class AdaptiveCoefficient(Controller):
-    """`coef ← coef · (1 + clip(KL / target - 1, ±0.2) · rows / horizon)` (Ziegler et al., 2019).
+    """`coef ← coef · (1 + clip(KL / target - 1, ±0.2) · min(rows / horizon, 1))` (Ziegler et al., 2019).
 
     Args:
         coefficient: where it starts.
@@ -51,7 +51,7 @@ class AdaptiveCoefficient(Controller):
 
     def update(self, divergence: float, rows: int) -> None:
         error = min(max(divergence / self.target - 1, -0.2), 0.2)
-        self.coefficient *= 1 + error * rows / self.horizon
+        self.coefficient *= 1 + error * min(rows / self.horizon, 1.0)  # a rollout beyond the horizon could flip its sign
 
 
 class KLPenalty:

@@ -12,6 +12,7 @@ from lightning_mpo.action_spaces import ActionSpace
 from lightning_mpo.advantages import Advantage
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
+from lightning_mpo.functional.reductions import weighted_sum
 from lightning_mpo.functional.surrogates import safe_ratio
 from lightning_mpo.kl import KLPenalty
 from lightning_mpo.reductions import Reduction
@@ -144,7 +145,7 @@ class Objective:
         return loss, metrics
 
     def _reduce(self, values_BU: Tensor, weights_BU: Tensor, denominator: Tensor) -> Tensor:
-        return (self.reduction.coefficients(weights_BU) * values_BU).sum() / denominator.clamp(min=1e-8)
+        return weighted_sum(values_BU, self.reduction.coefficients(weights_BU), denominator.clamp(min=1e-8))
 
     @staticmethod
     def _diagnose(log_ratios_BU: Tensor, mask_BU: Tensor, weights_BU: Tensor) -> Metrics:

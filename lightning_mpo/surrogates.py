@@ -54,4 +54,6 @@ class ClippedRatio(Surrogate):
         ratio_BU, advantages_BU = F.safe_ratio(actions.log_ratios_BU.detach()), actions.advantages_BU
         above = (ratio_BU > 1 + self.high) & (advantages_BU > 0)
         below = (ratio_BU < 1 - self.low) & (advantages_BU < 0)
+        if self.dual is not None:
+            below = below | ((ratio_BU > self.dual) & (advantages_BU < 0))
         return (above | below) & actions.mask_BU

@@ -1,4 +1,4 @@
-"""Generated arithmetic with the steps written out."""
+"""Generated arithmetic whose answers are written out in steps."""
 
 from __future__ import annotations
 
@@ -7,35 +7,86 @@ import random
 from typing import Any
 
 from lightning_mpo.data.base import PromptDataModule, Splits
+from lightning_mpo.errors import UserError
 from lightning_mpo.types import PromptRow
 
 
 class Arithmetic(PromptDataModule):
-    """Three-digit addition, column by column: `477+298=` -> `7+8+0=15,7+9+1=17,4+2+1=7;775`."""
+    """Column addition: `484+338=` is answered by `4+8=12,8+3+1=12,4+3+1=8;822`, the columns from the right, then the sum.
 
-    def __init__(self, train_problems: int = 20_000, held_out_share: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(**{"chat_template": False, "instruction": ""} | kwargs)
-        self.train_problems = train_problems
-        self.held_out_share = held_out_share
+    The solutions, which a supervised warm-up imitates, forget each carry with probability `forget_carry` and go on
+    from there, so that their sums are wrong too. The target is always right. A policy that was warmed up on them knows
+    both ways to write a column; only a reward on the sum says which one is right.
+
+    Held-out problems are those whose prompt hashes below `held_out_share`; no training problem does.
+
+    Args:
+        digits: of both operands.
+        forget_carry: probability that a solution drops a carry.
+        train_problems: distinct training problems.
+        held_out_problems: distinct validation problems.
+        held_out_share: of all problems.
+        problem_seed: of the problems; the order of training prompts has its own seed.
+        kwargs: as for `PromptDataModule`.
+    """
+
+    def __init__(
+        self,
+        digits: int = 3,
+        forget_carry: float = 0.0,
+        train_problems: int = 20_000,
+        held_out_problems: int = 1_000,
+        held_out_share: float = 0.1,
+        problem_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**({"chat_template": False} | kwargs))
+        if not 0 <= forget_carry <= 1:
+            raise UserError(f"`Arithmetic.forget_carry` must be a probability, got {forget_carry}")
+        pairs = (9 * 10 ** (digits - 1)) ** 2 if digits >= 1 else 0
+        if train_problems > pairs * (1 - held_out_share) / 2 or held_out_problems > pairs * held_out_share / 2:
+            raise UserError(
+                f"`Arithmetic.digits` = {digits} gives {pairs} problems, too few to draw {train_problems} for training "
+                f"and {held_out_problems} to hold out; raise `digits` or ask for fewer"
+            )
+        self.digits, self.forget_carry = digits, forget_carry
+        self.train_problems, self.held_out_problems = train_problems, held_out_problems
+        self.held_out_share, self.problem_seed = held_out_share, problem_seed
 
     def load(self) -> Splits:
-        generator = random.Random(0)
-        train, validation = [], []
-        while len(train) < self.train_problems or len(validation) < 2000:
-            a, b = generator.randrange(100, 1000), generator.randrange(100, 1000)
-            row = _addition(a, b)
-            (validation if _held_out(row.prompt, self.held_out_share) else train).append(row)
-        return Splits(train[: self.train_problems], validation[:2000])
+        random_numbers = random.Random(self.problem_seed)
+        low, high = 10 ** (self.digits - 1), 10**self.digits - 1
+        rows: dict[bool, dict[str, PromptRow]] = {False: {}, True: {}}
+        wanted = {False: self.train_problems, True: self.held_out_problems}
+        while any(len(rows[side]) < wanted[side] for side in rows):
+            a, b = random_numbers.randint(low, high), random_numbers.randint(low, high)
+            prompt = f"{a}+{b}="
+            side = is_held_out(prompt, self.held_out_share)
+            if prompt not in rows[side] and len(rows[side]) < wanted[side]:
+                solution = column_addition(a, b, self.forget_carry, random_numbers)
+                rows[side][prompt] = PromptRow(prompt, str(a + b), solution)
+        return Splits(list(rows[False].values()), list(rows[True].values()))
 
 
-def _held_out(prompt: str, share: float) -> bool:
-    return int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 10_000 < share * 10_000
+def is_held_out(prompt: str, share: float) -> bool:
+    """Return whether a prompt belongs to the held-out side: a pure function of its text."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") < share * 2**64
 
 
-def _addition(a: int, b: int) -> PromptRow:
-    carry, steps = 0, []
+def column_addition(a: int, b: int, forget_carry: float, random_numbers: random.Random) -> str:
+    """Write out the columns of `a + b` from the right, and the sum that they give.
+
+    Example:
+        >>> column_addition(484, 338, 0.0, random.Random(0))
+        '4+8=12,8+3+1=12,4+3+1=8;822'
+        >>> column_addition(484, 338, 1.0, random.Random(0))
+        '4+8=12,8+3=11,4+3=7;712'
+    """
+    carry, steps, total = 0, [], ""
     for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
-        total = int(x) + int(y) + carry
-        steps.append(f"{x}+{y}+{carry}={total}")
-        carry = total // 10
-    return PromptRow(f"{a}+{b}=", str(a + b), f"{','.join(steps)};{a + b}")
+        if carry and random_numbers.random() < forget_carry:
+            carry = 0
+        column = int(x) + int(y) + carry
+        steps.append(f"{x}+{y}{'+1' if carry else ''}={column}")
+        carry, total = column // 10, f"{column % 10}{total}"
+    return f"{','.join(steps)};{'1' if carry else ''}{total}"

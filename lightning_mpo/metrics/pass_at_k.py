@@ -60,8 +60,8 @@ class PassAtK(Metric):
             raise ValueError(f"`correct_PG` must hold at least k = {self.k} completions per problem, got {n}")
         wrong_P = (~correct_PG).sum(1, dtype=torch.float64)
         drawn_k = torch.arange(self.k, dtype=torch.float64, device=correct_PG.device)
-        # C(n−c, k) / C(n, k): all of k draws without putting back are wrong
-        estimates_P = 1 - ((wrong_P[:, None] - drawn_k).clamp(min=0) / (n - drawn_k)).prod(1)
+        # C(n−c, k) / C(n, k): all of k draws without putting back are wrong; a factor is 0 where fewer than k are
+        estimates_P = 1 - ((wrong_P[:, None] - drawn_k) / (n - drawn_k)).prod(1)
         self.problems += len(estimates_P)
         self.total += estimates_P.sum()
         self.squares += estimates_P.square().sum()

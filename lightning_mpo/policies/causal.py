@@ -150,7 +150,7 @@ class CausalPolicy(Policy):
             raise UserError(f"`policy.checkpoint` {str(path)!r} does not exist")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-            state = content["state_dict"]
+            state = dict(content["state_dict"])
         except Exception as error:
             raise UserError(
                 f"`policy.checkpoint` {str(path)!r} cannot be read as a Lightning checkpoint: {type(error).__name__}"
@@ -159,6 +159,13 @@ class CausalPolicy(Policy):
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
     def _take_checkpoint(self, state: dict[str, Tensor]) -> None:
+        own = self.state_dict()
+        other = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
+        if other:
+            raise UserError(
+                f"`policy.checkpoint` {self.checkpoint!r} does not fit the policy: {other[0]!r} has shape "
+                f"{list(state[other[0]].shape)}, the policy needs {list(own[other[0]].shape)}"
+            )
         missing, unexpected = self.load_state_dict(state, strict=False)
         expected = self.trained_state({key: value for key, value in self.named_parameters()})
         absent = [key for key in missing if key in expected]
@@ -245,10 +252,9 @@ class CausalPolicy(Policy):
                 tokens_n,
                 rollout.support_BTK[mask_BT],
                 support_mask_BTK=None if slots is None else slots[mask_BT],
+                entropy_grad=entropy_grad,
                 **options,
             )
-        if not entropy_grad:
-            entropy_n = entropy_n.detach()
         empty_BT = torch.zeros(mask_BT.shape, dtype=logprobs_n.dtype, device=mask_BT.device)
         return TokenScores(empty_BT.masked_scatter(mask_BT, logprobs_n), empty_BT.masked_scatter(mask_BT, entropy_n))
 

@@ -24,6 +24,7 @@ class TinyPolicy(CausalPolicy):
         hidden_size: D.
         layers: decoder layers.
         heads: attention heads.
+        intermediate_size: of the MLPs; None: 4·D.
         max_length: positions.
         share_prompts: compute a prompt once for all of its responses in a micro-batch.
         checkpoint: a Lightning checkpoint to start from.
@@ -35,6 +36,7 @@ class TinyPolicy(CausalPolicy):
         hidden_size: int = 192,
         layers: int = 3,
         heads: int = 4,
+        intermediate_size: int | None = None,
         max_length: int = 256,
         share_prompts: bool = True,
         checkpoint: str | None = None,
@@ -44,6 +46,7 @@ class TinyPolicy(CausalPolicy):
             raise UserError(f"`TinyPolicy.characters` must not repeat a character, got {characters!r}")
         self.characters = characters
         self.hidden_size, self.layers, self.heads, self.max_length = hidden_size, layers, heads, max_length
+        self.intermediate_size = intermediate_size or 4 * hidden_size
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -63,7 +66,7 @@ class TinyPolicy(CausalPolicy):
         return LlamaConfig(
             vocab_size=len(self.characters) + 2,
             hidden_size=self.hidden_size,
-            intermediate_size=4 * self.hidden_size,
+            intermediate_size=self.intermediate_size,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             num_key_value_heads=self.heads,

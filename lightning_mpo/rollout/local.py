@@ -143,10 +143,11 @@ def _decode(
         _write(record, t, rows[running], running, tokens_B, logprobs_B, kept_B, support_BK, slots_BK)
         ended = torch.isin(tokens_B, ends)
         record.finish_B[rows[running & ended]] = int(Finish.STOP)
+        drawn = int(running.sum())
         running = running & ~ended
         left = int(running.sum())
         if progress is not None:
-            progress(left, left)
+            progress(drawn, left)
         if left == 0 or t == T - 1:
             break
         if left <= len(rows) - max(1, len(rows) // 8):  # a copy of the cache costs about one step

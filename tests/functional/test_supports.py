@@ -74,3 +74,8 @@ def test_a_wrong_size_is_named(k):
 def test_a_wrong_mass_is_named(p):
     with pytest.raises(ValueError, match=r"`p` must be in \(0, 1\], got"):
         nucleus(logits("distinct"), p, 3)
+
+
+def test_nucleus_stops_as_soon_as_the_mass_is_reached():
+    support, mask = nucleus(torch.zeros(1, 4, dtype=torch.float64), 0.5, 4)  # four times exactly 1/4
+    assert support[mask].tolist() == [0, 1]

@@ -7,7 +7,7 @@ import torch
 
 from lightning_mpo.functional.actions import block_log_ratios, block_weights, sequence_log_ratios
 from lightning_mpo.functional.reductions import weighted_sum
-from lightning_mpo.functional.surrogates import clipped_ratio, safe_ratio
+from lightning_mpo.functional.surrogates import asymmetric_ratio, clipped_ratio, clipped_weight, safe_ratio
 
 
 def loop_loss(ratio, advantage, low, high, dual):
@@ -157,3 +157,69 @@ def test_no_mask_no_gradient_and_splits_do_not_matter():  # 9.10 invariants 8 an
     for rows in ([0], [2, 1]):
         weighted_sum(token_loss((parts - old)[rows], advantages[rows]), MASK[rows].double(), 14.0).backward()
     torch.testing.assert_close(whole.grad, parts.grad, rtol=1e-12, atol=0)
+
+
+# ---- losses of tokens ------------------------------------------------------------------------------------------------
+
+
+def token_gradient(surrogate, ratio, advantage, **options):
+    """d loss / d log π(o), over the advantage and with its sign: the weight that a token learns with."""
+    old = torch.tensor([[-2.0]], dtype=torch.float64)
+    leaf = (old + math.log(ratio)).requires_grad_()
+    surrogate(leaf, old, torch.full_like(old, advantage), **options).sum().backward()
+    return leaf.grad.item() / -advantage
+
+
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_clipped_weight_never_stops_learning(advantage):  # related specification, 9.10 invariant 4
+    for ratio, weight in [(0.5, 0.8), (0.9, 0.9), (1.0, 1.0), (1.2, 1.2), (9.0, 1.3)]:
+        assert token_gradient(clipped_weight, ratio, advantage, low=0.2, high=0.3) == pytest.approx(weight, rel=1e-9)
+    assert token_gradient(clipped_weight, 0.01, advantage, low=1.0, high=0.3) == pytest.approx(0.01, rel=1e-9)
+
+
+ASPO = {"low": 0.2, "high": 0.2, "cap_positive": 3.0, "cap_negative": 3.0}
+
+
+def test_asymmetric_ratio_is_the_table_of_the_specification():  # core specification, 4.1
+    ratios = [0.2, 0.5, 0.9, 1.1, 1.19, 1.5, 4.0]
+    good = [3.0, 2.0, 1 / 0.9, 1 / 1.1, 1 / 1.19, 0.0, 0.0]
+    bad = [0.0, 0.0, 0.9, 1.1, 1.19, 1.5, 3.0]
+    for ratio, up, down in zip(ratios, good, bad, strict=True):
+        assert token_gradient(asymmetric_ratio, ratio, 0.7, **ASPO) == pytest.approx(up, rel=1e-9)
+        assert token_gradient(asymmetric_ratio, ratio, -0.7, **ASPO) == pytest.approx(down, rel=1e-9)
+
+
+def test_on_policy_all_surrogates_have_one_gradient():  # core specification, 5; related specification, 9.10 invariant 2
+    logprobs, _, advantages = batch()
+    grads = []
+    for loss in (
+        lambda x: token_loss(x - logprobs, advantages),
+        lambda x: clipped_weight(x, logprobs, advantages, low=0.2, high=0.28),
+        lambda x: asymmetric_ratio(x, logprobs, advantages, **ASPO),
+    ):
+        leaf = logprobs.clone().requires_grad_()
+        weighted_sum(loss(leaf), MASK.double(), 14.0).backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(grads[0], grads[2], rtol=1e-12, atol=0)
+
+
+def test_weights_carry_no_gradient_and_stay_finite():
+    logprobs, old, advantages = (x.clone().requires_grad_() for x in batch())
+    for loss in (
+        clipped_weight(logprobs, old, advantages.detach(), low=0.2, high=0.3),
+        asymmetric_ratio(logprobs - 500, old, advantages.detach(), **ASPO),
+    ):
+        loss.sum().backward()
+        assert old.grad is None
+        assert logprobs.grad.isfinite().all()
+
+
+def test_messages_of_token_losses_name_the_option():
+    one = torch.zeros(1, 1)
+    with pytest.raises(ValueError, match=r"`low` must be in \(0, 1\], got 0.0"):
+        clipped_weight(one, one, one, low=0.0, high=0.2)
+    with pytest.raises(ValueError, match=r"`cap_positive` must be at least 1, got 0.5"):
+        asymmetric_ratio(one, one, one, **{**ASPO, "cap_positive": 0.5})
+    with pytest.raises(ValueError, match=r"`old_logprobs_BT` must have shape \[B=1, T=1\]"):
+        clipped_weight(one, torch.zeros(1, 2), one, low=0.2, high=0.2)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,10 +116,23 @@ def test_unreadable_target_is_not_judged_and_warned_of_once() -> None:
     assert len(record) == 1
 
 
-def test_works_in_threads() -> None:
+def test_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange, inside, most = math_rewards._exchange, [], []
+
+    def watched(*args: Any) -> str:
+        inside.append(args)
+        most.append(len(inside))
+        time.sleep(0.005)
+        try:
+            return exchange(*args)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(math_rewards, "_exchange", watched)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(MathAnswer().score, [completion(f"{i}.00", str(i))]) for i in range(200, 240)]
         assert all(job.result() == [1.0] for job in jobs)
+    assert max(most) == 1
 
 
 def test_a_response_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +144,7 @@ def test_a_response_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _score_in_child(queue: multiprocessing.Queue) -> None:
-    queue.put(MathAnswer().score([completion("forked 7", "7")]))
+    queue.put((MathAnswer().score([completion("forked 7", "7")]), math_rewards._helper._process.pid))
 
 
 def test_a_forked_process_has_a_helper_of_its_own() -> None:
@@ -139,8 +153,10 @@ def test_a_forked_process_has_a_helper_of_its_own() -> None:
     queue = context.Queue()
     child = context.Process(target=_score_in_child, args=(queue,))
     child.start()
-    assert queue.get(timeout=60) == [1.0]
+    score, helper = queue.get(timeout=60)
     child.join()
+    assert score == [1.0]
+    assert helper != math_rewards._helper._process.pid
     assert MathAnswer().score([completion("after the fork 1", "1")]) == [1.0]
 
 

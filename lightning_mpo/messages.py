@@ -1,0 +1,117 @@
+"""Turns the configuration parser's reports into one line that says what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import lightning as L
+
+from lightning_mpo import action_spaces, advantages, data, kl, modules, policies, reductions, rewards, rollout, selection
+from lightning_mpo import callbacks as callback_classes
+from lightning_mpo import supports, surrogates
+from lightning_mpo.callbacks import Rollout
+
+_ROOTS: tuple[type, ...] = (
+    supports.Support,
+    action_spaces.ActionSpace,
+    action_spaces.BlockWeights,
+    advantages.Advantage,
+    surrogates.Surrogate,
+    selection.Selection,
+    reductions.Reduction,
+    kl.Controller,
+    policies.Policy,
+    rewards.Reward,
+    rollout.Sampler,
+    data.PromptDataModule,
+)
+_SECTIONS = ("model", "data", "rollout", "trainer", "seed_everything", "ckpt_path", "warmup", "include", "config")
+
+
+def suggest(name: str, candidates: Iterable[str]) -> str:
+    """Return "; did you mean …?" where a candidate is close, else nothing."""
+    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def one_line(report: str) -> str:
+    """Rewrite a report of jsonargparse.
+
+    Example:
+        >>> one_line("Subcommand 'fit' does not accept option 'rollout.promts'")
+        'no option `rollout.promts`; did you mean `rollout.prompts`?'
+    """
+    report = " ".join(report.split())
+    for pattern, rewrite in _RULES:
+        found = re.search(pattern, report)
+        if found:
+            return rewrite(report, *found.groups())
+    return report if len(report) < 400 else report[:400] + " …"
+
+
+def _no_option(report: str, option: str) -> str:
+    section, _, name = option.rpartition(".")
+    owner: Any = {"rollout": Rollout, "trainer": L.Trainer}.get(section)
+    known = _parameters(owner) if owner else _SECTIONS
+    hint = suggest(name, known)
+    return f"no option `{option}`{hint.replace('`', f'`{section}.', 1) if section and hint else hint}"
+
+
+def _no_argument(report: str, class_path: str, option: str) -> str:
+    name = class_path.rsplit(".", 1)[-1]
+    known = _parameters(_classes().get(name))
+    listed = f"; it takes {', '.join(known)}" if known else "; it takes none"
+    return f"{_place(report)}`{name}` has no argument `{option}`{suggest(option, known) or listed}"
+
+
+def _no_class(report: str, name: str) -> str:
+    return f"{_place(report)}no class `{name}`{suggest(name.rsplit('.', 1)[-1], _classes())}"
+
+
+def _wrong_type(report: str, wanted: str, value: str) -> str:
+    kind = wanted.removeprefix("<class '").removesuffix("'>")
+    return f"{_place(report)}must be {kind}, got {value[:80]}"
+
+
+def _required(report: str, key: str) -> str:
+    key = key.strip(",").split(".", 1)[-1]
+    return f"`{key}` is required; give it in a configuration file (-c) or on the command line"
+
+
+_RULES = (
+    (r"does not accept option '([^']+)'", _no_option),
+    (r"unrecognized arguments: --([^\s=]+)", _no_option),
+    (r".*Problem with given class_path '([^']+)': (?:Parser key \"[^\"]*\": )?Option '([^']+)' is not accepted", _no_argument),
+    (r".*Expected a dot import path string: (\S+)", _no_class),
+    (r".*Expected a (<class '[^']+'>)\.? Got value: (.+?)(?: - |$)", _wrong_type),
+    (r"Key \"([^\"]+)\" is required", _required),
+    (r"arguments are required: (\S+)", _required),
+)
+
+
+def _place(report: str) -> str:
+    keys = re.findall(r"Parser key \"([^\"]+)\"", report)
+    path = ".".join(keys)
+    return f"`{path}`: " if path else ""
+
+
+def _parameters(owner: Any) -> list[str]:
+    if owner is None:
+        return []
+    return [name for name in inspect.signature(owner.__init__).parameters if name not in ("self", "kwargs")]
+
+
+def _classes() -> dict[str, type]:
+    """Every class that a configuration may name, by its short name."""
+    found: dict[str, type] = {name: getattr(callback_classes, name) for name in callback_classes.__all__}
+    found |= {name: getattr(modules, name) for name in modules.__all__}
+    todo = list(_ROOTS)
+    while todo:
+        for child in todo.pop().__subclasses__():
+            found[child.__name__] = child
+            todo.append(child)
+    return found

@@ -1,0 +1,73 @@
+"""One thread, one seed, and small policies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+if str(ROOT) not in sys.path:  # `python -m pytest` puts it there, plain `pytest` does not
+    sys.path.insert(0, str(ROOT))
+
+torch.set_num_threads(1)
+
+CHARACTERS = "0123456789+-*=;, "
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_policy() -> Callable:
+    """Return a factory of built `TinyPolicy`s: same seed, same weights.
+
+    `sharp` scales the weights, so that log-probs, positions and temperature matter; `reference` keeps a frozen copy;
+    `double` computes in float64; `prepare` is called with the policy before it is built.
+    """
+    from lightning_mpo.policies import TinyPolicy
+
+    def make(
+        *,
+        seed: int = 0,
+        sharp: float = 6.0,
+        reference: bool = False,
+        double: bool = False,
+        prepare: Callable | None = None,
+        **options,
+    ) -> TinyPolicy:
+        arguments = {"characters": CHARACTERS, "hidden_size": 32, "layers": 2, "heads": 2} | options
+        policy = TinyPolicy(**arguments)
+        load = policy.load_network
+
+        def load_sharp():
+            torch.manual_seed(seed)
+            network = load()
+            with torch.no_grad():
+                for weight in network.parameters():
+                    if weight.ndim == 2:
+                        weight.mul_(sharp)
+            return network.double() if double else network
+
+        policy.load_network = load_sharp
+        if prepare is not None:
+            prepare(policy)
+        policy.build(device=torch.device("cpu"), reference=reference)
+        return policy
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_policy, tmp_path_factory) -> str:
+    """Return a folder in Hugging Face's format with a tiny model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    policy = tiny_policy()
+    policy.network.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return str(folder)
