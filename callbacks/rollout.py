@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import lightning as L
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.resume import gather_ranks, place, plain_state
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent, RolloutSource
 from lightning_mpo.objective import Denominators
 from lightning_mpo.rewards.base import Reward, completions_of, score_all
@@ -25,7 +25,7 @@ from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.supports import FullVocabulary
-from lightning_mpo.types import Experience, PromptBatch, take_rows
+from lightning_mpo.types import Experience, PromptBatch, take_rows, to_device
 from lightning_mpo.types import Rollout as RolloutData
 
 
@@ -102,20 +102,23 @@ class Rollout(RolloutCallback, RolloutSource):
                 "`GradientAccumulationScheduler` changes the number of micro-batches, which is fixed within a rollout; "
                 "set `trainer.accumulate_grad_batches` instead"
             )
+        trainer.callbacks.sort(key=lambda callback: callback is not self)  # type: ignore[attr-defined]  # first in each slot
         quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if quick:
+            trainer.accumulate_grad_batches = 1
         self.schedule = Schedule(
             self.prompts,
             self.completions,
             minibatches=1 if quick else self.minibatches,
             epochs=1 if quick else self.epochs,
-            micro_batches=1 if quick else trainer.accumulate_grad_batches,
+            micro_batches=trainer.accumulate_grad_batches,
             world_size=trainer.world_size,
         )
         limit = trainer.limit_train_batches
         if not quick and isinstance(limit, int) and limit % self.schedule.slots:
             raise UserError(
-                f"`trainer.limit_train_batches` ({limit}) must be a multiple of the {self.schedule.slots} micro-batches "
-                "of a rollout"
+                f"`trainer.limit_train_batches` ({limit}) must be a multiple of a rollout's {self.schedule.slots} "
+                "micro-batches"
             )
         if isinstance(limit, float) and limit != 1.0:
             raise UserError("`trainer.limit_train_batches` must be a whole number of micro-batches, not a share")
@@ -152,8 +155,9 @@ class Rollout(RolloutCallback, RolloutSource):
         if slot == 0 or self._experience is None:
             self._collect(trainer, pl_module)
         update, micro = divmod(slot, schedule.micro_batches)
-        rows = self._plan[update][micro].to(self._need_experience().rewards_B.device)
-        batch["micro_batch"] = take_rows(self._need_experience(), rows)
+        experience = self._need_experience()
+        rows = self._plan[update][micro].to(experience.rewards_B.device)
+        batch["micro_batch"] = to_device(take_rows(experience, rows), pl_module.device)  # after a resume it is on the CPU
         batch["denominators"] = self._denominators[update]
         batch["last_of_update"] = micro == schedule.micro_batches - 1
         batch["first_update"] = update == 0
@@ -229,20 +233,14 @@ class Rollout(RolloutCallback, RolloutSource):
         return [Denominators(actions, tokens) for actions, tokens in sums]
 
     def _log(self, module: PolicyOptimization, event: RolloutEvent) -> None:
-        rollout, scores = event.experience.rollout, event.scores
-        lengths_B = rollout.response_mask_BT.sum(1).float()
-        metrics = {
-            "reward/mean": scores.rewards_B.mean().item(),
-            "reward/std": scores.rewards_B.std().item() if len(scores.rewards_B) > 1 else 0.0,
-            "reward/accuracy": scores.correct_B.float().mean().item(),
-            "rollout/length": lengths_B.mean().item(),
-            "rollout/truncated": rollout.finish_B.float().mean().item(),
-            "rollout/counter": float(event.counter),
-        }
-        for name, values in scores.parts.items():
-            metrics[f"reward/{name}"] = values.nanmean().item()
-        if rollout.kept_mass_BT is not None:
-            metrics["support/kept_mass"] = rollout.kept_mass_BT[rollout.response_mask_BT].mean().item()
+        sums = event.sums()
+        totals = torch.tensor(list(sums.values()), dtype=torch.float64)
+        if module.trainer.world_size > 1:
+            totals = module.trainer.strategy.reduce(totals, reduce_op="sum")  # type: ignore[assignment]
+        metrics = {name: value / max(count, 1.0) for name, (value, count) in zip(sums, totals.tolist(), strict=True)}
+        rows, mean = totals[0, 1].item(), metrics["reward/mean"]
+        variance = (metrics.pop("reward/square") - mean**2) * rows / max(rows - 1, 1.0)
+        metrics |= {"reward/std": max(variance, 0.0) ** 0.5, "rollout/counter": float(event.counter)}
         module.log_with_update(metrics, progress_bar=("reward/mean", "reward/accuracy"))
 
     def _need_experience(self) -> Experience:
@@ -298,12 +296,16 @@ class Rollout(RolloutCallback, RolloutSource):
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"counter": self.counter, "gate_passed": self._gate_passed}
         if self._experience is not None:
-            state["experience"] = _tensors(self._experience)
+            state["experience"] = plain_state(self._experience)
             state["plan"] = self._plan
             state["denominators"] = [(part.actions, part.tokens) for part in self._denominators]
-        return state
+        return {"ranks": gather_ranks(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        ranks, (rank, world) = state_dict["ranks"], place()
+        if len(ranks) != world:
+            raise UserError(f"the checkpoint was saved by {len(ranks)} processes and cannot be resumed by {world}")
+        state_dict = ranks[rank]
         self.counter = state_dict["counter"]
         self._gate_passed = state_dict["gate_passed"]
         if "experience" in state_dict:
@@ -312,17 +314,3 @@ class Rollout(RolloutCallback, RolloutSource):
             self._experience = Experience(rollout=rollout, **tensors)
             self._plan = state_dict["plan"]
             self._denominators = [Denominators(*pair) for pair in state_dict["denominators"]]
-
-
-def _tensors(batch: Experience | RolloutData) -> dict[str, Any]:
-    """Return the fields that plain loading can bring back: tensors and numbers, no texts."""
-    state: dict[str, Any] = {}
-    for item in fields(batch):
-        value = getattr(batch, item.name)
-        if isinstance(value, RolloutData):
-            state[item.name] = _tensors(value)
-        elif isinstance(value, torch.Tensor):
-            state[item.name] = value.cpu()
-        elif isinstance(value, int):
-            state[item.name] = value
-    return state

@@ -51,7 +51,8 @@ class AdaptiveCoefficient(Controller):
 
     def update(self, divergence: float, rows: int) -> None:
         error = min(max(divergence / self.target - 1, -0.2), 0.2)
-        self.coefficient *= 1 + error * min(rows / self.horizon, 1.0)  # a rollout beyond the horizon could flip its sign
+        share = min(rows / self.horizon, 1.0)  # a rollout far beyond the horizon would flip the coefficient's sign
+        self.coefficient *= 1 + error * share
 
 
 class KLPenalty:

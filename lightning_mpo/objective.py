@@ -134,7 +134,7 @@ class Objective:
                 penalty_BT = self.kl.divergence(logprobs_BT, reference_BT)
                 loss = loss + self.kl.controller.coefficient * self._reduce(penalty_BT, tokens_BT, denominators.tokens)
             divergence_BT = k3(logprobs_BT.detach(), reference_BT)
-            metrics["kl/reference"] = ((divergence_BT * tokens_BT).sum(), count)
+            metrics["kl/reference"] = (weighted_sum(divergence_BT, tokens_BT, 1.0), count)
 
         metrics |= self._diagnose(actions.log_ratios_BU.detach(), actions.mask_BU, weights_BU)
         clipped_BU = self.surrogate.clipped(actions)

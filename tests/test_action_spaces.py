@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -69,7 +71,9 @@ def test_weights_count_the_tokens_of_each_row(space, mask):
     _, starts, weights = group(space, ratios(mask), mask)
     assert weights.sum(1).tolist() == mask.sum(1).tolist()
     assert ((weights > 0) == starts).all()
-    assert torch.equal(space.weights(mask, space.segment(torch.zeros_like(mask).long(), mask)).double(), weights.double())
+    assert torch.equal(
+        space.weights(mask, space.segment(torch.zeros_like(mask).long(), mask)).double(), weights.double()
+    )
 
 
 @each
@@ -235,7 +239,7 @@ def test_block_weights_sum_to_one_and_do_not_grow(weights, length):
     assert sum(values) == pytest.approx(1)
     if not (isinstance(weights, FutureShare) and weights.share == 0):
         assert all(value > 0 for value in values)
-    assert all(b <= a + 1e-12 for a, b in zip(values, values[1:], strict=False))
+    assert all(b <= a + 1e-12 for a, b in pairwise(values))
 
 
 def test_block_weights_by_hand():
@@ -256,7 +260,10 @@ def test_block_weights_by_hand():
         (lambda: ExplicitWeights([]), "not all 0"),
         (lambda: BlockActions(ExplicitWeights([1.0, 1.0]), length=3), r"one weight per offset \(3\), got 2"),
         (lambda: BlockActions(FutureShare(), length=0), "`BlockActions.length` must be at least 1, got 0"),
-        (lambda: BlockActions(FutureShare(), length=3, stride=2), "`BlockActions.stride` must be 1 or the block length 3"),
+        (
+            lambda: BlockActions(FutureShare(), length=3, stride=2),
+            "`BlockActions.stride` must be 1 or the block length 3",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_by_name(make, message):

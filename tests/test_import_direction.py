@@ -87,7 +87,9 @@ def test_functional_imports_torch_itself_and_the_standard_library(path):
 
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_importing_the_package_loads_nothing_heavy(tmp_path):

@@ -49,7 +49,9 @@ def test_why_k1_is_refused():
 
     def expected_gradient(estimator: str) -> torch.Tensor:
         penalty = KLPenalty(ConstantCoefficient(), estimator=estimator, place="reward")
-        return torch.autograd.grad((weights * penalty.divergence(logprobs, reference)).sum(), logits, retain_graph=True)[0]
+        return torch.autograd.grad(
+            (weights * penalty.divergence(logprobs, reference)).sum(), logits, retain_graph=True
+        )[0]
 
     assert expected_gradient("k1").abs().max() < 1e-12
     torch.testing.assert_close(expected_gradient("k2"), exact)

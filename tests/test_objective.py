@@ -78,7 +78,9 @@ COMPOSITIONS = {
     "product": compose(BlockActions(ExplicitWeights([1.0, 1.0]), length=2, tail="absorb")),
     "kl": compose(reduction=SequenceMean(), kl=KL),
     "bonus": compose(bonus=EntropyBonus(0.1), reduction=ConstantLength(12)),
-    "everything": compose(BlockActions(FutureShare(), length=3), kl=KL, bonus=EntropyBonus(0.2), reduction=SequenceMean()),
+    "everything": compose(
+        BlockActions(FutureShare(), length=3), kl=KL, bonus=EntropyBonus(0.2), reduction=SequenceMean()
+    ),
 }
 each = pytest.mark.parametrize("objective", COMPOSITIONS.values(), ids=COMPOSITIONS)
 
@@ -215,7 +217,10 @@ def test_algorithms_with_one_reduction_agree_on_policy():
 def test_old_logprobs_equal_to_the_new_ones_are_the_same_as_none(objective):
     batch = experience(off_policy=False)
     now = scores_of(table(), batch.rollout.responses_BT, MASK).logprobs_BT
-    without, given = loss_and_gradient(objective, batch), loss_and_gradient(objective, replace(batch, old_logprobs_BT=now))
+    without, given = (
+        loss_and_gradient(objective, batch),
+        loss_and_gradient(objective, replace(batch, old_logprobs_BT=now)),
+    )
     assert given[0] == pytest.approx(without[0])
     assert relative_error(given[1], without[1]) < 1e-12
     assert given[2]["ratio/clip_fraction"][0] == 0
@@ -272,7 +277,12 @@ def naive_loss(objective: Objective, batch: Experience, logits: Tensor) -> Tenso
         ell = [now[t] - batch.old_logprobs_BT[b, t] for t in where]
         losses.append(
             [
-                (token_loss(x.exp(), batch.advantages_BT[b, where[s]], surrogate.low, surrogate.high, surrogate.dual), w)
+                (
+                    token_loss(
+                        x.exp(), batch.advantages_BT[b, where[s]], surrogate.low, surrogate.high, surrogate.dual
+                    ),
+                    w,
+                )
                 for x, s, w in naive_actions(objective.actions, ell)
             ]
         )
@@ -309,7 +319,9 @@ def test_off_policy_loss_and_gradient_equal_a_loop_over_tokens(objective):
 
 
 @each
-@pytest.mark.parametrize("parts", [[[0, 1, 2], [3, 4, 5, 6, 7]], [[b] for b in range(B)], [[6], [7, 0, 3], [1, 2, 5, 4]]])
+@pytest.mark.parametrize(
+    "parts", [[[0, 1, 2], [3, 4, 5, 6, 7]], [[b] for b in range(B)], [[6], [7, 0, 3], [1, 2, 5, 4]]]
+)
 def test_micro_batches_add_up_to_the_mini_batch(objective, parts):
     whole, split = (loss_and_gradient(objective, experience(), p) for p in (None, parts))
     assert split[0] == pytest.approx(whole[0], rel=1e-6)
@@ -362,11 +374,24 @@ def test_rows_that_do_not_count_change_nothing_whatever_is_in_them(objective, ho
     logits = table()[rows].requires_grad_()
     part = take_rows(whole, torch.tensor(rows))
     scores = scores_of(logits, part.rollout.responses_BT, part.mask_BT)
-    loss, _ = objective.loss(part, scores, objective.denominators(part))
+    loss, metrics = objective.loss(part, scores, objective.denominators(part))
     (gradient,) = torch.autograd.grad(loss, logits)
+    for name, (value, weight) in metrics.items():
+        assert got[2][name] == pytest.approx((value.item(), weight.item()), rel=1e-5, abs=1e-9), name
     assert got[0] == pytest.approx(loss.item(), rel=1e-6)
     assert relative_error(got[1][rows], gradient) < 1e-6
     assert not got[1][~counted].any()
+
+
+@each
+def test_the_scale_of_the_token_weights_changes_no_mean(objective):
+    if isinstance(objective.reduction, ConstantLength):
+        objective = replace(objective, reduction=TokenMean())
+    batch = experience()
+    expected = loss_and_gradient(objective, batch)
+    halved = loss_and_gradient(objective, replace(batch, token_weights_BT=batch.token_weights_BT / 2))
+    assert halved[0] == pytest.approx(expected[0], rel=1e-6)
+    assert relative_error(halved[1], expected[1]) < 1e-6
 
 
 @each
@@ -473,14 +498,17 @@ def test_describe_names_every_axis_and_its_choice(objective):
 
 def test_describe_shows_the_arguments():
     objective = replace(
-        COMPOSITIONS["everything"], surrogate=ClippedRatio(3e-4, 4e-4, dual=3.0), support=TopK(8), advantage=LeaveOneOut()
+        COMPOSITIONS["everything"],
+        surrogate=ClippedRatio(3e-4, 0.28, dual=3.0),
+        support=TopK(8),
+        advantage=LeaveOneOut(),
     )
     text = objective.describe()
     for words in (
         "support TopK(k=8)",
         "length=3, stride=1, tail=None, source=backbone, weights_N=[0.8, 0.1, 0.1]",
         "advantage LeaveOneOut |",
-        "ClippedRatio(low=0.0003, high=0.0004, dual=3)",
+        "ClippedRatio(low=0.0003, high=0.28, dual=3)",
         "EntropyBonus(coef=0.2)",
         "KLPenalty(controller=ConstantCoefficient(coefficient=0.3), estimator=k3, place=loss)",
     ):
@@ -494,6 +522,8 @@ def test_a_surrogate_of_token_probabilities_is_refused_over_other_actions():
     NeedsTokens.__module__ = "tests"
     compose(surrogate=NeedsTokens())
     for actions in (SequenceActions(), BlockActions(FutureShare(), length=3)):
-        message = f"`NeedsTokens` needs probabilities of single tokens and has no meaning over `{type(actions).__name__}`"
+        message = (
+            f"`NeedsTokens` needs probabilities of single tokens and has no meaning over `{type(actions).__name__}`"
+        )
         with pytest.raises(UserError, match=message):
             compose(actions, NeedsTokens())

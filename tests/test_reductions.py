@@ -30,8 +30,8 @@ def sequence_mean(losses: Tensor, weights: Tensor, _: Reduction) -> float:
 
 
 def constant_length(losses: Tensor, weights: Tensor, reduction: Reduction) -> float:
-    rows = [sum(n * x for x, n in zip(r, w, strict=True)) for r, w in zip(losses.tolist(), weights.tolist(), strict=True)]
-    return sum(rows) / (sum(1 for w in weights.tolist() if sum(w)) * reduction.length)
+    total = sum(n * x for x, n in zip(losses.flatten().tolist(), weights.flatten().tolist(), strict=True))
+    return total / (sum(1 for w in weights.tolist() if sum(w)) * reduction.length)
 
 
 REDUCTIONS = [(TokenMean(), token_mean), (SequenceMean(), sequence_mean), (ConstantLength(7), constant_length)]
@@ -100,5 +100,5 @@ def test_equal_losses_of_full_rows_reduce_to_themselves(reduction, naive):
 
 
 def test_constant_length_refuses_no_length():
-    with pytest.raises(UserError, match="`ConstantLength.length` must be at least 1, got 0"):
+    with pytest.raises(UserError, match=r"`ConstantLength.length` must be at least 1, got 0"):
         ConstantLength(0)

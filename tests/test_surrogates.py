@@ -73,9 +73,7 @@ def test_what_moved_away_from_good_is_pulled_back_at_full_strength(surrogate):
     """A > 0 and a ratio below the region, or A < 0 and one above (up to the dual clip): the gradient is -R·A."""
     log_ratios, advantages = grid()
     dual = surrogate.dual or math.inf
-    away = ((log_ratios < 0) & (advantages > 0)) | (
-        (log_ratios > 0) & (advantages < 0) & (log_ratios < math.log(dual))
-    )
+    away = ((log_ratios < 0) & (advantages > 0)) | ((log_ratios > 0) & (advantages < 0) & (log_ratios < math.log(dual)))
     expected = -log_ratios.exp() * advantages
     torch.testing.assert_close(gradient(surrogate, log_ratios, advantages)[away], expected[away])
 

@@ -88,14 +88,13 @@ def test_trim_keeps_every_token_of_the_rows_that_are_left():
         assert trimmed.rollout.tokens_BL.shape == (len(rows), depth + width)
         assert trimmed.mask_BT.sum() == part.mask_BT.sum()
         for b, _ in enumerate(rows):
-            for now, before in ((trimmed.rollout, part.rollout),):
-                assert torch.equal(now.tokens_BL[b][now.attention_mask_BL[b]], before.tokens_BL[b][before.attention_mask_BL[b]])
-                assert torch.equal(now.responses_BT[b][now.response_mask_BT[b]], before.responses_BT[b][before.response_mask_BT[b]])
-            mask = trimmed.rollout.response_mask_BT[b]
-            assert torch.equal(trimmed.advantages_BT[b][mask], part.advantages_BT[b][part.rollout.response_mask_BT[b]])
-            assert torch.equal(
-                trimmed.rollout.support_BTK[b][mask], part.rollout.support_BTK[b][part.rollout.response_mask_BT[b]]
-            )
+            now, then = trimmed.rollout, part.rollout
+            mask, before = now.response_mask_BT[b], then.response_mask_BT[b]
+            seen, seen_before = now.attention_mask_BL[b], then.attention_mask_BL[b]
+            assert torch.equal(now.tokens_BL[b][seen], then.tokens_BL[b][seen_before])
+            assert torch.equal(now.responses_BT[b][mask], then.responses_BT[b][before])
+            assert torch.equal(now.support_BTK[b][mask], then.support_BTK[b][before])
+            assert torch.equal(trimmed.advantages_BT[b][mask], part.advantages_BT[b][before])
 
 
 def test_trim_is_idempotent():
@@ -138,8 +137,9 @@ def test_the_loss_mask_needs_a_sampled_token_a_valid_row_and_a_weight(field):
     assert mask.tolist() == expected
     weights = batch.token_weights_BT.clone()
     weights[0, 1] = 0
+    later = batch.rollout.response_mask_BT & (torch.arange(7) != 0)
     changed = {
-        "response": replace(batch, rollout=replace(batch.rollout, response_mask_BT=batch.rollout.response_mask_BT & (torch.arange(7) != 0))),
+        "response": replace(batch, rollout=replace(batch.rollout, response_mask_BT=later)),
         "valid": replace(batch, valid_B=torch.zeros(6, dtype=torch.bool)),
         "weight": replace(batch, token_weights_BT=weights),
     }[field].mask_BT

@@ -12,44 +12,47 @@ from lightning_mpo.types import PromptRow
 
 
 class Arithmetic(PromptDataModule):
-    """Column addition: `484+338=` is answered by `4+8=12,8+3+1=12,4+3+1=8;822`, the columns from the right, then the sum.
+    """Column addition with the columns written out from the right, then the sum.
 
-    The solutions, which a supervised warm-up imitates, forget each carry with probability `forget_carry` and go on
-    from there, so that their sums are wrong too. The target is always right. A policy that was warmed up on them knows
-    both ways to write a column; only a reward on the sum says which one is right.
+    There are two ways to write a column. A careful solution carries: `484+338=` is answered by
+    `4+8+0=12,8+3+1=12,4+3+1=8;822`. A careless one never does: `4+8=12,8+3=11,4+3=7;712`, which is right only where there
+    is nothing to carry. A share of the solutions, which a supervised warm-up imitates, is careless; the target is
+    always right. A policy that was warmed up on them knows both ways, and only a reward on the sum says which one works.
 
     Held-out problems are those whose prompt hashes below `held_out_share`; no training problem does.
 
     Args:
         digits: of both operands.
-        forget_carry: probability that a solution drops a carry.
+        careless_share: probability that a solution is careless.
         train_problems: distinct training problems.
         held_out_problems: distinct validation problems.
         held_out_share: of all problems.
         problem_seed: of the problems; the order of training prompts has its own seed.
+        chat_template: as for `PromptDataModule`; the tiny policy has none.
         kwargs: as for `PromptDataModule`.
     """
 
     def __init__(
         self,
         digits: int = 3,
-        forget_carry: float = 0.0,
+        careless_share: float = 0.0,
         train_problems: int = 20_000,
         held_out_problems: int = 1_000,
         held_out_share: float = 0.1,
         problem_seed: int = 0,
+        chat_template: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**({"chat_template": False} | kwargs))
-        if not 0 <= forget_carry <= 1:
-            raise UserError(f"`Arithmetic.forget_carry` must be a probability, got {forget_carry}")
+        super().__init__(chat_template=chat_template, **kwargs)
+        if not 0 <= careless_share <= 1:
+            raise UserError(f"`Arithmetic.careless_share` must be a probability, got {careless_share}")
         pairs = (9 * 10 ** (digits - 1)) ** 2 if digits >= 1 else 0
         if train_problems > pairs * (1 - held_out_share) / 2 or held_out_problems > pairs * held_out_share / 2:
             raise UserError(
                 f"`Arithmetic.digits` = {digits} gives {pairs} problems, too few to draw {train_problems} for training "
                 f"and {held_out_problems} to hold out; raise `digits` or ask for fewer"
             )
-        self.digits, self.forget_carry = digits, forget_carry
+        self.digits, self.careless_share = digits, careless_share
         self.train_problems, self.held_out_problems = train_problems, held_out_problems
         self.held_out_share, self.problem_seed = held_out_share, problem_seed
 
@@ -63,7 +66,7 @@ class Arithmetic(PromptDataModule):
             prompt = f"{a}+{b}="
             side = is_held_out(prompt, self.held_out_share)
             if prompt not in rows[side] and len(rows[side]) < wanted[side]:
-                solution = column_addition(a, b, self.forget_carry, random_numbers)
+                solution = column_addition(a, b, carry=random_numbers.random() >= self.careless_share)
                 rows[side][prompt] = PromptRow(prompt, str(a + b), solution)
         return Splits(list(rows[False].values()), list(rows[True].values()))
 
@@ -73,20 +76,20 @@ def is_held_out(prompt: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") < share * 2**64
 
 
-def column_addition(a: int, b: int, forget_carry: float, random_numbers: random.Random) -> str:
-    """Write out the columns of `a + b` from the right, and the sum that they give.
+def column_addition(a: int, b: int, carry: bool) -> str:
+    """Write out the columns of `a + b` from the right, with or without carries, and the sum that they give.
 
     Example:
-        >>> column_addition(484, 338, 0.0, random.Random(0))
-        '4+8=12,8+3+1=12,4+3+1=8;822'
-        >>> column_addition(484, 338, 1.0, random.Random(0))
+        >>> column_addition(484, 338, carry=True)
+        '4+8+0=12,8+3+1=12,4+3+1=8;822'
+        >>> column_addition(484, 338, carry=False)
         '4+8=12,8+3=11,4+3=7;712'
     """
-    carry, steps, total = 0, [], ""
+    carried, steps, digits = 0, [], ""
     for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
-        if carry and random_numbers.random() < forget_carry:
-            carry = 0
-        column = int(x) + int(y) + carry
-        steps.append(f"{x}+{y}{'+1' if carry else ''}={column}")
-        carry, total = column // 10, f"{column % 10}{total}"
-    return f"{','.join(steps)};{'1' if carry else ''}{total}"
+        column = int(x) + int(y) + carried
+        steps.append(f"{x}+{y}+{carried}={column}" if carry else f"{x}+{y}={column}")
+        digits = f"{column % 10}{digits}"
+        carried = column // 10 if carry else 0
+    overflow = column // 10
+    return f"{','.join(steps)};{overflow or ''}{digits}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.loader import SlotLoader
+from lightning_mpo.modules.resume import mend_epoch_end
 from lightning_mpo.objective import Denominators, Metrics, Objective
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.base import Scores
@@ -54,8 +55,9 @@ class PolicyOptimization(L.LightningModule):
         self.keep_reference = objective.kl is not None
         self.strict_loading = False  # checkpoints hold what is trained, not what is reloaded
         self._sums: Metrics = {}
-        self._pending: dict[str, float] = {}
+        self._carried: dict[str, float] = {}
         self._progress_bar = {"kl/reference"}
+        self._stop_asked = False
 
     # --- set-up ---------------------------------------------------------------------------------------------------
 
@@ -158,6 +160,12 @@ class PolicyOptimization(L.LightningModule):
             self._log_update()
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Let a stop that was asked for within an update wait for its end: gradients are in no checkpoint."""
+        asked = self._stop_asked or self.trainer.should_stop
+        self.trainer.should_stop = asked and batch["last_of_update"]
+        self._stop_asked = asked and not batch["last_of_update"]
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._check_gradients()
 
@@ -182,16 +190,17 @@ class PolicyOptimization(L.LightningModule):
         sums = torch.stack([torch.stack(self._sums[name]) for name in names]).to(self.device)
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[assignment]
-        for name, (value, weight) in zip(names, sums.tolist(), strict=True):
-            mean = value if name.startswith("loss/") else value / max(weight, 1e-8)
-            self._pending[name] = mean
-        for name, value in self._pending.items():
+        means = {
+            name: value if name.startswith("loss/") else value / max(weight, 1e-8)
+            for name, (value, weight) in zip(names, sums.tolist(), strict=True)
+        }
+        for name, value in (self._carried | means).items():
             self.log(name, value, on_step=True, prog_bar=name in self._progress_bar)
-        self._sums, self._pending = {}, {}
+        self._sums = {}
 
     def log_with_update(self, metrics: dict[str, float], progress_bar: Collection[str] = ()) -> None:
-        """Log numbers with the next finished update: what is logged in between is lost or attributed to no step."""
-        self._pending |= metrics
+        """Log a rollout's numbers with each of its updates: what is logged in between is attributed to no step."""
+        self._carried |= metrics
         self._progress_bar |= set(progress_bar)
 
     # --- the other verbs ------------------------------------------------------------------------------------------
@@ -209,9 +218,14 @@ class PolicyOptimization(L.LightningModule):
         state = {key.removeprefix("policy."): value for key, value in checkpoint["state_dict"].items()}
         kept = self.policy.trained_state(state)
         checkpoint["state_dict"] = {f"policy.{key}": value for key, value in kept.items()}
+        checkpoint["rollout_metrics"] = dict(self._carried)
+        checkpoint["progress_bar"] = sorted(self._progress_bar)
         if self.objective.kl is not None:
             checkpoint["kl_coefficient"] = self.objective.kl.controller.coefficient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        mend_epoch_end(checkpoint)
+        self._carried = checkpoint.get("rollout_metrics", {})
+        self._progress_bar |= set(checkpoint.get("progress_bar", ()))
         if self.objective.kl is not None and "kl_coefficient" in checkpoint:
             self.objective.kl.controller.coefficient = checkpoint["kl_coefficient"]

@@ -33,6 +33,24 @@ class RolloutEvent:
         """Response tokens of this rank."""
         return int(self.experience.rollout.response_mask_BT.sum())
 
+    def sums(self) -> dict[str, tuple[float, float]]:
+        """By metric, (sum, count) over this rank's rows: they add up over ranks. The first one counts the rows."""
+        rollout, scores = self.experience.rollout, self.scores
+        rewards_B, rows = scores.rewards_B.double(), float(len(scores.rewards_B))
+        sums = {
+            "reward/mean": (rewards_B.sum().item(), rows),
+            "reward/square": (rewards_B.square().sum().item(), rows),
+            "reward/accuracy": (float(scores.correct_B.sum()), rows),
+            "rollout/length": (float(self.tokens), rows),
+            "rollout/truncated": (float(rollout.finish_B.sum()), rows),
+        }
+        for name, values_B in scores.parts.items():
+            sums[f"reward/{name}"] = (values_B.double().nansum().item(), float((~values_B.isnan()).sum()))
+        if rollout.kept_mass_BT is not None:
+            kept = rollout.kept_mass_BT[rollout.response_mask_BT].double()
+            sums["support/kept_mass"] = (kept.sum().item(), float(len(kept)))
+        return sums
+
 
 class RolloutCallback(L.Callback):
     """A callback that is also told of rollouts."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.loader import SlotLoader
+from lightning_mpo.modules.resume import mend_epoch_end
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.types import PromptRow, to_device
 
@@ -71,7 +72,7 @@ class SupervisedWarmup(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         world, rank = self.trainer.world_size, self.trainer.global_rank
-        position = self.trainer.fit_loop.epoch_loop.batch_idx + self.current_epoch * self.batches_per_epoch
+        position = self.trainer.fit_loop.epoch_loop.total_batch_idx
         rows = self.data.training_rows(position, self.batch_size * world)
         loss = self._loss(rows[rank * self.batch_size : (rank + 1) * self.batch_size])
         self.log("loss", loss, prog_bar=True)
@@ -90,3 +91,6 @@ class SupervisedWarmup(L.LightningModule):
         state = {key.removeprefix("policy."): value for key, value in checkpoint["state_dict"].items()}
         kept = self.policy.trained_state(state)
         checkpoint["state_dict"] = {f"policy.{key}": value for key, value in kept.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        mend_epoch_end(checkpoint)

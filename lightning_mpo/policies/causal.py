@@ -167,7 +167,7 @@ class CausalPolicy(Policy):
                 f"{list(state[other[0]].shape)}, the policy needs {list(own[other[0]].shape)}"
             )
         missing, unexpected = self.load_state_dict(state, strict=False)
-        expected = self.trained_state({key: value for key, value in self.named_parameters()})
+        expected = self.trained_state(dict(self.named_parameters()))
         absent = [key for key in missing if key in expected]
         if absent or unexpected:
             raise UserError(

@@ -113,7 +113,7 @@ def _decode(
     from transformers import DynamicCache
 
     decoder, device = policy.decoder(), ids_PS.device
-    (P, S), (B, T) = ids_PS.shape, uniform_BT.shape
+    S, (B, T) = ids_PS.shape[1], uniform_BT.shape
     ends = torch.tensor(policy.end_tokens, device=device)
     cache = DynamicCache()
     hidden_PSD = decoder(

@@ -28,7 +28,9 @@ def double(tiny_policy):
 @pytest.fixture(autouse=True)
 def always_share(monkeypatch):
     """A model of 32 dimensions would hardly ever share: its attention costs more than its projections."""
-    monkeypatch.setattr("lightning_mpo.policies.packing._pays", lambda prompt, responses, hidden_size: len(responses) > 1)
+    monkeypatch.setattr(
+        "lightning_mpo.policies.packing._pays", lambda prompt, responses, hidden_size: len(responses) > 1
+    )
 
 
 def gradients(policy: CausalPolicy, loss: Tensor) -> list[Tensor]:
@@ -388,9 +390,13 @@ def test_a_checkpoint_that_does_not_serve_is_one_clear_sentence(tiny_policy, tmp
     path = tmp_path / "last.ckpt"
     broken(kind, path, tiny_policy)
     policy = TinyPolicy(CHARACTERS, hidden_size=32, layers=2, heads=2, checkpoint=str(path))
-    with pytest.raises(UserError, match=rf"^`policy.checkpoint` '{path}' {message}") as caught:
+
+    def take() -> None:
         policy.check()
         policy.build(device=CPU, reference=False)
+
+    with pytest.raises(UserError, match=rf"^`policy.checkpoint` '{path}' {message}") as caught:
+        take()
     assert "\n" not in str(caught.value)
 
 

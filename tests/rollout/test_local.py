@@ -41,7 +41,9 @@ def first_token_probabilities(policy, prompts: PromptBatch, temperature: float =
     return (next_logits(policy, ids) / temperature).double().softmax(0)
 
 
-def naive_sample(policy, prompts: PromptBatch, uniform: Tensor, support: Support, temperature: float) -> list[list[int]]:
+def naive_sample(
+    policy, prompts: PromptBatch, uniform: Tensor, support: Support, temperature: float
+) -> list[list[int]]:
     """Draw one row at a time by inverse transform: the first token whose cumulative probability exceeds a uniform."""
     rows = []
     for b in range(len(uniform)):
@@ -104,6 +106,20 @@ def test_first_tokens_have_the_frequencies_of_the_softmax(policy, k, temperature
     freedom = int(keep.sum()) - 1
     assert freedom >= 2
     assert chi_square < freedom + 5 * math.sqrt(2 * freedom)
+
+
+def test_a_token_of_probability_zero_is_never_drawn(policy, monkeypatch):
+    """Also not by a uniform number of exactly 0 or of almost 1, with impossible tokens at both ends."""
+
+    def edges(*shape, generator):
+        return torch.tensor([0.0, 1 - 2**-24]).expand(*shape[:-1], shape[-1] // 2, 2).reshape(shape)
+
+    logits = torch.zeros(VOCABULARY)
+    logits[[0, 1, 2, -1]] = -torch.inf
+    monkeypatch.setattr(torch, "rand", edges)
+    monkeypatch.setattr(policy, "logits", lambda hidden: logits.expand(len(hidden), -1).clone())
+    rollout = sample(policy)
+    assert responses(rollout) == [[3, VOCABULARY - 2] * (T // 2)] * (len(PROMPTS) * G)
 
 
 def test_greedy_takes_what_generate_takes(policy):
@@ -219,7 +235,7 @@ def test_groups_are_neighbours_and_texts_are_the_tokens_without_the_end(policy):
     alphabet = policy.characters
     for text, response in zip(rollout.texts, responses(rollout), strict=True):
         assert text == "".join(alphabet[token - 2] for token in response if token >= 2)
-    assert len({text for text in rollout.texts}) > 1
+    assert len(set(rollout.texts)) > 1
 
 
 # --- shortcuts ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ FULL, TOP = FullVocabulary(), TopK(4)
 @pytest.fixture(autouse=True)
 def always_share(monkeypatch):
     """Let groups share lines: at 32 dimensions attention would cost more than it saves."""
-    monkeypatch.setattr("lightning_mpo.policies.packing._pays", lambda prompt, responses, hidden_size: len(responses) > 1)
+    monkeypatch.setattr(
+        "lightning_mpo.policies.packing._pays", lambda prompt, responses, hidden_size: len(responses) > 1
+    )
 
 
 @pytest.fixture
