@@ -37,8 +37,8 @@ class KLTracking(RolloutCallback):
         values = divergence_BT[rollout.response_mask_BT]
         mean, largest = values.mean(), values.max()
         if trainer.world_size > 1:
-            mean = trainer.strategy.reduce(mean, reduce_op="mean")  # type: ignore[assignment]
-            largest = trainer.strategy.reduce(largest, reduce_op="max")  # type: ignore[assignment]
+            mean = trainer.strategy.reduce(mean, reduce_op="mean")
+            largest = trainer.strategy.reduce(largest, reduce_op="max")
         metrics = {"kl/rollout_mean": mean.item(), "kl/rollout_max": largest.item()}
         kl = module.objective.kl
         if kl is not None:

@@ -49,4 +49,4 @@ class RolloutProgressBar(RichProgressBar, RolloutCallback):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return {SHORT.get(name, name): value for name, value in metrics.items()}  # type: ignore[call-overload, misc]
+        return {SHORT.get(name, name): value for name, value in metrics.items()}

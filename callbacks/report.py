@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mpo.callbacks.rollout import Rollout
@@ -164,14 +163,15 @@ class Report(RolloutCallback):
         folder = _folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         unit = 1024 if sys.platform != "darwin" else 1024**2
+        problems = min(self.problems, len(trainer.datamodule.splits.validation))  # type: ignore[attr-defined]
         summary = self.stages | {
             "seconds": self.seconds,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
-            "problems": min(self.problems, len(trainer.datamodule.splits.validation)),  # type: ignore[attr-defined]
+            "problems": problems,
             "updates": trainer.global_step,
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        _print_table(self.stages, summary["problems"])
+        _print_table(self.stages, problems)
         draw_learning_curve(self.curve, self.stages, folder / "learning_curve.png")
 
     def state_dict(self) -> dict[str, Any]:

@@ -157,7 +157,9 @@ class Rollout(RolloutCallback, RolloutSource):
         update, micro = divmod(slot, schedule.micro_batches)
         experience = self._need_experience()
         rows = self._plan[update][micro].to(experience.rewards_B.device)
-        batch["micro_batch"] = to_device(take_rows(experience, rows), pl_module.device)  # after a resume it is on the CPU
+        batch["micro_batch"] = to_device(
+            take_rows(experience, rows), pl_module.device
+        )  # after a resume it is on the CPU
         batch["denominators"] = self._denominators[update]
         batch["last_of_update"] = micro == schedule.micro_batches - 1
         batch["first_update"] = update == 0
@@ -229,14 +231,14 @@ class Rollout(RolloutCallback, RolloutSource):
         ]
         sums = torch.stack([torch.stack([part.actions, part.tokens]) for part in local])
         if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[assignment]
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")
         return [Denominators(actions, tokens) for actions, tokens in sums]
 
     def _log(self, module: PolicyOptimization, event: RolloutEvent) -> None:
         sums = event.sums()
         totals = torch.tensor(list(sums.values()), dtype=torch.float64)
         if module.trainer.world_size > 1:
-            totals = module.trainer.strategy.reduce(totals, reduce_op="sum")  # type: ignore[assignment]
+            totals = module.trainer.strategy.reduce(totals, reduce_op="sum")
         metrics = {name: value / max(count, 1.0) for name, (value, count) in zip(sums, totals.tolist(), strict=True)}
         rows, mean = totals[0, 1].item(), metrics["reward/mean"]
         variance = (metrics.pop("reward/square") - mean**2) * rows / max(rows - 1, 1.0)

@@ -9,15 +9,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-import lightning as L
+import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
 from lightning_mpo.callbacks import Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
-import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
 
 VERBS = ("fit", "validate", "test", "predict")
 

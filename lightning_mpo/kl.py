@@ -29,6 +29,8 @@ class ConstantCoefficient(Controller):
     """
 
     def __init__(self, coefficient: float = 0.001) -> None:
+        if coefficient < 0:
+            raise UserError(f"`ConstantCoefficient.coefficient` must not be negative, got {coefficient}")
         self.coefficient = coefficient
 
     def update(self, divergence: float, rows: int) -> None:

@@ -10,9 +10,21 @@ from typing import Any
 
 import lightning as L
 
-from lightning_mpo import action_spaces, advantages, data, kl, modules, policies, reductions, rewards, rollout, selection
+from lightning_mpo import (
+    action_spaces,
+    advantages,
+    data,
+    kl,
+    modules,
+    policies,
+    reductions,
+    rewards,
+    rollout,
+    selection,
+    supports,
+    surrogates,
+)
 from lightning_mpo import callbacks as callback_classes
-from lightning_mpo import supports, surrogates
 from lightning_mpo.callbacks import Rollout
 
 _ROOTS: tuple[type, ...] = (
@@ -85,7 +97,10 @@ def _required(report: str, key: str) -> str:
 _RULES = (
     (r"does not accept option '([^']+)'", _no_option),
     (r"unrecognized arguments: --([^\s=]+)", _no_option),
-    (r".*Problem with given class_path '([^']+)': (?:Parser key \"[^\"]*\": )?Option '([^']+)' is not accepted", _no_argument),
+    (
+        r".*Problem with given class_path '([^']+)': (?:Parser key \"[^\"]*\": )?Option '([^']+)' is not accepted",
+        _no_argument,
+    ),
     (r".*Expected a dot import path string: (\S+)", _no_class),
     (r".*Expected a (<class '[^']+'>)\.? Got value: (.+?)(?: - |$)", _wrong_type),
     (r"Key \"([^\"]+)\" is required", _required),
@@ -109,7 +124,7 @@ def _classes() -> dict[str, type]:
     """Every class that a configuration may name, by its short name."""
     found: dict[str, type] = {name: getattr(callback_classes, name) for name in callback_classes.__all__}
     found |= {name: getattr(modules, name) for name in modules.__all__}
-    todo = list(_ROOTS)
+    todo: list[Any] = list(_ROOTS)
     while todo:
         for child in todo.pop().__subclasses__():
             found[child.__name__] = child

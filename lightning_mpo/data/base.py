@@ -118,6 +118,10 @@ class PromptDataModule(L.LightningDataModule, ABC):
         """Tokenise prompts and pad them on the left."""
         ids = [self._encode_one(row) for row in rows]
         for row, tokens in zip(rows, ids, strict=True):
+            if not tokens:
+                raise UserError(
+                    f"the prompt {row.prompt[:60]!r} has no tokens; a response needs something to stand behind"
+                )
             if len(tokens) > self.max_prompt_tokens:
                 raise UserError(
                     f"the prompt {row.prompt[:60]!r} has {len(tokens)} tokens, over `data.max_prompt_tokens` "
@@ -140,7 +144,10 @@ class PromptDataModule(L.LightningDataModule, ABC):
         tokenizer = self._need_tokenizer()
         text = self.instruction + row.prompt
         if not self.chat_template:
-            return list(tokenizer(text)["input_ids"])
+            ids = list(tokenizer(text)["input_ids"])
+            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+                raise UserError(f"the prompt {text[:60]!r} holds characters that the tokenizer does not know")
+            return ids
         message = [{"role": "user", "content": text}]
         encoded: Any = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
         return list(encoded["input_ids"])

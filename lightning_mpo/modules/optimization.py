@@ -14,7 +14,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.resume import mend_epoch_end
 from lightning_mpo.objective import Denominators, Metrics, Objective
-from lightning_mpo.policies.base import Policy
+from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.rewards.base import Scores
 from lightning_mpo.types import Experience, Rollout, take_rows, trim
 
@@ -132,7 +132,7 @@ class PolicyOptimization(L.LightningModule):
         B, T = rollout.response_mask_BT.shape
         logprobs_BT = torch.zeros(B, T, device=rollout.response_mask_BT.device)
         size = max(1, self.score_tokens // rollout.tokens_BL.shape[1])
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        with rollout_mode(self.policy), self.trainer.precision_plugin.forward_context():
             for rows in torch.arange(B, device=rollout.group_B.device).split(size):
                 part = take_rows(rollout, rows)
                 scores = self.policy.score(
@@ -189,7 +189,7 @@ class PolicyOptimization(L.LightningModule):
         names = sorted(self._sums)
         sums = torch.stack([torch.stack(self._sums[name]) for name in names]).to(self.device)
         if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[assignment]
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         means = {
             name: value if name.startswith("loss/") else value / max(weight, 1e-8)
             for name, (value, weight) in zip(names, sums.tolist(), strict=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,3 +66,25 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def trained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the part of a module's state dict that a checkpoint needs: what is trained, not what is reloaded."""
+
+
+@contextmanager
+def rollout_mode(policy: nn.Module) -> Iterator[None]:
+    """Evaluate without gradient, dropout or gradient checkpointing; restore every module's mode on the way out.
+
+    Generation in train mode with checkpointing on drops the KV cache and returns wrong tokens, and a model left in
+    eval mode afterwards trains without checkpointing: both were measured.
+    """
+    modes = {module: module.training for module in policy.modules()}
+    checkpointing = [module for module in policy.modules() if getattr(module, "gradient_checkpointing", False)]
+    policy.eval()
+    for module in checkpointing:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in checkpointing:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+        for module, training in modes.items():
+            module.training = training

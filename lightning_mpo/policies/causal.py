@@ -187,7 +187,7 @@ class CausalPolicy(Policy):
         return next(self.parameters()).device
 
     @property
-    def head_options(self) -> dict[str, float | None]:
+    def head_options(self) -> dict[str, Any]:
         """The family's own scaling of logits: Granite and Cohere scale, Gemma soft-caps."""
         config = self.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
@@ -207,6 +207,13 @@ class CausalPolicy(Policy):
     def decoder(self, reference: bool = False) -> nn.Module:
         """The network without its head: token ids to hidden states."""
         return self._network(reference).get_decoder()
+
+    def train(self, mode: bool = True) -> CausalPolicy:
+        """Set the mode of the policy; the reference stays in eval mode."""
+        super().train(mode)
+        if self.reference_network is not None:
+            self.reference_network.eval()
+        return self
 
     def _network(self, reference: bool = False) -> PreTrainedModel:
         network = self.reference_network if reference and self.lora is None else self.network
@@ -283,25 +290,3 @@ def _add_adapters(network: PreTrainedModel, lora: Lora) -> Any:
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=lora.dropout, task_type="CAUSAL_LM"
     )
     return get_peft_model(network, config)
-
-
-@contextmanager
-def rollout_mode(policy: CausalPolicy) -> Iterator[None]:
-    """Evaluate without gradient, dropout or gradient checkpointing; restore every module's mode on the way out.
-
-    Generation in train mode with checkpointing on drops the KV cache and returns wrong tokens, and a model left in
-    eval mode afterwards trains without checkpointing: both were measured.
-    """
-    modes = {module: module.training for module in policy.modules()}
-    checkpointing = [module for module in policy.modules() if getattr(module, "gradient_checkpointing", False)]
-    policy.eval()
-    for module in checkpointing:
-        module.gradient_checkpointing = False  # type: ignore[assignment]
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in checkpointing:
-            module.gradient_checkpointing = True  # type: ignore[assignment]
-        for module, training in modes.items():
-            module.training = training

@@ -90,5 +90,6 @@ def _fill(rollout: Rollout, lines: list[list[int]], prompts: list[int], response
                 index_BT[row, 1:t] = r * L + torch.arange(start, stop)
             start = stop
     shared = any(len(rows) > 1 for rows in lines)
-    moved = (t.to(device) for t in (input_ids_RL, position_ids_RL, segment_RL, index_BT))
-    return Lines(*moved, shared)
+    return Lines(
+        input_ids_RL.to(device), position_ids_RL.to(device), segment_RL.to(device), index_BT.to(device), shared
+    )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_mpo.policies.causal import CausalPolicy, rollout_mode
+from lightning_mpo.policies.base import rollout_mode
+from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.rollout.base import Progress, Sampler
 from lightning_mpo.supports import Support
 from lightning_mpo.types import Finish, PromptBatch, Rollout

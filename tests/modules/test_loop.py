@@ -289,7 +289,12 @@ def test_fast_dev_run_shrinks_a_rollout_to_one_slot(tmp_path, batches):
 
 def test_a_whole_limit_is_an_epoch(tmp_path):
     run = fit(
-        tmp_path, rollout={"minibatches": 2}, accumulate_grad_batches=2, limit_train_batches=8, max_steps=-1, max_epochs=2
+        tmp_path,
+        rollout={"minibatches": 2},
+        accumulate_grad_batches=2,
+        limit_train_batches=8,
+        max_steps=-1,
+        max_epochs=2,
     )
     assert run.trainer.global_step == 2 * 4
     assert run.rollout.counter == 4, "the second epoch goes on with the third rollout"
@@ -357,7 +362,9 @@ def test_metrics_are_logged_once_an_update_and_weighted_over_its_micro_batches(t
             assert float(line[name]) == pytest.approx(total / weight, rel=1e-5, abs=1e-9), name
             last = three[-1][name][0] / three[-1][name][1]
             differs += abs(last - total / weight) > 1e-3
-        assert float(line["loss/surrogate"]) == pytest.approx(sum(part["loss/surrogate"][0] for part in three), rel=1e-5, abs=1e-8)
+        assert float(line["loss/surrogate"]) == pytest.approx(
+            sum(part["loss/surrogate"][0] for part in three), rel=1e-5, abs=1e-8
+        )
         assert len({part["policy/entropy"][1] for part in three}) > 1, "micro-batches of one size show nothing"
     assert differs > 4, "the last micro-batch alone would have passed"
 
@@ -378,7 +385,12 @@ def test_reward_metrics_are_those_of_the_rollout(tmp_path):
             events.append(completions)
             return super().score(completions)
 
-    run = fit(tmp_path, rollout={"rewards": [Keep()], "max_new_tokens": 24}, max_steps=1, objective=make_objective(support=TopK(3)))
+    run = fit(
+        tmp_path,
+        rollout={"rewards": [Keep()], "max_new_tokens": 24},
+        max_steps=1,
+        objective=make_objective(support=TopK(3)),
+    )
     (completions,) = events
     scores = torch.tensor(Digits().score(completions), dtype=torch.float64)
     line = run.record.lines[0][1]
