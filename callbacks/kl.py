@@ -12,20 +12,25 @@ from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 
 
 class KLTracking(RolloutCallback):
-    """Logs the k3 divergence from the reference per rollout, moves an adaptive coefficient, and can stop the run.
+    """Logs the k3 divergence from the reference, moves an adaptive coefficient, and can stop the run.
 
     Args:
+        every: rollouts from one look to the next, each of which costs a forward pass of the reference; an objective
+            with a KL penalty scores every rollout anyway.
         stop_above: mean divergence (nats per token) at which training stops; None: never.
     """
 
-    def __init__(self, stop_above: float | None = None) -> None:
+    def __init__(self, every: int = 1, stop_above: float | None = None) -> None:
+        if every < 1:
+            raise UserError(f"`KLTracking.every` must be at least 1, got {every}")
         if stop_above is not None and stop_above <= 0:
             raise UserError(f"`KLTracking.stop_above` must be positive, got {stop_above}")
-        self.stop_above = stop_above
+        self.every, self.stop_above = every, stop_above
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if isinstance(pl_module, PolicyOptimization):
             pl_module.keep_reference = True
+            pl_module.reference_every = 1 if pl_module.objective.kl is not None else self.every
 
     def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
         experience = event.experience

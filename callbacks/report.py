@@ -217,7 +217,15 @@ def _print_table(stages: dict[str, dict[str, Any]], problems: int) -> None:
         cells = []
         for stage in stages.values():
             value, interval = stage.get(name), stage.get(f"{name} interval")
-            cell = "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+            cell = (
+                ""
+                if value is None
+                else f"{value:.4f}"
+                if value < 0.1
+                else f"{value:.3f}"
+                if value < 10
+                else f"{value:.1f}"
+            )
             cells.append(cell + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
         table.add_row(name, *cells)
     Console().print(table)

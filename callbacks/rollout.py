@@ -180,7 +180,7 @@ class Rollout(RolloutCallback, RolloutSource):
             self._check_parity(trainer, module, rollout)
         scores = score_all(self.rewards, completions_of(rollout))
         generator = seeded_generator(self.seed, self.counter, trainer.global_rank, 1)
-        experience = module.experience(rollout, scores, generator, schedule.updates)
+        experience = module.experience(rollout, scores, generator, counter=self.counter, updates=schedule.updates)
         self._experience = experience
         tokens_B = rollout.attention_mask_BL.sum(1)
         self._plan = schedule.plan(rollout.group_B, tokens_B, generator)

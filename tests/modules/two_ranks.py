@@ -1,0 +1,107 @@
+"""Run by `test_ddp.py`: the same training on one process and on two, and a resume within a rollout on two.
+
+    python two_ranks.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.nn.functional import pad
+
+from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
+from lightning_mpo.rollout.local import LocalSampler
+from lightning_mpo.types import PromptBatch, Rollout
+from tests.modules.runs import Probe, fit, make_objective, sgd
+
+REDUCTIONS = {"tokens": TokenMean(), "sequences": SequenceMean(), "constant": ConstantLength(16)}
+
+
+class ByPrompt(LocalSampler):
+    """Draws each prompt's completions from a generator of its own, so that they are the same on every rank."""
+
+    def sample(self, policy, prompts, completions, *, generator, **options):
+        parts = []
+        for p in range(len(prompts)):
+            one = PromptBatch(prompts.input_ids_PS[p : p + 1], prompts.attention_mask_PS[p : p + 1], prompts.rows[p : p + 1])
+            seed = torch.Generator().manual_seed(int(one.input_ids_PS.sum() * 1000 + one.input_ids_PS[0, 0]))
+            parts.append(super().sample(policy, one, completions, generator=seed, **options))
+        return join(parts)
+
+
+def join(parts: list[Rollout]) -> Rollout:
+    """Put rollouts of prompts of one length below each other."""
+    T = max(part.response_mask_BT.shape[1] for part in parts)
+    wide = []
+    for p, part in enumerate(parts):
+        more = (0, T - part.response_mask_BT.shape[1])
+        wide.append(
+            replace(
+                part,
+                tokens_BL=pad(part.tokens_BL, more),
+                attention_mask_BL=pad(part.attention_mask_BL, more),
+                response_mask_BT=pad(part.response_mask_BT, more),
+                behaviour_logprobs_BT=pad(part.behaviour_logprobs_BT, more),
+                group_B=part.group_B + p,
+            )
+        )
+    names = ("tokens_BL", "attention_mask_BL", "response_mask_BT", "group_B", "behaviour_logprobs_BT", "finish_B")
+    tensors = {name: torch.cat([getattr(part, name) for part in wide]) for name in names}
+    return Rollout(**tensors, texts=sum((p.texts for p in wide), ()), rows=sum((p.rows for p in wide), ()))
+
+
+def train(folder: Path, reduction: str, devices: int):
+    """Train for six updates, three rollouts of two passes each."""
+    return fit(
+        folder,
+        rollout={"sampler": ByPrompt(), "epochs": 2, "max_new_tokens": 16},
+        objective=make_objective(reduction=REDUCTIONS[reduction]),
+        module={"optimizer": sgd(0.05)},
+        accumulate_grad_batches=2,
+        max_steps=6,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+    )
+
+
+def resume(folder: Path) -> dict[str, object]:
+    """Stop in the middle of a rollout and go on; each rank says what it ended with."""
+    shared = {"devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2, "rollout": {"minibatches": 2, "epochs": 2}}
+    rows: list[int] = []
+
+    def look(trainer, module, batch, batch_idx):
+        rows.append(int(batch["micro_batch"].rollout.tokens_BL.sum()))
+
+    whole = fit(folder / "whole", **shared, max_steps=8, callbacks=[Probe(on_train_batch_start=look)], first=True)
+    expected, rows[:] = rows[:], []
+    fit(folder, **shared, max_steps=5, callbacks=[ModelCheckpoint(dirpath=folder, save_last=True)])
+    resumed = fit(
+        folder, **shared, max_steps=8, callbacks=[Probe(on_train_batch_start=look)], first=True,
+        ckpt_path=str(folder / "last.ckpt"),
+    )  # fmt: skip
+    off = max((resumed.weights[name] - whole.weights[name]).abs().max().item() for name in whole.weights)
+    return {"off": off, "rows": rows, "expected": expected[10:]}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    said: dict[str, object] = {}
+    for name in REDUCTIONS:
+        run = train(folder, name, 2)
+        said[name] = run.record.without_clocks()
+        torch.save(run.weights, folder / f"{name}-{rank}.pt")
+    said["resume"] = resume(folder)
+    (folder / f"rank{rank}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()
