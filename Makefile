@@ -17,10 +17,10 @@ train: $(BIN)/.installed
 	$(BIN)/lightning-mpo fit -c configs/experiment/quickstart.yaml --seed_everything $(SEED)
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(BIN)/.installed
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

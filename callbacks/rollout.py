@@ -106,6 +106,8 @@ class Rollout(RolloutCallback, RolloutSource):
         quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         if quick:
             trainer.accumulate_grad_batches = 1
+            for callback in trainer.checkpoint_callbacks:  # Lightning 2.6.6 writes last.ckpt nevertheless
+                callback.save_last = False  # type: ignore[attr-defined]
         self.schedule = Schedule(
             self.prompts,
             self.completions,

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from omegaconf.errors import OmegaConfBaseException
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
 from lightning_mpo.callbacks import Rollout
@@ -20,6 +22,16 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
 
 VERBS = ("fit", "validate", "test", "predict")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` once a run begins: one that is refused must not overwrite that of the run before."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        return
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
 
 
 class CLI(LightningCLI):
@@ -42,10 +54,28 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
+        _check_checkpoint(config.get("ckpt_path"))
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
         if self.subcommand == "fit" and warmup and checkpoint and not Path(checkpoint).exists():
             _fit_first(warmup, checkpoint, config.get("seed_everything"))
+
+
+def _check_checkpoint(path: str | None) -> None:
+    """Refuse a checkpoint that cannot be read before a model is loaded for it."""
+    if path is None or path in ("last", "best", "hpc"):
+        return
+    if not Path(path).exists():
+        raise UserError(f"`ckpt_path` {path!r} does not exist")
+    if Path(path).is_file():
+        try:
+            complete = "state_dict" in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            raise UserError(
+                f"`ckpt_path` {path!r} cannot be read as a Lightning checkpoint: {type(error).__name__}"
+            ) from error
+        if not complete:
+            raise UserError(f"`ckpt_path` {path!r} is no Lightning checkpoint: it holds no state_dict")
 
 
 def _fit_first(config: str, checkpoint: str, seed: Any) -> None:
@@ -71,8 +101,10 @@ def run() -> int:
     """Parse the command line and run it; a mistake of the user's prints one line and returns 2."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours keeps no position
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own call of torch
     if sys.argv[1] not in VERBS:
-        return _fail(f"no verb {sys.argv[1]!r}{suggest(sys.argv[1], VERBS)}; there are {', '.join(VERBS)}")
+        return _fail(f"no verb {sys.argv[1]!r}{suggest(sys.argv[1], VERBS) or '; there are ' + ', '.join(VERBS)}")
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
     try:
         sys.argv[1:] = expand_includes(sys.argv[1:])
@@ -83,6 +115,7 @@ def run() -> int:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         )
@@ -90,7 +123,21 @@ def run() -> int:
         return _fail(str(error))
     except ArgumentError as error:
         return _fail(one_line(str(error)))
+    except OmegaConfBaseException as error:
+        return _fail(f"`{str(error.full_key).split('.', 1)[-1]}`: {str(error.msg).splitlines()[0]}")
+    except ValueError as error:  # the parser wraps what a constructor raises
+        cause = _user_error(error)
+        if cause is None:
+            raise
+        return _fail(str(cause))
     return 0
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Return the mistake of the user's that an exception was raised from."""
+    if error is None or isinstance(error, UserError):
+        return error
+    return _user_error(error.__cause__) or _user_error(error.__context__)
 
 
 def _fail(message: str) -> int:
@@ -115,10 +162,12 @@ def expand_includes(arguments: list[str]) -> list[str]:
                 expanded += ["-c", str(path)]
         else:
             expanded.append(argument)
-    return expanded
+    return [*expanded, "--include=null"] if "-c" in expanded else expanded  # a printed configuration is whole
 
 
-def _with_includes(path: Path) -> list[Path]:
+def _with_includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    if path in above:
+        raise UserError(f"these files `include:` each other: {', '.join(str(other) for other in above)}")
     if not path.is_file():
         beside = [str(p) for p in Path("configs").glob("*/*.yaml")]
         raise UserError(f"no configuration file {str(path)!r}{suggest(str(path), beside)}")
@@ -129,6 +178,7 @@ def _with_includes(path: Path) -> list[Path]:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of options, got {type(content).__name__}")
     included: list[Path] = []
-    for other in content.get("include") or []:
-        included += _with_includes(Path(os.path.normpath(path.parent / other)))
+    names = content.get("include") or []
+    for other in [names] if isinstance(names, str) else names:
+        included += _with_includes(Path(os.path.normpath(path.parent / other)), (*above, path))
     return [*included, path]

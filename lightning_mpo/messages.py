@@ -81,12 +81,24 @@ def _no_argument(report: str, class_path: str, option: str) -> str:
 
 
 def _no_class(report: str, name: str) -> str:
+    known = _classes().get(name.rsplit(".", 1)[-1])
+    if known is not None:
+        kind = next((f"a `{root.__name__}`" for root in _ROOTS if issubclass(known, root)), "something else")
+        return f"{_place(report)}`{name}` is {kind}, which does not belong here"
     return f"{_place(report)}no class `{name}`{suggest(name.rsplit('.', 1)[-1], _classes())}"
 
 
 def _wrong_type(report: str, wanted: str, value: str) -> str:
     kind = wanted.removeprefix("<class '").removesuffix("'>")
     return f"{_place(report)}must be {kind}, got {value[:80]}"
+
+
+def _no_choice(report: str, choices: str, value: str) -> str:
+    return f"{_place(report)}must be one of {choices}, got {value[:80]}"
+
+
+def _missing_argument(report: str, class_path: str, name: str) -> str:
+    return f"{_place(report)}`{class_path.rsplit('.', 1)[-1]}` needs the argument `{name}`"
 
 
 def _required(report: str, key: str) -> str:
@@ -103,6 +115,8 @@ _RULES = (
     ),
     (r".*Expected a dot import path string: (\S+)", _no_class),
     (r".*Expected a (<class '[^']+'>)\.? Got value: (.+?)(?: - |$)", _wrong_type),
+    (r".*Expected a typing\.Literal\[([^\]]+)\]\. Got value: (\S+)", _no_choice),
+    (r".*given class_path '([^']+)': the following arguments are required: ([^\s,]+)", _missing_argument),
     (r"Key \"([^\"]+)\" is required", _required),
     (r"arguments are required: (\S+)", _required),
 )

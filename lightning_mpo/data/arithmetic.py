@@ -14,10 +14,11 @@ from lightning_mpo.types import PromptRow
 class Arithmetic(PromptDataModule):
     """Column addition with the columns written out from the right, then the sum.
 
-    There are two ways to write a column. A careful solution carries: `484+338=` is answered by
-    `4+8+0=12,8+3+1=12,4+3+1=8;822`. A careless one never does: `4+8=12,8+3=11,4+3=7;712`, which is right only where there
-    is nothing to carry. A share of the solutions, which a supervised warm-up imitates, is careless; the target is
-    always right. A policy that was warmed up on them knows both ways, and only a reward on the sum says which one works.
+    A column is written as its two digits, what is carried into it, and a sum of two digits. A careful solution carries:
+    `484+338=` is answered by `4+8+0=12,8+3+1=12,4+3+1=08;822`. A careless one never does:
+    `4+8+0=12,8+3+0=11,4+3+0=07;712`, which is right only where there is nothing to carry. A share of the solutions, which
+    a supervised warm-up imitates, is careless; the target is always right. A policy that was warmed up on them knows
+    both habits, and only a reward on the sum says which one works.
 
     Held-out problems are those whose prompt hashes below `held_out_share`; no training problem does.
 
@@ -81,15 +82,14 @@ def column_addition(a: int, b: int, carry: bool) -> str:
 
     Example:
         >>> column_addition(484, 338, carry=True)
-        '4+8+0=12,8+3+1=12,4+3+1=8;822'
+        '4+8+0=12,8+3+1=12,4+3+1=08;822'
         >>> column_addition(484, 338, carry=False)
-        '4+8=12,8+3=11,4+3=7;712'
+        '4+8+0=12,8+3+0=11,4+3+0=07;712'
     """
-    carried, steps, digits = 0, [], ""
+    carried, column, steps, digits = 0, 0, [], ""
     for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
         column = int(x) + int(y) + carried
-        steps.append(f"{x}+{y}+{carried}={column}" if carry else f"{x}+{y}={column}")
+        steps.append(f"{x}+{y}+{carried}={column:02d}")
         digits = f"{column % 10}{digits}"
         carried = column // 10 if carry else 0
-    overflow = column // 10
-    return f"{','.join(steps)};{overflow or ''}{digits}"
+    return f"{','.join(steps)};{column // 10 or ''}{digits}"

@@ -82,13 +82,17 @@ class PromptDataModule(L.LightningDataModule, ABC):
         _ = self.splits
 
     def connect(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take the policy's tokenizer."""
+        """Take the policy's tokenizer, and refuse prompts that are too long for `max_prompt_tokens`."""
         if self.chat_template and not getattr(tokenizer, "chat_template", None):
             raise UserError(
                 f"`data.chat_template` is true, but the tokenizer of {tokenizer.name_or_path or 'the policy'!r} has "
                 "none; set `data.chat_template: false`"
             )
         self._tokenizer = tokenizer
+        frame = len(self._encode_one(PromptRow("", "")))
+        for row in [*self.splits.train, *self.splits.validation]:
+            if frame + len(row.prompt.encode()) > self.max_prompt_tokens:  # a token is at least a byte
+                self._check_length(row, self._encode_one(row))
 
     def prompts(self, counter: int, count: int, round: int = 0) -> PromptBatch:
         """Return the prompts of rollout `counter`: passes over the shuffled training rows, `count` at a time.
@@ -122,11 +126,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
                 raise UserError(
                     f"the prompt {row.prompt[:60]!r} has no tokens; a response needs something to stand behind"
                 )
-            if len(tokens) > self.max_prompt_tokens:
-                raise UserError(
-                    f"the prompt {row.prompt[:60]!r} has {len(tokens)} tokens, over `data.max_prompt_tokens` "
-                    f"({self.max_prompt_tokens}); raise it or drop the row"
-                )
+            self._check_length(row, tokens)
         S = max(len(tokens) for tokens in ids)
         input_ids_PS = torch.zeros(len(ids), S, dtype=torch.long)
         attention_mask_PS = torch.zeros(len(ids), S, dtype=torch.bool)
@@ -134,6 +134,13 @@ class PromptDataModule(L.LightningDataModule, ABC):
             input_ids_PS[i, S - len(tokens) :] = torch.tensor(tokens)
             attention_mask_PS[i, S - len(tokens) :] = True
         return PromptBatch(input_ids_PS, attention_mask_PS, tuple(rows))
+
+    def _check_length(self, row: PromptRow, tokens: list[int]) -> None:
+        if len(tokens) > self.max_prompt_tokens:
+            raise UserError(
+                f"the prompt {row.prompt[:60]!r} has {len(tokens)} tokens, over `data.max_prompt_tokens` "
+                f"({self.max_prompt_tokens}); raise it or drop the row"
+            )
 
     def _need_tokenizer(self) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:

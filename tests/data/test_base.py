@@ -143,10 +143,16 @@ def test_missing_chat_template_is_refused() -> None:
 
 
 def test_too_long_prompt_is_refused_by_row() -> None:
-    data = connected(max_prompt_tokens=5)
+    data = connected()
+    data.max_prompt_tokens = 5
     data.encode([PromptRow("12", "")])
     with pytest.raises(UserError, match=r"the prompt '123' has 6 tokens, over `data.max_prompt_tokens` \(5\)"):
         data.encode([PromptRow("12", ""), PromptRow("123", "")])
+
+
+def test_too_long_prompts_are_refused_before_any_is_sampled() -> None:
+    with pytest.raises(UserError, match=r"the prompt 'aaa' has 6 tokens, over `data.max_prompt_tokens` \(5\)"):
+        connected(max_prompt_tokens=5)
 
 
 def test_connect_comes_first() -> None:

@@ -94,6 +94,13 @@ def test_from_the_last_checkpoint_of_a_run_that_max_steps_stopped(tmp_path, whol
     assert len(ready) == 2 * (LAST - at)
 
 
+@pytest.mark.parametrize("at", [3, 12], ids=lambda at: f"after{at}")
+def test_from_a_checkpoint_of_the_very_end(tmp_path, whole, at):
+    """`save_last` without any save before writes in `on_train_end`."""
+    train(tmp_path, at, save=ModelCheckpoint(dirpath=tmp_path, save_last=True, every_n_train_steps=100))
+    assert_same(train(tmp_path, LAST, ckpt_path=f"{tmp_path}/last.ckpt"), whole[0], at)
+
+
 def test_a_resumed_epoch_counts_once(tmp_path):
     train(tmp_path, 5, max_epochs=2)
     resumed = train(tmp_path, -1, ckpt_path=f"{tmp_path}/last.ckpt", max_epochs=2)

@@ -1,6 +1,6 @@
 """Run by `test_ddp.py`: the same training on one process and on two, and a resume within a rollout on two.
 
-    python two_ranks.py FOLDER
+python two_ranks.py FOLDER
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class ByPrompt(LocalSampler):
     def sample(self, policy, prompts, completions, *, generator, **options):
         parts = []
         for p in range(len(prompts)):
-            one = PromptBatch(prompts.input_ids_PS[p : p + 1], prompts.attention_mask_PS[p : p + 1], prompts.rows[p : p + 1])
+            one = PromptBatch(
+                prompts.input_ids_PS[p : p + 1], prompts.attention_mask_PS[p : p + 1], prompts.rows[p : p + 1]
+            )
             seed = torch.Generator().manual_seed(int(one.input_ids_PS.sum() * 1000 + one.input_ids_PS[0, 0]))
             parts.append(super().sample(policy, one, completions, generator=seed, **options))
         return join(parts)

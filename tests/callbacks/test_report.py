@@ -1,0 +1,192 @@
+"""The report: both stages are sampled alike, and everything lands in the run folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_mpo.callbacks import Report
+from lightning_mpo.callbacks.report import draw_learning_curve
+from lightning_mpo.data.base import seeded_generator
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional.divergences import k3
+from lightning_mpo.metrics import PassAtK
+from lightning_mpo.rewards.base import completions_of, score_all
+from lightning_mpo.supports import FullVocabulary, TopK
+from tests.modules.runs import Digits, adam, fit, make_objective
+
+REPORT = {"problems": 4, "completions": 3, "initial": "before", "batch_size": 6}  # two batches of two problems
+KEYS = {"pass@1", "pass@1 interval", "pass@3", "pass@3 interval", "length", "truncated"}
+
+
+class Some(Digits):
+    """Right with at least three digits below 5."""
+
+    is_accuracy = True
+
+    def score(self, completions):
+        return [float(sum(c in "01234" for c in done.text) >= 3) for done in completions]
+
+
+def report(folder, *, lr=0.0, steps=4, objective=None, arguments=None, callbacks=(), **options):
+    callback = Report(**(REPORT | (arguments or {})))
+    run = fit(
+        folder,
+        callbacks=[callback, *callbacks],
+        rollout={"rewards": [Some()], "max_new_tokens": 6},
+        objective=objective or make_objective(support=TopK(5)),
+        module={"optimizer": adam(lr), "temperature": 0.8},
+        max_steps=steps,
+        **options,
+    )
+    return run, callback, json.loads((folder / "summary.json").read_text())
+
+
+def test_the_summary_has_its_keys(tmp_path, capsys):
+    _, _, summary = report(tmp_path)
+    assert summary.keys() == {"before", "final", "seconds", "peak_rss_mb", "problems", "updates"}
+    stage = KEYS | {f"support {key}" for key in KEYS} | {"greedy accuracy", "greedy accuracy interval", "kl"}
+    assert summary["before"].keys() == stage
+    assert summary["final"].keys() == stage | {"clip_fraction"}
+    assert summary["seconds"].keys() == {"evaluation before", "training", "evaluation final"}
+    assert (summary["problems"], summary["updates"]) == (4, 4)
+    assert 50 < summary["peak_rss_mb"] < 50_000
+    shown = capsys.readouterr().out
+    assert "4 held-out problems, 95 % intervals" in shown
+    assert "before" in shown
+    assert "final" in shown
+    assert f"{summary['final']['pass@1']:.3f}" in shown
+
+
+def test_without_a_support_of_its_own_there_are_two_decodings(tmp_path):
+    _, _, summary = report(tmp_path, objective=make_objective(), steps=1)
+    assert not any(key.startswith("support") for key in summary["before"])
+
+
+def test_without_learning_both_stages_are_equal_to_the_last_digit(tmp_path):
+    _, _, summary = report(tmp_path)
+    final = dict(summary["final"])
+    assert final.pop("clip_fraction") == 0
+    assert final == summary["before"]
+    assert 0 < final["pass@1"] < final["pass@3"]
+    assert final["kl"] == 0
+    before, after = (
+        (tmp_path / "completions" / f"{stage}.jsonl").read_text().splitlines() for stage in ("before", "final")
+    )
+    assert before == after
+    assert len(before) == 2, "a completion of each problem in the first batch"
+
+
+def test_the_numbers_are_those_of_the_policy(tmp_path):
+    run, _, summary = report(tmp_path, lr=2e-2)
+    module, rollout, data = run.module, run.rollout, run.trainer.datamodule
+    rows = data.splits.validation
+    for prefix, support, greedy, completions in (
+        ("", FullVocabulary(), False, 3),
+        ("support ", TopK(5), False, 3),
+        ("greedy ", FullVocabulary(), True, 1),
+    ):
+        metrics = {k: PassAtK(k) for k in (1, completions)}
+        lengths, divergences, size = [], [], 6 // completions
+        for start in range(0, 4, size):
+            part = rollout.sampler.sample(
+                module.policy,
+                data.encode(rows[start : start + size]),
+                completions,
+                support=support,
+                temperature=0.8,
+                max_new_tokens=6,
+                generator=seeded_generator(1, start, 3),
+                greedy=greedy,
+            )
+            for metric in metrics.values():
+                metric.update(score_all(rollout.rewards, completions_of(part)).correct_B.view(-1, completions))
+            lengths.append(part.response_mask_BT.sum(1).float())
+            now, reference = (module.score(part, reference=flag) for flag in (False, True))
+            divergences.append(k3(now, reference)[part.response_mask_BT])
+        final = summary["final"]
+        if greedy:
+            assert final["greedy accuracy"] == pytest.approx(metrics[1].compute().item())
+            assert final["greedy accuracy interval"] == pytest.approx(list(metrics[1].interval(0.95)))
+            continue
+        for k, metric in metrics.items():
+            assert final[f"{prefix}pass@{k}"] == pytest.approx(metric.compute().item())
+            assert final[f"{prefix}pass@{k} interval"] == pytest.approx(list(metric.interval(0.95)))
+        assert final[f"{prefix}length"] == pytest.approx(torch.cat(lengths).mean().item())
+        if not prefix:
+            assert final["kl"] == pytest.approx(divergences[0].mean().item(), rel=1e-4)
+            assert final["kl"] > 1e-3
+    assert summary["final"]["pass@1"] != summary["before"]["pass@1"]
+
+
+def test_the_clip_fraction_is_the_mean_over_updates(tmp_path):
+    run, _, summary = report(tmp_path, lr=2e-2, accumulate_grad_batches=2)
+    assert run.rollout.schedule.updates == 1
+    callback = Report(**REPORT)
+    other = fit(
+        tmp_path, callbacks=[callback], rollout={"rewards": [Some()], "epochs": 2, "max_new_tokens": 6}, max_steps=4,
+        module={"optimizer": adam(5e-2)}, accumulate_grad_batches=2,
+    )  # fmt: skip
+    clipped = other.record.column("ratio/clip_fraction")
+    assert max(clipped) > 0
+    assert callback.stages["final"]["clip_fraction"] == pytest.approx(sum(clipped) / 4, rel=1e-5)
+    assert summary["final"]["clip_fraction"] == 0
+
+
+def test_evaluating_changes_no_training(tmp_path):
+    plain = fit(
+        tmp_path, rollout={"rewards": [Some()], "max_new_tokens": 6}, max_steps=4,
+        objective=make_objective(support=TopK(5)), module={"optimizer": adam(1e-2), "temperature": 0.8},
+    )  # fmt: skip
+    watched, _, _ = report(tmp_path, lr=1e-2)
+    assert all(torch.equal(plain.weights[name], watched.weights[name]) for name in plain.weights)
+
+
+def test_the_learning_curve_is_a_picture(tmp_path, monkeypatch):
+    run, callback, summary = report(
+        tmp_path, lr=1e-2, val_check_interval=2, check_val_every_n_epoch=None, limit_val_batches=1
+    )
+    picture = (tmp_path / "learning_curve.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(picture) > 10_000
+    rollouts = [point for point in callback.curve if "accuracy" in point]
+    assert [point["step"] for point in rollouts] == [0, 1, 2, 3]
+    assert [point["accuracy"] for point in rollouts] == pytest.approx(run.record.column("reward/accuracy"))
+    validation = [point for point in callback.curve if "validation" in point]
+    assert [point["validation"] for point in validation] == pytest.approx(run.record.column("val/pass@1"))
+
+    drawn = {}
+    from matplotlib.axes import Axes
+
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, x, y, *a, label=None, **k: drawn.setdefault(label, (x, y)) and [None]
+    )
+    monkeypatch.setattr(Axes, "legend", lambda *a, **k: None)
+    draw_learning_curve(callback.curve, callback.stages, tmp_path / "again.png")
+    assert drawn["training rollouts (sampled with the training support)"][0] == [0, 1, 2, 3]
+    assert drawn["held-out pass@1 during training"][0] == [2, 4]
+    assert drawn["held-out greedy"][1] == summary["before"]["greedy accuracy"]
+
+
+def test_a_resumed_run_keeps_its_first_evaluation_and_curve(tmp_path):
+    save = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    _, first, _ = report(tmp_path, lr=1e-2, steps=2, callbacks=[save])
+    _, second, summary = report(tmp_path, lr=1e-2, steps=4, ckpt_path=f"{tmp_path}/last.ckpt")
+    assert summary["before"] == first.stages["before"]
+    assert [point["step"] for point in second.curve] == [0, 1, 2, 3]
+    _, _, expected = report(tmp_path / "whole", lr=1e-2, steps=4)
+    assert summary["final"] == expected["final"]
+
+
+def test_problems_are_at_most_those_held_out(tmp_path):
+    _, _, summary = report(tmp_path, steps=1, arguments={"problems": 99})
+    assert summary["problems"] == 4
+
+
+@pytest.mark.parametrize("arguments", [{"problems": 0}, {"completions": 0}, {"batch_size": 2}])
+def test_arguments_that_make_no_sense(arguments):
+    with pytest.raises(UserError, match="Report"):
+        Report(**(REPORT | arguments))

@@ -1,0 +1,363 @@
+"""Whatever a user gets wrong ends in one line that says what to write instead, before a model is loaded.
+
+python tests/test_bad_input.py      prints the table of inputs and messages
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from lightning_mpo.policies import CausalPolicy, TinyPolicy
+from lightning_mpo.rewards.base import Reward
+
+POLICY = "model.init_args.policy"
+OBJECTIVE = "--model.init_args.objective"
+BASE = """
+seed_everything: 0
+model:
+  class_path: PolicyOptimization
+  init_args:
+    policy:
+      class_path: TinyPolicy
+      init_args: {hidden_size: 32, layers: 1, heads: 2}
+    objective:
+      support: FullVocabulary
+      actions: TokenActions
+      advantage: GroupRelative
+      surrogate: ClippedRatio
+      selection: AllTokens
+      reduction: TokenMean
+data:
+  class_path: Arithmetic
+  init_args: {digits: 1, train_problems: 12, held_out_problems: 4}
+rollout: {rewards: [ExactAnswer], prompts: 2, completions: 2, max_new_tokens: 6}
+trainer:
+  accelerator: cpu
+  devices: 1
+  max_steps: 1
+  limit_val_batches: 0
+  default_root_dir: run
+  logger: {class_path: CSVLogger, init_args: {save_dir: ., name: run, version: ""}}
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - {class_path: ModelCheckpoint, init_args: {dirpath: run/checkpoints, save_last: true}}
+"""
+
+
+class Raises(Reward):
+    def score(self, completions):
+        return [1 / 0 for _ in completions]
+
+
+class ReturnsNan(Reward):
+    def score(self, completions):
+        return [float("nan")] * len(completions)
+
+
+class ReturnsTooFew(Reward):
+    def score(self, completions):
+        return [1.0]
+
+
+class ReturnsText(Reward):
+    def score(self, completions):
+        return ["good"] * len(completions)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mistake.
+
+    Args:
+        said: what the message must name; `…` stands for anything.
+        arguments: after `fit -c base.yaml`.
+        files: written beforehand.
+        verb: instead of `fit`.
+        without: a section of the base that is left out.
+        late: found only once the policy has sampled.
+    """
+
+    said: str
+    arguments: Sequence[str] = ()
+    files: Mapping[str, str | bytes] = field(default_factory=dict)
+    verb: str = "fit"
+    without: str = ""
+    late: bool = False
+
+
+def jsonl(*lines: str) -> dict[str, str]:
+    return {"rows.jsonl": "\n".join(lines)}
+
+
+DATA = ["--data", "JsonLines", "--data.train", "rows.jsonl", "--data.chat_template", "false"]
+ROW = '{"prompt": "1+1=", "target": "2"}'
+CASES = {
+    # --- names and types
+    "unknown section": Case("`rolout`…did you mean `rollout`", ["--rolout", "3"]),
+    "unknown key on the command line": Case(
+        "`rollout.promts`…did you mean `rollout.prompts`", ["--rollout.promts", "3"]
+    ),
+    "unknown key in a file": Case(
+        "`rollout.promts`…did you mean `rollout.prompts`", ["-c", "more.yaml"], {"more.yaml": "rollout: {promts: 3}"}
+    ),
+    "unknown trainer key": Case(
+        "`trainer.max_step`…did you mean", ["-c", "more.yaml"], {"more.yaml": "trainer: {max_step: 3}"}
+    ),
+    "unknown argument of the model": Case(
+        "`PolicyOptimization` has no argument `temprature`; did you mean `temperature`",
+        ["-c", "more.yaml"],
+        {"more.yaml": "model: {init_args: {temprature: 3}}"},
+    ),
+    "unknown argument of a class": Case(
+        "`ClippedRatio` has no argument `lo`; did you mean `low`",
+        ["-c", "more.yaml"],
+        {"more.yaml": "model: {init_args: {objective: {surrogate: {class_path: ClippedRatio, init_args: {lo: 0.1}}}}}"},
+    ),
+    "unknown argument of a callback": Case(
+        "`Watchdog` has no argument `patients`; did you mean `patience`",
+        ["-c", "more.yaml"],
+        {"more.yaml": "trainer: {callbacks: [{class_path: Watchdog, init_args: {patients: 3}}]}"},
+    ),
+    "unknown class": Case(
+        "no class `ClipedRatio`; did you mean `ClippedRatio`", [f"{OBJECTIVE}.surrogate", "ClipedRatio"]
+    ),
+    "unknown class in a file": Case(
+        "no class `SequenceMeans`; did you mean `SequenceMean`",
+        ["-c", "more.yaml"],
+        {"more.yaml": "model: {init_args: {objective: {reduction: SequenceMeans}}}"},
+    ),
+    "unknown reward": Case("no class `ExactAnser`; did you mean `ExactAnswer`", ["--rollout.rewards", "[ExactAnser]"]),
+    "unknown callback": Case("no class `Watchdogs`; did you mean `Watchdog`", ["--trainer.callbacks", "[Watchdogs]"]),
+    "unknown data": Case("no class `Arithmetics`; did you mean `Arithmetic`", ["--data", "Arithmetics"]),
+    "unknown model": Case(
+        "no class `PolicyOptimisation`; did you mean `PolicyOptimization`", ["--model", "PolicyOptimisation"]
+    ),
+    "class of another axis": Case(
+        "`model.objective.support`: `TokenMean` is a `Reduction`", [f"{OBJECTIVE}.support", "TokenMean"]
+    ),
+    "wrong type": Case("rollout.prompts…int…many", ["--rollout.prompts", "many"]),
+    "wrong type in a class": Case(
+        "high…float…wide",
+        ["-c", "more.yaml"],
+        {
+            "more.yaml": "model: {init_args: {objective: {surrogate: {class_path: ClippedRatio, init_args: {high: wide}}}}}"
+        },
+    ),
+    "a choice that is none": Case(
+        "scale…std…none…median",
+        ["-c", "more.yaml"],
+        {
+            "more.yaml": "model: {init_args: {objective: {advantage: {class_path: GroupRelative, init_args: {scale: median}}}}}"
+        },
+    ),
+    "missing section": Case("`data` is required", without="data"),
+    "missing model": Case("`model` is required", without="model"),
+    "missing rewards": Case("`rollout.rewards` is empty", without="rollout"),
+    "missing argument of a class": Case(
+        "`model.policy`: `CausalPolicy` needs the argument `source`", [f"--{POLICY}", "CausalPolicy"]
+    ),
+    "a verb that is none": Case("no verb 'fitt'; did you mean `fit`", verb="fitt"),
+    # --- files
+    "missing file": Case("no configuration file 'missing.yaml'", ["-c", "missing.yaml"]),
+    "missing algorithm file": Case(
+        "no configuration file 'configs/algorithm/grop.yaml'; did you mean `configs/algorithm/grpo.yaml`",
+        ["-c", "configs/algorithm/grop.yaml"],
+        {"configs/algorithm/grpo.yaml": "{}"},
+    ),
+    "missing included file": Case(
+        "no configuration file 'other.yaml'", ["-c", "more.yaml"], {"more.yaml": "include: [other.yaml]"}
+    ),
+    "files that include each other": Case(
+        "include", ["-c", "a.yaml"], {"a.yaml": "include: [b.yaml]", "b.yaml": "include: [a.yaml]"}
+    ),
+    "no YAML": Case("bad.yaml is no valid YAML", ["-c", "bad.yaml"], {"bad.yaml": "rollout: {prompts: 3"}),
+    "a list for a file": Case("must hold a mapping", ["-c", "bad.yaml"], {"bad.yaml": "- 1\n- 2"}),
+    "an option without its file": Case("-c", ["-c"]),
+    "unknown interpolation": Case(
+        "trainer.max_stepz", ["-c", "more.yaml"], {"more.yaml": 'rollout: {prompts: "${trainer.max_stepz}"}'}
+    ),
+    # --- data
+    "missing data file": Case("there is no file rows.jsonl", DATA),
+    "a row without the target": Case("line 2 of rows.jsonl has no 'target'", DATA, jsonl(ROW, '{"prompt": "1+2="}')),
+    "a row that is no JSON": Case("line 2 of rows.jsonl is no JSON", DATA, jsonl(ROW, "{")),
+    "no rows": Case("no training rows", DATA, jsonl("")),
+    "a prompt over the limit": Case(
+        "prompt '1+1=1+1=…over `data.max_prompt_tokens` (16)",
+        [*DATA, "--data.validation_share", "0", "--data.max_prompt_tokens", "16"],
+        jsonl('{"prompt": "1+1=1+1=1+1=1+1=1+1=", "target": "2"}'),
+    ),
+    "a chat template that is none": Case("`data.chat_template: false`", ["--data.chat_template", "true"]),
+    "too few problems": Case("`Arithmetic.digits` = 1", ["--data.train_problems", "99999"]),
+    "more digits than there are": Case("`Arithmetic.digits`", ["--data.digits", "0"]),
+    # --- algorithm
+    "K over the vocabulary": Case(
+        "`TopK.k` must be at most the vocabulary size 19, got 64",
+        [f"{OBJECTIVE}.support", "TopK", f"{OBJECTIVE}.support.k", "64"],
+    ),
+    "K of nothing": Case(
+        "`TopK.k` must be at least 1, got 0", [f"{OBJECTIVE}.support", "TopK", f"{OBJECTIVE}.support.k", "0"]
+    ),
+    "k1 in the loss": Case(
+        "`KLPenalty` with estimator k1 in the loss",
+        ["-c", "more.yaml"],
+        {
+            "more.yaml": "model: {init_args: {objective: {kl: {controller: ConstantCoefficient, estimator: k1, place: loss}}}}"
+        },
+    ),
+    "one completion": Case("`rollout.completions` must be at least 2, got 1", ["--rollout.completions", "1"]),
+    "mini-batches that do not divide": Case(
+        "`rollout.minibatches` (3) must divide the 4 sequences", ["--rollout.minibatches", "3"]
+    ),
+    "too many micro-batches": Case("`trainer.accumulate_grad_batches` = 8", ["--trainer.accumulate_grad_batches", "8"]),
+    "a limit within a rollout": Case(
+        "`trainer.limit_train_batches` (3) must be a multiple",
+        ["--trainer.limit_train_batches", "3", "--rollout.minibatches", "2"],
+    ),
+    "no prompts": Case("`rollout.prompts` must be at least 1", ["--rollout.prompts", "0"]),
+    "no new tokens": Case("`rollout.max_new_tokens` must be at least 1", ["--rollout.max_new_tokens", "0"]),
+    "a temperature of zero": Case("`model.temperature` must be positive", ["--model.temperature", "0"]),
+    "a clip of zero": Case("`ClippedRatio.low` must be in (0, 1), got 0", [f"{OBJECTIVE}.surrogate.low", "0"]),
+    "half-precision weights": Case("`bf16-mixed`", ["--trainer.precision", "bf16-true"]),
+    # --- rewards
+    "a reward that raises": Case(
+        "reward `Raises` raised ZeroDivisionError", ["--rollout.rewards", "[tests.test_bad_input.Raises]"], late=True
+    ),
+    "a reward of nan": Case(
+        "reward `ReturnsNan` returned nan", ["--rollout.rewards", "[tests.test_bad_input.ReturnsNan]"], late=True
+    ),
+    "a reward of a wrong count": Case(
+        "reward `ReturnsTooFew` must return one number per completion (4), got 1",
+        ["--rollout.rewards", "[tests.test_bad_input.ReturnsTooFew]"],
+        late=True,
+    ),
+    "a reward of text": Case(
+        "reward `ReturnsText` returned 'good'", ["--rollout.rewards", "[tests.test_bad_input.ReturnsText]"], late=True
+    ),
+    # --- checkpoints and models
+    "a missing checkpoint of the policy": Case(
+        "`policy.checkpoint` 'x.ckpt' does not exist", [f"--{POLICY}.checkpoint", "x.ckpt"]
+    ),
+    "a checkpoint of the policy that is none": Case(
+        "`policy.checkpoint` 'x.ckpt' cannot be read", [f"--{POLICY}.checkpoint", "x.ckpt"], {"x.ckpt": b"garbage"}
+    ),
+    "a missing checkpoint to resume": Case("`ckpt_path`…'x.ckpt'", ["--ckpt_path", "x.ckpt"]),
+    "a checkpoint to resume that is none": Case(
+        "`ckpt_path`…'x.ckpt'", ["--ckpt_path", "x.ckpt"], {"x.ckpt": b"garbage"}
+    ),
+    "adapters for layers that are none": Case(
+        "`lora.targets` names no linear layer: ['query']; there are",
+        [f"--{POLICY}", "tests.test_bad_input.Adapted", f"--{POLICY}.lora", "{targets: [query]}"],
+        late=True,
+    ),
+    "a model that is nowhere": Case(
+        "/no/such/model", [f"--{POLICY}", "CausalPolicy", f"--{POLICY}.source", "/no/such/model"]
+    ),
+}
+
+
+class Adapted(TinyPolicy):
+    """A tiny policy that takes adapters."""
+
+    def __init__(self, lora: dict | None = None) -> None:
+        from lightning_mpo.policies import Lora
+
+        super().__init__(hidden_size=32, layers=1, heads=2)
+        self.lora = Lora(**(lora or {}))
+
+
+@dataclass
+class Outcome:
+    code: int | str
+    stderr: str
+    loaded: bool
+    left: list[str]
+
+
+def run_case(case: Case, folder: Path) -> Outcome:
+    """Run a case in this process; what it raises instead of returning a code is told by name."""
+    from lightning_mpo import cli
+
+    base = yaml.safe_load(BASE)
+    base.pop(case.without, None)
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    for name, content in case.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    loads: list[type] = []
+    saved = {owner: owner.load_network for owner in (CausalPolicy, TinyPolicy)}
+
+    def spy(owner):
+        return lambda self: (loads.append(owner), saved[owner](self))[1]
+
+    argv, here, stderr = sys.argv, os.getcwd(), io.StringIO()
+    try:
+        for owner in saved:
+            owner.load_network = spy(owner)
+        os.chdir(folder)
+        sys.argv = ["lightning-mpo", case.verb, "-c", "base.yaml", *case.arguments]
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
+            code: int | str = cli.run()
+    except BaseException as error:
+        code = f"{type(error).__name__}: {str(error)[:200]}"
+    finally:
+        os.chdir(here)
+        sys.argv = argv
+        for owner, method in saved.items():
+            owner.load_network = method
+    known = {"base.yaml", *(name.split("/")[0] for name in case.files)}
+    left = sorted(
+        str(p.relative_to(folder))
+        for p in folder.rglob("*")
+        if p.is_file() and str(p.relative_to(folder)).split("/")[0] not in known
+    )
+    return Outcome(code, stderr.getvalue(), bool(loads), left)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_that_says_what_to_write(tmp_path, name):
+    case = CASES[name]
+    outcome = run_case(case, tmp_path)
+    assert outcome.code == 2, outcome
+    lines = [line for line in outcome.stderr.splitlines() if line.strip()]
+    line = lines[-1]
+    assert [text.startswith("lightning-mpo: ") for text in lines].count(True) == 1
+    assert line.startswith("lightning-mpo: ")
+    assert case.late or len(lines) == 1, "a late mistake may follow warnings"
+    assert len(line) < 450
+    position = 0
+    for part in case.said.split("…"):
+        assert part in line[position:], f"{part!r} is not said in: {line}"
+        position = line.index(part, position)
+    assert "Traceback" not in outcome.stderr
+    assert outcome.loaded == case.late, (
+        "a model was loaded before the mistake was told" if outcome.loaded else "sampled"
+    )
+    assert not [path for path in outcome.left if path.endswith(".ckpt")], "a checkpoint of a run that never trained"
+    if not case.late:
+        assert outcome.left == [], "a run folder of a run that never began"
+
+
+def main() -> None:
+    for name, case in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = run_case(case, Path(folder))
+        said = outcome.stderr.strip() if outcome.code == 2 else f"!! {outcome.code}"
+        print(f"{name:42} | {'loaded' if outcome.loaded else '      '} | {' '.join(outcome.left)[:60]} | {said}")
+
+
+if __name__ == "__main__":
+    main()

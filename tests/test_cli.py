@@ -1,0 +1,368 @@
+"""The command line: each trap of LightningCLI that design section 5 decides about, in process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from lightning_mpo import __version__, cli
+from lightning_mpo.__main__ import main
+from lightning_mpo.errors import UserError
+from tests.test_bad_input import BASE
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "configs" / "experiment" / "quickstart.yaml"
+ALGORITHMS = sorted((ROOT / "configs" / "algorithm").glob("*.yaml"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working directory with a small configuration of a run."""
+    (tmp_path / "base.yaml").write_text(BASE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Run the command line in this process."""
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["lightning-mpo", *map(str, arguments)])
+        return cli.run()
+
+    return run
+
+
+@pytest.fixture
+def parsed(call, capsys):
+    """Return the configuration that arguments give."""
+
+    def parse(*arguments: object, verb: str = "fit") -> dict:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            call(verb, *arguments, "--print_config")
+        assert not stop.value.code
+        return yaml.safe_load(capsys.readouterr().out)
+
+    return parse
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[cli.CLI]:
+    """Collect what was fitted."""
+    done: list[cli.CLI] = []
+    monkeypatch.setattr(cli.CLI, "after_fit", lambda self: done.append(self), raising=False)
+    return done
+
+
+def write(path: Path, content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+# --- configuration files ------------------------------------------------------------------------------------------------
+
+
+def test_files_overlay_key_by_key_and_the_command_line_wins(here, parsed):
+    write(here / "one.yaml", {"rollout": {"prompts": 6, "completions": 5}, "trainer": {"max_steps": 7}})
+    write(here / "two.yaml", {"rollout": {"completions": 3}, "model": {"init_args": {"temperature": 0.7}}})
+    config = parsed("-c", "base.yaml", "-c", "one.yaml", "-c", "two.yaml", "--trainer.max_steps", 9)
+    assert (config["rollout"]["prompts"], config["rollout"]["completions"]) == (6, 3)
+    assert config["rollout"]["max_new_tokens"] == 6, "of the base"
+    assert config["trainer"]["max_steps"] == 9
+    assert config["trainer"]["accelerator"] == "cpu"
+    assert config["model"]["init_args"]["temperature"] == 0.7
+    assert config["model"]["init_args"]["policy"]["init_args"]["hidden_size"] == 32
+
+
+def test_included_files_come_first_relative_to_their_file_and_nested(here, parsed, monkeypatch):
+    write(here / "parts" / "deep" / "c.yaml", {"rollout": {"prompts": 1, "completions": 11, "epochs": 4}})
+    write(here / "parts" / "b.yaml", {"include": ["deep/c.yaml"], "rollout": {"prompts": 2, "completions": 12}})
+    write(here / "experiment" / "a.yaml", {"include": ["../base.yaml", "../parts/b.yaml"], "rollout": {"prompts": 3}})
+    monkeypatch.chdir(here / "parts")
+    for arguments in (
+        ["-c", "../experiment/a.yaml"],
+        ["--config", "../experiment/a.yaml"],
+        ["--config=../experiment/a.yaml"],
+    ):
+        rollout = parsed(*arguments)["rollout"]
+        assert (rollout["prompts"], rollout["completions"], rollout["epochs"]) == (3, 12, 4)
+
+
+def test_one_include_needs_no_list(here):
+    write(here / "a.yaml", {"include": "base.yaml"})
+    assert cli.expand_includes(["fit", "-c", "a.yaml"])[:5] == ["fit", "-c", "base.yaml", "-c", "a.yaml"]
+
+
+def test_interpolation(here, parsed):
+    write(
+        here / "more.yaml",
+        {
+            "data": {"init_args": {"seed": "${seed_everything}"}},
+            "rollout": {"prompts": "${trainer.max_steps}"},
+            "trainer": {"default_root_dir": "run-seed${seed_everything}", "max_steps": 4},
+        },
+    )
+    config = parsed("-c", "base.yaml", "-c", "more.yaml", "--seed_everything", 5)
+    assert config["data"]["init_args"]["seed"] == 5
+    assert config["trainer"]["default_root_dir"] == "run-seed5"
+    assert config["rollout"]["prompts"] == 4
+    assert parsed("-c", "base.yaml", "-c", "more.yaml", "--trainer.max_steps", 3)["rollout"]["prompts"] == 3
+
+
+@pytest.mark.parametrize(
+    "file", [QUICKSTART, ROOT / "configs" / "experiment" / "smollm2_svamp.yaml"], ids=lambda p: p.stem
+)
+def test_a_printed_configuration_parses_to_itself_anywhere(here, parsed, file):
+    first = parsed("-c", file)
+    write(here / "elsewhere" / "printed.yaml", first)
+    assert parsed("-c", "elsewhere/printed.yaml") == first
+    assert first["include"] is None
+
+
+def test_the_default_seed_is_fixed(here, parsed):
+    content = yaml.safe_load(BASE)
+    del content["seed_everything"]
+    assert parsed("-c", write(here / "seedless.yaml", content))["seed_everything"] == 0
+
+
+def test_rollout_is_a_section_with_defaults_and_one_callback(here, parsed, call, runs):
+    config = parsed("-c", "base.yaml")
+    assert config["rollout"]["minibatches"] == 1
+    assert config["rollout"]["parity_gate"] is True
+    assert not any("Rollout" in str(callback) for callback in config["trainer"]["callbacks"])
+    assert call("fit", "-c", "base.yaml") == 0
+    names = [type(callback).__name__ for callback in runs[0].trainer.callbacks]
+    assert names.count("Rollout") == 1
+    assert names[0] == "Rollout"
+
+
+def test_short_class_names_and_appended_callbacks(here, parsed):
+    config = parsed("-c", "base.yaml", "--trainer.callbacks+=Watchdog", "--trainer.callbacks.patience=5")
+    assert config["model"]["class_path"] == "lightning_mpo.modules.PolicyOptimization"
+    objective = config["model"]["init_args"]["objective"]
+    assert objective["reduction"]["class_path"] == "lightning_mpo.reductions.TokenMean"
+    assert config["data"]["class_path"].endswith(".Arithmetic")
+    assert config["rollout"]["rewards"][0]["class_path"].endswith(".ExactAnswer")
+    assert [c["class_path"].rsplit(".")[-1] for c in config["trainer"]["callbacks"]] == ["ModelCheckpoint", "Watchdog"]
+    assert config["trainer"]["callbacks"][1]["init_args"]["patience"] == 5
+
+
+@pytest.mark.parametrize("file", ALGORITHMS, ids=lambda path: path.stem)
+def test_an_algorithm_over_the_quickstart_leaves_nothing_of_the_quickstarts(here, parsed, file):
+    """Keys overlay one by one, so that whatever a file does not set survives from the file before."""
+    own = parsed("-c", "base.yaml", "--rollout.max_new_tokens", 40, "-c", file)
+    over = parsed("-c", QUICKSTART, "-c", file, "--rollout.max_new_tokens", 40)
+    assert over["model"]["init_args"]["objective"] == own["model"]["init_args"]["objective"]
+
+
+def test_the_quickstarts_warm_up_writes_what_the_quickstart_reads(parsed, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for seed in (0, 3):
+        first = parsed("-c", QUICKSTART, "--seed_everything", seed)
+        before = parsed("-c", first["warmup"], "--seed_everything", seed)
+        policies = [config["model"]["init_args"]["policy"]["init_args"] for config in (first, before)]
+        checkpoint = policies[0].pop("checkpoint")
+        assert policies[1].pop("checkpoint") is None
+        assert policies[0] == policies[1]
+        save = before["trainer"]["callbacks"][-1]["init_args"]
+        assert save["save_last"]
+        assert checkpoint == f"{save['dirpath']}/last.ckpt"
+        assert f"seed{seed}" in checkpoint
+        assert first["data"]["class_path"] == before["data"]["class_path"]
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_its_configuration_and_trains_with_the_optimiser_of_the_file(here, call, runs):
+    write(
+        here / "more.yaml",
+        {"model": {"init_args": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.25}}}}},
+    )
+    assert call("fit", "-c", "base.yaml", "-c", "more.yaml", "--trainer.log_every_n_steps", 1) == 0
+    (optimizer,) = runs[0].trainer.optimizers
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    policy = runs[0].model.policy
+    assert {id(w) for w in optimizer.param_groups[0]["params"]} == {id(w) for w in policy.network.parameters()}
+    config = yaml.safe_load((here / "run" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.25
+    assert (here / "run" / "metrics.csv").is_file()
+    assert (here / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_saved_configuration_repeats_its_run(here, call, runs):
+    assert call("fit", "-c", "base.yaml") == 0
+    (here / "run" / "config.yaml").rename(here / "again.yaml")
+    assert call("fit", "-c", "again.yaml") == 0
+    first, second = (dict(run.model.policy.named_parameters()) for run in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (here / "run" / "config.yaml").read_text() == (here / "again.yaml").read_text()
+
+
+def test_resuming_in_a_folder_that_has_a_configuration_and_the_command_line_beats_the_checkpoint(here, call, runs):
+    assert call("fit", "-c", "base.yaml") == 0
+    path = here / "run" / "checkpoints" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    state["hyper_parameters"] = {"temperature": 0.125, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    torch.save(state, path)
+    arguments = ("--model.temperature", 0.5, "--trainer.max_steps", 2, "--ckpt_path", path)
+    assert call("fit", "-c", "base.yaml", *arguments) == 0
+    assert runs[1].model.temperature == 0.5
+    assert runs[1].trainer.global_step == 2
+    assert runs[1].model.source.counter == 2, "resumed, not begun anew"
+    assert yaml.safe_load((here / "run" / "config.yaml").read_text())["model"]["init_args"]["temperature"] == 0.5
+
+
+def test_last_finds_the_checkpoint_of_the_same_folder(here, call, runs):
+    assert call("fit", "-c", "base.yaml") == 0
+    assert call("fit", "-c", "base.yaml", "--trainer.max_steps", 2, "--ckpt_path", "last") == 0
+    assert runs[1].model.source.counter == 2
+
+
+def test_only_a_run_that_begins_writes_a_configuration(here, call, capsys):
+    assert call("fit", "-c", "base.yaml") == 0
+    config = (here / "run" / "config.yaml").read_text()
+    assert call("fit", "-c", "base.yaml", "--rollout.completions", 1) == 2
+    path = here / "run" / "checkpoints" / "last.ckpt"
+    assert call("validate", "-c", "base.yaml", "--trainer.limit_val_batches", 1, "--ckpt_path", path) == 0
+    assert (here / "run" / "config.yaml").read_text() == config
+    assert "val/pass@1" in capsys.readouterr().out
+
+
+def test_fast_dev_run_writes_nothing(here, call):
+    assert call("fit", "-c", "base.yaml", "--trainer.fast_dev_run", "true") == 0
+    assert [path for path in here.rglob("*") if path.is_file()] == [here / "base.yaml"]
+
+
+def test_other_errors_keep_their_traceback(here, call, monkeypatch):
+    from lightning_mpo.policies import TinyPolicy
+
+    def broken(self):
+        raise ValueError("a bug of ours")
+
+    monkeypatch.setattr(TinyPolicy, "load_network", broken)
+    with pytest.raises(ValueError, match="a bug of ours"):
+        call("fit", "-c", "base.yaml")
+
+
+# --- warm-up ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def warmed(here, monkeypatch):
+    """A configuration with a warm-up whose process is only written down."""
+    commands: list[list[str]] = []
+    outcome = SimpleNamespace(code=0, writes=True)
+
+    def run(command, check):
+        commands.append(command)
+        if outcome.writes:
+            policy = yaml.safe_load(BASE)["model"]["init_args"]["policy"]["init_args"]
+            from lightning_mpo.policies import TinyPolicy
+
+            made = TinyPolicy(**policy)
+            made.build(device=torch.device("cpu"), reference=False)
+            state = {f"policy.{key}": value for key, value in made.state_dict().items()}
+            torch.save({"state_dict": state}, "warm.ckpt")
+        return SimpleNamespace(returncode=outcome.code)
+
+    monkeypatch.setattr(cli.subprocess, "run", run)
+    write(
+        here / "warm.yaml",
+        {
+            "include": ["base.yaml"],
+            "warmup": "warmup.yaml",
+            "model": {"init_args": {"policy": {"init_args": {"checkpoint": "warm.ckpt"}}}},
+        },
+    )
+    return SimpleNamespace(commands=commands, outcome=outcome)
+
+
+def test_the_warm_up_runs_where_its_checkpoint_is_missing(call, warmed, runs):
+    assert call("fit", "-c", "warm.yaml", "--seed_everything", 4) == 0
+    assert warmed.commands == [
+        [sys.executable, "-m", "lightning_mpo", "fit", "-c", "warmup.yaml", "--seed_everything", "4"]
+    ]
+    assert call("fit", "-c", "warm.yaml", "--seed_everything", 4) == 0
+    assert len(warmed.commands) == 1, "the checkpoint is there"
+    assert len(runs) == 2
+
+
+def test_other_verbs_run_no_warm_up(call, warmed, capsys):
+    assert call("validate", "-c", "warm.yaml") == 2
+    assert warmed.commands == []
+    assert "`policy.checkpoint` 'warm.ckpt' does not exist" in capsys.readouterr().err
+
+
+def test_a_warm_up_that_fails(call, warmed, capsys):
+    warmed.outcome.code, warmed.outcome.writes = 3, False
+    assert call("fit", "-c", "warm.yaml") == 2
+    assert "the warm-up stage 'warmup.yaml' failed with exit code 3" in capsys.readouterr().err
+    warmed.outcome.code = 0
+    assert call("fit", "-c", "warm.yaml") == 2
+    assert "the warm-up stage 'warmup.yaml' did not write `policy.checkpoint` 'warm.ckpt'" in capsys.readouterr().err
+
+
+def test_only_the_first_process_of_a_node_warms_up(call, warmed, capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert call("fit", "-c", "warm.yaml") == 2
+    assert warmed.commands == []
+    assert "make it first: lightning-mpo fit -c warmup.yaml" in capsys.readouterr().err
+
+
+# --- the entry point ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_names_the_verbs(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["lightning-mpo", *arguments])
+    assert main() == 0
+    shown = capsys.readouterr().out
+    for word in ("fit", "validate", "test", "predict", "-c FILE", "quickstart.yaml"):
+        assert word in shown
+    for line in shown.splitlines():
+        for word in line.split():
+            if word.startswith("configs/"):
+                assert (ROOT / word).is_file(), f"the help names {word}"
+
+
+def test_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lightning-mpo", "--version"])
+    assert main() == 0
+    assert capsys.readouterr().out == f"lightning-mpo {__version__}\n"
+
+
+def test_help_is_quick_and_a_mistake_exits_with_two(tmp_path):
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_mpo", "--help"], capture_output=True, text=True, check=False
+    )
+    assert time.perf_counter() - started < 5
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: lightning-mpo")
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_mpo", "fot"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr == "lightning-mpo: no verb 'fot'; did you mean `fit`?\n"
+
+
+def test_the_mistake_behind_an_error_is_found():
+    mistake, wrapped = UserError("mend this"), ValueError("wrapped")
+    wrapped.__cause__ = mistake
+    assert cli._user_error(wrapped) is mistake
+    outer = ValueError("raised while another was handled")
+    outer.__context__ = wrapped
+    assert cli._user_error(outer) is mistake
+    assert cli._user_error(ValueError("plain")) is None

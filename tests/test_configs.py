@@ -1,0 +1,142 @@
+"""Every YAML is parsed and instantiated; an algorithm file sets every axis and every argument."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import lightning as L
+import pytest
+import yaml
+
+from lightning_mpo import cli
+from lightning_mpo.messages import _classes
+from lightning_mpo.modules import PolicyOptimization, SupervisedWarmup
+from lightning_mpo.objective import Objective
+from tests.test_bad_input import BASE
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+ALGORITHMS = sorted((CONFIGS / "algorithm").glob("*.yaml"))
+SECTIONS = {"model", "data", "algorithm", "hardware", "experiment"}
+LINES = {"experiment": 60}
+"""Lines of content; the design says under 40, experiments may be a little longer."""
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CONFIGS).with_suffix(""))
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Instantiate what a configuration names, without training."""
+    (tmp_path / "base.yaml").write_text(BASE)
+    monkeypatch.chdir(tmp_path)
+    built: list[tuple] = []
+    warmed: list[str] = []
+
+    @functools.wraps(L.Trainer.fit)
+    def fit(self, model, train_dataloaders=None, val_dataloaders=None, datamodule=None, **kwargs):
+        built.append((model, datamodule, self))
+
+    monkeypatch.setattr(L.Trainer, "fit", fit)
+    monkeypatch.setattr(cli, "_fit_first", lambda config, checkpoint, seed: warmed.append(config))
+
+    def run(*arguments: object):
+        monkeypatch.setattr(sys, "argv", ["lightning-mpo", "fit", *map(str, arguments)])
+        assert cli.run() == 0
+        assert all((CONFIGS.parent / config).is_file() for config in warmed)
+        return built[-1]
+
+    return run
+
+
+def test_the_folders_are_those_of_the_design():
+    assert {path.parent.name for path in FILES} == SECTIONS
+    assert all(path.parent.parent == CONFIGS for path in FILES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_is_short_and_says_what_it_is(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# "), "the first line says what the file is for"
+    content = [line for line in lines if line.strip() and not line.strip().startswith("#")]
+    limit = LINES.get(path.parent.name, 39)
+    assert len(content) <= limit, f"{len(content)} lines of content, {len(content) - limit} over the bound"
+    assert max(map(len, lines)) <= 140
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "experiment"], ids=name_of)
+def test_a_part_can_be_laid_over_a_run(build, path):
+    content = yaml.safe_load(path.read_text())
+    touched = {"model": {"model"}, "algorithm": {"model"}, "data": {"data", "rollout"}, "hardware": {"trainer"}}
+    assert set(content) <= touched[path.parent.name], "one choice a file"
+    model, data, trainer = build("-c", "base.yaml", "-c", path)
+    assert isinstance(model, PolicyOptimization)
+    if path.parent.name == "data":
+        assert type(data).__name__ == content["data"]["class_path"]
+        rollout = next(c for c in trainer.callbacks if type(c).__name__ == "Rollout")
+        assert [type(reward).__name__ for reward in rollout.rewards] == content["rollout"]["rewards"]
+    if path.parent.name == "model" and "class_path" in content["model"]["init_args"]["policy"]:
+        assert type(model.policy).__name__ == content["model"]["init_args"]["policy"]["class_path"]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "experiment"], ids=name_of)
+def test_an_experiment_is_whole(build, path):
+    model, data, trainer = build("-c", path)
+    content = yaml.safe_load(path.read_text())
+    assert isinstance(model, PolicyOptimization | SupervisedWarmup)
+    assert trainer.max_steps == content["trainer"]["max_steps"] > 0
+    assert str(trainer.default_root_dir).startswith("runs/")
+    wanted = [c if isinstance(c, str) else c["class_path"] for c in content["trainer"]["callbacks"]]
+    built = {type(callback).__name__ for callback in trainer.callbacks}
+    assert set(wanted) <= built
+    assert data is not None
+    command = next((line for line in path.read_text().splitlines() if "lightning-mpo fit -c" in line), None)
+    assert command is None or f"configs/experiment/{path.name}" in command
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
+def test_an_algorithm_sets_every_axis_and_every_argument(path):
+    """Files overlay key by key: what one does not set stays as the file before left it."""
+    content = yaml.safe_load(path.read_text())
+    assert content["model"]["class_path"] == "PolicyOptimization"
+    objective = content["model"]["init_args"]["objective"]
+    assert set(objective) == {item.name for item in fields(Objective)}
+    assert_complete(objective, str(path))
+
+
+def assert_complete(value: object, where: str) -> None:
+    """Check each class in a tree of options against its signature."""
+    if isinstance(value, dict) and "class_path" in value:
+        given = set(value.get("init_args", {}))
+        takes = set(inspect.signature(_classes()[value["class_path"]].__init__).parameters) - {"self"}
+        assert given == takes, f"{where}: {value['class_path']} leaves {takes - given} open"
+        assert_complete(value.get("init_args", {}), where)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            assert_complete(inner, f"{where}.{key}")
+    elif isinstance(value, str) and value in _classes():
+        takes = set(inspect.signature(_classes()[value].__init__).parameters) - {"self"}
+        own = _classes()[value].__init__ is not object.__init__
+        assert not (takes and own), f"{where}: {value} takes {takes}; write them out"
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
+def test_an_algorithm_is_the_one_it_says(build, path):
+    model, _, _ = build("-c", "base.yaml", "-c", path)
+    said = model.objective.describe()
+    named = {
+        "grpo": ["TokenActions", "SequenceMean", "scale=std", "low=0.2, high=0.2", "FullVocabulary", "kl none"],
+        "dapo": ["TokenActions", "TokenMean", "low=0.2, high=0.28"],
+        "dr_grpo": ["TokenActions", "ConstantLength(length=6)", "scale=none"],
+        "gspo": ["SequenceActions(mean=True)", "SequenceMean", "low=0.0003, high=0.0004"],
+        "rlpt": ["TopK(k=16)", "TokenActions"],
+        "mpo_backbone": ["BlockActions(length=3", "0.8", "FullVocabulary"],
+        "mpo_backbone_rlpt": ["BlockActions(length=3", "TopK(k=16)"],
+    }
+    for part in named.get(path.stem, []):
+        assert part in said

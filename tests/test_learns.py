@@ -1,0 +1,86 @@
+"""A run learns: from two habits that imitation taught, blocks over promising tokens find the one that is rewarded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_mpo.action_spaces import BlockActions, FutureShare
+from lightning_mpo.data.base import PromptDataModule, Splits
+from lightning_mpo.modules import SupervisedWarmup
+from lightning_mpo.policies import TinyPolicy
+from lightning_mpo.rewards.text import ExactAnswer
+from lightning_mpo.supports import TopK
+from lightning_mpo.types import PromptRow
+from tests.modules.runs import adam, fit, make_objective, make_trainer
+
+ROLLOUTS = 20
+
+
+class Copies(PromptDataModule):
+    """`37=` asks for `3,7;37`. Of each prompt's two solutions the other one is `7,3;73`; the target is always right."""
+
+    def __init__(self) -> None:
+        super().__init__(chat_template=False)
+
+    def load(self) -> Splits:
+        pairs = [(a, b) for a in "0123456789" for b in "0123456789" if a != b]
+        rows = [PromptRow(f"{a}{b}=", a + b, f"{x},{y};{x}{y}") for a, b in pairs for x, y in ((a, b), (b, a))]
+        return Splits(rows, rows[:10])
+
+
+def tiny(checkpoint: str | None = None) -> TinyPolicy:
+    return TinyPolicy(characters="0123456789=,;", hidden_size=48, layers=2, heads=4, checkpoint=checkpoint)
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory) -> str:
+    """Imitate both habits."""
+    folder = tmp_path_factory.mktemp("warm")
+    torch.manual_seed(0)
+    module = SupervisedWarmup(tiny(), batch_size=30, batches_per_epoch=30, optimizer=adam(5e-3))
+    save = ModelCheckpoint(dirpath=folder, save_last=True)
+    make_trainer(folder, [save], max_steps=240, gradient_clip_val=1.0).fit(module, datamodule=Copies())
+    return f"{folder}/last.ckpt"
+
+
+def rewards(folder: Path, checkpoint: str, seed: int, lr: float) -> list[float]:
+    """Return the mean reward of each rollout."""
+    run = fit(
+        folder,
+        policy=tiny(checkpoint),
+        data=Copies(),
+        objective=make_objective(support=TopK(6), actions=BlockActions(FutureShare(0.2), length=3)),
+        module={"optimizer": adam(lr)},
+        rollout={
+            "rewards": [ExactAnswer()],
+            "prompts": 18,
+            "completions": 8,
+            "minibatches": 2,
+            "max_new_tokens": 8,
+            "seed": seed,
+        },
+        max_steps=2 * ROLLOUTS,
+        gradient_clip_val=1.0,
+    )
+    assert run.trainer.global_step == 2 * ROLLOUTS
+    return run.record.column("reward/mean")[::2]
+
+
+def gain(curve: list[float]) -> float:
+    return sum(curve[-4:]) / 4 - sum(curve[:2]) / 2
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_reward_rises(tmp_path, warm, seed):
+    curve = rewards(tmp_path, warm, seed, 1e-3)
+    assert 0.15 < curve[0] < 0.7, "there must be something to learn, and something to learn from"
+    assert gain(curve) > 0.2, curve
+
+
+def test_without_a_learning_rate_it_does_not(tmp_path, warm):
+    curve = rewards(tmp_path, warm, 0, 0.0)
+    assert abs(gain(curve)) < 0.1, curve
