@@ -169,8 +169,6 @@ class Rollout(RolloutCallback, RolloutSource):
     def _collect(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
         """Roll out: prompts, samples, rewards, experience, and the plan of the updates."""
         module.zero_grad(set_to_none=True)  # gradients of the last update are otherwise alive during the rollout
-        for optimizer in trainer.optimizers:
-            optimizer.zero_grad(set_to_none=True)
         schedule = self._need_schedule()
         listeners = [callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
         for callback in listeners:
