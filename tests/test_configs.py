@@ -79,7 +79,8 @@ def test_a_part_can_be_laid_over_a_run(build, path):
     if path.parent.name == "data":
         assert type(data).__name__ == content["data"]["class_path"]
         rollout = next(c for c in trainer.callbacks if type(c).__name__ == "Rollout")
-        assert [type(reward).__name__ for reward in rollout.rewards] == content["rollout"]["rewards"]
+        named = [r if isinstance(r, str) else r["class_path"] for r in content["rollout"]["rewards"]]
+        assert [type(reward).__name__ for reward in rollout.rewards] == named
     if path.parent.name == "model" and "class_path" in content["model"]["init_args"]["policy"]:
         assert type(model.policy).__name__ == content["model"]["init_args"]["policy"]["class_path"]
 

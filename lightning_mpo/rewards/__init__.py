@@ -5,4 +5,14 @@ from lightning_mpo.rewards.math import MathAnswer
 from lightning_mpo.rewards.shape import Finished
 from lightning_mpo.rewards.text import ExactAnswer
 
-__all__ = ["Completion", "ExactAnswer", "Finished", "MathAnswer", "Reward", "RewardError", "Scores", "completions_of", "score_all"]
+__all__ = [
+    "Completion",
+    "ExactAnswer",
+    "Finished",
+    "MathAnswer",
+    "Reward",
+    "RewardError",
+    "Scores",
+    "completions_of",
+    "score_all",
+]

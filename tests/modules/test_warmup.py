@@ -41,9 +41,9 @@ def test_it_learns_to_imitate(tmp_path):
     assert sum(losses[-3:]) < 0.3 * sum(losses[:3])
 
 
-@pytest.mark.parametrize("at", [2, 3, 4])
-def test_prompts_go_on_where_they_stopped(tmp_path, at):
-    """Over epochs, and after a resume: at 3 the epoch is at its end."""
+@pytest.mark.parametrize(("at", "batches", "cuts"), [(2, 3, 1), (3, 3, 1), (4, 3, 1), (2, 4, 2), (3, 4, 2)])
+def test_prompts_go_on_where_they_stopped(tmp_path, at, batches, cuts):
+    """Over epochs, and after a resume: at 3 of 3, and at 2 with 2 micro-batches of 4, the epoch is at its end."""
     asked = []
 
     def spied():
@@ -57,12 +57,13 @@ def test_prompts_go_on_where_they_stopped(tmp_path, at):
         data.training_rows = spy
         return data
 
-    whole, _ = warm_up(tmp_path / "whole", 7, data=spied())
-    assert asked == [(counter, 4) for counter in range(7)]
+    options = {"batches": batches, "accumulate_grad_batches": cuts}
+    whole, _ = warm_up(tmp_path / "whole", 7, data=spied(), **options)
+    assert asked == [(counter, 4) for counter in range(7 * cuts)]
     asked.clear()
-    warm_up(tmp_path, at, callbacks=[ModelCheckpoint(dirpath=tmp_path, save_last=True)], data=spied())
-    resumed, _ = warm_up(tmp_path, 7, ckpt_path=f"{tmp_path}/last.ckpt", data=spied())
-    assert asked == [(counter, 4) for counter in range(7)]
+    warm_up(tmp_path, at, callbacks=[ModelCheckpoint(dirpath=tmp_path, save_last=True)], data=spied(), **options)
+    resumed, _ = warm_up(tmp_path, 7, ckpt_path=f"{tmp_path}/last.ckpt", data=spied(), **options)
+    assert asked == [(counter, 4) for counter in range(7 * cuts)]
     assert same(dict(resumed.policy.named_parameters()), dict(whole.policy.named_parameters()))
 
 
