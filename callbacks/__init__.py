@@ -4,6 +4,7 @@ if __name__ != "lightning_mpo.callbacks":  # a second import path would make a s
     raise ImportError("import `lightning_mpo.callbacks`, not `callbacks`")
 
 from lightning_mpo.callbacks.kl import KLTracking
+from lightning_mpo.callbacks.predictions import Predictions
 from lightning_mpo.callbacks.progress import RolloutProgressBar
 from lightning_mpo.callbacks.report import Report
 from lightning_mpo.callbacks.rollout import Rollout
@@ -11,4 +12,4 @@ from lightning_mpo.callbacks.samples import Samples
 from lightning_mpo.callbacks.throughput import Throughput
 from lightning_mpo.callbacks.watchdog import Watchdog
 
-__all__ = ["KLTracking", "Report", "Rollout", "RolloutProgressBar", "Samples", "Throughput", "Watchdog"]
+__all__ = ["KLTracking", "Predictions", "Report", "Rollout", "RolloutProgressBar", "Samples", "Throughput", "Watchdog"]

@@ -21,7 +21,7 @@ from tests.test_bad_input import BASE
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 ALGORITHMS = sorted((CONFIGS / "algorithm").glob("*.yaml"))
-SECTIONS = {"model", "data", "algorithm", "hardware", "experiment"}
+SECTIONS = {"model", "report", "data", "algorithm", "hardware", "experiment"}
 LINES = {"experiment": 60}
 """Lines of content; the design says under 40, experiments may be a little longer."""
 
@@ -72,7 +72,13 @@ def test_a_file_is_short_and_says_what_it_is(path):
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "experiment"], ids=name_of)
 def test_a_part_can_be_laid_over_a_run(build, path):
     content = yaml.safe_load(path.read_text())
-    touched = {"model": {"model"}, "algorithm": {"model"}, "data": {"data", "rollout"}, "hardware": {"trainer"}}
+    touched = {
+        "model": {"model"},
+        "algorithm": {"model"},
+        "data": {"data", "rollout"},
+        "hardware": {"trainer"},
+        "report": {"trainer"},
+    }
     assert set(content) <= touched[path.parent.name], "one choice a file"
     model, data, trainer = build("-c", "base.yaml", "-c", path)
     assert isinstance(model, PolicyOptimization)
