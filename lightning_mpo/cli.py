@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def _nested(config: Any, *keys: str) -> Any:
 
 def run() -> int:
     """Parse the command line and run it; a mistake of the user's prints one line and returns 2."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours keeps no position
