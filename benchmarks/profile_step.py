@@ -1,9 +1,9 @@
-"""Where a step's time goes: SmolLM2 with LoRA, 8 prompts x 4 completions x 96 tokens, through the Trainer.
+"""Where a step's time goes: SmolLM2 with LoRA, 8 prompts x 4 completions x 96 tokens, two updates.
 
     python benchmarks/profile_step.py --steps 3 --data ../shared/data/svamp
 
-Phases are timed at the calls that do the work; what is left of a step is the framework's overhead: batch arithmetic, hooks,
-logging, copies. Prints one JSON line.
+A step is a rollout with its updates. Phases are timed at the calls that do the work; what is left of a step is the
+framework's overhead: batch arithmetic, hooks, logging, copies. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
 import json
 import os
 import resource
@@ -20,6 +21,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
+
+UPDATES, MICRO_BATCHES = 2, 4
 
 
 class Phases:
@@ -84,24 +87,18 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     phases.wrap(rollout_callback, "score_all", "rewards")
     phases.wrap(CausalPolicy, "score", "forward and head")
     phases.wrap(L.LightningModule, "backward", "backward")
+    phases.wrap(
+        importlib.import_module("torch.optim.adam"), "adam", "optimizer"
+    )  # the arithmetic: `step` runs forward and backward inside as well
     ends: list[float] = []
     taken: list[dict[str, float]] = []
 
     class Clock(L.Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, index: int) -> None:
-            if trainer.global_step == 0 and not ends:
-                for optimizer in trainer.optimizers:
-                    phases.wrap(optimizer, "step", "optimizer")
-
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            if batch_is_last(trainer):
+            if (trainer.fit_loop.epoch_loop.batch_idx + 1) % (UPDATES * MICRO_BATCHES) == 0:
                 ends.append(time.perf_counter())
                 taken.append(dict(phases.seconds))
 
-    def batch_is_last(trainer: L.Trainer) -> bool:
-        return (trainer.fit_loop.epoch_loop.batch_idx + 1) % MICRO_BATCHES == 0
-
-    MICRO_BATCHES = 2
     objective = Objective(
         TopK(16), BlockActions(FutureShare(0.2)), GroupRelative("std"), ClippedRatio(), AllTokens(), TokenMean()
     )
@@ -109,7 +106,7 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     module = PolicyOptimization(policy, objective, optimizer=lambda w: torch.optim.AdamW(w, lr=1e-4))
     trainer = L.Trainer(
         accelerator="cpu",
-        max_steps=arguments.steps + 1,
+        max_steps=(arguments.steps + 1) * UPDATES,
         accumulate_grad_batches=MICRO_BATCHES,
         gradient_clip_val=1.0,
         default_root_dir=folder,
@@ -119,7 +116,7 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         enable_model_summary=False,
         limit_val_batches=0,
         callbacks=[
-            Rollout([MathAnswer()], prompts=8, completions=4, max_new_tokens=96),
+            Rollout([MathAnswer()], prompts=8, completions=4, max_new_tokens=96, minibatches=UPDATES),
             Clock(),
             KLTracking(every=4),
             Samples(every=1000),
@@ -131,7 +128,6 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     trainer.fit(module, datamodule=data)
     total = ends[-1] - ends[0]
     spent = {name: taken[-1][name] - taken[0].get(name, 0.0) for name in taken[-1]}
-    # the optimizer's closure runs forward and backward inside `step`: Lightning calls them there
     shares = {name: round(seconds / total, 4) for name, seconds in spent.items()}
     return {
         "seconds_per_step": round(total / arguments.steps, 2),
