@@ -74,7 +74,6 @@ class Rollout(RolloutCallback, RolloutSource):
         self._denominators: list[Denominators] = []
         self._tally: Tally | None = None
         self._gate_passed = False
-        self._resumed: dict[str, Any] | None = None
 
     @property
     def seed(self) -> int:
@@ -159,9 +158,8 @@ class Rollout(RolloutCallback, RolloutSource):
         update, micro = divmod(slot, schedule.micro_batches)
         experience = self._need_experience()
         rows = self._plan[update][micro].to(experience.rewards_B.device)
-        batch["micro_batch"] = to_device(
-            take_rows(experience, rows), pl_module.device
-        )  # after a resume it is on the CPU
+        # after a resume the experience is on the CPU
+        batch["micro_batch"] = to_device(take_rows(experience, rows), pl_module.device)
         batch["denominators"] = self._denominators[update]
         batch["last_of_update"] = micro == schedule.micro_batches - 1
         batch["first_update"] = update == 0
