@@ -23,7 +23,7 @@ RL post-training of language models in which what counts as one action is a choi
 examples:
   lightning-mpo fit -c configs/experiment/quickstart.yaml
   lightning-mpo fit -c configs/experiment/quickstart.yaml -c configs/algorithm/gspo.yaml
-  lightning-mpo fit -c configs/experiment/smollm2_svamp.yaml --trainer.max_steps 40
+  lightning-mpo fit -c configs/experiment/smollm2_svamp.yaml --trainer.max_steps 80
 """
 
 

@@ -111,12 +111,12 @@ def _decode(
     progress: Progress | None,
 ) -> _Record:
     """Sample one batch of prompts to the end."""
-    from transformers import DynamicCache
+    from lightning_mpo.rollout.cache import growing_cache
 
     decoder, device = policy.decoder(), ids_PS.device
     S, (B, T) = ids_PS.shape[1], uniform_BT.shape
     ends = torch.tensor(policy.end_tokens, device=device)
-    cache = DynamicCache()
+    cache = growing_cache()
     hidden_PSD = decoder(
         input_ids=ids_PS,
         attention_mask=mask_PS.long(),
@@ -151,7 +151,7 @@ def _decode(
             progress(drawn, left)
         if left == 0 or t == T - 1:
             break
-        if left <= len(rows) - max(1, len(rows) // 8):  # a copy of the cache costs about one step
+        if left <= len(rows) - max(1, len(rows) // 8):  # rows leave in lots: selecting copies the cache
             keep = running.nonzero()[:, 0]
             cache.batch_select_indices(keep)
             rows, running, tokens_B = rows[keep], running[keep], tokens_B[keep]
