@@ -152,8 +152,8 @@ class Report(RolloutCallback):
     @staticmethod
     def _divergence(module: PolicyOptimization, rollout: RolloutData) -> tuple[float, int]:
         """Return the summed k3 divergence from the reference, in nats, over the tokens of a rollout."""
-        reference_BT = module.score(rollout, reference=True)
-        divergence_BT = k3(module.score(rollout), reference_BT)
+        reference_BT = module.score(rollout, reference=True).logprobs_BT
+        divergence_BT = k3(module.score(rollout).logprobs_BT, reference_BT)
         return divergence_BT[rollout.response_mask_BT].sum().item(), int(rollout.response_mask_BT.sum())
 
     # --- results --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import actions as F
+from lightning_mpo.functional.segments import number_segments
+from lightning_mpo.segmenters import Segmenter, check_segments
+from lightning_mpo.types import Rollout
 
 
 @dataclass(frozen=True)
@@ -28,22 +32,35 @@ class ActionSpace(ABC):
 
     token_level: ClassVar[bool] = False
     """True where every action is one token, so that probabilities of actions are those of tokens."""
+    future: int = 0
+    """M, the future offsets whose log-probs multi-token heads must provide; 0 asks for none."""
 
     @abstractmethod
     def group(
-        self, log_ratios_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+        self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn token log-ratios into `(log_ratios_BU, mask_BU, weights_BU)`."""
+        """Turn log-ratios `[B, T]`, or `[B, T, 1 + M]` of heads, into `(log_ratios_BU, mask_BU, weights_BU)`."""
 
-    def segment(self, responses_BT: Tensor, mask_BT: Tensor) -> Tensor | None:
-        """Number the actions of each response, once per rollout; None where the space needs no numbering."""
+    def segment(self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]) -> Tensor | None:
+        """Number the actions of each response, once per rollout; None where the space needs no numbering.
+
+        Args:
+            rollout: what was sampled.
+            entropy_BT: of the policy at rollout weights, in nats; None unless `needs_entropy`.
+            texts: each token id as text; empty unless `needs_texts`.
+        """
         return None
 
+    needs_entropy: bool = False
+    """True where `segment` looks at entropies."""
+    needs_texts: bool = False
+    """True where `segment` looks at what tokens say."""
+
     def actions(
-        self, log_ratios_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+        self, log_ratios: Tensor, advantages_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> Actions:
         """Group token log-ratios; an action takes the advantage of its first token."""
-        log_ratios_BU, mask_BU, weights_BU = self.group(log_ratios_BT, mask_BT, segments_BT)
+        log_ratios_BU, mask_BU, weights_BU = self.group(log_ratios, mask_BT, segments_BT)
         return Actions(log_ratios_BU, advantages_BT, mask_BU, weights_BU)
 
     def weights(self, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
@@ -57,9 +74,9 @@ class TokenActions(ActionSpace):
     token_level: ClassVar[bool] = True
 
     def group(
-        self, log_ratios_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+        self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return log_ratios_BT, mask_BT, mask_BT.float()
+        return log_ratios, mask_BT, mask_BT.float()
 
 
 class BlockWeights(ABC):
@@ -123,40 +140,56 @@ class ExplicitWeights(BlockWeights):
 
 
 class BlockActions(ActionSpace):
-    """N consecutive tokens are one action: `R_t = exp(sum_n beta_n · ell_n(t))` (MPO, Eq. 12-like [I]).
+    """N consecutive tokens are one action (MPO): `R_t = exp(Σ_n beta_n · ell_n(t))`, `ell_0` the token's own log-ratio.
 
-    With `source="backbone"` the log-ratios of later offsets are the policy's own, shifted; that is an ablation, not
-    the paper's MPO, whose offsets come from multi-token-prediction heads.
+    With weights that sum to 1, R is a weighted geometric mean (Eq. 12-like [I]) and biased as an importance ratio; with
+    `ratio="joint"` and weights of 1 it is the exact product (Eq. 11 [S]).
 
     Args:
+        weights: the betas; None: `FutureShare(0.2)` for the weighted ratio, all 1 for the joint one.
         length: N, tokens per block, the current one included [I]; 1 is the token-level method.
-        weights: the betas.
         stride: 1 slides the window over every token (default [I]); N cuts disjoint blocks.
         tail: what stands for offsets past the end: "absorb" counts them as ratio 1, "renorm" rescales the weights
             of the offsets that are left. None takes absorb at stride 1 and renorm at stride N.
-        source: where the log-ratios of later offsets come from.
+        source: where the log-ratios of later offsets come from. "mtp": multi-token heads, log q_n(o_{t+n} | h_t), the
+            paper's [S]. "backbone": the policy's own log-probs of those tokens, an ablation and not MPO.
+        ratio: "weighted" wants weights that sum to 1; "joint" takes them as they are.
     """
 
     def __init__(
         self,
-        weights: BlockWeights,
+        weights: BlockWeights | None = None,
         length: int = 3,
         stride: int = 1,
         tail: Literal["absorb", "renorm"] | None = None,
-        source: Literal["backbone"] = "backbone",
+        source: Literal["backbone", "mtp"] = "backbone",
+        ratio: Literal["weighted", "joint"] = "weighted",
     ) -> None:
         if length < 1:
             raise UserError(f"`BlockActions.length` must be at least 1, got {length}")
         if stride not in (1, length):
             raise UserError(f"`BlockActions.stride` must be 1 or the block length {length}, got {stride}")
-        self.length, self.stride, self.tail, self.source = length, stride, tail, source
-        self.weights_N = weights.weights(length)
+        self.length, self.stride, self.tail, self.source, self.ratio = length, stride, tail, source, ratio
+        if weights is None:
+            self.weights_N = [1.0] * length if ratio == "joint" else FutureShare().weights(length)
+        else:
+            self.weights_N = weights.weights(length)
+        if ratio == "weighted" and abs(sum(self.weights_N) - 1) > 1e-6:
+            raise UserError(
+                f"the weights of `BlockActions` must sum to 1, got {sum(self.weights_N):.4g}; set `ratio: joint` for a "
+                "product of ratios"
+            )
+
+    @property
+    def future(self) -> int:  # type: ignore[override]
+        """M: the offsets that heads must score."""
+        return self.length - 1 if self.source == "mtp" else 0
 
     def group(
-        self, log_ratios_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+        self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        weights_N = torch.tensor(self.weights_N, dtype=log_ratios_BT.dtype, device=log_ratios_BT.device)
-        return F.block_log_ratios(log_ratios_BT, mask_BT, weights_N, stride=self.stride, tail=self.tail)
+        weights_N = torch.tensor(self.weights_N, dtype=log_ratios.dtype, device=log_ratios.device)
+        return F.block_log_ratios(log_ratios, mask_BT, weights_N, stride=self.stride, tail=self.tail)
 
 
 class SequenceActions(ActionSpace):
@@ -170,6 +203,55 @@ class SequenceActions(ActionSpace):
         self.mean = mean
 
     def group(
-        self, log_ratios_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+        self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return F.sequence_log_ratios(log_ratios_BT, mask_BT, mean=self.mean)
+        return F.sequence_log_ratios(log_ratios, mask_BT, mean=self.mean)
+
+
+class SegmentActions(ActionSpace):
+    """A block is whatever a segmenter cuts: a line, a sentence, a step between two hesitations.
+
+        log R_j = (1/n_j) Σ_{t in block j} ell_t    (mean)     or     Σ_{t in block j} ell_t    (joint)
+
+    A generalisation of MPO's blocks of N tokens, not the paper's (arXiv:2602.14386) [I]. "mean" is GSPO's ratio, block by
+    block: a geometric mean, biased as an importance ratio, whose spread falls with the block's length, so the clip range
+    wants tuning anew. "joint" is the exact ratio of the block. Blocks are cut once per rollout and end at gaps of the
+    response mask.
+
+    Args:
+        segmenter: where blocks are cut.
+        ratio: "mean" or "joint".
+        max_length: tokens; a longer block is cut into pieces of this many, the last one shorter. None: never.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, ratio: Literal["mean", "joint"] = "mean", max_length: int | None = None
+    ) -> None:
+        if ratio not in ("mean", "joint"):
+            raise UserError(f"`SegmentActions.ratio` must be 'mean' or 'joint', got {ratio!r}")
+        if max_length is not None and max_length < 1:
+            raise UserError(f"`SegmentActions.max_length` must be at least 1, got {max_length}")
+        self.segmenter, self.ratio, self.max_length = segmenter, ratio, max_length
+
+    @property
+    def needs_entropy(self) -> bool:  # type: ignore[override]
+        """Whether the segmenter looks at entropies."""
+        return self.segmenter.needs_entropy
+
+    @property
+    def needs_texts(self) -> bool:  # type: ignore[override]
+        """Whether the segmenter looks at what tokens say."""
+        return self.segmenter.needs_texts
+
+    def segment(self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]) -> Tensor:
+        mask_BT = rollout.response_mask_BT
+        segments_BT = self.segmenter.segment(rollout, entropy_BT, texts)
+        check_segments(self.segmenter, segments_BT, mask_BT)
+        return number_segments(segments_BT.to(mask_BT.device), mask_BT, max_length=self.max_length)
+
+    def group(
+        self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if segments_BT is None:
+            raise RuntimeError("`SegmentActions.group` needs the `segments_BT` that `segment` returned")
+        return F.segment_log_ratios(log_ratios, mask_BT, segments_BT, mean=self.ratio == "mean")

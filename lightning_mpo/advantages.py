@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import advantages as F
+
+
+class Estimate(NamedTuple):
+    """What the rewards of a rollout come to."""
+
+    advantages_BT: Tensor
+    returns_BT: Tensor | None = None  # what a critic is fitted to
 
 
 class Advantage(ABC):
@@ -17,9 +25,25 @@ class Advantage(ABC):
     compares_group: ClassVar[bool] = False
     """True where a response is compared with the others of its prompt, so that one completion has no advantage."""
 
+    needs_values: ClassVar[bool] = False
+    """True where a critic's values are the baseline."""
+
+    whiten: bool = False
+    """Whether the advantages of a rollout, over all ranks, are given mean 0 and standard deviation 1 afterwards."""
+
     @abstractmethod
-    def estimate(self, rewards_B: Tensor, mask_BT: Tensor, group_size: int, valid_B: Tensor) -> Tensor:
-        """Return `advantages_BT`; rows that are not valid get 0."""
+    def estimate(
+        self, rewards_BT: Tensor, mask_BT: Tensor, group_size: int, valid_B: Tensor, values_BT: Tensor | None = None
+    ) -> Estimate:
+        """Return advantages per token; rows that are not valid get 0.
+
+        Args:
+            rewards_BT: reward per token: a response's reward stands at its last token.
+            mask_BT: response tokens.
+            group_size: G; the rows of a prompt are neighbours.
+            valid_B: rows whose reward counts.
+            values_BT: of a critic, where `needs_values`.
+        """
 
     def check(self, group_size: int) -> None:
         """Refuse a group in which there is nothing to compare."""
@@ -42,9 +66,11 @@ class GroupRelative(Advantage):
     def __init__(self, scale: Literal["std", "none"] = "std") -> None:
         self.scale: Literal["std", "none"] = scale
 
-    def estimate(self, rewards_B: Tensor, mask_BT: Tensor, group_size: int, valid_B: Tensor) -> Tensor:
-        advantages_B = F.group_relative(rewards_B, group_size, scale=self.scale, valid_B=valid_B)
-        return advantages_B[:, None].expand(mask_BT.shape) * mask_BT
+    def estimate(
+        self, rewards_BT: Tensor, mask_BT: Tensor, group_size: int, valid_B: Tensor, values_BT: Tensor | None = None
+    ) -> Estimate:
+        advantages_B = F.group_relative(rewards_BT.sum(1), group_size, scale=self.scale, valid_B=valid_B)
+        return Estimate(advantages_B[:, None].expand(mask_BT.shape) * mask_BT)
 
 
 class LeaveOneOut(Advantage):
@@ -52,5 +78,42 @@ class LeaveOneOut(Advantage):
 
     compares_group: ClassVar[bool] = True
 
-    def estimate(self, rewards_B: Tensor, mask_BT: Tensor, group_size: int, valid_B: Tensor) -> Tensor:
-        return F.leave_one_out(rewards_B, group_size, valid_B=valid_B)[:, None].expand(mask_BT.shape) * mask_BT
+    def estimate(
+        self, rewards_BT: Tensor, mask_BT: Tensor, group_size: int, valid_B: Tensor, values_BT: Tensor | None = None
+    ) -> Estimate:
+        advantages_B = F.leave_one_out(rewards_BT.sum(1), group_size, valid_B=valid_B)
+        return Estimate(advantages_B[:, None].expand(mask_BT.shape) * mask_BT)
+
+
+class GeneralizedAdvantage(Advantage):
+    """Generalised advantage estimation from a critic's values (PPO); one completion per prompt is enough.
+
+        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t      (GAE Eq. 16; 9.6)
+
+    Rows that are not valid get advantage 0 and are their own returns. Returns are those of the raw advantages.
+
+    Args:
+        gamma: γ, discount per token, in [0, 1]. 1: a reward at the end counts in full at every token (TRL, verl [C]).
+        lam: λ, in [0, 1]: 1 takes the whole return, 0 one step. TRL takes 0.95, verl and OpenRLHF 1 [C].
+        whiten: give the advantages of all response tokens of a rollout, over all ranks, mean 0 and standard deviation
+            1 (TRL, verl [C]), so that the step does not depend on the scale of the reward.
+    """
+
+    needs_values: ClassVar[bool] = True
+
+    def __init__(self, gamma: float = 1.0, lam: float = 0.95, whiten: bool = True) -> None:
+        for name, option in (("gamma", gamma), ("lam", lam)):
+            if not 0 <= option <= 1:
+                raise UserError(f"`GeneralizedAdvantage.{name}` must be in [0, 1], got {option}")
+        self.gamma, self.lam, self.whiten = gamma, lam, whiten
+
+    def estimate(
+        self, rewards_BT: Tensor, mask_BT: Tensor, group_size: int, valid_B: Tensor, values_BT: Tensor | None = None
+    ) -> Estimate:
+        if values_BT is None:
+            raise RuntimeError("`GeneralizedAdvantage` needs the values of a critic")
+        valid_BT = mask_BT & valid_B[:, None]
+        advantages_BT, returns_BT = F.generalized_advantages(
+            rewards_BT, values_BT, valid_BT, gamma=self.gamma, lam=self.lam
+        )
+        return Estimate(advantages_BT, torch.where(valid_BT, returns_BT, values_BT))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_mpo.action_spaces import ActionSpace
+from lightning_mpo.action_spaces import Actions, ActionSpace
 from lightning_mpo.advantages import Advantage
 from lightning_mpo.errors import UserError
+from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.functional.reductions import weighted_sum
 from lightning_mpo.functional.surrogates import safe_ratio
+from lightning_mpo.functional.values import value_errors
 from lightning_mpo.kl import KLPenalty
 from lightning_mpo.reductions import Reduction
 from lightning_mpo.selection import Selection
@@ -26,11 +29,33 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
+class ScoreRequest:
+    """What an objective needs to know of each response token besides its log-prob and entropy."""
+
+    entropy_grad: bool = False  # whether the entropy carries gradient
+    future: int = 0  # M, offsets to score with multi-token heads
+    upkeep: bool = False  # the same once more, with the trunk detached
+    values: bool = False  # the critic's values
+
+
+@dataclass(frozen=True)
 class TokenScores:
     """What a policy says of a micro-batch's response tokens, under temperature and stored support."""
 
     logprobs_BT: Tensor  # float32 nats, carries gradient, 0 where masked
     entropy_BT: Tensor  # float32 nats
+    future_BTM: Tensor | None = None  # log q_n(o_{t+n} | h_t), n = 1 … M; 0 where the window has left the mask
+    upkeep_BTM: Tensor | None = None  # the same values; their gradient stays in the heads
+    values_BT: Tensor | None = None  # the critic's, 0 where masked
+
+
+def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
+    """Put scores of consecutive rows together."""
+    joined: dict[str, Any] = {}
+    for item in fields(TokenScores):
+        values = [getattr(part, item.name) for part in parts]
+        joined[item.name] = None if values[0] is None else torch.cat(values)
+    return TokenScores(**joined)
 
 
 @dataclass(frozen=True)
@@ -56,6 +81,36 @@ class EntropyBonus:
 
 
 @dataclass(frozen=True)
+class HeadUpkeep:
+    """Keeps multi-token heads on the drifting policy: cross-entropy on its own samples, trunk detached.
+
+        coef · (1/M) · Σ_n mean_t -log q_n(o_{t+n} | h_t)            (core-algorithms 1.5, the warm-up loss [S])
+
+    Whether MPO trains its heads during reinforcement learning is not known; small and detached is our choice [I].
+
+    Args:
+        coef: factor, per nat.
+    """
+
+    coef: float = 0.1
+
+
+@dataclass(frozen=True)
+class ValueLoss:
+    """Fits the critic to the returns (PPO2's clipped form, core-algorithms 0).
+
+        coef · mean_t ½ max((V - R)², (V_old + clip(V - V_old, ±clip) - R)²)
+
+    Args:
+        coef: factor.
+        clip: how far a value may move from the one at rollout weights; None: freely.
+    """
+
+    coef: float = 0.5
+    clip: float | None = 0.2
+
+
+@dataclass(frozen=True)
 class Objective:
     """Composes the axes.
 
@@ -68,6 +123,8 @@ class Objective:
         reduction: what is averaged over what.
         bonus: entropy bonus, or none.
         kl: what holds the policy near its reference, or none.
+        upkeep: what keeps multi-token heads on the policy, or none.
+        critic: loss of the critic, or none.
     """
 
     support: Support
@@ -78,12 +135,28 @@ class Objective:
     reduction: Reduction
     bonus: EntropyBonus | None = None
     kl: KLPenalty | None = None
+    upkeep: HeadUpkeep | None = None
+    critic: ValueLoss | None = None
 
     def __post_init__(self) -> None:
         if self.surrogate.needs_token_actions and not self.actions.token_level:
             raise UserError(
                 f"`{type(self.surrogate).__name__}` needs probabilities of single tokens and has no meaning over "
                 f"`{type(self.actions).__name__}`; use `actions: TokenActions`"
+            )
+        if self.upkeep is not None and not self.actions.future:
+            raise UserError(
+                f"`upkeep` trains multi-token heads, but `{type(self.actions).__name__}` uses none; set "
+                "`upkeep: null`, or `source: mtp` in `BlockActions`"
+            )
+        if self.advantage.needs_values and self.critic is None:
+            raise UserError(
+                f"`{type(self.advantage).__name__}` takes a critic's values; give `critic: {{class_path: ValueLoss}}`"
+            )
+        if self.critic is not None and not self.advantage.needs_values:
+            raise UserError(
+                f"`critic` fits values that `{type(self.advantage).__name__}` does not use; set `critic: null`, or "
+                "`advantage: GeneralizedAdvantage`"
             )
 
     @property
@@ -105,6 +178,16 @@ class Objective:
             self.reduction.denominator(experience.token_weights_BT * mask_BT),
         )
 
+    @property
+    def request(self) -> ScoreRequest:
+        """What the loss needs from the policy."""
+        return ScoreRequest(
+            entropy_grad=self.bonus is not None and self.bonus.coef != 0,
+            future=self.actions.future,
+            upkeep=self.upkeep is not None and self.upkeep.coef != 0,
+            values=self.critic is not None,
+        )
+
     def loss(self, experience: Experience, scores: TokenScores, denominators: Denominators) -> tuple[Tensor, Metrics]:
         """Return these rows' part of the mini-batch loss, and metrics.
 
@@ -113,49 +196,109 @@ class Objective:
             scores: of the current policy.
             denominators: of the whole mini-batch; parts over its micro-batches and ranks add up to its loss.
         """
-        mask_BT = experience.mask_BT
-        logprobs_BT = scores.logprobs_BT
-        old_BT = experience.old_logprobs_BT
-        log_ratios_BT = logprobs_BT - (logprobs_BT.detach() if old_BT is None else old_BT)
-        log_ratios_BT = torch.where(mask_BT, log_ratios_BT, 0.0)
-        actions = self.actions.actions(log_ratios_BT, experience.advantages_BT, mask_BT, experience.segments_BT)
-        losses_BU = torch.where(actions.mask_BU, self.surrogate.loss(actions), 0.0)
-        weights_BU = actions.weights_BU
-        loss = self._reduce(losses_BU, weights_BU, denominators.actions)
-        metrics: Metrics = {"loss/surrogate": (loss.detach(), torch.ones(()))}
-
-        tokens_BT = experience.token_weights_BT * mask_BT
+        loss, metrics = self._surrogate(experience, scores, denominators)
+        tokens_BT = experience.token_weights_BT * experience.mask_BT
         count = tokens_BT.sum()
+        metrics["loss/surrogate"] = (loss.detach(), torch.ones(()))
+        metrics["policy/entropy"] = ((scores.entropy_BT.detach() * tokens_BT).sum(), count)
+
+        def mean(values_BT: Tensor) -> Tensor:
+            return self._reduce(values_BT, tokens_BT, denominators.tokens)
+
         if self.bonus is not None and self.bonus.coef:
-            loss = loss - self.bonus.coef * self._reduce(scores.entropy_BT, tokens_BT, denominators.tokens)
+            loss = loss - self.bonus.coef * mean(scores.entropy_BT)
         reference_BT = experience.reference_logprobs_BT
         if reference_BT is not None:
             if self.kl is not None and self.kl_in_loss:
-                penalty_BT = self.kl.divergence(logprobs_BT, reference_BT)
-                loss = loss + self.kl.controller.coefficient * self._reduce(penalty_BT, tokens_BT, denominators.tokens)
-            divergence_BT = k3(logprobs_BT.detach(), reference_BT)
-            metrics["kl/reference"] = (weighted_sum(divergence_BT, tokens_BT, 1.0), count)
+                loss = loss + self.kl.controller.coefficient * mean(
+                    self.kl.divergence(scores.logprobs_BT, reference_BT)
+                )
+            metrics["kl/reference"] = (
+                weighted_sum(k3(scores.logprobs_BT.detach(), reference_BT), tokens_BT, 1.0),
+                count,
+            )
+        if self.upkeep is not None and scores.upkeep_BTM is not None:
+            loss = loss - self.upkeep.coef * mean(scores.upkeep_BTM.mean(-1))
+        if self.critic is not None and scores.values_BT is not None:
+            errors_BT, value_metrics = _value_errors(self.critic, experience, scores.values_BT, tokens_BT)
+            loss = loss + self.critic.coef * mean(errors_BT)
+            metrics |= value_metrics
+        return loss, metrics
 
-        metrics |= self._diagnose(actions.log_ratios_BU.detach(), actions.mask_BU, weights_BU)
+    def _surrogate(
+        self, experience: Experience, scores: TokenScores, denominators: Denominators
+    ) -> tuple[Tensor, Metrics]:
+        mask_BT = experience.mask_BT
+        now = _offsets(scores.logprobs_BT, scores.future_BTM)
+        if experience.old_logprobs_BT is None:
+            old = now.detach()
+        else:
+            old = _offsets(experience.old_logprobs_BT, None if now.ndim == 2 else experience.old_future_BTM)
+        log_ratios = torch.where(mask_BT if now.ndim == 2 else mask_BT[..., None], now - old, 0.0)
+        actions = self.actions.actions(log_ratios, experience.advantages_BT, mask_BT, experience.segments_BT)
+        losses_BU = torch.where(actions.mask_BU, self.surrogate.loss(actions), 0.0)
+        loss = self._reduce(losses_BU, actions.weights_BU, denominators.actions)
+        metrics = _diagnose(actions)
         clipped_BU = self.surrogate.clipped(actions)
         if clipped_BU is not None:
             metrics["ratio/clip_fraction"] = (clipped_BU.sum().float(), actions.mask_BU.sum().float())
-        metrics["policy/entropy"] = ((scores.entropy_BT.detach() * tokens_BT).sum(), count)
-        metrics["kl/old"] = ((k3(log_ratios_BT.detach(), torch.zeros_like(log_ratios_BT)) * tokens_BT).sum(), count)
+        token_BT = log_ratios.detach() if log_ratios.ndim == 2 else log_ratios[..., 0].detach()
+        if clipped_BU is not None and not self.actions.token_level:
+            tokens = Actions(token_BT, experience.advantages_BT, mask_BT, mask_BT.float())
+            metrics["ratio/token_clip_fraction"] = (self.surrogate.clipped(tokens).sum().float(), mask_BT.sum().float())  # type: ignore[union-attr]
+        metrics["kl/old"] = ((k3(token_BT, torch.zeros_like(token_BT)) * mask_BT).sum(), mask_BT.sum().float())
+        if scores.future_BTM is not None:
+            metrics |= _diagnose_heads(log_ratios.detach(), scores.future_BTM.detach(), mask_BT)
         return loss, metrics
 
     def _reduce(self, values_BU: Tensor, weights_BU: Tensor, denominator: Tensor) -> Tensor:
         return weighted_sum(values_BU, self.reduction.coefficients(weights_BU), denominator.clamp(min=1e-8))
 
-    @staticmethod
-    def _diagnose(log_ratios_BU: Tensor, mask_BU: Tensor, weights_BU: Tensor) -> Metrics:
-        ratio_BU = safe_ratio(log_ratios_BU)
-        starts = mask_BU.sum().float()
-        return {
-            "ratio/mean": ((ratio_BU * mask_BU).sum(), starts),
-            "ratio/abs_log": ((log_ratios_BU.abs() * mask_BU).sum(), starts),
-            "ratio/tokens_per_action": ((weights_BU * mask_BU).sum(), starts),
-        }
+
+def _offsets(logprobs_BT: Tensor, future_BTM: Tensor | None) -> Tensor:
+    """Put the heads' offsets behind the token's own: `[B, T, 1 + M]`, or `[B, T]` without heads."""
+    return logprobs_BT if future_BTM is None else torch.cat([logprobs_BT[..., None], future_BTM], -1)
+
+
+def _diagnose(actions: Actions) -> Metrics:
+    log_ratios_BU, mask_BU = actions.log_ratios_BU.detach(), actions.mask_BU
+    ratio_BU = safe_ratio(log_ratios_BU)
+    starts = mask_BU.sum().float()
+    return {
+        "ratio/mean": ((ratio_BU * mask_BU).sum(), starts),
+        "ratio/abs_log": ((log_ratios_BU.abs() * mask_BU).sum(), starts),
+        "ratio/tokens_per_action": ((actions.weights_BU * mask_BU).sum(), starts),
+    }
+
+
+def _diagnose_heads(log_ratios_BTN: Tensor, future_BTM: Tensor, mask_BT: Tensor) -> Metrics:
+    """By offset n: the heads' cross-entropy in nats, and the size of their log-ratio."""
+    metrics: Metrics = {}
+    for n in range(1, log_ratios_BTN.shape[-1]):
+        alive_BT = window(mask_BT, n)
+        count = alive_BT.sum().float()
+        metrics[f"heads/cross_entropy_{n}"] = (-(future_BTM[..., n - 1] * alive_BT).sum(), count)
+        metrics[f"heads/abs_log_ratio_{n}"] = ((log_ratios_BTN[..., n].abs() * alive_BT).sum(), count)
+    return metrics
+
+
+def _value_errors(
+    critic: ValueLoss, experience: Experience, values_BT: Tensor, tokens_BT: Tensor
+) -> tuple[Tensor, Metrics]:
+    if experience.returns_BT is None or experience.values_BT is None:
+        raise RuntimeError("an objective with a critic needs values and returns in its experience")
+    old_BT, returns_BT, count = experience.values_BT, experience.returns_BT, tokens_BT.sum()
+    errors_BT = value_errors(values_BT, old_BT, returns_BT, clip=critic.clip)
+    square_BT = (values_BT.detach() - returns_BT).square()
+    moved_BT = (values_BT.detach() - old_BT).abs()
+    metrics: Metrics = {
+        "value/error": ((square_BT * tokens_BT).sum(), count),
+        "value/mean": ((values_BT.detach() * tokens_BT).sum(), count),
+        "value/return": ((returns_BT * tokens_BT).sum(), count),
+    }
+    if critic.clip is not None:
+        metrics["value/clip_fraction"] = (((moved_BT > critic.clip) * tokens_BT).sum(), count)
+    return errors_BT, metrics
 
 
 def _describe(part: Any) -> str:

@@ -12,6 +12,7 @@ Letters, used in names (`advantages_BT`), docstrings and checks alike:
 **V**  vocabulary
 **K**  support size: the promising tokens of one step
 **N**  block length in tokens (the papers write K)
+**M**  N - 1, the future offsets of a block that multi-token heads predict
 **U**  actions of a response; U = T, an action stands at its first token
 **D**  hidden size
 =====  =======================================================================
@@ -104,8 +105,11 @@ class Experience:
     token_weights_BT: Tensor  # float32; 0 = not scored
     segments_BT: Tensor | None = None  # int64; tokens of one action share a number
     old_logprobs_BT: Tensor | None = None  # None: one update per rollout, old = new.detach()
+    old_future_BTM: Tensor | None = None  # log q_n(o_{t+n} | h_t) of multi-token heads, n = 1 … M
     reference_logprobs_BT: Tensor | None = None
     reference_logits_BTK: Tensor | None = None
+    values_BT: Tensor | None = None  # of the critic, at rollout weights
+    returns_BT: Tensor | None = None  # what the critic is fitted to
 
     @property
     def mask_BT(self) -> Tensor:
@@ -150,7 +154,8 @@ def trim(experience: Experience) -> Experience:
 def _extent(rollout: Rollout) -> tuple[int, int, int]:
     S = rollout.prompt_length
     first = int(rollout.attention_mask_BL[:, :S].any(0).int().argmax()) if S else 0
-    return first, S, max(1, int(rollout.response_mask_BT.sum(1).max()))
+    used = rollout.response_mask_BT.any(0).nonzero()  # a gap of the mask does not end a response
+    return first, S, int(used.max()) + 1 if len(used) else 1
 
 
 def _cut(batch: Rollout | Experience, first: int, S: int, T: int) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from lightning_mpo.action_spaces import (
     TokenActions,
 )
 from lightning_mpo.errors import UserError
-from tests.helpers import right_padded, seeded, subclasses
+from lightning_mpo.types import Rollout
+from tests.helpers import VOCABULARY, right_padded, seeded, subclasses
 
 SPACES: list[ActionSpace] = [
     TokenActions(),
@@ -30,7 +31,7 @@ SPACES: list[ActionSpace] = [
     BlockActions(GeometricDecay(0.5), length=5),
     BlockActions(GeometricDecay(1.0), length=3, stride=3),
     BlockActions(GeometricDecay(0.7), length=4, stride=4, tail="absorb"),
-    BlockActions(ExplicitWeights([1.0, 1.0]), length=2, tail="absorb"),
+    BlockActions(ExplicitWeights([1.0, 1.0]), length=2, tail="absorb", ratio="joint"),
     SequenceActions(mean=True),
     SequenceActions(mean=False),
 ]
@@ -54,9 +55,18 @@ def ratios(mask: Tensor, seed: int = 0, garbage: float = 0.0) -> Tensor:
     return torch.where(mask, values, garbage)
 
 
+def segments(space: ActionSpace, mask: Tensor) -> Tensor | None:
+    """Let the space number its actions over random tokens and entropies."""
+    B, T = mask.shape
+    ids = torch.randint(0, VOCABULARY, (B, T), generator=seeded(8))
+    rollout = Rollout(ids, mask, mask, torch.arange(B), torch.zeros(B, T), torch.zeros(B))
+    entropy = torch.rand(B, T, generator=seeded(9))
+    texts = [f"{i}\n" if i % 4 == 0 else str(i) for i in range(VOCABULARY)]
+    return space.segment(rollout, entropy if space.needs_entropy else None, texts if space.needs_texts else ())
+
+
 def group(space: ActionSpace, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    tokens = torch.arange(mask.shape[1]).expand(mask.shape)
-    log_ratios, starts, weights = space.group(values, mask, space.segment(tokens, mask))
+    log_ratios, starts, weights = space.group(values, mask, segments(space, mask))
     return torch.where(starts, log_ratios, 0), starts, weights
 
 
@@ -71,9 +81,7 @@ def test_weights_count_the_tokens_of_each_row(space, mask):
     _, starts, weights = group(space, ratios(mask), mask)
     assert weights.sum(1).tolist() == mask.sum(1).tolist()
     assert ((weights > 0) == starts).all()
-    assert torch.equal(
-        space.weights(mask, space.segment(torch.zeros_like(mask).long(), mask)).double(), weights.double()
-    )
+    assert torch.equal(space.weights(mask, segments(space, mask)).double(), weights.double())
 
 
 @each
@@ -154,7 +162,7 @@ def test_windows_end_at_a_gap(space):
 def test_actions_take_the_advantage_of_their_first_token(space, mask):
     advantages = torch.randn(mask.shape, generator=seeded(8), dtype=torch.float64)
     values = ratios(mask)
-    actions = space.actions(values, advantages, mask, space.segment(torch.zeros_like(mask).long(), mask))
+    actions = space.actions(values, advantages, mask, segments(space, mask))
     assert torch.equal(actions.advantages_BU[actions.mask_BU], advantages[actions.mask_BU])
     expected = group(space, values, mask)
     torch.testing.assert_close(torch.where(actions.mask_BU, actions.log_ratios_BU, 0), expected[0], rtol=0, atol=0)
@@ -197,7 +205,7 @@ def test_sequences_of_one_token_are_tokens(mean):
 def test_a_disjoint_block_longer_than_the_response_is_the_sequence():
     N = PLAIN.shape[1]
     assert_same(BlockActions(GeometricDecay(1.0), length=N, stride=N), SequenceActions(mean=True), PLAIN)
-    product = BlockActions(ExplicitWeights([1.0] * N), length=N, stride=N, tail="absorb")
+    product = BlockActions(ExplicitWeights([1.0] * N), length=N, stride=N, tail="absorb", ratio="joint")
     assert_same(product, SequenceActions(mean=False), PLAIN)
 
 

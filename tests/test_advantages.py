@@ -9,6 +9,7 @@ import torch
 
 from lightning_mpo.advantages import Advantage, GroupRelative, LeaveOneOut
 from lightning_mpo.errors import UserError
+from lightning_mpo.functional.advantages import at_last_token
 from tests.helpers import right_padded, seeded, subclasses
 
 ADVANTAGES = [GroupRelative("std"), GroupRelative("none"), LeaveOneOut()]
@@ -31,7 +32,7 @@ def rewards(seed: int = 0) -> torch.Tensor:
 
 def estimate(advantage: Advantage, rewards_B: torch.Tensor, valid_B: torch.Tensor = ALL) -> torch.Tensor:
     """Return the advantage of each row, after a look at how it lies on the tokens."""
-    advantages_BT = advantage.estimate(rewards_B, MASK, G, valid_B)
+    advantages_BT = advantage.estimate(at_last_token(rewards_B, MASK), MASK, G, valid_B).advantages_BT
     assert not advantages_BT[~MASK].any()
     assert (advantages_BT == torch.where(MASK, advantages_BT[:, :1], 0)).all()  # every token of a row the same
     return advantages_BT[:, 0]
@@ -85,7 +86,9 @@ def test_rows_that_are_not_valid_get_nothing_and_influence_nobody(advantage):
         if len(rows) < 2:
             assert not values[p * G : (p + 1) * G].any()
             continue
-        alone = advantage.estimate(rewards()[rows], MASK[rows], len(rows), ALL[: len(rows)])[:, 0]
+        alone = advantage.estimate(
+            at_last_token(rewards()[rows], MASK[rows]), MASK[rows], len(rows), ALL[: len(rows)]
+        ).advantages_BT[:, 0]
         torch.testing.assert_close(values[rows], alone)
 
 
@@ -98,7 +101,8 @@ def test_groups_and_rows_may_come_in_any_order(advantage):
 
 @each
 def test_advantages_carry_no_gradient(advantage):
-    assert not advantage.estimate(rewards().requires_grad_(), MASK, G, ALL).requires_grad
+    rewards_BT = at_last_token(rewards().requires_grad_(), MASK)
+    assert not advantage.estimate(rewards_BT, MASK, G, ALL).advantages_BT.requires_grad
 
 
 def test_against_the_statistics_module():

@@ -14,7 +14,7 @@ import yaml
 
 from lightning_mpo import cli
 from lightning_mpo.messages import _classes
-from lightning_mpo.modules import PolicyOptimization, SupervisedWarmup
+from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
 from lightning_mpo.objective import Objective
 from tests.test_bad_input import BASE
 
@@ -95,7 +95,7 @@ def test_a_part_can_be_laid_over_a_run(build, path):
 def test_an_experiment_is_whole(build, path):
     model, data, trainer = build("-c", path)
     content = yaml.safe_load(path.read_text())
-    assert isinstance(model, PolicyOptimization | SupervisedWarmup)
+    assert isinstance(model, PolicyOptimization | SupervisedWarmup | HeadWarmup)
     assert trainer.max_steps == content["trainer"]["max_steps"] > 0
     assert str(trainer.default_root_dir).startswith("runs/")
     wanted = [c if isinstance(c, str) else c["class_path"] for c in content["trainer"]["callbacks"]]
@@ -143,6 +143,9 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         "gspo": ["SequenceActions(mean=True)", "SequenceMean", "low=0.0003, high=0.0004"],
         "rlpt": ["TopK(k=16)", "TokenActions"],
         "mpo_backbone": ["BlockActions(length=3", "0.8", "FullVocabulary"],
+        "mpo": ["BlockActions(length=3", "source=mtp", "HeadUpkeep(coef=0.1)", "SequenceMean"],
+        "mpo_dapo": ["source=mtp", "TokenMean", "low=0.2, high=0.28"],
+        "mpo_rlpt": ["source=mtp", "TopK(k=16)"],
         "mpo_backbone_rlpt": ["BlockActions(length=3", "TopK(k=16)"],
     }
     for part in named.get(path.stem, []):

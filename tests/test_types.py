@@ -19,7 +19,7 @@ def experience(left: int = 0, right: int = 0) -> Experience:
     rollout = make_rollout(PROMPTS, RESPONSES, support=4, slots=True, left=left, right=right)
     B, T = rollout.response_mask_BT.shape
     g = seeded(7)
-    values = torch.nn.functional.pad(torch.randn(4, B, T - right, generator=g), (0, right))
+    values = torch.nn.functional.pad(torch.randn(6, B, T - right, generator=g), (0, right))
     logits = torch.nn.functional.pad(torch.randn(B, T - right, 4, generator=g), (0, 0, 0, right))
     rows = tuple(PromptRow(str(b), "") for b in range(B))
     rollout = replace(rollout, kept_mass_BT=values[0], texts=tuple("abcdef"), rows=rows, policy_version=3)
@@ -31,8 +31,11 @@ def experience(left: int = 0, right: int = 0) -> Experience:
         token_weights_BT=rollout.response_mask_BT.float(),
         segments_BT=torch.arange(T).expand(B, T),
         old_logprobs_BT=values[2],
+        old_future_BTM=logits[..., :2],
         reference_logprobs_BT=values[3],
         reference_logits_BTK=logits,
+        values_BT=values[4],
+        returns_BT=values[5],
     )
 
 

@@ -5,8 +5,10 @@
 ``head_gradients``  their gradients, by hand
 ``supports``        logits -> promising sets
 ``actions``         token log-ratios -> action log-ratios
+``segments``        where blocks of unequal length begin and end
 ``advantages``      rewards -> advantages
 ``surrogates``      (log-ratio, advantage) -> loss of each action
+``values``          the loss of a critic
 ``divergences``     how far two policies are apart: k1, k2, k3, exact on a support
 ``reductions``      masked sums with an explicit denominator
 ``diagnostics``     clip fraction, effective sample size, kept mass, score variance
@@ -14,5 +16,5 @@
 ==================  ===========================================================================================
 
 Letters: B rows, T response tokens, U = T actions (one stands at its first token), V vocabulary, K support size, N block
-length or a flat number of positions, D hidden size.
+length or a flat number of positions, M = N - 1 future offsets, D hidden size.
 """

@@ -195,6 +195,46 @@ def segment_log_ratios(
     return torch.where(starts, values, 0), starts, torch.where(starts, tokens, 0)
 
 
+def window(mask_BT: Tensor, n: int) -> Tensor:
+    """Tell where a token and the n tokens behind it all count.
+
+        alive_n(t) = mask_t · mask_{t+1} · … · mask_{t+n}          (core-algorithms 1.4: windows stop at masked gaps [I])
+
+    Args:
+        mask_BT: Tokens that count, shape ``[B, T]``.
+        n: Offset; 0 returns the mask.
+
+    Returns:
+        Bool, shape ``[B, T]``.
+
+    >>> window(torch.tensor([[True, True, False, True]]), 1)
+    tensor([[ True, False, False, False]])
+    """
+    alive = mask_BT
+    for i in range(1, n + 1):
+        alive = alive & _shift(mask_BT, i)
+    return alive
+
+
+def shift_left(values_BT: Tensor, n: int) -> Tensor:
+    """Move what stands at t+n to t; the last n columns get 0 (False).
+
+    Args:
+        values_BT: Any tensor whose second dimension is T.
+        n: Columns, not negative.
+
+    Returns:
+        The same shape and dtype.
+
+    >>> shift_left(torch.tensor([[1, 2, 3]]), 1)
+    tensor([[2, 3, 0]])
+    """
+    moved = torch.zeros_like(values_BT)
+    T = values_BT.shape[1]
+    moved[:, : max(T - n, 0)] = values_BT[:, n:]
+    return moved
+
+
 def _columns(log_ratios: Tensor, mask_BT: Tensor, length: int) -> Tensor:
     """Return the log-ratios as [B, T, N]: shifted copies of the backbone's, or the heads' as they are."""
     if log_ratios.ndim == 2:

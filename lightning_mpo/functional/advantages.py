@@ -14,6 +14,8 @@ from lightning_mpo.functional.shapes import check
 
 STD_EPSILON = 1e-4
 """Added to the standard deviation of a group (TRL; verl takes 1e-6)."""
+WHITEN_EPSILON = 1e-8
+"""Added to the variance of whitened advantages (TRL, verl)."""
 
 
 @torch.no_grad()
@@ -123,6 +125,72 @@ def generalized_advantages(
 
 
 @torch.no_grad()
+def at_last_token(rewards_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """Put the reward of a response at its last token.
+
+    Args:
+        rewards_B: One reward per response, shape ``[B]``.
+        mask_BT: Response tokens, shape ``[B, T]``; a row without any gets no reward.
+
+    Returns:
+        Rewards per token, shape ``[B, T]``.
+
+    >>> at_last_token(torch.tensor([2.0, 1.0]), torch.tensor([[True, True], [True, False]]))
+    tensor([[0., 2.],
+            [1., 0.]])
+    """
+    check(rewards_B=rewards_B, mask_BT=mask_BT)
+    T = mask_BT.shape[1]
+    here = torch.arange(1, T + 1, device=mask_BT.device) * mask_BT
+    last = mask_BT & (here == here.amax(1, keepdim=True))
+    return torch.where(last, rewards_B[:, None], 0)
+
+
+@torch.no_grad()
+def moments(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Count masked values and sum them and their squares: what adds up over ranks, so that whitening is global.
+
+    Args:
+        values_BT: Values, shape ``[B, T]``; read where the mask holds.
+        mask_BT: Which count, shape ``[B, T]``.
+
+    Returns:
+        ``[n, Σ x, Σ x²]`` in float64.
+
+    >>> moments(torch.tensor([[1.0, 3.0, float("nan")]]), torch.tensor([[True, True, False]]))
+    tensor([ 2.,  4., 10.], dtype=torch.float64)
+    """
+    check(values_BT=values_BT, mask_BT=mask_BT)
+    values = values_BT[mask_BT].double()
+    return torch.stack([mask_BT.sum().double(), values.sum(), values.square().sum()])
+
+
+@torch.no_grad()
+def whiten(values_BT: Tensor, mask_BT: Tensor, sums: Tensor) -> Tensor:
+    """Give masked values mean 0 and standard deviation 1.
+
+        (x - mean) / sqrt(var + 1e-8),   var = (Σ x² - n mean²) / (n - 1)      ([CODE] TRL, verl; related-algorithms 9.6)
+
+    Args:
+        values_BT: Values, shape ``[B, T]``.
+        mask_BT: Which to whiten, shape ``[B, T]``.
+        sums: :func:`moments` of all values that are whitened together, summed over ranks.
+
+    Returns:
+        Whitened values, shape ``[B, T]``, 0 outside the mask; fewer than two values give 0.
+
+    >>> values, mask = torch.tensor([[1.0, 3.0, 7.0]]), torch.tensor([[True, True, False]])
+    >>> whiten(values, mask, moments(values, mask))
+    tensor([[-0.7071,  0.7071,  0.0000]])
+    """
+    check(values_BT=values_BT, mask_BT=mask_BT)
+    count, total, squares = sums.unbind()
+    mean = total / count.clamp(min=1)
+    variance = ((squares - total * mean) / (count - 1).clamp(min=1)).clamp(min=0)
+    white = (values_BT.double() - mean) / (variance + WHITEN_EPSILON).sqrt()
+    return torch.where(mask_BT & (count > 1), white, 0).to(values_BT.dtype)
+
+
 def prefix_tree(tokens_BT: Tensor, mask_BT: Tensor, rewards_B: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """Give credit to the tokens at which completions of a group part, and to no others.
 

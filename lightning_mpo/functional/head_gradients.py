@@ -104,6 +104,18 @@ class FullHead(torch.autograd.Function):
         return *grads, None, None, None, None, None
 
 
+@torch.no_grad()
+def count_larger(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, chunk: int) -> Tensor:
+    """Count the ids [N] whose raw logit is larger than that of `ids` [N, 1]."""
+    narrow, wide = _dtypes(hidden, weight)
+    matrix, ranks = weight.to(narrow), ids.new_empty(len(ids))
+    with _no_autocast(hidden):
+        for part in _chunks(len(ids), chunk):
+            raw = _raw(hidden[part].to(narrow), matrix, bias, wide)
+            ranks[part] = (raw > raw.gather(1, ids[part])).sum(1)
+    return ranks
+
+
 class SupportHead(torch.autograd.Function):
     """Logits [N, K] of the ids of a support; only their rows of the weight are read."""
 

@@ -13,7 +13,7 @@ and weight, also under autocast; everything after them in float32 (float64 if bo
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.head_gradients import FullHead, LogitForm, SupportHead
+from lightning_mpo.functional.head_gradients import FullHead, LogitForm, SupportHead, count_larger
 from lightning_mpo.functional.shapes import check
 
 FULL_CHUNK_BYTES = 64 * 2**20
@@ -91,6 +91,46 @@ def full_logprobs(
     if candidates_BTK is None:
         return logprobs[..., 0], entropy
     return logprobs[..., 0], entropy, logprobs[..., 1:]
+
+
+def full_ranks(
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    tokens_BT: Tensor,
+    *,
+    mask_BT: Tensor | None = None,
+    bias_V: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Count the ids whose logit is larger than a token's: 0 means that it is the most probable one.
+
+    Temperature, a positive scale and a soft cap change no rank, so they are not asked for. No gradient.
+
+    Args:
+        hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.
+        weight_VD: Rows of the unembedding, shape ``[V, D]``.
+        tokens_BT: Ids of the tokens, shape ``[B, T]``.
+        mask_BT: Positions to rank, shape ``[B, T]``. The others get 0; their ids are not read.
+        bias_V: Bias of the unembedding, shape ``[V]``.
+        chunk_size: Tokens per chunk. None: as many as make 64 MiB of logits.
+
+    Returns:
+        Ranks, int64, shape ``[B, T]``.
+
+    Raises:
+        ValueError: If shapes differ, or an id to be ranked is not in the vocabulary.
+
+    >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 5.0]])
+    >>> full_ranks(hidden, weight, torch.tensor([0]))
+    tensor([2])
+    """
+    sizes = check(
+        batch="BT", hidden_BTD=hidden_BTD, weight_VD=weight_VD, tokens_BT=tokens_BT, mask_BT=mask_BT, bias_V=bias_V
+    )
+    chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
+    places = _Places(tokens_BT.shape, mask_BT)
+    ids = places.take_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
+    return places.put(count_larger(places.take(hidden_BTD), weight_VD, bias_V, ids, chunk))
 
 
 def support_logits(

@@ -1,6 +1,7 @@
-"""LightningModules: the reinforcement stage and the supervised stage before it."""
+"""LightningModules: the reinforcement stage, and the supervised stages before it."""
 
+from lightning_mpo.modules.head_warmup import HeadWarmup
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.warmup import SupervisedWarmup
 
-__all__ = ["PolicyOptimization", "SupervisedWarmup"]
+__all__ = ["HeadWarmup", "PolicyOptimization", "SupervisedWarmup"]

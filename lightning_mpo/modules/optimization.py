@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.functional.advantages import at_last_token
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.resume import mend_epoch_end
-from lightning_mpo.objective import Denominators, Metrics, Objective
-from lightning_mpo.policies.base import Policy, rollout_mode
+from lightning_mpo.objective import Denominators, Metrics, Objective, ScoreRequest, TokenScores, join_scores
+from lightning_mpo.policies.base import Policy, parameter_groups, rollout_mode
 from lightning_mpo.rewards.base import Scores
 from lightning_mpo.types import Experience, Rollout, take_rows, trim
 
@@ -31,6 +34,7 @@ class PolicyOptimization(L.LightningModule):
         temperature: of sampling and of every log-prob in training.
         optimizer: of the trained weights.
         scheduler: of the learning rate, stepped per update; None: constant.
+        learning_rates: of parts of the policy, `mtp` or `critic`, where they differ from the optimizer's own.
         score_tokens: tokens (padding included) of one no-grad scoring pass.
     """
 
@@ -41,6 +45,7 @@ class PolicyOptimization(L.LightningModule):
         temperature: float = 1.0,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6),
         scheduler: LRSchedulerCallable | None = None,
+        learning_rates: dict[str, float] | None = None,
         score_tokens: int = 16_384,
     ) -> None:
         super().__init__()
@@ -51,6 +56,7 @@ class PolicyOptimization(L.LightningModule):
         self.temperature = temperature
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.learning_rates = dict(learning_rates or {})
         self.score_tokens = score_tokens
         self.keep_reference = objective.kl is not None
         """Whether the reference is kept at all; callbacks that score it themselves ask for that."""
@@ -70,7 +76,7 @@ class PolicyOptimization(L.LightningModule):
                 f"`trainer.precision: {self.trainer.precision}` trains half-precision weights, in which updates at RL "
                 "learning rates round away; use `bf16-mixed`, or `policy.dtype: bfloat16` with `policy.lora`"
             )
-        self.policy.check()
+        self.policy.check(self.objective.request)
         self.objective.support.check(self.policy.vocabulary)
         connect = getattr(self.trainer.datamodule, "connect", None)  # type: ignore[attr-defined]
         if connect is not None:
@@ -78,9 +84,17 @@ class PolicyOptimization(L.LightningModule):
 
     def configure_model(self) -> None:
         self.policy.build(device=self.device, reference=self.keep_reference)
+        if not self.objective.actions.future:
+            for weight in self.policy.parts().get("mtp", ()):
+                weight.requires_grad_(False)
+        elif "mtp" in self.policy.cold_parts and self.trainer.ckpt_path is None:
+            rank_zero_warn(
+                "`policy.mtp` start untrained, so that the log-ratios of future offsets say little; warm them up with "
+                "`HeadWarmup` first (configs/experiment/quickstart_mtp_warmup.yaml) and give `policy.checkpoint`"
+            )
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([weight for weight in self.policy.parameters() if weight.requires_grad])
+        optimizer = self.optimizer(parameter_groups(self.policy, self.learning_rates))
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
@@ -114,39 +128,54 @@ class PolicyOptimization(L.LightningModule):
         """
         objective, mask_BT = self.objective, rollout.response_mask_BT
         rewards_B, valid_B = scores.rewards_B.to(mask_BT.device), scores.valid_B.to(mask_BT.device)
-        old_BT = self.score(rollout) if updates > 1 else None
+        kl, actions = objective.kl, objective.actions
+        kl_in_reward = kl is not None and kl.place == "reward"
+        needed = updates > 1 or kl_in_reward or actions.needs_entropy or objective.critic is not None
+        old = self.score(rollout, request=replace(objective.request, upkeep=False)) if needed else None
         due = self.reference_every and counter % self.reference_every == 0
-        reference_BT = self.score(rollout, reference=True) if due else None
-        kl = objective.kl
-        if kl is not None and kl.place == "reward" and reference_BT is not None:
-            now_BT = self.score(rollout) if old_BT is None else old_BT
-            penalty_B = (kl.divergence(now_BT, reference_BT) * mask_BT).sum(1)
-            rewards_B = rewards_B - kl.controller.coefficient * penalty_B
+        reference_BT = self.score(rollout, reference=True).logprobs_BT if due else None
+        rewards_BT = at_last_token(rewards_B, mask_BT)
+        if kl is not None and kl_in_reward and reference_BT is not None and old is not None:
+            penalty_BT = kl.divergence(old.logprobs_BT, reference_BT) * mask_BT
+            rewards_BT = rewards_BT - kl.controller.coefficient * penalty_BT
+            rewards_B = rewards_BT.sum(1)
+        values_BT = None if old is None else old.values_BT
         group_size = int((rollout.group_B == rollout.group_B[0]).sum())
+        estimate = objective.advantage.estimate(rewards_BT, mask_BT, group_size, valid_B, values_BT)
+        entropy_BT = old.entropy_BT if old is not None and actions.needs_entropy else None
+        texts = self.policy.token_texts if actions.needs_texts else ()
         return Experience(
             rollout=rollout,
             rewards_B=rewards_B,
             valid_B=valid_B,
-            advantages_BT=objective.advantage.estimate(rewards_B, mask_BT, group_size, valid_B),
+            advantages_BT=estimate.advantages_BT,
             token_weights_BT=objective.selection.choose(mask_BT, generator),
-            segments_BT=objective.actions.segment(rollout.responses_BT, mask_BT),
-            old_logprobs_BT=old_BT,
+            segments_BT=actions.segment(rollout, entropy_BT, texts),
+            old_logprobs_BT=old.logprobs_BT if old is not None and updates > 1 else None,
+            old_future_BTM=old.future_BTM if old is not None and updates > 1 else None,
             reference_logprobs_BT=reference_BT,
+            values_BT=values_BT,
+            returns_BT=estimate.returns_BT,
         )
 
-    def score(self, rollout: Rollout, *, reference: bool = False) -> Tensor:
-        """Return log-probs of a whole rollout without gradient, in passes of bounded size. Shape `[B, T]`."""
-        B, T = rollout.response_mask_BT.shape
-        logprobs_BT = torch.zeros(B, T, device=rollout.response_mask_BT.device)
+    def score(self, rollout: Rollout, *, request: ScoreRequest | None = None, reference: bool = False) -> TokenScores:
+        """Score a whole rollout without gradient, in passes of bounded size."""
+        B = len(rollout.group_B)
+        parts: list[TokenScores] = []
         size = max(1, self.score_tokens // rollout.tokens_BL.shape[1])
         with rollout_mode(self.policy), self.trainer.precision_plugin.forward_context():
             for rows in torch.arange(B, device=rollout.group_B.device).split(size):
                 part = take_rows(rollout, rows)
-                scores = self.policy.score(
-                    part, part.response_mask_BT, temperature=self.temperature, reference=reference
+                parts.append(
+                    self.policy.score(
+                        part,
+                        part.response_mask_BT,
+                        temperature=self.temperature,
+                        request=request or ScoreRequest(),
+                        reference=reference,
+                    )
                 )
-                logprobs_BT[rows] = scores.logprobs_BT
-        return logprobs_BT
+        return join_scores(parts)
 
     # --- updates --------------------------------------------------------------------------------------------------
 
@@ -154,12 +183,8 @@ class PolicyOptimization(L.LightningModule):
         """Return this micro-batch's part of the loss, scaled against Lightning's and DDP's own averaging."""
         experience: Experience = trim(batch["micro_batch"])
         denominators: Denominators = batch["denominators"]
-        bonus = self.objective.bonus
         scores = self.policy.score(
-            experience.rollout,
-            experience.mask_BT,
-            temperature=self.temperature,
-            entropy_grad=bonus is not None and bonus.coef != 0,
+            experience.rollout, experience.mask_BT, temperature=self.temperature, request=self.objective.request
         )
         loss, metrics = self.objective.loss(experience, scores, denominators)
         self._add(metrics)
@@ -177,14 +202,30 @@ class PolicyOptimization(L.LightningModule):
         self._check_gradients()
 
     def _check_gradients(self) -> None:
-        norms = [p.grad.norm() for p in self.policy.parameters() if p.grad is not None]
-        norm = torch.stack(norms).norm() if norms else torch.zeros(())
-        self.log("optim/grad_norm", norm, on_step=True)
-        if not torch.isfinite(norm):
-            raise UserError(
-                f"the gradient norm is {norm.item()} at update {self.global_step}: lower the learning rate, or set "
-                "`trainer.gradient_clip_val`; the last checkpoint is from before this update"
-            )
+        for part, weights in self.policy.parts().items():
+            norms = [weight.grad.norm() for weight in weights if weight.grad is not None]
+            norm = torch.stack(norms).norm() if norms else torch.zeros(())
+            self.log("optim/grad_norm" if part == "policy" else f"optim/grad_norm_{part}", norm, on_step=True)
+            if not torch.isfinite(norm):
+                raise UserError(
+                    f"the gradient norm of the {part} is {norm.item()} at update {self.global_step}: lower the "
+                    "learning rate, or set `trainer.gradient_clip_val`; the last checkpoint is from before this update"
+                )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip policy, heads and critic apart: one's large gradient must not shrink another's step."""
+        for weights in self.policy.parts().values():
+            if not gradient_clip_val:
+                return
+            if gradient_clip_algorithm == "value":
+                torch.nn.utils.clip_grad_value_(weights, gradient_clip_val)
+            else:
+                torch.nn.utils.clip_grad_norm_(weights, gradient_clip_val)
 
     def _add(self, metrics: Metrics) -> None:
         for name, (value, weight) in metrics.items():
@@ -227,11 +268,13 @@ class PolicyOptimization(L.LightningModule):
         checkpoint["state_dict"] = {f"policy.{key}": value for key, value in kept.items()}
         checkpoint["rollout_metrics"] = dict(self._carried)
         checkpoint["progress_bar"] = sorted(self._progress_bar)
+        checkpoint["mtp"] = self.policy.describe_heads()
         if self.objective.kl is not None:
             checkpoint["kl_coefficient"] = self.objective.kl.controller.coefficient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         mend_epoch_end(checkpoint)
+        self.policy.check_heads(checkpoint.get("mtp"), "the checkpoint")
         self._carried = checkpoint.get("rollout_metrics", {})
         self._progress_bar |= set(checkpoint.get("progress_bar", ()))
         if self.objective.kl is not None and "kl_coefficient" in checkpoint:

@@ -2,6 +2,17 @@
 
 from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy, Lora
+from lightning_mpo.policies.mtp import MedusaHeads, MTPHeads, ParallelHeads, SequentialHeads
 from lightning_mpo.policies.tiny import TinyPolicy
 
-__all__ = ["CausalPolicy", "Lora", "Policy", "TinyPolicy", "rollout_mode"]
+__all__ = [
+    "CausalPolicy",
+    "Lora",
+    "MTPHeads",
+    "MedusaHeads",
+    "ParallelHeads",
+    "Policy",
+    "SequentialHeads",
+    "TinyPolicy",
+    "rollout_mode",
+]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_mpo.objective import TokenScores
+from lightning_mpo.errors import UserError
+from lightning_mpo.objective import ScoreRequest, TokenScores
 from lightning_mpo.types import Rollout
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 class Policy(nn.Module, ABC):
     """A distribution over responses. Constructing one loads nothing; `build` does."""
+
+    cold_parts: frozenset[str] = frozenset()
+    """Parts with their initial weights after `build`: heads or critic that no checkpoint held."""
 
     @property
     @abstractmethod
@@ -36,8 +41,8 @@ class Policy(nn.Module, ABC):
         """Ids that end a response."""
 
     @abstractmethod
-    def check(self) -> None:
-        """Refuse what can be refused before the weights are loaded."""
+    def check(self, request: ScoreRequest = ScoreRequest()) -> None:  # noqa: B008  frozen
+        """Refuse what can be refused before the weights are loaded, such as a request that cannot be served."""
 
     @abstractmethod
     def build(self, *, device: torch.device, reference: bool) -> None:
@@ -50,7 +55,7 @@ class Policy(nn.Module, ABC):
         mask_BT: Tensor,
         *,
         temperature: float,
-        entropy_grad: bool = False,
+        request: ScoreRequest = ScoreRequest(),  # noqa: B008  frozen
         reference: bool = False,
     ) -> TokenScores:
         """Return log-probs of the response tokens where `mask_BT` holds, on the rollout's stored support.
@@ -59,13 +64,57 @@ class Policy(nn.Module, ABC):
             rollout: rows to score.
             mask_BT: a part of `rollout.response_mask_BT`.
             temperature: what logits are divided by, as in the rollout.
-            entropy_grad: whether the entropy carries gradient.
+            request: what is needed besides log-probs and entropy.
             reference: ask the reference instead of the policy.
         """
 
     @abstractmethod
     def trained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the part of a module's state dict that a checkpoint needs: what is trained, not what is reloaded."""
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Return the trained weights by part: each has its own gradient norm, and may have its own learning rate."""
+        parts: dict[str, list[nn.Parameter]] = {}
+        for name, weight in self.named_parameters():
+            if weight.requires_grad:
+                part = name.split(".", 1)[0]
+                parts.setdefault(part if part in ("mtp", "critic") else "policy", []).append(weight)
+        return parts
+
+    @cached_property
+    def token_texts(self) -> list[str]:
+        """What each token id says."""
+        return self.tokenizer.batch_decode([[i] for i in range(self.vocabulary)])
+
+    def describe_heads(self) -> dict[str, Any] | None:
+        """Return what must agree between multi-token heads and a checkpoint of them; None without heads."""
+        return None
+
+    def check_heads(self, description: dict[str, Any] | None, where: str) -> None:
+        """Refuse a checkpoint whose heads are of another family, size or trunk."""
+        own = self.describe_heads()
+        if own is None or description is None or own == description:
+            return
+        name = next(key for key in own if own[key] != description.get(key))
+        raise UserError(
+            f"{where} holds multi-token heads with {name} {description.get(name)!r}, `policy.mtp` has {own[name]!r}"
+        )
+
+
+def parameter_groups(policy: Policy, learning_rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return an optimizer's parameter groups, one per part of the policy.
+
+    Raises:
+        UserError: a learning rate for a part that is not there.
+    """
+    parts = policy.parts()
+    unknown = [name for name in learning_rates if name not in parts]
+    if unknown:
+        raise UserError(f"`learning_rates` names {unknown[0]!r}, which is not trained; there are {sorted(parts)}")
+    return [
+        {"params": weights} | ({"lr": learning_rates[name]} if name in learning_rates else {})
+        for name, weights in parts.items()
+    ]
 
 
 @contextmanager

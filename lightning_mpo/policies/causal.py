@@ -16,9 +16,11 @@ from torch.nn.functional import linear
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import heads
-from lightning_mpo.objective import TokenScores
+from lightning_mpo.functional.actions import shift_left, window
+from lightning_mpo.objective import ScoreRequest, TokenScores
 from lightning_mpo.policies import pretrained
-from lightning_mpo.policies.base import Policy
+from lightning_mpo.policies.base import Policy, rollout_mode
+from lightning_mpo.policies.mtp import MTPHeads, Trunk, TrunkStates, watch_norm
 from lightning_mpo.policies.packing import lay_out
 from lightning_mpo.types import Rollout
 
@@ -53,6 +55,7 @@ class CausalPolicy(Policy):
             away (under 1 % of weights move at 1e-6, measured).
         gradient_checkpointing: recompute activations in the backward pass.
         share_prompts: compute a prompt once for all of its responses in a micro-batch.
+        mtp: multi-token-prediction heads, for `BlockActions(source="mtp")`.
         checkpoint: a Lightning checkpoint whose policy weights are taken on top of `source`.
     """
 
@@ -63,6 +66,7 @@ class CausalPolicy(Policy):
         dtype: Literal["float32", "bfloat16"] = "float32",
         gradient_checkpointing: bool = False,
         share_prompts: bool = True,
+        mtp: MTPHeads | None = None,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
@@ -71,6 +75,7 @@ class CausalPolicy(Policy):
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.gradient_checkpointing = gradient_checkpointing
         self.share_prompts = share_prompts
+        self.mtp = mtp
         self.checkpoint = checkpoint
         self.network: PreTrainedModel | None = None
         self.reference_network: PreTrainedModel | None = None
@@ -106,14 +111,20 @@ class CausalPolicy(Policy):
         ends |= set(configured) if isinstance(configured, list) else {configured}
         return sorted(end for end in ends if end is not None)
 
-    def check(self) -> None:
+    def check(self, request: ScoreRequest = ScoreRequest()) -> None:  # noqa: B008  frozen
+        offsets = 0 if self.mtp is None else self.mtp.offsets
+        if request.future > offsets:
+            raise UserError(
+                f"blocks of {request.future + 1} tokens with `source: mtp` need {request.future} future offsets, but "
+                + (f"`policy.mtp` has {offsets}" if offsets else "the policy has none; give `policy.mtp`")
+            )
         if self.lora is None and self.dtype != torch.float32:
             raise UserError(
                 "`policy.dtype: bfloat16` without LoRA trains bfloat16 weights, in which updates round away; set "
                 "`policy.dtype: float32` (with `trainer.precision: bf16-mixed` for speed), or give `policy.lora`"
             )
         if self.checkpoint is not None:
-            self._read_checkpoint(mmap=True)
+            self.check_heads(self._read_checkpoint(mmap=True).get("mtp"), f"`policy.checkpoint` {self.checkpoint!r}")
         _ = self.config
 
     # --- weights --------------------------------------------------------------------------------------------------
@@ -135,8 +146,14 @@ class CausalPolicy(Policy):
             object.__setattr__(self, "_adapters", adapters)  # not a submodule: it holds the same network
             network = adapters.get_base_model()
         self.network = network
+        if self.mtp is not None:
+            self.mtp.build(
+                Trunk(network.get_decoder(), network.config.get_text_config(), network.get_output_embeddings())
+            )
+            self.mtp.to(device)
+            self.cold_parts = frozenset() if self.mtp.weights else frozenset({"mtp"})
         if self.checkpoint is not None:
-            self._take_checkpoint(self._read_checkpoint())
+            self._take_checkpoint(self._read_checkpoint()["state_dict"])
         if reference and self.lora is None:
             self.reference_network = copy.deepcopy(network).requires_grad_(False).eval()
         if self.gradient_checkpointing:
@@ -144,7 +161,11 @@ class CausalPolicy(Policy):
             network.enable_input_require_grads()
         network.train()
 
-    def _read_checkpoint(self, mmap: bool = False) -> dict[str, Tensor]:
+    def describe_heads(self) -> dict[str, Any] | None:
+        return None if self.mtp is None else self.mtp.describe(self.config.get_text_config())
+
+    def _read_checkpoint(self, mmap: bool = False) -> dict[str, Any]:
+        """Return the checkpoint's weights as `state_dict`, without the module's prefix, and the description of heads."""
         path = Path(str(self.checkpoint))
         if not path.is_file():
             raise UserError(f"`policy.checkpoint` {str(path)!r} does not exist")
@@ -156,10 +177,14 @@ class CausalPolicy(Policy):
                 f"`policy.checkpoint` {str(path)!r} cannot be read as a Lightning checkpoint: {type(error).__name__}"
             ) from error
         prefix = "policy."
-        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        return {"state_dict": own, "mtp": content.get("mtp")}
 
     def _take_checkpoint(self, state: dict[str, Tensor]) -> None:
         own = self.state_dict()
+        if self.mtp is None:  # heads of an earlier stage may be left behind
+            state = {key: value for key, value in state.items() if not key.startswith("mtp.")}
+        self.cold_parts -= {key.split(".", 1)[0] for key in state}
         other = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
         if other:
             raise UserError(
@@ -168,7 +193,7 @@ class CausalPolicy(Policy):
             )
         missing, unexpected = self.load_state_dict(state, strict=False)
         expected = self.trained_state(dict(self.named_parameters()))
-        absent = [key for key in missing if key in expected]
+        absent = [key for key in missing if key in expected and key.split(".", 1)[0] not in self.cold_parts]
         if absent or unexpected:
             raise UserError(
                 f"`policy.checkpoint` {self.checkpoint!r} does not fit the policy: "
@@ -177,7 +202,9 @@ class CausalPolicy(Policy):
 
     def trained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         kept = {key: value for key, value in state.items() if "reference_network." not in key}
-        return kept if self.lora is None else {key: value for key, value in kept.items() if "lora_" in key}
+        if self.lora is None:
+            return kept
+        return {key: value for key, value in kept.items() if "lora_" in key or key.startswith(("mtp.", "critic."))}
 
     # --- likelihood -----------------------------------------------------------------------------------------------
 
@@ -232,38 +259,118 @@ class CausalPolicy(Policy):
         mask_BT: Tensor,
         *,
         temperature: float,
-        entropy_grad: bool = False,
+        request: ScoreRequest = ScoreRequest(),  # noqa: B008  frozen
         reference: bool = False,
     ) -> TokenScores:
-        lines = lay_out(rollout, share=self._can_share, hidden_size=self.config.get_text_config().hidden_size)
-        with self._adapters_off(reference):
-            hidden_RLD = self.decoder(reference)(
+        states = self._run(rollout, future=request.future > 0, reference=reference)
+        hidden_RLD = states.after_norm_RLD
+        head = self._network(reference).get_output_embeddings()
+        tokens = _Tokens.of(rollout, mask_BT, states.lines.index_BT)
+        logprobs_BT, entropy_BT = self._token_logprobs(
+            hidden_RLD, head, tokens, temperature=temperature, entropy_grad=request.entropy_grad
+        )
+        future_BTM = upkeep_BTM = None
+        if request.future and self.mtp is not None:
+            detach = self.mtp.detach_trunk
+            future_BTM = self._future(states.detached() if detach else states, tokens, request.future, temperature)
+            if request.upkeep:
+                upkeep_BTM = (
+                    future_BTM if detach else self._future(states.detached(), tokens, request.future, temperature)
+                )
+        return TokenScores(logprobs_BT, entropy_BT, future_BTM, upkeep_BTM)
+
+    def _run(self, rollout: Rollout, *, future: bool, reference: bool = False) -> TrunkStates:
+        """Run the trunk over the lines of a rollout."""
+        ahead = future and self.mtp is not None and self.mtp.reads_ahead
+        width = self.config.get_text_config().hidden_size
+        lines = lay_out(rollout, share=self._can_share and not ahead, hidden_size=width)
+        decoder = self.decoder(reference)
+        watched: Any = watch_norm(decoder) if future else nullcontext([])
+        with self._adapters_off(reference), watched as before_norm:
+            after_norm_RLD = decoder(
                 input_ids=lines.input_ids_RL,
                 position_ids=lines.position_ids_RL,
                 attention_mask=lines.attention_mask(),
                 use_cache=False,
             ).last_hidden_state
-        hidden_nD = hidden_RLD.flatten(0, 1)[lines.index_BT[mask_BT]]
-        head = self._network(reference).get_output_embeddings()
+        return TrunkStates(before_norm[0] if future else after_norm_RLD, after_norm_RLD, lines)
+
+    def ranks(self, rollout: Rollout, mask_BT: Tensor, future: int = 0) -> Tensor:
+        """Count, for each token and each offset n = 0 … `future`, the ids that are more probable than the true one.
+
+        Returns:
+            int64 `[B, T, 1 + future]`; 0 is the most probable id, and also stands where the window has left the mask.
+        """
+        with rollout_mode(self):
+            states = self._run(rollout, future=future > 0)
+            tokens = _Tokens.of(rollout, mask_BT, states.lines.index_BT)
+            hidden = [states.after_norm_RLD]
+            unembeddings = [self._network().get_output_embeddings()]
+            if future and self.mtp is not None:
+                hidden += self.mtp.hidden(states, future)
+                unembeddings += [self.mtp.unembedding(n) for n in range(1, future + 1)]
+            ranks = []
+            for n, (hidden_RLD, head) in enumerate(zip(hidden, unembeddings, strict=True)):
+                there = tokens.ahead(n, keep_support=False)
+                ranks.append(
+                    heads.full_ranks(
+                        hidden_RLD.flatten(0, 1)[there.index_BT],
+                        head.weight,
+                        there.ids_BT,
+                        mask_BT=there.mask_BT,
+                        bias_V=head.bias,
+                    )
+                )
+        return torch.stack(ranks, -1)
+
+    def _future(self, states: TrunkStates, tokens: _Tokens, offsets: int, temperature: float) -> Tensor:
+        """Return log q_n(o_{t+n} | h_t) for n = 1 … offsets, one offset in memory at a time. Shape `[B, T, M]`."""
+        assert self.mtp is not None
+        logprobs = [
+            self._token_logprobs(
+                hidden_RLD,
+                self.mtp.unembedding(n),
+                tokens.ahead(n, keep_support=self.mtp.support == "stored"),
+                temperature=temperature,
+            )[0]
+            for n, hidden_RLD in enumerate(self.mtp.hidden(states, offsets), start=1)
+        ]
+        return torch.stack(logprobs, -1)
+
+    def _token_logprobs(
+        self,
+        hidden_RLD: Tensor,
+        head: Any,
+        tokens: _Tokens,
+        *,
+        temperature: float,
+        entropy_grad: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Return log-probs and entropies of tokens under one unembedding, on their support if they have one."""
+        mask_BT, support_BTK, slots_BTK = tokens.mask_BT, tokens.support_BTK, tokens.slots_BTK
+        hidden_nD = hidden_RLD.flatten(0, 1)[tokens.index_BT[mask_BT]]
+        tokens_n = tokens.ids_BT[mask_BT]
         options: dict[str, Any] = {"bias_V": head.bias, "temperature": temperature, **self.head_options}
-        tokens_n = rollout.responses_BT[mask_BT]
-        if rollout.support_BTK is None:
+        if support_BTK is None:
             logprobs_n, entropy_n = heads.full_logprobs(
-                hidden_nD, head.weight, tokens_n, entropy_grad=entropy_grad, **options
+                hidden_nD,
+                head.weight,
+                tokens_n,
+                entropy_grad=entropy_grad,
+                **options,
             )[:2]
         else:
-            slots = rollout.support_mask_BTK
             logprobs_n, entropy_n = heads.support_logprobs(
                 hidden_nD,
                 head.weight,
                 tokens_n,
-                rollout.support_BTK[mask_BT],
-                support_mask_BTK=None if slots is None else slots[mask_BT],
+                support_BTK[mask_BT],
+                support_mask_BTK=None if slots_BTK is None else slots_BTK[mask_BT],
                 entropy_grad=entropy_grad,
                 **options,
             )
         empty_BT = torch.zeros(mask_BT.shape, dtype=logprobs_n.dtype, device=mask_BT.device)
-        return TokenScores(empty_BT.masked_scatter(mask_BT, logprobs_n), empty_BT.masked_scatter(mask_BT, entropy_n))
+        return empty_BT.masked_scatter(mask_BT, logprobs_n), empty_BT.masked_scatter(mask_BT, entropy_n)
 
     @cached_property
     def _can_share(self) -> bool:
@@ -272,6 +379,33 @@ class CausalPolicy(Policy):
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
         plain = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
         return self.share_prompts and plain and config._attn_implementation == "sdpa"
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Response tokens to score, and where the hidden states stand that predict them."""
+
+    mask_BT: Tensor
+    index_BT: Tensor
+    ids_BT: Tensor
+    support_BTK: Tensor | None
+    slots_BTK: Tensor | None
+
+    @classmethod
+    def of(cls, rollout: Rollout, mask_BT: Tensor, index_BT: Tensor) -> _Tokens:
+        """Take the responses of a rollout."""
+        return cls(mask_BT, index_BT, rollout.responses_BT, rollout.support_BTK, rollout.support_mask_BTK)
+
+    def ahead(self, n: int, *, keep_support: bool) -> _Tokens:
+        """Return the tokens n places behind, predicted from the same hidden states, where the window is whole."""
+        support_BTK, slots_BTK = (self.support_BTK, self.slots_BTK) if keep_support else (None, None)
+        return _Tokens(
+            window(self.mask_BT, n),
+            self.index_BT,
+            shift_left(self.ids_BT, n),
+            None if support_BTK is None else shift_left(support_BTK, n),
+            None if slots_BTK is None else shift_left(slots_BTK, n),
+        )
 
 
 def _add_adapters(network: PreTrainedModel, lora: Lora) -> Any:

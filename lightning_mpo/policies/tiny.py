@@ -9,6 +9,7 @@ import torch
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.mtp import MTPHeads
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +28,7 @@ class TinyPolicy(CausalPolicy):
         intermediate_size: of the MLPs; None: 4·D.
         max_length: positions.
         share_prompts: compute a prompt once for all of its responses in a micro-batch.
+        mtp: multi-token-prediction heads.
         checkpoint: a Lightning checkpoint to start from.
     """
 
@@ -39,9 +41,10 @@ class TinyPolicy(CausalPolicy):
         intermediate_size: int | None = None,
         max_length: int = 256,
         share_prompts: bool = True,
+        mtp: MTPHeads | None = None,
         checkpoint: str | None = None,
     ) -> None:
-        super().__init__(source="tiny", share_prompts=share_prompts, checkpoint=checkpoint)
+        super().__init__(source="tiny", share_prompts=share_prompts, mtp=mtp, checkpoint=checkpoint)
         if len(set(characters)) != len(characters):
             raise UserError(f"`TinyPolicy.characters` must not repeat a character, got {characters!r}")
         self.characters = characters

@@ -20,7 +20,7 @@ class Keep(RolloutCallback):
 
     def on_rollout_end(self, trainer, module, event):
         self.events.append(event)
-        self.references.append(module.score(event.experience.rollout, reference=True))
+        self.references.append(module.score(event.experience.rollout, reference=True).logprobs_BT)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])

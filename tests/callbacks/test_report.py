@@ -105,7 +105,7 @@ def test_the_numbers_are_those_of_the_policy(tmp_path):
             for metric in metrics.values():
                 metric.update(score_all(rollout.rewards, completions_of(part)).correct_B.view(-1, completions))
             lengths.append(part.response_mask_BT.sum(1).float())
-            now, reference = (module.score(part, reference=flag) for flag in (False, True))
+            now, reference = (module.score(part, reference=flag).logprobs_BT for flag in (False, True))
             divergences.append(k3(now, reference)[part.response_mask_BT])
         final = summary["final"]
         if greedy:

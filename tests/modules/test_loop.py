@@ -503,7 +503,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(tmp_path):
             before.append({name: weight.detach().clone() for name, weight in policy.named_parameters()})
             batch["denominators"] = replace(batch["denominators"], actions=torch.tensor(float("nan")))
 
-    with pytest.raises(UserError, match="gradient norm is nan at update 1"):
+    with pytest.raises(UserError, match="gradient norm of the policy is nan at update 1"):
         fit(tmp_path, policy=policy, callbacks=[Probe(on_train_batch_start=spoil)], first=True)
     assert same(dict(policy.named_parameters()), before[0])
 

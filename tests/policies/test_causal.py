@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies import CausalPolicy, Lora, TinyPolicy, rollout_mode
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.supports import FullVocabulary
@@ -62,7 +63,7 @@ def flat(rows: list[Tensor]) -> Tensor:
 def test_scores_and_gradients_equal_plain_transformers_row_by_row(double, options, temperature, share):
     policy, rollout = double[share], make_rollout(PROMPTS, RESPONSES, **options)
     mask = rollout.response_mask_BT
-    scores = policy.score(rollout, mask, temperature=temperature, entropy_grad=True)
+    scores = policy.score(rollout, mask, temperature=temperature, request=ScoreRequest(entropy_grad=True))
     logprobs, entropies = naive_logprobs(policy.network, rollout, temperature=temperature)
     torch.testing.assert_close(scores.logprobs_BT[mask].double(), flat(logprobs), rtol=0, atol=1e-5)
     torch.testing.assert_close(scores.entropy_BT[mask].double(), flat(entropies), rtol=0, atol=1e-5)
@@ -111,7 +112,9 @@ def test_entropy_carries_gradient_only_if_asked(double, support):
     rollout = make_rollout(PROMPTS, RESPONSES, support=support)
     policy, mask = double[True], rollout.response_mask_BT
     assert not policy.score(rollout, mask, temperature=1.0).entropy_BT.requires_grad
-    assert policy.score(rollout, mask, temperature=1.0, entropy_grad=True).entropy_BT.requires_grad
+    assert policy.score(
+        rollout, mask, temperature=1.0, request=ScoreRequest(entropy_grad=True)
+    ).entropy_BT.requires_grad
     with torch.no_grad():
         assert not policy.score(rollout, mask, temperature=1.0).logprobs_BT.requires_grad
 

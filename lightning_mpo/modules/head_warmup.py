@@ -1,0 +1,218 @@
+"""The LightningModule that warms multi-token-prediction heads up before reinforcement learning."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_mpo.data.base import PromptDataModule, seeded_generator
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional.actions import window
+from lightning_mpo.modules.loader import SlotLoader
+from lightning_mpo.modules.resume import mend_epoch_end
+from lightning_mpo.objective import ScoreRequest
+from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.rollout.local import LocalSampler
+from lightning_mpo.supports import FullVocabulary
+from lightning_mpo.types import PromptBatch, PromptRow, Rollout, take_rows, to_device, trim_rollout
+
+
+class HeadWarmup(L.LightningModule):
+    """Trains the heads of a policy whose trunk stays as it is, bit for bit.
+
+        L = (1/M) Σ_n mean_t -log q_n(o_{t+n} | h_t)        (the MTP loss, core-algorithms 1.5 [S])
+
+    The paper is silent on data, steps and learning rate [N]. By default the tokens are the policy's own samples: theirs
+    is the distribution whose ratios will be needed [I]. Logged per offset: cross-entropy in nats, and on validation the
+    share of tokens that the head ranks first (offset 0: the ordinary head). `EarlyStopping` on `val/cross_entropy` ends
+    the stage on a plateau. The reinforcement stage takes the checkpoint as `policy.checkpoint`.
+
+    Args:
+        policy: with `heads`.
+        solutions: imitate the data's solutions instead of sampling.
+        prompts: prompts of a pool of samples, over all processes.
+        completions: samples per prompt.
+        max_new_tokens: longest sample.
+        temperature: of sampling and of the heads' distributions; the one that reinforcement learning will use.
+        passes: micro-batches into which a pool is cut; then the next is drawn.
+        batches_per_epoch: micro-batches between two epoch ends.
+        optimizer: of the heads.
+        scheduler: of the learning rate, stepped per update; None: constant.
+        seed: of the samples; None: `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        policy: CausalPolicy,
+        solutions: bool = False,
+        prompts: int = 32,
+        completions: int = 4,
+        max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        passes: int = 4,
+        batches_per_epoch: int = 100,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
+        scheduler: LRSchedulerCallable | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if policy.mtp is None:
+            raise UserError("`HeadWarmup` trains `policy.mtp`, and the policy has none; give `ParallelHeads`, say")
+        if passes < 1 or (prompts * completions) % passes:
+            raise UserError(f"`passes` ({passes}) must divide a pool's {prompts} x {completions} samples")
+        self.policy = policy
+        self.solutions = solutions
+        self.prompts, self.completions, self.max_new_tokens = prompts, completions, max_new_tokens
+        self.temperature = temperature
+        self.passes = passes
+        self.batches_per_epoch = batches_per_epoch
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.strict_loading = False
+        self._pool: tuple[int, Rollout] | None = None
+        self._sums: Tensor | None = None
+
+    @property
+    def offsets(self) -> int:
+        """M."""
+        assert self.policy.mtp is not None
+        return self.policy.mtp.offsets
+
+    @property
+    def data(self) -> PromptDataModule:
+        """The data module."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PromptDataModule):
+            raise UserError("`data` must be a `PromptDataModule`")
+        return data
+
+    def setup(self, stage: str) -> None:
+        if self.prompts % self.trainer.world_size:
+            raise UserError(f"`prompts` ({self.prompts}) must divide evenly over {self.trainer.world_size} processes")
+        self.policy.check(ScoreRequest(future=self.offsets))
+        self.data.connect(self.policy.tokenizer)
+
+    def configure_model(self) -> None:
+        self.policy.build(device=self.device, reference=False)
+        for name, weight in self.policy.named_parameters():
+            weight.requires_grad_(name.startswith("mtp."))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([weight for weight in self.policy.parameters() if weight.requires_grad])
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    def train_dataloader(self) -> SlotLoader:
+        return SlotLoader(self.batches_per_epoch)
+
+    # --- samples --------------------------------------------------------------------------------------------------
+
+    def _draw(self, prompts: PromptBatch, completions: int, generator: torch.Generator) -> Rollout:
+        with self.trainer.precision_plugin.forward_context():
+            return LocalSampler().sample(
+                self.policy,
+                prompts,
+                completions,
+                support=FullVocabulary(),
+                temperature=self.temperature,
+                max_new_tokens=self.max_new_tokens,
+                generator=generator,
+            )
+
+    def _own(self, rows: list[PromptRow]) -> list[PromptRow]:
+        """This process's part."""
+        rank, share = self.trainer.global_rank, self.prompts // self.trainer.world_size
+        return rows[rank * share : (rank + 1) * share]
+
+    def _rows(self, position: int) -> Rollout:
+        """Return micro-batch `position`: a pure function of it and the seed, as the trunk never moves."""
+        number, part = divmod(position, self.passes)
+        if self._pool is None or self._pool[0] != number:
+            prompts = self._own(self.data.training_rows(number, self.prompts))
+            if self.solutions:
+                pool = to_device(self.data.solutions(prompts), self.device)
+            else:
+                generator = seeded_generator(self.seed, number, self.trainer.global_rank)
+                pool = self._draw(self.data.encode(prompts), self.completions, generator)
+            self._pool = number, pool
+        pool = self._pool[1]
+        index = torch.arange(part, len(pool.group_B), self.passes, device=pool.group_B.device)
+        return trim_rollout(take_rows(pool, index))
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        rollout = self._rows(self.trainer.fit_loop.epoch_loop.total_batch_idx)
+        errors_M, counts_M = self._errors(rollout)
+        totals_M = counts_M
+        if self.trainer.world_size > 1:
+            totals_M = self.trainer.strategy.reduce(counts_M, reduce_op="sum")
+        parts_M = errors_M / totals_M.clamp(min=1)
+        for n, value in enumerate((errors_M.detach() / counts_M.clamp(min=1)).tolist(), start=1):
+            self.log(f"cross_entropy_{n}", value)
+        loss = parts_M.mean()
+        self.log("loss", loss.detach() * self.trainer.world_size, prog_bar=True, sync_dist=True)
+        return loss * self.trainer.world_size
+
+    def _errors(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return, per offset, the sum of -log q_n and the tokens it was taken over. Shapes `[M]`."""
+        mask_BT = rollout.response_mask_BT
+        request = ScoreRequest(future=self.offsets)
+        future_BTM = self.policy.score(rollout, mask_BT, temperature=self.temperature, request=request).future_BTM
+        assert future_BTM is not None
+        counts_M = torch.stack([window(mask_BT, n).sum() for n in range(1, self.offsets + 1)])
+        return -future_BTM.sum((0, 1)), counts_M.float()
+
+    # --- validation -----------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums = torch.zeros(3, self.offsets + 1, dtype=torch.float64)
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        if self.solutions:
+            rollout = to_device(self.data.solutions(list(batch.rows)), self.device)
+        else:  # the same samples each time
+            generator = seeded_generator(self.seed, batch_idx, self.trainer.global_rank, 1)
+            rollout = self._draw(batch, 1, generator)
+        mask_BT = rollout.response_mask_BT
+        ranks_BTN = self.policy.ranks(rollout, mask_BT, self.offsets)
+        errors_M, _ = self._errors(rollout)
+        assert self._sums is not None
+        for n in range(self.offsets + 1):
+            there_BT = window(mask_BT, n)
+            self._sums[0, n] += ((ranks_BTN[..., n] == 0) & there_BT).sum().item()
+            self._sums[1, n] += errors_M[n - 1].item() if n else 0.0
+            self._sums[2, n] += there_BT.sum().item()
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self._sums
+        assert sums is not None
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        first, errors, counts = sums.tolist()
+        for n, count in enumerate(counts):
+            self.log(f"val/accuracy_{n}", first[n] / max(count, 1.0), prog_bar=n in (1, self.offsets))
+            if n:
+                self.log(f"val/cross_entropy_{n}", errors[n] / max(count, 1.0))
+        means = [errors[n] / max(counts[n], 1.0) for n in range(1, self.offsets + 1)]
+        self.log("val/cross_entropy", sum(means) / len(means), prog_bar=True)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep all that the next stage needs: heads, and the trunk where it is not reloaded from its source."""
+        state = {key.removeprefix("policy."): value for key, value in checkpoint["state_dict"].items()}
+        kept = self.policy.trained_state(state)
+        checkpoint["state_dict"] = {f"policy.{key}": value for key, value in kept.items()}
+        checkpoint["mtp"] = self.policy.describe_heads()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        mend_epoch_end(checkpoint)
+        self.policy.check_heads(checkpoint.get("mtp"), "the checkpoint")

@@ -1,0 +1,359 @@
+"""Multi-token-prediction heads: what a policy thinks, at position t, of the tokens behind the next one.
+
+The trunk's hidden state h_t predicts o_t; head n predicts o_{t+n}, n = 1 … M. Three families:
+
+==============  ==================================================================================================
+parallel        one decoder layer of the trunk's own class per offset, all on h_t (arXiv:2404.19737; the family that
+                MPO's reported parameter counts point to, core-algorithms 1.2 [I])
+sequential      a chain: depth n also reads the embeddings of o_t … o_{t+n-1} (DeepSeek-V3, arXiv:2412.19437)
+Medusa          a residual linear layer with SiLU per offset, zero at the start (arXiv:2401.10774)
+==============  ==================================================================================================
+
+Parallel and Medusa heads give marginals q_n(o_{t+n} | o_{<t}), which do not see the tokens in between; only the
+sequential family gives conditionals, whose product is a joint probability. Heads are float32 whatever the trunk is.
+They start as the trunk's own next-token distribution, as their last projections are zero (sequential: up to the random
+projection that mixes the embedding in).
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_mpo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from lightning_mpo.policies.packing import Lines
+
+NEEDED = ("layers", "norm", "rotary_emb", "embed_tokens")
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The parts of a decoder that heads build on."""
+
+    decoder: nn.Module
+    config: PretrainedConfig  # of the text model
+    unembedding: nn.Module
+
+    def __post_init__(self) -> None:
+        missing = [name for name in NEEDED if not hasattr(self.decoder, name)]
+        if missing:
+            raise UserError(
+                f"multi-token heads need a decoder with {', '.join(NEEDED)} (Llama, Qwen, Gemma, Mistral); "
+                f"{type(self.decoder).__name__} has no {', '.join(missing)}"
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the heads: float32, or float64 over a float64 trunk."""
+        wide = self.embed_tokens.weight.dtype == torch.float64
+        return torch.float64 if wide else torch.float32
+
+    @property
+    def embed_tokens(self) -> nn.Embedding:
+        """The trunk's embedding."""
+        return self.decoder.embed_tokens  # type: ignore[return-value]
+
+    @property
+    def like(self) -> int:
+        """The layer that heads are made like: the last one with full attention, or the last."""
+        kinds = getattr(self.config, "layer_types", None) or []
+        full = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
+        return full[-1] if full else self.config.num_hidden_layers - 1
+
+    def positions(self, hidden_RLD: Tensor, position_ids_RL: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rotary embedding's cosines and sines for a layer like that one."""
+        rotary: Any = self.decoder.rotary_emb
+        if isinstance(getattr(rotary, "rope_type", None), dict):  # Gemma 3 turns local and global layers differently
+            return rotary(hidden_RLD, position_ids_RL, self.config.layer_types[self.like])
+        return rotary(hidden_RLD, position_ids_RL)
+
+    def new_layer(self) -> nn.Module:
+        """Return a decoder layer like the last one with full attention, initialised to change nothing."""
+        index = self.like
+        like: Any = self.decoder.layers[index]  # type: ignore[index]
+        layer = type(like)(self.config, layer_idx=index).to(self.dtype)
+        for module in layer.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=getattr(self.config, "initializer_range", 0.02))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for parts in (("self_attn", "o_proj"), ("mlp", "down_proj")):
+            module = layer
+            for part in parts:
+                if not hasattr(module, part):
+                    raise UserError(
+                        f"multi-token heads need decoder layers with {'.'.join(parts)}; {type(layer).__name__} has none"
+                    )
+                module = getattr(module, part)
+            nn.init.zeros_(module.weight)
+        return layer
+
+    def new_unembedding(self) -> nn.Linear:
+        """Return a trainable copy of the trunk's unembedding."""
+        weight: Any = self.unembedding.weight
+        if not weight.is_floating_point():
+            raise UserError("`own_unembedding` cannot copy a quantised unembedding; set `own_unembedding: false`")
+        own = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=self.dtype)
+        with torch.no_grad():
+            own.weight.copy_(weight)
+        return own
+
+
+@dataclass(frozen=True)
+class TrunkStates:
+    """What the trunk computed for the lines of a micro-batch."""
+
+    before_norm_RLD: Tensor
+    after_norm_RLD: Tensor
+    lines: Lines
+
+    def detached(self) -> TrunkStates:
+        """The same values without gradient."""
+        return replace(self, before_norm_RLD=self.before_norm_RLD.detach(), after_norm_RLD=self.after_norm_RLD.detach())
+
+
+class MTPHeads(nn.Module, ABC):
+    """Heads for the offsets 1 … M. Constructing makes no weights; `build` does.
+
+    Args:
+        offsets: M, the future tokens that are predicted; blocks may be up to 1 + M long.
+        own_unembedding: give every head its own unembedding, started as a copy of the trunk's; else all share it.
+        detach_trunk: keep the policy loss of future offsets out of the trunk. False by default: otherwise future terms
+            would train the heads alone (core-algorithms 1.4 [I]).
+        support: over what offset n is a distribution where rollouts store a support: "stored" takes the one that the
+            sampler stored at t+n, "full" the whole vocabulary.
+        checkpointing: recompute a head's activations in the backward pass.
+        weights: a file of `save` to take; None starts afresh, or from `policy.checkpoint`.
+    """
+
+    family: ClassVar[str]
+    reads_ahead: ClassVar[bool] = False
+    """True where a head reads response tokens behind t, so that no prompt position can serve several responses."""
+
+    def __init__(
+        self,
+        offsets: int = 2,
+        own_unembedding: bool = False,
+        detach_trunk: bool = False,
+        support: Literal["stored", "full"] = "stored",
+        checkpointing: bool = False,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        if offsets < 1:
+            raise UserError(f"`{type(self).__name__}.offsets` must be at least 1, got {offsets}")
+        self.offsets = offsets
+        self.own_unembedding = own_unembedding
+        self.detach_trunk = detach_trunk
+        self.support = support
+        self.checkpointing = checkpointing
+        self.weights = weights
+        self.unembeddings: nn.ModuleList | None = None
+        self._trunk: Trunk | None = None
+
+    # --- weights --------------------------------------------------------------------------------------------------
+
+    def build(self, trunk: Trunk) -> None:
+        """Make the weights."""
+        object.__setattr__(self, "_trunk", trunk)  # not a submodule: the policy holds the same network
+        self._make(trunk)
+        if self.own_unembedding:
+            self.unembeddings = nn.ModuleList(trunk.new_unembedding() for _ in range(self.offsets))
+        if self.weights is not None:
+            self.load(self.weights)
+
+    @abstractmethod
+    def _make(self, trunk: Trunk) -> None:
+        """Make the weights of the family."""
+
+    @property
+    def trunk(self) -> Trunk:
+        """What the heads stand on."""
+        if self._trunk is None:
+            raise RuntimeError("`build` was not called")
+        return self._trunk
+
+    def describe(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Return what must agree between heads and a file of them."""
+        return {
+            "family": self.family,
+            "offsets": self.offsets,
+            "own_unembedding": self.own_unembedding,
+            "trunk": config.model_type,
+            "hidden_size": config.hidden_size,
+            "vocabulary": config.vocab_size,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the heads as safetensors: the names of `state_dict`, and `describe` as metadata (docs/mtp_heads.md)."""
+        from safetensors.torch import save_file
+
+        metadata = {key: str(value) for key, value in self.describe(self.trunk.config).items()}
+        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(state, str(path), metadata={"format": "pt"} | metadata)
+
+    def load(self, path: str | Path) -> None:
+        """Take the weights of a file that `save` wrote.
+
+        Raises:
+            UserError: there is no such file, or it holds heads of another family, size or trunk.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"`mtp.weights` {str(path)!r} cannot be read as safetensors: {error}") from error
+        for key, value in self.describe(self.trunk.config).items():
+            if metadata.get(key) != str(value):
+                raise UserError(
+                    f"`mtp.weights` {str(path)!r} holds heads with {key} {metadata.get(key)}, `policy.mtp` has {value}"
+                )
+        self.load_state_dict(state)
+
+    # --- prediction -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _chain(self, states: TrunkStates, offsets: int) -> Iterator[Tensor]:
+        """Yield the hidden states of offsets 1 … `offsets`, behind the final norm. Each `[R, L, D]`."""
+
+    def hidden(self, states: TrunkStates, offsets: int) -> Iterator[Tensor]:
+        """Yield the hidden states whose unembedding predicts o_{t+n}, one offset at a time.
+
+        Args:
+            states: of the trunk; detach them to keep gradients in the heads.
+            offsets: how many, at most M.
+        """
+        dtype = states.after_norm_RLD.dtype
+        half = dtype in (torch.bfloat16, torch.float16)
+        chain = self._chain(states, offsets)
+        for _ in range(offsets):
+            with torch.autocast(states.after_norm_RLD.device.type, dtype if half else None, enabled=half):
+                hidden_RLD = next(chain)
+            yield hidden_RLD.to(dtype)
+
+    def unembedding(self, n: int) -> nn.Module:
+        """Return the unembedding of offset n."""
+        return self.trunk.unembedding if self.unembeddings is None else self.unembeddings[n - 1]
+
+    def _run(self, layer: nn.Module, hidden_RLD: Tensor, states: TrunkStates) -> Tensor:
+        """Put one decoder layer over the lines."""
+        if self.checkpointing and torch.is_grad_enabled():
+            from torch.utils.checkpoint import checkpoint
+
+            return checkpoint(self._layer, layer, hidden_RLD, states, use_reentrant=False)
+        return self._layer(layer, hidden_RLD, states)
+
+    def _layer(self, layer: nn.Module, hidden_RLD: Tensor, states: TrunkStates) -> Tensor:
+        from transformers.masking_utils import create_causal_mask
+
+        lines = states.lines
+        mask = create_causal_mask(
+            config=self.trunk.config,
+            inputs_embeds=hidden_RLD,
+            attention_mask=lines.attention_mask(),
+            past_key_values=None,
+            position_ids=lines.position_ids_RL,
+        )
+        output = layer(
+            hidden_RLD,
+            attention_mask=mask,
+            position_ids=lines.position_ids_RL,
+            position_embeddings=self.trunk.positions(hidden_RLD, lines.position_ids_RL),
+            past_key_values=None,
+            use_cache=False,
+        )
+        return output[0] if isinstance(output, tuple) else output
+
+
+class ParallelHeads(MTPHeads):
+    """One decoder layer per offset, all on the trunk's last hidden state, under the trunk's own final norm."""
+
+    family: ClassVar[str] = "parallel"
+
+    def _make(self, trunk: Trunk) -> None:
+        self.layers = nn.ModuleList(trunk.new_layer() for _ in range(self.offsets))
+
+    def _chain(self, states: TrunkStates, offsets: int) -> Iterator[Tensor]:
+        norm = self.trunk.decoder.norm
+        for n in range(offsets):
+            yield norm(self._run(self.layers[n], states.before_norm_RLD, states))  # type: ignore[operator]
+
+
+class SequentialHeads(MTPHeads):
+    """DeepSeek-V3's modules: `h^n = Layer(P_n [norm(e(o_{t+n-1})) ; norm(h^{n-1})])`, teacher-forced.
+
+    The order is [embedding ; hidden], as published checkpoints have it, and not that of the paper's formula
+    (core-algorithms 1.5 [S]). Each depth has its own final norm.
+    """
+
+    family: ClassVar[str] = "sequential"
+    reads_ahead: ClassVar[bool] = True
+
+    def _make(self, trunk: Trunk) -> None:
+        D, M = trunk.config.hidden_size, self.offsets
+
+        def norms(like: Any = None) -> nn.ModuleList:
+            eps = getattr(trunk.config, "rms_norm_eps", 1e-6)
+            fresh = nn.RMSNorm(D, eps=eps, dtype=trunk.dtype)
+            return nn.ModuleList(copy.deepcopy(like or fresh) for _ in range(M))
+
+        self.enorm, self.hnorm = norms(), norms()
+        self.norm = norms(copy.deepcopy(trunk.decoder.norm).to(trunk.dtype))
+        self.norm.requires_grad_(True)
+        self.eh_proj = nn.ModuleList(nn.Linear(2 * D, D, bias=False, dtype=trunk.dtype) for _ in range(M))
+        for projection in self.eh_proj:
+            nn.init.normal_(projection.weight, std=getattr(trunk.config, "initializer_range", 0.02))  # type: ignore[arg-type]
+            with torch.no_grad():
+                projection.weight[:, D:] += torch.eye(D, dtype=trunk.dtype)  # type: ignore[operator, index]
+        self.layers = nn.ModuleList(trunk.new_layer() for _ in range(M))
+
+    def _chain(self, states: TrunkStates, offsets: int) -> Iterator[Tensor]:
+        hidden_RLD, ids_RL = states.after_norm_RLD, states.lines.input_ids_RL
+        for n in range(offsets):
+            ids_RL = nn.functional.pad(ids_RL[:, 1:], (0, 1))
+            embedded_RLD = self.trunk.embed_tokens(ids_RL).detach().to(self.trunk.dtype)
+            pair = [self.enorm[n](embedded_RLD), self.hnorm[n](hidden_RLD.to(self.trunk.dtype))]
+            hidden_RLD = self._run(self.layers[n], self.eh_proj[n](torch.cat(pair, -1)), states)
+            yield self.norm[n](hidden_RLD)
+
+
+class MedusaHeads(MTPHeads):
+    """`h + SiLU(W_n h)` with W_n = 0 at the start."""
+
+    family: ClassVar[str] = "medusa"
+
+    def _make(self, trunk: Trunk) -> None:
+        D = trunk.config.hidden_size
+        self.residual = nn.ModuleList(nn.Linear(D, D, bias=False, dtype=trunk.dtype) for _ in range(self.offsets))
+        for linear in self.residual:
+            nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+
+    def _chain(self, states: TrunkStates, offsets: int) -> Iterator[Tensor]:
+        hidden_RLD = states.after_norm_RLD
+        for n in range(offsets):
+            yield hidden_RLD + nn.functional.silu(self.residual[n](hidden_RLD.to(self.trunk.dtype)))
+
+
+@contextmanager
+def watch_norm(decoder: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what goes into the decoder's final norm: heads that are layers read the stream before it."""
+    seen: list[Tensor] = []
+    handle = decoder.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))  # type: ignore[union-attr]
+    try:
+        yield seen
+    finally:
+        handle.remove()
