@@ -16,13 +16,13 @@ from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.functional.reductions import weighted_sum
 from lightning_mpo.functional.surrogates import safe_ratio
-from lightning_mpo.functional.values import value_errors
 from lightning_mpo.kl import KLPenalty
 from lightning_mpo.reductions import Reduction
 from lightning_mpo.selection import Selection
 from lightning_mpo.supports import Support
 from lightning_mpo.surrogates import Surrogate
 from lightning_mpo.types import Experience
+from lightning_mpo.value_loss import ValueLoss
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 """By name, (sum of value·weight, sum of weight): what adds up over micro-batches and ranks."""
@@ -96,21 +96,6 @@ class HeadUpkeep:
 
 
 @dataclass(frozen=True)
-class ValueLoss:
-    """Fits the critic to the returns (PPO2's clipped form, core-algorithms 0).
-
-        coef · mean_t ½ max((V - R)², (V_old + clip(V - V_old, ±clip) - R)²)
-
-    Args:
-        coef: factor.
-        clip: how far a value may move from the one at rollout weights; None: freely.
-    """
-
-    coef: float = 0.5
-    clip: float | None = 0.2
-
-
-@dataclass(frozen=True)
 class Objective:
     """Composes the axes.
 
@@ -151,7 +136,7 @@ class Objective:
             )
         if self.advantage.needs_values and self.critic is None:
             raise UserError(
-                f"`{type(self.advantage).__name__}` takes a critic's values; give `critic: {{class_path: ValueLoss}}`"
+                f"`{type(self.advantage).__name__}` takes a critic's values; give `critic: {{coef: 0.1, clip: 0.2}}`"
             )
         if self.critic is not None and not self.advantage.needs_values:
             raise UserError(
@@ -220,9 +205,11 @@ class Objective:
         if self.upkeep is not None and scores.upkeep_BTM is not None:
             loss = loss - self.upkeep.coef * mean(scores.upkeep_BTM.mean(-1))
         if self.critic is not None and scores.values_BT is not None:
-            errors_BT, value_metrics = _value_errors(self.critic, experience, scores.values_BT, tokens_BT)
+            if experience.returns_BT is None or experience.values_BT is None:
+                raise RuntimeError("an objective with a critic needs values and returns in its experience")
+            errors_BT = self.critic.errors(scores.values_BT, experience.values_BT, experience.returns_BT)
             loss = loss + self.critic.coef * mean(errors_BT)
-            metrics |= value_metrics
+            metrics |= self.critic.measure(errors_BT, scores.values_BT, experience.returns_BT, tokens_BT)
         return loss, metrics
 
     def _surrogate(
@@ -280,25 +267,6 @@ def _diagnose_heads(log_ratios_BTN: Tensor, future_BTM: Tensor, mask_BT: Tensor)
         metrics[f"heads/cross_entropy_{n}"] = (-(future_BTM[..., n - 1] * alive_BT).sum(), count)
         metrics[f"heads/abs_log_ratio_{n}"] = ((log_ratios_BTN[..., n].abs() * alive_BT).sum(), count)
     return metrics
-
-
-def _value_errors(
-    critic: ValueLoss, experience: Experience, values_BT: Tensor, tokens_BT: Tensor
-) -> tuple[Tensor, Metrics]:
-    if experience.returns_BT is None or experience.values_BT is None:
-        raise RuntimeError("an objective with a critic needs values and returns in its experience")
-    old_BT, returns_BT, count = experience.values_BT, experience.returns_BT, tokens_BT.sum()
-    errors_BT = value_errors(values_BT, old_BT, returns_BT, clip=critic.clip)
-    square_BT = (values_BT.detach() - returns_BT).square()
-    moved_BT = (values_BT.detach() - old_BT).abs()
-    metrics: Metrics = {
-        "value/error": ((square_BT * tokens_BT).sum(), count),
-        "value/mean": ((values_BT.detach() * tokens_BT).sum(), count),
-        "value/return": ((returns_BT * tokens_BT).sum(), count),
-    }
-    if critic.clip is not None:
-        metrics["value/clip_fraction"] = (((moved_BT > critic.clip) * tokens_BT).sum(), count)
-    return errors_BT, metrics
 
 
 def _describe(part: Any) -> str:

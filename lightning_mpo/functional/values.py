@@ -1,4 +1,4 @@
-"""The loss of a critic."""
+"""The loss of a critic, and how much of the returns it explains."""
 
 import torch
 from torch import Tensor
@@ -34,3 +34,24 @@ def value_errors(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, *
         raise ValueError(f"`clip` must be above 0, got {clip}")
     moved = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
     return 0.5 * torch.maximum(free, (moved - returns_BT).square())
+
+
+def explained_variance(error: float, value: float, target: float, square: float) -> float:
+    """Measure which share of the returns' variance a critic foresees.
+
+        1 - Var(R - V) / Var(R),   Var(R - V) = E[(R - V)²] - (E R - E V)²,   Var(R) = E R² - (E R)²
+
+    Args:
+        error: E[(R - V)²], over tokens.
+        value: E V.
+        target: E R.
+        square: E R².
+
+    Returns:
+        1: all of it, 0: as much as a constant, below 0: less. 0 too where returns do not vary.
+
+    >>> explained_variance(error=0.25, value=0.5, target=0.5, square=0.75)
+    0.5
+    """
+    variance = square - target**2
+    return 1 - (error - (target - value) ** 2) / variance if variance > 1e-12 else 0.0

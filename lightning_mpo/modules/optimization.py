@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional.advantages import at_last_token
+from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.resume import mend_epoch_end
 from lightning_mpo.objective import Denominators, Metrics, Objective, ScoreRequest, TokenScores, join_scores
-from lightning_mpo.policies.base import Policy, parameter_groups, rollout_mode
+from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups, rollout_mode
 from lightning_mpo.rewards.base import Scores
 from lightning_mpo.types import Experience, Rollout, take_rows, trim
 
@@ -84,10 +84,8 @@ class PolicyOptimization(L.LightningModule):
 
     def configure_model(self) -> None:
         self.policy.build(device=self.device, reference=self.keep_reference)
-        if not self.objective.actions.future:
-            for weight in self.policy.parts().get("mtp", ()):
-                weight.requires_grad_(False)
-        elif "mtp" in self.policy.cold_parts and self.trainer.ckpt_path is None:
+        self.policy.freeze_unused(self.objective.request)
+        if self.objective.actions.future and "mtp" in self.policy.cold_parts and self.trainer.ckpt_path is None:
             rank_zero_warn(
                 "`policy.mtp` start untrained, so that the log-ratios of future offsets say little; warm them up with "
                 "`HeadWarmup` first (configs/experiment/quickstart_mtp_warmup.yaml) and give `policy.checkpoint`"
@@ -97,7 +95,9 @@ class PolicyOptimization(L.LightningModule):
         optimizer = self.optimizer(parameter_groups(self.policy, self.learning_rates))
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        scheduler = self.scheduler(optimizer)
+        check_schedule(optimizer, self.policy, self.learning_rates)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property
     def source(self) -> RolloutSource:
@@ -142,13 +142,17 @@ class PolicyOptimization(L.LightningModule):
         values_BT = None if old is None else old.values_BT
         group_size = int((rollout.group_B == rollout.group_B[0]).sum())
         estimate = objective.advantage.estimate(rewards_BT, mask_BT, group_size, valid_B, values_BT)
+        advantages_BT = estimate.advantages_BT
+        if objective.advantage.whiten:
+            valid_BT = mask_BT & valid_B[:, None]
+            advantages_BT = whiten(advantages_BT, valid_BT, self._over_ranks(moments(advantages_BT, valid_BT)))
         entropy_BT = old.entropy_BT if old is not None and actions.needs_entropy else None
         texts = self.policy.token_texts if actions.needs_texts else ()
         return Experience(
             rollout=rollout,
             rewards_B=rewards_B,
             valid_B=valid_B,
-            advantages_BT=estimate.advantages_BT,
+            advantages_BT=advantages_BT,
             token_weights_BT=objective.selection.choose(mask_BT, generator),
             segments_BT=actions.segment(rollout, entropy_BT, texts),
             old_logprobs_BT=old.logprobs_BT if old is not None and updates > 1 else None,
@@ -235,16 +239,19 @@ class PolicyOptimization(L.LightningModule):
     def _log_update(self) -> None:
         """Log the metrics of an update once, summed over its micro-batches and ranks."""
         names = sorted(self._sums)
-        sums = torch.stack([torch.stack(self._sums[name]) for name in names]).to(self.device)
-        if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = self._over_ranks(torch.stack([torch.stack(self._sums[name]) for name in names]).to(self.device))
         means = {
             name: value if name.startswith("loss/") else value / max(weight, 1e-8)
             for name, (value, weight) in zip(names, sums.tolist(), strict=True)
         }
+        if self.objective.critic is not None:
+            means = self.objective.critic.finish(means)
         for name, value in (self._carried | means).items():
             self.log(name, value, on_step=True, prog_bar=name in self._progress_bar)
         self._sums = {}
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(sums, reduce_op="sum") if self.trainer.world_size > 1 else sums
 
     def log_with_update(self, metrics: dict[str, float], progress_bar: Collection[str] = ()) -> None:
         """Log a rollout's numbers with each of its updates: what is logged in between is attributed to no step."""

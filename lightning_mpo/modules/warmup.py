@@ -13,6 +13,7 @@ from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.resume import mend_epoch_end
+from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.types import PromptRow, to_device
 
@@ -60,6 +61,7 @@ class SupervisedWarmup(L.LightningModule):
 
     def configure_model(self) -> None:
         self.policy.build(device=self.device, reference=False)
+        self.policy.freeze_unused(ScoreRequest())
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([weight for weight in self.policy.parameters() if weight.requires_grad])

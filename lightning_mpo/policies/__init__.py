@@ -4,15 +4,19 @@ from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy, Lora
 from lightning_mpo.policies.mtp import MedusaHeads, MTPHeads, ParallelHeads, SequentialHeads
 from lightning_mpo.policies.tiny import TinyPolicy
+from lightning_mpo.policies.value import Critic, SeparateCritic, ValueHead
 
 __all__ = [
     "CausalPolicy",
+    "Critic",
     "Lora",
     "MTPHeads",
     "MedusaHeads",
     "ParallelHeads",
     "Policy",
+    "SeparateCritic",
     "SequentialHeads",
     "TinyPolicy",
+    "ValueHead",
     "rollout_mode",
 ]

@@ -73,13 +73,22 @@ class Policy(nn.Module, ABC):
         """Return the part of a module's state dict that a checkpoint needs: what is trained, not what is reloaded."""
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        """Return the trained weights by part: each has its own gradient norm, and may have its own learning rate."""
-        parts: dict[str, list[nn.Parameter]] = {}
+        """Return the trained weights by part, in the order policy, mtp, critic.
+
+        Each part has its own gradient norm and clipping, and may have its own learning rate.
+        """
+        parts: dict[str, list[nn.Parameter]] = {"policy": [], "mtp": [], "critic": []}
         for name, weight in self.named_parameters():
             if weight.requires_grad:
                 part = name.split(".", 1)[0]
-                parts.setdefault(part if part in ("mtp", "critic") else "policy", []).append(weight)
-        return parts
+                parts[part if part in parts else "policy"].append(weight)
+        return {part: weights for part, weights in parts.items() if weights}
+
+    def freeze_unused(self, request: ScoreRequest) -> None:
+        """Freeze heads or critic that a request does not use: DDP would wait for their gradients."""
+        for part, used in (("mtp", request.future > 0), ("critic", request.values)):
+            for weight in () if used else self.parts().get(part, ()):
+                weight.requires_grad_(False)
 
     @cached_property
     def token_texts(self) -> list[str]:
@@ -115,6 +124,22 @@ def parameter_groups(policy: Policy, learning_rates: Mapping[str, float]) -> lis
         {"params": weights} | ({"lr": learning_rates[name]} if name in learning_rates else {})
         for name, weights in parts.items()
     ]
+
+
+def check_schedule(optimizer: torch.optim.Optimizer, policy: Policy, learning_rates: Mapping[str, float]) -> None:
+    """Refuse a scheduler that has put its own peak in place of a part's learning rate, as `OneCycleLR` does.
+
+    Raises:
+        UserError: a peak that is not the part's learning rate.
+    """
+    parts = list(policy.parts())
+    for part, group in zip(parts, optimizer.param_groups, strict=True):
+        rate = learning_rates.get(part)
+        if rate is not None and group.get("max_lr", rate) != rate:
+            raise UserError(
+                f"the scheduler's `max_lr` ({group['max_lr']:g}) replaces `learning_rates.{part}` ({rate:g}); give "
+                f"`max_lr` as a list with one rate per part, in the order {', '.join(parts)}"
+            )
 
 
 @contextmanager

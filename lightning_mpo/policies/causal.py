@@ -22,6 +22,7 @@ from lightning_mpo.policies import pretrained
 from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.mtp import MTPHeads, Trunk, TrunkStates, watch_norm
 from lightning_mpo.policies.packing import lay_out
+from lightning_mpo.policies.value import Critic
 from lightning_mpo.types import Rollout
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class CausalPolicy(Policy):
         gradient_checkpointing: recompute activations in the backward pass.
         share_prompts: compute a prompt once for all of its responses in a micro-batch.
         mtp: multi-token-prediction heads, for `BlockActions(source="mtp")`.
+        critic: what gives states a value, for `GeneralizedAdvantage`.
         checkpoint: a Lightning checkpoint whose policy weights are taken on top of `source`.
     """
 
@@ -67,6 +69,7 @@ class CausalPolicy(Policy):
         gradient_checkpointing: bool = False,
         share_prompts: bool = True,
         mtp: MTPHeads | None = None,
+        critic: Critic | None = None,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
@@ -76,6 +79,7 @@ class CausalPolicy(Policy):
         self.gradient_checkpointing = gradient_checkpointing
         self.share_prompts = share_prompts
         self.mtp = mtp
+        self.critic = critic
         self.checkpoint = checkpoint
         self.network: PreTrainedModel | None = None
         self.reference_network: PreTrainedModel | None = None
@@ -118,6 +122,10 @@ class CausalPolicy(Policy):
                 f"blocks of {request.future + 1} tokens with `source: mtp` need {request.future} future offsets, but "
                 + (f"`policy.mtp` has {offsets}" if offsets else "the policy has none; give `policy.mtp`")
             )
+        if request.values and self.critic is None:
+            raise UserError(
+                "`objective.critic` needs `policy.critic`: give `ValueHead`, say (configs/model/critic.yaml)"
+            )
         if self.lora is None and self.dtype != torch.float32:
             raise UserError(
                 "`policy.dtype: bfloat16` without LoRA trains bfloat16 weights, in which updates round away; set "
@@ -152,8 +160,13 @@ class CausalPolicy(Policy):
             )
             self.mtp.to(device)
             self.cold_parts = frozenset() if self.mtp.weights else frozenset({"mtp"})
+        if self.critic is not None:
+            self.critic.build(network.get_decoder())
+            self.cold_parts |= {"critic"}
         if self.checkpoint is not None:
             self._take_checkpoint(self._read_checkpoint()["state_dict"])
+            if self.critic is not None and "critic" in self.cold_parts:
+                self.critic.build(network.get_decoder())  # from the trunk that the checkpoint brought
         if reference and self.lora is None:
             self.reference_network = copy.deepcopy(network).requires_grad_(False).eval()
         if self.gradient_checkpointing:
@@ -184,6 +197,8 @@ class CausalPolicy(Policy):
         own = self.state_dict()
         if self.mtp is None:  # heads of an earlier stage may be left behind
             state = {key: value for key, value in state.items() if not key.startswith("mtp.")}
+        if self.critic is None:
+            state = {key: value for key, value in state.items() if not key.startswith("critic.")}
         self.cold_parts -= {key.split(".", 1)[0] for key in state}
         other = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
         if other:
@@ -277,7 +292,10 @@ class CausalPolicy(Policy):
                 upkeep_BTM = (
                     future_BTM if detach else self._future(states.detached(), tokens, request.future, temperature)
                 )
-        return TokenScores(logprobs_BT, entropy_BT, future_BTM, upkeep_BTM)
+        values_BT = None
+        if request.values and self.critic is not None:
+            values_BT = self.critic.values(states, tokens.index_BT, mask_BT)
+        return TokenScores(logprobs_BT, entropy_BT, future_BTM, upkeep_BTM, values_BT)
 
     def _run(self, rollout: Rollout, *, future: bool, reference: bool = False) -> TrunkStates:
         """Run the trunk over the lines of a rollout."""

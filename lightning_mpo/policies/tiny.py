@@ -10,6 +10,7 @@ import torch
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.mtp import MTPHeads
+from lightning_mpo.policies.value import Critic
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +30,7 @@ class TinyPolicy(CausalPolicy):
         max_length: positions.
         share_prompts: compute a prompt once for all of its responses in a micro-batch.
         mtp: multi-token-prediction heads.
+        critic: what gives states a value.
         checkpoint: a Lightning checkpoint to start from.
     """
 
@@ -42,9 +44,10 @@ class TinyPolicy(CausalPolicy):
         max_length: int = 256,
         share_prompts: bool = True,
         mtp: MTPHeads | None = None,
+        critic: Critic | None = None,
         checkpoint: str | None = None,
     ) -> None:
-        super().__init__(source="tiny", share_prompts=share_prompts, mtp=mtp, checkpoint=checkpoint)
+        super().__init__(source="tiny", share_prompts=share_prompts, mtp=mtp, critic=critic, checkpoint=checkpoint)
         if len(set(characters)) != len(characters):
             raise UserError(f"`TinyPolicy.characters` must not repeat a character, got {characters!r}")
         self.characters = characters
