@@ -39,6 +39,8 @@ _ROOTS: tuple[type, ...] = (
     reductions.Reduction,
     kl.Controller,
     policies.Policy,
+    policies.MTPHeads,
+    policies.Critic,
     rewards.Reward,
     rollout.Sampler,
     data.PromptDataModule,

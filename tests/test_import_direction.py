@@ -14,7 +14,9 @@ PACKAGE = ROOT / "lightning_mpo"
 LAYERS = [
     ["errors", "types"],
     ["functional"],
-    ["supports", "action_spaces", "advantages", "surrogates", "selection", "reductions", "kl", "rewards", "metrics"],
+    ["segmenters"],
+    ["supports", "action_spaces", "advantages", "surrogates", "selection", "reductions", "kl"]
+    + ["value_loss", "rewards", "metrics"],
     ["objective", "policies"],
     ["rollout", "data"],
     ["modules"],

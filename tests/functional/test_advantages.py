@@ -5,7 +5,14 @@ import statistics
 import pytest
 import torch
 
-from lightning_mpo.functional.advantages import generalized_advantages, group_relative, leave_one_out, prefix_tree
+from lightning_mpo.functional.advantages import (
+    generalized_advantages,
+    group_relative,
+    leave_one_out,
+    moments,
+    prefix_tree,
+    whiten,
+)
 
 
 def rewards(rows=12, seed=0):
@@ -151,6 +158,50 @@ def test_padding_changes_no_advantage_and_values_get_no_gradient():
         assert not other.requires_grad
     with pytest.raises(ValueError, match=r"`gamma` must be in \[0, 1\], got 1.1"):
         generalized_advantages(r, v, MASK, gamma=1.1, lam=1.0)
+
+
+# ---- whitening -------------------------------------------------------------------------------------------------------
+
+
+def test_whitening_is_the_definition():
+    values, _ = critic()
+    counted = values[MASK].tolist()
+    mean, variance = statistics.mean(counted), statistics.variance(counted)
+    white = whiten(values, MASK, moments(values, MASK))
+    expected = [(x - mean) / (variance + 1e-8) ** 0.5 for x in counted]
+    torch.testing.assert_close(white[MASK], torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+    assert not white[~MASK].any()
+    assert white[MASK].mean().item() == pytest.approx(0, abs=1e-12)
+    assert white[MASK].std().item() == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [[[0], [1, 2, 3]], [[3], [0, 2], [1]]])
+def test_ranks_add_their_moments_and_whiten_as_one(rows):
+    values, _ = critic()
+    whole = whiten(values, MASK, moments(values, MASK))
+    sums = sum(moments(values[part], MASK[part]) for part in rows)
+    for part in rows:
+        torch.testing.assert_close(whiten(values[part], MASK[part], sums), whole[part], rtol=1e-12, atol=1e-15)
+    alone = whiten(values[[0]], MASK[[0]], moments(values[[0]], MASK[[0]]))
+    assert (alone - whole[[0]]).abs().max() > 0.1, "moments of one rank would have passed"
+
+
+def test_whitening_knows_no_shift_and_no_scale_and_survives_a_large_mean():
+    values, _ = critic()
+    white = whiten(values, MASK, moments(values, MASK))
+    other = 100 * values + 1e4
+    torch.testing.assert_close(whiten(other, MASK, moments(other, MASK)), white, rtol=1e-6, atol=1e-6)
+    single = (values + 1e3).float()  # the square of the mean is 10^6 times the variance
+    torch.testing.assert_close(whiten(single, MASK, moments(single, MASK)).double(), white, rtol=1e-3, atol=1e-3)
+
+
+def test_what_does_not_vary_is_whitened_to_nothing():
+    for values, mask in (
+        (torch.full((4, 5), 0.3), MASK),
+        (torch.ones(1, 1), torch.ones(1, 1).bool()),
+        (torch.full((4, 5), torch.nan), torch.zeros(4, 5).bool()),
+    ):
+        assert whiten(values, mask, moments(values, mask)).abs().max() < 1e-3
 
 
 # ---- prefix tree -----------------------------------------------------------------------------------------------------
