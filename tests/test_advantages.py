@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from lightning_mpo.advantages import Advantage, GroupRelative, LeaveOneOut
+from lightning_mpo.advantages import Advantage, GeneralizedAdvantage, GroupRelative, LeaveOneOut
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token
 from tests.helpers import right_padded, seeded, subclasses
@@ -39,7 +39,7 @@ def estimate(advantage: Advantage, rewards_B: torch.Tensor, valid_B: torch.Tenso
 
 
 def test_the_list_has_every_advantage():
-    assert subclasses(Advantage) == {type(a) for a in ADVANTAGES}
+    assert subclasses(Advantage) == {type(a) for a in ADVANTAGES} | {GeneralizedAdvantage}
 
 
 @each_in_groups
@@ -126,3 +126,66 @@ def test_a_group_of_one_is_refused_where_groups_are_compared(advantage):
             advantage.check(1)
     else:
         advantage.check(1)
+
+
+# --- with a critic --------------------------------------------------------------------------------------------------
+
+
+def critic(advantage: GeneralizedAdvantage, valid_B: torch.Tensor = ALL, poison: float = 0.0, group_size: int = G):
+    """Return advantages and returns of rewards on every token, under random values; poison lies on rows not valid."""
+    rewards_BT, values_BT = (torch.randn(MASK.shape, generator=seeded(s), dtype=torch.float64) for s in (8, 9))
+    rewards_BT = torch.where(valid_B[:, None], rewards_BT, poison) * MASK
+    return advantage.estimate(rewards_BT, MASK, group_size, valid_B, values_BT * MASK), rewards_BT, values_BT * MASK
+
+
+def test_generalised_advantages_are_a_loop_over_the_tokens_of_each_row():
+    advantage = GeneralizedAdvantage(gamma=0.9, lam=0.8)
+    (advantages_BT, returns_BT), rewards_BT, values_BT = critic(advantage)
+    for b, length in enumerate(MASK.sum(1).tolist()):
+        ahead = after = 0.0
+        for t in reversed(range(length)):
+            value = values_BT[b, t].item()
+            ahead = rewards_BT[b, t].item() + 0.9 * after - value + 0.9 * 0.8 * ahead
+            after = value
+            assert advantages_BT[b, t].item() == pytest.approx(ahead, rel=1e-10)
+            assert returns_BT[b, t].item() == pytest.approx(ahead + value, rel=1e-10)
+    assert not advantages_BT[~MASK].any()
+
+
+def test_values_are_a_baseline_and_no_group_is_needed():
+    """λ = γ = 1: reward-to-go minus value, whatever else was answered to the prompt."""
+    advantage = GeneralizedAdvantage(lam=1.0)
+    assert advantage.needs_values
+    assert not advantage.compares_group
+    advantage.check(1)
+    (advantages_BT, returns_BT), rewards_BT, values_BT = critic(advantage, group_size=1)
+    to_go_BT = rewards_BT.flip(1).cumsum(1).flip(1) * MASK
+    torch.testing.assert_close(returns_BT, to_go_BT)
+    torch.testing.assert_close(advantages_BT, to_go_BT - values_BT)
+
+
+def test_rows_that_are_not_valid_get_nothing_and_are_their_own_returns():
+    advantage = GeneralizedAdvantage()
+    (advantages_BT, returns_BT), _, values_BT = critic(advantage, SOME, poison=float("nan"))
+    (expected, _), _, _ = critic(advantage)
+    assert torch.equal(advantages_BT[SOME], expected[SOME])
+    assert not advantages_BT[~SOME].any()
+    assert torch.equal(returns_BT[~SOME], values_BT[~SOME])
+
+
+def test_a_reward_at_the_end_reaches_every_token():
+    rewards_BT = at_last_token(rewards(), MASK)
+    zero_BT = torch.zeros_like(rewards_BT)
+    for lam, reach in ((1.0, 1.0), (0.5, 0.5), (0.0, 0.0)):
+        advantages_BT, _ = GeneralizedAdvantage(lam=lam).estimate(rewards_BT, MASK, G, ALL, zero_BT)
+        row = advantages_BT[2]  # six tokens
+        expected = [rewards()[2].item() * reach**k for k in range(5, -1, -1)]
+        assert row.tolist() == pytest.approx(expected)
+
+
+def test_options_out_of_range_are_refused():
+    for name in ("gamma", "lam"):
+        with pytest.raises(UserError, match=rf"`GeneralizedAdvantage.{name}` must be in \[0, 1\], got 1.5"):
+            GeneralizedAdvantage(**{name: 1.5})
+    with pytest.raises(RuntimeError, match="needs the values of a critic"):
+        GeneralizedAdvantage().estimate(at_last_token(rewards(), MASK), MASK, G, ALL)
