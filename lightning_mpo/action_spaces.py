@@ -56,6 +56,9 @@ class ActionSpace(ABC):
     needs_texts: bool = False
     """True where `segment` looks at what tokens say."""
 
+    def check(self, texts: Sequence[str]) -> None:
+        """Refuse a vocabulary that the space cannot work on; asked before a model is loaded, if `needs_texts`."""
+
     def actions(
         self, log_ratios: Tensor, advantages_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> Actions:
@@ -242,6 +245,9 @@ class SegmentActions(ActionSpace):
     def needs_texts(self) -> bool:  # type: ignore[override]
         """Whether the segmenter looks at what tokens say."""
         return self.segmenter.needs_texts
+
+    def check(self, texts: Sequence[str]) -> None:
+        self.segmenter.check(texts)
 
     def segment(self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]) -> Tensor:
         mask_BT = rollout.response_mask_BT

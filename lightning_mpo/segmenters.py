@@ -33,7 +33,7 @@ class Segmenter(ABC):
     """
 
     needs_entropy: bool = False
-    """True asks for the policy's entropy at every response token, which costs a forward pass per rollout."""
+    """True asks for the policy's entropy at every response token: a forward pass where a rollout has one update."""
     needs_texts: bool = False
     """True asks for the texts of all tokens."""
 
@@ -50,6 +50,9 @@ class Segmenter(ABC):
                 `needs_entropy`.
             texts: each token id as text; empty unless `needs_texts`.
         """
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Refuse a vocabulary in which nothing would be cut; asked before a model is loaded, if `needs_texts`."""
 
     def __repr__(self) -> str:
         arguments = (f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
@@ -81,6 +84,9 @@ class DelimiterSegmenter(Segmenter):
     def segment(self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]) -> Tensor:
         ends_BT = self.ends(texts).to(rollout.tokens_BL.device)[rollout.responses_BT].long()
         return ends_BT.cumsum(1) - ends_BT  # a delimiter is its block's last token
+
+    def check(self, texts: Sequence[str]) -> None:
+        self.ends(texts)
 
     def ends(self, texts: Sequence[str]) -> Tensor:
         """Tell which token ids end a block, once per vocabulary. Shape `[V]`, bool.

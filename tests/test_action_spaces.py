@@ -16,10 +16,12 @@ from lightning_mpo.action_spaces import (
     ExplicitWeights,
     FutureShare,
     GeometricDecay,
+    SegmentActions,
     SequenceActions,
     TokenActions,
 )
 from lightning_mpo.errors import UserError
+from lightning_mpo.segmenters import DelimiterSegmenter, EntropySegmenter
 from lightning_mpo.types import Rollout
 from tests.helpers import VOCABULARY, right_padded, seeded, subclasses
 
@@ -34,6 +36,10 @@ SPACES: list[ActionSpace] = [
     BlockActions(ExplicitWeights([1.0, 1.0]), length=2, tail="absorb", ratio="joint"),
     SequenceActions(mean=True),
     SequenceActions(mean=False),
+    SegmentActions(DelimiterSegmenter()),
+    SegmentActions(DelimiterSegmenter(), ratio="joint", max_length=2),
+    SegmentActions(EntropySegmenter(threshold=0.7)),
+    SegmentActions(EntropySegmenter(quantile=0.6), ratio="joint"),
 ]
 WEIGHTS: list[BlockWeights] = [FutureShare(0.0), FutureShare(0.3), GeometricDecay(0.5), GeometricDecay(1.0)]
 
@@ -55,18 +61,21 @@ def ratios(mask: Tensor, seed: int = 0, garbage: float = 0.0) -> Tensor:
     return torch.where(mask, values, garbage)
 
 
-def segments(space: ActionSpace, mask: Tensor) -> Tensor | None:
-    """Let the space number its actions over random tokens and entropies."""
+def segments(space: ActionSpace, mask: Tensor, rows: Tensor | None = None) -> Tensor | None:
+    """Let the space number its actions over random tokens and entropies, the same for a row whatever its width."""
     B, T = mask.shape
-    ids = torch.randint(0, VOCABULARY, (B, T), generator=seeded(8))
+    rows = torch.arange(B) if rows is None else rows
+    ids = torch.randint(0, VOCABULARY, (16, 16), generator=seeded(8))[rows, :T]
+    entropy = torch.rand(16, 16, generator=seeded(9))[rows, :T]
     rollout = Rollout(ids, mask, mask, torch.arange(B), torch.zeros(B, T), torch.zeros(B))
-    entropy = torch.rand(B, T, generator=seeded(9))
     texts = [f"{i}\n" if i % 4 == 0 else str(i) for i in range(VOCABULARY)]
     return space.segment(rollout, entropy if space.needs_entropy else None, texts if space.needs_texts else ())
 
 
-def group(space: ActionSpace, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    log_ratios, starts, weights = space.group(values, mask, segments(space, mask))
+def group(
+    space: ActionSpace, values: Tensor, mask: Tensor, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    log_ratios, starts, weights = space.group(values, mask, segments(space, mask, rows))
     return torch.where(starts, log_ratios, 0), starts, weights
 
 
@@ -126,7 +135,8 @@ def test_columns_outside_the_mask_and_other_rows_change_nothing(space, mask):
 def test_rows_are_independent_of_their_order(space, mask):
     order = torch.randperm(len(mask), generator=seeded(5))
     values = ratios(mask)
-    for part, moved in zip(group(space, values, mask), group(space, values[order], mask[order]), strict=True):
+    moved_rows = group(space, values[order], mask[order], order)
+    for part, moved in zip(group(space, values, mask), moved_rows, strict=True):
         torch.testing.assert_close(moved, part[order], rtol=0, atol=1e-12)
 
 
@@ -207,6 +217,23 @@ def test_a_disjoint_block_longer_than_the_response_is_the_sequence():
     assert_same(BlockActions(GeometricDecay(1.0), length=N, stride=N), SequenceActions(mean=True), PLAIN)
     product = BlockActions(ExplicitWeights([1.0] * N), length=N, stride=N, tail="absorb", ratio="joint")
     assert_same(product, SequenceActions(mean=False), PLAIN)
+
+
+@each_mask
+@pytest.mark.parametrize("N", [1, 3])
+def test_segments_without_a_cut_are_disjoint_blocks_of_their_greatest_length(mask, N):
+    never = EntropySegmenter(threshold=1e9)
+    mean = BlockActions(GeometricDecay(1.0), length=N, stride=N, tail="renorm")
+    assert_same(SegmentActions(never, max_length=N), mean, mask)
+    joint = BlockActions(ExplicitWeights([1.0] * N), length=N, stride=N, tail="absorb", ratio="joint")
+    assert_same(SegmentActions(never, ratio="joint", max_length=N), joint, mask)
+
+
+def test_a_response_without_a_cut_is_a_sequence():
+    never = EntropySegmenter(threshold=1e9)
+    assert_same(SegmentActions(never), SequenceActions(mean=True), PLAIN)
+    assert_same(SegmentActions(never, ratio="joint"), SequenceActions(mean=False), PLAIN)
+    assert_same(SegmentActions(EntropySegmenter(threshold=1e-12), ratio="joint"), TokenActions(), GAPS)
 
 
 def test_equal_log_ratios_give_that_ratio_to_every_full_window():

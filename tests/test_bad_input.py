@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 if __name__ == "__main__":
@@ -22,6 +23,7 @@ if __name__ == "__main__":
 
 from lightning_mpo.policies import CausalPolicy, TinyPolicy
 from lightning_mpo.rewards.base import Reward
+from lightning_mpo.segmenters import Segmenter
 
 POLICY = "model.init_args.policy"
 OBJECTIVE = "--model.init_args.objective"
@@ -73,6 +75,11 @@ class ReturnsTooFew(Reward):
         return [1.0]
 
 
+class Jumps(Segmenter):
+    def segment(self, rollout, entropy_BT, texts):
+        return (torch.arange(rollout.response_mask_BT.shape[1]) % 2).expand(rollout.response_mask_BT.shape)
+
+
 class ReturnsText(Reward):
     def score(self, completions):
         return ["good"] * len(completions)
@@ -101,6 +108,11 @@ class Case:
 
 def jsonl(*lines: str) -> dict[str, str]:
     return {"rows.jsonl": "\n".join(lines)}
+
+
+def segments(segmenter: str) -> str:
+    options = f"{{class_path: SegmentActions, init_args: {{segmenter: {segmenter}}}}}"
+    return f"model: {{init_args: {{objective: {{actions: {options}}}}}}}"
 
 
 DATA = ["--data", "JsonLines", "--data.train", "rows.jsonl", "--data.chat_template", "false"]
@@ -232,6 +244,23 @@ CASES = {
     "a temperature of zero": Case("`model.temperature` must be positive", ["--model.temperature", "0"]),
     "a clip of zero": Case("`ClippedRatio.low` must be in (0, 1), got 0", [f"{OBJECTIVE}.surrogate.low", "0"]),
     "half-precision weights": Case("`bf16-mixed`", ["--trainer.precision", "bf16-true"]),
+    # --- segmenters
+    "delimiters that no token contains": Case(
+        "no token of the vocabulary contains…`DelimiterSegmenter.delimiters` ('€')",
+        ["-c", "more.yaml"],
+        {"more.yaml": segments("{class_path: DelimiterSegmenter, init_args: {delimiters: [€]}}")},
+    ),
+    "two ways to cut by entropy": Case(
+        "`EntropySegmenter` needs either `threshold`",
+        ["-c", "more.yaml"],
+        {"more.yaml": segments("{class_path: EntropySegmenter, init_args: {threshold: 1, quantile: 0.5}}")},
+    ),
+    "a segmenter whose blocks are no neighbours": Case(
+        "`Jumps.segment` gives token 2 of row 0 the number 0…must be neighbours",
+        ["-c", "more.yaml"],
+        {"more.yaml": segments("tests.test_bad_input.Jumps")},
+        late=True,
+    ),
     # --- rewards
     "a reward that raises": Case(
         "reward `Raises` raised ZeroDivisionError", ["--rollout.rewards", "[tests.test_bad_input.Raises]"], late=True

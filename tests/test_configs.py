@@ -142,6 +142,12 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         "dr_grpo": ["TokenActions", "ConstantLength(length=6)", "scale=none"],
         "gspo": ["SequenceActions(mean=True)", "SequenceMean", "low=0.0003, high=0.0004"],
         "rlpt": ["TopK(k=16)", "TokenActions"],
+        "mpo_segments": [
+            "SegmentActions(segmenter=DelimiterSegmenter(",
+            "ratio=mean",
+            "SequenceMean",
+            "FullVocabulary",
+        ],
         "mpo_backbone": ["BlockActions(length=3", "0.8", "FullVocabulary"],
         "mpo": ["BlockActions(length=3", "source=mtp", "HeadUpkeep(coef=0.1)", "SequenceMean"],
         "mpo_dapo": ["source=mtp", "TokenMean", "low=0.2, high=0.28"],

@@ -20,6 +20,7 @@ from lightning_mpo.action_spaces import (
     ExplicitWeights,
     FutureShare,
     GeometricDecay,
+    SegmentActions,
     SequenceActions,
     TokenActions,
 )
@@ -29,6 +30,7 @@ from lightning_mpo.functional.divergences import k1, k2, k3
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective import EntropyBonus, Objective, TokenScores
 from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
+from lightning_mpo.segmenters import EntropySegmenter
 from lightning_mpo.selection import AllTokens
 from lightning_mpo.supports import FullVocabulary, TopK
 from lightning_mpo.surrogates import ClippedRatio
@@ -45,6 +47,9 @@ ALGORITHMS = sorted(
 LENGTHS = [7, 3, 1, 9, 5, 4, 0, 6]
 MASK = right_padded(LENGTHS, 10)
 B, T = MASK.shape
+SEGMENTS = (torch.rand(B, T - 1, generator=seeded(6)) < 0.4).long().cumsum(1)
+SEGMENTS = torch.nn.functional.pad(SEGMENTS, (1, 0))
+"""Blocks of random length, for those who take them; what cuts them is tested apart."""
 
 
 def from_yaml(path: Path) -> Objective:
@@ -81,6 +86,8 @@ COMPOSITIONS = {
     "disjoint": compose(BlockActions(GeometricDecay(1.0), length=3, stride=3)),
     "disjoint_absorb": compose(BlockActions(GeometricDecay(0.5), length=4, stride=4, tail="absorb")),
     "product": compose(BlockActions(ExplicitWeights([1.0, 1.0]), length=2, tail="absorb", ratio="joint")),
+    "segments": compose(SegmentActions(EntropySegmenter(0.5)), reduction=SequenceMean()),
+    "segments_joint": compose(SegmentActions(EntropySegmenter(0.5), "joint")),
     "kl": compose(reduction=SequenceMean(), kl=KL),
     "bonus": compose(bonus=EntropyBonus(0.1), reduction=ConstantLength(12)),
     "everything": compose(
@@ -101,7 +108,8 @@ def experience(mask: Tensor = MASK, *, off_policy: bool = True, spread: float = 
     now = scores_of(table(), batch.rollout.responses_BT, mask).logprobs_BT
     noise = [spread * torch.randn(B, T, generator=seeded(s), dtype=torch.float64) for s in (2, 3)]
     old, reference = (torch.where(mask, now + n, 0.0) for n in noise)
-    return replace(batch, old_logprobs_BT=old if off_policy else None, reference_logprobs_BT=reference)
+    old_logprobs_BT = old if off_policy else None
+    return replace(batch, segments_BT=SEGMENTS, old_logprobs_BT=old_logprobs_BT, reference_logprobs_BT=reference)
 
 
 def loss_and_gradient(objective: Objective, batch: Experience, parts: list[list[int]] | None = None):
@@ -131,6 +139,9 @@ def token_coefficients(objective: Objective, mask: Tensor) -> Tensor:
     for b, length in enumerate(mask.sum(1).tolist()):
         if isinstance(actions, SequenceActions):
             coefficients[b, :length] = 1.0 if actions.mean else float(length)
+        elif isinstance(actions, SegmentActions):
+            ids = SEGMENTS[b, :length].tolist()
+            coefficients[b, :length] = torch.tensor([1.0 if actions.ratio == "mean" else ids.count(i) for i in ids])
         elif isinstance(actions, BlockActions):
             beta = actions.weights_N
             renorm = actions.tail == "renorm" or (actions.tail is None and actions.stride > 1)
@@ -240,7 +251,7 @@ def token_loss(ratio: Tensor, advantage: Tensor, low: float, high: float, dual: 
     return min(loss, -dual * advantage) if dual is not None and advantage < 0 else loss
 
 
-def naive_actions(actions, ell: list[Tensor]) -> list[tuple[Tensor, int, int]]:
+def naive_actions(actions, ell: list[Tensor], ids: list[int]) -> list[tuple[Tensor, int, int]]:
     """Return (log-ratio, start, tokens it stands for) of each action of one response, as in core 1.3 to 1.6."""
     if not ell:
         return []
@@ -249,6 +260,10 @@ def naive_actions(actions, ell: list[Tensor]) -> list[tuple[Tensor, int, int]]:
     if isinstance(actions, SequenceActions):
         total = sum(ell)
         return [(total / len(ell) if actions.mean else total, 0, len(ell))]
+    if isinstance(actions, SegmentActions):
+        blocks = [[t for t, i in enumerate(ids) if i == j] for j in sorted(set(ids))]
+        sums = [sum(ell[t] for t in block) / (len(block) if actions.ratio == "mean" else 1) for block in blocks]
+        return [(value, block[0], len(block)) for value, block in zip(sums, blocks, strict=True)]
     found, beta = [], actions.weights_N
     renorm = actions.tail == "renorm" or (actions.tail is None and actions.stride > 1)
     for start in range(0, len(ell), actions.stride):
@@ -288,7 +303,7 @@ def naive_loss(objective: Objective, batch: Experience, logits: Tensor) -> Tenso
                     ),
                     w,
                 )
-                for x, s, w in naive_actions(objective.actions, ell)
+                for x, s, w in naive_actions(objective.actions, ell, SEGMENTS[b, where].tolist())
             ]
         )
         if objective.kl is not None:

@@ -113,6 +113,13 @@ def test_the_table_over_the_vocabulary_is_made_once_and_anew_for_another_vocabul
     assert cut(segmenter, rollout, texts=["a", "\n", "b", "c", "d", "e", "f"]) == [[[0, 1], [2, 3]]]
 
 
+def test_a_vocabulary_without_delimiters_is_refused_beforehand():
+    SegmentActions(DelimiterSegmenter()).check(LINES)
+    SegmentActions(EntropySegmenter(0.5)).check(())
+    with pytest.raises(UserError, match="no token of the vocabulary"):
+        SegmentActions(DelimiterSegmenter()).check(["a", "b"])
+
+
 def test_delimiters_that_no_token_contains_are_refused_only_when_all_are():
     rollout = random_rollout()
     assert cut(DelimiterSegmenter(["\n", "€"]), rollout, texts=LINES) == cut(

@@ -78,6 +78,8 @@ class PolicyOptimization(L.LightningModule):
             )
         self.policy.check(self.objective.request)
         self.objective.support.check(self.policy.vocabulary)
+        if self.objective.actions.needs_texts:
+            self.objective.actions.check(self.policy.token_texts)
         connect = getattr(self.trainer.datamodule, "connect", None)  # type: ignore[attr-defined]
         if connect is not None:
             connect(self.policy.tokenizer)
