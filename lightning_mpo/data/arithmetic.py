@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning_mpo.data.base import PromptDataModule, Splits
 from lightning_mpo.errors import UserError
@@ -46,11 +46,11 @@ class Arithmetic(PromptDataModule):
     ) -> None:
         super().__init__(chat_template=chat_template, **kwargs)
         if not 0 <= careless_share <= 1:
-            raise UserError(f"`Arithmetic.careless_share` must be a probability, got {careless_share}")
-        pairs = (9 * 10 ** (digits - 1)) ** 2 if digits >= 1 else 0
+            raise UserError(f"`{type(self).__name__}.careless_share` must be a probability, got {careless_share}")
+        pairs = self._count(digits) if digits >= 1 else 0
         if train_problems > pairs * (1 - held_out_share) / 2 or held_out_problems > pairs * held_out_share / 2:
             raise UserError(
-                f"`Arithmetic.digits` = {digits} gives {pairs} problems, too few to draw {train_problems} for training "
+                f"`{type(self).__name__}.digits` = {digits} gives {pairs} problems, too few to draw {train_problems} for training "
                 f"and {held_out_problems} to hold out; raise `digits` or ask for fewer"
             )
         self.digits, self.careless_share = digits, careless_share
@@ -59,17 +59,51 @@ class Arithmetic(PromptDataModule):
 
     def load(self) -> Splits:
         random_numbers = random.Random(self.problem_seed)
-        low, high = 10 ** (self.digits - 1), 10**self.digits - 1
         rows: dict[bool, dict[str, PromptRow]] = {False: {}, True: {}}
         wanted = {False: self.train_problems, True: self.held_out_problems}
         while any(len(rows[side]) < wanted[side] for side in rows):
-            a, b = random_numbers.randint(low, high), random_numbers.randint(low, high)
-            prompt = f"{a}+{b}="
+            a, b = self._operands(random_numbers)
+            prompt = f"{a}{self.sign}{b}="
             side = is_held_out(prompt, self.held_out_share)
             if prompt not in rows[side] and len(rows[side]) < wanted[side]:
-                solution = column_addition(a, b, carry=random_numbers.random() >= self.careless_share)
-                rows[side][prompt] = PromptRow(prompt, str(a + b), solution)
+                target, solution = self._solve(a, b, careful=random_numbers.random() >= self.careless_share)
+                rows[side][prompt] = PromptRow(prompt, target, solution)
         return Splits(list(rows[False].values()), list(rows[True].values()))
+
+    sign: ClassVar[str] = "+"
+
+    @staticmethod
+    def _count(digits: int) -> int:
+        """Number of problems."""
+        return int((9 * 10 ** (digits - 1)) ** 2)
+
+    def _operands(self, random_numbers: random.Random) -> tuple[int, int]:
+        low, high = 10 ** (self.digits - 1), 10**self.digits - 1
+        return random_numbers.randint(low, high), random_numbers.randint(low, high)
+
+    def _solve(self, a: int, b: int, careful: bool) -> tuple[str, str]:
+        """Return the right answer and a solution."""
+        return str(a + b), column_addition(a, b, carry=careful)
+
+
+class Multiplication(Arithmetic):
+    """A number of several digits times one digit, worked from the right: `4321*7=` is `1*7+0=07,2*7+0=14,…;30247`.
+
+    Careless solutions drop what is carried, as in `Arithmetic`, whose arguments these are; `digits` are those of the
+    first operand, the second is 2 to 9.
+    """
+
+    sign: ClassVar[str] = "*"
+
+    @staticmethod
+    def _count(digits: int) -> int:
+        return int(9 * 10 ** (digits - 1) * 8)
+
+    def _operands(self, random_numbers: random.Random) -> tuple[int, int]:
+        return random_numbers.randint(10 ** (self.digits - 1), 10**self.digits - 1), random_numbers.randint(2, 9)
+
+    def _solve(self, a: int, b: int, careful: bool) -> tuple[str, str]:
+        return str(a * b), long_multiplication(a, b, carry=careful)
 
 
 def is_held_out(prompt: str, share: float) -> bool:
@@ -93,3 +127,21 @@ def column_addition(a: int, b: int, carry: bool) -> str:
         digits = f"{column % 10}{digits}"
         carried = column // 10 if carry else 0
     return f"{','.join(steps)};{column // 10 or ''}{digits}"
+
+
+def long_multiplication(a: int, b: int, carry: bool) -> str:
+    """Multiply each digit of `a` by the digit `b` from the right, with or without carries, and write the product down.
+
+    Example:
+        >>> long_multiplication(484, 3, carry=True)
+        '4*3+0=12,8*3+1=25,4*3+2=14;1452'
+        >>> long_multiplication(484, 3, carry=False)
+        '4*3+0=12,8*3+0=24,4*3+0=12;1242'
+    """
+    carried, product, steps, digits = 0, 0, [], ""
+    for x in reversed(str(a)):
+        product = int(x) * b + carried
+        steps.append(f"{x}*{b}+{carried}={product:02d}")
+        digits = f"{product % 10}{digits}"
+        carried = product // 10 if carry else 0
+    return f"{','.join(steps)};{product // 10 or ''}{digits}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_mpo.data.arithmetic import Arithmetic, column_addition, is_held_out
+from lightning_mpo.data.arithmetic import Arithmetic, Multiplication, column_addition, is_held_out, long_multiplication
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rewards.base import Completion
@@ -170,3 +170,26 @@ def test_the_tiny_policys_default_characters_write_it():
 def test_errors(options, said):
     with pytest.raises(UserError, match=said):
         _ = small(**options).splits
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+def test_careful_products_are_right_and_careless_ones_drop_the_carry(digits):
+    for a in {10 ** (digits - 1), 10**digits - 1, 7 * 10 ** (digits - 1) + 3, 4 * 10 ** (digits - 1)}:
+        for b in range(2, 10):
+            steps, answer = long_multiplication(a, b, carry=True).split(";")
+            assert answer == str(a * b)
+            careless_steps, careless = long_multiplication(a, b, carry=False).split(";")
+            assert all("+0=" in step for step in careless_steps.split(","))
+            assert (careless == answer) == all("+0=" in step for step in steps.split(","))
+
+
+def test_multiplication_serves_products():
+    data = Multiplication(digits=2, train_problems=200, held_out_problems=20, careless_share=0.5)
+    train, held_out = data.splits.train, data.splits.validation
+    assert len({row.prompt for row in (*train, *held_out)}) == 220
+    for row in (*train, *held_out):
+        a, b = row.prompt.removesuffix("=").split("*")
+        assert row.target == str(int(a) * int(b))
+        assert is_held_out(row.prompt, 0.1) == (row in held_out)
+    with pytest.raises(UserError, match="`Multiplication.digits` = 1 gives 72 problems"):
+        Multiplication(digits=1)
