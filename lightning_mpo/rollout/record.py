@@ -1,0 +1,103 @@
+"""Frozen rollouts: one file of samples that many settings can be scored on."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.types import PromptRow, Rollout
+
+PLAIN = ("texts", "rows", "policy_version")
+"""Fields of a rollout that are no tensors."""
+PREFIX = "rollout."
+
+
+def save_rollout(path: str | Path, rollout: Rollout, **tensors: Tensor) -> None:
+    """Write a rollout as one safetensors file; the file is whole, or it is not there.
+
+    Tensors of the rollout are called `rollout.NAME`; texts and prompt rows stand as JSON under `rollout` in the metadata.
+
+    Args:
+        path: of the file; folders are made.
+        rollout: what was sampled.
+        tensors: anything else to keep with it, by name.
+
+    Raises:
+        UserError: a prompt row holds what JSON cannot.
+    """
+    from safetensors.torch import save_file
+
+    named = {f"{PREFIX}{name}": getattr(rollout, name) for name in _tensor_fields()}
+    kept = {name: value for name, value in (named | tensors).items() if value is not None}
+    rows = [{item.name: _plain(getattr(row, item.name)) for item in fields(PromptRow)} for row in rollout.rows]
+    try:
+        plain = json.dumps({"texts": rollout.texts, "rows": rows, "policy_version": rollout.policy_version})
+    except TypeError as error:
+        raise UserError(f"a prompt row cannot be written to {str(path)!r}: {error}") from error
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
+    try:
+        save_file(state, str(unfinished), metadata={"format": "pt", "rollout": plain})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load_rollout(path: str | Path) -> tuple[Rollout, dict[str, Tensor]]:
+    """Read what `save_rollout` wrote: the rollout, and the other tensors by name.
+
+    Raises:
+        UserError: there is no such file, or it is no whole rollout.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the rollout {str(path)!r} cannot be read: {error}") from error
+    try:
+        values = _read_plain(metadata["rollout"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{str(path)!r} holds no rollout: its metadata has no texts and prompt rows") from error
+    for item in fields(Rollout):
+        name = f"{PREFIX}{item.name}"
+        if name in state:
+            values[item.name] = state.pop(name)
+        elif item.default is MISSING:
+            raise UserError(f"{str(path)!r} holds no rollout: {item.name} is missing")
+    _check_rows(path, values)
+    return Rollout(**values), state
+
+
+def _tensor_fields() -> list[str]:
+    return [item.name for item in fields(Rollout) if item.name not in PLAIN]
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if hasattr(value, "keys") else value
+
+
+def _read_plain(text: str) -> dict[str, Any]:
+    plain = json.loads(text)
+    rows = tuple(PromptRow(**row) for row in plain["rows"])
+    return {"texts": tuple(plain["texts"]), "rows": rows, "policy_version": int(plain["policy_version"])}
+
+
+def _check_rows(path: str | Path, values: dict[str, Any]) -> None:
+    """Refuse a file whose parts do not have one row each."""
+    B = len(values["group_B"])
+    for name, value in values.items():
+        if (isinstance(value, Tensor) or (isinstance(value, tuple) and value)) and len(value) != B:
+            raise UserError(f"{str(path)!r} holds no rollout: {name} has {len(value)} rows, group_B has {B}")
+    if values["response_mask_BT"].dtype != torch.bool:
+        raise UserError(f"{str(path)!r} holds no rollout: response_mask_BT is not bool")
