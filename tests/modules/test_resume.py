@@ -9,13 +9,16 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.action_spaces import BlockActions, FutureShare
+from lightning_mpo.advantages import GeneralizedAdvantage
 from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.errors import UserError
 from lightning_mpo.kl import AdaptiveCoefficient, KLPenalty
 from lightning_mpo.modules.resume import mend_epoch_end
-from lightning_mpo.policies import CausalPolicy, Lora
+from lightning_mpo.objective import HeadUpkeep
+from lightning_mpo.policies import CausalPolicy, Lora, ParallelHeads, SeparateCritic, ValueHead
 from lightning_mpo.supports import TopK
-from tests.modules.runs import Probe, Run, adam, fit, make_objective, same, sgd
+from lightning_mpo.value_loss import ValueLoss
+from tests.modules.runs import Probe, Run, adam, fit, make_objective, make_policy, same, sgd
 
 UPDATES = 4  # of a rollout; 3 rollouts an epoch, so 12 updates an epoch
 LAST = 14
@@ -200,6 +203,37 @@ def test_adapters_are_saved_alone_and_resumed_exactly(tmp_path, tiny_folder, dty
     assert lines(resumed) == {3: lines(expected)[3]}
     moved = [name for name in expected.weights if "lora_B" in name and expected.weights[name].any()]
     assert len(moved) == 14, "adapters that never moved show nothing"
+
+
+@pytest.mark.parametrize("critic", [ValueHead, lambda: SeparateCritic(width=8)], ids=["head", "separate"])
+def test_heads_and_a_critic_go_on_within_a_rollout_too(tmp_path, critic):
+    """MPO on PPO: old log-probs of future offsets, values and returns are part of the stored rollout."""
+    objective = make_objective(
+        actions=BlockActions(FutureShare(0.2), length=3, source="mtp"),
+        advantage=GeneralizedAdvantage(),
+        upkeep=HeadUpkeep(0.1),
+        critic=ValueLoss(),
+        kl=KLPenalty(AdaptiveCoefficient(target=0.01), "k1", "reward"),
+    )
+
+    def run(folder, steps, seed, **options):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # other heads and another critic to start from, and other random numbers on the way
+            policy = make_policy(mtp=ParallelHeads(offsets=2), critic=critic())
+            module = {"optimizer": adam(3e-3), "learning_rates": {"critic": 1e-2}}
+            return train(folder, steps, objective=objective, policy=policy, module=module, **options)
+
+    save = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = run(tmp_path, 9, 11, save=save)
+    assert whole.weights["critic.head.0.weight"].any()
+    stored = torch.load(f"{tmp_path}/step=6.ckpt", weights_only=True)
+    for at in (3, 4, 6):
+        objective.kl.controller.coefficient = 0.1
+        assert_same(run(tmp_path / str(at), 9, 12, ckpt_path=f"{tmp_path}/step={at}.ckpt"), whole, at)
+    key = next(key for key in stored["callbacks"] if key.startswith("Rollout"))
+    experience = stored["callbacks"][key]["ranks"][0]["experience"]
+    assert all(experience[name].any() for name in ("old_future_BTM", "values_BT", "returns_BT"))
+    assert any(name.startswith("policy.critic.") for name in stored["state_dict"])
 
 
 def test_the_reference_stays_the_first_policy_after_a_resume(tmp_path):
