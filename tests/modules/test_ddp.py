@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.modules.runs import distance, fit, sgd
-from tests.modules.two_ranks import REDUCTIONS, train
+from lightning_mpo.policies import ValueHead
+from tests.modules.runs import distance, fit, make_policy, sgd
+from tests.modules.two_ranks import CASES, train
 
 pytestmark = pytest.mark.slow
 
@@ -29,15 +30,16 @@ def two(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_two_ranks_are_one(tmp_path, two, reduction):
-    single = train(tmp_path, reduction, 1)
-    weights = [torch.load(two / f"{reduction}-{rank}.pt") for rank in (0, 1)]
-    start = fit(tmp_path, max_steps=1, module={"optimizer": sgd(0.0)}).weights
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_are_one(tmp_path, two, case):
+    single = train(tmp_path, case, 1)
+    weights = [torch.load(two / f"{case}-{rank}.pt") for rank in (0, 1)]
+    start = fit(tmp_path, policy=make_policy(critic=ValueHead()), max_steps=1, module={"optimizer": sgd(0.0)}).weights
+    assert bool(single.weights["critic.head.0.weight"].any()) == (case == "ppo")
     assert distance(single.weights, start) > 1e-3
     for rank in (0, 1):
         assert distance(weights[rank], single.weights) < 2e-6
-    logged = json.loads((two / "rank0.json").read_text())[reduction]
+    logged = json.loads((two / "rank0.json").read_text())[case]
     assert len(logged) == 6
     for (step, line), (other, expected) in zip(logged, single.record.without_clocks(), strict=True):
         assert step == other

@@ -17,12 +17,21 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import pad
 
+from lightning_mpo.advantages import GeneralizedAdvantage
+from lightning_mpo.policies import ValueHead
 from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.types import PromptBatch, Rollout
-from tests.modules.runs import Probe, fit, make_objective, sgd
+from lightning_mpo.value_loss import ValueLoss
+from tests.modules.runs import Probe, fit, make_objective, make_policy, sgd
 
-REDUCTIONS = {"tokens": TokenMean(), "sequences": SequenceMean(), "constant": ConstantLength(16)}
+CASES = {
+    "tokens": {"reduction": TokenMean()},
+    "sequences": {"reduction": SequenceMean()},
+    "constant": {"reduction": ConstantLength(16)},
+    "ppo": {"advantage": GeneralizedAdvantage(whiten=True), "critic": ValueLoss(0.5, 0.2)},
+}
+"""Axes of the objectives."""
 
 
 class ByPrompt(LocalSampler):
@@ -60,13 +69,15 @@ def join(parts: list[Rollout]) -> Rollout:
     return Rollout(**tensors, texts=sum((p.texts for p in wide), ()), rows=sum((p.rows for p in wide), ()))
 
 
-def train(folder: Path, reduction: str, devices: int):
+def train(folder: Path, case: str, devices: int):
     """Train for six updates, three rollouts of two passes each."""
+    rates = {"critic": 0.1} if case == "ppo" else {}
     return fit(
         folder,
         rollout={"sampler": ByPrompt(), "epochs": 2, "max_new_tokens": 16},
-        objective=make_objective(reduction=REDUCTIONS[reduction]),
-        module={"optimizer": sgd(0.05)},
+        policy=make_policy(critic=ValueHead()),  # frozen where no case asks for values
+        objective=make_objective(**CASES[case]),
+        module={"optimizer": sgd(0.05), "learning_rates": rates},
         accumulate_grad_batches=2,
         max_steps=6,
         devices=devices,
@@ -97,7 +108,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     rank = int(os.environ.get("LOCAL_RANK", 0))
     said: dict[str, object] = {}
-    for name in REDUCTIONS:
+    for name in CASES:
         run = train(folder, name, 2)
         said[name] = run.record.without_clocks()
         torch.save(run.weights, folder / f"{name}-{rank}.pt")
