@@ -1,0 +1,218 @@
+"""Compares algorithms over tasks and seeds, paired by seed; goes on where it stopped.
+
+    python benchmarks/study.py benchmarks/studies/mpo.yaml --jobs 2
+
+A study names tasks, cells (configurations laid over a task) and seeds. Each run is a process of its own and is done
+once its folder holds `summary.json`; what is done is not run again. Warm-ups come first, one per task and seed, so that
+all cells of a seed start from the same weights and see the same prompts. The table gives means over seeds, and paired
+differences from the cell named under `against` with 95 % t-intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""97.5 % quantiles of Student's t, by degrees of freedom from 1 on; 1.96 beyond is a little narrow."""
+T_80 = (1.376, 1.061, 0.978, 0.941, 0.920, 0.906, 0.896, 0.889, 0.883, 0.879, 0.876, 0.873, 0.870, 0.868, 0.866)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, read."""
+
+    runs: Path
+    seeds: list[int]
+    tasks: dict[str, dict[str, str]]
+    cells: dict[str, dict[str, str]]
+
+    @classmethod
+    def read(cls, path: Path) -> Study:
+        """Read a study file."""
+        content = yaml.safe_load(path.read_text())
+        return cls(Path(content["runs"]), content["seeds"], content["tasks"], content["cells"])
+
+    def folder(self, task: str, cell: str, seed: int) -> Path:
+        """Where a run writes."""
+        return self.runs / task / cell / f"seed{seed}"
+
+    def summary(self, task: str, cell: str, seed: int) -> dict[str, Any] | None:
+        """What a finished run wrote."""
+        path = self.folder(task, cell, seed) / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def run_all(study: Study, jobs: int, threads: int) -> list[str]:
+    """Run what is missing; return what failed."""
+    warmups: list[Callable[[], str | None]] = []
+    for task in study.tasks.values():
+        for seed in study.seeds:
+            checkpoint = Path(task["checkpoint"].format(seed=seed))
+            if not checkpoint.is_file():
+                command = ["-c", task["warmup"], "--seed_everything", str(seed)]
+                warmups.append(lambda c=command, p=checkpoint: _fit(c, p.parent, threads))  # type: ignore[misc]
+    cells: list[Callable[[], str | None]] = []
+    for seed in study.seeds:
+        for name, task in study.tasks.items():
+            for cell, options in study.cells.items():
+                folder = study.folder(name, cell, seed)
+                if study.summary(name, cell, seed) is None:
+                    command = ["-c", task["config"], "-c", options["config"], "--seed_everything", str(seed)]
+                    command += ["--trainer.default_root_dir", str(folder)]
+                    cells.append(lambda c=command, f=folder: _fit(c, f, threads))  # type: ignore[misc]
+    failed: list[str] = []
+    for stage in (warmups, cells):
+        with ThreadPoolExecutor(jobs) as pool:
+            failed += [error for error in pool.map(lambda job: job(), stage) if error]
+    return failed
+
+
+def _fit(arguments: list[str], folder: Path, threads: int) -> str | None:
+    """Run `lightning-mpo fit` with its output in the folder; return what went wrong."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with (folder / "run.log").open("w") as log:
+        command = [sys.executable, "-m", "lightning_mpo", "fit", *arguments]
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    print(f"{'done  ' if code == 0 else 'FAILED'} {folder}", flush=True)
+    return None if code == 0 else f"{folder}/run.log"
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the half width of its 95 % t-interval; nan for fewer than two values."""
+    if len(values) < 2:
+        return (values[0] if values else math.nan), math.nan
+    freedom = len(values) - 1
+    t = T_975[freedom - 1] if freedom <= len(T_975) else 1.96
+    return statistics.mean(values), t * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def detectable(values: Sequence[float]) -> float:
+    """Return the true difference that a study of this size and spread would find in 80 % of cases."""
+    freedom = len(values) - 1
+    if freedom < 1:
+        return math.nan
+    t, power = (table[freedom - 1] if freedom <= len(table) else end for table, end in ((T_975, 1.96), (T_80, 0.84)))
+    return (t + power) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def table(study: Study) -> str:
+    """Return the results as Markdown."""
+    lines = [
+        "| task | cell | seeds | pass@1 | greedy | gain over warm-up | paired difference in pass@1 | detectable (80 %) | "
+        "clip fraction | KL | update time |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task in study.tasks:
+        for cell, options in study.cells.items():
+            found = {seed: s for seed in study.seeds if (s := study.summary(task, cell, seed)) is not None}
+            if not found:
+                continue
+            final = [s["final"]["pass@1"] for s in found.values()]
+            gains = [s["final"]["pass@1"] - s["warmup"]["pass@1"] for s in found.values()]
+            greedy = statistics.mean(s["final"]["greedy accuracy"] for s in found.values())
+            differences = _differences(study, task, cell, options.get("against"))
+            lines.append(
+                f"| {task} | {cell} | {len(found)} | {_show(*interval(final))} | {greedy:.3f} | {_show(*interval(gains))} | "
+                + (
+                    f"{_show(*interval(differences), sign=True)} | {detectable(differences):.3f} | "
+                    if differences
+                    else "| | "
+                )
+                + f"{statistics.mean(s['final']['clip_fraction'] for s in found.values()):.4f} | "
+                + f"{statistics.mean(s['final']['kl'] for s in found.values()):.4f} | "
+                + f"{statistics.mean(s['seconds']['training'] / s['updates'] for s in found.values()):.2f} s |"
+            )
+    return "\n".join(lines)
+
+
+def _differences(study: Study, task: str, cell: str, against: str | None) -> list[float]:
+    if against is None:
+        return []
+    pairs = [(study.summary(task, cell, seed), study.summary(task, against, seed)) for seed in study.seeds]
+    return [one["final"]["pass@1"] - other["final"]["pass@1"] for one, other in pairs if one and other]
+
+
+def _show(mean: float, half: float, sign: bool = False) -> str:
+    value = f"{mean:+.3f}" if sign else f"{mean:.3f}"
+    return value if math.isnan(half) else f"{value} ± {half:.3f}"
+
+
+def draw(study: Study, path: Path) -> None:
+    """Draw every run's held-out pass@1 by task and cell, with means and intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        1, len(study.tasks), figsize=(5.5 * len(study.tasks), 4), layout="constrained", squeeze=False
+    )
+    for axes, task in zip(panels[0], study.tasks, strict=True):
+        for place, cell in enumerate(study.cells):
+            found = [s for seed in study.seeds if (s := study.summary(task, cell, seed)) is not None]
+            values = [s["final"]["pass@1"] for s in found]
+            if not values:
+                continue
+            axes.plot([place] * len(values), values, "o", ms=4, color="tab:gray", alpha=0.6)
+            mean, half = interval(values)
+            axes.errorbar(
+                place + 0.15, mean, yerr=0 if math.isnan(half) else half, fmt="D", ms=5, capsize=4, color="tab:red"
+            )
+        axes.set_xticks(range(len(study.cells)), list(study.cells), rotation=30, ha="right")
+        axes.set(title=task, ylabel="held-out pass@1 after training")
+        axes.grid(alpha=0.3, axis="y")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("study", type=Path, help="a study file, such as benchmarks/studies/mpo.yaml")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of a run")
+    parser.add_argument("--seeds", type=int, nargs="*", help="of the study's seeds, only these")
+    parser.add_argument("--tasks", nargs="*", help="of the study's tasks, only these")
+    parser.add_argument("--cells", nargs="*", help="of the study's cells, only these")
+    parser.add_argument("--report", action="store_true", help="run nothing; report what is there")
+    options = parser.parse_args()
+    study = Study.read(options.study)
+    study = Study(
+        study.runs,
+        [seed for seed in study.seeds if options.seeds is None or seed in options.seeds],
+        {name: task for name, task in study.tasks.items() if options.tasks is None or name in options.tasks},
+        {name: cell for name, cell in study.cells.items() if options.cells is None or name in options.cells},
+    )
+    failed = [] if options.report else run_all(study, options.jobs, options.threads)
+    text = table(study)
+    print(text)
+    study.runs.mkdir(parents=True, exist_ok=True)
+    (study.runs / "results.md").write_text(text + "\n")
+    draw(study, study.runs / "results.png")
+    print(f"wrote {study.runs / 'results.md'} and {study.runs / 'results.png'}")
+    if failed:
+        sys.exit("failed: " + ", ".join(failed))
+
+
+if __name__ == "__main__":
+    main()
