@@ -45,17 +45,20 @@ class Watchdog(RolloutCallback):
     def diagnose(self, event: RolloutEvent, trainer: L.Trainer) -> list[tuple[str, bool, str]]:
         """Return (cause, whether it holds, the sentence) for each thing that can be seen in a rollout."""
         rollout, scores = event.experience.rollout, event.scores
-        advantages_BT = event.experience.advantages_BT
-        self._flat = self._flat + 1 if not bool(advantages_BT.any()) else 0
         rewards_B, longest = scores.rewards_B, rollout.response_mask_BT.shape[1]
+        self._flat = self._flat + 1 if _flat(event) else 0
+        flat = (
+            f"no prompt of the last {self._flat} rollouts has completions of different reward (all about "
+            f"{rewards_B.mean():.3g}), so nothing is learnt: change the difficulty of `data`, raise "
+            "`rollout.completions`, or give a graded reward"
+        )
+        if event.experience.values_BT is not None:
+            flat = (
+                f"all completions of the last {self._flat} rollouts have the reward {rewards_B.mean():.3g}, so nothing is "
+                "learnt but the critic's errors: change the difficulty of `data`, or give a graded reward"
+            )
         return [
-            (
-                "flat",
-                self._flat >= self.patience,
-                f"no prompt of the last {self._flat} rollouts has completions of different reward (all about "
-                f"{rewards_B.mean():.3g}), so nothing is learnt: change the difficulty of `data`, raise "
-                "`rollout.completions`, or give a graded reward",
-            ),
+            ("flat", self._flat >= self.patience, flat),
             (
                 "truncated",
                 bool((rollout.finish_B == 1).all()),
@@ -93,3 +96,11 @@ class Watchdog(RolloutCallback):
                     f"the gradient of `{name}` is not finite at update {trainer.global_step}; nothing was changed: "
                     "lower the learning rate, set `trainer.gradient_clip_val`, or look at the rewards in `completions/`"
                 )
+
+
+def _flat(event: RolloutEvent) -> bool:
+    """Whether a rollout tells no action from another; a critic's errors give advantages even then."""
+    if event.experience.values_BT is None:
+        return not bool(event.experience.advantages_BT.any())
+    rewards_B = event.scores.rewards_B[event.scores.valid_B]
+    return bool((rewards_B == rewards_B[:1]).all())

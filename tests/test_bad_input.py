@@ -244,6 +244,26 @@ CASES = {
     "a temperature of zero": Case("`model.temperature` must be positive", ["--model.temperature", "0"]),
     "a clip of zero": Case("`ClippedRatio.low` must be in (0, 1), got 0", [f"{OBJECTIVE}.surrogate.low", "0"]),
     "half-precision weights": Case("`bf16-mixed`", ["--trainer.precision", "bf16-true"]),
+    # --- critic
+    "a critic's loss without a critic": Case(
+        "`objective.critic` needs `policy.critic`: give `ValueHead`, say",
+        ["-c", "more.yaml"],
+        {
+            "more.yaml": "model: {init_args: {objective: {advantage: GeneralizedAdvantage, critic: {coef: 0.1, clip: 0.2}}}}"
+        },
+    ),
+    "a critic's advantage without its loss": Case(
+        "`GeneralizedAdvantage` takes a critic's values; give `critic: {coef: 0.1, clip: 0.2}`",
+        [f"{OBJECTIVE}.advantage", "GeneralizedAdvantage"],
+    ),
+    "a value clip of zero": Case(
+        "`critic.clip` must be above 0, or null for none, got 0",
+        ["-c", "more.yaml"],
+        {
+            "more.yaml": "model: {init_args: {objective: {advantage: GeneralizedAdvantage, critic: {coef: 0.1, clip: 0.0}}}}"
+        },
+    ),
+    "unknown critic": Case("no class `ValueHeads`; did you mean `ValueHead`", [f"--{POLICY}.critic", "ValueHeads"]),
     # --- segmenters
     "delimiters that no token contains": Case(
         "no token of the vocabulary contains…`DelimiterSegmenter.delimiters` ('€')",

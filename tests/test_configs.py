@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from lightning_mpo import cli
+from lightning_mpo.errors import UserError
 from lightning_mpo.messages import _classes
 from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
 from lightning_mpo.objective import Objective
@@ -153,6 +156,25 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         "mpo_dapo": ["source=mtp", "TokenMean", "low=0.2, high=0.28"],
         "mpo_rlpt": ["source=mtp", "TopK(k=16)"],
         "mpo_backbone_rlpt": ["BlockActions(length=3", "TopK(k=16)"],
+        "ppo": [
+            "TokenActions",
+            "GeneralizedAdvantage(gamma=1, lam=0.95, whiten=True)",
+            "ClippedRatio(low=0.2, high=0.2",
+            "TokenMean",
+            "critic ValueLoss(coef=0.1, clip=0.2)",
+        ],
+        "mpo_ppo": ["source=mtp", "GeneralizedAdvantage", "HeadUpkeep(coef=0.1)", "ValueLoss(coef=0.1, clip=0.2)"],
     }
     for part in named.get(path.stem, []):
         assert part in said
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
+def test_an_algorithm_names_the_overlays_without_which_it_is_refused(build, path):
+    overlays = re.findall(r"-c (configs/model/\w+\.yaml)", path.read_text())
+    for count in range(len(overlays) + 1):
+        model, _, _ = build(
+            "-c", "base.yaml", "-c", path, *sum((["-c", CONFIGS.parent / o] for o in overlays[:count]), [])
+        )
+        with contextlib.nullcontext() if count == len(overlays) else pytest.raises(UserError, match="needs? "):
+            model.policy.check(model.objective.request)

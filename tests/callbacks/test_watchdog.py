@@ -7,11 +7,14 @@ import warnings
 import pytest
 import torch
 
+from lightning_mpo.advantages import GeneralizedAdvantage
 from lightning_mpo.callbacks import Watchdog
 from lightning_mpo.errors import UserError
+from lightning_mpo.policies import ValueHead
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.rewards.text import ExactAnswer
-from tests.modules.runs import Digits, Probe, adam, fit
+from lightning_mpo.value_loss import ValueLoss
+from tests.modules.runs import Digits, Probe, adam, fit, make_objective, make_policy
 
 
 class Flat(Digits):
@@ -44,6 +47,19 @@ def test_no_reward_variance(tmp_path):
         "no prompt of the last 2 rollouts has completions of different reward (all about 0.25), so nothing is learnt: "
         "change the difficulty of `data`, raise `rollout.completions`, or give a graded reward"
     )
+
+
+@pytest.mark.parametrize(("reward", "sentences"), [(Flat(), 1), (Digits(), 0)], ids=["flat", "graded"])
+def test_no_reward_variance_with_a_critic(tmp_path, reward, sentences):
+    """Advantages are never 0 then: whitening blows the critic's errors up."""
+    found = said(
+        tmp_path, [reward], rollout={"prompts": 12, "completions": 1}, policy=make_policy(critic=ValueHead()),
+        objective=make_objective(advantage=GeneralizedAdvantage(), critic=ValueLoss()),
+    )  # fmt: skip
+    assert found == sentences * [
+        "all completions of the last 2 rollouts have the reward 0.25, so nothing is learnt but the critic's errors: "
+        "change the difficulty of `data`, or give a graded reward"
+    ]
 
 
 @pytest.mark.parametrize(("patience", "steps", "sentences"), [(3, 2, 0), (3, 3, 1), (1, 1, 1)])
