@@ -1,12 +1,13 @@
 # make train   a small model learns multi-step arithmetic: warm-up, then reinforcement learning (minutes on two cores)
 # make test    the default test suite (CPU, offline)
 # make lint    ruff and mypy
+# make study   PPO, GRPO and MPO over seeds (hours); finished runs are kept, and it goes on where it stopped
 # make bench   the measurements of RESULTS.md
 PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 
-.PHONY: train test test-slow lint bench
+.PHONY: train test test-slow lint study bench
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -26,6 +27,9 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+study: $(BIN)/.installed
+	$(BIN)/python benchmarks/study.py benchmarks/studies/mpo.yaml --jobs 2
 
 bench: $(BIN)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'

