@@ -15,8 +15,7 @@ LAYERS = [
     ["errors", "types"],
     ["functional"],
     ["segmenters"],
-    ["supports", "action_spaces", "advantages", "surrogates", "selection", "reductions", "kl"]
-    + ["value_loss", "rewards", "metrics"],
+    "supports action_spaces advantages surrogates selection reductions kl value_loss rewards metrics".split(),
     ["objective", "policies"],
     ["rollout", "data"],
     ["modules"],
