@@ -1,7 +1,8 @@
 """Policies: what assigns likelihood to responses."""
 
 from lightning_mpo.policies.base import Policy, rollout_mode
-from lightning_mpo.policies.causal import CausalPolicy, Lora
+from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.lora import Lora
 from lightning_mpo.policies.mtp import MedusaHeads, MTPHeads, ParallelHeads, SequentialHeads
 from lightning_mpo.policies.tiny import TinyPolicy
 from lightning_mpo.policies.value import Critic, SeparateCritic, ValueHead

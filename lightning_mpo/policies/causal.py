@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,35 +13,20 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional import heads
-from lightning_mpo.functional.actions import shift_left, window
 from lightning_mpo.objective import ScoreRequest, TokenScores
 from lightning_mpo.policies import pretrained
 from lightning_mpo.policies.base import Policy, rollout_mode
-from lightning_mpo.policies.mtp import MTPHeads, Trunk, TrunkStates, watch_norm
+from lightning_mpo.policies.checkpoints import read_policy
+from lightning_mpo.policies.lora import Lora, add_adapters
+from lightning_mpo.policies.mtp import MTPHeads
 from lightning_mpo.policies.packing import lay_out
+from lightning_mpo.policies.scoring import ResponseTokens
+from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
 from lightning_mpo.policies.value import Critic
 from lightning_mpo.types import Rollout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters, trained in float32 while the base stays frozen.
-
-    Args:
-        rank: inner size.
-        alpha: scale; updates are multiplied by alpha / rank.
-        targets: names of linear layers, or "all-linear" for every one but the head.
-        dropout: probability; 0 keeps sampler and trainer on one distribution.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    targets: str | list[str] = "all-linear"
-    dropout: float = 0.0
 
 
 class CausalPolicy(Policy):
@@ -132,7 +115,9 @@ class CausalPolicy(Policy):
                 "`policy.dtype: float32` (with `trainer.precision: bf16-mixed` for speed), or give `policy.lora`"
             )
         if self.checkpoint is not None:
-            self.check_heads(self._read_checkpoint(mmap=True).get("mtp"), f"`policy.checkpoint` {self.checkpoint!r}")
+            self.check_heads(
+                read_policy(self.checkpoint, mmap=True).get("mtp"), f"`policy.checkpoint` {self.checkpoint!r}"
+            )
         _ = self.config
 
     # --- weights --------------------------------------------------------------------------------------------------
@@ -150,7 +135,7 @@ class CausalPolicy(Policy):
         if self.lora is None:
             network.requires_grad_(True)
         else:
-            adapters = _add_adapters(network, self.lora)
+            adapters = add_adapters(network, self.lora)
             object.__setattr__(self, "_adapters", adapters)  # not a submodule: it holds the same network
             network = adapters.get_base_model()
         self.network = network
@@ -164,7 +149,7 @@ class CausalPolicy(Policy):
             self.critic.build(network.get_decoder())
             self.cold_parts |= {"critic"}
         if self.checkpoint is not None:
-            self._take_checkpoint(self._read_checkpoint()["state_dict"])
+            self._take_checkpoint(read_policy(self.checkpoint)["state_dict"])
             if self.critic is not None and "critic" in self.cold_parts:
                 self.critic.build(network.get_decoder())  # from the trunk that the checkpoint brought
         if reference and self.lora is None:
@@ -176,22 +161,6 @@ class CausalPolicy(Policy):
 
     def describe_heads(self) -> dict[str, Any] | None:
         return None if self.mtp is None else self.mtp.describe(self.config.get_text_config())
-
-    def _read_checkpoint(self, mmap: bool = False) -> dict[str, Any]:
-        """Return the checkpoint's weights as `state_dict`, without the module's prefix, and the description of heads."""
-        path = Path(str(self.checkpoint))
-        if not path.is_file():
-            raise UserError(f"`policy.checkpoint` {str(path)!r} does not exist")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-            state = dict(content["state_dict"])
-        except Exception as error:
-            raise UserError(
-                f"`policy.checkpoint` {str(path)!r} cannot be read as a Lightning checkpoint: {type(error).__name__}"
-            ) from error
-        prefix = "policy."
-        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        return {"state_dict": own, "mtp": content.get("mtp")}
 
     def _take_checkpoint(self, state: dict[str, Tensor]) -> None:
         own = self.state_dict()
@@ -278,20 +247,20 @@ class CausalPolicy(Policy):
         reference: bool = False,
     ) -> TokenScores:
         states = self._run(rollout, future=request.future > 0, reference=reference)
-        hidden_RLD = states.after_norm_RLD
-        head = self._network(reference).get_output_embeddings()
-        tokens = _Tokens.of(rollout, mask_BT, states.lines.index_BT)
-        logprobs_BT, entropy_BT = self._token_logprobs(
-            hidden_RLD, head, tokens, temperature=temperature, entropy_grad=request.entropy_grad
+        tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
+        options: dict[str, Any] = {"temperature": temperature, **self.head_options}
+        logprobs_BT, entropy_BT = tokens.logprobs(
+            states.after_norm_RLD,
+            self._network(reference).get_output_embeddings(),
+            entropy_grad=request.entropy_grad,
+            **options,
         )
         future_BTM = upkeep_BTM = None
         if request.future and self.mtp is not None:
-            detach = self.mtp.detach_trunk
-            future_BTM = self._future(states.detached() if detach else states, tokens, request.future, temperature)
+            shut, detach = states.detached(), self.mtp.detach_trunk
+            future_BTM = self._future(shut if detach else states, tokens, request.future, options)
             if request.upkeep:
-                upkeep_BTM = (
-                    future_BTM if detach else self._future(states.detached(), tokens, request.future, temperature)
-                )
+                upkeep_BTM = future_BTM if detach else self._future(shut, tokens, request.future, options)
         values_BT = None
         if request.values and self.critic is not None:
             values_BT = self.critic.values(states, tokens.index_BT, mask_BT)
@@ -321,74 +290,22 @@ class CausalPolicy(Policy):
         """
         with rollout_mode(self):
             states = self._run(rollout, future=future > 0)
-            tokens = _Tokens.of(rollout, mask_BT, states.lines.index_BT)
-            hidden = [states.after_norm_RLD]
-            unembeddings = [self._network().get_output_embeddings()]
+            tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
+            ranks = [tokens.ranks(states.after_norm_RLD, self._network().get_output_embeddings())]
             if future and self.mtp is not None:
-                hidden += self.mtp.hidden(states, future)
-                unembeddings += [self.mtp.unembedding(n) for n in range(1, future + 1)]
-            ranks = []
-            for n, (hidden_RLD, head) in enumerate(zip(hidden, unembeddings, strict=True)):
-                there = tokens.ahead(n, keep_support=False)
-                ranks.append(
-                    heads.full_ranks(
-                        hidden_RLD.flatten(0, 1)[there.index_BT],
-                        head.weight,
-                        there.ids_BT,
-                        mask_BT=there.mask_BT,
-                        bias_V=head.bias,
-                    )
-                )
+                for n, hidden_RLD in enumerate(self.mtp.hidden(states, future), start=1):
+                    ranks.append(tokens.ahead(n, keep_support=False).ranks(hidden_RLD, self.mtp.unembedding(n)))
         return torch.stack(ranks, -1)
 
-    def _future(self, states: TrunkStates, tokens: _Tokens, offsets: int, temperature: float) -> Tensor:
+    def _future(self, states: TrunkStates, tokens: ResponseTokens, offsets: int, options: dict[str, Any]) -> Tensor:
         """Return log q_n(o_{t+n} | h_t) for n = 1 … offsets, one offset in memory at a time. Shape `[B, T, M]`."""
         assert self.mtp is not None
+        stored = self.mtp.support == "stored"
         logprobs = [
-            self._token_logprobs(
-                hidden_RLD,
-                self.mtp.unembedding(n),
-                tokens.ahead(n, keep_support=self.mtp.support == "stored"),
-                temperature=temperature,
-            )[0]
+            tokens.ahead(n, keep_support=stored).logprobs(hidden_RLD, self.mtp.unembedding(n), **options)[0]
             for n, hidden_RLD in enumerate(self.mtp.hidden(states, offsets), start=1)
         ]
         return torch.stack(logprobs, -1)
-
-    def _token_logprobs(
-        self,
-        hidden_RLD: Tensor,
-        head: Any,
-        tokens: _Tokens,
-        *,
-        temperature: float,
-        entropy_grad: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Return log-probs and entropies of tokens under one unembedding, on their support if they have one."""
-        mask_BT, support_BTK, slots_BTK = tokens.mask_BT, tokens.support_BTK, tokens.slots_BTK
-        hidden_nD = hidden_RLD.flatten(0, 1)[tokens.index_BT[mask_BT]]
-        tokens_n = tokens.ids_BT[mask_BT]
-        options: dict[str, Any] = {"bias_V": head.bias, "temperature": temperature, **self.head_options}
-        if support_BTK is None:
-            logprobs_n, entropy_n = heads.full_logprobs(
-                hidden_nD,
-                head.weight,
-                tokens_n,
-                entropy_grad=entropy_grad,
-                **options,
-            )[:2]
-        else:
-            logprobs_n, entropy_n = heads.support_logprobs(
-                hidden_nD,
-                head.weight,
-                tokens_n,
-                support_BTK[mask_BT],
-                support_mask_BTK=None if slots_BTK is None else slots_BTK[mask_BT],
-                entropy_grad=entropy_grad,
-                **options,
-            )
-        empty_BT = torch.zeros(mask_BT.shape, dtype=logprobs_n.dtype, device=mask_BT.device)
-        return empty_BT.masked_scatter(mask_BT, logprobs_n), empty_BT.masked_scatter(mask_BT, entropy_n)
 
     @cached_property
     def _can_share(self) -> bool:
@@ -397,48 +314,3 @@ class CausalPolicy(Policy):
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
         plain = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
         return self.share_prompts and plain and config._attn_implementation == "sdpa"
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """Response tokens to score, and where the hidden states stand that predict them."""
-
-    mask_BT: Tensor
-    index_BT: Tensor
-    ids_BT: Tensor
-    support_BTK: Tensor | None
-    slots_BTK: Tensor | None
-
-    @classmethod
-    def of(cls, rollout: Rollout, mask_BT: Tensor, index_BT: Tensor) -> _Tokens:
-        """Take the responses of a rollout."""
-        return cls(mask_BT, index_BT, rollout.responses_BT, rollout.support_BTK, rollout.support_mask_BTK)
-
-    def ahead(self, n: int, *, keep_support: bool) -> _Tokens:
-        """Return the tokens n places behind, predicted from the same hidden states, where the window is whole."""
-        support_BTK, slots_BTK = (self.support_BTK, self.slots_BTK) if keep_support else (None, None)
-        return _Tokens(
-            window(self.mask_BT, n),
-            self.index_BT,
-            shift_left(self.ids_BT, n),
-            None if support_BTK is None else shift_left(support_BTK, n),
-            None if slots_BTK is None else shift_left(slots_BTK, n),
-        )
-
-
-def _add_adapters(network: PreTrainedModel, lora: Lora) -> Any:
-    """Put adapters into the network's linear layers, in float32, and freeze the rest."""
-    from peft import LoraConfig, get_peft_model
-
-    targets = [lora.targets] if isinstance(lora.targets, str) and lora.targets != "all-linear" else lora.targets
-    names = {name.rsplit(".", 1)[-1] for name, part in network.named_modules() if isinstance(part, nn.Linear)}
-    if isinstance(targets, list):
-        unknown = [name for name in targets if name not in names]
-        if unknown:
-            raise UserError(f"`lora.targets` names no linear layer: {unknown}; there are {sorted(names)}")
-        if "lm_head" in targets:
-            raise UserError("`lora.targets` must not name the head; LoRA on the head is not supported")
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=lora.dropout, task_type="CAUSAL_LM"
-    )
-    return get_peft_model(network, config)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lightning_mpo.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning_mpo.policies.mtp import TrunkStates
+    from lightning_mpo.policies.trunk import TrunkStates
 
 
 class Critic(nn.Module, ABC):

@@ -1,0 +1,48 @@
+"""Low-rank adapters, by peft."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lightning_mpo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters, trained in float32 while the base stays frozen.
+
+    Args:
+        rank: inner size.
+        alpha: scale; updates are multiplied by alpha / rank.
+        targets: names of linear layers, or "all-linear" for every one but the head.
+        dropout: probability; 0 keeps sampler and trainer on one distribution.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    targets: str | list[str] = "all-linear"
+    dropout: float = 0.0
+
+
+def add_adapters(network: PreTrainedModel, lora: Lora) -> Any:
+    """Put adapters into the network's linear layers, in float32, and freeze the rest."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = [lora.targets] if isinstance(lora.targets, str) and lora.targets != "all-linear" else lora.targets
+    names = {name.rsplit(".", 1)[-1] for name, part in network.named_modules() if isinstance(part, nn.Linear)}
+    if isinstance(targets, list):
+        unknown = [name for name in targets if name not in names]
+        if unknown:
+            raise UserError(f"`lora.targets` names no linear layer: {unknown}; there are {sorted(names)}")
+        if "lm_head" in targets:
+            raise UserError("`lora.targets` must not name the head; LoRA on the head is not supported")
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=lora.dropout, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(network, config)

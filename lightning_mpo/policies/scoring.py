@@ -1,0 +1,71 @@
+"""From hidden states to what they say of response tokens: log-probs, entropies, ranks; now and some offsets ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.functional import heads
+from lightning_mpo.functional.actions import shift_left, window
+from lightning_mpo.types import Rollout
+
+
+@dataclass(frozen=True)
+class ResponseTokens:
+    """Response tokens to score, and where the hidden states stand that predict them."""
+
+    mask_BT: Tensor
+    index_BT: Tensor
+    ids_BT: Tensor
+    support_BTK: Tensor | None
+    slots_BTK: Tensor | None
+
+    @classmethod
+    def of(cls, rollout: Rollout, mask_BT: Tensor, index_BT: Tensor) -> ResponseTokens:
+        """Take the responses of a rollout."""
+        return cls(mask_BT, index_BT, rollout.responses_BT, rollout.support_BTK, rollout.support_mask_BTK)
+
+    def ahead(self, n: int, *, keep_support: bool) -> ResponseTokens:
+        """Return the tokens n places behind, predicted from the same hidden states, where the window is whole."""
+        support_BTK, slots_BTK = (self.support_BTK, self.slots_BTK) if keep_support else (None, None)
+        return ResponseTokens(
+            window(self.mask_BT, n),
+            self.index_BT,
+            shift_left(self.ids_BT, n),
+            None if support_BTK is None else shift_left(support_BTK, n),
+            None if slots_BTK is None else shift_left(slots_BTK, n),
+        )
+
+    def logprobs(
+        self, hidden_RLD: Tensor, head: Any, *, entropy_grad: bool = False, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return log-probs and entropies under one unembedding, on the stored support if there is one. Shapes `[B, T]`.
+
+        Args:
+            hidden_RLD: hidden states of the lines.
+            head: the unembedding, with `weight` and `bias`.
+            entropy_grad: whether the entropy carries gradient.
+            options: `temperature`, `scale` and `softcap` of `functional.heads`.
+        """
+        mask_BT = self.mask_BT
+        hidden_nD = hidden_RLD.flatten(0, 1)[self.index_BT[mask_BT]]
+        ids_n = self.ids_BT[mask_BT]
+        options |= {"bias_V": head.bias, "entropy_grad": entropy_grad}
+        if self.support_BTK is None:
+            logprobs_n, entropy_n = heads.full_logprobs(hidden_nD, head.weight, ids_n, **options)[:2]
+        else:
+            slots = None if self.slots_BTK is None else self.slots_BTK[mask_BT]
+            support = self.support_BTK[mask_BT]
+            logprobs_n, entropy_n = heads.support_logprobs(
+                hidden_nD, head.weight, ids_n, support, support_mask_BTK=slots, **options
+            )
+        empty_BT = torch.zeros(mask_BT.shape, dtype=logprobs_n.dtype, device=mask_BT.device)
+        return empty_BT.masked_scatter(mask_BT, logprobs_n), empty_BT.masked_scatter(mask_BT, entropy_n)
+
+    def ranks(self, hidden_RLD: Tensor, head: Any) -> Tensor:
+        """Count the ids that are more probable than each token. Shape `[B, T]`, 0 where masked."""
+        hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
+        return heads.full_ranks(hidden_BTD, head.weight, self.ids_BT, mask_BT=self.mask_BT, bias_V=head.bias)
