@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_mpo.action_spaces import TokenActions
 from lightning_mpo.advantages import GroupRelative
 from lightning_mpo.errors import UserError
+from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.advantages import at_last_token
 from lightning_mpo.objective import Objective, ScoreRequest, TokenScores, join_scores
 from lightning_mpo.policies import TinyPolicy
@@ -139,16 +140,19 @@ def save_weights(policy: TinyPolicy, path: Path) -> None:
 
 def describe(frozen: Frozen, rewards_B: Tensor) -> None:
     """Print what was frozen."""
-    mask_BT, space = frozen.mask_BT, TokenActions()
+    mask_BT = frozen.mask_BT
     ratios = frozen.log_ratios()[mask_BT]
-    print(f"{len(rewards_B)} responses, {int(mask_BT.sum())} tokens, mean reward {float(rewards_B.mean()):.3f}")
+    squares = ratios.square().sort(descending=True).values
+    few = squares[: max(1, len(squares) // 100)].sum() / squares.sum().clamp(min=1e-30)
+    print(f"{len(rewards_B)} responses, {len(ratios)} tokens, mean reward {float(rewards_B.mean()):.3f}")
     print(
-        f"token log-ratios: std {float(ratios.std()):.4f} nats, largest {float(ratios.abs().max()):.3f}; "
-        f"clip fraction at 0.2: {frozen.clip_fraction(space, 0.2):.4f}"
+        f"token log-ratios: std {float(ratios.std()):.4f} nats, largest {float(ratios.abs().max()):.3f}, "
+        f"{float(few):.0%} of their squares in 1 % of the tokens; "
+        f"clip fraction at 0.2: {frozen.clip_fraction(TokenActions(), 0.2):.4f}"
     )
     for n in range(1, frozen.offsets + 1):
         ahead = frozen.log_ratios(n)[..., n]
-        print(f"heads, offset {n}: std {float(ahead[ahead != 0].std()):.4f} nats")
+        print(f"heads, offset {n}: std {float(ahead[window(mask_BT, n)].std()):.4f} nats")
 
 
 if __name__ == "__main__":

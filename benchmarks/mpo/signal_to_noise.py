@@ -8,7 +8,8 @@ has one. With x_p the gradient of prompt p's part of the loss, times P:
 
     mean = (1/P) Σ_p x_p,   noise = tr Cov(mean),   signal = |mean|² - noise,   SNR = signal / noise
 
-Writes `signal_to_noise.csv` and `signal_to_noise.png`.
+Intervals are 95 %, from a jackknife over 8 blocks of prompts (Student's t). Writes `signal_to_noise.csv` and
+`signal_to_noise.png`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from lightning_mpo.surrogates import ClippedRatio
 from lightning_mpo.types import Experience, take_rows, trim
 
 BLOCKS = 8  # of prompts, for the jackknife
-Z = 1.96
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36)  # two-sided 95 %, for 2 … 8 blocks
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def make_settings(frozen: Frozen, lengths: Sequence[int], shares: Sequence[float
     for name, space in spaces(lengths, shares, frozen.offsets).items():
         matched = epsilon if name == "token" else frozen.matching_clip(space, target)
         for clip, value in (("equal", epsilon), ("matched", matched)):
-            if 0 < value < 1 and not (name == "token" and clip == "matched"):
+            if clip == "equal" or (target and name != "token" and 0 < value < 1):
                 objective = Objective(
                     FullVocabulary(), space, GroupRelative(), ClippedRatio(value, value), AllTokens(), TokenMean()
                 )
@@ -208,7 +209,7 @@ def table(settings: Sequence[Setting], sums: Sequence[Sums]) -> list[Row]:
     rows: list[Row] = []
     for setting, total in zip(settings, sums, strict=True):
         value, without = total.ratios()
-        gains = [own - other for own, other in zip(without, token_without, strict=True)]
+        low, high = interval_of_ratio(value, without, token, token_without)
         rows.append(
             {
                 "granularity": setting.name,
@@ -216,9 +217,10 @@ def table(settings: Sequence[Setting], sums: Sequence[Sums]) -> list[Row]:
                 "epsilon": setting.epsilon,
                 "clip fraction": setting.clip_fraction,
                 "SNR": value,
-                "SNR ±": Z * jackknife_error(without),
-                "SNR - token": value - token,
-                "SNR - token ±": Z * jackknife_error(gains),
+                "SNR ±": half_width(without),
+                "SNR / token": value / token,
+                "SNR / token low": low,
+                "SNR / token high": high,
                 "cosine with token": float(torch.nn.functional.cosine_similarity(total.mean_D, token_D, dim=0)),
                 "|mean| / |token|": float(total.mean_D.norm() / token_D.norm()),
             }
@@ -226,26 +228,46 @@ def table(settings: Sequence[Setting], sums: Sequence[Sums]) -> list[Row]:
     return rows
 
 
+def half_width(without: Sequence[float]) -> float:
+    """Return half a 95 % interval from estimates without each block in turn."""
+    return STUDENT[len(without) - 2] * jackknife_error(without)
+
+
+def interval_of_ratio(
+    value: float, without: Sequence[float], other: float, other_without: Sequence[float]
+) -> tuple[float, float]:
+    """Return a 95 % interval of value / other, from the jackknife of its logarithm; NaN where one is not positive."""
+    if min(value, other, *without, *other_without) <= 0:
+        return math.nan, math.nan
+    off = half_width([math.log(mine / its) for mine, its in zip(without, other_without, strict=True)])
+    return value / other * math.exp(-off), value / other * math.exp(off)
+
+
 def _ratio(signal: float, noise: float) -> float:
     return signal / noise if noise else math.nan
 
 
 def draw(rows: Sequence[Row], epsilon: float, folder: str) -> None:
-    """Plot SNR and cosine, a line per granularity."""
+    """Plot SNR, its ratio to the token level's, and the cosine; a line per granularity."""
     names = list(dict.fromkeys(row["granularity"] for row in rows))
-    figure, axes = panels(1, 2, width=4.8, height=1.4 + 0.28 * len(names))
+    figure, axes = panels(1, 3, width=4.0, height=1.4 + 0.28 * len(names))
     for clip, colour, shift in (("equal", "tab:blue", -0.13), ("matched", "tab:orange", 0.13)):
         line = [row for row in rows if row["clip"] == clip]
         y = [names.index(row["granularity"]) + shift for row in line]
         label = f"equal ε = {epsilon:g}" if clip == "equal" else "matched clip fraction"
         style = {"fmt": "o", "ms": 4, "capsize": 3, "color": colour, "label": label}
         axes[0, 0].errorbar([row["SNR"] for row in line], y, xerr=[row["SNR ±"] for row in line], **style)
-        axes[0, 1].plot([row["cosine with token"] for row in line], y, "o", ms=4, color=colour, label=label)
-    axes[0, 0].axvline(rows[0]["SNR"], color="tab:gray", lw=1, ls=":")
-    axes[0, 0].set(xlabel="signal / noise of the mean gradient, 95 %", yticks=range(len(names)), yticklabels=names)
-    axes[0, 1].set(xlabel="cosine with the token-level gradient", yticks=range(len(names)), yticklabels=[])
-    for one in axes[0]:
-        one.set_ylim(len(names) - 0.5, -0.5)
+        gains = [row["SNR / token"] for row in line]
+        off = [[row["SNR / token"] - row["SNR / token low"] for row in line]]
+        off += [[row["SNR / token high"] - row["SNR / token"] for row in line]]
+        axes[0, 1].errorbar(gains, y, xerr=off, **style)
+        axes[0, 2].plot([row["cosine with token"] for row in line], y, "o", ms=4, color=colour)
+    labels = ("signal / noise of the mean gradient", "the same, relative to token", "cosine with the token's gradient")
+    for one, label in zip(axes[0], labels, strict=True):
+        one.set(xlabel=label, yticks=range(len(names)), yticklabels=[], ylim=(len(names) - 0.5, -0.5))
+    axes[0, 0].set_yticklabels(names)
+    axes[0, 1].set_xscale("log")
+    axes[0, 1].axvline(1, color="tab:gray", lw=1, ls=":")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=2)
     save_picture(figure, folder, "signal_to_noise")
 
