@@ -115,9 +115,63 @@ def segments(segmenter: str) -> str:
     return f"model: {{init_args: {{objective: {{actions: {options}}}}}}}"
 
 
+def blocks(block: str, policy: str = "{}") -> dict[str, str]:
+    """Overlay: blocks with these options, and a policy with these."""
+    actions = f"{{class_path: BlockActions, init_args: {block}}}"
+    return {"o.yaml": f"model: {{init_args: {{policy: {{init_args: {policy}}}, objective: {{actions: {actions}}}}}}}"}
+
+
+def heads_checkpoint(**description: object) -> bytes:
+    """A checkpoint that says which multi-token heads it holds."""
+    own = {
+        "family": "parallel",
+        "offsets": 2,
+        "own_unembedding": False,
+        "trunk": "llama",
+        "hidden_size": 32,
+        "vocabulary": 19,
+    }
+    file = io.BytesIO()
+    torch.save({"state_dict": {}, "mtp": own | description}, file)
+    return file.getvalue()
+
+
+OVERLAY = ["-c", "o.yaml"]
+HEADS = "{mtp: {class_path: ParallelHeads, init_args: {offsets: 2}}, checkpoint: heads.ckpt}"
+MTP = "{length: 3, source: mtp}"
 DATA = ["--data", "JsonLines", "--data.train", "rows.jsonl", "--data.chat_template", "false"]
 ROW = '{"prompt": "1+1=", "target": "2"}'
 CASES = {
+    # --- blocks and their heads
+    "block weights that do not sum to 1": Case(
+        "the weights of `BlockActions` must sum to 1, got 1.5; set `ratio: joint`",
+        OVERLAY,
+        blocks("{length: 2, weights: {class_path: ExplicitWeights, init_args: {values: [1.0, 0.5]}}}"),
+    ),
+    "a block of no tokens": Case("`BlockActions.length` must be at least 1, got 0", OVERLAY, blocks("{length: 0}")),
+    "blocks over heads that are not there": Case(
+        "blocks of 3 tokens with `source: mtp` need 2 future offsets, but the policy has none; give `policy.mtp`",
+        OVERLAY,
+        blocks(MTP),
+    ),
+    "more offsets than heads": Case(
+        "need 4 future offsets, but `policy.mtp` has 2", OVERLAY, blocks("{length: 5, source: mtp}", HEADS)
+    ),
+    "heads of another family": Case(
+        "'heads.ckpt' holds multi-token heads with family 'medusa', `policy.mtp` has 'parallel'",
+        OVERLAY,
+        blocks(MTP, HEADS) | {"heads.ckpt": heads_checkpoint(family="medusa")},
+    ),
+    "heads of another trunk": Case(
+        "'heads.ckpt' holds multi-token heads with trunk 'qwen2', `policy.mtp` has 'llama'",
+        OVERLAY,
+        blocks(MTP, HEADS) | {"heads.ckpt": heads_checkpoint(trunk="qwen2")},
+    ),
+    "heads of another width": Case(
+        "with hidden_size 64, `policy.mtp` has 32",
+        OVERLAY,
+        blocks(MTP, HEADS) | {"heads.ckpt": heads_checkpoint(hidden_size=64)},
+    ),
     # --- names and types
     "unknown section": Case("`rolout`…did you mean `rollout`", ["--rolout", "3"]),
     "unknown key on the command line": Case(

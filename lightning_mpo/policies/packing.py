@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_mpo.errors import UserError
 from lightning_mpo.types import Rollout
 
 
@@ -43,6 +44,7 @@ def lay_out(rollout: Rollout, *, share: bool, hidden_size: int) -> Lines:
         share: whether lines may hold several responses at all.
         hidden_size: D, which sets the price of a token against that of attention.
     """
+    check_padding(rollout)
     S = rollout.prompt_length
     prompt_tokens = rollout.attention_mask_BL[:, :S].sum(1).tolist()
     response_tokens = rollout.response_mask_BT.sum(1).tolist()
@@ -54,6 +56,26 @@ def lay_out(rollout: Rollout, *, share: bool, hidden_size: int) -> Lines:
         together = _pays(prompt_tokens[rows[0]], [response_tokens[row] for row in rows], hidden_size)
         lines += [rows] if together else [[row] for row in rows]
     return _fill(rollout, lines, prompt_tokens, response_tokens)
+
+
+def check_padding(rollout: Rollout) -> None:
+    """Refuse rows that are padded on the wrong side: prompts stand at the right end of theirs, responses at the left.
+
+    Raises:
+        UserError: a row with a gap, or padded on the other side.
+    """
+    S = rollout.prompt_length
+    prompt_BS, response_BT = rollout.attention_mask_BL[:, :S], rollout.response_mask_BT
+    for name, wrong, rule in (
+        ("attention_mask_BL", (prompt_BS[:, :-1] & ~prompt_BS[:, 1:]).any(1), "prompts must be padded on the left"),
+        (
+            "response_mask_BT",
+            (response_BT[:, 1:] & ~response_BT[:, :-1]).any(1),
+            "responses must be padded on the right",
+        ),
+    ):
+        if wrong.any():
+            raise UserError(f"`Rollout.{name}`: {rule} and without gaps; row {int(wrong.nonzero()[0])} is not")
 
 
 def _pays(prompt: int, responses: list[int], hidden_size: int) -> bool:

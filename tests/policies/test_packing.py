@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from lightning_mpo.errors import UserError
 from lightning_mpo.policies.packing import Lines, lay_out
 from lightning_mpo.types import take_rows
 from tests.helpers import make_rollout
@@ -88,3 +91,15 @@ def test_a_row_without_response_still_makes_a_line():
     packed = lay_out(make_rollout([3], [0, 0]), share=True, hidden_size=8)
     assert packed.input_ids_RL.shape[1] == 3
     assert not packed.index_BT.any()
+
+
+def test_rows_that_are_padded_on_the_wrong_side_are_refused():
+    rollout = make_rollout([3, 5], [4, 2])
+    lay_out(rollout, share=True, hidden_size=8)
+    flipped = replace(rollout, response_mask_BT=rollout.response_mask_BT.flip(1))
+    with pytest.raises(UserError, match=r"`Rollout.response_mask_BT`: responses must be padded on the right .* row 1"):
+        lay_out(flipped, share=True, hidden_size=8)
+    mask = rollout.attention_mask_BL.clone()
+    mask[:, :5] = mask[:, :5].flip(1)
+    with pytest.raises(UserError, match=r"`Rollout.attention_mask_BL`: prompts must be padded on the left .* row 0"):
+        lay_out(replace(rollout, attention_mask_BL=mask), share=True, hidden_size=8)
