@@ -5,7 +5,7 @@
 A study names tasks, cells (configurations laid over a task) and seeds. Each run is a process of its own and is done
 once its folder holds `summary.json`; what is done is not run again. Warm-ups come first, one per task and seed, so that
 all cells of a seed start from the same weights and see the same prompts. The table gives means over seeds, and paired
-differences from the cell named under `against` with 95 % t-intervals.
+differences from the cell named under `against` with 95 % t-intervals. `arguments` of a cell go to the command line.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Study:
     runs: Path
     seeds: list[int]
     tasks: dict[str, dict[str, str]]
-    cells: dict[str, dict[str, str]]
+    cells: dict[str, dict[str, Any]]
 
     @classmethod
     def read(cls, path: Path) -> Study:
@@ -74,7 +74,7 @@ def run_all(study: Study, jobs: int, threads: int) -> list[str]:
                 folder = study.folder(name, cell, seed)
                 if study.summary(name, cell, seed) is None:
                     command = ["-c", task["config"], "-c", options["config"], "--seed_everything", str(seed)]
-                    command += ["--trainer.default_root_dir", str(folder)]
+                    command += ["--trainer.default_root_dir", str(folder), *map(str, options.get("arguments", ()))]
                     cells.append(lambda c=command, f=folder: _fit(c, f, threads))  # type: ignore[misc]
     failed: list[str] = []
     for stage in (warmups, cells):
