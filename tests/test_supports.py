@@ -7,11 +7,20 @@ import torch
 
 from lightning_mpo import supports
 from lightning_mpo.errors import UserError
-from lightning_mpo.supports import FullVocabulary, Support, TopK
+from lightning_mpo.supports import FullVocabulary, MinP, Nucleus, Support, TopK
 from tests.helpers import seeded, subclasses
 
 V = 12
-SUPPORTS = [FullVocabulary(), TopK(1), TopK(4), TopK(V)]
+SUPPORTS = [
+    FullVocabulary(),
+    TopK(1),
+    TopK(4),
+    TopK(V),
+    Nucleus(0.8, 6),
+    Nucleus(1.0, 3),
+    MinP(0.1, 6),
+    MinP(1e-9, V),
+]
 ids = [f"{type(s).__name__}{vars(s)}" for s in SUPPORTS]
 each = pytest.mark.parametrize("support", SUPPORTS, ids=ids)
 
@@ -97,3 +106,34 @@ def test_top_k_refuses_what_the_vocabulary_cannot_hold():
         TopK(V + 1).check(V)
     with pytest.raises(UserError, match=r"`TopK.k` must be at least 1, got 0"):
         TopK(0)
+
+
+@pytest.mark.parametrize("p", [0.3, 0.8, 0.95])
+def test_a_nucleus_is_the_smallest_set_with_its_mass(p):
+    x = logits()
+    for row, chosen in zip(x.softmax(-1), sets(Nucleus(p, V), x), strict=True):
+        mass = sum(row[v].item() for v in chosen)
+        assert mass >= p - 1e-12
+        assert mass - min(row[v].item() for v in chosen) < p
+
+
+def test_min_p_keeps_what_is_nearly_as_probable():
+    x = logits()
+    for row, chosen in zip(x.softmax(-1), sets(MinP(0.1, V), x), strict=True):
+        assert chosen == {v for v in range(V) if row[v] >= 0.1 * row.max() * (1 - 1e-12)}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Nucleus(0.0), "`Nucleus.p` must be a probability above 0"),
+        (lambda: Nucleus(1.5), "`Nucleus.p`"),
+        (lambda: Nucleus(0.5, 0), "`Nucleus.max_k` must be at least 1, got 0"),
+        (lambda: MinP(0.0), "`MinP.ratio` must be in"),
+        (lambda: MinP(0.5, 99).check(V), f"`MinP.max_k` must be at most the vocabulary size {V}, got 99"),
+        (lambda: Nucleus(0.5, 99).check(V), f"`Nucleus.max_k` must be at most the vocabulary size {V}, got 99"),
+    ],
+)
+def test_bounds_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

@@ -4,6 +4,8 @@ RLPT (Reinforcement Learning with Promising Tokens, arXiv:2602.03195): P_t = {v 
 policy at rollout time, stored, and never recomputed (core-algorithms 2.1 row 3 [S] and the resolution of row 4 [I]).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -73,6 +75,37 @@ def nucleus(logits_BV: Tensor, p: float, max_k: int) -> tuple[Tensor, Tensor]:
     probabilities = (logits.gather(-1, support.long()) - logits.logsumexp(-1, keepdim=True)).exp()
     before = probabilities.cumsum(-1) - probabilities
     return support, ((before < p) | (p == 1)) & (probabilities > 0)
+
+
+def min_p(logits_BV: Tensor, ratio: float, max_k: int) -> tuple[Tensor, Tensor]:
+    """Pick the tokens that are not much less likely than the most likely one, at most max_k of them.
+
+        P = {v : π(v) >= ratio · max_u π(u) and rank(v) <= max_k}           (min-p; core-algorithms 2.5 [S])
+
+    Args:
+        logits_BV: Logits, temperature applied, shape ``[B, V]``.
+        ratio: In (0, 1]; 1 keeps ties of the most likely token.
+        max_k: Number of slots, 1 to V.
+
+    Returns:
+        Ids, shape ``[B, max_k]``, int32, and the slots that are in the set, shape ``[B, max_k]``, bool; the first is
+        always in.
+
+    Raises:
+        ValueError: If ratio or max_k is out of range.
+
+    >>> support, mask = min_p(torch.tensor([[0.1, 0.6, 0.3]]).log(), 0.4, 3)
+    >>> support.tolist(), mask.tolist()
+    ([[1, 2, 0]], [[True, True, False]])
+    """
+    vocabulary = check(logits_BV=logits_BV)["V"]
+    if not 0 < ratio <= 1:
+        raise ValueError(f"`ratio` must be in (0, 1], got {ratio}")
+    if not 1 <= max_k <= vocabulary:
+        raise ValueError(f"`max_k` must be between 1 and the vocabulary size {vocabulary}, got {max_k}")
+    support = top_k(logits_BV, max_k)
+    chosen = logits_BV.gather(-1, support.long())
+    return support, (chosen - chosen[:, :1]) >= math.log(ratio)
 
 
 def _top_k_with_ties(logits: Tensor, threshold: Tensor, k: int) -> Tensor:

@@ -17,11 +17,11 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.modules.loader import SlotLoader
-from lightning_mpo.policies import CausalPolicy
+from lightning_mpo.policies import CausalPolicy, ParallelHeads
 from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.rollout.parity import ParityError
-from lightning_mpo.supports import TopK
-from tests.modules.runs import Digits, Probe, adam, distance, fit, make_data, make_objective, same, sgd
+from lightning_mpo.supports import MinP, Nucleus, TopK
+from tests.modules.runs import Digits, Probe, adam, distance, fit, make_data, make_objective, make_policy, same, sgd
 
 ROOT = Path(__file__).parents[2]
 PLANS = [(1, 1, 1), (2, 1, 1), (2, 2, 1), (1, 2, 2), (2, 2, 3), (4, 1, 4)]
@@ -575,3 +575,24 @@ def test_the_reference_is_in_no_checkpoint(tmp_path):
     assert torch.equal(state[f"policy.network.{name}"], run.module.policy.network.state_dict()[name])
     assert not torch.equal(state[f"policy.network.{name}"], reference)
     assert all("reference" not in key for key in state)
+
+
+@pytest.mark.parametrize("support", [Nucleus(0.25, 6), MinP(0.8, 6)], ids=["nucleus", "min_p"])
+@pytest.mark.parametrize("source", ["backbone", "mtp"])
+def test_supports_of_varying_size_go_through_sampler_gate_blocks_and_updates(tmp_path, support, source):
+    blocks = BlockActions(FutureShare(0.2), length=3, source=source)
+    policy = make_policy(mtp=ParallelHeads(offsets=2) if source == "mtp" else None)
+    seen = []
+    probe = Probe(on_train_batch_start=lambda trainer, module, batch, i: seen.append(batch["micro_batch"]))
+    run = fit(
+        tmp_path,
+        policy=policy,
+        objective=make_objective(support=support, actions=blocks),
+        rollout={"minibatches": 2},
+        callbacks=[probe],
+        first=True,
+        max_steps=2,
+    )
+    assert run.record.column("ratio/mean")[0] == pytest.approx(1, abs=1e-5)
+    slots = seen[0].rollout.support_mask_BTK[seen[0].mask_BT]
+    assert 1 < slots.sum(-1).float().mean() < 6
