@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -150,7 +151,8 @@ class MTPHeads(nn.Module, ABC):
         half = dtype in (torch.bfloat16, torch.float16)
         chain = self._chain(states, offsets)
         for _ in range(offsets):
-            with torch.autocast(states.after_norm_RLD.device.type, dtype if half else None, enabled=half):
+            # over a half-precision base; over float32 what the trainer has set holds (`bf16-mixed`, say)
+            with torch.autocast(states.after_norm_RLD.device.type, dtype) if half else nullcontext():
                 hidden_RLD = next(chain)
             yield hidden_RLD.to(dtype)
 

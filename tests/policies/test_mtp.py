@@ -433,3 +433,18 @@ def test_a_response_may_end_with_any_token(make):
     rollout.tokens_BL[0, 6] = END
     future = policy.score(rollout, rollout.response_mask_BT, temperature=1.0, request=REQUEST).future_BTM
     torch.testing.assert_close(future.double(), naive(policy, rollout), rtol=1e-9, atol=1e-9)
+
+
+@each_family
+def test_autocast_of_the_trainer_reaches_the_heads(tiny_policy, family):
+    """`bf16-mixed` over a float32 base computes the heads' products in bfloat16, as it does the trunk's."""
+    policy = tiny_policy(mtp=family(offsets=1))
+    scramble(policy.mtp)
+    seen = []
+    product = next(module for module in policy.mtp.modules() if isinstance(module, torch.nn.Linear))
+    product.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    rollout = make_rollout(PROMPTS, RESPONSES)
+    for dtype in (None, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            policy.score(rollout, rollout.response_mask_BT, temperature=1.0, request=ScoreRequest(future=1))
+    assert seen == [torch.float32, torch.bfloat16]
