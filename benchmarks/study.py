@@ -158,29 +158,36 @@ def _show(mean: float, half: float, sign: bool = False) -> str:
 
 
 def draw(study: Study, path: Path) -> None:
-    """Draw every run's held-out pass@1 by task and cell, with means and intervals."""
+    """Draw held-out pass@1 by task and cell, a line per seed, and below it the paired differences with intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    names = list(study.cells)
+    size = (5.5 * len(study.tasks), 6)
     figure, panels = pyplot.subplots(
-        1, len(study.tasks), figsize=(5.5 * len(study.tasks), 4), layout="constrained", squeeze=False
+        2, len(study.tasks), figsize=size, layout="constrained", squeeze=False, sharex=True
     )
-    for axes, task in zip(panels[0], study.tasks, strict=True):
-        for place, cell in enumerate(study.cells):
-            found = [s for seed in study.seeds if (s := study.summary(task, cell, seed)) is not None]
-            values = [s["final"]["pass@1"] for s in found]
-            if not values:
-                continue
-            axes.plot([place] * len(values), values, "o", ms=4, color="tab:gray", alpha=0.6)
-            mean, half = interval(values)
-            axes.errorbar(
-                place + 0.15, mean, yerr=0 if math.isnan(half) else half, fmt="D", ms=5, capsize=4, color="tab:red"
-            )
-        axes.set_xticks(range(len(study.cells)), list(study.cells), rotation=30, ha="right")
-        axes.set(title=task, ylabel="held-out pass@1 after training")
-        axes.grid(alpha=0.3, axis="y")
+    for column, task in enumerate(study.tasks):
+        scores, gaps = panels[0][column], panels[1][column]
+        for seed in study.seeds:
+            found = {i: s["final"]["pass@1"] for i, c in enumerate(names) if (s := study.summary(task, c, seed))}
+            scores.plot(list(found), list(found.values()), "o-", ms=4, lw=0.7, label=f"seed {seed}")
+        for place, cell in enumerate(names):
+            differences = _differences(study, task, cell, study.cells[cell].get("against"))
+            if differences:
+                mean, half = interval(differences)
+                gaps.plot([place] * len(differences), differences, "o", ms=4, color="tab:gray", alpha=0.6)
+                error = 0 if math.isnan(half) else half
+                gaps.errorbar(place + 0.15, mean, yerr=error, fmt="D", ms=5, capsize=4, color="tab:red")
+        gaps.axhline(0, color="black", lw=0.8)
+        gaps.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        scores.set(title=task, ylabel="held-out pass@1 after training")
+        gaps.set(ylabel="difference from the base, by seed")
+        for axes in (scores, gaps):
+            axes.grid(alpha=0.3, axis="y")
+        scores.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
