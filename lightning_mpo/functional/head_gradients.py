@@ -63,6 +63,7 @@ class FullHead(torch.autograd.Function):
         chunk: int,
         learning: bool,
         entropy_grad: bool,
+        entropy_wanted: bool,
     ) -> tuple[Tensor, Tensor]:
         """Scan the tokens; keep the mean rows if that saves the backward pass the logits."""
         need_hidden, *need_head = ctx.needs_input_grad[:3]
@@ -70,16 +71,19 @@ class FullHead(torch.autograd.Function):
         rows = 1 + entropy_grad if learning and need_hidden and not ctx.trained else 0
         narrow, wide = _dtypes(hidden, weight)
         matrix = weight.to(narrow)
-        logprobs, entropy = ids.new_empty(ids.shape, dtype=wide), ids.new_empty(len(ids), dtype=wide)
+        logprobs, entropy = ids.new_empty(ids.shape, dtype=wide), ids.new_zeros(len(ids), dtype=wide)
         slopes = torch.full_like(logprobs, form.scale / form.temperature)
         means = matrix.new_empty(rows, *hidden.shape)
         with _no_autocast(hidden):
             for part in _chunks(len(ids), chunk):
                 logits = form.logits(_raw(hidden[part].to(narrow), matrix, bias, wide))
                 logp = logits.log_softmax(-1)
-                p = logp.exp()
                 logprobs[part] = logp.gather(-1, ids[part])
-                entropy[part] = -_dot(p, logp)
+                if not (rows or entropy_wanted):
+                    continue
+                p = logp.exp()
+                if entropy_wanted:
+                    entropy[part] = -_dot(p, logp)
                 if not rows:
                     continue
                 slope = form.slope(logits)
@@ -101,7 +105,7 @@ class FullHead(torch.autograd.Function):
         """Combine saved rows if the head is frozen, else go through the logits again."""
         with _no_autocast(grad_logprobs):
             grads = (_relive if ctx.trained else _combine)(ctx, grad_logprobs, grad_entropy)
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 @torch.no_grad()

@@ -302,7 +302,9 @@ class CausalPolicy(Policy):
         assert self.mtp is not None
         stored = self.mtp.support == "stored"
         logprobs = [
-            tokens.ahead(n, keep_support=stored).logprobs(hidden_RLD, self.mtp.unembedding(n), **options)[0]
+            tokens.ahead(n, keep_support=stored).logprobs(
+                hidden_RLD, self.mtp.unembedding(n), entropy=False, **options
+            )[0]
             for n, hidden_RLD in enumerate(self.mtp.hidden(states, offsets), start=1)
         ]
         return torch.stack(logprobs, -1)

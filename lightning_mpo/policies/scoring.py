@@ -40,14 +40,15 @@ class ResponseTokens:
         )
 
     def logprobs(
-        self, hidden_RLD: Tensor, head: Any, *, entropy_grad: bool = False, **options: Any
+        self, hidden_RLD: Tensor, head: Any, *, entropy: bool = True, entropy_grad: bool = False, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Return log-probs and entropies under one unembedding, on the stored support if there is one. Shapes `[B, T]`.
 
         Args:
             hidden_RLD: hidden states of the lines.
             head: the unembedding, with `weight` and `bias`.
-            entropy_grad: whether the entropy carries gradient.
+            entropy: whether the entropy is wanted.
+            entropy_grad: whether it carries gradient.
             options: `temperature`, `scale` and `softcap` of `functional.heads`.
         """
         mask_BT = self.mask_BT
@@ -55,7 +56,7 @@ class ResponseTokens:
         ids_n = self.ids_BT[mask_BT]
         options |= {"bias_V": head.bias, "entropy_grad": entropy_grad}
         if self.support_BTK is None:
-            logprobs_n, entropy_n = heads.full_logprobs(hidden_nD, head.weight, ids_n, **options)[:2]
+            logprobs_n, entropy_n = heads.full_logprobs(hidden_nD, head.weight, ids_n, entropy=entropy, **options)[:2]
         else:
             slots = None if self.slots_BTK is None else self.slots_BTK[mask_BT]
             support = self.support_BTK[mask_BT]

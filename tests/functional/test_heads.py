@@ -500,3 +500,19 @@ def test_messages_of_the_support_head_name_the_argument():
         support_logprobs(hidden, weight, tokens, support, mask_BT=mask.double())
     with pytest.raises(TypeError, match=r"`support_BTK` must be int32 or int64"):
         support_logits(hidden, weight, support.double())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_leaving_the_entropy_out_changes_no_logprob_and_no_gradient(frozen):
+    hidden = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight = torch.randn(11, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ids = torch.arange(7)
+    results = []
+    for entropy in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_(not frozen)
+        logprobs, entropies = full_logprobs(h, w, ids, softcap=3.0, entropy=entropy, chunk_size=3)
+        logprobs.sum().backward()
+        assert bool(entropies.any()) == entropy
+        results.append((logprobs.detach(), h.grad, w.grad))
+    for plain, lean in zip(*results, strict=True):
+        assert plain is lean is None or torch.equal(plain, lean)
