@@ -319,7 +319,9 @@ def test_bad_arguments_are_refused_by_name(make, message):
         make()
 
 
-@pytest.mark.parametrize("space", [SegmentActions(EntropySegmenter(0.5)), SegmentActions(Thirds())], ids=["entropy", "own"])
+@pytest.mark.parametrize(
+    "space", [SegmentActions(EntropySegmenter(0.5)), SegmentActions(Thirds())], ids=["entropy", "own"]
+)
 def test_what_the_loop_must_pass_is_asked_for(space):
     with pytest.raises(RuntimeError, match="needs"):
         space.group(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), None)

@@ -118,7 +118,7 @@ def block_log_ratios(
         raise ValueError(f"`tail` must be 'absorb', 'renorm' or None, got {tail!r}")
     columns = _columns(log_ratios, mask_BT, length)
     weights = weights_N.to(log_ratios)
-    alive = torch.stack([_shift(mask_BT, n) for n in range(length)], -1).cumprod(-1).bool()
+    alive = torch.stack([shift_left(mask_BT, n) for n in range(length)], -1).cumprod(-1).bool()
     blocks = (torch.where(alive, columns, 0) * weights).sum(-1)
     if tail == "renorm" or (tail is None and stride > 1):
         left = (alive * weights).sum(-1)
@@ -212,7 +212,7 @@ def window(mask_BT: Tensor, n: int) -> Tensor:
     """
     alive = mask_BT
     for i in range(1, n + 1):
-        alive = alive & _shift(mask_BT, i)
+        alive = alive & shift_left(mask_BT, i)
     return alive
 
 
@@ -239,14 +239,9 @@ def _columns(log_ratios: Tensor, mask_BT: Tensor, length: int) -> Tensor:
     """Return the log-ratios as [B, T, N]: shifted copies of the backbone's, or the heads' as they are."""
     if log_ratios.ndim == 2:
         check(mask_BT=mask_BT, log_ratios_BT=log_ratios)
-        return torch.stack([_shift(log_ratios, n) for n in range(length)], -1)
+        return torch.stack([shift_left(log_ratios, n) for n in range(length)], -1)
     check({"N": length}, mask_BT=mask_BT, log_ratios_BTN=log_ratios)
     return log_ratios
-
-
-def _shift(values_BT: Tensor, n: int) -> Tensor:
-    """Move columns n to the left and fill with 0 (False) from the right."""
-    return torch.nn.functional.pad(values_BT[:, n:], (0, min(n, values_BT.shape[1])))
 
 
 def _cut(mask_BT: Tensor, stride: int) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,6 @@ def naive(policy: CausalPolicy, rollout, *, temperature: float = 1.0) -> Tensor:
                 pair = torch.cat([embedded, heads.hnorm[n - 1](chain)], -1)
                 chain = layer(heads.layers[n - 1], heads.eh_proj[n - 1](pair))
                 hidden = heads.norm[n - 1](chain)
-                # the real module reads the chain before its norm, as this loop does
             table = (hidden[0] @ heads.unembedding(n).weight.T / temperature).log_softmax(-1)
             for t in range(len(response) - n):
                 future[b, t, n - 1] = table[s - 1 + t, response[t + n]]
