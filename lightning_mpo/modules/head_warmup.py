@@ -14,7 +14,7 @@ from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.modules.loader import SlotLoader
-from lightning_mpo.modules.resume import mend_epoch_end
+from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
 from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.rollout.local import LocalSampler
@@ -208,9 +208,7 @@ class HeadWarmup(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep all that the next stage needs: heads, and the trunk where it is not reloaded from its source."""
-        state = {key.removeprefix("policy."): value for key, value in checkpoint["state_dict"].items()}
-        kept = self.policy.trained_state(state)
-        checkpoint["state_dict"] = {f"policy.{key}": value for key, value in kept.items()}
+        keep_trained(checkpoint, self.policy)
         checkpoint["mtp"] = self.policy.describe_heads()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.modules.loader import SlotLoader
-from lightning_mpo.modules.resume import mend_epoch_end
+from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
 from lightning_mpo.objective import Denominators, Metrics, Objective, ScoreRequest, TokenScores, join_scores
 from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups, rollout_mode
 from lightning_mpo.rewards.base import Scores
@@ -272,9 +272,7 @@ class PolicyOptimization(L.LightningModule):
         return self.source.predict(self, batch, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = {key.removeprefix("policy."): value for key, value in checkpoint["state_dict"].items()}
-        kept = self.policy.trained_state(state)
-        checkpoint["state_dict"] = {f"policy.{key}": value for key, value in kept.items()}
+        keep_trained(checkpoint, self.policy)
         checkpoint["rollout_metrics"] = dict(self._carried)
         checkpoint["progress_bar"] = sorted(self._progress_bar)
         checkpoint["mtp"] = self.policy.describe_heads()

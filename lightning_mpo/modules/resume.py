@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lightning_mpo.policies.base import Policy
 from lightning_mpo.types import Experience, Rollout
 
 
@@ -31,6 +32,12 @@ def mend_epoch_end(checkpoint: dict[str, Any]) -> None:
         for counts in (batch["total"], batch["current"]):
             counts["completed"] -= 1
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # the loop adds it again
+
+
+def keep_trained(checkpoint: dict[str, Any], policy: Policy) -> None:
+    """Leave in a checkpoint of a module with a `policy` what is trained, not what is reloaded, in place."""
+    state = {key.removeprefix("policy."): value for key, value in checkpoint["state_dict"].items()}
+    checkpoint["state_dict"] = {f"policy.{key}": value for key, value in policy.trained_state(state).items()}
 
 
 def place() -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.loader import SlotLoader
-from lightning_mpo.modules.resume import mend_epoch_end
+from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
 from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.types import PromptRow, to_device
@@ -90,9 +90,7 @@ class SupervisedWarmup(L.LightningModule):
         return -scores.logprobs_BT.sum() / mask_BT.sum()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = {key.removeprefix("policy."): value for key, value in checkpoint["state_dict"].items()}
-        kept = self.policy.trained_state(state)
-        checkpoint["state_dict"] = {f"policy.{key}": value for key, value in kept.items()}
+        keep_trained(checkpoint, self.policy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         mend_epoch_end(checkpoint)
