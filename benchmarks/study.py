@@ -6,6 +6,7 @@ A study names tasks, cells (configurations laid over a task) and seeds. Each run
 once its folder holds `summary.json`; what is done is not run again. Warm-ups come first, one per task and seed, so that
 all cells of a seed start from the same weights and see the same prompts. The table gives means over seeds, and paired
 differences from the cell named under `against` with 95 % t-intervals. `arguments` of a cell go to the command line.
+`levels` asks for the rollouts until held-out pass@1 has reached them, of runs that validate on the way.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ class Study:
     seeds: list[int]
     tasks: dict[str, dict[str, str]]
     cells: dict[str, dict[str, Any]]
+    levels: tuple[float, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> Study:
         """Read a study file."""
         content = yaml.safe_load(path.read_text())
-        return cls(Path(content["runs"]), content["seeds"], content["tasks"], content["cells"])
+        levels = tuple(content.get("levels", ()))
+        return cls(Path(content["runs"]), content["seeds"], content["tasks"], content["cells"], levels)
 
     def folder(self, task: str, cell: str, seed: int) -> Path:
         """Where a run writes."""
@@ -115,12 +118,35 @@ def detectable(values: Sequence[float]) -> float:
     return (t + power) * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def rollouts_to(summary: dict[str, Any], level: float) -> float | None:
+    """Return after how many rollouts held-out pass@1 reaches a level, between validations on a straight line."""
+    seen, before, reached = 0, (0, summary["warmup"]["pass@1"]), None
+    for point in summary["curve"]:
+        seen += "accuracy" in point
+        if "validation" in point and reached is None:
+            now = (seen, point["validation"])
+            if now[1] >= level:
+                rise = (level - before[1]) / (now[1] - before[1]) if now[1] > before[1] else 0.0
+                reached = before[0] + max(rise, 0.0) * (now[0] - before[0])
+            before = now
+    return reached
+
+
+def _reach(found: dict[int, dict[str, Any]], level: float) -> str:
+    """Return the mean over the seeds that reached a level, and how many did not."""
+    counts = [rollouts_to(summary, level) for summary in found.values()]
+    there = [count for count in counts if count is not None]
+    missed = f" ({len(counts) - len(there)} never)" if len(there) < len(counts) else ""
+    return (_show(*interval(there), digits=1) if there else "") + missed
+
+
 def table(study: Study) -> str:
     """Return the results as Markdown."""
+    levels = "".join(f" rollouts to {level:g} |" for level in study.levels)
     lines = [
         "| task | cell | seeds | pass@1 | greedy | gain over warm-up | paired difference in pass@1 | detectable (80 %) | "
-        "clip fraction | KL | update time |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "clip fraction | KL | update time |" + levels,
+        "|---" * (11 + len(study.levels)) + "|",
     ]
     for task in study.tasks:
         for cell, options in study.cells.items():
@@ -141,6 +167,7 @@ def table(study: Study) -> str:
                 + f"{statistics.mean(s['final']['clip_fraction'] for s in found.values()):.4f} | "
                 + f"{statistics.mean(s['final']['kl'] for s in found.values()):.4f} | "
                 + f"{statistics.mean(s['seconds']['training'] / s['updates'] for s in found.values()):.2f} s |"
+                + "".join(f" {_reach(found, level)} |" for level in study.levels)
             )
     return "\n".join(lines)
 
@@ -152,9 +179,9 @@ def _differences(study: Study, task: str, cell: str, against: str | None) -> lis
     return [one["final"]["pass@1"] - other["final"]["pass@1"] for one, other in pairs if one and other]
 
 
-def _show(mean: float, half: float, sign: bool = False) -> str:
-    value = f"{mean:+.3f}" if sign else f"{mean:.3f}"
-    return value if math.isnan(half) else f"{value} ± {half:.3f}"
+def _show(mean: float, half: float, sign: bool = False, digits: int = 3) -> str:
+    value = f"{mean:+.{digits}f}" if sign else f"{mean:.{digits}f}"
+    return value if math.isnan(half) else f"{value} ± {half:.{digits}f}"
 
 
 def draw(study: Study, path: Path) -> None:
@@ -209,6 +236,7 @@ def main() -> None:
         [seed for seed in study.seeds if options.seeds is None or seed in options.seeds],
         {name: task for name, task in study.tasks.items() if options.tasks is None or name in options.tasks},
         {name: cell for name, cell in study.cells.items() if options.cells is None or name in options.cells},
+        study.levels,
     )
     failed = [] if options.report else run_all(study, options.jobs, options.threads)
     text = table(study)

@@ -169,6 +169,7 @@ class Report(RolloutCallback):
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
             "problems": problems,
             "updates": trainer.global_step,
+            "curve": self.curve,
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         _print_table(self.stages, problems)

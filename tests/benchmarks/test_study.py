@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,25 @@ def test_intervals():
     assert mean == 0.5
     assert math.isnan(half)
     assert study_tool.detectable([0.0, 2.0]) == pytest.approx((12.706 + 1.376) * math.sqrt(2) / math.sqrt(2))
+
+
+def test_rollouts_to_a_level_lie_on_a_line_between_validations():
+    curve = [{"accuracy": 0.5}, {"accuracy": 0.5}, {"validation": 0.7}, {"accuracy": 0.5}, {"validation": 0.6}]
+    summary = {"warmup": {"pass@1": 0.5}, "curve": curve}
+    assert study_tool.rollouts_to(summary, 0.6) == pytest.approx(1.0)  # half-way from 0.5 (0) to 0.7 (2)
+    assert study_tool.rollouts_to(summary, 0.5) == 0.0
+    assert study_tool.rollouts_to(summary, 0.71) is None
+    assert study_tool._reach({0: summary, 1: summary | {"curve": []}}, 0.7) == "2.0 (1 never)"
+
+
+def test_a_table_with_levels_has_a_column_for_each(study):
+    finish(study, "base", 0, 0.8)
+    path = study.folder("t", "base", 0) / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"curve": [{"accuracy": 0.5}, {"validation": 0.9}]}))
+    head, rule, row = study_tool.table(replace(study, levels=(0.7,))).splitlines()
+    assert head.endswith("rollouts to 0.7 |")
+    assert row.endswith("| 0.5 |")
+    assert head.count("|") == rule.count("|") == row.count("|")
 
 
 def test_every_file_of_the_studies_is_there():

@@ -47,7 +47,7 @@ def report(folder, *, lr=0.0, steps=4, objective=None, arguments=None, callbacks
 
 def test_the_summary_has_its_keys(tmp_path, capsys):
     _, _, summary = report(tmp_path)
-    assert summary.keys() == {"before", "final", "seconds", "peak_rss_mb", "problems", "updates"}
+    assert summary.keys() == {"before", "final", "seconds", "peak_rss_mb", "problems", "updates", "curve"}
     stage = KEYS | {f"support {key}" for key in KEYS} | {"greedy accuracy", "greedy accuracy interval", "kl"}
     assert summary["before"].keys() == stage
     assert summary["final"].keys() == stage | {"clip_fraction"}
