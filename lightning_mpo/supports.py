@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import supports as F
 
+Outside = Literal["refuse", "unite", "drop"]
+
 
 class Support(ABC):
     """Chooses the tokens of one step. The rollout stores the choice; every later pass replays it."""
+
+    from_reference: bool = False
+    """Whether the frozen reference ranks the tokens, instead of the policy that samples."""
+    outside: Outside = "refuse"
+    """What becomes of a sampled token that its stored support lacks."""
 
     @abstractmethod
     def select(self, logits_BV: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return `(support_BK, support_mask_BK)`; `(None, None)` stands for the whole vocabulary.
 
         Args:
-            logits_BV: logits after temperature.
+            logits_BV: logits after temperature, of the policy, or of the reference with `from_reference`.
         """
 
     def check(self, vocabulary: int) -> None:
@@ -32,7 +40,53 @@ class FullVocabulary(Support):
         return None, None
 
 
-class Nucleus(Support):
+class PromisingTokens(Support):
+    """What the truncated supports have in common.
+
+    Args:
+        slots: ids that are stored per step.
+        from_reference: rank by the frozen reference, an ablation: the paper's abstract speaks of "base model" priors, a
+            summary of "current policy" ranks. The default, the policy at rollout time, is the only reading under which
+            the ratio's support condition holds by construction [I, core spec 2.1 row 4]. Costs a second pass per token.
+        outside: a token that the sampler drew from outside its stored support, as an external engine may, is refused;
+            or united with the support and counted; or united, counted and left without loss [I, core spec 2.4].
+    """
+
+    slots_name = "k"
+
+    def __init__(self, slots: int, from_reference: bool, outside: Outside) -> None:
+        if slots < 1:
+            raise UserError(f"`{type(self).__name__}.{self.slots_name}` must be at least 1, got {slots}")
+        self.from_reference, self.outside = from_reference, outside
+
+    def check(self, vocabulary: int) -> None:
+        slots = getattr(self, self.slots_name)
+        if slots > vocabulary:
+            raise UserError(
+                f"`{type(self).__name__}.{self.slots_name}` must be at most the vocabulary size {vocabulary}, got {slots}"
+            )
+
+
+class TopK(PromisingTokens):
+    """The k most probable tokens (RLPT).
+
+        P_t = {v : rank(v | s_t) <= k}                       [S, core spec 2.1 row 3]; ties by (value desc, id asc)
+
+    Args:
+        k: tokens kept per step; 8, 16 and 32 are reported for the paper [S], 16 is our default [I].
+        from_reference: rank by the frozen reference instead of the policy at rollout time.
+        outside: what becomes of a sampled token that its support lacks.
+    """
+
+    def __init__(self, k: int = 16, from_reference: bool = False, outside: Outside = "refuse") -> None:
+        self.k = k
+        super().__init__(k, from_reference, outside)
+
+    def select(self, logits_BV: Tensor) -> tuple[Tensor, None]:
+        return F.top_k(logits_BV, self.k), None
+
+
+class Nucleus(PromisingTokens):
     """The smallest set of most probable tokens with mass p, at most `max_k` of them: a support of varying size.
 
     Reported second-hand as a variant of RLPT [S, core spec 2.1 row 8]. The bound is ours: a flat distribution would
@@ -41,22 +95,25 @@ class Nucleus(Support):
     Args:
         p: probability mass to keep, in (0, 1], after temperature.
         max_k: slots that are stored per step; those beyond the nucleus are masked, never valid ids.
+        from_reference: rank by the frozen reference instead of the policy at rollout time.
+        outside: what becomes of a sampled token that its support lacks.
     """
 
-    def __init__(self, p: float = 0.95, max_k: int = 32) -> None:
+    slots_name = "max_k"
+
+    def __init__(
+        self, p: float = 0.95, max_k: int = 32, from_reference: bool = False, outside: Outside = "refuse"
+    ) -> None:
         if not 0 < p <= 1:
             raise UserError(f"`Nucleus.p` must be a probability above 0, got {p}")
         self.p, self.max_k = p, max_k
-        _check_slots(self)
+        super().__init__(max_k, from_reference, outside)
 
     def select(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
         return F.nucleus(logits_BV, self.p, self.max_k)
 
-    def check(self, vocabulary: int) -> None:
-        _check_slots(self, vocabulary)
 
-
-class MinP(Support):
+class MinP(PromisingTokens):
     """The tokens that are at least `ratio` times as probable as the most probable one, at most `max_k` of them.
 
     The rule by which vocabularies are pruned in arXiv:2512.23087 [S, core spec 2.5]; its threshold is not known [N].
@@ -64,47 +121,19 @@ class MinP(Support):
     Args:
         ratio: in (0, 1], after temperature.
         max_k: slots that are stored per step.
+        from_reference: rank by the frozen reference instead of the policy at rollout time.
+        outside: what becomes of a sampled token that its support lacks.
     """
 
-    def __init__(self, ratio: float = 0.05, max_k: int = 32) -> None:
+    slots_name = "max_k"
+
+    def __init__(
+        self, ratio: float = 0.05, max_k: int = 32, from_reference: bool = False, outside: Outside = "refuse"
+    ) -> None:
         if not 0 < ratio <= 1:
             raise UserError(f"`MinP.ratio` must be in (0, 1], got {ratio}")
         self.ratio, self.max_k = ratio, max_k
-        _check_slots(self)
+        super().__init__(max_k, from_reference, outside)
 
     def select(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
         return F.min_p(logits_BV, self.ratio, self.max_k)
-
-    def check(self, vocabulary: int) -> None:
-        _check_slots(self, vocabulary)
-
-
-def _check_slots(support: Nucleus | MinP, vocabulary: int | None = None) -> None:
-    name = f"`{type(support).__name__}.max_k`"
-    if support.max_k < 1:
-        raise UserError(f"{name} must be at least 1, got {support.max_k}")
-    if vocabulary is not None and support.max_k > vocabulary:
-        raise UserError(f"{name} must be at most the vocabulary size {vocabulary}, got {support.max_k}")
-
-
-class TopK(Support):
-    """The k most probable tokens under the rollout-time policy (RLPT).
-
-    The paper's abstract speaks of "base model" priors, a summary of "current policy" ranks; the rollout-time snapshot
-    is the only reading under which the ratio's support condition holds exactly [I, core spec 2.1].
-
-    Args:
-        k: tokens kept per step; 8, 16 and 32 are reported for the paper [S], 16 is our default [I].
-    """
-
-    def __init__(self, k: int = 16) -> None:
-        if k < 1:
-            raise UserError(f"`TopK.k` must be at least 1, got {k}")
-        self.k = k
-
-    def select(self, logits_BV: Tensor) -> tuple[Tensor, None]:
-        return F.top_k(logits_BV, self.k), None
-
-    def check(self, vocabulary: int) -> None:
-        if self.k > vocabulary:
-            raise UserError(f"`TopK.k` must be at most the vocabulary size {vocabulary}, got {self.k}")

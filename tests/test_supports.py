@@ -40,7 +40,7 @@ def sets(support: Support, logits_BV: torch.Tensor) -> list[set[int]]:
 
 
 def test_the_list_has_every_support():
-    assert subclasses(supports.Support) == {type(s) for s in SUPPORTS}
+    assert subclasses(supports.Support) - {supports.PromisingTokens} == {type(s) for s in SUPPORTS}
 
 
 @each

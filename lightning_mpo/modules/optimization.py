@@ -58,7 +58,7 @@ class PolicyOptimization(L.LightningModule):
         self.scheduler = scheduler
         self.learning_rates = dict(learning_rates or {})
         self.score_tokens = score_tokens
-        self.keep_reference = objective.kl is not None
+        self.keep_reference = objective.kl is not None or objective.support.from_reference
         """Whether the reference is kept at all; callbacks that score it themselves ask for that."""
         self.reference_every = 1 if objective.kl is not None else 0
         """Rollouts from one scoring by the reference to the next; 0: none."""

@@ -204,9 +204,9 @@ class CausalPolicy(Policy):
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         return {"scale": scale, "softcap": getattr(config, "final_logit_softcapping", None)}
 
-    def logits(self, hidden_BD: Tensor) -> Tensor:
+    def logits(self, hidden_BD: Tensor, reference: bool = False) -> Tensor:
         """Return float32 logits of the next token, for sampling. Shape `[B, V]`."""
-        head = self._network().get_output_embeddings()
+        head = self._network(reference).get_output_embeddings()
         logits_BV = linear(hidden_BD, head.weight.to(hidden_BD.dtype), head.bias).float()
         options = self.head_options
         if options["scale"] != 1.0:
@@ -233,7 +233,8 @@ class CausalPolicy(Policy):
         return network
 
     @contextmanager
-    def _adapters_off(self, off: bool) -> Iterator[None]:
+    def adapters_off(self, off: bool = True) -> Iterator[None]:
+        """Make the network the reference for a while, if there are adapters."""
         with self._adapters.disable_adapter() if off and self._adapters is not None else nullcontext():
             yield
 
@@ -273,7 +274,7 @@ class CausalPolicy(Policy):
         lines = lay_out(rollout, share=self._can_share and not ahead, hidden_size=width)
         decoder = self.decoder(reference)
         watched: Any = watch_norm(decoder) if future else nullcontext([])
-        with self._adapters_off(reference), watched as before_norm:
+        with self.adapters_off(reference), watched as before_norm:
             after_norm_RLD = decoder(
                 input_ids=lines.input_ids_RL,
                 position_ids=lines.position_ids_RL,

@@ -76,9 +76,12 @@ class _Step:
     temperature: float
     greedy: bool
 
-    def draw(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    def draw(
+        self, logits_BV: Tensor, ranking_BV: Tensor, uniform_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        same = ranking_BV is logits_BV
         logits_BV = logits_BV / self.temperature if self.temperature != 1.0 else logits_BV
-        support_BK, slots_BK = self.support.select(logits_BV)
+        support_BK, slots_BK = self.support.select(logits_BV if same else ranking_BV / self.temperature)
         total_B = logits_BV.logsumexp(-1)
         if support_BK is None:
             choices_BK = logits_BV
@@ -101,6 +104,38 @@ def _inverse_cdf(logits_BK: Tensor, total_B: Tensor, uniform_B: Tensor) -> Tenso
     return torch.searchsorted(cumulative_BK, target_B[:, None], right=True)[:, 0].clamp(max=logits_BK.shape[1] - 1)
 
 
+class _Stream:
+    """One network over the running rows, with its KV cache: the policy, or the reference that ranks its tokens."""
+
+    def __init__(self, policy: CausalPolicy, ids_PS: Tensor, mask_PS: Tensor, G: int, reference: bool = False) -> None:
+        from lightning_mpo.rollout.cache import growing_cache
+
+        self.policy, self.reference, self.cache = policy, reference, growing_cache()
+        positions_PS = (mask_PS.long().cumsum(1) - 1).clamp(min=0)
+        self.logits_BV = self._run(ids_PS, mask_PS.long(), positions_PS).repeat_interleave(G, 0)
+        if G > 1:
+            self.cache.batch_repeat_interleave(G)
+
+    def step(self, tokens_B: Tensor, seen_BL: Tensor, position_B: Tensor) -> None:
+        """Take the tokens that were drawn."""
+        self.logits_BV = self._run(tokens_B[:, None], seen_BL, position_B[:, None])
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with these rows."""
+        self.cache.batch_select_indices(index)
+
+    def _run(self, ids_BL: Tensor, seen_BL: Tensor, positions_BL: Tensor) -> Tensor:
+        with self.policy.adapters_off(self.reference):
+            hidden_BD = self.policy.decoder(self.reference)(
+                input_ids=ids_BL,
+                attention_mask=seen_BL,
+                position_ids=positions_BL,
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            return self.policy.logits(hidden_BD, self.reference)
+
+
 def _decode(
     policy: CausalPolicy,
     ids_PS: Tensor,
@@ -111,22 +146,12 @@ def _decode(
     progress: Progress | None,
 ) -> _Record:
     """Sample one batch of prompts to the end."""
-    from lightning_mpo.rollout.cache import growing_cache
-
-    decoder, device = policy.decoder(), ids_PS.device
+    device = ids_PS.device
     S, (B, T) = ids_PS.shape[1], uniform_BT.shape
     ends = torch.tensor(policy.end_tokens, device=device)
-    cache = growing_cache()
-    hidden_PSD = decoder(
-        input_ids=ids_PS,
-        attention_mask=mask_PS.long(),
-        position_ids=(mask_PS.long().cumsum(1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    logits_BV = policy.logits(hidden_PSD[:, -1]).repeat_interleave(G, 0)
-    if G > 1:
-        cache.batch_repeat_interleave(G)
+    streams = [_Stream(policy, ids_PS, mask_PS, G)]
+    if step.support.from_reference:
+        streams.append(_Stream(policy, ids_PS, mask_PS, G, reference=True))
     seen_BL = torch.ones(B, S + T, dtype=torch.long, device=device)
     seen_BL[:, :S] = mask_PS.repeat_interleave(G, 0)
     position_B = mask_PS.sum(1).repeat_interleave(G, 0)
@@ -140,7 +165,9 @@ def _decode(
     rows = torch.arange(B, device=device)  # rows of the record that the cache still holds
     running = torch.ones(B, dtype=torch.bool, device=device)  # by position in `rows`
     for t in range(T):
-        tokens_B, logprobs_B, kept_B, support_BK, slots_BK = step.draw(logits_BV, uniform_BT[rows, t])
+        tokens_B, logprobs_B, kept_B, support_BK, slots_BK = step.draw(
+            streams[0].logits_BV, streams[-1].logits_BV, uniform_BT[rows, t]
+        )
         _write(record, t, rows[running], running, tokens_B, logprobs_B, kept_B, support_BK, slots_BK)
         ended = torch.isin(tokens_B, ends)
         record.finish_B[rows[running & ended]] = int(Finish.STOP)
@@ -153,16 +180,11 @@ def _decode(
             break
         if left <= len(rows) - max(1, len(rows) // 8):  # rows leave in lots: selecting copies the cache
             keep = running.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
+            for stream in streams:
+                stream.keep(keep)
             rows, running, tokens_B = rows[keep], running[keep], tokens_B[keep]
-        hidden_BD = decoder(
-            input_ids=tokens_B[:, None],
-            attention_mask=seen_BL[rows, : S + t + 1],
-            position_ids=(position_B[rows] + t)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        logits_BV = policy.logits(hidden_BD)
+        for stream in streams:
+            stream.step(tokens_B, seen_BL[rows, : S + t + 1], position_B[rows] + t)
     return record
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_mpo.policies import CausalPolicy, Lora
 from lightning_mpo.rollout.local import LocalSampler
-from lightning_mpo.supports import FullVocabulary, Support, TopK
+from lightning_mpo.supports import FullVocabulary, Nucleus, Support, TopK
 from lightning_mpo.types import Finish, PromptBatch, Rollout
 from tests.helpers import END, VOCABULARY, make_prompts, seeded
 
@@ -28,6 +29,12 @@ def sample(policy, prompts: PromptBatch | None = None, completions: int = G, **o
     arguments = {"support": FullVocabulary(), "temperature": 1.0, "max_new_tokens": T, "generator": seeded(0)} | options
     prompts = make_prompts(PROMPTS) if prompts is None else prompts
     return LocalSampler(batch_size).sample(policy, prompts, completions, **arguments)
+
+
+def lora_policy(folder: str) -> CausalPolicy:
+    policy = CausalPolicy(folder, lora=Lora(rank=4))
+    policy.build(device=torch.device("cpu"), reference=True)
+    return policy
 
 
 def next_logits(policy, tokens: list[int]) -> Tensor:
@@ -117,7 +124,7 @@ def test_a_token_of_probability_zero_is_never_drawn(policy, monkeypatch):
     logits = torch.zeros(VOCABULARY)
     logits[[0, 1, 2, -1]] = -torch.inf
     monkeypatch.setattr(torch, "rand", edges)
-    monkeypatch.setattr(policy, "logits", lambda hidden: logits.expand(len(hidden), -1).clone())
+    monkeypatch.setattr(policy, "logits", lambda hidden, reference: logits.expand(len(hidden), -1).clone())
     rollout = sample(policy)
     assert responses(rollout) == [[3, VOCABULARY - 2] * (T // 2)] * (len(PROMPTS) * G)
 
@@ -184,6 +191,41 @@ def test_the_support_of_every_step_is_recorded_with_its_mass(policy):
     assert full.support_BTK is None
     assert full.support_mask_BTK is None
     assert full.kept_mass_BT is None
+
+
+@pytest.fixture(params=["copy", "adapters"])
+def drifted(request, tiny_policy, tiny_folder):
+    """A policy that has left its reference, which is a copy or the base with adapters off."""
+    policy = tiny_policy(reference=True) if request.param == "copy" else lora_policy(tiny_folder)
+    moved = policy.network.parameters() if request.param == "copy" else policy.parts()["policy"]
+    with torch.no_grad():
+        for weight in moved:
+            weight.add_(0.3 * torch.randn(weight.shape, generator=seeded(1)))
+    return policy
+
+
+@pytest.mark.parametrize("support", [TopK(5, from_reference=True), Nucleus(0.9, 6, from_reference=True)])
+def test_a_support_of_the_reference_holds_its_most_probable_tokens(drifted, support):
+    rollout = sample(drifted, support=support, temperature=0.7)
+    prompts, elsewhere = make_prompts(PROMPTS), 0
+    for b, response in enumerate(responses(rollout)):
+        prompt = prompts.input_ids_PS[b // G][prompts.attention_mask_PS[b // G]].tolist()
+        for t in range(len(response)):
+            with drifted.adapters_off():
+                network = drifted.reference_network or drifted.network
+                ranks = network(input_ids=torch.tensor([prompt + response[:t]])).logits[0, -1:].detach() / 0.7
+            support_BK, slots_BK = support.select(ranks)
+            assert rollout.support_BTK[b, t].tolist() == support_BK[0].tolist()
+            if slots_BK is not None:
+                assert rollout.support_mask_BTK[b, t].tolist() == slots_BK[0].tolist()
+            own = (next_logits(drifted, prompt + response[:t]) / 0.7).softmax(0)
+            inside = support_BK[0] if slots_BK is None else support_BK[0][slots_BK[0]]
+            assert rollout.kept_mass_BT[b, t].item() == pytest.approx(own[inside.long()].sum().item(), abs=1e-5)
+            elsewhere += set(own.topk(len(inside)).indices.tolist()) != set(inside.tolist())
+    assert elsewhere > 10  # the policy itself would have chosen other sets
+    with torch.no_grad():
+        scored = drifted.score(rollout, rollout.response_mask_BT, temperature=0.7).logprobs_BT
+    torch.testing.assert_close(rollout.behaviour_logprobs_BT, scored, rtol=0, atol=1e-5)
 
 
 class Ragged(Support):
@@ -299,7 +341,7 @@ def test_sampling_stops_when_every_row_has(policy, monkeypatch):
     """With the end token certain after the second one, no third step is taken."""
     logits, steps = policy.logits, []
 
-    def ending(hidden):
+    def ending(hidden, reference):
         steps.append(len(hidden))
         values = logits(hidden)
         values[:, END] = 100.0 if len(steps) == 2 else -100.0
