@@ -19,7 +19,7 @@ from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 from lightning_mpo.rewards.base import completions_of, score_all
-from lightning_mpo.rollout.evaluation import Decoding, Tally
+from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import Rollout as RolloutData
 
@@ -98,12 +98,10 @@ class Report(RolloutCallback):
 
     def _evaluate(self, trainer: L.Trainer, module: PolicyOptimization, stage: str) -> None:
         started = time.perf_counter()
-        support = module.objective.support
-        decodings = {"": Decoding(FullVocabulary(), self.completions), "greedy ": Decoding(FullVocabulary(), 1, True)}
-        if not isinstance(support, FullVocabulary):
-            decodings["support "] = Decoding(support, self.completions)
+        sampled = decodings(module.objective.support, self.completions)
+        ways = {"": sampled.pop(""), "greedy ": Decoding(FullVocabulary(), 1, True)} | sampled
         result: dict[str, Any] = {}
-        for prefix, decoding in decodings.items():
+        for prefix, decoding in ways.items():
             result |= self._decode(trainer, module, stage, prefix, decoding)
         self.stages[stage] = result
         self.seconds[f"evaluation {stage}"] = time.perf_counter() - started

@@ -19,8 +19,9 @@ from lightning_mpo.modules.resume import gather_ranks, place, plain_state
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent, RolloutSource
 from lightning_mpo.objective import Denominators
 from lightning_mpo.rewards.base import Reward, completions_of, score_all
+from lightning_mpo.rollout.admission import admit
 from lightning_mpo.rollout.base import Sampler
-from lightning_mpo.rollout.evaluation import Decoding, Tally
+from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.schedule import Schedule
@@ -72,7 +73,7 @@ class Rollout(RolloutCallback, RolloutSource):
         self._experience: Experience | None = None
         self._plan: list[list[torch.Tensor]] = []
         self._denominators: list[Denominators] = []
-        self._tally: Tally | None = None
+        self._tallies: dict[str, Tally] = {}
         self._gate_passed = False
 
     @property
@@ -201,7 +202,7 @@ class Rollout(RolloutCallback, RolloutSource):
                 callback.on_rollout_tokens(tokens, running)
 
         with trainer.precision_plugin.forward_context():  # outside training_step autocast is not active
-            return self.sampler.sample(
+            rollout = self.sampler.sample(
                 module.policy,  # type: ignore[arg-type]
                 data.encode(rows),
                 self.completions,
@@ -211,6 +212,7 @@ class Rollout(RolloutCallback, RolloutSource):
                 generator=seeded_generator(self.seed, self.counter, rank),
                 progress=progress,
             )
+        return admit(rollout, module.objective.support, module.policy.vocabulary)
 
     def _check_parity(self, trainer: L.Trainer, module: PolicyOptimization, rollout: RolloutData) -> None:
         exact = trainer.precision == "32-true" and all(p.dtype == torch.float32 for p in module.policy.parameters())
@@ -233,7 +235,7 @@ class Rollout(RolloutCallback, RolloutSource):
         return [Denominators(actions, tokens) for actions, tokens in sums]
 
     def _log(self, module: PolicyOptimization, event: RolloutEvent) -> None:
-        sums = event.sums()
+        sums = event.sums(module.policy.end_tokens)
         totals = torch.tensor(list(sums.values()), dtype=torch.float64)
         if module.trainer.world_size > 1:
             totals = module.trainer.strategy.reduce(totals, reduce_op="sum")
@@ -251,13 +253,12 @@ class Rollout(RolloutCallback, RolloutSource):
     # --- validation and prediction --------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._tally = Tally((1,))
+        self._tallies = {}
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._tally is None or not isinstance(pl_module, PolicyOptimization):
-            return
-        for name, value in self._tally.compute().items():
-            pl_module.log(f"val/{name}", value, prog_bar=name == "pass@1", sync_dist=True)
+        for prefix, tally in self._tallies.items():
+            for name, value in tally.compute().items():
+                pl_module.log(f"val/{prefix}{name}", value, prog_bar=prefix + name == "pass@1", sync_dist=True)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
@@ -278,10 +279,10 @@ class Rollout(RolloutCallback, RolloutSource):
             )
 
     def validate(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> None:
-        decoding = Decoding(FullVocabulary(), self.validation_completions)
-        rollout = self._draw(module, prompts, batch_idx, decoding)
-        if self._tally is not None:
-            self._tally.add(rollout, score_all(self.rewards, completions_of(rollout)), decoding.completions)
+        for prefix, decoding in decodings(module.objective.support, self.validation_completions).items():
+            rollout = self._draw(module, prompts, batch_idx, decoding)
+            tally = self._tallies.setdefault(prefix, Tally((1,)))
+            tally.add(rollout, score_all(self.rewards, completions_of(rollout)), decoding.completions)
 
     def predict(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         rollout = self._draw(module, prompts, batch_idx, Decoding(FullVocabulary(), self.validation_completions))

@@ -62,7 +62,8 @@ class KLPenalty:
 
     Args:
         controller: the coefficient, constant or adaptive.
-        estimator: per-token estimate from the sampled token, Schulman's k1, k2 or k3.
+        estimator: per token, from the sampled token, Schulman's k1, k2 or k3; or "exact", the sum over a stored
+            support, policy and reference both renormalised on it (core spec 2.4 [I]): no sampling noise, K logits more.
         place: "loss" adds it to the loss; "reward" subtracts the response's sum of it from the reward.
 
     Raises:
@@ -72,7 +73,7 @@ class KLPenalty:
     def __init__(
         self,
         controller: Controller,
-        estimator: Literal["k1", "k2", "k3"] = "k3",
+        estimator: Literal["k1", "k2", "k3", "exact"] = "k3",
         place: Literal["loss", "reward"] = "loss",
     ) -> None:
         if estimator == "k1" and place == "loss":
@@ -82,7 +83,26 @@ class KLPenalty:
             )
         self.controller, self.estimator, self.place = controller, estimator, place
 
-    def divergence(self, logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
-        """Return the estimate per token, in nats. Shape `[B, T]`."""
+    def divergence(
+        self,
+        logprobs_BT: Tensor,
+        reference_logprobs_BT: Tensor,
+        logits_BTK: Tensor | None = None,
+        reference_logits_BTK: Tensor | None = None,
+        slots_BTK: Tensor | None = None,
+    ) -> Tensor:
+        """Return the estimate per token, in nats. Shape `[B, T]`.
+
+        Args:
+            logprobs_BT: of the sampled tokens.
+            reference_logprobs_BT: the same under the reference.
+            logits_BTK: all logits of the stored support; only "exact" reads them.
+            reference_logits_BTK: the same under the reference.
+            slots_BTK: False for slots that hold no id; None: all hold one.
+        """
+        if self.estimator == "exact":
+            if logits_BTK is None or reference_logits_BTK is None:
+                raise RuntimeError("the exact divergence needs the support's logits of both policy and reference")
+            return F.exact_on_support(logits_BTK, reference_logits_BTK, slots_BTK)
         estimate = {"k1": F.k1, "k2": F.k2, "k3": F.k3}[self.estimator]
         return estimate(logprobs_BT, reference_logprobs_BT)

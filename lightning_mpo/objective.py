@@ -19,7 +19,7 @@ from lightning_mpo.functional.surrogates import safe_ratio
 from lightning_mpo.kl import KLPenalty
 from lightning_mpo.reductions import Reduction
 from lightning_mpo.selection import Selection
-from lightning_mpo.supports import Support
+from lightning_mpo.supports import FullVocabulary, Support
 from lightning_mpo.surrogates import Surrogate
 from lightning_mpo.types import Experience
 from lightning_mpo.value_loss import ValueLoss
@@ -36,6 +36,7 @@ class ScoreRequest:
     future: int = 0  # M, offsets to score with multi-token heads
     upkeep: bool = False  # the same once more, with the trunk detached
     values: bool = False  # the critic's values
+    support_logits: bool = False  # all logits of the stored support
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class TokenScores:
     future_BTM: Tensor | None = None  # log q_n(o_{t+n} | h_t), n = 1 … M; 0 where the window has left the mask
     upkeep_BTM: Tensor | None = None  # the same values; their gradient stays in the heads
     values_BT: Tensor | None = None  # the critic's, 0 where masked
+    support_logits_BTK: Tensor | None = None  # temperature applied, 0 in slots and at positions that are masked
+    on_support: bool = False  # whether the softmax was taken over stored supports
 
 
 def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
@@ -54,7 +57,7 @@ def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
     joined: dict[str, Any] = {}
     for item in fields(TokenScores):
         values = [getattr(part, item.name) for part in parts]
-        joined[item.name] = None if values[0] is None else torch.cat(values)
+        joined[item.name] = torch.cat(values) if isinstance(values[0], Tensor) else values[0]
     return TokenScores(**joined)
 
 
@@ -144,6 +147,12 @@ class Objective:
                 "`advantage: GeneralizedAdvantage`"
             )
 
+        if self.kl is not None and self.kl.estimator == "exact" and isinstance(self.support, FullVocabulary):
+            raise UserError(
+                "`KLPenalty.estimator: exact` sums over a support, and `objective.support` is FullVocabulary; give a "
+                "support such as TopK, or `estimator: k3`"
+            )
+
     @property
     def kl_in_loss(self) -> bool:
         """Whether the loss needs reference log-probs."""
@@ -171,6 +180,7 @@ class Objective:
             future=self.actions.future,
             upkeep=self.upkeep is not None and self.upkeep.coef != 0,
             values=self.critic is not None,
+            support_logits=self.kl is not None and self.kl.estimator == "exact",
         )
 
     def loss(self, experience: Experience, scores: TokenScores, denominators: Denominators) -> tuple[Tensor, Metrics]:
@@ -195,9 +205,14 @@ class Objective:
         reference_BT = experience.reference_logprobs_BT
         if reference_BT is not None:
             if self.kl is not None and self.kl_in_loss:
-                loss = loss + self.kl.controller.coefficient * mean(
-                    self.kl.divergence(scores.logprobs_BT, reference_BT)
+                divergence_BT = self.kl.divergence(
+                    scores.logprobs_BT,
+                    reference_BT,
+                    scores.support_logits_BTK,
+                    experience.reference_logits_BTK,
+                    experience.rollout.support_mask_BTK,
                 )
+                loss = loss + self.kl.controller.coefficient * mean(divergence_BT)
             metrics["kl/reference"] = (
                 weighted_sum(k3(scores.logprobs_BT.detach(), reference_BT), tokens_BT, 1.0),
                 count,

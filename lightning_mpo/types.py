@@ -79,6 +79,7 @@ class Rollout:
     support_BTK: Tensor | None = None  # int32 token ids, None for the full vocabulary
     support_mask_BTK: Tensor | None = None  # bool; None when every slot counts
     kept_mass_BT: Tensor | None = None  # probability of the support under the full softmax
+    outside_BT: Tensor | None = None  # bool; sampled tokens that their support lacked before it was united with them
     texts: tuple[str, ...] = ()
     rows: tuple[PromptRow, ...] = ()
     policy_version: int = 0

@@ -525,7 +525,7 @@ def test_describe_shows_the_arguments():
     )
     text = objective.describe()
     for words in (
-        "support TopK(k=8)",
+        "support TopK(k=8, from_reference=False, outside=refuse)",
         "length=3, stride=1, tail=None, source=backbone, ratio=weighted, weights_N=[0.8, 0.1, 0.1]",
         "advantage LeaveOneOut |",
         "ClippedRatio(low=0.0003, high=0.28, dual=3)",

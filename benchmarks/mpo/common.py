@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from lightning_mpo.rollout import LocalSampler, load_rollout
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.surrogates import ClippedRatio
 from lightning_mpo.types import PromptRow, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHARACTERS = "0123456789+=,;"  # of the quickstart, as are the attention heads and the data
 ATTENTION_HEADS = 4
@@ -157,9 +160,9 @@ class Frozen:
     future_BTM: Tensor | None = None
 
     @classmethod
-    def load(cls, path: str | Path) -> Frozen:
-        """Read a file of freeze.py."""
-        rollout, tensors = load_rollout(path)
+    def load(cls, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Frozen:
+        """Read a file of freeze.py; with a tokenizer, refuse one of another."""
+        rollout, tensors = load_rollout(path, tokenizer)
         for name in ("advantages_BT", "old_logprobs_BT", "logprobs_BT"):
             if name not in tensors:
                 raise UserError(f"{str(path)!r} is a rollout without {name}; make it with benchmarks/mpo/freeze.py")

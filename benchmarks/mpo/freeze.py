@@ -67,7 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "old_future_BTM": old.future_BTM,
         "future_BTM": new.future_BTM,
     }
-    save_rollout(arguments.out, rollout, **{name: value for name, value in tensors.items() if value is not None})
+    save_rollout(
+        arguments.out,
+        rollout,
+        tokenizer=policy.tokenizer,
+        **{name: value for name, value in tensors.items() if value is not None},
+    )
     save_weights(policy, weights_beside(arguments.out))
     describe(Frozen.load(arguments.out), experience.rewards_B)
     print(f"wrote {arguments.out}\nwrote {weights_beside(arguments.out)}")

@@ -108,6 +108,60 @@ def min_p(logits_BV: Tensor, ratio: float, max_k: int) -> tuple[Tensor, Tensor]:
     return support, (chosen - chosen[:, :1]) >= math.log(ratio)
 
 
+def outside(tokens_BT: Tensor, support_BTK: Tensor, support_mask_BTK: Tensor | None, mask_BT: Tensor) -> Tensor:
+    """Mark the sampled tokens that their stored support lacks.
+
+    Args:
+        tokens_BT: Ids of the sampled tokens, shape ``[B, T]``.
+        support_BTK: Ids of the supports, shape ``[B, T, K]``.
+        support_mask_BTK: False for slots that hold no id, shape ``[B, T, K]``. None: all hold one.
+        mask_BT: Which tokens were sampled, bool, shape ``[B, T]``.
+
+    Returns:
+        Bool, shape ``[B, T]``.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    >>> outside(torch.tensor([[5, 7]]), torch.tensor([[[5, 6], [5, 6]]]), None, torch.tensor([[True, True]]))
+    tensor([[False,  True]])
+    """
+    check(tokens_BT=tokens_BT, support_BTK=support_BTK, support_mask_BTK=support_mask_BTK, mask_BT=mask_BT)
+    hits_BTK = support_BTK == tokens_BT.unsqueeze(-1)
+    if support_mask_BTK is not None:
+        hits_BTK = hits_BTK & support_mask_BTK
+    return mask_BT & ~hits_BTK.any(-1)
+
+
+def unite(
+    tokens_BT: Tensor, support_BTK: Tensor, support_mask_BTK: Tensor | None, outside_BT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add a slot to every support, which holds the sampled token where the support lacks it and nothing elsewhere.
+
+        P'_t = P_t ∪ {o_t}                                    (the tolerant mode of core-algorithms 2.4 [I])
+
+    Args:
+        tokens_BT: Ids of the sampled tokens, shape ``[B, T]``.
+        support_BTK: Ids of the supports, shape ``[B, T, K]``.
+        support_mask_BTK: False for slots that hold no id, shape ``[B, T, K]``. None: all hold one.
+        outside_BT: From :func:`outside`, shape ``[B, T]``.
+
+    Returns:
+        Ids and slots, each of shape ``[B, T, K + 1]``.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    >>> support, slots = unite(torch.tensor([[7]]), torch.tensor([[[5, 6]]]), None, torch.tensor([[True]]))
+    >>> support.tolist(), slots.tolist()
+    ([[[5, 6, 7]]], [[[True, True, True]]])
+    """
+    check(tokens_BT=tokens_BT, support_BTK=support_BTK, support_mask_BTK=support_mask_BTK, outside_mask_BT=outside_BT)
+    slots_BTK = torch.ones_like(support_BTK, dtype=torch.bool) if support_mask_BTK is None else support_mask_BTK
+    more = torch.where(outside_BT, tokens_BT, 0).to(support_BTK.dtype).unsqueeze(-1)
+    return torch.cat([support_BTK, more], -1), torch.cat([slots_BTK, outside_BT.unsqueeze(-1)], -1)
+
+
 def _top_k_with_ties(logits: Tensor, threshold: Tensor, k: int) -> Tensor:
     """Take all above the threshold, then the lowest ids at it; a stable sort keeps ids ascending among equals."""
     above, level = logits > threshold, logits == threshold

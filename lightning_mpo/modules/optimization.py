@@ -135,10 +135,17 @@ class PolicyOptimization(L.LightningModule):
         needed = updates > 1 or kl_in_reward or actions.needs_entropy or objective.critic is not None
         old = self.score(rollout, request=replace(objective.request, upkeep=False)) if needed else None
         due = self.reference_every and counter % self.reference_every == 0
-        reference_BT = self.score(rollout, reference=True).logprobs_BT if due else None
+        exact = ScoreRequest(support_logits=objective.request.support_logits)
+        reference = self.score(rollout, request=exact, reference=True) if due else None
+        _check_distribution(rollout, old, reference)
+        reference_BT = None if reference is None else reference.logprobs_BT
+        reference_BTK = None if reference is None else reference.support_logits_BTK
         rewards_BT = at_last_token(rewards_B, mask_BT)
         if kl is not None and kl_in_reward and reference_BT is not None and old is not None:
-            penalty_BT = kl.divergence(old.logprobs_BT, reference_BT) * mask_BT
+            divergence_BT = kl.divergence(
+                old.logprobs_BT, reference_BT, old.support_logits_BTK, reference_BTK, rollout.support_mask_BTK
+            )
+            penalty_BT = divergence_BT * mask_BT
             rewards_BT = rewards_BT - kl.controller.coefficient * penalty_BT
             rewards_B = rewards_BT.sum(1)
         values_BT = None if old is None else old.values_BT
@@ -155,14 +162,21 @@ class PolicyOptimization(L.LightningModule):
             rewards_B=rewards_B,
             valid_B=valid_B,
             advantages_BT=advantages_BT,
-            token_weights_BT=objective.selection.choose(mask_BT, generator),
+            token_weights_BT=objective.selection.choose(self._kept(rollout), generator),
             segments_BT=actions.segment(rollout, entropy_BT, texts),
             old_logprobs_BT=old.logprobs_BT if old is not None and updates > 1 else None,
             old_future_BTM=old.future_BTM if old is not None and updates > 1 else None,
             reference_logprobs_BT=reference_BT,
+            reference_logits_BTK=reference_BTK if objective.kl_in_loss else None,
             values_BT=values_BT,
             returns_BT=estimate.returns_BT,
         )
+
+    def _kept(self, rollout: Rollout) -> Tensor:
+        """Return the tokens that may carry loss: all, or all that their support held."""
+        mask_BT, outside_BT = rollout.response_mask_BT, rollout.outside_BT
+        drop = outside_BT is not None and self.objective.support.outside == "drop"
+        return mask_BT & ~outside_BT if drop else mask_BT  # type: ignore[operator]
 
     def score(self, rollout: Rollout, *, request: ScoreRequest | None = None, reference: bool = False) -> TokenScores:
         """Score a whole rollout without gradient, in passes of bounded size."""
@@ -286,3 +300,14 @@ class PolicyOptimization(L.LightningModule):
         self._progress_bar |= set(checkpoint.get("progress_bar", ()))
         if self.objective.kl is not None and "kl_coefficient" in checkpoint:
             self.objective.kl.controller.coefficient = checkpoint["kl_coefficient"]
+
+
+def _check_distribution(rollout: Rollout, old: TokenScores | None, reference: TokenScores | None) -> None:
+    """Refuse log-probs over the whole vocabulary beside such over a support: each differs by the support's mass."""
+    for name, scores in (("policy", old), ("reference", reference)):
+        if scores is not None and scores.on_support != (rollout.support_BTK is not None):
+            raise UserError(
+                f"the log-probs of the {name} are over {'the stored support' if scores.on_support else 'the whole vocabulary'}, "
+                f"those of the rollout are not: `score` of the policy class must use `rollout.support_BTK` for policy "
+                "and reference alike, and set `TokenScores.on_support`"
+            )

@@ -6,13 +6,15 @@ It is declared here because callbacks may import modules, and not the other way 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
+from lightning_mpo.functional.diagnostics import could_not_stop
 from lightning_mpo.rewards.base import Scores
-from lightning_mpo.types import Experience, PromptBatch
+from lightning_mpo.types import Experience, Finish, PromptBatch, Rollout
 
 if TYPE_CHECKING:
     from lightning_mpo.modules.optimization import PolicyOptimization
@@ -33,8 +35,12 @@ class RolloutEvent:
         """Response tokens of this rank."""
         return int(self.experience.rollout.response_mask_BT.sum())
 
-    def sums(self) -> dict[str, tuple[float, float]]:
-        """By metric, (sum, count) over this rank's rows: they add up over ranks. The first one counts the rows."""
+    def sums(self, ends: Sequence[int] = ()) -> dict[str, tuple[float, float]]:
+        """By metric, (sum, count) over this rank's rows: they add up over ranks. The first one counts the rows.
+
+        Args:
+            ends: ids that end a response.
+        """
         rollout, scores = self.experience.rollout, self.scores
         rewards_B, rows = scores.rewards_B.double(), float(len(scores.rewards_B))
         sums = {
@@ -46,10 +52,23 @@ class RolloutEvent:
         }
         for name, values_B in scores.parts.items():
             sums[f"reward/{name}"] = (values_B.double().nansum().item(), float((~values_B.isnan()).sum()))
-        if rollout.kept_mass_BT is not None:
-            kept = rollout.kept_mass_BT[rollout.response_mask_BT].double()
-            sums["support/kept_mass"] = (kept.sum().item(), float(len(kept)))
-        return sums
+        return sums | _support_sums(rollout, ends)
+
+
+def _support_sums(rollout: Rollout, ends: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """Say how well the stored supports fit: mass kept, sampled tokens held, responses that could not stop."""
+    mask_BT, sums = rollout.response_mask_BT, {}
+    tokens = float(mask_BT.sum())
+    if rollout.kept_mass_BT is not None:
+        sums["support/kept_mass"] = (rollout.kept_mass_BT[mask_BT].double().sum().item(), tokens)
+    if rollout.support_BTK is not None:
+        missing = 0.0 if rollout.outside_BT is None else float(rollout.outside_BT.sum())
+        sums["support/hit_rate"] = (tokens - missing, tokens)
+        barred_B = could_not_stop(
+            rollout.support_BTK, rollout.support_mask_BTK, mask_BT, rollout.finish_B == Finish.STOP, ends
+        )
+        sums["support/could_not_stop"] = (float(barred_B.sum()), float(len(barred_B)))
+    return sums
 
 
 class RolloutCallback(L.Callback):

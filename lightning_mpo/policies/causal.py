@@ -265,7 +265,14 @@ class CausalPolicy(Policy):
         values_BT = None
         if request.values and self.critic is not None:
             values_BT = self.critic.values(states, tokens.index_BT, mask_BT)
-        return TokenScores(logprobs_BT, entropy_BT, future_BTM, upkeep_BTM, values_BT)
+        return TokenScores(
+            logprobs_BT,
+            entropy_BT,
+            future_BTM,
+            upkeep_BTM,
+            values_BT,
+            on_support=rollout.support_BTK is not None,
+        )
 
     def _run(self, rollout: Rollout, *, future: bool, reference: bool = False) -> TrunkStates:
         """Run the trunk over the lines of a rollout."""

@@ -9,7 +9,7 @@ import torch
 
 from lightning_mpo.metrics import PassAtK
 from lightning_mpo.rewards.base import Scores
-from lightning_mpo.supports import Support
+from lightning_mpo.supports import FullVocabulary, Support
 from lightning_mpo.types import Rollout
 
 
@@ -26,6 +26,17 @@ class Decoding:
     support: Support
     completions: int
     greedy: bool = False
+
+
+def decodings(support: Support, completions: int) -> dict[str, Decoding]:
+    """Return how an evaluation samples, by the prefix of its metrics: untruncated, and with a truncated training support.
+
+    Training over a support never touches the tail of the distribution, so that both must be watched (core spec 2.4).
+    """
+    found = {"": Decoding(FullVocabulary(), completions)}
+    if not isinstance(support, FullVocabulary):
+        found["support "] = Decoding(support, completions)
+    return found
 
 
 class Tally:

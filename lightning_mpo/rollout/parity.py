@@ -50,17 +50,17 @@ def check_parity(policy: Policy, rollout: Rollout, *, temperature: float, exact:
         ParityError: beyond the bounds; names the cause where it can be told.
     """
     part = take_rows(rollout, torch.arange(min(rows, len(rollout.group_B)), device=rollout.group_B.device))
-    mask_BT = part.response_mask_BT
+    mask_BT = _compared(part)
     recorded = part.behaviour_logprobs_BT[mask_BT]
 
     def score(batch: Rollout, at: float) -> Tensor:
         with torch.no_grad():
-            return policy.score(batch, batch.response_mask_BT, temperature=at).logprobs_BT
+            return policy.score(batch, _compared(batch), temperature=at).logprobs_BT
 
     trainer = score(part, temperature)[mask_BT]
     alone = torch.cat(
         [
-            score(row, temperature)[row.response_mask_BT]
+            score(row, temperature)[_compared(row)]
             for row in (trim_rollout(take_rows(part, torch.tensor([b]))) for b in range(min(len(mask_BT), 8)))
         ]
     )
@@ -81,10 +81,16 @@ def check_parity(policy: Policy, rollout: Rollout, *, temperature: float, exact:
     )
 
 
+def _compared(rollout: Rollout) -> Tensor:
+    """Leave out tokens that were united with their support: the sampler's distribution was another one there."""
+    mask_BT, outside_BT = rollout.response_mask_BT, rollout.outside_BT
+    return mask_BT if outside_BT is None else mask_BT & ~outside_BT
+
+
 def _cause(
     rollout: Rollout, recorded: Tensor, score: Callable[[Rollout, float], Tensor], temperature: float, exact: bool
 ) -> str:
-    mask_BT = rollout.response_mask_BT
+    mask_BT = _compared(rollout)
 
     def agrees(batch: Rollout, at: float) -> bool:
         return Parity.of(score(batch, at)[mask_BT] - recorded).passes(exact)

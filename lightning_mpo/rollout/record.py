@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,12 +15,23 @@ from torch import Tensor
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import PromptRow, Rollout
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 PLAIN = ("texts", "rows", "policy_version")
 """Fields of a rollout that are no tensors."""
 PREFIX = "rollout."
 
 
-def save_rollout(path: str | Path, rollout: Rollout, **tensors: Tensor) -> None:
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what tells vocabularies apart: a hash of every token and its id."""
+    entries = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+def save_rollout(
+    path: str | Path, rollout: Rollout, *, tokenizer: PreTrainedTokenizerBase | None = None, **tensors: Tensor
+) -> None:
     """Write a rollout as one safetensors file; the file is whole, or it is not there.
 
     Tensors of the rollout are called `rollout.NAME`; texts and prompt rows stand as JSON under `rollout` in the metadata.
@@ -27,6 +39,7 @@ def save_rollout(path: str | Path, rollout: Rollout, **tensors: Tensor) -> None:
     Args:
         path: of the file; folders are made.
         rollout: what was sampled.
+        tokenizer: whose ids these are; `load_rollout` then refuses another one.
         tensors: anything else to keep with it, by name.
 
     Raises:
@@ -37,6 +50,7 @@ def save_rollout(path: str | Path, rollout: Rollout, **tensors: Tensor) -> None:
     named = {f"{PREFIX}{name}": getattr(rollout, name) for name in _tensor_fields()}
     kept = {name: value for name, value in (named | tensors).items() if value is not None}
     rows = [{item.name: _plain(getattr(row, item.name)) for item in fields(PromptRow)} for row in rollout.rows]
+    mark = None if tokenizer is None else fingerprint(tokenizer)
     try:
         plain = json.dumps({"texts": rollout.texts, "rows": rows, "policy_version": rollout.policy_version})
     except TypeError as error:
@@ -46,17 +60,25 @@ def save_rollout(path: str | Path, rollout: Rollout, **tensors: Tensor) -> None:
     unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
     try:
-        save_file(state, str(unfinished), metadata={"format": "pt", "rollout": plain})
+        save_file(
+            state, str(unfinished), metadata={"format": "pt", "rollout": plain} | ({"tokenizer": mark} if mark else {})
+        )
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def load_rollout(path: str | Path) -> tuple[Rollout, dict[str, Tensor]]:
+def load_rollout(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[Rollout, dict[str, Tensor]]:
     """Read what `save_rollout` wrote: the rollout, and the other tensors by name.
 
+    Args:
+        path: of the file.
+        tokenizer: of the policy that is to score it.
+
     Raises:
-        UserError: there is no such file, or it is no whole rollout.
+        UserError: there is no such file, it is no whole rollout, or its ids are those of another tokenizer.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -65,6 +87,12 @@ def load_rollout(path: str | Path) -> tuple[Rollout, dict[str, Tensor]]:
             metadata, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"the rollout {str(path)!r} cannot be read: {error}") from error
+    mark = metadata.get("tokenizer")
+    if tokenizer is not None and mark is not None and mark != fingerprint(tokenizer):
+        raise UserError(
+            f"the tokens and supports of {str(path)!r} are ids of another tokenizer than the policy's "
+            f"({len(tokenizer)} entries): score it with the model that sampled it"
+        )
     try:
         values = _read_plain(metadata["rollout"])
     except (KeyError, TypeError, ValueError) as error:

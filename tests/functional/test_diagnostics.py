@@ -9,12 +9,14 @@ from lightning_mpo.functional.diagnostics import (
     clip_distance,
     clip_fraction,
     clustered_mean,
+    could_not_stop,
     effective_sample_size,
     jackknife_error,
     kept_mass,
     matching_clip,
     score_variance,
     signal_and_noise,
+    support_overlap,
     weight_moments,
 )
 from lightning_mpo.functional.surrogates import clipped_ratio
@@ -144,3 +146,27 @@ def test_a_clustered_mean_counts_prompts_and_not_tokens():
 def test_spread_needs_two(few):
     with pytest.raises(ValueError, match="at least 2"):
         few()
+
+
+def test_overlap_is_that_of_plain_sets():
+    generator = torch.Generator().manual_seed(0)
+    support = torch.rand(5, 7, 12, generator=generator).argsort(-1)[..., :4]
+    today = torch.rand(5, 7, 12, generator=generator).argsort(-1)[..., :4]
+    slots = torch.rand(5, 7, 4, generator=generator) < 0.6
+    for held in (None, slots):
+        overlap = support_overlap(support, today, held)
+        for b in range(5):
+            for t in range(7):
+                chosen = support[b, t] if held is None else support[b, t][held[b, t]]
+                same = set(chosen.tolist()) & set(today[b, t][: len(chosen)].tolist())
+                assert overlap[b, t].item() == pytest.approx(len(same) / max(len(chosen), 1))
+
+
+def test_a_response_could_stop_if_some_step_held_an_end():
+    support = torch.tensor([[[1, 5], [6, 7]], [[4, 5], [6, 9]], [[4, 5], [6, 7]], [[4, 9], [6, 7]]])
+    mask = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
+    ended = torch.tensor([False, False, True, False])
+    assert could_not_stop(support, None, mask, ended, [1, 9]).tolist() == [False, True, False, False]
+    slots = torch.ones_like(support, dtype=torch.bool)
+    slots[3, 0, 1] = False
+    assert could_not_stop(support, slots, mask, ended, [1, 9]).tolist() == [False, True, False, True]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rollout import load_rollout, save_rollout
 from lightning_mpo.types import PromptRow
 from tests.helpers import make_rollout
@@ -121,3 +122,14 @@ def test_anything_else_is_refused_in_one_line(tmp_path, how, message):
         load_rollout(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_ids_of_another_tokenizer_are_refused(tmp_path):
+    path, own, other = tmp_path / "frozen", TinyPolicy("abc").tokenizer, TinyPolicy("acb").tokenizer
+    save_rollout(path, make_rollout([3], [2, 1]), tokenizer=own)
+    load_rollout(path, own)
+    load_rollout(path)
+    with pytest.raises(UserError, match="are ids of another tokenizer than the policy's"):
+        load_rollout(path, other)  # as many tokens, other ids
+    save_rollout(path, make_rollout([3], [2, 1]))
+    load_rollout(path, other)  # nothing is known of an unmarked file
