@@ -144,7 +144,7 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         "dapo": ["TokenActions", "TokenMean", "low=0.2, high=0.28"],
         "dr_grpo": ["TokenActions", "ConstantLength(length=6)", "scale=none"],
         "gspo": ["SequenceActions(mean=True)", "SequenceMean", "low=0.0003, high=0.0004"],
-        "rlpt": ["TopK(k=16)", "TokenActions"],
+        "rlpt": ["TopK(k=16, from_reference=False, outside=refuse)", "TokenActions"],
         "mpo_segments": [
             "SegmentActions(segmenter=DelimiterSegmenter(",
             "ratio=mean",
@@ -154,8 +154,8 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         "mpo_backbone": ["BlockActions(length=3", "0.8", "FullVocabulary"],
         "mpo": ["BlockActions(length=3", "source=mtp", "HeadUpkeep(coef=0.1)", "SequenceMean"],
         "mpo_dapo": ["source=mtp", "TokenMean", "low=0.2, high=0.28"],
-        "mpo_rlpt": ["source=mtp", "TopK(k=16)"],
-        "mpo_backbone_rlpt": ["BlockActions(length=3", "TopK(k=16)"],
+        "mpo_rlpt": ["source=mtp", "TopK(k=16, from_reference=False, outside=refuse)"],
+        "mpo_backbone_rlpt": ["BlockActions(length=3", "TopK(k=16, from_reference=False, outside=refuse)"],
         "ppo": [
             "TokenActions",
             "GeneralizedAdvantage(gamma=1, lam=0.95, whiten=True)",
