@@ -7,7 +7,6 @@ import torch
 
 from lightning_mpo.action_spaces import BlockActions, FutureShare, SequenceActions, TokenActions
 from lightning_mpo.advantages import GeneralizedAdvantage, GroupRelative
-from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.policies import ParallelHeads, ValueHead
 from lightning_mpo.reductions import SequenceMean, TokenMean
 from lightning_mpo.supports import MinP, Nucleus, TopK
