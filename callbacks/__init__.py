@@ -9,7 +9,18 @@ from lightning_mpo.callbacks.progress import RolloutProgressBar
 from lightning_mpo.callbacks.report import Report
 from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.callbacks.samples import Samples
+from lightning_mpo.callbacks.support import SupportOverlap
 from lightning_mpo.callbacks.throughput import Throughput
 from lightning_mpo.callbacks.watchdog import Watchdog
 
-__all__ = ["KLTracking", "Predictions", "Report", "Rollout", "RolloutProgressBar", "Samples", "Throughput", "Watchdog"]
+__all__ = [
+    "KLTracking",
+    "Predictions",
+    "Report",
+    "Rollout",
+    "RolloutProgressBar",
+    "Samples",
+    "SupportOverlap",
+    "Throughput",
+    "Watchdog",
+]

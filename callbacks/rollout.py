@@ -157,13 +157,14 @@ class Rollout(RolloutCallback, RolloutSource):
         if slot == 0 or self._experience is None:
             self._collect(trainer, pl_module)
         update, micro = divmod(slot, schedule.micro_batches)
-        experience = self._need_experience()
+        experience = self.experience
         rows = self._plan[update][micro].to(experience.rewards_B.device)
         # after a resume the experience is on the CPU
         batch["micro_batch"] = to_device(take_rows(experience, rows), pl_module.device)
         batch["denominators"] = self._denominators[update]
         batch["last_of_update"] = micro == schedule.micro_batches - 1
         batch["first_update"] = update == 0
+        batch["last_of_rollout"] = slot == schedule.slots - 1
 
     def _collect(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
         """Roll out: prompts, samples, rewards, experience, and the plan of the updates."""
@@ -245,7 +246,8 @@ class Rollout(RolloutCallback, RolloutSource):
         metrics |= {"reward/std": max(variance, 0.0) ** 0.5, "rollout/counter": float(event.counter)}
         module.log_with_update(metrics, progress_bar=("reward/mean", "reward/accuracy"))
 
-    def _need_experience(self) -> Experience:
+    @property
+    def experience(self) -> Experience:
         if self._experience is None:
             raise RuntimeError("there is no rollout yet")
         return self._experience

@@ -22,7 +22,10 @@ def experience(left: int = 0, right: int = 0) -> Experience:
     values = torch.nn.functional.pad(torch.randn(6, B, T - right, generator=g), (0, right))
     logits = torch.nn.functional.pad(torch.randn(B, T - right, 4, generator=g), (0, 0, 0, right))
     rows = tuple(PromptRow(str(b), "") for b in range(B))
-    rollout = replace(rollout, kept_mass_BT=values[0], texts=tuple("abcdef"), rows=rows, policy_version=3)
+    outside = rollout.response_mask_BT & (torch.arange(T) == 1)
+    rollout = replace(
+        rollout, kept_mass_BT=values[0], outside_BT=outside, texts=tuple("abcdef"), rows=rows, policy_version=3
+    )
     return Experience(
         rollout=rollout,
         rewards_B=torch.arange(B).float(),

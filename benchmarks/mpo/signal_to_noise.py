@@ -92,6 +92,7 @@ class Sums:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     torch.set_num_threads(arguments.threads)
+    frozen = Frozen.load(arguments.frozen)
     policy = load_policy(arguments.checkpoint or Path(arguments.frozen).with_suffix(".ckpt"))
     frozen = Frozen.load(arguments.frozen, policy.tokenizer)
     policy.check(ScoreRequest(future=frozen.offsets))

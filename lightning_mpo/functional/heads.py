@@ -13,7 +13,7 @@ and weight, also under autocast; everything after them in float32 (float64 if bo
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.head_gradients import FullHead, LogitForm, SupportHead, count_larger
+from lightning_mpo.functional.head_gradients import FullHead, LogitForm, SupportHead, count_larger, largest
 from lightning_mpo.functional.shapes import check
 
 FULL_CHUNK_BYTES = 64 * 2**20
@@ -143,6 +143,43 @@ def full_ranks(
     return places.put(count_larger(places.take(hidden_BTD), weight_VD, bias_V, ids, chunk))
 
 
+def full_top_k(
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    k: int,
+    *,
+    mask_BT: Tensor | None = None,
+    bias_V: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Find the ids of the k largest logits, by value (highest first), then by id (lowest first).
+
+    Temperature, a positive scale and a soft cap change no rank, so they are not asked for. No gradient.
+
+    Args:
+        hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.
+        weight_VD: Rows of the unembedding, shape ``[V, D]``.
+        k: How many, 1 to V.
+        mask_BT: Positions to rank, shape ``[B, T]``. The others get 0.
+        bias_V: Bias of the unembedding, shape ``[V]``.
+        chunk_size: Tokens per chunk. None: as many as make 64 MiB of logits.
+
+    Returns:
+        Ids, int32, shape ``[B, T, k]``.
+
+    Raises:
+        ValueError: If shapes differ, or k is out of range.
+
+    >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 5.0]])
+    >>> full_top_k(hidden, weight, 2)
+    tensor([[2, 1]], dtype=torch.int32)
+    """
+    sizes = check(batch="BT", hidden_BTD=hidden_BTD, weight_VD=weight_VD, mask_BT=mask_BT, bias_V=bias_V)
+    chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
+    places = _Places(hidden_BTD.shape[:-1], mask_BT)
+    return places.put(largest(places.take(hidden_BTD), weight_VD, bias_V, k, chunk))
+
+
 def support_logits(
     hidden_BTD: Tensor,
     weight_VD: Tensor,
@@ -208,8 +245,9 @@ def support_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
     entropy_grad: bool = False,
+    return_logits: bool = False,
     chunk_size: int | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Score tokens under the softmax over a stored support.
 
         log π_P(o_t) = z_t[o_t] - log Σ_{v∈P_t} exp z_t[v]    (RLPT, masked policy; core-algorithms 2.2 [S])
@@ -227,10 +265,12 @@ def support_logprobs(
         scale: Factor on the logits, before the soft cap.
         softcap: Soft cap of the logits, above 0. None: no cap.
         entropy_grad: Whether the entropy carries a gradient.
+        return_logits: Whether the logits are wanted, for sums over the support.
         chunk_size: Tokens per chunk. None: as many as make 4 MiB of gathered rows.
 
     Returns:
-        Log-probabilities and entropies over the support in nats, each of shape ``[B, T]``.
+        Log-probabilities and entropies over the support in nats, each of shape ``[B, T]``; with `return_logits` also
+        the logits, shape ``[B, T, K]``, 0 in empty slots.
 
     Raises:
         ValueError: If shapes differ, an option is out of range, or a token to be scored is not in its support.
@@ -271,7 +311,8 @@ def support_logprobs(
     logprobs = logits.masked_fill(~slots, -torch.inf).log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs.masked_fill(~slots, 0)).sum(-1)
     chosen = logprobs.gather(-1, hits.int().argmax(-1, keepdim=True)).squeeze(-1)
-    return places.put(chosen), places.put(entropy if entropy_grad else entropy.detach())
+    scores = places.put(chosen), places.put(entropy if entropy_grad else entropy.detach())
+    return (*scores, places.put(logits.masked_fill(~slots, 0))) if return_logits else scores
 
 
 class _Places:

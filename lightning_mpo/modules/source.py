@@ -92,6 +92,14 @@ class RolloutSource(ABC):
     def slots_per_epoch(self) -> int:
         """Micro-batches in a pass over the training prompts, a multiple of those of a rollout."""
 
+    counter: int
+    """Rollouts finished or under way."""
+
+    @property
+    @abstractmethod
+    def experience(self) -> Experience:
+        """What the updates under way are on."""
+
     @abstractmethod
     def validate(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> None:
         """Sample, score and log one batch of validation prompts."""

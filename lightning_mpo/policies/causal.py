@@ -250,10 +250,11 @@ class CausalPolicy(Policy):
         states = self._run(rollout, future=request.future > 0, reference=reference)
         tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
         options: dict[str, Any] = {"temperature": temperature, **self.head_options}
-        logprobs_BT, entropy_BT = tokens.logprobs(
+        logprobs_BT, entropy_BT, support_logits_BTK = tokens.logprobs(
             states.after_norm_RLD,
             self._network(reference).get_output_embeddings(),
             entropy_grad=request.entropy_grad,
+            logits=request.support_logits,
             **options,
         )
         future_BTM = upkeep_BTM = None
@@ -271,6 +272,7 @@ class CausalPolicy(Policy):
             future_BTM,
             upkeep_BTM,
             values_BT,
+            support_logits_BTK,
             on_support=rollout.support_BTK is not None,
         )
 
@@ -304,6 +306,17 @@ class CausalPolicy(Policy):
                 for n, hidden_RLD in enumerate(self.mtp.hidden(states, future), start=1):
                     ranks.append(tokens.ahead(n, keep_support=False).ranks(hidden_RLD, self.mtp.unembedding(n)))
         return torch.stack(ranks, -1)
+
+    def top_k(self, rollout: Rollout, mask_BT: Tensor, k: int) -> Tensor:
+        """Return the ids of the policy's own k most probable tokens where each response token stands, best first.
+
+        Returns:
+            int32 `[B, T, k]`, 0 where masked.
+        """
+        with rollout_mode(self):
+            states = self._run(rollout, future=False)
+            tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
+            return tokens.top_k(states.after_norm_RLD, self._network().get_output_embeddings(), k)
 
     def _future(self, states: TrunkStates, tokens: ResponseTokens, offsets: int, options: dict[str, Any]) -> Tensor:
         """Return log q_n(o_{t+n} | h_t) for n = 1 … offsets, one offset in memory at a time. Shape `[B, T, M]`."""

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from lightning_mpo.functional import heads
 from lightning_mpo.functional.actions import shift_left, window
 from lightning_mpo.types import Rollout
+
+
+class TokenLogprobs(NamedTuple):
+    """What a head says of response tokens, 0 where masked."""
+
+    logprobs_BT: Tensor  # nats
+    entropy_BT: Tensor  # nats
+    support_logits_BTK: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,23 @@ class ResponseTokens:
         )
 
     def logprobs(
-        self, hidden_RLD: Tensor, head: Any, *, entropy: bool = True, entropy_grad: bool = False, **options: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Return log-probs and entropies under one unembedding, on the stored support if there is one. Shapes `[B, T]`.
+        self,
+        hidden_RLD: Tensor,
+        head: Any,
+        *,
+        entropy: bool = True,
+        entropy_grad: bool = False,
+        logits: bool = False,
+        **options: Any,
+    ) -> TokenLogprobs:
+        """Return log-probs and entropies under one unembedding, on the stored support if there is one.
 
         Args:
             hidden_RLD: hidden states of the lines.
             head: the unembedding, with `weight` and `bias`.
             entropy: whether the entropy is wanted.
             entropy_grad: whether it carries gradient.
+            logits: whether all logits of the stored support are wanted.
             options: `temperature`, `scale` and `softcap` of `functional.heads`.
         """
         mask_BT = self.mask_BT
@@ -56,17 +71,28 @@ class ResponseTokens:
         ids_n = self.ids_BT[mask_BT]
         options |= {"bias_V": head.bias, "entropy_grad": entropy_grad}
         if self.support_BTK is None:
-            logprobs_n, entropy_n = heads.full_logprobs(hidden_nD, head.weight, ids_n, entropy=entropy, **options)[:2]
+            scores = heads.full_logprobs(hidden_nD, head.weight, ids_n, entropy=entropy, **options)[:2]
         else:
             slots = None if self.slots_BTK is None else self.slots_BTK[mask_BT]
             support = self.support_BTK[mask_BT]
-            logprobs_n, entropy_n = heads.support_logprobs(
-                hidden_nD, head.weight, ids_n, support, support_mask_BTK=slots, **options
+            scores = heads.support_logprobs(
+                hidden_nD, head.weight, ids_n, support, support_mask_BTK=slots, return_logits=logits, **options
             )
-        empty_BT = torch.zeros(mask_BT.shape, dtype=logprobs_n.dtype, device=mask_BT.device)
-        return empty_BT.masked_scatter(mask_BT, logprobs_n), empty_BT.masked_scatter(mask_BT, entropy_n)
+        return TokenLogprobs(*(_put(values, mask_BT) for values in scores))
 
     def ranks(self, hidden_RLD: Tensor, head: Any) -> Tensor:
         """Count the ids that are more probable than each token. Shape `[B, T]`, 0 where masked."""
         hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
         return heads.full_ranks(hidden_BTD, head.weight, self.ids_BT, mask_BT=self.mask_BT, bias_V=head.bias)
+
+    def top_k(self, hidden_RLD: Tensor, head: Any, k: int) -> Tensor:
+        """Return the ids of the k largest logits where each token stands. int32 `[B, T, k]`, 0 where masked."""
+        hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
+        return heads.full_top_k(hidden_BTD, head.weight, k, mask_BT=self.mask_BT, bias_V=head.bias)
+
+
+def _put(values_n: Tensor, mask_BT: Tensor) -> Tensor:
+    """Put values of the masked positions to their places."""
+    empty = values_n.new_zeros(*mask_BT.shape, *values_n.shape[1:])
+    places = mask_BT.view(*mask_BT.shape, *[1] * (values_n.ndim - 1)).expand_as(empty)
+    return empty.masked_scatter(places, values_n)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_mpo.functional.heads import full_logprobs, support_logits, support_logprobs
+from lightning_mpo.functional.heads import full_logprobs, full_top_k, support_logits, support_logprobs
 
 B, T, V, D, K = 2, 4, 11, 5, 3
 FORMS = [
@@ -379,6 +379,43 @@ def test_a_support_of_everything_is_the_full_softmax():
         results.append((logprobs.detach(), entropy.detach(), leaf.grad))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_logits_come_with_the_logprobs_if_asked():
+    hidden, weight, bias, tokens, support, mask = problem(seed=7)
+    slots = torch.ones_like(support, dtype=torch.bool)
+    slots[0, :, 0] = support[0, :, 0] == tokens[0]
+    options = {"mask_BT": mask, "bias_V": bias, "temperature": 0.7, "softcap": 3.0}
+    leaf = hidden.clone().requires_grad_()
+    *scores, logits = support_logprobs(
+        leaf, weight, tokens, support, support_mask_BTK=slots, return_logits=True, **options
+    )
+    plain = support_logprobs(hidden, weight, tokens, support, support_mask_BTK=slots, **options)
+    expected = support_logits(hidden, weight, support, **options)
+    assert torch.equal(scores[0], plain[0])
+    assert torch.equal(logits, expected.masked_fill(~(slots & mask.unsqueeze(-1)), 0))
+    (one,) = torch.autograd.grad(logits.sin().sum(), leaf)
+    (other,) = torch.autograd.grad(
+        support_logits(leaf, weight, support, **options).masked_fill(~slots, 0).sin().sum(), leaf
+    )
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("k", [1, 4, 23])
+def test_the_largest_logits_are_those_of_a_plain_sort(k):
+    hidden, weight, bias, _, _, mask = problem(seed=3)
+    weight[5] = weight[2]
+    bias[5] = bias[2]  # a tie everywhere
+    k = min(k, len(weight))
+    ids = full_top_k(hidden, weight, k, mask_BT=mask, bias_V=bias, chunk_size=2)
+    assert ids.dtype == torch.int32
+    raw = hidden @ weight.T + bias
+    for b, t in mask.nonzero().tolist():
+        row = raw[b, t].tolist()
+        found = ids[b, t].tolist()
+        assert [row[v] for v in found] == pytest.approx(sorted(row, reverse=True)[:k])
+        assert 5 not in found or found.index(2) == found.index(5) - 1
+    assert not ids[~mask].any()
 
 
 def test_gather_form_equals_the_dense_masked_form():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lightning_mpo.action_spaces import BlockActions, FutureShare, SequenceActions, TokenActions
 from lightning_mpo.advantages import GeneralizedAdvantage, GroupRelative
+from lightning_mpo.callbacks import SupportOverlap
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional.divergences import exact_on_support
+from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.policies import ParallelHeads, ValueHead
 from lightning_mpo.reductions import SequenceMean, TokenMean
-from lightning_mpo.supports import MinP, Nucleus, TopK
+from lightning_mpo.supports import FullVocabulary, MinP, Nucleus, TopK
 from lightning_mpo.surrogates import ClippedRatio
 from lightning_mpo.value_loss import ValueLoss
 from tests.modules.runs import Probe, Run, fit, make_objective, make_policy
@@ -84,3 +90,94 @@ def test_every_support_goes_with_every_kind_of_action(tmp_path, actions, support
     old = seen[0].old_logprobs_BT[seen[0].mask_BT]
     torch.testing.assert_close(old, seen[0].rollout.behaviour_logprobs_BT[seen[0].mask_BT], rtol=0, atol=1e-5)
     assert 0 < run.record.column("support/kept_mass")[0] < 1
+
+
+@pytest.mark.parametrize("support", [TopK(4), Nucleus(0.5, 6)], ids=["k", "p"])
+@pytest.mark.parametrize("place", ["loss", "reward"])
+def test_the_exact_divergence_is_the_sum_over_the_stored_support(tmp_path, place, support):
+    """Of policy and reference on the same support, from dense logits; two updates apart, so that it is not zero."""
+    looks = []
+
+    def look(trainer, module, batch, batch_idx):
+        experience = module.source.experience
+        scores = module.score(experience.rollout, request=module.objective.request)
+        looks.append((experience, scores.support_logits_BTK, dense(module, experience.rollout)))
+
+    kl = KLPenalty(ConstantCoefficient(0.5), "exact", place)
+    policy = make_policy()
+    run = fit(
+        tmp_path,
+        policy=policy,
+        objective=make_objective(support=support, kl=kl),
+        rollout={"max_new_tokens": 4},
+        module={"optimizer": plain(0.5)},
+        callbacks=[Probe(on_train_batch_start=look)],
+        max_steps=2,
+    )
+    experience, now_BTK, (own_BTK, reference_BTK) = looks[1]  # the second rollout, from a policy that has moved
+    rollout, mask_BT = experience.rollout, experience.rollout.response_mask_BT
+    used = mask_BT[..., None] if rollout.support_mask_BTK is None else mask_BT[..., None] & rollout.support_mask_BTK
+    used = used.expand_as(own_BTK)
+    torch.testing.assert_close(now_BTK[used], own_BTK[used], rtol=0, atol=1e-4)
+    divergence_BT = exact_on_support(own_BTK, reference_BTK, rollout.support_mask_BTK) * mask_BT
+    assert divergence_BT.max() > 1e-3
+    if place == "loss":
+        torch.testing.assert_close(experience.reference_logits_BTK[used], reference_BTK[used], rtol=0, atol=1e-4)
+        objective, denominators = run.module.objective, run.module.objective.denominators(experience)
+        scores = replace(run.module.score(rollout, request=objective.request), support_logits_BTK=now_BTK)
+        with_kl, _ = objective.loss(experience, scores, denominators)
+        kl.controller.coefficient = 0.0
+        without, _ = objective.loss(experience, scores, denominators)
+        mean = divergence_BT.sum() / mask_BT.sum()
+        torch.testing.assert_close(with_kl - without, 0.5 * mean, rtol=1e-4, atol=1e-6)
+    else:
+        raw_B = experience.rewards_B + 0.5 * divergence_BT.sum(1)
+        assert ((raw_B >= -1e-5) & (raw_B <= 1 + 1e-5)).all()  # what `Digits` gives lies in [0, 1]
+        assert not torch.allclose(raw_B, experience.rewards_B)
+
+
+def dense(module, rollout):
+    """Return the stored support's logits of policy and reference, from plain forward passes of the whole network."""
+    S, found = rollout.prompt_length, []
+    for network in (module.policy.network, module.policy.reference_network):
+        mask_BL = rollout.attention_mask_BL.long()
+        positions_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)
+        with torch.no_grad():
+            logits_BLV = network.eval()(rollout.tokens_BL, mask_BL, positions_BL).logits
+        found.append(logits_BLV[:, S - 1 : -1].gather(2, rollout.support_BTK.long()))
+    module.policy.network.train()
+    return found
+
+
+def test_the_exact_divergence_needs_a_support():
+    with pytest.raises(UserError, match="`KLPenalty.estimator: exact` sums over a support"):
+        make_objective(support=FullVocabulary(), kl=KLPenalty(ConstantCoefficient(), "exact"))
+
+
+def test_the_overlap_with_todays_choice_is_that_of_the_dense_logits(tmp_path):
+    seen = []
+
+    def look(trainer, module, outputs, batch, batch_idx):
+        if batch["last_of_rollout"]:
+            rollout = module.source.experience.rollout
+            S = rollout.prompt_length
+            mask_BL = rollout.attention_mask_BL.long()
+            with torch.no_grad():
+                logits = module.policy.network(rollout.tokens_BL, mask_BL, (mask_BL.cumsum(1) - 1).clamp(min=0)).logits
+            today = logits[:, S - 1 : -1].topk(4).indices
+            same = (today[..., :, None] == rollout.support_BTK[..., None, :]).any(-1).float().mean(-1)
+            seen.append(same[rollout.response_mask_BT].mean().item())
+
+    run = fit(
+        tmp_path,
+        objective=make_objective(support=TopK(4)),
+        rollout={"minibatches": 2, "max_new_tokens": 4},
+        module={"optimizer": plain(1.0)},
+        callbacks=[SupportOverlap(every=1, rows=100), Probe(on_train_batch_end=look)],
+        max_steps=4,
+    )
+    logged = {step: line["support/overlap"] for step, line in run.record.lines if "support/overlap" in line}
+    assert [logged[1], logged[3]] == pytest.approx(seen, abs=1e-6)  # Lightning repeats the last value in between
+    assert all(0.3 < overlap < 1 for overlap in seen)
+    with pytest.raises(UserError, match="`SupportOverlap` needs"):
+        SupportOverlap(every=0)
