@@ -3,7 +3,7 @@
     python benchmarks/study.py benchmarks/studies/mpo.yaml --jobs 2
 
 A study names tasks, cells (configurations laid over a task) and seeds. Each run is a process of its own and is done
-once its folder holds `summary.json`; what is done is not run again. Warm-ups come first, one per task and seed, so that
+once its folder holds `summary.json`; what is done is not run again. Warm-ups come first, one per task and seed (where a task has one), so that
 all cells of a seed start from the same weights and see the same prompts. The table gives means over seeds, and paired
 differences from the cell named under `against` with 95 % t-intervals. `arguments` of a cell go to the command line.
 `levels` asks for the rollouts until held-out pass@1 has reached them, of runs that validate on the way.
@@ -66,8 +66,8 @@ def run_all(study: Study, jobs: int, threads: int) -> list[str]:
     warmups: list[Callable[[], str | None]] = []
     for task in study.tasks.values():
         for seed in study.seeds:
-            checkpoint = Path(task["checkpoint"].format(seed=seed))
-            if not checkpoint.is_file():
+            checkpoint = Path(task.get("checkpoint", ".").format(seed=seed))
+            if "warmup" in task and not checkpoint.is_file():
                 command = ["-c", task["warmup"], "--seed_everything", str(seed)]
                 warmups.append(lambda c=command, p=checkpoint: _fit(c, p.parent, threads))  # type: ignore[misc]
     cells: list[Callable[[], str | None]] = []

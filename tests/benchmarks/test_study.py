@@ -59,6 +59,13 @@ def test_runs_what_is_missing_and_only_that(study, monkeypatch):
     }
 
 
+def test_a_task_may_do_without_a_warmup(study, monkeypatch):
+    asked = []
+    monkeypatch.setattr(study_tool, "_fit", lambda arguments, folder, threads: asked.append(arguments))
+    assert study_tool.run_all(replace(study, tasks={"t": {"config": "t.yaml"}}), 1, 1) == []
+    assert len(asked) == 6
+
+
 def test_a_run_that_fails_is_named_and_the_others_go_on(study, monkeypatch):
     def fit(arguments, folder, threads):
         return f"{folder}/run.log" if "seed1" in str(folder) else None
@@ -112,6 +119,8 @@ def test_every_file_of_the_studies_is_there():
     for path in (ROOT / "benchmarks" / "studies").glob("*.yaml"):
         content = yaml.safe_load(path.read_text())
         named = [cell["config"] for cell in content.get("cells", {}).values()]
-        named += [task[key] for task in content.get("tasks", {}).values() for key in ("config", "warmup")]
+        named += [
+            task[key] for task in content.get("tasks", {}).values() for key in ("config", "warmup") if key in task
+        ]
         assert all((ROOT / name).is_file() for name in named), path
         assert all((path.parent / name).resolve().is_file() for name in content.get("include", []))
