@@ -3,10 +3,10 @@
     python benchmarks/study.py benchmarks/studies/mpo.yaml --jobs 2
 
 A study names tasks, cells (configurations laid over a task) and seeds. Each run is a process of its own and is done
-once its folder holds `summary.json`; what is done is not run again. Warm-ups come first, one per task and seed (where a task has one), so that
-all cells of a seed start from the same weights and see the same prompts. The table gives means over seeds, and paired
-differences from the cell named under `against` with 95 % t-intervals. `arguments` of a cell go to the command line.
-`levels` asks for the rollouts until held-out pass@1 has reached them, of runs that validate on the way.
+once its folder holds `summary.json`; what is done is not run again. Warm-ups come first, one per task and seed (where a
+task has one), so that all cells of a seed start from the same weights and see the same prompts. The table gives means over
+seeds, and paired differences from the cell named under `against` with 95 % t-intervals. `arguments` of a cell go to the
+command line. `levels` asks for the rollouts until held-out pass@1 has reached them, of runs that validate on the way.
 """
 
 from __future__ import annotations
