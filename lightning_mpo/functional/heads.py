@@ -208,8 +208,9 @@ def support_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
     entropy_grad: bool = False,
+    return_logits: bool = False,
     chunk_size: int | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Score tokens under the softmax over a stored support.
 
         log π_P(o_t) = z_t[o_t] - log Σ_{v∈P_t} exp z_t[v]    (RLPT, masked policy; core-algorithms 2.2 [S])
@@ -227,10 +228,12 @@ def support_logprobs(
         scale: Factor on the logits, before the soft cap.
         softcap: Soft cap of the logits, above 0. None: no cap.
         entropy_grad: Whether the entropy carries a gradient.
+        return_logits: Whether to return the logits of the support as well.
         chunk_size: Tokens per chunk. None: as many as make 4 MiB of gathered rows.
 
     Returns:
-        Log-probabilities and entropies over the support in nats, each of shape ``[B, T]``.
+        Log-probabilities and entropies over the support in nats, each of shape ``[B, T]``; if asked for, also the
+        logits, temperature applied, with gradient, shape ``[B, T, K]``, 0 in slots that hold no id.
 
     Raises:
         ValueError: If shapes differ, an option is out of range, or a token to be scored is not in its support.
@@ -271,7 +274,10 @@ def support_logprobs(
     logprobs = logits.masked_fill(~slots, -torch.inf).log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs.masked_fill(~slots, 0)).sum(-1)
     chosen = logprobs.gather(-1, hits.int().argmax(-1, keepdim=True)).squeeze(-1)
-    return places.put(chosen), places.put(entropy if entropy_grad else entropy.detach())
+    results = [chosen, entropy if entropy_grad else entropy.detach()]
+    if return_logits:
+        results.append(logits.masked_fill(~slots, 0))
+    return tuple(places.put(result) for result in results)
 
 
 class _Places:

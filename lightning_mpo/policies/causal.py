@@ -249,7 +249,7 @@ class CausalPolicy(Policy):
         states = self._run(rollout, future=request.future > 0, reference=reference)
         tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
         options: dict[str, Any] = {"temperature": temperature, **self.head_options}
-        logprobs_BT, entropy_BT = tokens.logprobs(
+        logprobs_BT, entropy_BT, _ = tokens.logprobs(
             states.after_norm_RLD,
             self._network(reference).get_output_embeddings(),
             entropy_grad=request.entropy_grad,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from lightning_mpo.errors import UserError
 from lightning_mpo.functional import heads
 from lightning_mpo.functional.actions import shift_left, window
 from lightning_mpo.types import Rollout
@@ -40,31 +40,53 @@ class ResponseTokens:
         )
 
     def logprobs(
-        self, hidden_RLD: Tensor, head: Any, *, entropy: bool = True, entropy_grad: bool = False, **options: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Return log-probs and entropies under one unembedding, on the stored support if there is one. Shapes `[B, T]`.
+        self,
+        hidden_RLD: Tensor,
+        head: Any,
+        *,
+        entropy: bool = True,
+        entropy_grad: bool = False,
+        logits: bool = False,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return log-probs and entropies under one unembedding, on the stored support if there is one.
 
         Args:
             hidden_RLD: hidden states of the lines.
             head: the unembedding, with `weight` and `bias`.
             entropy: whether the entropy is wanted.
             entropy_grad: whether it carries gradient.
+            logits: whether the logits of the stored support are wanted, with gradient.
             options: `temperature`, `scale` and `softcap` of `functional.heads`.
+
+        Returns:
+            Log-probs and entropies, each `[B, T]`, and None or the logits, `[B, T, K]`, temperature applied; all 0
+            where masked, logits also in slots that hold no id.
+
+        Raises:
+            UserError: logits are asked for and no support is stored.
         """
         mask_BT = self.mask_BT
         hidden_nD = hidden_RLD.flatten(0, 1)[self.index_BT[mask_BT]]
         ids_n = self.ids_BT[mask_BT]
         options |= {"bias_V": head.bias, "entropy_grad": entropy_grad}
-        if self.support_BTK is None:
-            logprobs_n, entropy_n = heads.full_logprobs(hidden_nD, head.weight, ids_n, entropy=entropy, **options)[:2]
-        else:
+        if self.support_BTK is not None:
             slots = None if self.slots_BTK is None else self.slots_BTK[mask_BT]
             support = self.support_BTK[mask_BT]
-            logprobs_n, entropy_n = heads.support_logprobs(
-                hidden_nD, head.weight, ids_n, support, support_mask_BTK=slots, **options
-            )
-        empty_BT = torch.zeros(mask_BT.shape, dtype=logprobs_n.dtype, device=mask_BT.device)
-        return empty_BT.masked_scatter(mask_BT, logprobs_n), empty_BT.masked_scatter(mask_BT, entropy_n)
+            options |= {"support_mask_BTK": slots, "return_logits": logits}
+            scores = heads.support_logprobs(hidden_nD, head.weight, ids_n, support, **options)
+        elif logits:
+            raise UserError("logits of the support need a stored one: give `support` as `TopK`, `Nucleus` or `MinP`")
+        else:
+            scores = heads.full_logprobs(hidden_nD, head.weight, ids_n, entropy=entropy, **options)
+        logprobs_BT, entropy_BT, *more = (self._spread(values) for values in scores)
+        return logprobs_BT, entropy_BT, more[0] if more else None
+
+    def _spread(self, values_n: Tensor) -> Tensor:
+        """Put values of the scored tokens to their places, 0 elsewhere. Shape `[B, T]` or `[B, T, K]`."""
+        mask_BT, tail = self.mask_BT, values_n.shape[1:]
+        empty = values_n.new_zeros(*mask_BT.shape, *tail)
+        return empty.masked_scatter(mask_BT.view(*mask_BT.shape, *(1 for _ in tail)), values_n)
 
     def ranks(self, hidden_RLD: Tensor, head: Any) -> Tensor:
         """Count the ids that are more probable than each token. Shape `[B, T]`, 0 where masked."""

@@ -358,6 +358,29 @@ def test_support_head_gradient_is_that_of_finite_differences(form, trained):
     assert gradcheck(outputs, (hidden, weight, bias))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_come_along_if_asked_for(form):
+    hidden, weight, bias, tokens, support, mask = problem(seed=16)
+    slots = torch.ones_like(support, dtype=torch.bool)
+    slots[:, :, 0] = support[:, :, 0] == tokens
+    assert not slots.all()
+    dirty = torch.where(slots, support, 10**6)  # ids outside the vocabulary in slots that hold none
+    options = {"mask_BT": mask, "bias_V": bias, "support_mask_BTK": slots, "chunk_size": 3, **form}
+    for leaf in (hidden, weight, bias):
+        leaf.requires_grad_()
+    plain = support_logprobs(hidden, weight, tokens, dirty, **options)
+    *scores, logits = support_logprobs(hidden, weight, tokens, dirty, return_logits=True, **options)
+    assert all(torch.equal(one, other) for one, other in zip(plain, scores, strict=True))
+    counts = mask.unsqueeze(-1) & slots
+    expected = dense(hidden, weight, bias, **form).gather(-1, support) * counts
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=0)
+    upstream = torch.randn(logits.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    leaves = (hidden, weight, bias)
+    grads = torch.autograd.grad((logits * upstream).sum(), leaves)
+    for one, other in zip(grads, torch.autograd.grad((expected * upstream).sum(), leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_probabilities_sum_to_one_over_the_support():
     hidden, weight, _, _, support, _ = problem()
     total = sum(support_logprobs(hidden, weight, support[..., k], support, temperature=0.5)[0].exp() for k in range(K))
