@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_mpo.functional.supports import top_k
+
 
 class _Options(NamedTuple):
     temperature: float
@@ -118,6 +120,17 @@ def count_larger(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tenso
             raw = _raw(hidden[part].to(narrow), matrix, bias, wide)
             ranks[part] = (raw > raw.gather(1, ids[part])).sum(1)
     return ranks
+
+
+@torch.no_grad()
+def largest(hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int, chunk: int) -> Tensor:
+    """Pick the k ids [N, k] with the largest raw logits; of equal ones the lowest id first."""
+    narrow, wide = _dtypes(hidden, weight)
+    matrix, ids = weight.to(narrow), torch.empty(len(hidden), k, dtype=torch.int32, device=hidden.device)
+    with _no_autocast(hidden):
+        for part in _chunks(len(hidden), chunk):
+            ids[part] = top_k(_raw(hidden[part].to(narrow), matrix, bias, wide), k)
+    return ids
 
 
 class SupportHead(torch.autograd.Function):

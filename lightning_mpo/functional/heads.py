@@ -13,7 +13,7 @@ and weight, also under autocast; everything after them in float32 (float64 if bo
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.head_gradients import FullHead, LogitForm, SupportHead, count_larger
+from lightning_mpo.functional.head_gradients import FullHead, LogitForm, SupportHead, count_larger, largest
 from lightning_mpo.functional.shapes import check
 
 FULL_CHUNK_BYTES = 64 * 2**20
@@ -141,6 +141,47 @@ def full_ranks(
     places = _Places(tokens_BT.shape, mask_BT)
     ids = places.take_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
     return places.put(count_larger(places.take(hidden_BTD), weight_VD, bias_V, ids, chunk))
+
+
+def full_top_k(
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    k: int,
+    *,
+    mask_BT: Tensor | None = None,
+    bias_V: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Pick the k most probable ids of the whole vocabulary, by logit (highest first), then by id (lowest first).
+
+        P_t = {v : rank(v | s_t) <= k}                        (RLPT; ties as in core-algorithms 2.4)
+
+    Temperature, a positive scale and a soft cap change no rank, so they are not asked for. No gradient.
+
+    Args:
+        hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.
+        weight_VD: Rows of the unembedding, shape ``[V, D]``.
+        k: Size of the set, 1 to V.
+        mask_BT: Positions to look at, shape ``[B, T]``. The others get ids 0.
+        bias_V: Bias of the unembedding, shape ``[V]``.
+        chunk_size: Tokens per chunk. None: as many as make 64 MiB of logits.
+
+    Returns:
+        Ids, int32, shape ``[B, T, k]``.
+
+    Raises:
+        ValueError: If shapes differ or k is out of range.
+
+    >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 1.0], [0.0, 0.0], [2.0, 5.0]])
+    >>> full_top_k(hidden, weight, 2)
+    tensor([[0, 2]], dtype=torch.int32)
+    """
+    sizes = check(batch="BT", hidden_BTD=hidden_BTD, weight_VD=weight_VD, mask_BT=mask_BT, bias_V=bias_V)
+    if not 1 <= k <= sizes["V"]:
+        raise ValueError(f"`k` must be between 1 and the vocabulary size {sizes['V']}, got {k}")
+    chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
+    places = _Places(hidden_BTD.shape[:-1], mask_BT)
+    return places.put(largest(places.take(hidden_BTD), weight_VD, bias_V, k, chunk))
 
 
 def support_logits(

@@ -92,3 +92,8 @@ class ResponseTokens:
         """Count the ids that are more probable than each token. Shape `[B, T]`, 0 where masked."""
         hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
         return heads.full_ranks(hidden_BTD, head.weight, self.ids_BT, mask_BT=self.mask_BT, bias_V=head.bias)
+
+    def top_k(self, hidden_RLD: Tensor, head: Any, k: int) -> Tensor:
+        """Return the k most probable ids of the whole vocabulary. Shape `[B, T, k]`, int32, 0 where masked."""
+        hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
+        return heads.full_top_k(hidden_BTD, head.weight, k, mask_BT=self.mask_BT, bias_V=head.bias)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_mpo.functional.heads import full_logprobs, support_logits, support_logprobs
+from lightning_mpo.functional.heads import full_logprobs, full_top_k, support_logits, support_logprobs
 
 B, T, V, D, K = 2, 4, 11, 5, 3
 FORMS = [
@@ -487,6 +487,33 @@ def test_tokens_outside_their_support_are_counted():
     mask[0, :2] = False
     logprobs, _ = support_logprobs(hidden, weight, tokens, support, support_mask_BTK=slots, mask_BT=mask)
     assert (logprobs[mask] < 0).all()
+
+
+# ---- the current top k ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 4, V])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_the_full_top_k_is_a_sort_by_value_and_id(k, chunk_size):
+    hidden, weight, bias, _, _, mask = problem(seed=14)
+    hidden, weight, bias = (x.round() for x in (hidden, weight, bias))  # many equal logits
+    hidden = torch.where(mask.unsqueeze(-1), hidden, torch.nan)
+    ids = full_top_k(hidden, weight, k, mask_BT=mask, bias_V=bias, chunk_size=chunk_size)
+    assert ids.dtype == torch.int32
+    assert (ids[~mask] == 0).all()
+    for b, t in mask.nonzero().tolist():
+        z = loop_logits(hidden[b, t], weight, bias)
+        assert ids[b, t].tolist() == sorted(range(V), key=lambda v: (-z[v], v))[:k]
+
+
+def test_the_full_top_k_holds_no_more_than_a_chunk_of_logits():
+    hidden, weight, _, _, _, _ = problem(dtype=torch.float32, lead=(64,), v=900, d=4)
+    with Allocations(hidden, weight) as record:
+        full_top_k(hidden, weight, 3, chunk_size=4)
+    assert record.sizes()[0] == 4 * 900
+    for k in (0, 901):
+        with pytest.raises(ValueError, match=f"`k` must be between 1 and the vocabulary size 900, got {k}"):
+            full_top_k(hidden, weight, k)
 
 
 # ---- messages --------------------------------------------------------------------------------------------------------

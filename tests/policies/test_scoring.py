@@ -51,3 +51,10 @@ def test_logits_need_a_stored_support():
     assert tokens.logprobs(hidden, head)[2] is None
     with pytest.raises(UserError, match="logits of the support need a stored one: give `support` as `TopK`"):
         tokens.logprobs(hidden, head, logits=True)
+
+
+def test_top_k_is_that_of_the_full_head():
+    tokens, hidden, head = scene(support=5)
+    ids = tokens.top_k(hidden, head, 4)
+    table = head(hidden.flatten(0, 1)[tokens.index_BT])
+    assert torch.equal(ids.long(), table.topk(4).indices * tokens.mask_BT[..., None])
