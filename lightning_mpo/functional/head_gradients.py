@@ -124,10 +124,9 @@ def count_larger(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tenso
 
 @torch.no_grad()
 def largest(hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int, chunk: int) -> Tensor:
-    """Return the ids [N, k] of the largest raw logits, the largest first."""
+    """Pick the k ids [N, k] with the largest raw logits; of equal ones the lowest id first."""
     narrow, wide = _dtypes(hidden, weight)
-    matrix = weight.to(narrow)
-    ids = torch.empty(len(hidden), k, dtype=torch.int32, device=hidden.device)
+    matrix, ids = weight.to(narrow), torch.empty(len(hidden), k, dtype=torch.int32, device=hidden.device)
     with _no_autocast(hidden):
         for part in _chunks(len(hidden), chunk):
             ids[part] = top_k(_raw(hidden[part].to(narrow), matrix, bias, wide), k)

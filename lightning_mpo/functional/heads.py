@@ -152,15 +152,17 @@ def full_top_k(
     bias_V: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Find the ids of the k largest logits, by value (highest first), then by id (lowest first).
+    """Pick the k most probable ids of the whole vocabulary, by logit (highest first), then by id (lowest first).
+
+        P_t = {v : rank(v | s_t) <= k}                        (RLPT; ties as in core-algorithms 2.4)
 
     Temperature, a positive scale and a soft cap change no rank, so they are not asked for. No gradient.
 
     Args:
         hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.
         weight_VD: Rows of the unembedding, shape ``[V, D]``.
-        k: How many, 1 to V.
-        mask_BT: Positions to rank, shape ``[B, T]``. The others get 0.
+        k: Size of the set, 1 to V.
+        mask_BT: Positions to look at, shape ``[B, T]``. The others get ids 0.
         bias_V: Bias of the unembedding, shape ``[V]``.
         chunk_size: Tokens per chunk. None: as many as make 64 MiB of logits.
 
@@ -168,13 +170,15 @@ def full_top_k(
         Ids, int32, shape ``[B, T, k]``.
 
     Raises:
-        ValueError: If shapes differ, or k is out of range.
+        ValueError: If shapes differ or k is out of range.
 
-    >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 5.0]])
+    >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 1.0], [0.0, 0.0], [2.0, 5.0]])
     >>> full_top_k(hidden, weight, 2)
-    tensor([[2, 1]], dtype=torch.int32)
+    tensor([[0, 2]], dtype=torch.int32)
     """
     sizes = check(batch="BT", hidden_BTD=hidden_BTD, weight_VD=weight_VD, mask_BT=mask_BT, bias_V=bias_V)
+    if not 1 <= k <= sizes["V"]:
+        raise ValueError(f"`k` must be between 1 and the vocabulary size {sizes['V']}, got {k}")
     chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
     places = _Places(hidden_BTD.shape[:-1], mask_BT)
     return places.put(largest(places.take(hidden_BTD), weight_VD, bias_V, k, chunk))
@@ -265,12 +269,12 @@ def support_logprobs(
         scale: Factor on the logits, before the soft cap.
         softcap: Soft cap of the logits, above 0. None: no cap.
         entropy_grad: Whether the entropy carries a gradient.
-        return_logits: Whether the logits are wanted, for sums over the support.
+        return_logits: Whether to return the logits of the support as well.
         chunk_size: Tokens per chunk. None: as many as make 4 MiB of gathered rows.
 
     Returns:
-        Log-probabilities and entropies over the support in nats, each of shape ``[B, T]``; with `return_logits` also
-        the logits, shape ``[B, T, K]``, 0 in empty slots.
+        Log-probabilities and entropies over the support in nats, each of shape ``[B, T]``; if asked for, also the
+        logits, temperature applied, with gradient, shape ``[B, T, K]``, 0 in slots that hold no id.
 
     Raises:
         ValueError: If shapes differ, an option is out of range, or a token to be scored is not in its support.
@@ -311,8 +315,10 @@ def support_logprobs(
     logprobs = logits.masked_fill(~slots, -torch.inf).log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs.masked_fill(~slots, 0)).sum(-1)
     chosen = logprobs.gather(-1, hits.int().argmax(-1, keepdim=True)).squeeze(-1)
-    scores = places.put(chosen), places.put(entropy if entropy_grad else entropy.detach())
-    return (*scores, places.put(logits.masked_fill(~slots, 0))) if return_logits else scores
+    results = [chosen, entropy if entropy_grad else entropy.detach()]
+    if return_logits:
+        results.append(logits.masked_fill(~slots, 0))
+    return tuple(places.put(result) for result in results)
 
 
 class _Places:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
+from lightning_mpo.errors import UserError
 from lightning_mpo.functional import heads
 from lightning_mpo.functional.actions import shift_left, window
 from lightning_mpo.types import Rollout
-
-
-class TokenLogprobs(NamedTuple):
-    """What a head says of response tokens, 0 where masked."""
-
-    logprobs_BT: Tensor  # nats
-    entropy_BT: Tensor  # nats
-    support_logits_BTK: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class ResponseTokens:
         entropy_grad: bool = False,
         logits: bool = False,
         **options: Any,
-    ) -> TokenLogprobs:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return log-probs and entropies under one unembedding, on the stored support if there is one.
 
         Args:
@@ -63,22 +56,37 @@ class ResponseTokens:
             head: the unembedding, with `weight` and `bias`.
             entropy: whether the entropy is wanted.
             entropy_grad: whether it carries gradient.
-            logits: whether all logits of the stored support are wanted.
+            logits: whether the logits of the stored support are wanted, with gradient.
             options: `temperature`, `scale` and `softcap` of `functional.heads`.
+
+        Returns:
+            Log-probs and entropies, each `[B, T]`, and None or the logits, `[B, T, K]`, temperature applied; all 0
+            where masked, logits also in slots that hold no id.
+
+        Raises:
+            UserError: logits are asked for and no support is stored.
         """
         mask_BT = self.mask_BT
         hidden_nD = hidden_RLD.flatten(0, 1)[self.index_BT[mask_BT]]
         ids_n = self.ids_BT[mask_BT]
         options |= {"bias_V": head.bias, "entropy_grad": entropy_grad}
-        if self.support_BTK is None:
-            scores = heads.full_logprobs(hidden_nD, head.weight, ids_n, entropy=entropy, **options)[:2]
-        else:
+        if self.support_BTK is not None:
             slots = None if self.slots_BTK is None else self.slots_BTK[mask_BT]
             support = self.support_BTK[mask_BT]
-            scores = heads.support_logprobs(
-                hidden_nD, head.weight, ids_n, support, support_mask_BTK=slots, return_logits=logits, **options
-            )
-        return TokenLogprobs(*(_put(values, mask_BT) for values in scores))
+            options |= {"support_mask_BTK": slots, "return_logits": logits}
+            scores = heads.support_logprobs(hidden_nD, head.weight, ids_n, support, **options)
+        elif logits:
+            raise UserError("logits of the support need a stored one: give `support` as `TopK`, `Nucleus` or `MinP`")
+        else:
+            scores = heads.full_logprobs(hidden_nD, head.weight, ids_n, entropy=entropy, **options)
+        logprobs_BT, entropy_BT, *more = (self._spread(values) for values in scores)
+        return logprobs_BT, entropy_BT, more[0] if more else None
+
+    def _spread(self, values_n: Tensor) -> Tensor:
+        """Put values of the scored tokens to their places, 0 elsewhere. Shape `[B, T]` or `[B, T, K]`."""
+        mask_BT, tail = self.mask_BT, values_n.shape[1:]
+        empty = values_n.new_zeros(*mask_BT.shape, *tail)
+        return empty.masked_scatter(mask_BT.view(*mask_BT.shape, *(1 for _ in tail)), values_n)
 
     def ranks(self, hidden_RLD: Tensor, head: Any) -> Tensor:
         """Count the ids that are more probable than each token. Shape `[B, T]`, 0 where masked."""
@@ -86,13 +94,6 @@ class ResponseTokens:
         return heads.full_ranks(hidden_BTD, head.weight, self.ids_BT, mask_BT=self.mask_BT, bias_V=head.bias)
 
     def top_k(self, hidden_RLD: Tensor, head: Any, k: int) -> Tensor:
-        """Return the ids of the k largest logits where each token stands. int32 `[B, T, k]`, 0 where masked."""
+        """Return the k most probable ids of the whole vocabulary. Shape `[B, T, k]`, int32, 0 where masked."""
         hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
         return heads.full_top_k(hidden_BTD, head.weight, k, mask_BT=self.mask_BT, bias_V=head.bias)
-
-
-def _put(values_n: Tensor, mask_BT: Tensor) -> Tensor:
-    """Put values of the masked positions to their places."""
-    empty = values_n.new_zeros(*mask_BT.shape, *values_n.shape[1:])
-    places = mask_BT.view(*mask_BT.shape, *[1] * (values_n.ndim - 1)).expand_as(empty)
-    return empty.masked_scatter(places, values_n)

@@ -358,6 +358,29 @@ def test_support_head_gradient_is_that_of_finite_differences(form, trained):
     assert gradcheck(outputs, (hidden, weight, bias))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_come_along_if_asked_for(form):
+    hidden, weight, bias, tokens, support, mask = problem(seed=16)
+    slots = torch.ones_like(support, dtype=torch.bool)
+    slots[:, :, 0] = support[:, :, 0] == tokens
+    assert not slots.all()
+    dirty = torch.where(slots, support, 10**6)  # ids outside the vocabulary in slots that hold none
+    options = {"mask_BT": mask, "bias_V": bias, "support_mask_BTK": slots, "chunk_size": 3, **form}
+    for leaf in (hidden, weight, bias):
+        leaf.requires_grad_()
+    plain = support_logprobs(hidden, weight, tokens, dirty, **options)
+    *scores, logits = support_logprobs(hidden, weight, tokens, dirty, return_logits=True, **options)
+    assert all(torch.equal(one, other) for one, other in zip(plain, scores, strict=True))
+    counts = mask.unsqueeze(-1) & slots
+    expected = dense(hidden, weight, bias, **form).gather(-1, support) * counts
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=0)
+    upstream = torch.randn(logits.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    leaves = (hidden, weight, bias)
+    grads = torch.autograd.grad((logits * upstream).sum(), leaves)
+    for one, other in zip(grads, torch.autograd.grad((expected * upstream).sum(), leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_probabilities_sum_to_one_over_the_support():
     hidden, weight, _, _, support, _ = problem()
     total = sum(support_logprobs(hidden, weight, support[..., k], support, temperature=0.5)[0].exp() for k in range(K))
@@ -379,43 +402,6 @@ def test_a_support_of_everything_is_the_full_softmax():
         results.append((logprobs.detach(), entropy.detach(), leaf.grad))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-
-
-def test_logits_come_with_the_logprobs_if_asked():
-    hidden, weight, bias, tokens, support, mask = problem(seed=7)
-    slots = torch.ones_like(support, dtype=torch.bool)
-    slots[0, :, 0] = support[0, :, 0] == tokens[0]
-    options = {"mask_BT": mask, "bias_V": bias, "temperature": 0.7, "softcap": 3.0}
-    leaf = hidden.clone().requires_grad_()
-    *scores, logits = support_logprobs(
-        leaf, weight, tokens, support, support_mask_BTK=slots, return_logits=True, **options
-    )
-    plain = support_logprobs(hidden, weight, tokens, support, support_mask_BTK=slots, **options)
-    expected = support_logits(hidden, weight, support, **options)
-    assert torch.equal(scores[0], plain[0])
-    assert torch.equal(logits, expected.masked_fill(~(slots & mask.unsqueeze(-1)), 0))
-    (one,) = torch.autograd.grad(logits.sin().sum(), leaf)
-    (other,) = torch.autograd.grad(
-        support_logits(leaf, weight, support, **options).masked_fill(~slots, 0).sin().sum(), leaf
-    )
-    torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("k", [1, 4, 23])
-def test_the_largest_logits_are_those_of_a_plain_sort(k):
-    hidden, weight, bias, _, _, mask = problem(seed=3)
-    weight[5] = weight[2]
-    bias[5] = bias[2]  # a tie everywhere
-    k = min(k, len(weight))
-    ids = full_top_k(hidden, weight, k, mask_BT=mask, bias_V=bias, chunk_size=2)
-    assert ids.dtype == torch.int32
-    raw = hidden @ weight.T + bias
-    for b, t in mask.nonzero().tolist():
-        row = raw[b, t].tolist()
-        found = ids[b, t].tolist()
-        assert [row[v] for v in found] == pytest.approx(sorted(row, reverse=True)[:k])
-        assert 5 not in found or found.index(2) == found.index(5) - 1
-    assert not ids[~mask].any()
 
 
 def test_gather_form_equals_the_dense_masked_form():
@@ -501,6 +487,33 @@ def test_tokens_outside_their_support_are_counted():
     mask[0, :2] = False
     logprobs, _ = support_logprobs(hidden, weight, tokens, support, support_mask_BTK=slots, mask_BT=mask)
     assert (logprobs[mask] < 0).all()
+
+
+# ---- the current top k ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 4, V])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_the_full_top_k_is_a_sort_by_value_and_id(k, chunk_size):
+    hidden, weight, bias, _, _, mask = problem(seed=14)
+    hidden, weight, bias = (x.round() for x in (hidden, weight, bias))  # many equal logits
+    hidden = torch.where(mask.unsqueeze(-1), hidden, torch.nan)
+    ids = full_top_k(hidden, weight, k, mask_BT=mask, bias_V=bias, chunk_size=chunk_size)
+    assert ids.dtype == torch.int32
+    assert (ids[~mask] == 0).all()
+    for b, t in mask.nonzero().tolist():
+        z = loop_logits(hidden[b, t], weight, bias)
+        assert ids[b, t].tolist() == sorted(range(V), key=lambda v: (-z[v], v))[:k]
+
+
+def test_the_full_top_k_holds_no_more_than_a_chunk_of_logits():
+    hidden, weight, _, _, _, _ = problem(dtype=torch.float32, lead=(64,), v=900, d=4)
+    with Allocations(hidden, weight) as record:
+        full_top_k(hidden, weight, 3, chunk_size=4)
+    assert record.sizes()[0] == 4 * 900
+    for k in (0, 901):
+        with pytest.raises(ValueError, match=f"`k` must be between 1 and the vocabulary size 900, got {k}"):
+            full_top_k(hidden, weight, k)
 
 
 # ---- messages --------------------------------------------------------------------------------------------------------
