@@ -17,6 +17,7 @@ from lightning_mpo.objective import ScoreRequest, TokenScores
 from lightning_mpo.policies import pretrained
 from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.checkpoints import read_policy
+from lightning_mpo.policies.logits import check_logits, logit_options
 from lightning_mpo.policies.lora import Lora, add_adapters
 from lightning_mpo.policies.mtp import MTPHeads
 from lightning_mpo.policies.packing import lay_out
@@ -152,6 +153,8 @@ class CausalPolicy(Policy):
             self._take_checkpoint(read_policy(self.checkpoint)["state_dict"])
             if self.critic is not None and "critic" in self.cold_parts:
                 self.critic.build(network.get_decoder())  # from the trunk that the checkpoint brought
+        with rollout_mode(network):
+            check_logits(network, self.logits)
         if reference and self.lora is None:
             self.reference_network = copy.deepcopy(network).requires_grad_(False).eval()
         if self.gradient_checkpointing:
@@ -199,10 +202,8 @@ class CausalPolicy(Policy):
 
     @property
     def head_options(self) -> dict[str, Any]:
-        """The family's own scaling of logits: Granite and Cohere scale, Gemma soft-caps."""
-        config = self.config.get_text_config()
-        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-        return {"scale": scale, "softcap": getattr(config, "final_logit_softcapping", None)}
+        """The family's own factor on logits, and its soft cap."""
+        return logit_options(self.config.get_text_config())
 
     def logits(self, hidden_BD: Tensor, reference: bool = False) -> Tensor:
         """Return float32 logits of the next token, for sampling. Shape `[B, V]`."""

@@ -133,27 +133,6 @@ def test_sharing_is_for_plain_attention_only(tiny_policy):
     assert not tiny_policy(prepare=eager)._can_share
 
 
-def test_a_head_that_scales_and_caps_is_scored_as_it_samples(tiny_policy):
-    """Granite divides logits, Gemma caps them: `logits` (sampling) and `score` (training) must agree."""
-
-    def prepare(policy):
-        policy.config.logits_scaling, policy.config.final_logit_softcapping = 2.0, 3.0
-
-    policy = tiny_policy(prepare=prepare)
-    assert policy.head_options == {"scale": 0.5, "softcap": 3.0}
-    rollout = make_rollout(PROMPTS, RESPONSES)
-    mask = rollout.response_mask_BT
-    with torch.no_grad():
-        scores = policy.score(rollout, mask, temperature=0.7)
-        row = torch.cat([rollout.tokens_BL[0, :9][rollout.attention_mask_BL[0, :9]], rollout.responses_BT[0, :5]])
-        hidden = policy.decoder()(input_ids=row[None]).last_hidden_state[0]
-        plain = policy.network.lm_head(hidden)
-        expected = ((3.0 * (plain / 2 / 3.0).tanh()) / 0.7).log_softmax(-1)[5:10].gather(1, row[6:, None])[:, 0]
-        sampled = (policy.logits(hidden) / 0.7).log_softmax(-1)[5:10].gather(1, row[6:, None])[:, 0]
-    torch.testing.assert_close(scores.logprobs_BT[0, :5], expected, rtol=0, atol=1e-4)
-    torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-4)
-
-
 # --- reference and LoRA ---------------------------------------------------------------------------------------------
 
 
