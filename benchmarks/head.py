@@ -95,7 +95,7 @@ def cells(options: argparse.Namespace, first: bool) -> list[Cell]:
     found = []
     for D in options.widths:
         for V in options.vocabularies:
-            for variant in VARIANTS if first else VARIANTS[:1]:
+            for variant in [v for v in options.variants if first or v == "support"]:
                 repeats = options.repeats if variant == "support" else min(options.repeats, 2)
                 sizes = options.sizes if variant == "support" else options.sizes[:1]
                 found += [shared | {"variant": variant, "V": V, "K": K, "D": D, "repeats": repeats} for K in sizes]
@@ -181,7 +181,8 @@ def draw(rows: list[Cell], path: Path) -> None:
     for axes, unit, label in zip(panels, ("s", "MB"), ("forward + backward, s", "peak memory, MB"), strict=True):
         for variant in VARIANTS:
             points = [(row["V"], row[f"{variant} {unit}"]) for row in chosen if row[f"{variant} {unit}"] is not None]
-            axes.plot(*zip(*points, strict=True), "o-", label=NAMES[variant])
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", label=NAMES[variant])
         axes.set(xlabel="vocabulary V", ylabel=label, yscale="log", title=f"T = {TOKENS}, D = {D}, K = {K}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -194,6 +195,7 @@ def main() -> None:
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, help="V")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="K, of the support")
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="D, of the hidden states")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="only these")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="T")
     parser.add_argument("--repeats", type=int, default=7, help="runs of a process; full heads take two at most")
     parser.add_argument("--rounds", type=int, default=4, help="processes of the support head, in alternation")

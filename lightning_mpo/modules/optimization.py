@@ -78,6 +78,8 @@ class PolicyOptimization(L.LightningModule):
             )
         self.policy.check(self.objective.request)
         self.objective.support.check(self.policy.vocabulary)
+        if getattr(self.objective.support, "k", 0) == self.policy.vocabulary:
+            rank_zero_warn(f"`TopK.k` is the whole vocabulary of {self.policy.vocabulary} tokens: nothing is left out")
         if self.objective.actions.needs_texts:
             self.objective.actions.check(self.policy.token_texts)
         connect = getattr(self.trainer.datamodule, "connect", None)  # type: ignore[attr-defined]

@@ -104,7 +104,11 @@ class CausalPolicy(Policy):
         if request.future > offsets:
             raise UserError(
                 f"blocks of {request.future + 1} tokens with `source: mtp` need {request.future} future offsets, but "
-                + (f"`policy.mtp` has {offsets}" if offsets else "the policy has none; give `policy.mtp`")
+                + (
+                    f"`policy.mtp` has {offsets}"
+                    if offsets
+                    else "the policy has none; give `policy.mtp` (-c configs/model/mtp.yaml)"
+                )
             )
         if request.values and self.critic is None:
             raise UserError(
