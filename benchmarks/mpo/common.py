@@ -219,14 +219,24 @@ def spread(weights_N: Sequence[float]) -> float:
 
 def report(rows: Sequence[Row], folder: str | Path, name: str) -> None:
     """Print a table as Markdown and write it as CSV."""
+    print_table(rows)
+    write_csv(rows, folder, name)
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print a table as Markdown."""
     columns = list(rows[0])
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for row in rows:
         print("| " + " | ".join(_cell(row[column]) for column in columns) + " |")
+
+
+def write_csv(rows: Sequence[Row], folder: str | Path, name: str) -> None:
+    """Write a table as CSV."""
     path = Path(folder) / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     print(f"\nwrote {path}")
