@@ -6,7 +6,8 @@ only those rows of the weight, so that its cost does not grow with V. Both descr
 
     z = cap(scale · (h W + b)) / temperature,   cap(x) = softcap · tanh(x / softcap)     (Gemma 2, arXiv:2408.00118)
 
-and both have a hand-written gradient (``head_gradients.py``). Matrix products run in the narrower dtype of hidden state
+and both have a hand-written gradient (``head_gradients.py``). Of a weight that is sharded over processes (FSDP2) the support
+head fetches the rows it needs, the full head the whole matrix. Matrix products run in the narrower dtype of hidden state
 and weight, also under autocast; everything after them in float32 (float64 if both are float64).
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lightning_mpo.functional.head_gradients import FullHead, LogitForm, SupportHead, count_larger, largest
 from lightning_mpo.functional.shapes import check
+from lightning_mpo.functional.sharded_rows import gather_rows, sharded, whole
 
 FULL_CHUNK_BYTES = 64 * 2**20
 """Default size of one chunk of float32 logits."""
@@ -88,8 +90,8 @@ def full_logprobs(
     learning = torch.is_grad_enabled()
     logprobs, entropies = FullHead.apply(
         places.take(hidden_BTD),
-        weight_VD,
-        bias_V,
+        whole(weight_VD),
+        whole(bias_V),
         ids,
         form,
         chunk,
@@ -140,7 +142,7 @@ def full_ranks(
     chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
     places = _Places(tokens_BT.shape, mask_BT)
     ids = places.take_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
-    return places.put(count_larger(places.take(hidden_BTD), weight_VD, bias_V, ids, chunk))
+    return places.put(count_larger(places.take(hidden_BTD), whole(weight_VD), whole(bias_V), ids, chunk))
 
 
 def full_top_k(
@@ -181,7 +183,7 @@ def full_top_k(
         raise ValueError(f"`k` must be between 1 and the vocabulary size {sizes['V']}, got {k}")
     chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
     places = _Places(hidden_BTD.shape[:-1], mask_BT)
-    return places.put(largest(places.take(hidden_BTD), weight_VD, bias_V, k, chunk))
+    return places.put(largest(places.take(hidden_BTD), whole(weight_VD), whole(bias_V), k, chunk))
 
 
 def support_logits(
@@ -233,6 +235,7 @@ def support_logits(
     chunk = _chunk_size(chunk_size, SUPPORT_CHUNK_BYTES, sizes["K"] * sizes["D"] * weight_VD.element_size())
     places = _Places(support_BTK.shape[:-1], mask_BT)
     ids = places.take_ids("support_BTK", support_BTK, sizes["V"])
+    weight_VD, bias_V, ids = _needed_rows(weight_VD, bias_V, ids)
     return places.put(SupportHead.apply(places.take(hidden_BTD), weight_VD, bias_V, ids, form, chunk))
 
 
@@ -319,6 +322,16 @@ def support_logprobs(
     if return_logits:
         results.append(logits.masked_fill(~slots, 0))
     return tuple(places.put(result) for result in results)
+
+
+def _needed_rows(weight: Tensor, bias: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Fetch the distinct rows that a sharded weight has to give; return them with the ids that they have there."""
+    if not sharded(weight):
+        return weight, bias, ids
+    needed, places = ids.unique(return_inverse=True)
+    if bias is not None:
+        bias = gather_rows(bias, needed) if sharded(bias) else bias[needed]
+    return gather_rows(weight, needed), bias, places
 
 
 class _Places:
