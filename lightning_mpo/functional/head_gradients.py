@@ -38,7 +38,13 @@ class LogitForm(_Options):
         return super().__new__(cls, temperature, scale, softcap)
 
     def logits(self, raw: Tensor) -> Tensor:
-        """Return the logits; may work in place."""
+        """Return the logits, by operations that autograd knows."""
+        if self.softcap is not None:
+            return (raw * (self.scale / self.softcap)).tanh() * (self.softcap / self.temperature)
+        return raw if self.scale == self.temperature else raw * (self.scale / self.temperature)
+
+    def logits_(self, raw: Tensor) -> Tensor:
+        """Return the logits, in the memory of the raw ones."""
         if self.softcap is not None:
             return raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
         return raw if self.scale == self.temperature else raw.mul_(self.scale / self.temperature)
@@ -51,6 +57,25 @@ class LogitForm(_Options):
         return constant * (1 - (logits * (self.temperature / self.softcap)).square_())
 
 
+class RawLogits:
+    """h Wᵀ + b, and u Bᵀ of a low-rank adapter on top, for one chunk of tokens at a time."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, inner: Tensor | None, up: Tensor | None
+    ) -> None:
+        self.narrow, self.wide = _dtypes(hidden, weight)
+        self.hidden, self.matrix, self.bias = hidden, weight.to(self.narrow), bias
+        self.inner, self.up = inner, up
+
+    def __call__(self, part: slice) -> Tensor:
+        raw = (self.hidden[part].to(self.narrow) @ self.matrix.T).to(self.wide)
+        if self.bias is not None:
+            raw.add_(self.bias)
+        if self.inner is not None and self.up is not None:
+            raw.add_(self.inner[part] @ self.up.T)
+        return raw
+
+
 class FullHead(torch.autograd.Function):
     """Log-probabilities [N, J] of ids and the entropy [N] of the full softmax."""
 
@@ -60,6 +85,8 @@ class FullHead(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        inner: Tensor | None,
+        up: Tensor | None,
         ids: Tensor,
         form: LogitForm,
         chunk: int,
@@ -68,17 +95,16 @@ class FullHead(torch.autograd.Function):
         entropy_wanted: bool,
     ) -> tuple[Tensor, Tensor]:
         """Scan the tokens; keep the mean rows if that saves the backward pass the logits."""
-        need_hidden, *need_head = ctx.needs_input_grad[:3]
+        need_hidden, *need_head = ctx.needs_input_grad[:5]
         ctx.form, ctx.chunk, ctx.trained, ctx.entropy_grad = form, chunk, any(need_head), entropy_grad
         rows = 1 + entropy_grad if learning and need_hidden and not ctx.trained else 0
-        narrow, wide = _dtypes(hidden, weight)
-        matrix = weight.to(narrow)
-        logprobs, entropy = ids.new_empty(ids.shape, dtype=wide), ids.new_zeros(len(ids), dtype=wide)
+        raw = RawLogits(hidden, weight, bias, inner, up)
+        logprobs, entropy = ids.new_empty(ids.shape, dtype=raw.wide), ids.new_zeros(len(ids), dtype=raw.wide)
         slopes = torch.full_like(logprobs, form.scale / form.temperature)
-        means = matrix.new_empty(rows, *hidden.shape)
+        means = raw.matrix.new_empty(rows, *hidden.shape)
         with _no_autocast(hidden):
             for part in _chunks(len(ids), chunk):
-                logits = form.logits(_raw(hidden[part].to(narrow), matrix, bias, wide))
+                logits = form.logits_(raw(part))
                 logp = logits.log_softmax(-1)
                 logprobs[part] = logp.gather(-1, ids[part])
                 if not (rows or entropy_wanted):
@@ -93,12 +119,12 @@ class FullHead(torch.autograd.Function):
                     slopes[part] = slope.gather(-1, ids[part])
                 if rows == 2:
                     surprise = logp.add_(entropy[part].unsqueeze(-1)).mul_(p).mul_(slope)
-                    means[1, part] = surprise.to(narrow) @ matrix
-                means[0, part] = p.mul_(slope).to(narrow) @ matrix
+                    means[1, part] = surprise.to(raw.narrow) @ raw.matrix
+                means[0, part] = p.mul_(slope).to(raw.narrow) @ raw.matrix
         if not entropy_grad:
             ctx.mark_non_differentiable(entropy)
         kept = hidden if ctx.trained else hidden.new_empty(0)
-        ctx.save_for_backward(kept, weight, bias, ids, entropy, slopes, means)
+        ctx.save_for_backward(kept, weight, bias, inner, up, ids, entropy, slopes, means)
         return logprobs, entropy
 
     @staticmethod
@@ -111,55 +137,52 @@ class FullHead(torch.autograd.Function):
 
 
 @torch.no_grad()
-def count_larger(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, chunk: int) -> Tensor:
+def count_larger(raw: RawLogits, ids: Tensor, chunk: int) -> Tensor:
     """Count the ids [N] whose raw logit is larger than that of `ids` [N, 1]."""
-    narrow, wide = _dtypes(hidden, weight)
-    matrix, ranks = weight.to(narrow), ids.new_empty(len(ids))
-    with _no_autocast(hidden):
+    ranks = ids.new_empty(len(ids))
+    with _no_autocast(ids):
         for part in _chunks(len(ids), chunk):
-            raw = _raw(hidden[part].to(narrow), matrix, bias, wide)
-            ranks[part] = (raw > raw.gather(1, ids[part])).sum(1)
+            logits = raw(part)
+            ranks[part] = (logits > logits.gather(1, ids[part])).sum(1)
     return ranks
 
 
 @torch.no_grad()
-def largest(hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int, chunk: int) -> Tensor:
+def largest(raw: RawLogits, k: int, chunk: int) -> Tensor:
     """Pick the k ids [N, k] with the largest raw logits; of equal ones the lowest id first."""
-    narrow, wide = _dtypes(hidden, weight)
-    matrix, ids = weight.to(narrow), torch.empty(len(hidden), k, dtype=torch.int32, device=hidden.device)
-    with _no_autocast(hidden):
-        for part in _chunks(len(hidden), chunk):
-            ids[part] = top_k(_raw(hidden[part].to(narrow), matrix, bias, wide), k)
+    ids = torch.empty(len(raw.hidden), k, dtype=torch.int32, device=raw.hidden.device)
+    with _no_autocast(ids):
+        for part in _chunks(len(ids), chunk):
+            ids[part] = top_k(raw(part), k)
     return ids
 
 
-class SupportHead(torch.autograd.Function):
-    """Logits [N, K] of the ids of a support; only their rows of the weight are read."""
+class RowProducts(torch.autograd.Function):
+    """Products [N, K] of a vector per token [N, D] with the rows of a matrix [V, D] that its ids name; no other is read.
+
+    out_k = h W[id_k];   dh = Σ_k g_k W[id_k],   dW[v] = Σ_{id_k = v} g_k h
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, form: LogitForm, chunk: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, chunk: int) -> Tensor:
         """Gather rows and multiply, chunk by chunk."""
         narrow, wide = _dtypes(hidden, weight)
-        logits = ids.new_empty(ids.shape, dtype=wide)
+        products = ids.new_empty(ids.shape, dtype=wide)
         with _no_autocast(hidden):
             for part in _chunks(len(ids), chunk):
                 column = hidden[part].to(narrow).unsqueeze(-1)
-                raw = torch.bmm(_rows(weight, ids[part], narrow), column).squeeze(-1).to(wide)
-                logits[part] = form.logits(raw if bias is None else raw.add_(bias[ids[part]]))
-        ctx.form, ctx.chunk = form, chunk
-        ctx.save_for_backward(hidden, weight, bias, ids, logits)
-        return logits
+                products[part] = torch.bmm(_rows(weight, ids[part], narrow), column).squeeze(-1).to(wide)
+        ctx.chunk = chunk
+        ctx.save_for_backward(hidden, weight, ids)
+        return products
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
-        """Gather the rows again; add to the rows of one gradient if the weight is trained."""
-        hidden, weight, bias, ids, logits = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad = grad_logits * ctx.form.slope(logits)
-        grad_hidden = grad_weight = grad_bias = None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gather the rows again; add to the rows of one gradient if the matrix is trained."""
+        hidden, weight, ids = ctx.saved_tensors
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        grad_hidden = grad_weight = None
         with _no_autocast(grad):
             if need_hidden:
                 grad_hidden = _weighted_rows(grad, weight, ids, ctx.chunk, _dtypes(hidden, weight)[0]).to(hidden.dtype)
@@ -169,33 +192,26 @@ class SupportHead(torch.autograd.Function):
                     outer = grad[part].unsqueeze(-1) * hidden[part].to(grad.dtype).unsqueeze(1)
                     grad_weight.index_add_(0, ids[part].flatten(), outer.flatten(0, 1))
                 grad_weight = grad_weight.to(weight.dtype)
-            if need_bias:
-                grad_bias = torch.zeros_like(bias, dtype=grad.dtype).index_add_(0, ids.flatten(), grad.flatten())
-                grad_bias = grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, None, None
 
 
-def _combine(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor, None, None]:
+def _combine(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradient of the hidden states from saved rows: Σ_j g_j z'_j W_j - (Σ_j g_j) m + g_H e."""
-    hidden, weight, _, ids, _, slopes, means = ctx.saved_tensors
+    hidden, weight, *_, ids, _, slopes, means = ctx.saved_tensors
     grad = _weighted_rows(grad_logprobs * slopes, weight, ids, ctx.chunk, means.dtype)
     grad = grad - grad_logprobs.sum(-1, keepdim=True) * means[0]
     if len(means) == 2:
         grad = grad - grad_entropy.unsqueeze(-1) * means[1]
-    return grad.to(hidden.dtype), None, None
+    return grad.to(hidden.dtype), None, None, None, None
 
 
 def _relive(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
     """Return all gradients from logits that are computed again, chunk by chunk."""
-    hidden, weight, bias, ids, entropy, _, _ = ctx.saved_tensors
-    need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-    narrow, wide = _dtypes(hidden, weight)
-    matrix = weight.to(narrow)
-    grad_hidden = torch.empty_like(hidden) if need_hidden else None
-    grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
-    grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias else None
+    *inputs, ids, entropy, _, _ = ctx.saved_tensors
+    raw = RawLogits(*inputs)
+    grads = _Gradients(raw, inputs, ctx.needs_input_grad)
     for part in _chunks(len(ids), ctx.chunk):
-        logits = ctx.form.logits(_raw(hidden[part].to(narrow), matrix, bias, wide))
+        logits = ctx.form.logits_(raw(part))
         slope, logp = ctx.form.slope(logits), logits.log_softmax(-1)
         factor = -grad_logprobs[part].sum(-1, keepdim=True)
         if ctx.entropy_grad:
@@ -204,17 +220,39 @@ def _relive(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tens
         else:
             grad = logp.exp_().mul_(factor)
         grad.scatter_add_(-1, ids[part], grad_logprobs[part]).mul_(slope)
-        if grad_hidden is not None:
-            grad_hidden[part] = (grad.to(narrow) @ matrix).to(hidden.dtype)
-        if grad_weight is not None:
-            grad_weight.addmm_(grad.T, hidden[part].to(wide))
-        if grad_bias is not None:
-            grad_bias += grad.sum(0)
-    return (
-        grad_hidden,
-        None if grad_weight is None else grad_weight.to(weight.dtype),
-        None if grad_bias is None else grad_bias.to(bias.dtype),
-    )
+        grads.add(part, grad)
+    return grads.result()
+
+
+class _Gradients:
+    """Collects the gradients of hidden state, weight, bias and adapter from those of raw logits, chunk by chunk."""
+
+    def __init__(self, raw: RawLogits, inputs: list[Any], needed: tuple[bool, ...]) -> None:
+        self.raw, self.inputs = raw, inputs
+        self.weight, self.bias, self.up = (
+            torch.zeros_like(inputs[i], dtype=raw.wide) if needed[i] else None for i in (1, 2, 4)
+        )
+        self.hidden = torch.empty_like(inputs[0]) if needed[0] else None
+        self.inner = torch.empty_like(inputs[3]) if needed[3] else None
+
+    def add(self, part: slice, grad: Tensor) -> None:
+        """Take the gradient of the raw logits of one chunk."""
+        raw = self.raw
+        if self.hidden is not None:
+            self.hidden[part] = (grad.to(raw.narrow) @ raw.matrix).to(self.hidden.dtype)
+        if self.weight is not None:
+            self.weight.addmm_(grad.T, raw.hidden[part].to(raw.wide))
+        if self.bias is not None:
+            self.bias += grad.sum(0)
+        if self.inner is not None and raw.up is not None:
+            self.inner[part] = grad.to(raw.up.dtype) @ raw.up
+        if self.up is not None and raw.inner is not None:
+            self.up.addmm_(grad.T, raw.inner[part].to(raw.wide))
+
+    def result(self) -> tuple[Tensor | None, ...]:
+        """Return them in the dtypes of what they belong to."""
+        grads = (self.hidden, self.weight, self.bias, self.inner, self.up)
+        return tuple(None if g is None else g.to(x.dtype) for g, x in zip(grads, self.inputs, strict=True))
 
 
 def _weighted_rows(factors: Tensor, weight: Tensor, ids: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
@@ -227,11 +265,6 @@ def _weighted_rows(factors: Tensor, weight: Tensor, ids: Tensor, chunk: int, dty
 
 def _rows(weight: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.index_select(0, ids.flatten()).view(*ids.shape, -1).to(dtype)
-
-
-def _raw(hidden: Tensor, matrix: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    raw = (hidden @ matrix.T).to(dtype)
-    return raw if bias is None else raw.add_(bias)
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

@@ -6,17 +6,20 @@ only those rows of the weight, so that its cost does not grow with V. Both descr
 
     z = cap(scale · (h W + b)) / temperature,   cap(x) = softcap · tanh(x / softcap)     (Gemma 2, arXiv:2408.00118)
 
-and both have a hand-written gradient (``head_gradients.py``). Of a weight that is sharded over processes (FSDP2) the support
-head fetches the rows it needs, the full head the whole matrix. Matrix products run in the narrower dtype of hidden state
-and weight, also under autocast; everything after them in float32 (float64 if both are float64).
+(with a low-rank adapter, W + s · B A stands for W), and both have a hand-written gradient (``head_gradients.py``). Matrix
+products run in the narrower dtype of hidden state and weight, also under autocast; everything after them in float32
+(float64 if both are float64).
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.head_gradients import FullHead, LogitForm, SupportHead, count_larger, largest
+from lightning_mpo.functional.head_gradients import FullHead, LogitForm, RawLogits, RowProducts, count_larger, largest
+from lightning_mpo.functional.low_rank import LowRank
 from lightning_mpo.functional.shapes import check
-from lightning_mpo.functional.sharded_rows import gather_rows, sharded, whole
+from lightning_mpo.functional.sharded_rows import rows_of, whole
 
 FULL_CHUNK_BYTES = 64 * 2**20
 """Default size of one chunk of float32 logits."""
@@ -32,6 +35,7 @@ def full_logprobs(
     temperature: float = 1.0,
     mask_BT: Tensor | None = None,
     bias_V: Tensor | None = None,
+    adapter: LowRank | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
     candidates_BTK: Tensor | None = None,
@@ -53,6 +57,7 @@ def full_logprobs(
         temperature: Sampling temperature, above 0.
         mask_BT: Positions to score, shape ``[B, T]``. The others are not computed and get 0; their ids are not read.
         bias_V: Bias of the unembedding, finite, shape ``[V]``.
+        adapter: Low-rank adapter of the unembedding.
         scale: Factor on the logits, before the soft cap.
         softcap: Soft cap of the logits, above 0. None: no cap.
         candidates_BTK: More ids to score at each position, shape ``[B, T, K]``.
@@ -81,6 +86,7 @@ def full_logprobs(
         mask_BT=mask_BT,
         bias_V=bias_V,
         candidates_BTK=candidates_BTK,
+        **_parts(adapter),
     )
     chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
     places = _Places(tokens_BT.shape, mask_BT)
@@ -89,9 +95,7 @@ def full_logprobs(
         ids = torch.cat([ids, places.take_ids("candidates_BTK", candidates_BTK, sizes["V"])], -1)
     learning = torch.is_grad_enabled()
     logprobs, entropies = FullHead.apply(
-        places.take(hidden_BTD),
-        whole(weight_VD),
-        whole(bias_V),
+        *_inputs(places.take(hidden_BTD), weight_VD, bias_V, adapter),
         ids,
         form,
         chunk,
@@ -112,6 +116,7 @@ def full_ranks(
     *,
     mask_BT: Tensor | None = None,
     bias_V: Tensor | None = None,
+    adapter: LowRank | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
     """Count the ids whose logit is larger than a token's: 0 means that it is the most probable one.
@@ -124,6 +129,7 @@ def full_ranks(
         tokens_BT: Ids of the tokens, shape ``[B, T]``.
         mask_BT: Positions to rank, shape ``[B, T]``. The others get 0; their ids are not read.
         bias_V: Bias of the unembedding, shape ``[V]``.
+        adapter: Low-rank adapter of the unembedding.
         chunk_size: Tokens per chunk. None: as many as make 64 MiB of logits.
 
     Returns:
@@ -137,12 +143,19 @@ def full_ranks(
     tensor([2])
     """
     sizes = check(
-        batch="BT", hidden_BTD=hidden_BTD, weight_VD=weight_VD, tokens_BT=tokens_BT, mask_BT=mask_BT, bias_V=bias_V
+        batch="BT",
+        hidden_BTD=hidden_BTD,
+        weight_VD=weight_VD,
+        tokens_BT=tokens_BT,
+        mask_BT=mask_BT,
+        bias_V=bias_V,
+        **_parts(adapter),
     )
     chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
     places = _Places(tokens_BT.shape, mask_BT)
     ids = places.take_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
-    return places.put(count_larger(places.take(hidden_BTD), whole(weight_VD), whole(bias_V), ids, chunk))
+    raw = RawLogits(*_inputs(places.take(hidden_BTD), weight_VD, bias_V, adapter))
+    return places.put(count_larger(raw, ids, chunk))
 
 
 def full_top_k(
@@ -152,6 +165,7 @@ def full_top_k(
     *,
     mask_BT: Tensor | None = None,
     bias_V: Tensor | None = None,
+    adapter: LowRank | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
     """Pick the k most probable ids of the whole vocabulary, by logit (highest first), then by id (lowest first).
@@ -166,6 +180,7 @@ def full_top_k(
         k: Size of the set, 1 to V.
         mask_BT: Positions to look at, shape ``[B, T]``. The others get ids 0.
         bias_V: Bias of the unembedding, shape ``[V]``.
+        adapter: Low-rank adapter of the unembedding.
         chunk_size: Tokens per chunk. None: as many as make 64 MiB of logits.
 
     Returns:
@@ -178,12 +193,15 @@ def full_top_k(
     >>> full_top_k(hidden, weight, 2)
     tensor([[0, 2]], dtype=torch.int32)
     """
-    sizes = check(batch="BT", hidden_BTD=hidden_BTD, weight_VD=weight_VD, mask_BT=mask_BT, bias_V=bias_V)
+    sizes = check(
+        batch="BT", hidden_BTD=hidden_BTD, weight_VD=weight_VD, mask_BT=mask_BT, bias_V=bias_V, **_parts(adapter)
+    )
     if not 1 <= k <= sizes["V"]:
         raise ValueError(f"`k` must be between 1 and the vocabulary size {sizes['V']}, got {k}")
     chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
     places = _Places(hidden_BTD.shape[:-1], mask_BT)
-    return places.put(largest(places.take(hidden_BTD), whole(weight_VD), whole(bias_V), k, chunk))
+    raw = RawLogits(*_inputs(places.take(hidden_BTD), weight_VD, bias_V, adapter))
+    return places.put(largest(raw, k, chunk))
 
 
 def support_logits(
@@ -194,6 +212,7 @@ def support_logits(
     temperature: float = 1.0,
     mask_BT: Tensor | None = None,
     bias_V: Tensor | None = None,
+    adapter: LowRank | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
     chunk_size: int | None = None,
@@ -209,6 +228,7 @@ def support_logits(
         temperature: Sampling temperature, above 0.
         mask_BT: Positions to compute, shape ``[B, T]``. The others get 0; their ids are not read.
         bias_V: Bias of the unembedding, shape ``[V]``.
+        adapter: Low-rank adapter of the unembedding.
         scale: Factor on the logits, before the soft cap.
         softcap: Soft cap of the logits, above 0. None: no cap.
         chunk_size: Tokens per chunk. None: as many as make 4 MiB of gathered rows.
@@ -231,12 +251,19 @@ def support_logits(
         support_BTK=support_BTK,
         mask_BT=mask_BT,
         bias_V=bias_V,
+        **_parts(adapter),
     )
     chunk = _chunk_size(chunk_size, SUPPORT_CHUNK_BYTES, sizes["K"] * sizes["D"] * weight_VD.element_size())
     places = _Places(support_BTK.shape[:-1], mask_BT)
     ids = places.take_ids("support_BTK", support_BTK, sizes["V"])
-    weight_VD, bias_V, ids = _needed_rows(weight_VD, bias_V, ids)
-    return places.put(SupportHead.apply(places.take(hidden_BTD), weight_VD, bias_V, ids, form, chunk))
+    hidden = places.take(hidden_BTD)
+    raw = RowProducts.apply(hidden, *rows_of(weight_VD, ids), chunk)
+    if adapter is not None:
+        raw = raw + RowProducts.apply(adapter.inner(hidden), *rows_of(adapter.up_VR, ids), chunk)
+    if bias_V is not None:
+        rows, places_there = rows_of(bias_V, ids)
+        raw = raw + rows.to(raw.dtype)[places_there]
+    return places.put(form.logits(raw))
 
 
 def support_logprobs(
@@ -249,6 +276,7 @@ def support_logprobs(
     temperature: float = 1.0,
     mask_BT: Tensor | None = None,
     bias_V: Tensor | None = None,
+    adapter: LowRank | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
     entropy_grad: bool = False,
@@ -269,6 +297,7 @@ def support_logprobs(
         temperature: Sampling temperature, above 0.
         mask_BT: Positions to score, shape ``[B, T]``. The others get 0; their ids are not read.
         bias_V: Bias of the unembedding, shape ``[V]``.
+        adapter: Low-rank adapter of the unembedding.
         scale: Factor on the logits, before the soft cap.
         softcap: Soft cap of the logits, above 0. None: no cap.
         entropy_grad: Whether the entropy carries a gradient.
@@ -311,6 +340,7 @@ def support_logprobs(
         support.masked_fill(~slots, 0),
         temperature=temperature,
         bias_V=bias_V,
+        adapter=adapter,
         scale=scale,
         softcap=softcap,
         chunk_size=chunk_size,
@@ -322,16 +352,6 @@ def support_logprobs(
     if return_logits:
         results.append(logits.masked_fill(~slots, 0))
     return tuple(places.put(result) for result in results)
-
-
-def _needed_rows(weight: Tensor, bias: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Fetch the distinct rows that a sharded weight has to give; return them with the ids that they have there."""
-    if not sharded(weight):
-        return weight, bias, ids
-    needed, places = ids.unique(return_inverse=True)
-    if bias is not None:
-        bias = gather_rows(bias, needed) if sharded(bias) else bias[needed]
-    return gather_rows(weight, needed), bias, places
 
 
 class _Places:
@@ -360,6 +380,19 @@ class _Places:
         if self.index is not None:
             values = values.new_zeros(self.lead.numel(), *values.shape[1:]).index_copy(0, self.index, values)
         return values.reshape(*self.lead, *values.shape[1:])
+
+
+def _parts(adapter: LowRank | None) -> dict[str, Any]:
+    """Return the tensors of an adapter by name, for a check of their shapes."""
+    return {} if adapter is None else {"down_RD": adapter.down_RD, "up_VR": adapter.up_VR}
+
+
+def _inputs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, adapter: LowRank | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return what raw logits are made of: hidden states, weight, bias, and an adapter's u and B."""
+    inner, up = (None, None) if adapter is None else (adapter.inner(hidden), whole(adapter.up_VR))
+    return hidden, whole(weight), whole(bias), inner, up
 
 
 def _chunk_size(chunk_size: int | None, budget: int, bytes_per_token: int) -> int:

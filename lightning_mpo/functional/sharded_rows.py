@@ -28,6 +28,14 @@ def whole(weight: Any) -> Any:
     return weight.full_tensor(grad_placements=[Partial("avg")] * weight.device_mesh.ndim)
 
 
+def rows_of(weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a table with the rows that ids name, and their ids in it: of a sharded weight, the distinct rows only."""
+    if not sharded(weight):
+        return weight, ids
+    needed, places = ids.unique(return_inverse=True)
+    return gather_rows(weight, needed), places
+
+
 def gather_rows(weight_VD: Any, ids_n: Tensor) -> Tensor:
     """Fetch rows of a weight whose first dimension is sharded over a one-dimensional mesh.
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective import ScoreRequest, TokenScores
@@ -23,6 +22,7 @@ from lightning_mpo.policies.mtp import MTPHeads
 from lightning_mpo.policies.packing import lay_out
 from lightning_mpo.policies.scoring import ResponseTokens
 from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
+from lightning_mpo.policies.unembedding import Unembedding
 from lightning_mpo.policies.value import Critic
 from lightning_mpo.types import Rollout
 
@@ -211,8 +211,7 @@ class CausalPolicy(Policy):
 
     def logits(self, hidden_BD: Tensor, reference: bool = False) -> Tensor:
         """Return float32 logits of the next token, for sampling. Shape `[B, V]`."""
-        head = self._network(reference).get_output_embeddings()
-        logits_BV = linear(hidden_BD, head.weight.to(hidden_BD.dtype), head.bias).float()
+        logits_BV = self._head(reference).logits(hidden_BD).float()
         options = self.head_options
         if options["scale"] != 1.0:
             logits_BV = logits_BV * options["scale"]
@@ -237,6 +236,10 @@ class CausalPolicy(Policy):
             raise RuntimeError("`build` was not called, or the reference was not asked for")
         return network
 
+    def _head(self, reference: bool = False) -> Unembedding:
+        with self.adapters_off(reference):
+            return Unembedding.of(self._network(reference).get_output_embeddings())
+
     @contextmanager
     def adapters_off(self, off: bool = True) -> Iterator[None]:
         """Make the network the reference for a while, if there are adapters."""
@@ -257,7 +260,7 @@ class CausalPolicy(Policy):
         options: dict[str, Any] = {"temperature": temperature, **self.head_options}
         logprobs_BT, entropy_BT, support_logits_BTK = tokens.logprobs(
             states.after_norm_RLD,
-            self._network(reference).get_output_embeddings(),
+            self._head(reference),
             entropy_grad=request.entropy_grad,
             logits=request.support_logits,
             **options,
@@ -306,7 +309,7 @@ class CausalPolicy(Policy):
         with rollout_mode(self):
             states = self._run(rollout, future=future > 0)
             tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
-            ranks = [tokens.ranks(states.after_norm_RLD, self._network().get_output_embeddings())]
+            ranks = [tokens.ranks(states.after_norm_RLD, self._head())]
             if future and self.mtp is not None:
                 for n, hidden_RLD in enumerate(self.mtp.hidden(states, future), start=1):
                     ranks.append(tokens.ahead(n, keep_support=False).ranks(hidden_RLD, self.mtp.unembedding(n)))
@@ -321,7 +324,7 @@ class CausalPolicy(Policy):
         with rollout_mode(self):
             states = self._run(rollout, future=False)
             tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
-            return tokens.top_k(states.after_norm_RLD, self._network().get_output_embeddings(), k)
+            return tokens.top_k(states.after_norm_RLD, self._head(), k)
 
     def _future(self, states: TrunkStates, tokens: ResponseTokens, offsets: int, options: dict[str, Any]) -> Tensor:
         """Return log q_n(o_{t+n} | h_t) for n = 1 … offsets, one offset in memory at a time. Shape `[B, T, M]`."""

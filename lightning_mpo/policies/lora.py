@@ -20,7 +20,8 @@ class Lora:
     Args:
         rank: inner size.
         alpha: scale; updates are multiplied by alpha / rank.
-        targets: names of linear layers, or "all-linear" for every one but the head.
+        targets: names of linear layers, or "all-linear" for every one but the head. The head may be named (`lm_head`);
+            tied to the embedding, only the head is adapted.
         dropout: probability; 0 keeps sampler and trainer on one distribution.
     """
 
@@ -40,8 +41,6 @@ def add_adapters(network: PreTrainedModel, lora: Lora) -> Any:
         unknown = [name for name in targets if name not in names]
         if unknown:
             raise UserError(f"`lora.targets` names no linear layer: {unknown}; there are {sorted(names)}")
-        if "lm_head" in targets:
-            raise UserError("`lora.targets` must not name the head; LoRA on the head is not supported")
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=lora.dropout, task_type="CAUSAL_LM"
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import heads
 from lightning_mpo.functional.actions import shift_left, window
+from lightning_mpo.policies.unembedding import Unembedding
 from lightning_mpo.types import Rollout
 
 
@@ -42,7 +43,7 @@ class ResponseTokens:
     def logprobs(
         self,
         hidden_RLD: Tensor,
-        head: Any,
+        head: nn.Module | Unembedding,
         *,
         entropy: bool = True,
         entropy_grad: bool = False,
@@ -53,7 +54,7 @@ class ResponseTokens:
 
         Args:
             hidden_RLD: hidden states of the lines.
-            head: the unembedding, with `weight` and `bias`.
+            head: the unembedding: a linear layer, plain or with a LoRA adapter, or what was read of one.
             entropy: whether the entropy is wanted.
             entropy_grad: whether it carries gradient.
             logits: whether the logits of the stored support are wanted, with gradient.
@@ -67,18 +68,19 @@ class ResponseTokens:
             UserError: logits are asked for and no support is stored.
         """
         mask_BT = self.mask_BT
+        head = _read(head)
         hidden_nD = hidden_RLD.flatten(0, 1)[self.index_BT[mask_BT]]
         ids_n = self.ids_BT[mask_BT]
-        options |= {"bias_V": head.bias, "entropy_grad": entropy_grad}
+        options |= head.options | {"entropy_grad": entropy_grad}
         if self.support_BTK is not None:
             slots = None if self.slots_BTK is None else self.slots_BTK[mask_BT]
             support = self.support_BTK[mask_BT]
             options |= {"support_mask_BTK": slots, "return_logits": logits}
-            scores = heads.support_logprobs(hidden_nD, head.weight, ids_n, support, **options)
+            scores = heads.support_logprobs(hidden_nD, head.weight_VD, ids_n, support, **options)
         elif logits:
             raise UserError("logits of the support need a stored one: give `support` as `TopK`, `Nucleus` or `MinP`")
         else:
-            scores = heads.full_logprobs(hidden_nD, head.weight, ids_n, entropy=entropy, **options)
+            scores = heads.full_logprobs(hidden_nD, head.weight_VD, ids_n, entropy=entropy, **options)
         logprobs_BT, entropy_BT, *more = (self._spread(values) for values in scores)
         return logprobs_BT, entropy_BT, more[0] if more else None
 
@@ -88,12 +90,18 @@ class ResponseTokens:
         empty = values_n.new_zeros(*mask_BT.shape, *tail)
         return empty.masked_scatter(mask_BT.view(*mask_BT.shape, *(1 for _ in tail)), values_n)
 
-    def ranks(self, hidden_RLD: Tensor, head: Any) -> Tensor:
+    def ranks(self, hidden_RLD: Tensor, head: nn.Module | Unembedding) -> Tensor:
         """Count the ids that are more probable than each token. Shape `[B, T]`, 0 where masked."""
+        head = _read(head)
         hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
-        return heads.full_ranks(hidden_BTD, head.weight, self.ids_BT, mask_BT=self.mask_BT, bias_V=head.bias)
+        return heads.full_ranks(hidden_BTD, head.weight_VD, self.ids_BT, mask_BT=self.mask_BT, **head.options)
 
-    def top_k(self, hidden_RLD: Tensor, head: Any, k: int) -> Tensor:
+    def top_k(self, hidden_RLD: Tensor, head: nn.Module | Unembedding, k: int) -> Tensor:
         """Return the k most probable ids of the whole vocabulary. Shape `[B, T, k]`, int32, 0 where masked."""
+        head = _read(head)
         hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
-        return heads.full_top_k(hidden_BTD, head.weight, k, mask_BT=self.mask_BT, bias_V=head.bias)
+        return heads.full_top_k(hidden_BTD, head.weight_VD, k, mask_BT=self.mask_BT, **head.options)
+
+
+def _read(head: nn.Module | Unembedding) -> Unembedding:
+    return head if isinstance(head, Unembedding) else Unembedding.of(head)

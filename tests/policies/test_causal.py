@@ -208,9 +208,8 @@ def test_lora_trains_float32_adapters_over_a_bfloat16_base_and_nothing_else(tiny
 
 
 def test_lora_targets_are_checked_by_name(tiny_folder):
-    for targets, message in (("q_prj", r"names no linear layer: \['q_prj'\]; there are"), (["lm_head"], "the head")):
-        with pytest.raises(UserError, match=message):
-            CausalPolicy(tiny_folder, lora=Lora(targets=targets)).build(device=CPU, reference=False)
+    with pytest.raises(UserError, match=r"names no linear layer: \['q_prj'\]; there are"):
+        CausalPolicy(tiny_folder, lora=Lora(targets="q_prj")).build(device=CPU, reference=False)
     policy = CausalPolicy(tiny_folder, lora=Lora(rank=2, targets=["q_proj", "v_proj"]))
     policy.build(device=CPU, reference=False)
     owners = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, p in policy.named_parameters() if p.requires_grad}
