@@ -8,7 +8,7 @@ import lightning as L
 import torch
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional.diagnostics import support_overlap
+from lightning_mpo.functional.support_diagnostics import support_overlap
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.policies import CausalPolicy

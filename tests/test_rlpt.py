@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.diagnostics import score_variance
 from lightning_mpo.functional.heads import full_logprobs, support_logits, support_logprobs
+from lightning_mpo.functional.support_diagnostics import score_variance
 from lightning_mpo.functional.supports import nucleus, top_k
 from lightning_mpo.functional.surrogates import clipped_ratio
 from tests.helpers import seeded

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
-from lightning_mpo.functional.diagnostics import could_not_stop
+from lightning_mpo.functional.support_diagnostics import could_not_stop
 from lightning_mpo.rewards.base import Scores
 from lightning_mpo.types import Experience, Finish, PromptBatch, Rollout
 
