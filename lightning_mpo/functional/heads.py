@@ -9,6 +9,11 @@ only those rows of the weight, so that its cost does not grow with V. Both descr
 (with a low-rank adapter, W + s · B A stands for W), and both have a hand-written gradient (``head_gradients.py``). Matrix
 products run in the narrower dtype of hidden state and weight, also under autocast; everything after them in float32
 (float64 if both are float64).
+
+``torch.compile(..., fullgraph=True)`` takes the support functions, with backward. What differs: checks that read values
+(ids in the vocabulary, tokens in their support) are left out, and masked positions are computed from zeros instead of
+being skipped. The loop over chunks is unrolled, so give a large ``chunk_size``. The full head is not meant to be
+compiled: its time is in one matrix product.
 """
 
 from typing import Any
@@ -328,12 +333,8 @@ def support_logprobs(
     support = places.take(support_BTK)
     slots = torch.ones_like(support, dtype=torch.bool) if support_mask_BTK is None else places.take(support_mask_BTK)
     hits = (support == places.take(tokens_BT.unsqueeze(-1))) & slots
-    outside = int((~hits.any(-1)).sum())
-    if outside:
-        raise ValueError(
-            f"`tokens_BT` must be in `support_BTK` where they are scored, got {outside} of {len(hits)} tokens outside; "
-            "was the support stored by the sampler that drew them?"
-        )
+    if not torch.compiler.is_compiling():
+        _refuse_tokens_outside(hits)
     logits = support_logits(
         places.take(hidden_BTD),
         weight_VD,
@@ -354,22 +355,42 @@ def support_logprobs(
     return tuple(places.put(result) for result in results)
 
 
+def _refuse_tokens_outside(hits: Tensor) -> None:
+    """Refuse tokens, one per row of slots, that no slot of their support holds."""
+    outside = int((~hits.any(-1)).sum())
+    if outside:
+        raise ValueError(
+            f"`tokens_BT` must be in `support_BTK` where they are scored, got {outside} of {len(hits)} tokens outside; "
+            "was the support stored by the sampler that drew them?"
+        )
+
+
 class _Places:
-    """The positions to compute: flattens any leading shape to them and puts results back, 0 elsewhere."""
+    """The positions to compute: flattens any leading shape to them and puts results back, 0 elsewhere.
+
+    Under `torch.compile`, where the number of positions would be a shape that is not known, all of them are computed,
+    the masked ones from zeros; values of ids are not checked.
+    """
 
     def __init__(self, lead: torch.Size, mask: Tensor | None) -> None:
         self.lead = lead
-        self.index = None if mask is None else mask.flatten().nonzero().squeeze(-1)
+        self.index = self.hidden = None
+        if mask is not None and torch.compiler.is_compiling():
+            self.hidden = ~mask.flatten()
+        elif mask is not None:
+            self.index = mask.flatten().nonzero().squeeze(-1)
 
     def take(self, values: Tensor) -> Tensor:
         """Return the values of the positions to compute, [N, ...]."""
         flat = values.reshape(-1, *values.shape[len(self.lead) :])
+        if self.hidden is not None:
+            return self._clear(flat)
         return flat if self.index is None else flat.index_select(0, self.index)
 
     def take_ids(self, name: str, values: Tensor, vocabulary: int) -> Tensor:
         """Return ids as int64 after a check that they are in the vocabulary."""
         ids = self.take(values).long()
-        if ids.numel():
+        if ids.numel() and not torch.compiler.is_compiling():
             low, high = (int(end) for end in ids.aminmax())
             if low < 0 or high >= vocabulary:
                 raise ValueError(f"`{name}` must be in [0, {vocabulary}) wherever it is scored, got [{low}, {high}]")
@@ -377,9 +398,16 @@ class _Places:
 
     def put(self, values: Tensor) -> Tensor:
         """Return values to their places in the leading shape."""
-        if self.index is not None:
+        if self.hidden is not None:
+            values = self._clear(values)
+        elif self.index is not None:
             values = values.new_zeros(self.lead.numel(), *values.shape[1:]).index_copy(0, self.index, values)
         return values.reshape(*self.lead, *values.shape[1:])
+
+    def _clear(self, values: Tensor) -> Tensor:
+        """Return [all positions, ...] with 0 at the masked ones; a NaN there reaches no value and no gradient."""
+        assert self.hidden is not None
+        return values.masked_fill(self.hidden.view(-1, *(1 for _ in values.shape[1:])), 0)
 
 
 def _parts(adapter: LowRank | None) -> dict[str, Any]:
