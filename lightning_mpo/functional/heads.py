@@ -8,7 +8,8 @@ only those rows of the weight, so that its cost does not grow with V. Both descr
 
 (with a low-rank adapter, W + s · B A stands for W), and both have a hand-written gradient (``head_gradients.py``). Matrix
 products run in the narrower dtype of hidden state and weight, also under autocast; everything after them in float32
-(float64 if both are float64).
+(float64 if both are float64). Of a weight that is sharded over processes (FSDP2) the support head fetches the rows it
+needs, the full head the whole matrix.
 
 ``torch.compile(..., fullgraph=True)`` takes the support functions, with backward. What differs: checks that read values
 (ids in the vocabulary, tokens in their support) are left out, and masked positions are computed from zeros instead of
@@ -16,20 +17,21 @@ being skipped. The loop over chunks is unrolled, so give a large ``chunk_size``.
 compiled: its time is in one matrix product.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.head_gradients import FullHead, LogitForm, RawLogits, RowProducts, count_larger, largest
+from lightning_mpo.functional.head_gradients import FullHead, LogitForm, RowProducts
+from lightning_mpo.functional.head_places import (
+    FULL_CHUNK_BYTES,
+    SUPPORT_CHUNK_BYTES,
+    Places,
+    adapter_parts,
+    raw_inputs,
+    tokens_per_chunk,
+)
 from lightning_mpo.functional.low_rank import LowRank
 from lightning_mpo.functional.shapes import check
-from lightning_mpo.functional.sharded_rows import rows_of, whole
-
-FULL_CHUNK_BYTES = 64 * 2**20
-"""Default size of one chunk of float32 logits."""
-SUPPORT_CHUNK_BYTES = 4 * 2**20
-"""Default size of one chunk of gathered weight rows."""
+from lightning_mpo.functional.sharded_rows import rows_of
 
 
 def full_logprobs(
@@ -91,16 +93,16 @@ def full_logprobs(
         mask_BT=mask_BT,
         bias_V=bias_V,
         candidates_BTK=candidates_BTK,
-        **_parts(adapter),
+        **adapter_parts(adapter),
     )
-    chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
-    places = _Places(tokens_BT.shape, mask_BT)
+    chunk = tokens_per_chunk(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
+    places = Places(tokens_BT.shape, mask_BT)
     ids = places.take_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
     if candidates_BTK is not None:
         ids = torch.cat([ids, places.take_ids("candidates_BTK", candidates_BTK, sizes["V"])], -1)
     learning = torch.is_grad_enabled()
     logprobs, entropies = FullHead.apply(
-        *_inputs(places.take(hidden_BTD), weight_VD, bias_V, adapter),
+        *raw_inputs(places.take(hidden_BTD), weight_VD, bias_V, adapter),
         ids,
         form,
         chunk,
@@ -112,101 +114,6 @@ def full_logprobs(
     if candidates_BTK is None:
         return logprobs[..., 0], entropies
     return logprobs[..., 0], entropies, logprobs[..., 1:]
-
-
-def full_ranks(
-    hidden_BTD: Tensor,
-    weight_VD: Tensor,
-    tokens_BT: Tensor,
-    *,
-    mask_BT: Tensor | None = None,
-    bias_V: Tensor | None = None,
-    adapter: LowRank | None = None,
-    chunk_size: int | None = None,
-) -> Tensor:
-    """Count the ids whose logit is larger than a token's: 0 means that it is the most probable one.
-
-    Temperature, a positive scale and a soft cap change no rank, so they are not asked for. No gradient.
-
-    Args:
-        hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.
-        weight_VD: Rows of the unembedding, shape ``[V, D]``.
-        tokens_BT: Ids of the tokens, shape ``[B, T]``.
-        mask_BT: Positions to rank, shape ``[B, T]``. The others get 0; their ids are not read.
-        bias_V: Bias of the unembedding, shape ``[V]``.
-        adapter: Low-rank adapter of the unembedding.
-        chunk_size: Tokens per chunk. None: as many as make 64 MiB of logits.
-
-    Returns:
-        Ranks, int64, shape ``[B, T]``.
-
-    Raises:
-        ValueError: If shapes differ, or an id to be ranked is not in the vocabulary.
-
-    >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 5.0]])
-    >>> full_ranks(hidden, weight, torch.tensor([0]))
-    tensor([2])
-    """
-    sizes = check(
-        batch="BT",
-        hidden_BTD=hidden_BTD,
-        weight_VD=weight_VD,
-        tokens_BT=tokens_BT,
-        mask_BT=mask_BT,
-        bias_V=bias_V,
-        **_parts(adapter),
-    )
-    chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
-    places = _Places(tokens_BT.shape, mask_BT)
-    ids = places.take_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
-    raw = RawLogits(*_inputs(places.take(hidden_BTD), weight_VD, bias_V, adapter))
-    return places.put(count_larger(raw, ids, chunk))
-
-
-def full_top_k(
-    hidden_BTD: Tensor,
-    weight_VD: Tensor,
-    k: int,
-    *,
-    mask_BT: Tensor | None = None,
-    bias_V: Tensor | None = None,
-    adapter: LowRank | None = None,
-    chunk_size: int | None = None,
-) -> Tensor:
-    """Pick the k most probable ids of the whole vocabulary, by logit (highest first), then by id (lowest first).
-
-        P_t = {v : rank(v | s_t) <= k}                        (RLPT; ties as in core-algorithms 2.4)
-
-    Temperature, a positive scale and a soft cap change no rank, so they are not asked for. No gradient.
-
-    Args:
-        hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.
-        weight_VD: Rows of the unembedding, shape ``[V, D]``.
-        k: Size of the set, 1 to V.
-        mask_BT: Positions to look at, shape ``[B, T]``. The others get ids 0.
-        bias_V: Bias of the unembedding, shape ``[V]``.
-        adapter: Low-rank adapter of the unembedding.
-        chunk_size: Tokens per chunk. None: as many as make 64 MiB of logits.
-
-    Returns:
-        Ids, int32, shape ``[B, T, k]``.
-
-    Raises:
-        ValueError: If shapes differ or k is out of range.
-
-    >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 1.0], [0.0, 0.0], [2.0, 5.0]])
-    >>> full_top_k(hidden, weight, 2)
-    tensor([[0, 2]], dtype=torch.int32)
-    """
-    sizes = check(
-        batch="BT", hidden_BTD=hidden_BTD, weight_VD=weight_VD, mask_BT=mask_BT, bias_V=bias_V, **_parts(adapter)
-    )
-    if not 1 <= k <= sizes["V"]:
-        raise ValueError(f"`k` must be between 1 and the vocabulary size {sizes['V']}, got {k}")
-    chunk = _chunk_size(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
-    places = _Places(hidden_BTD.shape[:-1], mask_BT)
-    raw = RawLogits(*_inputs(places.take(hidden_BTD), weight_VD, bias_V, adapter))
-    return places.put(largest(raw, k, chunk))
 
 
 def support_logits(
@@ -256,10 +163,10 @@ def support_logits(
         support_BTK=support_BTK,
         mask_BT=mask_BT,
         bias_V=bias_V,
-        **_parts(adapter),
+        **adapter_parts(adapter),
     )
-    chunk = _chunk_size(chunk_size, SUPPORT_CHUNK_BYTES, sizes["K"] * sizes["D"] * weight_VD.element_size())
-    places = _Places(support_BTK.shape[:-1], mask_BT)
+    chunk = tokens_per_chunk(chunk_size, SUPPORT_CHUNK_BYTES, sizes["K"] * sizes["D"] * weight_VD.element_size())
+    places = Places(support_BTK.shape[:-1], mask_BT)
     ids = places.take_ids("support_BTK", support_BTK, sizes["V"])
     hidden = places.take(hidden_BTD)
     raw = RowProducts.apply(hidden, *rows_of(weight_VD, ids), chunk)
@@ -329,7 +236,7 @@ def support_logprobs(
         support_mask_BTK=support_mask_BTK,
         mask_BT=mask_BT,
     )
-    places = _Places(tokens_BT.shape, mask_BT)
+    places = Places(tokens_BT.shape, mask_BT)
     support = places.take(support_BTK)
     slots = torch.ones_like(support, dtype=torch.bool) if support_mask_BTK is None else places.take(support_mask_BTK)
     hits = (support == places.take(tokens_BT.unsqueeze(-1))) & slots
@@ -363,69 +270,3 @@ def _refuse_tokens_outside(hits: Tensor) -> None:
             f"`tokens_BT` must be in `support_BTK` where they are scored, got {outside} of {len(hits)} tokens outside; "
             "was the support stored by the sampler that drew them?"
         )
-
-
-class _Places:
-    """The positions to compute: flattens any leading shape to them and puts results back, 0 elsewhere.
-
-    Under `torch.compile`, where the number of positions would be a shape that is not known, all of them are computed,
-    the masked ones from zeros; values of ids are not checked.
-    """
-
-    def __init__(self, lead: torch.Size, mask: Tensor | None) -> None:
-        self.lead = lead
-        self.index = self.hidden = None
-        if mask is not None and torch.compiler.is_compiling():
-            self.hidden = ~mask.flatten()
-        elif mask is not None:
-            self.index = mask.flatten().nonzero().squeeze(-1)
-
-    def take(self, values: Tensor) -> Tensor:
-        """Return the values of the positions to compute, [N, ...]."""
-        flat = values.reshape(-1, *values.shape[len(self.lead) :])
-        if self.hidden is not None:
-            return self._clear(flat)
-        return flat if self.index is None else flat.index_select(0, self.index)
-
-    def take_ids(self, name: str, values: Tensor, vocabulary: int) -> Tensor:
-        """Return ids as int64 after a check that they are in the vocabulary."""
-        ids = self.take(values).long()
-        if ids.numel() and not torch.compiler.is_compiling():
-            low, high = (int(end) for end in ids.aminmax())
-            if low < 0 or high >= vocabulary:
-                raise ValueError(f"`{name}` must be in [0, {vocabulary}) wherever it is scored, got [{low}, {high}]")
-        return ids
-
-    def put(self, values: Tensor) -> Tensor:
-        """Return values to their places in the leading shape."""
-        if self.hidden is not None:
-            values = self._clear(values)
-        elif self.index is not None:
-            values = values.new_zeros(self.lead.numel(), *values.shape[1:]).index_copy(0, self.index, values)
-        return values.reshape(*self.lead, *values.shape[1:])
-
-    def _clear(self, values: Tensor) -> Tensor:
-        """Return [all positions, ...] with 0 at the masked ones; a NaN there reaches no value and no gradient."""
-        assert self.hidden is not None
-        return values.masked_fill(self.hidden.view(-1, *(1 for _ in values.shape[1:])), 0)
-
-
-def _parts(adapter: LowRank | None) -> dict[str, Any]:
-    """Return the tensors of an adapter by name, for a check of their shapes."""
-    return {} if adapter is None else {"down_RD": adapter.down_RD, "up_VR": adapter.up_VR}
-
-
-def _inputs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, adapter: LowRank | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return what raw logits are made of: hidden states, weight, bias, and an adapter's u and B."""
-    inner, up = (None, None) if adapter is None else (adapter.inner(hidden), whole(adapter.up_VR))
-    return hidden, whole(weight), whole(bias), inner, up
-
-
-def _chunk_size(chunk_size: int | None, budget: int, bytes_per_token: int) -> int:
-    if chunk_size is None:
-        return max(1, budget // max(1, bytes_per_token))
-    if chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
-    return chunk_size

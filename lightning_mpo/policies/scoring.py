@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional import heads
+from lightning_mpo.functional import heads, ranking
 from lightning_mpo.functional.actions import shift_left, window
 from lightning_mpo.policies.unembedding import Unembedding
 from lightning_mpo.types import Rollout
@@ -94,13 +94,13 @@ class ResponseTokens:
         """Count the ids that are more probable than each token. Shape `[B, T]`, 0 where masked."""
         head = _read(head)
         hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
-        return heads.full_ranks(hidden_BTD, head.weight_VD, self.ids_BT, mask_BT=self.mask_BT, **head.options)
+        return ranking.full_ranks(hidden_BTD, head.weight_VD, self.ids_BT, mask_BT=self.mask_BT, **head.options)
 
     def top_k(self, hidden_RLD: Tensor, head: nn.Module | Unembedding, k: int) -> Tensor:
         """Return the k most probable ids of the whole vocabulary. Shape `[B, T, k]`, int32, 0 where masked."""
         head = _read(head)
         hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
-        return heads.full_top_k(hidden_BTD, head.weight_VD, k, mask_BT=self.mask_BT, **head.options)
+        return ranking.full_top_k(hidden_BTD, head.weight_VD, k, mask_BT=self.mask_BT, **head.options)
 
 
 def _read(head: nn.Module | Unembedding) -> Unembedding:

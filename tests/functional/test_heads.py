@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_mpo.functional.heads import full_logprobs, full_ranks, full_top_k, support_logits, support_logprobs
+from lightning_mpo.functional.heads import full_logprobs, support_logits, support_logprobs
 from lightning_mpo.functional.low_rank import LowRank
+from lightning_mpo.functional.ranking import full_ranks, full_top_k
 
 B, T, V, D, K = 2, 4, 11, 5, 3
 FORMS = [

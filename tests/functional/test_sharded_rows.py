@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_mpo.functional.ranking import full_ranks, full_top_k
 from tests.functional.two_shards import problem, run, weights
 
 
@@ -42,8 +43,6 @@ def test_shards_give_the_values_and_mean_gradients_of_one_piece(ranks, kind, tra
 
 
 def test_ranks_and_the_top_k_are_those_of_one_piece(ranks):
-    from lightning_mpo.functional.heads import full_ranks, full_top_k
-
     for rank in (0, 1):
         hidden, tokens, _ = problem(rank)
         expected = [full_ranks(hidden, weights()[0], tokens), full_top_k(hidden, weights()[0], 3)]
