@@ -1,19 +1,24 @@
 """The equations, as pure functions of tensors. Its files import torch and each other, and nothing else of this package.
 
-==================  ===========================================================================================
-``heads``           hidden states -> log-probabilities and entropies, chunked; full-vocabulary and support-only
-``head_gradients``  their gradients, by hand
-``supports``        logits -> promising sets
-``actions``         token log-ratios -> action log-ratios
-``segments``        where blocks of unequal length begin and end
-``advantages``      rewards -> advantages
-``surrogates``      (log-ratio, advantage) -> loss of each action
-``values``          the loss of a critic
-``divergences``     how far two policies are apart: k1, k2, k3, exact on a support
-``reductions``      masked sums with an explicit denominator
-``diagnostics``     clip fraction, effective sample size, kept mass, score variance
-``shapes``          the checks that name the argument
-==================  ===========================================================================================
+=======================  ========================================================================================
+``heads``                hidden states -> log-probabilities and entropies, chunked; full-vocabulary and support-only
+``head_gradients``       their gradients, by hand
+``head_places``          what they share: positions to compute, sizes of chunks
+``low_rank``             a LoRA adapter on the unembedding
+``sharded_rows``         rows of an unembedding that is spread over processes
+``ranking``              ranks of tokens and the top k, over the whole vocabulary
+``supports``             logits -> promising sets
+``actions``              token log-ratios -> action log-ratios
+``segments``             where blocks of unequal length begin and end
+``advantages``           rewards -> advantages
+``surrogates``           (log-ratio, advantage) -> loss of each action
+``values``               the loss of a critic
+``divergences``          how far two policies are apart: k1, k2, k3, exact on a support
+``reductions``           masked sums with an explicit denominator
+``diagnostics``          clip fraction, effective sample size, signal and noise
+``support_diagnostics``  kept mass, overlap, score variance, responses that could not stop
+``shapes``               the checks that name the argument
+=======================  ========================================================================================
 
 Letters: B rows, T response tokens, U = T actions (one stands at its first token), V vocabulary, K support size, N block
 length or a flat number of positions, M = N - 1 future offsets, D hidden size.

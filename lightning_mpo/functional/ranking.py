@@ -37,6 +37,7 @@ def full_ranks(
     Raises:
         ValueError: If shapes differ, or an id to be ranked is not in the vocabulary.
 
+    >>> import torch
     >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 5.0]])
     >>> full_ranks(hidden, weight, torch.tensor([0]))
     tensor([2])
@@ -88,6 +89,7 @@ def full_top_k(
     Raises:
         ValueError: If shapes differ or k is out of range.
 
+    >>> import torch
     >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 1.0], [0.0, 0.0], [2.0, 5.0]])
     >>> full_top_k(hidden, weight, 2)
     tensor([[0, 2]], dtype=torch.int32)
