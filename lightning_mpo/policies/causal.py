@@ -123,7 +123,7 @@ class CausalPolicy(Policy):
             self.check_heads(
                 read_policy(self.checkpoint, mmap=True).get("mtp"), f"`policy.checkpoint` {self.checkpoint!r}"
             )
-        _ = self.config
+        _ = self.head_options
 
     # --- weights --------------------------------------------------------------------------------------------------
 

@@ -19,10 +19,22 @@ DIVISORS = ("logits_scaling",)
 """Granite."""
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Gemma, RecurrentGemma, xLSTM."""
+UNKNOWN = ("output_multiplier", "logits_mup_width_multiplier", "dim_model_base")
+"""Names under which models scale logits in ways that are not known here."""
 
 
 def logit_options(config: PretrainedConfig) -> dict[str, Any]:
-    """Return `scale` and `softcap` of `functional.heads`, from the names that families use in their configurations."""
+    """Return `scale` and `softcap` of `functional.heads`, from the names that families use in their configurations.
+
+    Raises:
+        UserError: the configuration names a factor that is not known here.
+    """
+    for name in UNKNOWN:
+        if getattr(config, name, None) not in (None, 1):
+            raise UserError(
+                f"models of type {config.model_type!r} scale their logits by `{name}` ({getattr(config, name)}), which is "
+                "not known here; choose a model whose logits are cap(scale · (h W + b))"
+            )
     scale = 1.0
     for name in MULTIPLIERS:
         scale *= getattr(config, name, None) or 1.0

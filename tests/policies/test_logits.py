@@ -84,3 +84,14 @@ def test_a_head_that_does_something_else_is_refused():
     with pytest.raises(UserError, match=r"the logits of `HyperCLOVAXForCausalLM` are not cap\(scale"):
         build("hyperclovax", logits_scaling=4.0)  # multiplies by what Granite divides by
     build("hyperclovax", logits_scaling=1.0)
+
+
+def test_a_factor_that_is_not_known_is_refused_before_weights_are_loaded(monkeypatch):
+    policy = TinyPolicy("0123456789")
+    monkeypatch.setattr(policy, "load_network", None)
+    policy.check()
+    policy.config.output_multiplier = 1.0
+    policy.check()
+    policy.config.output_multiplier = 0.5
+    with pytest.raises(UserError, match=r"models of type 'llama' scale their logits by `output_multiplier` \(0.5\)"):
+        policy.check()
