@@ -12,7 +12,7 @@ from lightning_mpo.functional.support_diagnostics import support_overlap
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.policies import CausalPolicy
-from lightning_mpo.types import take_rows
+from lightning_mpo.types import take_rows, to_device
 
 
 class SupportOverlap(RolloutCallback):
@@ -45,6 +45,7 @@ class SupportOverlap(RolloutCallback):
         if rollout.support_BTK is None or not isinstance(module.policy, CausalPolicy):
             return
         part = take_rows(rollout, torch.arange(min(self.rows, len(rollout.group_B)), device=rollout.group_B.device))
+        part = to_device(part, module.device)  # after a resume the experience is on the CPU
         assert part.support_BTK is not None
         mask_BT = part.response_mask_BT
         with trainer.precision_plugin.forward_context():
