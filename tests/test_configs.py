@@ -144,6 +144,8 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         "dapo": ["TokenActions", "TokenMean", "low=0.2, high=0.28"],
         "dr_grpo": ["TokenActions", "ConstantLength(length=6)", "scale=none"],
         "gspo": ["SequenceActions(mean=True)", "SequenceMean", "low=0.0003, high=0.0004"],
+        "cispo": ["TokenActions", "TokenMean", "ClippedWeight(low=1, high=4)"],
+        "aspo": ["TokenActions", "TokenMean", "AsymmetricRatio(low=0.2, high=0.2, cap_positive=3, cap_negative=3)"],
         "rlpt": ["TopK(k=16, from_reference=False, outside=refuse)", "TokenActions"],
         "mpo_segments": [
             "SegmentActions(segmenter=DelimiterSegmenter(",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_mpo.action_spaces import Actions
 from lightning_mpo.errors import UserError
-from lightning_mpo.surrogates import ClippedRatio, Surrogate
+from lightning_mpo.surrogates import AsymmetricRatio, ClippedRatio, ClippedWeight, Surrogate
 from tests.helpers import seeded, subclasses
 
 SURROGATES: list[Surrogate] = [
@@ -19,8 +19,22 @@ SURROGATES: list[Surrogate] = [
     ClippedRatio(low=0.3, high=0.1),
     ClippedRatio(low=3e-4, high=4e-4),
     ClippedRatio(low=0.2, high=0.2, dual=3.0),
+    ClippedWeight(),
+    ClippedWeight(low=0.2, high=0.2),
+    AsymmetricRatio(),
+    AsymmetricRatio(low=0.1, high=0.3, cap_positive=1.0, cap_negative=2.0),
 ]
-each = pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: f"{type(s).__name__}{list(vars(s).values())}")
+REGIONS = [s for s in SURROGATES if type(s).clipped is not Surrogate.clipped]
+"""Those with a trust region, beyond which nothing is learnt."""
+
+
+def name(surrogate: Surrogate) -> str:
+    return f"{type(surrogate).__name__}{list(vars(surrogate).values())}"
+
+
+each = pytest.mark.parametrize("surrogate", SURROGATES, ids=name)
+regions = pytest.mark.parametrize("surrogate", REGIONS, ids=name)
+ratios = pytest.mark.parametrize("surrogate", [s for s in SURROGATES if isinstance(s, ClippedRatio)], ids=name)
 
 
 def actions(log_ratios: Tensor, advantages: Tensor, mask: Tensor | None = None) -> Actions:
@@ -53,14 +67,14 @@ def test_at_ratio_one_the_gradient_is_minus_the_advantage(surrogate):
 
 
 @each
-def test_the_loss_falls_with_the_ratio_of_good_actions_and_rises_with_that_of_bad_ones(surrogate):
+def test_a_step_never_makes_a_good_action_less_probable_or_a_bad_one_more(surrogate):
     log_ratios, advantages = grid()
-    step = surrogate.loss(actions(log_ratios, advantages)).diff(dim=1) * advantages[:, 1:].sign()
-    assert (step <= 1e-15).all()
-    assert (step < 0).any(1).all()
+    push = gradient(surrogate, log_ratios, advantages) * advantages.sign()
+    assert (push <= 0).all()
+    assert (push < 0).any(1).all()
 
 
-@each
+@ratios
 def test_nothing_is_earned_beyond_the_trust_region(surrogate):
     """The loss has the floor that it reaches at the edge of the region: -(1 + high)·A or (1 - low)·|A|."""
     log_ratios, advantages = grid()
@@ -68,7 +82,7 @@ def test_nothing_is_earned_beyond_the_trust_region(surrogate):
     assert (surrogate.loss(actions(log_ratios, advantages)) >= floor - 1e-12).all()
 
 
-@each
+@ratios
 def test_what_moved_away_from_good_is_pulled_back_at_full_strength(surrogate):
     """A > 0 and a ratio below the region, or A < 0 and one above (up to the dual clip): the gradient is -R·A."""
     log_ratios, advantages = grid()
@@ -78,7 +92,7 @@ def test_what_moved_away_from_good_is_pulled_back_at_full_strength(surrogate):
     torch.testing.assert_close(gradient(surrogate, log_ratios, advantages)[away], expected[away])
 
 
-@each
+@regions
 def test_the_clipped_flags_are_where_the_gradient_is_zero(surrogate):
     log_ratios, advantages = grid()
     flags = surrogate.clipped(actions(log_ratios, advantages))
@@ -87,7 +101,7 @@ def test_the_clipped_flags_are_where_the_gradient_is_zero(surrogate):
     assert not flags.all()
 
 
-@each
+@regions
 def test_only_actions_are_flagged(surrogate):
     log_ratios, advantages = grid()
     mask = torch.rand(log_ratios.shape, generator=seeded(1)) < 0.5
@@ -112,6 +126,45 @@ def test_clipped_ratio_by_hand():
     torch.testing.assert_close(good, torch.tensor([[-1.0, -2.56, -2.56]]).double())
     bad = surrogate.loss(actions(log_ratios, torch.full_like(log_ratios, -2.0)))
     torch.testing.assert_close(bad, torch.tensor([[1.6, 3.0, 6.0]]).double())
+
+
+def test_a_clipped_weight_never_stops_a_gradient():
+    """The weight of the policy gradient: the ratio within the bounds, the bound beyond."""
+    log_ratios, advantages = grid()
+    for surrogate, low, high in ((ClippedWeight(), 0.0, 5.0), (ClippedWeight(0.2, 0.2), 0.8, 1.2)):
+        expected = -log_ratios.exp().clamp(low, high) * advantages
+        torch.testing.assert_close(gradient(surrogate, log_ratios, advantages), expected)
+
+
+def test_the_weights_of_the_asymmetric_ratio_are_those_of_the_table():
+    """core specification 4.1, clip 0.2, caps 3: what multiplies A times the gradient of the log-prob."""
+    log_ratios = torch.tensor([[0.2, 0.5, 0.9, 1.1, 1.19, 1.5, 4.0]]).double().log()
+    good, bad = torch.ones_like(log_ratios), -torch.ones_like(log_ratios)
+    table = {
+        1.0: [3.0, 2.0, 1 / 0.9, 1 / 1.1, 1 / 1.19, 0.0, 0.0],
+        -1.0: [0.0, 0.0, 0.9, 1.1, 1.19, 1.5, 3.0],
+    }
+    for advantages in (good, bad):
+        weights = gradient(AsymmetricRatio(), log_ratios, advantages) / -advantages
+        torch.testing.assert_close(weights, torch.tensor([table[advantages[0, 0].item()]]).double())
+    uncapped = AsymmetricRatio(cap_negative=1e9)  # then bad actions are PPO's
+    torch.testing.assert_close(gradient(uncapped, log_ratios, bad), gradient(ClippedRatio(), log_ratios, bad))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ClippedWeight(low=0.0), r"`ClippedWeight.low` must be in \(0, 1\], got 0.0"),
+        (lambda: ClippedWeight(high=0.0), "`ClippedWeight.high` must be positive, got 0.0"),
+        (lambda: AsymmetricRatio(low=1.0), r"`AsymmetricRatio.low` must be in \(0, 1\), got 1.0"),
+        (lambda: AsymmetricRatio(high=-1.0), "`AsymmetricRatio.high` must be positive, got -1.0"),
+        (lambda: AsymmetricRatio(cap_positive=0.5), "`AsymmetricRatio.cap_positive` must be at least 1, got 0.5"),
+        (lambda: AsymmetricRatio(cap_negative=0.5), "`AsymmetricRatio.cap_negative` must be at least 1, got 0.5"),
+    ],
+)
+def test_bounds_out_of_range_are_refused_by_name(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
 
 
 @pytest.mark.parametrize(
