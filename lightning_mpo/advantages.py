@@ -58,18 +58,26 @@ class GroupRelative(Advantage):
     """`(R - mean) / (std + 1e-4)` within the group (GRPO), or `R - mean` (Dr. GRPO).
 
     Args:
-        scale: "std" divides by the group's standard deviation (Bessel-corrected, TRL's form [C]); "none" does not.
+        scale: "std" divides by the group's standard deviation (Bessel-corrected, TRL's form [C]); "none" does not;
+            "batch" whitens over all response tokens of the rollout and all ranks instead (REINFORCE++ with a baseline,
+            related spec 9.8 [CODE]).
     """
 
     compares_group: ClassVar[bool] = True
 
-    def __init__(self, scale: Literal["std", "none"] = "std") -> None:
-        self.scale: Literal["std", "none"] = scale
+    def __init__(self, scale: Literal["std", "none", "batch"] = "std") -> None:
+        self.scale: Literal["std", "none", "batch"] = scale
+
+    @property
+    def whiten(self) -> bool:  # type: ignore[override]
+        """Whether the module whitens afterwards."""
+        return self.scale == "batch"
 
     def estimate(
         self, rewards_BT: Tensor, mask_BT: Tensor, group_size: int, valid_B: Tensor, values_BT: Tensor | None = None
     ) -> Estimate:
-        advantages_B = F.group_relative(rewards_BT.sum(1), group_size, scale=self.scale, valid_B=valid_B)
+        scale: Literal["std", "none"] = "std" if self.scale == "std" else "none"
+        advantages_B = F.group_relative(rewards_BT.sum(1), group_size, scale=scale, valid_B=valid_B)
         return Estimate(advantages_B[:, None].expand(mask_BT.shape) * mask_BT)
 
 
@@ -83,6 +91,31 @@ class LeaveOneOut(Advantage):
     ) -> Estimate:
         advantages_B = F.leave_one_out(rewards_BT.sum(1), group_size, valid_B=valid_B)
         return Estimate(advantages_B[:, None].expand(mask_BT.shape) * mask_BT)
+
+
+class ReturnToGo(Advantage):
+    """The discounted return from a token on, without a baseline: REINFORCE, and whitened REINFORCE++.
+
+        A_t = Σ_{k>=t} γ^(k-t) r_k                           (related spec 9.8 [CODE, verl and OpenRLHF])
+
+    One completion per prompt is enough.
+
+    Args:
+        gamma: γ, discount per token, in [0, 1].
+        whiten: give the advantages of all response tokens of a rollout, over all ranks, mean 0 and standard deviation
+            1: the mean of the batch is the baseline then.
+    """
+
+    def __init__(self, gamma: float = 1.0, whiten: bool = True) -> None:
+        if not 0 <= gamma <= 1:
+            raise UserError(f"`ReturnToGo.gamma` must be in [0, 1], got {gamma}")
+        self.gamma, self.whiten = gamma, whiten
+
+    def estimate(
+        self, rewards_BT: Tensor, mask_BT: Tensor, group_size: int, valid_B: Tensor, values_BT: Tensor | None = None
+    ) -> Estimate:
+        none_BT, valid_BT = torch.zeros_like(rewards_BT), mask_BT & valid_B[:, None]
+        return Estimate(F.generalized_advantages(rewards_BT, none_BT, valid_BT, gamma=self.gamma, lam=1.0)[0])
 
 
 class GeneralizedAdvantage(Advantage):

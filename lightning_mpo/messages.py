@@ -141,7 +141,7 @@ def _parameters(owner: Any) -> list[str]:
 def _classes() -> dict[str, type]:
     """Every class that a configuration may name, by its short name."""
     found: dict[str, type] = {name: getattr(callback_classes, name) for name in callback_classes.__all__}
-    found |= {name: getattr(modules, name) for name in modules.__all__}
+    found |= {name: getattr(modules, name) for name in modules.__all__} | {"KLPenalty": kl.KLPenalty}
     todo: list[Any] = list(_ROOTS)
     while todo:
         for child in todo.pop().__subclasses__():

@@ -27,6 +27,13 @@ class Surrogate(ABC):
         return None
 
 
+class PolicyGradient(Surrogate):
+    """`-A·log R`: the plain policy gradient, without weights or a trust region (REINFORCE). Meant for one update a rollout."""
+
+    def loss(self, actions: Actions) -> Tensor:
+        return F.policy_gradient(actions.log_ratios_BU, actions.advantages_BU)
+
+
 class ClippedRatio(Surrogate):
     """`-min(R·A, clip(R, 1 - low, 1 + high)·A)`, with an optional dual clip for negative advantages (PPO).
 

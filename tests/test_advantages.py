@@ -7,12 +7,12 @@ import statistics
 import pytest
 import torch
 
-from lightning_mpo.advantages import Advantage, GeneralizedAdvantage, GroupRelative, LeaveOneOut
+from lightning_mpo.advantages import Advantage, GeneralizedAdvantage, GroupRelative, LeaveOneOut, ReturnToGo
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token
 from tests.helpers import right_padded, seeded, subclasses
 
-ADVANTAGES = [GroupRelative("std"), GroupRelative("none"), LeaveOneOut()]
+ADVANTAGES = [GroupRelative("std"), GroupRelative("none"), GroupRelative("batch"), LeaveOneOut()]
 ids = [f"{type(a).__name__}{list(vars(a).values())}" for a in ADVANTAGES]
 each = pytest.mark.parametrize("advantage", ADVANTAGES, ids=ids)
 in_groups = [a for a in ADVANTAGES if a.compares_group]
@@ -39,7 +39,7 @@ def estimate(advantage: Advantage, rewards_B: torch.Tensor, valid_B: torch.Tenso
 
 
 def test_the_list_has_every_advantage():
-    assert subclasses(Advantage) == {type(a) for a in ADVANTAGES} | {GeneralizedAdvantage}
+    assert subclasses(Advantage) == {type(a) for a in ADVANTAGES} | {GeneralizedAdvantage, ReturnToGo}
 
 
 @each_in_groups
@@ -110,7 +110,7 @@ def test_against_the_statistics_module():
     std = [(r - statistics.mean(g)) / (statistics.stdev(g) + 1e-4) for g in groups for r in g]
     none = [r - statistics.mean(g) for g in groups for r in g]
     others = [r - statistics.mean(g[:i] + g[i + 1 :]) for g in groups for i, r in enumerate(g)]
-    for advantage, expected in zip(ADVANTAGES, (std, none, others), strict=True):
+    for advantage, expected in zip(ADVANTAGES, (std, none, none, others), strict=True):
         torch.testing.assert_close(estimate(advantage, rewards()), torch.tensor(expected).double())
 
 
@@ -126,6 +126,30 @@ def test_a_group_of_one_is_refused_where_groups_are_compared(advantage):
             advantage.check(1)
     else:
         advantage.check(1)
+
+
+# --- without a baseline ---------------------------------------------------------------------------------------------
+
+
+def test_returns_to_go_are_a_loop_over_the_tokens_of_each_row():
+    rewards_BT = torch.randn(MASK.shape, generator=seeded(8), dtype=torch.float64) * MASK
+    advantage = ReturnToGo(gamma=0.9)
+    advantage.check(1)
+    estimated = advantage.estimate(rewards_BT, MASK, 1, SOME)
+    assert estimated.returns_BT is None
+    for b, length in enumerate(MASK.sum(1).tolist()):
+        ahead = 0.0
+        for t in reversed(range(length)):
+            ahead = rewards_BT[b, t].item() + 0.9 * ahead
+            assert estimated.advantages_BT[b, t].item() == pytest.approx(ahead * SOME[b].item(), rel=1e-10)
+    assert not estimated.advantages_BT[~MASK].any()
+
+
+def test_who_asks_for_whitening():
+    asks = [ReturnToGo(), ReturnToGo(whiten=False), *ADVANTAGES]
+    assert [advantage.whiten for advantage in asks] == [True, False, False, False, True, False]
+    with pytest.raises(UserError, match=r"`ReturnToGo.gamma` must be in \[0, 1\], got 1.5"):
+        ReturnToGo(gamma=1.5)
 
 
 # --- with a critic --------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.segmenters import EntropySegmenter
 from lightning_mpo.selection import AllTokens
 from lightning_mpo.supports import FullVocabulary, TopK
-from lightning_mpo.surrogates import ClippedRatio
+from lightning_mpo.surrogates import AsymmetricRatio, ClippedRatio, ClippedWeight, PolicyGradient, Surrogate
 from lightning_mpo.types import Experience, take_rows, trim
 from tests.helpers import VOCABULARY as V
 from tests.helpers import make_experience, relative_error, right_padded, scores_of, seeded
@@ -213,6 +213,8 @@ def test_on_policy_interior_tokens_learn_as_in_the_token_method(path):
     batch = experience(off_policy=False)
     own = on_policy_gradient(objective, batch)
     tokens = on_policy_gradient(replace(objective, actions=TokenActions()), batch)
+    if isinstance(actions, SequenceActions) and not actions.mean:  # a sum of log-ratios counts every token in full
+        tokens = tokens * MASK.sum(1)[:, None, None]
     assert relative_error(own[:, first:], tokens[:, first:]) < 1e-6
     if first:  # beta_0, beta_0 + beta_1, …
         for t in range(first):
@@ -249,6 +251,22 @@ def token_loss(ratio: Tensor, advantage: Tensor, low: float, high: float, dual: 
     """-min(r·A, clip(r)·A), and min(that, -c·A) where A < 0."""
     loss = -min(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
     return min(loss, -dual * advantage) if dual is not None and advantage < 0 else loss
+
+
+def surrogate_loss(surrogate: Surrogate, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+    """What an action costs, from the equations of core 0 and 4 and related 9.5."""
+    if isinstance(surrogate, ClippedRatio):
+        return token_loss(log_ratio.exp(), advantage, surrogate.low, surrogate.high, surrogate.dual)
+    ratio, weight = log_ratio.exp().item(), 1.0
+    if isinstance(surrogate, ClippedWeight):
+        weight = min(max(ratio, 1 - surrogate.low), 1 + surrogate.high)
+    elif isinstance(surrogate, AsymmetricRatio) and advantage < 0:
+        weight = min(ratio, surrogate.cap_negative) if ratio >= 1 - surrogate.low else 0.0
+    elif isinstance(surrogate, AsymmetricRatio):
+        weight = min(1 / ratio, surrogate.cap_positive) if ratio <= 1 + surrogate.high else 0.0
+    else:
+        assert isinstance(surrogate, PolicyGradient)
+    return -weight * advantage * log_ratio
 
 
 def naive_actions(actions, ell: list[Tensor], ids: list[int]) -> list[tuple[Tensor, int, int]]:
@@ -289,7 +307,6 @@ def naive_reduce(reduction, rows: list[list[tuple[Tensor, int]]]) -> Tensor:
 def naive_loss(objective: Objective, batch: Experience, logits: Tensor) -> Tensor:
     """Return the loss of a mini-batch, one token at a time."""
     losses, penalties, entropies = [], [], []
-    surrogate = objective.surrogate
     for b in range(len(logits)):
         tokens = batch.rollout.responses_BT[b]
         where = [t for t in range(T) if batch.mask_BT[b, t]]
@@ -297,23 +314,18 @@ def naive_loss(objective: Objective, batch: Experience, logits: Tensor) -> Tenso
         ell = [now[t] - batch.old_logprobs_BT[b, t] for t in where]
         losses.append(
             [
-                (
-                    token_loss(
-                        x.exp(), batch.advantages_BT[b, where[s]], surrogate.low, surrogate.high, surrogate.dual
-                    ),
-                    w,
-                )
+                (surrogate_loss(objective.surrogate, x, batch.advantages_BT[b, where[s]]), w)
                 for x, s, w in naive_actions(objective.actions, ell, SEGMENTS[b, where].tolist())
             ]
         )
-        if objective.kl is not None:
+        if objective.kl_in_loss:
             gaps = [batch.reference_logprobs_BT[b, t] - now[t] for t in where]
             penalties.append([(gap.exp() - gap - 1, 1) for gap in gaps])
         if objective.bonus is not None:
             tables = [logits[b, t].log_softmax(0) for t in where]
             entropies.append([(-(row.exp() * row).sum(), 1) for row in tables])
     loss = naive_reduce(objective.reduction, losses)
-    if objective.kl is not None:
+    if objective.kl_in_loss:
         loss = loss + objective.kl.controller.coefficient * naive_reduce(objective.reduction, penalties)
     if objective.bonus is not None:
         loss = loss - objective.bonus.coef * naive_reduce(objective.reduction, entropies)
@@ -332,7 +344,8 @@ def test_off_policy_loss_and_gradient_equal_a_loop_over_tokens(objective):
     loss, gradient, metrics = loss_and_gradient(objective, batch)
     assert loss == pytest.approx(expected.item(), rel=1e-6)
     assert relative_error(gradient, expected_gradient) < 1e-6
-    assert 0 < metrics["ratio/clip_fraction"][0] < metrics["ratio/clip_fraction"][1]  # both branches were there
+    if type(objective.surrogate).clipped is not Surrogate.clipped:
+        assert 0 < metrics["ratio/clip_fraction"][0] < metrics["ratio/clip_fraction"][1]  # both branches were there
 
 
 # --- what must change nothing ---------------------------------------------------------------------------------------

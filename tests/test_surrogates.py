@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_mpo.action_spaces import Actions
 from lightning_mpo.errors import UserError
-from lightning_mpo.surrogates import AsymmetricRatio, ClippedRatio, ClippedWeight, Surrogate
+from lightning_mpo.surrogates import AsymmetricRatio, ClippedRatio, ClippedWeight, PolicyGradient, Surrogate
 from tests.helpers import seeded, subclasses
 
 SURROGATES: list[Surrogate] = [
@@ -19,6 +19,7 @@ SURROGATES: list[Surrogate] = [
     ClippedRatio(low=0.3, high=0.1),
     ClippedRatio(low=3e-4, high=4e-4),
     ClippedRatio(low=0.2, high=0.2, dual=3.0),
+    PolicyGradient(),
     ClippedWeight(),
     ClippedWeight(low=0.2, high=0.2),
     AsymmetricRatio(),

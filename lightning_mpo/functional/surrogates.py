@@ -32,6 +32,30 @@ def safe_ratio(log_ratios: Tensor) -> Tensor:
     return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
+def policy_gradient(log_ratios_BU: Tensor, advantages_BU: Tensor) -> Tensor:
+    """Take the policy gradient without any importance weight.
+
+        loss = -A log r,   d loss / d log π = -A              (REINFORCE, Williams 1992)
+
+    Exact for the update on the policy that sampled; biased for every later one.
+
+    Args:
+        log_ratios_BU: log(π / π_old) of each action, shape ``[B, U]``, nats. Carries the gradient.
+        advantages_BU: Advantages of the actions, shape ``[B, U]``.
+
+    Returns:
+        Losses, shape ``[B, U]``. Compare gradients with other methods, not values.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    >>> policy_gradient(torch.tensor([[0.5]]), torch.tensor([[2.0]]))
+    tensor([[-1.]])
+    """
+    check(log_ratios_BU=log_ratios_BU, advantages_BU=advantages_BU)
+    return -advantages_BU * log_ratios_BU
+
+
 def clipped_ratio(
     log_ratios_BU: Tensor, advantages_BU: Tensor, *, low: float, high: float, dual: float | None = None
 ) -> Tensor:
