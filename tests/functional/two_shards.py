@@ -5,6 +5,7 @@ python two_shards.py FOLDER
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -80,7 +81,9 @@ def work(rank: int, folder: str) -> None:
         except ValueError as error:
             found["refused"].append(str(error))
     torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.barrier()  # no process leaves while another still talks to it
     dist.destroy_process_group()
+    os._exit(0)  # an interpreter that shuts down on a busy machine now and then trips over gloo's threads
 
 
 if __name__ == "__main__":
