@@ -17,7 +17,6 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.resume import gather_ranks, place, plain_state
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent, RolloutSource
-from lightning_mpo.objective import Denominators
 from lightning_mpo.rewards.base import Reward, completions_of, score_all
 from lightning_mpo.rollout.admission import admit
 from lightning_mpo.rollout.base import Sampler
@@ -25,6 +24,7 @@ from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.schedule import Schedule
+from lightning_mpo.scores import Denominators
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import Experience, PromptBatch, take_rows, to_device
 from lightning_mpo.types import Rollout as RolloutData

@@ -18,6 +18,17 @@ from lightning_mpo.types import Rollout
 
 
 @dataclass(frozen=True)
+class TokenTerms:
+    """What only single tokens have: probabilities, which no ratio of a block tells."""
+
+    logprobs_BT: Tensor  # of the policy, nats, carries gradient
+    anchor_logprobs_BT: Tensor  # of the same tokens, where the log-ratio is 0
+    old_entropy_BT: Tensor | None = None  # nats, at rollout weights
+    candidate_logprobs_BTK: Tensor | None = None  # of stored candidates under the policy, -inf in slots without one
+    anchor_candidate_logprobs_BTK: Tensor | None = None  # the same under the policy that sampled
+
+
+@dataclass(frozen=True)
 class Actions:
     """Actions of a batch; an action stands at the position of its first token."""
 
@@ -25,6 +36,7 @@ class Actions:
     advantages_BU: Tensor  # of the action's first token
     mask_BU: Tensor  # bool, True only where an action starts
     weights_BU: Tensor  # tokens that the action stands for; they sum to the response tokens
+    tokens: TokenTerms | None = None  # where every action is a token
 
 
 class ActionSpace(ABC):

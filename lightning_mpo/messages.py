@@ -13,6 +13,7 @@ import lightning as L
 from lightning_mpo import (
     action_spaces,
     advantages,
+    corrections,
     data,
     kl,
     modules,
@@ -37,6 +38,7 @@ _ROOTS: tuple[type, ...] = (
     surrogates.Surrogate,
     selection.Selection,
     reductions.Reduction,
+    corrections.Correction,
     kl.Controller,
     policies.Policy,
     policies.MTPHeads,

@@ -2,7 +2,8 @@
 
 A reduction is written as `sum(coefficients · losses) / denominator`. The coefficients depend on one row only and the
 denominator adds up over rows, so that any split into micro-batches or over ranks gives the same gradient once the
-denominator of the whole mini-batch is known.
+denominator of the whole mini-batch is known. Denominators are made of the same weights as the losses, or of those of whole
+responses where a selection asks for means that are unbiased (`whole_BU`).
 """
 
 from __future__ import annotations
@@ -18,32 +19,38 @@ class Reduction(ABC):
     """Averages losses with the denominator of the whole mini-batch. Rows without weight count nowhere."""
 
     @abstractmethod
-    def coefficients(self, weights_BU: Tensor) -> Tensor:
-        """Return what each loss is multiplied with. Shape `[B, U]`."""
+    def coefficients(self, weights_BU: Tensor, whole_BU: Tensor | None = None) -> Tensor:
+        """Return what each loss is multiplied with. Shape `[B, U]`.
+
+        Args:
+            weights_BU: of the losses.
+            whole_BU: weights that a row's mean is taken over; None: the same.
+        """
 
     @abstractmethod
-    def denominator(self, weights_BU: Tensor) -> Tensor:
+    def denominator(self, whole_BU: Tensor) -> Tensor:
         """Return these rows' part of the denominator, a scalar that adds up over rows and ranks."""
 
 
 class TokenMean(Reduction):
     """`sum(w·loss) / sum(w)`: every token counts alike (DAPO)."""
 
-    def coefficients(self, weights_BU: Tensor) -> Tensor:
+    def coefficients(self, weights_BU: Tensor, whole_BU: Tensor | None = None) -> Tensor:
         return weights_BU
 
-    def denominator(self, weights_BU: Tensor) -> Tensor:
-        return weights_BU.sum()
+    def denominator(self, whole_BU: Tensor) -> Tensor:
+        return whole_BU.sum()
 
 
 class SequenceMean(Reduction):
     """The mean over non-empty rows of their `sum(w·loss) / sum(w)`: every response counts alike (GRPO, GSPO)."""
 
-    def coefficients(self, weights_BU: Tensor) -> Tensor:
-        return weights_BU / weights_BU.sum(1, keepdim=True).clamp(min=1e-8)
+    def coefficients(self, weights_BU: Tensor, whole_BU: Tensor | None = None) -> Tensor:
+        whole_BU = weights_BU if whole_BU is None else whole_BU
+        return weights_BU / whole_BU.sum(1, keepdim=True).clamp(min=1e-8)
 
-    def denominator(self, weights_BU: Tensor) -> Tensor:
-        return (weights_BU.sum(1) > 0).sum().to(weights_BU.dtype)
+    def denominator(self, whole_BU: Tensor) -> Tensor:
+        return (whole_BU.sum(1) > 0).sum().to(whole_BU.dtype)
 
 
 class ConstantLength(Reduction):
@@ -58,8 +65,8 @@ class ConstantLength(Reduction):
             raise UserError(f"`ConstantLength.length` must be at least 1, got {length}")
         self.length = length
 
-    def coefficients(self, weights_BU: Tensor) -> Tensor:
+    def coefficients(self, weights_BU: Tensor, whole_BU: Tensor | None = None) -> Tensor:
         return weights_BU
 
-    def denominator(self, weights_BU: Tensor) -> Tensor:
-        return (weights_BU.sum(1) > 0).sum().to(weights_BU.dtype) * self.length
+    def denominator(self, whole_BU: Tensor) -> Tensor:
+        return (whole_BU.sum(1) > 0).sum().to(whole_BU.dtype) * self.length

@@ -79,6 +79,8 @@ class Rollout:
     support_BTK: Tensor | None = None  # int32 token ids, None for the full vocabulary
     support_mask_BTK: Tensor | None = None  # bool; None when every slot counts
     kept_mass_BT: Tensor | None = None  # probability of the support under the full softmax
+    candidates_BTK: Tensor | None = None  # int32; the most probable ids of each step, where a surrogate compares them
+    candidate_logprobs_BTK: Tensor | None = None  # float32 nats, of the distribution that was sampled from
     outside_BT: Tensor | None = None  # bool; sampled tokens that their support lacked before it was united with them
     texts: tuple[str, ...] = ()
     rows: tuple[PromptRow, ...] = ()
@@ -105,17 +107,24 @@ class Experience:
     advantages_BT: Tensor  # float32
     token_weights_BT: Tensor  # float32; 0 = not scored
     segments_BT: Tensor | None = None  # int64; tokens of one action share a number
-    old_logprobs_BT: Tensor | None = None  # None: one update per rollout, old = new.detach()
+    old_logprobs_BT: Tensor | None = None  # what ratios are against; None: one update per rollout, old = new.detach()
     old_future_BTM: Tensor | None = None  # log q_n(o_{t+n} | h_t) of multi-token heads, n = 1 … M
     reference_logprobs_BT: Tensor | None = None
     reference_logits_BTK: Tensor | None = None
     values_BT: Tensor | None = None  # of the critic, at rollout weights
     returns_BT: Tensor | None = None  # what the critic is fitted to
+    old_entropy_BT: Tensor | None = None  # nats, at rollout weights, where the surrogate asks for it
+    correction_BT: Tensor | None = None  # weights for a sampler that differs from the trainer
 
     @property
     def mask_BT(self) -> Tensor:
         """Response tokens that carry loss: sampled, in a valid row, and selected."""
-        return self.rollout.response_mask_BT & self.valid_B[:, None] & (self.token_weights_BT > 0)
+        return self.whole_mask_BT & (self.token_weights_BT > 0)
+
+    @property
+    def whole_mask_BT(self) -> Tensor:
+        """Response tokens of valid rows, selected or not."""
+        return self.rollout.response_mask_BT & self.valid_B[:, None]
 
 
 def take_rows(batch: Batch, index_B: Tensor) -> Batch:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mpo.objective import TokenScores
+from lightning_mpo.scores import TokenScores
 from lightning_mpo.types import Experience, PromptBatch, PromptRow, Rollout
 
 VOCABULARY = 19  # of `TinyPolicy("0123456789+-*=;, ")`

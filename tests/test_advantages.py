@@ -7,7 +7,14 @@ import statistics
 import pytest
 import torch
 
-from lightning_mpo.advantages import Advantage, GeneralizedAdvantage, GroupRelative, LeaveOneOut, ReturnToGo
+from lightning_mpo.advantages import (
+    Advantage,
+    GeneralizedAdvantage,
+    GroupRelative,
+    LeaveOneOut,
+    PrefixTree,
+    ReturnToGo,
+)
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token
 from tests.helpers import right_padded, seeded, subclasses
@@ -39,7 +46,7 @@ def estimate(advantage: Advantage, rewards_B: torch.Tensor, valid_B: torch.Tenso
 
 
 def test_the_list_has_every_advantage():
-    assert subclasses(Advantage) == {type(a) for a in ADVANTAGES} | {GeneralizedAdvantage, ReturnToGo}
+    assert subclasses(Advantage) == {type(a) for a in ADVANTAGES} | {GeneralizedAdvantage, ReturnToGo, PrefixTree}
 
 
 @each_in_groups
@@ -159,7 +166,8 @@ def critic(advantage: GeneralizedAdvantage, valid_B: torch.Tensor = ALL, poison:
     """Return advantages and returns of rewards on every token, under random values; poison lies on rows not valid."""
     rewards_BT, values_BT = (torch.randn(MASK.shape, generator=seeded(s), dtype=torch.float64) for s in (8, 9))
     rewards_BT = torch.where(valid_B[:, None], rewards_BT, poison) * MASK
-    return advantage.estimate(rewards_BT, MASK, group_size, valid_B, values_BT * MASK), rewards_BT, values_BT * MASK
+    estimated = advantage.estimate(rewards_BT, MASK, group_size, valid_B, values_BT * MASK)
+    return estimated[:2], rewards_BT, values_BT * MASK
 
 
 def test_generalised_advantages_are_a_loop_over_the_tokens_of_each_row():
@@ -201,7 +209,7 @@ def test_a_reward_at_the_end_reaches_every_token():
     rewards_BT = at_last_token(rewards(), MASK)
     zero_BT = torch.zeros_like(rewards_BT)
     for lam, reach in ((1.0, 1.0), (0.5, 0.5), (0.0, 0.0)):
-        advantages_BT, _ = GeneralizedAdvantage(lam=lam).estimate(rewards_BT, MASK, G, ALL, zero_BT)
+        advantages_BT = GeneralizedAdvantage(lam=lam).estimate(rewards_BT, MASK, G, ALL, zero_BT).advantages_BT
         row = advantages_BT[2]  # six tokens
         expected = [rewards()[2].item() * reach**k for k in range(5, -1, -1)]
         assert row.tolist() == pytest.approx(expected)

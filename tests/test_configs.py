@@ -154,7 +154,21 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         ],
         "reinforce_plus_plus_baseline": ["GroupRelative(scale=batch)", "TokenMean", "kl none"],
         "cispo": ["TokenActions", "TokenMean", "ClippedWeight(low=1, high=4)"],
-        "aspo": ["TokenActions", "TokenMean", "AsymmetricRatio(low=0.2, high=0.2, cap_positive=3, cap_negative=3)"],
+        "aspo": [
+            "TokenActions",
+            "TokenMean",
+            "AsymmetricRatio(low=0.2, high=0.2, wide=None, cap_positive=3, cap_negative=3)",
+        ],
+        "gmpo": ["SequenceActions(mean=True)", "BoundedTokens(low=0.4, high=0.4)", "SequenceMean"],
+        "dppo": ["scale=none", "DivergenceMask(delta=0.15, delta_up=None, divergence=tv, cap=5, top_k=None)"],
+        "dppo_kl": ["scale=none", "DivergenceMask(delta=0.05, delta_up=None, divergence=kl, cap=5, top_k=None)"],
+        "s_grpo": [
+            "PolicyGradient",
+            "SampledTokens(prefix=50, cap=100, probability=0.4, cap_mode=scan",
+            "SequenceMean",
+        ],
+        "t_spmo": ["PrefixTree(count=False)", "PolicyGradient", "TokenMean", "penalty WeightPenalty(coef=0.01)"],
+        "grpo_high_entropy": ["HighEntropyTokens(share=0.2)", "ClippedRatio(low=0.2, high=0.2"],
         "rlpt": ["TopK(k=16, from_reference=False, outside=refuse)", "TokenActions"],
         "mpo_segments": [
             "SegmentActions(segmenter=DelimiterSegmenter(",

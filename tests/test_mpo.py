@@ -24,11 +24,12 @@ from lightning_mpo.action_spaces import (
 from lightning_mpo.advantages import GroupRelative
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
-from lightning_mpo.objective import HeadUpkeep, Objective
+from lightning_mpo.objective import Objective
 from lightning_mpo.reductions import SequenceMean, TokenMean
 from lightning_mpo.selection import AllTokens
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.surrogates import ClippedRatio
+from lightning_mpo.terms import HeadUpkeep
 from lightning_mpo.types import Experience, take_rows, trim
 from tests.helpers import VOCABULARY as V
 from tests.helpers import make_experience, right_padded, scores_of, seeded

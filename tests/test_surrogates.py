@@ -8,9 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.action_spaces import Actions
+from lightning_mpo.action_spaces import Actions, TokenTerms
 from lightning_mpo.errors import UserError
-from lightning_mpo.surrogates import AsymmetricRatio, ClippedRatio, ClippedWeight, PolicyGradient, Surrogate
+from lightning_mpo.surrogates import (
+    AsymmetricRatio,
+    BoundedTokens,
+    ClippedRatio,
+    ClippedWeight,
+    DivergenceMask,
+    PolicyGradient,
+    Surrogate,
+)
 from tests.helpers import seeded, subclasses
 
 SURROGATES: list[Surrogate] = [
@@ -24,6 +32,10 @@ SURROGATES: list[Surrogate] = [
     ClippedWeight(low=0.2, high=0.2),
     AsymmetricRatio(),
     AsymmetricRatio(low=0.1, high=0.3, cap_positive=1.0, cap_negative=2.0),
+    AsymmetricRatio(wide=0.4),
+    BoundedTokens(),
+    DivergenceMask(),
+    DivergenceMask(delta=0.05, delta_up=0.1, divergence="kl", cap=None),
 ]
 REGIONS = [s for s in SURROGATES if type(s).clipped is not Surrogate.clipped]
 """Those with a trust region, beyond which nothing is learnt."""
@@ -40,7 +52,10 @@ ratios = pytest.mark.parametrize("surrogate", [s for s in SURROGATES if isinstan
 
 def actions(log_ratios: Tensor, advantages: Tensor, mask: Tensor | None = None) -> Actions:
     mask = torch.ones_like(log_ratios, dtype=torch.bool) if mask is None else mask
-    return Actions(log_ratios, advantages, mask, mask.double())
+    anchor = torch.full_like(log_ratios, math.log(0.08)).detach()
+    entropy = torch.arange(log_ratios.shape[1]).remainder(7).expand_as(log_ratios)
+    tokens = TokenTerms(log_ratios + anchor, anchor, entropy.double())
+    return Actions(log_ratios, advantages, mask, mask.double(), tokens)
 
 
 def grid() -> tuple[Tensor, Tensor]:
@@ -53,7 +68,8 @@ def grid() -> tuple[Tensor, Tensor]:
 
 def gradient(surrogate: Surrogate, log_ratios: Tensor, advantages: Tensor) -> Tensor:
     leaf = log_ratios.clone().requires_grad_()
-    return torch.autograd.grad(surrogate.loss(actions(leaf, advantages)).sum(), leaf)[0]
+    bounded = surrogate.bound(leaf, advantages)
+    return torch.autograd.grad(surrogate.loss(actions(bounded, advantages)).sum(), leaf)[0]
 
 
 def test_the_list_has_every_surrogate():

@@ -24,13 +24,14 @@ from lightning_mpo.advantages import GroupRelative
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.advantages import at_last_token
-from lightning_mpo.objective import Objective, ScoreRequest, TokenScores, join_scores
+from lightning_mpo.objective import Objective
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.reductions import TokenMean
 from lightning_mpo.rewards import ExactAnswer
 from lightning_mpo.rewards.base import completions_of, score_all
 from lightning_mpo.rollout import save_rollout
+from lightning_mpo.scores import ScoreRequest, TokenScores, join_scores
 from lightning_mpo.selection import AllTokens
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.surrogates import ClippedRatio

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.diagnostics import clustered_mean
-from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.policies.base import rollout_mode
+from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.types import Rollout
 
 Z = 1.96  # of a two-sided 95 % interval

@@ -29,9 +29,10 @@ from lightning_mpo.action_spaces import ActionSpace, FutureShare, SequenceAction
 from lightning_mpo.advantages import GroupRelative
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.diagnostics import jackknife_error, signal_and_noise
-from lightning_mpo.objective import Denominators, Objective, ScoreRequest, TokenScores
+from lightning_mpo.objective import Objective
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.reductions import TokenMean
+from lightning_mpo.scores import Denominators, ScoreRequest, TokenScores
 from lightning_mpo.selection import AllTokens
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.surrogates import ClippedRatio

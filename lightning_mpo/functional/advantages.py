@@ -191,7 +191,10 @@ def whiten(values_BT: Tensor, mask_BT: Tensor, sums: Tensor) -> Tensor:
     return torch.where(mask_BT & (count > 1), white, 0).to(values_BT.dtype)
 
 
-def prefix_tree(tokens_BT: Tensor, mask_BT: Tensor, rewards_B: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def prefix_tree(
+    tokens_BT: Tensor, mask_BT: Tensor, rewards_B: Tensor, group_size: int, *, valid_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Give credit to the tokens at which completions of a group part, and to no others.
 
         V(p) = mean reward of the completions that start with prefix p,   A(v | p) = V(pv) - V(p)
@@ -200,12 +203,14 @@ def prefix_tree(tokens_BT: Tensor, mask_BT: Tensor, rewards_B: Tensor, group_siz
 
     Each distinct pair (p, v) thus counts once, and the weights sum to |U|. A completion that ends where another goes on
     is a branch. Tokens outside the mask but before a row's end are part of the prefix; they get advantage and weight 0.
+    Rows that are not valid stand in a tree of their own: they are in no mean and get 0.
 
     Args:
         tokens_BT: Response ids, groups consecutive, shape ``[B, T]``.
         mask_BT: Tokens of the policy, shape ``[B, T]``.
         rewards_B: Rewards, shape ``[B]``.
         group_size: Completions per prompt, at least 2.
+        valid_B: False for rows whose reward means nothing, shape ``[B]``.
 
     Returns:
         Advantages and weights, each of shape ``[B, T]``.
@@ -219,12 +224,18 @@ def prefix_tree(tokens_BT: Tensor, mask_BT: Tensor, rewards_B: Tensor, group_siz
             [ 0.0000, -0.5000]]), tensor([[0., 1.],
             [0., 1.]]))
     """
-    sizes = check(tokens_BT=tokens_BT, mask_BT=mask_BT, rewards_B=rewards_B)
+    sizes = check(tokens_BT=tokens_BT, mask_BT=mask_BT, rewards_B=rewards_B, valid_B=valid_B)
     _check_groups(sizes["B"], group_size)
+    if valid_B is not None:
+        mask_BT, rewards_B = mask_BT & valid_B[:, None], torch.where(valid_B, rewards_B, 0)
     before_end = mask_BT.flip(1).cumsum(1).flip(1) > 0
     steps_BT = tokens_BT.long().masked_fill(~before_end, -1)
     advantages, weights = rewards_B.new_zeros(mask_BT.shape), rewards_B.new_zeros(mask_BT.shape)
-    nodes = torch.arange(sizes["B"], device=rewards_B.device) // group_size
+    rows = torch.arange(sizes["B"], device=rewards_B.device)
+    nodes = rows // group_size
+    if valid_B is not None:  # an invalid row is the root of a tree of its own
+        nodes = torch.where(valid_B, rows // group_size, sizes["B"] // group_size + rows)
+        nodes = nodes.unique(return_inverse=True)[1]
     for t in range(sizes["T"]):
         pairs, children = torch.stack([nodes, steps_BT[:, t]], 1).unique(dim=0, return_inverse=True)
         branches = torch.bincount(pairs[:, 0], minlength=sizes["B"])[nodes] > 1

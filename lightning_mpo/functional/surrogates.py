@@ -2,14 +2,17 @@
 
 PPO's clipped surrogate (Schulman et al. 2017, arXiv:1707.06347) with the clip-higher of DAPO (arXiv:2503.14476) and the
 dual clip (Ye et al. 2020, arXiv:1912.09729). An action is whatever the log-ratio was taken over: a token gives GRPO and
-DAPO, a block MPO, a sequence GSPO. CISPO and ASPO weigh the log-probabilities of tokens. All functions return unreduced
-losses, to be minimised.
+DAPO, a block MPO, a sequence GSPO. CISPO, ASPO and DPPO weigh the log-probabilities of tokens; GMPO bounds their
+log-ratios before they are averaged. All losses are unreduced, to be minimised.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.shapes import check
+from lightning_mpo.functional.divergences import outside_trust_region
+from lightning_mpo.functional.shapes import check, same
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to this size before they are exponentiated (core-algorithms 1.6, verl)."""
@@ -134,8 +137,8 @@ def asymmetric_ratio(
     old_logprobs_BT: Tensor,
     advantages_BT: Tensor,
     *,
-    low: float,
-    high: float,
+    low: float | Tensor,
+    high: float | Tensor,
     cap_positive: float,
     cap_negative: float,
 ) -> Tensor:
@@ -150,8 +153,8 @@ def asymmetric_ratio(
         logprobs_BT: Log-probabilities of the tokens, shape ``[B, T]``, nats. Carries the gradient.
         old_logprobs_BT: The same at rollout weights, shape ``[B, T]``.
         advantages_BT: Advantages, shape ``[B, T]``.
-        low: How far the ratio of a bad token may fall below 1, in (0, 1).
-        high: How far the ratio of a good token may rise above 1, above 0.
+        low: How far the ratio of a bad token may fall below 1, in (0, 1); one number, or one per token, ``[B, T]``.
+        high: How far the ratio of a good token may rise above 1, above 0; likewise.
         cap_positive: Largest weight of a good token, at least 1 (3 in the released code [C]).
         cap_negative: Largest weight of a bad token, at least 1 (3 in the released code [C]).
 
@@ -178,8 +181,98 @@ def asymmetric_ratio(
     return -torch.where(advantages_BT < 0, bad, good) * advantages_BT * logprobs_BT
 
 
-def _check_clip(low: float, high: float) -> None:
-    if not 0 < low < 1:
+def bounded_log_ratios(log_ratios: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:
+    """Bound the log-ratio of each token on the side where the objective would grow, before tokens are averaged.
+
+        ell' = min(ell, high) where A > 0,   max(ell, -low) where A < 0      (GMPO, arXiv:2507.20673 [CODE, verl])
+
+    The exponential of their mean is GMPO's ratio, a geometric mean of clipped ratios. Bounds are in nats: e^-0.4 to e^0.4
+    is the paper's range [AB/CODE].
+
+    Args:
+        log_ratios: Log-ratios of tokens, any shape, nats. Carries the gradient.
+        advantages: Their advantages, same shape.
+        low: Bound from below where the advantage is negative, nats, above 0.
+        high: Bound from above where the advantage is positive, nats, above 0.
+
+    Returns:
+        Bounded log-ratios, same shape; no gradient beyond a bound.
+
+    Raises:
+        ValueError: If shapes differ or a bound is not positive.
+
+    >>> bounded_log_ratios(torch.tensor([1.0, 1.0, -1.0]), torch.tensor([1.0, -1.0, -1.0]), low=0.4, high=0.4)
+    tensor([ 0.4000,  1.0000, -0.4000])
+    """
+    same(log_ratios=log_ratios, advantages=advantages)
+    for name, bound in (("low", low), ("high", high)):
+        if not bound > 0:
+            raise ValueError(f"`{name}` must be above 0, got {bound}")
+    below_or_free = torch.where(advantages < 0, log_ratios.clamp(min=-low), log_ratios)
+    return torch.where(advantages > 0, log_ratios.clamp(max=high), below_or_free)
+
+
+def divergence_mask(
+    logprobs_BT: Tensor,
+    behaviour_logprobs_BT: Tensor,
+    advantages_BT: Tensor,
+    *,
+    delta: float | tuple[float, float],
+    divergence: Literal["tv", "kl"] = "tv",
+    cap: float | None = None,
+    candidate_logprobs_BTK: Tensor | None = None,
+    behaviour_candidate_logprobs_BTK: Tensor | None = None,
+) -> Tensor:
+    """Stop tokens by how far their distribution has moved, and not by their ratio.
+
+        loss = -sg(M min(r, cap)) A log π(o),   r = π(o) / μ(o)    (DPPO Eq. 12, 23 [P][C]; core-algorithms 3)
+
+    μ is the policy as it sampled, never recomputed: a recomputed anchor collapses [P]. M is 0 where
+    :func:`outside_trust_region` holds, else 1. Masked tokens stay in the denominator of a reduction. Probabilities are
+    compared in float32: bfloat16 is off by 0.0016 near 0.9 [V].
+
+    Args:
+        logprobs_BT: Log-probabilities of the tokens, shape ``[B, T]``, nats. Carries the gradient.
+        behaviour_logprobs_BT: The same as recorded by the sampler, shape ``[B, T]``.
+        advantages_BT: Advantages, shape ``[B, T]``.
+        delta: Trust region, above 0; two numbers bound (falling, rising) probabilities. Probability for "tv" (0.15 to 0.2
+            [P]), nats for "kl" (0.05 [P]).
+        divergence: "tv", total variation, or "kl", from μ to π.
+        cap: Largest weight; None: none, as in the paper's stability study; 5 in its scaling runs [P].
+        candidate_logprobs_BTK: Log-probabilities of the ids that μ found most probable, with the sampled one among them,
+            shape ``[B, T, K]``; -inf in slots without one. None: the binary divergence (token, all others).
+        behaviour_candidate_logprobs_BTK: The same under μ.
+
+    Returns:
+        Losses, shape ``[B, T]``. Compare gradients with other methods, not values.
+
+    Raises:
+        ValueError: If shapes differ, an option is out of range, or candidates are given for one policy only.
+
+    >>> moved, mu = torch.tensor([[0.8, 0.8]]).log(), torch.tensor([[0.99, 0.99]]).log()
+    >>> divergence_mask(moved, mu, torch.tensor([[-1.0, 1.0]]), delta=0.15)
+    tensor([[-0.0000, 0.1803]])
+    """
+    outside = outside_trust_region(
+        logprobs_BT,
+        behaviour_logprobs_BT,
+        advantages_BT,
+        delta=delta,
+        divergence=divergence,
+        candidate_logprobs_BTK=candidate_logprobs_BTK,
+        behaviour_candidate_logprobs_BTK=behaviour_candidate_logprobs_BTK,
+    )
+    if cap is not None and not cap >= 1:
+        raise ValueError(f"`cap` must be at least 1, got {cap}")
+    weights = safe_ratio(logprobs_BT.detach() - behaviour_logprobs_BT.detach())
+    if cap is not None:
+        weights = weights.clamp(max=cap)
+    return -(weights * ~outside) * advantages_BT * logprobs_BT
+
+
+def _check_clip(low: float | Tensor, high: float | Tensor) -> None:
+    lows, highs = torch.as_tensor(low), torch.as_tensor(high)
+    if not ((lows > 0) & (lows < 1)).all():
         raise ValueError(f"`low` must be in (0, 1), got {low}")
-    if not high > 0:
+    if not (highs > 0).all():
         raise ValueError(f"`high` must be above 0, got {high}")

@@ -15,9 +15,9 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
-from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.rollout.local import LocalSampler
+from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import PromptBatch, PromptRow, Rollout, take_rows, to_device, trim_rollout
 

@@ -16,9 +16,10 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
-from lightning_mpo.objective import Denominators, Metrics, Objective, ScoreRequest, TokenScores, join_scores
+from lightning_mpo.objective import Objective
 from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups, rollout_mode
 from lightning_mpo.rewards.base import Scores
+from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores, join_scores
 from lightning_mpo.types import Experience, Rollout, take_rows, trim
 
 if TYPE_CHECKING:
@@ -134,8 +135,12 @@ class PolicyOptimization(L.LightningModule):
         rewards_B, valid_B = scores.rewards_B.to(mask_BT.device), scores.valid_B.to(mask_BT.device)
         kl, actions = objective.kl, objective.actions
         kl_in_reward = kl is not None and kl.place == "reward"
-        needed = updates > 1 or kl_in_reward or actions.needs_entropy or objective.critic is not None
-        old = self.score(rollout, request=replace(objective.request, upkeep=False)) if needed else None
+        recompute = updates > 1 and not objective.surrogate.at_behaviour
+        others = (kl_in_reward, objective.needs_entropy, objective.critic, objective.correction)
+        needed = recompute or any(others)
+        old = (
+            self.score(rollout, request=replace(objective.request, upkeep=False, candidates=False)) if needed else None
+        )
         due = self.reference_every and counter % self.reference_every == 0
         exact = ScoreRequest(support_logits=objective.request.support_logits)
         reference = self.score(rollout, request=exact, reference=True) if due else None
@@ -152,27 +157,46 @@ class PolicyOptimization(L.LightningModule):
             rewards_B = rewards_BT.sum(1)
         values_BT = None if old is None else old.values_BT
         group_size = int((rollout.group_B == rollout.group_B[0]).sum())
-        estimate = objective.advantage.estimate(rewards_BT, mask_BT, group_size, valid_B, values_BT)
+        estimate = objective.advantage.estimate(
+            rewards_BT, mask_BT, group_size, valid_B, values_BT, rollout.responses_BT
+        )
         advantages_BT = estimate.advantages_BT
         if objective.advantage.whiten:
             valid_BT = mask_BT & valid_B[:, None]
             advantages_BT = whiten(advantages_BT, valid_BT, self._over_ranks(moments(advantages_BT, valid_BT)))
-        entropy_BT = old.entropy_BT if old is not None and actions.needs_entropy else None
+        entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
+        weights_BT = objective.selection.choose(self._kept(rollout), generator, entropy_BT)
+        if estimate.weights_BT is not None:
+            weights_BT = weights_BT * estimate.weights_BT
         texts = self.policy.token_texts if actions.needs_texts else ()
         return Experience(
             rollout=rollout,
             rewards_B=rewards_B,
             valid_B=valid_B,
             advantages_BT=advantages_BT,
-            token_weights_BT=objective.selection.choose(self._kept(rollout), generator),
+            token_weights_BT=weights_BT,
             segments_BT=actions.segment(rollout, entropy_BT, texts),
-            old_logprobs_BT=old.logprobs_BT if old is not None and updates > 1 else None,
+            old_logprobs_BT=self._anchor(rollout, old, updates),
             old_future_BTM=old.future_BTM if old is not None and updates > 1 else None,
             reference_logprobs_BT=reference_BT,
             reference_logits_BTK=reference_BTK if objective.kl_in_loss else None,
             values_BT=values_BT,
             returns_BT=estimate.returns_BT,
+            old_entropy_BT=entropy_BT if objective.surrogate.needs_entropy else None,
+            correction_BT=self._correction(rollout, old),
         )
+
+    def _anchor(self, rollout: Rollout, old: TokenScores | None, updates: int) -> Tensor | None:
+        """Return what ratios are taken against; None: the update's own log-probs, without gradient."""
+        if self.objective.surrogate.at_behaviour:
+            return rollout.behaviour_logprobs_BT
+        return old.logprobs_BT if old is not None and updates > 1 else None
+
+    def _correction(self, rollout: Rollout, old: TokenScores | None) -> Tensor | None:
+        correction = self.objective.correction
+        if correction is None or old is None:
+            return None
+        return correction.weights(old.logprobs_BT, rollout.behaviour_logprobs_BT, rollout.response_mask_BT)
 
     def _kept(self, rollout: Rollout) -> Tensor:
         """Return the tokens that may carry loss: all, or all that their support held."""
@@ -210,9 +234,17 @@ class PolicyOptimization(L.LightningModule):
         )
         loss, metrics = self.objective.loss(experience, scores, denominators)
         self._add(metrics)
+        if self.objective.penalty is not None:
+            loss = loss + self._penalty(self.objective.penalty.coef)
         if batch["last_of_update"]:
             self._log_update()
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def _penalty(self, coef: float) -> Tensor:
+        """Return this micro-batch's share of the penalty, so that an update over all ranks holds it once."""
+        squares = torch.stack([weight.float().square().sum() for weight in self.policy.parts()["policy"]]).sum()
+        self._add({"optim/weight_square": (squares, torch.ones(()))})
+        return coef * squares / (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Let a stop that was asked for within an update wait for its end: gradients are in no checkpoint."""

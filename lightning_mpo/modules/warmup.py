@@ -13,8 +13,8 @@ from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
-from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies.base import Policy
+from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.types import PromptRow, to_device
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective import ScoreRequest, TokenScores
+from lightning_mpo.scores import ScoreRequest, TokenScores
 from lightning_mpo.types import Rollout
 
 if TYPE_CHECKING:

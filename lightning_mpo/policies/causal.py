@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective import ScoreRequest, TokenScores
 from lightning_mpo.policies import pretrained
 from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.checkpoints import read_policy
@@ -24,6 +23,7 @@ from lightning_mpo.policies.scoring import ResponseTokens
 from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
 from lightning_mpo.policies.unembedding import Unembedding
 from lightning_mpo.policies.value import Critic
+from lightning_mpo.scores import ScoreRequest, TokenScores
 from lightning_mpo.types import Rollout
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import torch
 from lightning_mpo.action_spaces import FutureShare, SequenceActions, TokenActions
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import group_relative
-from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies import MedusaHeads, MTPHeads, ParallelHeads, SequentialHeads, TinyPolicy
 from lightning_mpo.rollout import load_rollout, save_rollout
+from lightning_mpo.scores import ScoreRequest
 from tests.helpers import make_rollout, naive_logprobs, right_padded, seeded
 from tests.modules.runs import Digits
 

@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_mpo.action_spaces import BlockActions, FutureShare
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import HeadWarmup
-from lightning_mpo.objective import HeadUpkeep
 from lightning_mpo.policies import MedusaHeads, ParallelHeads, SequentialHeads
+from lightning_mpo.terms import HeadUpkeep
 from tests.modules.runs import Probe, Record, adam, fit, make_data, make_objective, make_policy, make_trainer, same
 
 FAMILIES = [ParallelHeads, SequentialHeads, MedusaHeads]

@@ -14,9 +14,9 @@ from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.errors import UserError
 from lightning_mpo.kl import AdaptiveCoefficient, KLPenalty
 from lightning_mpo.modules.resume import mend_epoch_end
-from lightning_mpo.objective import HeadUpkeep
 from lightning_mpo.policies import CausalPolicy, Lora, ParallelHeads, SeparateCritic, ValueHead
 from lightning_mpo.supports import TopK
+from lightning_mpo.terms import HeadUpkeep
 from lightning_mpo.value_loss import ValueLoss
 from tests.modules.runs import Probe, Run, adam, fit, make_objective, make_policy, same, sgd
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies import CausalPolicy, Lora, TinyPolicy, rollout_mode
 from lightning_mpo.rollout.local import LocalSampler
+from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import take_rows
 from tests.conftest import CHARACTERS

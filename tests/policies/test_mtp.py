@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
-from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies import CausalPolicy, Lora, MedusaHeads, MTPHeads, ParallelHeads, SequentialHeads
 from lightning_mpo.policies.packing import lay_out
 from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
+from lightning_mpo.scores import ScoreRequest
 from tests.helpers import END, VOCABULARY, make_rollout, seeded, subclasses
 
 PROMPTS, RESPONSES = [6, 9, 4], [5, 1, 3, 2, 1, 7, 4, 4, 1]

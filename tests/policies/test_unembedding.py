@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies import CausalPolicy, Lora
 from lightning_mpo.policies.unembedding import Unembedding
+from lightning_mpo.scores import ScoreRequest
 from tests.helpers import make_rollout, naive_logprobs, relative_error, seeded
 
 CPU = torch.device("cpu")

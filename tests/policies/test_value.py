@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective import ScoreRequest
 from lightning_mpo.policies import CausalPolicy, Critic, Lora, ParallelHeads, SeparateCritic, ValueHead
 from lightning_mpo.policies.base import parameter_groups
+from lightning_mpo.scores import ScoreRequest
 from tests.helpers import make_rollout, relative_error, seeded, subclasses
 
 PROMPTS, RESPONSES = [6, 9, 4], [5, 1, 3, 2, 1, 7, 4, 4, 1]

@@ -1,0 +1,51 @@
+"""Loss terms beside the surrogate that are a number and a formula: entropy bonus, weight penalty, upkeep of heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_mpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class EntropyBonus:
+    """Subtracts `coef` times the policy's entropy from the loss.
+
+    Args:
+        coef: factor, per nat.
+    """
+
+    coef: float = 0.0
+
+
+@dataclass(frozen=True)
+class WeightPenalty:
+    """Adds `coef·Σ θ²` over the trained weights of the policy to the loss: the L2 term of T-SPMO on its adapters.
+
+    That the paper holds its adapters in place by an L2 term instead of a KL penalty is [REC], its size is not known
+    (related spec 1.2). Unlike AdamW's weight decay it goes through the optimizer's moments.
+
+    Args:
+        coef: factor, positive; 0.01 is ours [INF].
+    """
+
+    coef: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.coef <= 0:
+            raise UserError(f"`WeightPenalty.coef` must be positive, got {self.coef}; `penalty: null` leaves it out")
+
+
+@dataclass(frozen=True)
+class HeadUpkeep:
+    """Keeps multi-token heads on the drifting policy: cross-entropy on its own samples, trunk detached.
+
+        coef · (1/M) · Σ_n mean_t -log q_n(o_{t+n} | h_t)            (core-algorithms 1.5, the warm-up loss [S])
+
+    Whether MPO trains its heads during reinforcement learning is not known; small and detached is our choice [I].
+
+    Args:
+        coef: factor, per nat.
+    """
+
+    coef: float = 0.1
