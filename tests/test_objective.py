@@ -256,7 +256,7 @@ def test_old_logprobs_equal_to_the_new_ones_are_the_same_as_none(objective):
     )
     assert given[0] == pytest.approx(without[0])
     assert relative_error(given[1], without[1]) < 1e-12
-    assert [value for name, (value, _) in given[2].items() if name.endswith("clip_fraction")][0] == 0
+    assert next(value for name, (value, _) in given[2].items() if name.endswith("clip_fraction")) == 0
 
 
 # --- off-policy, against loops --------------------------------------------------------------------------------------
