@@ -181,7 +181,7 @@ def test_a_terminal_gets_a_table_of_its_width(monkeypatch, capsys):
     assert max(map(len, shown.splitlines())) <= 100
     assert "grpo: arXiv:2402.03300" in shown
     assert "](" not in shown
-    assert "[S, I] as mpo and rlpt" in shown
+    assert "[P, C] Eq. 3 and the" in shown, "brackets that are no links stay"
 
 
 def test_the_table_is_written_between_the_markers(tmp_path, monkeypatch, capsys):
