@@ -8,6 +8,7 @@ import lightning_mpo
 
 HELP = """\
 usage: lightning-mpo {fit,validate,test,predict} -c CONFIG [-c CONFIG ...] [--key value ...]
+       lightning-mpo methods [--configs DIR] [--readme FILE]
 
 RL post-training of language models in which what counts as one action is a choice.
 
@@ -15,6 +16,7 @@ RL post-training of language models in which what counts as one action is a choi
   validate   sample held-out prompts and report pass@1
   test       the same under the name `test`
   predict    sample completions
+  methods    print the algorithm files as a table: choices, papers, values and where they come from
 
   -c FILE           a YAML file; later files win, key by key, and the command line wins over files
   --print_config    show the resulting configuration and stop
@@ -36,6 +38,10 @@ def main() -> int:
     if arguments[0] == "--version":
         print(f"lightning-mpo {lightning_mpo.__version__}")
         return 0
+    if arguments[0] == "methods":
+        from lightning_mpo import methods
+
+        return methods.main(arguments[1:])
     from lightning_mpo.cli import run
 
     return run()

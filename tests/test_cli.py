@@ -329,7 +329,7 @@ def test_help_names_the_verbs(monkeypatch, capsys, arguments):
     monkeypatch.setattr(sys, "argv", ["lightning-mpo", *arguments])
     assert main() == 0
     shown = capsys.readouterr().out
-    for word in ("fit", "validate", "test", "predict", "-c FILE", "quickstart.yaml"):
+    for word in ("fit", "validate", "test", "predict", "methods", "-c FILE", "quickstart.yaml"):
         assert word in shown
     for line in shown.splitlines():
         for word in line.split():

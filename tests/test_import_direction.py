@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_mpo"
 LAYERS = [
     ["errors", "types"],
+    ["headers"],
     ["functional"],
     ["segmenters"],
     [
@@ -34,7 +35,7 @@ LAYERS = [
     ["rollout", "data"],
     ["modules"],
     ["callbacks"],
-    ["cli", "messages", "__main__"],
+    ["cli", "messages", "methods", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 HEAVY = ("torch", "lightning", "transformers", "peft", "datasets", "matplotlib")
