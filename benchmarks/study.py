@@ -57,6 +57,10 @@ class Study:
         path = self.folder(task, cell, seed) / "summary.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
+    def summaries(self, task: str, cell: str) -> dict[int, dict[str, Any]]:
+        """What the finished runs of a cell wrote, by seed."""
+        return {seed: s for seed in self.seeds if (s := self.summary(task, cell, seed)) is not None}
+
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
@@ -132,33 +136,42 @@ def rollouts_to(summary: dict[str, Any], level: float) -> float | None:
     return reached
 
 
-def _reach(found: dict[int, dict[str, Any]], level: float) -> str:
-    """Return the mean over the seeds that reached a level, and how many did not."""
-    counts = [rollouts_to(summary, level) for summary in found.values()]
-    there = [count for count in counts if count is not None]
+def _reach(found: dict[int, dict[str, Any]], level: float, base: dict[int, dict[str, Any]] | None = None) -> str:
+    """Return the mean over the seeds that reached a level, how many did not, and the paired difference from a base."""
+    counts = {seed: rollouts_to(summary, level) for seed, summary in found.items()}
+    there = [count for count in counts.values() if count is not None]
     missed = f" ({len(counts) - len(there)} never)" if len(there) < len(counts) else ""
-    return (_show(*interval(there), digits=1) if there else "") + missed
+    text = (f"{statistics.mean(there):.1f}" if there else "") + missed
+    others = {seed: rollouts_to(summary, level) for seed, summary in (base or {}).items()}
+    gaps = [
+        count - others[seed] for seed, count in counts.items() if count is not None and others.get(seed) is not None
+    ]
+    return f"{text}, paired {_show(*interval(gaps), sign=True, digits=1)}" if gaps else text
 
 
 def table(study: Study) -> str:
     """Return the results as Markdown."""
     levels = "".join(f" rollouts to {level:g} |" for level in study.levels)
     lines = [
-        "| task | cell | seeds | pass@1 | greedy | gain over warm-up | paired difference in pass@1 | detectable (80 %) | "
-        "clip fraction | KL | update time |" + levels,
-        "|---" * (11 + len(study.levels)) + "|",
+        "| task | cell | seeds | pass@1 | on the support | greedy | gain over warm-up | paired difference in pass@1 | "
+        "detectable (80 %) | clip fraction | KL | update time |" + levels,
+        "|---" * (12 + len(study.levels)) + "|",
     ]
     for task in study.tasks:
         for cell, options in study.cells.items():
-            found = {seed: s for seed in study.seeds if (s := study.summary(task, cell, seed)) is not None}
+            found = study.summaries(task, cell)
             if not found:
                 continue
+            base = study.summaries(task, options["against"]) if "against" in options else None
+            support = [s["final"]["support pass@1"] for s in found.values() if "support pass@1" in s["final"]]
             final = [s["final"]["pass@1"] for s in found.values()]
             gains = [s["final"]["pass@1"] - s["warmup"]["pass@1"] for s in found.values()]
             greedy = statistics.mean(s["final"]["greedy accuracy"] for s in found.values())
             differences = _differences(study, task, cell, options.get("against"))
             lines.append(
-                f"| {task} | {cell} | {len(found)} | {_show(*interval(final))} | {greedy:.3f} | {_show(*interval(gains))} | "
+                f"| {task} | {cell} | {len(found)} | {_show(*interval(final))} | "
+                + (f"{statistics.mean(support):.3f} | " if support else "| ")
+                + f"{greedy:.3f} | {_show(*interval(gains))} | "
                 + (
                     f"{_show(*interval(differences), sign=True)} | {detectable(differences):.3f} | "
                     if differences
@@ -167,7 +180,7 @@ def table(study: Study) -> str:
                 + f"{statistics.mean(s['final']['clip_fraction'] for s in found.values()):.4f} | "
                 + f"{statistics.mean(s['final']['kl'] for s in found.values()):.4f} | "
                 + f"{statistics.mean(s['seconds']['training'] / s['updates'] for s in found.values()):.2f} s |"
-                + "".join(f" {_reach(found, level)} |" for level in study.levels)
+                + "".join(f" {_reach(found, level, base)} |" for level in study.levels)
             )
     return "\n".join(lines)
 
@@ -175,8 +188,8 @@ def table(study: Study) -> str:
 def _differences(study: Study, task: str, cell: str, against: str | None) -> list[float]:
     if against is None:
         return []
-    pairs = [(study.summary(task, cell, seed), study.summary(task, against, seed)) for seed in study.seeds]
-    return [one["final"]["pass@1"] - other["final"]["pass@1"] for one, other in pairs if one and other]
+    own, base = study.summaries(task, cell), study.summaries(task, against)
+    return [s["final"]["pass@1"] - base[seed]["final"]["pass@1"] for seed, s in own.items() if seed in base]
 
 
 def _show(mean: float, half: float, sign: bool = False, digits: int = 3) -> str:

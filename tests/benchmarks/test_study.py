@@ -103,6 +103,8 @@ def test_rollouts_to_a_level_lie_on_a_line_between_validations():
     assert study_tool.rollouts_to(summary, 0.5) == 0.0
     assert study_tool.rollouts_to(summary, 0.71) is None
     assert study_tool._reach({0: summary, 1: summary | {"curve": []}}, 0.7) == "2.0 (1 never)"
+    late = summary | {"curve": [{"accuracy": 0.5}] * 2 + curve}
+    assert study_tool._reach({0: late, 2: late}, 0.6, {0: summary, 1: summary, 2: late}) == "2.0, paired +0.5 ± 6.4"
 
 
 def test_a_table_with_levels_has_a_column_for_each(study):
