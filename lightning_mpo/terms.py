@@ -20,10 +20,11 @@ class EntropyBonus:
 
 @dataclass(frozen=True)
 class WeightPenalty:
-    """Adds `coef·Σ θ²` over the trained weights of the policy to the loss: the L2 term of T-SPMO on its adapters.
+    """Adds `coef·Σ θ²` over the weights of the policy's adapters to the loss: the L2 term of T-SPMO.
 
     That the paper holds its adapters in place by an L2 term instead of a KL penalty is [REC], its size is not known
-    (related spec 1.2). Unlike AdamW's weight decay it goes through the optimizer's moments.
+    (related spec 1.2). Unlike AdamW's weight decay it goes through the optimizer's moments. Weights that are no adapter's
+    are left alone: pulled towards 0 they would forget the model; a policy without adapters is told so once.
 
     Args:
         coef: factor, positive; 0.01 is ours [INF].

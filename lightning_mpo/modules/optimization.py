@@ -90,6 +90,8 @@ class PolicyOptimization(L.LightningModule):
     def configure_model(self) -> None:
         self.policy.build(device=self.device, reference=self.keep_reference)
         self.policy.freeze_unused(self.objective.request)
+        if self.objective.penalty is not None and not self._adapters():
+            rank_zero_warn("`objective.penalty` holds adapters small and the policy has none; give `policy.lora`")
         if self.objective.actions.future and "mtp" in self.policy.cold_parts and self.trainer.ckpt_path is None:
             rank_zero_warn(
                 "`policy.mtp` start untrained, so that the log-ratios of future offsets say little; warm them up with "
@@ -240,10 +242,15 @@ class PolicyOptimization(L.LightningModule):
             self._log_update()
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
+    def _adapters(self) -> list[torch.nn.Parameter]:
+        return [w for name, w in self.policy.named_parameters() if w.requires_grad and "lora_" in name]
+
     def _penalty(self, coef: float) -> Tensor:
         """Return this micro-batch's share of the penalty, so that an update over all ranks holds it once."""
-        squares = torch.stack([weight.float().square().sum() for weight in self.policy.parts()["policy"]]).sum()
-        self._add({"optim/weight_square": (squares, torch.ones(()))})
+        squares = sum(
+            (weight.float().square().sum() for weight in self._adapters()), torch.zeros((), device=self.device)
+        )
+        self._add({"optim/adapter_square": (squares, torch.ones(()))})
         return coef * squares / (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:

@@ -7,12 +7,13 @@ import torch
 
 from lightning_mpo.action_spaces import SequenceActions
 from lightning_mpo.advantages import GroupRelative, PrefixTree
+from lightning_mpo.policies import Lora
 from lightning_mpo.reductions import SequenceMean
 from lightning_mpo.selection import HighEntropyTokens, SampledTokens
 from lightning_mpo.supports import TopK
 from lightning_mpo.surrogates import AsymmetricRatio, BoundedTokens, DivergenceMask, PolicyGradient
 from lightning_mpo.terms import WeightPenalty
-from tests.modules.runs import Probe, fit, make_objective, same
+from tests.modules.runs import Probe, fit, make_objective, make_policy, same
 
 METHODS = {
     "dppo": {"surrogate": DivergenceMask(delta=0.01), "advantage": GroupRelative("none")},
@@ -57,7 +58,7 @@ def test_only_chosen_tokens_are_scored(tmp_path):
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
-def test_a_weight_penalty_adds_twice_its_coefficient_times_the_weights(tmp_path, micro_batches):
+def test_a_weight_penalty_adds_twice_its_coefficient_times_the_adapters(tmp_path, micro_batches):
     """With all rewards equal nothing else has a gradient."""
     from lightning_mpo.rewards.base import Reward
 
@@ -68,9 +69,12 @@ def test_a_weight_penalty_adds_twice_its_coefficient_times_the_weights(tmp_path,
     gradients = {}
 
     def look(trainer, module, optimizer):
-        gradients.update({n: p.grad.clone() for n, p in module.policy.named_parameters()})
-        gradients["weights"] = {n: p.detach().clone() for n, p in module.policy.named_parameters()}
+        trained = {n: p for n, p in module.policy.named_parameters() if p.requires_grad}
+        gradients.update({n: p.grad.clone() for n, p in trained.items()})
+        gradients["weights"] = {n: p.detach().clone() for n, p in trained.items()}
 
+    policy = make_policy()
+    policy.lora = Lora(rank=4)
     fit(
         tmp_path,
         rollout={"rewards": [Same()]},
@@ -78,6 +82,17 @@ def test_a_weight_penalty_adds_twice_its_coefficient_times_the_weights(tmp_path,
         callbacks=[Probe(on_before_optimizer_step=look)],
         max_steps=1,
         accumulate_grad_batches=micro_batches,
+        policy=policy,
     )
-    for name, weight in gradients.pop("weights").items():
+    weights = gradients.pop("weights")
+    assert weights
+    assert all("lora_" in name for name in weights)
+    assert any(weight.any() for weight in weights.values())
+    for name, weight in weights.items():
         torch.testing.assert_close(gradients[name], 0.6 * weight, rtol=1e-4, atol=1e-7)
+
+
+def test_a_penalty_without_adapters_is_told_and_changes_nothing(tmp_path):
+    with pytest.warns(UserWarning, match="holds adapters small and the policy has none; give `policy.lora`"):
+        run = fit(tmp_path, objective=make_objective(penalty=WeightPenalty(10.0)), max_steps=2)
+    assert same(run.weights, fit(tmp_path / "plain", max_steps=2).weights)
