@@ -67,6 +67,8 @@ class PolicyOptimization(L.LightningModule):
         self._carried: dict[str, float] = {}
         self._progress_bar = {"kl/reference"}
         self._stop_asked = False
+        self._idle = False
+        """Whether the update under way has no token that carries loss."""
 
     # --- set-up ---------------------------------------------------------------------------------------------------
 
@@ -119,7 +121,14 @@ class PolicyOptimization(L.LightningModule):
     # --- experience -----------------------------------------------------------------------------------------------
 
     def experience(
-        self, rollout: Rollout, scores: Scores, generator: torch.Generator, *, counter: int, updates: int
+        self,
+        rollout: Rollout,
+        scores: Scores,
+        generator: torch.Generator,
+        *,
+        counter: int,
+        updates: int,
+        scored_B: Tensor | None = None,
     ) -> Experience:
         """Compute, once and at rollout weights, all that the updates on a rollout need.
 
@@ -129,6 +138,7 @@ class PolicyOptimization(L.LightningModule):
             generator: of the token selection.
             counter: rollouts before this one.
             updates: updates on this rollout; with one, old log-probs come from the update's own forward pass.
+            scored_B: rows that may carry loss; None: all. The others' rewards count in what their group is compared with.
         """
         objective, mask_BT = self.objective, rollout.response_mask_BT
         rewards_B, valid_B = scores.rewards_B.to(mask_BT.device), scores.valid_B.to(mask_BT.device)
@@ -164,7 +174,7 @@ class PolicyOptimization(L.LightningModule):
             rewards_B=rewards_B,
             valid_B=valid_B,
             advantages_BT=advantages_BT,
-            token_weights_BT=objective.selection.choose(self._kept(rollout), generator),
+            token_weights_BT=objective.selection.choose(self._kept(rollout, scored_B), generator),
             segments_BT=actions.segment(rollout, entropy_BT, texts),
             old_logprobs_BT=old.logprobs_BT if old is not None and updates > 1 else None,
             old_future_BTM=old.future_BTM if old is not None and updates > 1 else None,
@@ -174,11 +184,12 @@ class PolicyOptimization(L.LightningModule):
             returns_BT=estimate.returns_BT,
         )
 
-    def _kept(self, rollout: Rollout) -> Tensor:
-        """Return the tokens that may carry loss: all, or all that their support held."""
+    def _kept(self, rollout: Rollout, scored_B: Tensor | None) -> Tensor:
+        """Return the tokens that may carry loss: all, or all of some rows, or all that their support held."""
         mask_BT, outside_BT = rollout.response_mask_BT, rollout.outside_BT
         drop = outside_BT is not None and self.objective.support.outside == "drop"
-        return mask_BT & ~outside_BT if drop else mask_BT  # type: ignore[operator]
+        kept_BT = mask_BT & ~outside_BT if drop else mask_BT  # type: ignore[operator]
+        return kept_BT if scored_B is None else kept_BT & scored_B[:, None]
 
     def score(self, rollout: Rollout, *, request: ScoreRequest | None = None, reference: bool = False) -> TokenScores:
         """Score a whole rollout without gradient, in passes of bounded size."""
@@ -212,6 +223,7 @@ class PolicyOptimization(L.LightningModule):
         self._add(metrics)
         if batch["last_of_update"]:
             self._log_update()
+            self._idle = not bool(denominators.tokens)
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
@@ -221,6 +233,8 @@ class PolicyOptimization(L.LightningModule):
         self._stop_asked = asked and not batch["last_of_update"]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._idle:  # optimisers pass over weights without a gradient; zeros would move them by momentum and decay
+            optimizer.zero_grad(set_to_none=True)
         self._check_gradients()
 
     def _check_gradients(self) -> None:
