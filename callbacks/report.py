@@ -68,7 +68,7 @@ class Report(RolloutCallback):
         self.curve.append(
             {
                 "step": trainer.global_step,
-                "accuracy": event.scores.correct_B.float().mean().item(),
+                "accuracy": event.accuracy,
                 "reward": event.scores.rewards_B.mean().item(),
                 "length": rollout.response_mask_BT.sum(1).float().mean().item(),
             }

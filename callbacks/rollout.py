@@ -14,23 +14,24 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.evaluation import RolloutEvaluation
+from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.resume import gather_ranks, place, plain_state
-from lightning_mpo.modules.source import RolloutCallback, RolloutEvent, RolloutSource
-from lightning_mpo.rewards.base import Reward, completions_of, score_all
+from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+from lightning_mpo.rewards.base import Reward, Scores, completions_of, score_all
 from lightning_mpo.rollout.admission import admit
 from lightning_mpo.rollout.base import Sampler
-from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
+from lightning_mpo.rollout.dynamic import Account, DynamicSampling
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.scores import Denominators
-from lightning_mpo.supports import FullVocabulary
-from lightning_mpo.types import Experience, PromptBatch, take_rows, to_device
+from lightning_mpo.types import Experience, Finish, take_rows, to_device
 from lightning_mpo.types import Rollout as RolloutData
 
 
-class Rollout(RolloutCallback, RolloutSource):
+class Rollout(RolloutEvaluation):
     """Samples completions, scores them and spends the result in updates.
 
     Args:
@@ -44,6 +45,10 @@ class Rollout(RolloutCallback, RolloutSource):
         seed: of the sampling; None: `seed_everything`.
         validation_completions: completions per validation prompt; pass@1 is their mean.
         parity_gate: compare sampler and trainer before the first update, and refuse to train where they disagree.
+        dynamic: replaces prompts that all completions answer right, or none; None: every prompt is trained on.
+        mask_truncated: responses that `max_new_tokens` cut off carry no loss and stand in no denominator. Their rewards
+            still count in the mean and deviation of their group, and their accuracy in `dynamic`, as with TRL's
+            `mask_truncated_completions` [CODE].
     """
 
     def __init__(
@@ -58,7 +63,10 @@ class Rollout(RolloutCallback, RolloutSource):
         seed: int | None = None,
         validation_completions: int = 1,
         parity_gate: bool = True,
+        dynamic: DynamicSampling | None = None,
+        mask_truncated: bool = False,
     ) -> None:
+        super().__init__()
         self.rewards = list(rewards)
         self.prompts, self.completions = prompts, completions
         self.max_new_tokens = max_new_tokens
@@ -67,13 +75,13 @@ class Rollout(RolloutCallback, RolloutSource):
         self._seed = seed
         self.validation_completions = validation_completions
         self.parity_gate = parity_gate
+        self.dynamic, self.mask_truncated = dynamic, mask_truncated
         self.counter = 0
         """Rollouts finished or under way."""
         self.schedule: Schedule | None = None
         self._experience: Experience | None = None
         self._plan: list[list[torch.Tensor]] = []
         self._denominators: list[Denominators] = []
-        self._tallies: dict[str, Tally] = {}
         self._gate_passed = False
 
     @property
@@ -92,6 +100,8 @@ class Rollout(RolloutCallback, RolloutSource):
             raise UserError("`rollout.rewards` is empty: name at least one reward, such as `MathAnswer`")
         if self.max_new_tokens < 1:
             raise UserError(f"`rollout.max_new_tokens` must be at least 1, got {self.max_new_tokens}")
+        if self.dynamic is not None:
+            self.dynamic.check(self.rewards, self.completions)
         pl_module.objective.advantage.check(self.completions)
         if stage == "fit":
             self._setup_fit(trainer, pl_module)
@@ -116,22 +126,7 @@ class Rollout(RolloutCallback, RolloutSource):
             micro_batches=trainer.accumulate_grad_batches,
             world_size=trainer.world_size,
         )
-        limit = trainer.limit_train_batches
-        if not quick and isinstance(limit, int) and limit % self.schedule.slots:
-            raise UserError(
-                f"`trainer.limit_train_batches` ({limit}) must be a multiple of a rollout's {self.schedule.slots} "
-                "micro-batches"
-            )
-        if isinstance(limit, float) and limit != 1.0:
-            raise UserError("`trainer.limit_train_batches` must be a whole number of micro-batches, not a share")
-        every = trainer.val_check_interval
-        if isinstance(every, int) and not quick:
-            if trainer.check_val_every_n_epoch is not None:
-                raise UserError(
-                    "`trainer.val_check_interval` counts updates over the whole run: set "
-                    "`trainer.check_val_every_n_epoch: null` with it"
-                )
-            trainer.val_check_interval = every * self.schedule.micro_batches  # Lightning counts micro-batches
+        fit_limits(trainer, self.schedule)
         self._rollouts_per_epoch = max(1, -(-len(trainer.datamodule.splits.train) // self.prompts))  # type: ignore[attr-defined]
         rank_zero_info(f"rollout    {self.schedule.describe()}")
         rank_zero_info(f"objective  {module.objective.describe()}")
@@ -174,29 +169,56 @@ class Rollout(RolloutCallback, RolloutSource):
         for callback in listeners:
             callback.on_rollout_start(trainer, module, schedule.rows, self.max_new_tokens)
         started = time.perf_counter()
-        rollout = self._sample(trainer, module, listeners)
-        sampled = time.perf_counter()
-        if self.parity_gate and not self._gate_passed:
-            self._check_parity(trainer, module, rollout)
-        scores = score_all(self.rewards, completions_of(rollout))
+        rollout, scores, account, sample_seconds = self._fill(trainer, module, listeners)
         generator = seeded_generator(self.seed, self.counter, trainer.global_rank, 1)
-        experience = module.experience(rollout, scores, generator, counter=self.counter, updates=schedule.updates)
-        self._experience = experience
+        whole_B = rollout.finish_B == Finish.STOP if self.mask_truncated else None
+        self._experience = experience = module.experience(
+            rollout, scores, generator, counter=self.counter, updates=schedule.updates, scored_B=whole_B
+        )
         tokens_B = rollout.attention_mask_BL.sum(1)
         self._plan = schedule.plan(rollout.group_B, tokens_B, generator)
         self._denominators = self._sum_denominators(trainer, module, experience)
-        event = RolloutEvent(self.counter, experience, scores, sampled - started, time.perf_counter() - sampled)
+        prepare_seconds = time.perf_counter() - started - sample_seconds
+        event = RolloutEvent(self.counter, experience, scores, sample_seconds, prepare_seconds, account)
         self.counter += 1
         for callback in listeners:
             callback.on_rollout_end(trainer, module, event)
         self._log(module, event)
 
-    def _sample(
+    def _fill(
         self, trainer: L.Trainer, module: PolicyOptimization, listeners: Sequence[RolloutCallback]
+    ) -> tuple[RolloutData, Scores, Account | None, float]:
+        """Sample and judge the rows of a rollout; the last value is the seconds of sampling."""
+        places, seconds = self._need_schedule().local_prompts, 0.0
+
+        def draw(round: int, prompts: int) -> tuple[RolloutData, Scores]:
+            nonlocal seconds
+            started = time.perf_counter()
+            rollout = self._sample(trainer, module, listeners, round, prompts)
+            seconds += time.perf_counter() - started
+            if self.parity_gate and not self._gate_passed:
+                self._check_parity(trainer, module, rollout)
+            return rollout, score_all(self.rewards, completions_of(rollout))
+
+        def total(counts: torch.Tensor) -> torch.Tensor:
+            return trainer.strategy.reduce(counts, reduce_op="sum") if trainer.world_size > 1 else counts
+
+        if self.dynamic is None:
+            return *draw(0, places), None, seconds
+        return *self.dynamic.collect(draw, places, self.completions, total), seconds
+
+    def _sample(
+        self,
+        trainer: L.Trainer,
+        module: PolicyOptimization,
+        listeners: Sequence[RolloutCallback],
+        round: int,
+        prompts: int,
     ) -> RolloutData:
-        schedule, data, rank = self._need_schedule(), trainer.datamodule, trainer.global_rank  # type: ignore[attr-defined]
-        rows = data.training_rows(self.counter, self.prompts)
-        rows = rows[rank * schedule.local_prompts : (rank + 1) * schedule.local_prompts]
+        """Sample the first prompts of this rank's share of a round."""
+        data, rank = trainer.datamodule, trainer.global_rank  # type: ignore[attr-defined]
+        first = rank * self._need_schedule().local_prompts
+        rows = data.training_rows(self.counter, self.prompts, round)[first : first + prompts]
 
         def progress(tokens: int, running: int) -> None:
             for callback in listeners:
@@ -210,7 +232,7 @@ class Rollout(RolloutCallback, RolloutSource):
                 support=module.objective.support,
                 temperature=module.temperature,
                 max_new_tokens=self.max_new_tokens,
-                generator=seeded_generator(self.seed, self.counter, rank),
+                generator=seeded_generator(self.seed, self.counter, rank, *((3, round) if round else ())),
                 progress=progress,
             )
         return admit(rollout, module.objective.support, module.policy.vocabulary)
@@ -251,48 +273,6 @@ class Rollout(RolloutCallback, RolloutSource):
         if self._experience is None:
             raise RuntimeError("there is no rollout yet")
         return self._experience
-
-    # --- validation and prediction --------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._tallies = {}
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for prefix, tally in self._tallies.items():
-            for name, value in tally.compute().items():
-                pl_module.log(f"val/{prefix}{name}", value, prog_bar=prefix + name == "pass@1", sync_dist=True)
-
-    on_test_epoch_start = on_validation_epoch_start
-    on_test_epoch_end = on_validation_epoch_end
-
-    def _draw(
-        self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int, decoding: Decoding
-    ) -> RolloutData:
-        with module.trainer.precision_plugin.forward_context():
-            return self.sampler.sample(
-                module.policy,  # type: ignore[arg-type]
-                prompts,
-                decoding.completions,
-                support=decoding.support,
-                temperature=module.temperature,
-                max_new_tokens=self.max_new_tokens,
-                generator=seeded_generator(self.seed, batch_idx, module.trainer.global_rank, 2),
-                greedy=decoding.greedy,
-            )
-
-    def validate(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> None:
-        for prefix, decoding in decodings(module.objective.support, self.validation_completions).items():
-            rollout = self._draw(module, prompts, batch_idx, decoding)
-            tally = self._tallies.setdefault(prefix, Tally((1,)))
-            tally.add(rollout, score_all(self.rewards, completions_of(rollout)), decoding.completions)
-
-    def predict(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        rollout = self._draw(module, prompts, batch_idx, Decoding(FullVocabulary(), self.validation_completions))
-        scores = score_all(self.rewards, completions_of(rollout))
-        return [
-            {"prompt": row.prompt, "completion": text, "target": row.target, "reward": reward}
-            for row, text, reward in zip(rollout.rows, rollout.texts, scores.rewards_B.tolist(), strict=True)
-        ]
 
     # --- state ----------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ class Throughput(RolloutCallback):
 
     def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
         metrics = {
-            "throughput/rollout_tokens_per_s": event.tokens / max(event.sample_seconds, 1e-9),
+            "throughput/rollout_tokens_per_s": event.sampled_tokens / max(event.sample_seconds, 1e-9),
             "time/rollout_s": event.sample_seconds,
             "time/prepare_s": event.prepare_seconds,
         }

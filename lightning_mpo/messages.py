@@ -45,6 +45,7 @@ _ROOTS: tuple[type, ...] = (
     policies.Critic,
     rewards.Reward,
     rollout.Sampler,
+    rollout.DynamicSampling,
     data.PromptDataModule,
 )
 _SECTIONS = ("model", "data", "rollout", "trainer", "seed_everything", "ckpt_path", "warmup", "include", "config")
@@ -143,7 +144,8 @@ def _parameters(owner: Any) -> list[str]:
 def _classes() -> dict[str, type]:
     """Every class that a configuration may name, by its short name."""
     found: dict[str, type] = {name: getattr(callback_classes, name) for name in callback_classes.__all__}
-    found |= {name: getattr(modules, name) for name in modules.__all__} | {"KLPenalty": kl.KLPenalty}
+    found |= {name: getattr(modules, name) for name in modules.__all__}
+    found |= {known.__name__: known for known in (kl.KLPenalty, rollout.DynamicSampling)}
     todo: list[Any] = list(_ROOTS)
     while todo:
         for child in todo.pop().__subclasses__():

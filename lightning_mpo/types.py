@@ -127,8 +127,8 @@ class Experience:
         return self.rollout.response_mask_BT & self.valid_B[:, None]
 
 
-def take_rows(batch: Batch, index_B: Tensor) -> Batch:
-    """Select rows of every field of a `Rollout` or `Experience`; texts and prompt rows are left behind.
+def take_rows(batch: Batch, index_B: Tensor, *, texts: bool = False) -> Batch:
+    """Select rows of every field of a `Rollout` or `Experience`; texts and prompt rows are left behind unless `texts`.
 
     Example:
         >>> rollout = Rollout(*(torch.arange(6).view(3, 2) for _ in range(3)), torch.arange(3),
@@ -142,9 +142,9 @@ def take_rows(batch: Batch, index_B: Tensor) -> Batch:
         if isinstance(value, Tensor):
             changes[item.name] = value[index_B]
         elif isinstance(value, Rollout):
-            changes[item.name] = take_rows(value, index_B)
+            changes[item.name] = take_rows(value, index_B, texts=texts)
         elif isinstance(value, tuple):
-            changes[item.name] = ()
+            changes[item.name] = tuple(value[b] for b in index_B.tolist()) if texts and value else ()
     return replace(batch, **changes)
 
 

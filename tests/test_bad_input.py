@@ -121,6 +121,11 @@ def blocks(block: str, policy: str = "{}") -> dict[str, str]:
     return {"o.yaml": f"model: {{init_args: {{policy: {{init_args: {policy}}}, objective: {{actions: {actions}}}}}}}"}
 
 
+def penalty(options: str) -> dict[str, str]:
+    """Overlay: an overlong penalty with these options."""
+    return {"o.yaml": f"rollout: {{rewards: [ExactAnswer, {{class_path: OverlongPenalty, init_args: {options}}}]}}"}
+
+
 def heads_checkpoint(**description: object) -> bytes:
     """A checkpoint that says which multi-token heads it holds."""
     own = {
@@ -318,6 +323,35 @@ CASES = {
         },
     ),
     "unknown critic": Case("no class `ValueHeads`; did you mean `ValueHead`", [f"--{POLICY}.critic", "ValueHeads"]),
+    # --- dynamic sampling
+    "no rounds": Case(
+        "`DynamicSampling.rounds` must be at least 1, got 0",
+        ["-c", "more.yaml"],
+        {"more.yaml": "rollout: {dynamic: {class_path: DynamicSampling, init_args: {rounds: 0}}}"},
+    ),
+    "dynamic sampling without accuracy": Case(
+        "`rollout.dynamic` needs a reward that says what is right…got Finished…`ExactAnswer`…`rollout.dynamic: null`",
+        ["--rollout.dynamic", "DynamicSampling", "--rollout.rewards", "[Finished]"],
+    ),
+    "dynamic sampling of single completions": Case(
+        "`rollout.dynamic`…`rollout.completions` must be at least 2, got 1",
+        [
+            *("--rollout.dynamic", "DynamicSampling", "--rollout.completions", "1"),
+            *(f"{OBJECTIVE}.advantage", "ReturnToGo"),
+        ],
+    ),
+    "a misspelt argument of dynamic sampling": Case(
+        "`DynamicSampling` has no argument `round`; did you mean `rounds`",
+        ["-c", "more.yaml"],
+        {"more.yaml": "rollout: {dynamic: {class_path: DynamicSampling, init_args: {round: 3}}}"},
+    ),
+    "a misspelt dynamic sampling": Case(
+        "no class `DynamicSample`; did you mean `DynamicSampling`", ["--rollout.dynamic", "DynamicSample"]
+    ),
+    "something else for dynamic sampling": Case(
+        "`TokenMean` is a `Reduction`, which does not belong here", ["--rollout.dynamic", "TokenMean"]
+    ),
+    "truncated responses by a word": Case("mask_truncated…bool…often", ["--rollout.mask_truncated", "often"]),
     # --- segmenters
     "delimiters that no token contains": Case(
         "no token of the vocabulary contains…`DelimiterSegmenter.delimiters` ('€')",
@@ -349,6 +383,23 @@ CASES = {
     ),
     "a reward of text": Case(
         "reward `ReturnsText` returned 'good'", ["--rollout.rewards", "[tests.test_bad_input.ReturnsText]"], late=True
+    ),
+    "a penalty over no tokens": Case(
+        "`OverlongPenalty.buffer` must be between 1 and `limit` = 6, got 0", OVERLAY, penalty("{limit: 6, buffer: 0}")
+    ),
+    "a penalty over more than the limit": Case(
+        "`OverlongPenalty.buffer` must be between 1 and `limit` = 6, got 7", OVERLAY, penalty("{limit: 6, buffer: 7}")
+    ),
+    "a penalty at no limit": Case(
+        "`OverlongPenalty.limit` must be at least 1, got 0", OVERLAY, penalty("{limit: 0, buffer: 0}")
+    ),
+    "a penalty that is a bonus": Case(
+        "`OverlongPenalty.factor` must be above 0 (it is taken off), got -1.0",
+        OVERLAY,
+        penalty("{limit: 6, buffer: 2, factor: -1}"),
+    ),
+    "a penalty without its limit": Case(
+        "`OverlongPenalty` needs the argument `limit`", OVERLAY, penalty("{buffer: 2}")
     ),
     # --- checkpoints and models
     "a missing checkpoint of the policy": Case(

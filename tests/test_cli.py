@@ -163,6 +163,8 @@ def test_an_algorithm_over_the_quickstart_leaves_nothing_of_the_quickstarts(here
     own = parsed("-c", "base.yaml", "--rollout.max_new_tokens", 40, "-c", file)
     over = parsed("-c", QUICKSTART, "-c", file, "--rollout.max_new_tokens", 40)
     assert over["model"]["init_args"]["objective"] == own["model"]["init_args"]["objective"]
+    for name in ("dynamic", "mask_truncated"):
+        assert over["rollout"][name] == own["rollout"][name]
 
 
 def test_the_quickstarts_warm_up_writes_what_the_quickstart_reads(parsed, monkeypatch):

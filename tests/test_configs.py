@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from lightning_mpo import cli
+from lightning_mpo.callbacks import Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import _classes
 from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
@@ -77,7 +78,7 @@ def test_a_part_can_be_laid_over_a_run(build, path):
     content = yaml.safe_load(path.read_text())
     touched = {
         "model": {"model"},
-        "algorithm": {"model"},
+        "algorithm": {"model", "rollout"},
         "data": {"data", "rollout"},
         "hardware": {"trainer"},
         "report": {"trainer"},
@@ -117,6 +118,35 @@ def test_an_algorithm_sets_every_axis_and_every_argument(path):
     objective = content["model"]["init_args"]["objective"]
     assert set(objective) == {item.name for item in fields(Objective)}
     assert_complete(objective, str(path))
+    assert set(content["rollout"]) == {"dynamic", "mask_truncated"}, (
+        "what an algorithm asks of rollouts, and nothing else"
+    )
+    assert_complete(content["rollout"], str(path))
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
+def test_an_algorithm_leaves_no_dynamic_sampling_of_the_one_before(build, path):
+    content = yaml.safe_load(path.read_text())["rollout"]
+    other = {"dynamic": {"class_path": "DynamicSampling", "init_args": {"rounds": 7}}, "mask_truncated": True}
+    Path("before.yaml").write_text(yaml.safe_dump({"rollout": other}))
+    _, _, trainer = build("-c", "base.yaml", "-c", "before.yaml", "-c", path)
+    rollout = next(c for c in trainer.callbacks if isinstance(c, Rollout))
+    assert (rollout.dynamic and rollout.dynamic.rounds) == (10 if "dapo" in path.stem else None)
+    assert rollout.mask_truncated is content["mask_truncated"] is False
+
+
+def test_the_overlong_penalty_is_added_as_dapo_says(build):
+    """By the option that its file names, and with a limit that is read from the rollout."""
+    path = CONFIGS / "algorithm" / "dapo.yaml"
+    option = re.search(r"--rollout\.rewards\+='(.+)'", path.read_text())
+    assert option is not None
+    reward = {"class_path": "OverlongPenalty", "init_args": {"limit": "${rollout.max_new_tokens}", "buffer": 3}}
+    Path("penalty.yaml").write_text(yaml.safe_dump({"rollout": {"rewards": ["ExactAnswer", reward]}}))
+    for more, limit, buffer in ((["-c", "penalty.yaml"], 6, 3), ([f"--rollout.rewards+={option[1]}"], 40, 8)):
+        _, _, trainer = build("-c", "base.yaml", "-c", path, *more)
+        rewards = next(c for c in trainer.callbacks if isinstance(c, Rollout)).rewards
+        assert [type(part).__name__ for part in rewards] == ["ExactAnswer", "OverlongPenalty"]
+        assert (rewards[1].limit, rewards[1].buffer) == (limit, buffer)
 
 
 def assert_complete(value: object, where: str) -> None:

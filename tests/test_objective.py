@@ -65,7 +65,7 @@ SEGMENTS = torch.nn.functional.pad(SEGMENTS, (1, 0))
 
 def from_yaml(path: Path) -> Objective:
     """Build the objective that a configuration file names, with the command line's parser."""
-    content = OmegaConf.create({"rollout": {"max_new_tokens": 12}, **yaml.safe_load(path.read_text())})
+    content = OmegaConf.create(yaml.safe_load(path.read_text()) | {"rollout": {"max_new_tokens": 12}})
     options = OmegaConf.to_container(content, resolve=True)["model"]["init_args"]["objective"]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--objective", type=Objective)

@@ -11,6 +11,8 @@
 ``actions``              token log-ratios -> action log-ratios
 ``segments``             where blocks of unequal length begin and end
 ``advantages``           rewards -> advantages
+``groups``               which groups of completions tell right from wrong
+``lengths``              the length of a response -> a penalty
 ``surrogates``           (log-ratio, advantage) -> loss of each action
 ``values``               the loss of a critic
 ``divergences``          how far two policies are apart: k1, k2, k3, exact on a support

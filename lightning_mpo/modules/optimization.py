@@ -68,6 +68,8 @@ class PolicyOptimization(L.LightningModule):
         self._carried: dict[str, float] = {}
         self._progress_bar = {"kl/reference"}
         self._stop_asked = False
+        self._idle = False
+        """Whether the update under way has no token that carries loss."""
 
     # --- set-up ---------------------------------------------------------------------------------------------------
 
@@ -122,7 +124,14 @@ class PolicyOptimization(L.LightningModule):
     # --- experience -----------------------------------------------------------------------------------------------
 
     def experience(
-        self, rollout: Rollout, scores: Scores, generator: torch.Generator, *, counter: int, updates: int
+        self,
+        rollout: Rollout,
+        scores: Scores,
+        generator: torch.Generator,
+        *,
+        counter: int,
+        updates: int,
+        scored_B: Tensor | None = None,
     ) -> Experience:
         """Compute, once and at rollout weights, all that the updates on a rollout need.
 
@@ -132,6 +141,7 @@ class PolicyOptimization(L.LightningModule):
             generator: of the token selection.
             counter: rollouts before this one.
             updates: updates on this rollout; with one, old log-probs come from the update's own forward pass.
+            scored_B: rows that may carry loss; None: all. The others' rewards count in what their group is compared with.
         """
         objective, mask_BT = self.objective, rollout.response_mask_BT
         rewards_B, valid_B = scores.rewards_B.to(mask_BT.device), scores.valid_B.to(mask_BT.device)
@@ -167,14 +177,14 @@ class PolicyOptimization(L.LightningModule):
             valid_BT = mask_BT & valid_B[:, None]
             advantages_BT = whiten(advantages_BT, valid_BT, self._over_ranks(moments(advantages_BT, valid_BT)))
         entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
-        weights_BT = objective.selection.choose(self._kept(rollout), generator, entropy_BT)
+        weights_BT = objective.selection.choose(self._kept(rollout, scored_B), generator, entropy_BT)
         if estimate.weights_BT is not None:
             weights_BT = weights_BT * estimate.weights_BT
         texts = self.policy.token_texts if actions.needs_texts else ()
         return Experience(
             rollout=rollout,
             rewards_B=rewards_B,
-            valid_B=valid_B,
+            valid_B=valid_B if scored_B is None else valid_B & scored_B.to(valid_B.device),
             advantages_BT=advantages_BT,
             token_weights_BT=weights_BT,
             segments_BT=actions.segment(rollout, entropy_BT, texts),
@@ -200,11 +210,12 @@ class PolicyOptimization(L.LightningModule):
             return None
         return correction.weights(old.logprobs_BT, rollout.behaviour_logprobs_BT, rollout.response_mask_BT)
 
-    def _kept(self, rollout: Rollout) -> Tensor:
-        """Return the tokens that may carry loss: all, or all that their support held."""
+    def _kept(self, rollout: Rollout, scored_B: Tensor | None) -> Tensor:
+        """Return the tokens that may carry loss: all, or all of some rows, or all that their support held."""
         mask_BT, outside_BT = rollout.response_mask_BT, rollout.outside_BT
         drop = outside_BT is not None and self.objective.support.outside == "drop"
-        return mask_BT & ~outside_BT if drop else mask_BT  # type: ignore[operator]
+        kept_BT = mask_BT & ~outside_BT if drop else mask_BT  # type: ignore[operator]
+        return kept_BT if scored_B is None else kept_BT & scored_B[:, None]
 
     def score(self, rollout: Rollout, *, request: ScoreRequest | None = None, reference: bool = False) -> TokenScores:
         """Score a whole rollout without gradient, in passes of bounded size."""
@@ -240,6 +251,7 @@ class PolicyOptimization(L.LightningModule):
             loss = loss + self._penalty(self.objective.penalty.coef)
         if batch["last_of_update"]:
             self._log_update()
+            self._idle = not bool(denominators.tokens)
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def _adapters(self) -> list[torch.nn.Parameter]:
@@ -260,6 +272,8 @@ class PolicyOptimization(L.LightningModule):
         self._stop_asked = asked and not batch["last_of_update"]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._idle:  # optimisers pass over weights without a gradient; zeros would move them by momentum and decay
+            optimizer.zero_grad(set_to_none=True)
         self._check_gradients()
 
     def _check_gradients(self) -> None:

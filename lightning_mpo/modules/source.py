@@ -14,6 +14,7 @@ import lightning as L
 
 from lightning_mpo.functional.support_diagnostics import could_not_stop
 from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rollout.dynamic import Account
 from lightning_mpo.types import Experience, Finish, PromptBatch, Rollout
 
 if TYPE_CHECKING:
@@ -22,18 +23,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RolloutEvent:
-    """A finished rollout, as other callbacks see it."""
+    """A finished rollout, as other callbacks see it.
+
+    With dynamic sampling its rows, and so `reward/*`, `rollout/length` and `rollout/truncated`, are those that the rollout
+    ended with: the groups that were kept, and dropped ones in places that stayed free. `account` is of all that was sampled.
+    """
 
     counter: int
     experience: Experience
     scores: Scores
     sample_seconds: float
     prepare_seconds: float  # rewards, old and reference log-probs
+    account: Account | None = None  # of dynamic sampling
 
     @property
     def tokens(self) -> int:
         """Response tokens of this rank."""
         return int(self.experience.rollout.response_mask_BT.sum())
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Response tokens that this rank sampled, those that dynamic sampling dropped among them."""
+        return self.tokens if self.account is None else self.account.tokens
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right completions among all that this rank sampled."""
+        if self.account is None:
+            return self.scores.correct_B.float().mean().item()
+        return self.account.correct / self.account.rows
 
     def sums(self, ends: Sequence[int] = ()) -> dict[str, tuple[float, float]]:
         """By metric, (sum, count) over this rank's rows: they add up over ranks. The first one counts the rows.
@@ -52,7 +70,7 @@ class RolloutEvent:
         }
         for name, values_B in scores.parts.items():
             sums[f"reward/{name}"] = (values_B.double().nansum().item(), float((~values_B.isnan()).sum()))
-        return sums | _support_sums(rollout, ends)
+        return sums | _support_sums(rollout, ends) | ({} if self.account is None else self.account.sums())
 
 
 def _support_sums(rollout: Rollout, ends: Sequence[int]) -> dict[str, tuple[float, float]]:

@@ -1,8 +1,17 @@
 """Rewards: judgements of completions."""
 
-from lightning_mpo.rewards.base import Completion, Reward, RewardError, Scores, completions_of, score_all
+from lightning_mpo.rewards.base import (
+    Completion,
+    Reward,
+    RewardError,
+    Scores,
+    completions_of,
+    join_reward_scores,
+    score_all,
+    take_reward_scores,
+)
 from lightning_mpo.rewards.math import MathAnswer
-from lightning_mpo.rewards.shape import Finished
+from lightning_mpo.rewards.shape import Finished, OverlongPenalty
 from lightning_mpo.rewards.text import ExactAnswer
 
 __all__ = [
@@ -10,9 +19,12 @@ __all__ = [
     "ExactAnswer",
     "Finished",
     "MathAnswer",
+    "OverlongPenalty",
     "Reward",
     "RewardError",
     "Scores",
     "completions_of",
+    "join_reward_scores",
     "score_all",
+    "take_reward_scores",
 ]

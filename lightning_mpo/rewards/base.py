@@ -72,6 +72,35 @@ class Scores:
     parts: Mapping[str, Tensor]  # by reward name, unweighted, nan where not judged
 
 
+def take_reward_scores(scores: Scores, index_B: Tensor) -> Scores:
+    """Select rows."""
+    return Scores(
+        rewards_B=scores.rewards_B[index_B],
+        valid_B=scores.valid_B[index_B],
+        correct_B=scores.correct_B[index_B],
+        answered_B=scores.answered_B[index_B],
+        parts={name: values_B[index_B] for name, values_B in scores.parts.items()},
+    )
+
+
+def join_reward_scores(parts: Sequence[Scores]) -> Scores:
+    """Put scores of the same rewards below each other.
+
+    Raises:
+        ValueError: they are of other rewards.
+    """
+    names = list(parts[0].parts)
+    if any(list(part.parts) != names for part in parts):
+        raise ValueError(f"`parts` must be scores of the same rewards, got {[list(part.parts) for part in parts]}")
+    return Scores(
+        rewards_B=torch.cat([part.rewards_B for part in parts]),
+        valid_B=torch.cat([part.valid_B for part in parts]),
+        correct_B=torch.cat([part.correct_B for part in parts]),
+        answered_B=torch.cat([part.answered_B for part in parts]),
+        parts={name: torch.cat([part.parts[name] for part in parts]) for name in names},
+    )
+
+
 def completions_of(rollout: Rollout) -> list[Completion]:
     """Describe each row of a rollout to rewards."""
     tokens = rollout.response_mask_BT.sum(1).tolist()

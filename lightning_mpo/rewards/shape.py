@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional.lengths import overlong_penalty
 from lightning_mpo.rewards.base import Completion, Reward
 
 
@@ -16,3 +20,30 @@ class Finished(Reward):
 
     def score(self, completions: Sequence[Completion]) -> list[float | None]:
         return [float(completion.finished) for completion in completions]
+
+
+class OverlongPenalty(Reward):
+    """DAPO's soft punishment of long responses: 0 up to `limit - buffer` tokens, `-factor` at `limit`, straight between.
+
+    The end token counts. It stands beside an answer's reward; dynamic sampling does not look at it.
+
+    Args:
+        limit: tokens from which on the whole penalty is due, usually `"${rollout.max_new_tokens}"`; DAPO takes 20480.
+        buffer: tokens before the limit over which it grows; DAPO takes 4096.
+        factor: the whole penalty.
+        weight: factor of this reward in the sum.
+    """
+
+    def __init__(self, limit: int, buffer: int, factor: float = 1.0, weight: float = 1.0) -> None:
+        if limit < 1:
+            raise UserError(f"`OverlongPenalty.limit` must be at least 1, got {limit}")
+        if not 1 <= buffer <= limit:
+            raise UserError(f"`OverlongPenalty.buffer` must be between 1 and `limit` = {limit}, got {buffer}")
+        if not factor > 0:
+            raise UserError(f"`OverlongPenalty.factor` must be above 0 (it is taken off), got {factor}")
+        super().__init__(weight)
+        self.limit, self.buffer, self.factor = limit, buffer, factor
+
+    def score(self, completions: Sequence[Completion]) -> list[float | None]:
+        lengths = torch.tensor([float(completion.tokens) for completion in completions])
+        return list(overlong_penalty(lengths, self.limit, self.buffer, self.factor).tolist())

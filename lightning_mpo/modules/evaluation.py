@@ -1,0 +1,72 @@
+"""What a callback that rolls out does for the verbs other than `fit`: validation, test and prediction."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import lightning as L
+
+from lightning_mpo.data.base import seeded_generator
+from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.source import RolloutCallback, RolloutSource
+from lightning_mpo.rewards.base import Reward, completions_of, score_all
+from lightning_mpo.rollout.base import Sampler
+from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
+from lightning_mpo.supports import FullVocabulary
+from lightning_mpo.types import PromptBatch, Rollout
+
+
+class RolloutEvaluation(RolloutCallback, RolloutSource):
+    """Samples and judges held-out prompts as the rollouts of training are."""
+
+    rewards: list[Reward]
+    sampler: Sampler
+    max_new_tokens: int
+    validation_completions: int
+
+    def __init__(self) -> None:
+        self._tallies: dict[str, Tally] = {}
+
+    @property
+    @abstractmethod
+    def seed(self) -> int:
+        """Seed of the sampling."""
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._tallies = {}
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for prefix, tally in self._tallies.items():
+            for name, value in tally.compute().items():
+                pl_module.log(f"val/{prefix}{name}", value, prog_bar=prefix + name == "pass@1", sync_dist=True)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
+    def _draw(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int, decoding: Decoding) -> Rollout:
+        with module.trainer.precision_plugin.forward_context():
+            return self.sampler.sample(
+                module.policy,  # type: ignore[arg-type]
+                prompts,
+                decoding.completions,
+                support=decoding.support,
+                temperature=module.temperature,
+                max_new_tokens=self.max_new_tokens,
+                generator=seeded_generator(self.seed, batch_idx, module.trainer.global_rank, 2),
+                greedy=decoding.greedy,
+            )
+
+    def validate(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> None:
+        for prefix, decoding in decodings(module.objective.support, self.validation_completions).items():
+            rollout = self._draw(module, prompts, batch_idx, decoding)
+            tally = self._tallies.setdefault(prefix, Tally((1,)))
+            tally.add(rollout, score_all(self.rewards, completions_of(rollout)), decoding.completions)
+
+    def predict(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        rollout = self._draw(module, prompts, batch_idx, Decoding(FullVocabulary(), self.validation_completions))
+        scores = score_all(self.rewards, completions_of(rollout))
+        return [
+            {"prompt": row.prompt, "completion": text, "target": row.target, "reward": reward}
+            for row, text, reward in zip(rollout.rows, rollout.texts, scores.rewards_B.tolist(), strict=True)
+        ]

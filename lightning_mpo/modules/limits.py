@@ -1,0 +1,32 @@
+"""What the trainer's own counts must be, so that they come out even with rollouts."""
+
+from __future__ import annotations
+
+import lightning as L
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.rollout.schedule import Schedule
+
+
+def fit_limits(trainer: L.Trainer, schedule: Schedule) -> None:
+    """Check the limit of training batches, and turn the validation interval from updates into micro-batches, in place.
+
+    Raises:
+        UserError: a limit within a rollout, or an interval over epochs.
+    """
+    quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    limit = trainer.limit_train_batches
+    if not quick and isinstance(limit, int) and limit % schedule.slots:
+        raise UserError(
+            f"`trainer.limit_train_batches` ({limit}) must be a multiple of a rollout's {schedule.slots} micro-batches"
+        )
+    if isinstance(limit, float) and limit != 1.0:
+        raise UserError("`trainer.limit_train_batches` must be a whole number of micro-batches, not a share")
+    every = trainer.val_check_interval
+    if isinstance(every, int) and not quick:
+        if trainer.check_val_every_n_epoch is not None:
+            raise UserError(
+                "`trainer.val_check_interval` counts updates over the whole run: set "
+                "`trainer.check_val_every_n_epoch: null` with it"
+            )
+        trainer.val_check_interval = every * schedule.micro_batches  # Lightning counts micro-batches

@@ -1,0 +1,169 @@
+"""Dynamic sampling: prompts that all completions answer right, or none, are replaced by others (DAPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional.groups import mixed_groups
+from lightning_mpo.rewards.base import Reward, Scores, join_reward_scores, take_reward_scores
+from lightning_mpo.rollout.joining import join_rollouts
+from lightning_mpo.types import Rollout, take_rows, trim_rollout
+
+Judged = tuple[Rollout, Scores]
+Draw = Callable[[int, int], Judged]
+"""Called with (round, prompts): returns that many groups, sampled and judged."""
+
+
+@dataclass
+class Account:
+    """What the rounds of one rollout came to, on one rank.
+
+    Args:
+        places: groups that the rollout holds.
+    """
+
+    places: int
+    rounds: int = 0
+    mixed: int = 0  # groups with right and wrong completions
+    right: int = 0  # groups without a wrong one
+    wrong: int = 0  # groups without a right one, those that no reward could judge among them
+    rows: int = 0
+    correct: int = 0
+    tokens: int = 0  # that were sampled
+    kept_tokens: int = 0  # of groups that are trained on
+
+    @property
+    def missing(self) -> int:
+        """Places that are still free."""
+        return max(self.places - self.mixed, 0)
+
+    @property
+    def wanted(self) -> int:
+        """Prompts of the next round: what fills the free places at the share of useful groups so far, at most all."""
+        if not self.missing or not self.mixed:
+            return self.places if self.missing else 0
+        seen = self.mixed + self.right + self.wrong
+        return min(self.places, -(-self.missing * seen // self.mixed))
+
+    def sums(self) -> dict[str, tuple[float, float]]:
+        """By metric, (sum, count), which add up over ranks; a count of 0 marks a total instead of a mean."""
+        return {
+            "rollout/rounds": (float(self.rounds), 1.0),
+            "rollout/accuracy_all": (float(self.correct), float(self.rows)),
+            "rollout/groups_dropped_right": (float(self.right), 0.0),
+            "rollout/groups_dropped_wrong": (float(self.wrong), 0.0),
+            "rollout/groups_surplus": (float(max(self.mixed - self.places, 0)), 0.0),
+            "rollout/groups_missing": (float(self.missing), 0.0),
+            "rollout/tokens_dropped": (float(self.tokens - self.kept_tokens), 0.0),
+        }
+
+
+class DynamicSampling:
+    """Fills a rollout with groups in which some completions are right and some are wrong.
+
+    Groups are judged by accuracy and never by the whole reward, in which a penalty on lengths breaks ties. Those that are
+    all right or all wrong are dropped, further prompts fill their places, and what the last round has too many of is cut
+    off. A redraw takes as many prompts as fill the free places at the share of useful groups seen so far (verl draws a
+    whole batch each time [CODE, related spec 9.3]). Places that stay free are kept by dropped groups of the first round,
+    as rows that carry no loss and stand in no denominator, so that a rollout always has the same number of rows.
+
+    Args:
+        rounds: of sampling, the first one counted; 10 is verl's `max_num_gen_batches` [CODE].
+    """
+
+    def __init__(self, rounds: int = 10) -> None:
+        if rounds < 1:
+            raise UserError(f"`DynamicSampling.rounds` must be at least 1, got {rounds}")
+        self.rounds = rounds
+        self._told = False
+
+    def check(self, rewards: Sequence[Reward], completions: int) -> None:
+        """Refuse rewards that say of nothing that it is right, and groups of one."""
+        if not any(reward.is_accuracy for reward in rewards):
+            names = ", ".join(type(reward).__name__ for reward in rewards)
+            raise UserError(
+                f"`rollout.dynamic` needs a reward that says what is right (`is_accuracy`), got {names}: add one such as "
+                "`ExactAnswer` or `MathAnswer`, or set `rollout.dynamic: null`"
+            )
+        if completions < 2:
+            raise UserError(
+                "`rollout.dynamic` looks for prompts with right and wrong completions; `rollout.completions` must be at "
+                f"least 2, got {completions}"
+            )
+
+    def collect(
+        self, draw: Draw, places: int, completions: int, total: Callable[[Tensor], Tensor] = lambda counts: counts
+    ) -> tuple[Rollout, Scores, Account]:
+        """Draw until all ranks are full or the rounds are spent.
+
+        Args:
+            draw: samples and judges whole groups, side by side.
+            places: groups of the rollout on this rank.
+            completions: G.
+            total: sums counts over ranks; called once a round by each of them, so that they stop together.
+
+        Returns:
+            `places` groups, their scores (not valid in rows of places that stayed free), and what it took.
+        """
+        account = Account(places)
+        kept: list[Judged] = []
+        spare: list[Judged] = []
+        for round in range(self.rounds):
+            if account.wanted:
+                drawn, free = draw(round, account.wanted), account.missing
+                mixed_P = self._count(account, drawn, completions)
+                chosen = mixed_P.nonzero()[:free, 0]
+                if len(chosen):
+                    kept.append(_take(drawn, chosen, completions))
+                    account.kept_tokens += int(kept[-1][0].response_mask_BT.sum())
+                if round == 0 and account.missing:
+                    spare.append(_take(drawn, (~mixed_P).nonzero()[:, 0], completions))
+            account.rounds = round + 1
+            missing, right, wrong = total(
+                torch.tensor([account.missing, account.right, account.wrong], dtype=torch.float64)
+            ).tolist()
+            if not missing:
+                break
+        else:
+            self._tell(int(missing), int(right), int(wrong))
+        if account.missing:
+            rollout, scores = _take(spare[0], torch.arange(account.missing), completions)
+            kept.append((rollout, replace(scores, valid_B=torch.zeros_like(scores.valid_B))))
+        rollout = trim_rollout(join_rollouts([rollout for rollout, _ in kept]))
+        return rollout, join_reward_scores([scores for _, scores in kept]), account
+
+    @staticmethod
+    def _count(account: Account, drawn: Judged, completions: int) -> Tensor:
+        """Enter a round and return which of its groups are useful."""
+        rollout, scores = drawn
+        mixed_P = mixed_groups(scores.correct_B, completions, valid_B=scores.valid_B)
+        right_P = (scores.correct_B & scores.valid_B).view(-1, completions).any(1) & ~mixed_P
+        account.mixed += int(mixed_P.sum())
+        account.right += int(right_P.sum())
+        account.wrong += int((~mixed_P & ~right_P).sum())
+        account.rows += len(scores.correct_B)
+        account.correct += int(scores.correct_B.sum())
+        account.tokens += int(rollout.response_mask_BT.sum())
+        return mixed_P
+
+    def _tell(self, missing: int, right: int, wrong: int) -> None:
+        if self._told:
+            return
+        self._told = True
+        rank_zero_warn(
+            f"{missing} groups of a rollout train nothing: in {self.rounds} rounds all completions were right for {right} "
+            f"prompts and none for {wrong}; change the difficulty of `data`, raise `rollout.completions`, or raise "
+            "`rounds` of `rollout.dynamic`"
+        )
+
+
+def _take(judged: Judged, groups: Tensor, completions: int) -> Judged:
+    rollout, scores = judged
+    rows_B = (groups[:, None] * completions + torch.arange(completions)).flatten()
+    return take_rows(rollout, rows_B.to(rollout.group_B.device), texts=True), take_reward_scores(scores, rows_B)

@@ -1,0 +1,93 @@
+"""Rollouts that were sampled apart, and so have other widths, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lightning_mpo.types import Rollout
+
+_FILLING = {"kept_mass_BT": 1.0}
+"""What padding holds where that is not 0."""
+
+
+def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
+    """Put rollouts below each other, rows in their order.
+
+    Prompts are padded on the left, responses on the right, and supports with slots that hold no id. Groups are numbered
+    anew, so that those of two parts stay apart. The version is that of the oldest part.
+
+    Args:
+        parts: at least one.
+
+    Raises:
+        ValueError: there is no part, or some have what others lack: supports, kept mass, texts, prompt rows.
+    """
+    if not parts:
+        raise ValueError("`parts` must hold at least one rollout, got none")
+    parts = _with_masks(parts)
+    S, T = max(part.prompt_length for part in parts), max(part.response_mask_BT.shape[1] for part in parts)
+    K = max(part.support_BTK.shape[2] if part.support_BTK is not None else 0 for part in parts)
+    joined: dict[str, Any] = {"group_B": _groups(parts), "policy_version": min(part.policy_version for part in parts)}
+    for item in fields(Rollout):
+        if item.name in joined:
+            continue
+        values = [getattr(part, item.name) for part in parts]
+        if isinstance(values[0], tuple):
+            joined[item.name] = _join_tuples(item.name, values, parts)
+        elif any(value is None for value in values):
+            if any(value is not None for value in values):
+                raise ValueError(f"`parts` must agree on `{item.name}`: some have it and some have not")
+        else:
+            wide = [_widen(item.name, value, part, (S, T, K)) for value, part in zip(values, parts, strict=True)]
+            joined[item.name] = torch.cat(wide)
+    return Rollout(**joined)
+
+
+def _with_masks(parts: Sequence[Rollout]) -> list[Rollout]:
+    """Write out the masks that are None where all holds, in case other parts have them."""
+    slots = any(part.support_mask_BTK is not None for part in parts)
+    sizes = {part.support_BTK.shape[2] for part in parts if part.support_BTK is not None}
+    outside = any(part.outside_BT is not None for part in parts)
+    done = []
+    for part in parts:
+        if part.support_BTK is not None and part.support_mask_BTK is None and (slots or len(sizes) > 1):
+            part = replace(part, support_mask_BTK=torch.ones_like(part.support_BTK, dtype=torch.bool))
+        if outside and part.outside_BT is None:
+            part = replace(part, outside_BT=torch.zeros_like(part.response_mask_BT))
+        done.append(part)
+    return done
+
+
+def _groups(parts: Sequence[Rollout]) -> Tensor:
+    numbers, start = [], 0
+    for part in parts:
+        own, number_B = part.group_B.unique(return_inverse=True)
+        numbers.append(number_B + start)
+        start += len(own)
+    return torch.cat(numbers)
+
+
+def _join_tuples(name: str, values: list[tuple[Any, ...]], parts: Sequence[Rollout]) -> tuple[Any, ...]:
+    if not any(values):
+        return ()
+    if any(len(value) != len(part.group_B) for value, part in zip(values, parts, strict=True)):
+        raise ValueError(f"`parts` must agree on `{name}`: some have it and some have not")
+    return sum(values, ())
+
+
+def _widen(name: str, value: Tensor, part: Rollout, sizes: tuple[int, int, int]) -> Tensor:
+    """Pad one field to S prompt columns, T response columns and K slots."""
+    S, T, K = sizes
+    suffix, right = name.rsplit("_", 1)[-1], T - part.response_mask_BT.shape[1]
+    padding: tuple[int, ...] = {
+        "BL": (S - part.prompt_length, right),
+        "BT": (0, right),
+        "BTK": (0, K - value.shape[-1], 0, right),
+    }.get(suffix, ())
+    return pad(value, padding, value=_FILLING.get(name, 0)) if any(padding) else value
