@@ -70,6 +70,14 @@ def test_take_rows_takes_them_from_every_field_and_leaves_the_texts():
     assert batch.rollout.texts == tuple("abcdef")  # the argument is as it was
 
 
+def test_take_rows_takes_texts_and_prompt_rows_where_they_are_asked_for():
+    batch = experience()
+    taken = take_rows(batch, torch.tensor([4, 0, 4]), texts=True)
+    assert taken.rollout.texts == ("e", "a", "e")
+    assert [row.prompt for row in taken.rollout.rows] == ["4", "0", "4"]
+    assert take_rows(make_rollout(PROMPTS, RESPONSES), torch.tensor([1]), texts=True).texts == ()
+
+
 def test_take_rows_keeps_what_is_missing_missing():
     taken = take_rows(make_rollout(PROMPTS, RESPONSES), torch.tensor([1]))
     assert taken.support_BTK is None

@@ -53,3 +53,19 @@ def test_each_rank_goes_on_with_its_own_rollout(two):
     assert said[0]["rows"] == said[0]["expected"]
     assert said[1]["rows"] == said[1]["expected"]
     assert said[0]["rows"] != said[1]["rows"], "both ranks had the same rows: the test shows nothing"
+
+
+def test_ranks_fill_their_rollouts_in_the_same_number_of_rounds(two):
+    said = [json.loads((two / f"rank{rank}.json").read_text())["dynamic"] for rank in (0, 1)]
+    accounts = list(zip(*(part["accounts"] for part in said), strict=True))
+    assert len(accounts) == 4
+    assert all(first["rollout/rounds"] == second["rollout/rounds"] for first, second in accounts)
+    assert any(first != second for first, second in accounts)
+    assert any(first["rollout/rounds"] > 1 for first, _ in accounts), "no place was filled: the test shows nothing"
+    for (_, line), (first, second) in zip(said[0]["logged"][::2], accounts, strict=True):
+        for name in first:
+            if name.startswith("rollout/groups") or name == "rollout/tokens_dropped":
+                assert line[name] == first[name] + second[name], name
+        assert line["rollout/rounds"] == first["rollout/rounds"]
+    assert said[0]["weights"] == said[1]["weights"]
+    assert [part["off"] for part in said] == [0.0, 0.0]

@@ -18,12 +18,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import pad
 
 from lightning_mpo.advantages import GeneralizedAdvantage
+from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.policies import ValueHead
 from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
+from lightning_mpo.rollout import DynamicSampling
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.types import PromptBatch, Rollout
 from lightning_mpo.value_loss import ValueLoss
-from tests.modules.runs import Probe, fit, make_objective, make_policy, sgd
+from tests.modules.runs import Digits, Probe, fit, make_objective, make_policy, sgd
 
 CASES = {
     "tokens": {"reduction": TokenMean()},
@@ -32,6 +34,25 @@ CASES = {
     "ppo": {"advantage": GeneralizedAdvantage(whiten=True), "critic": ValueLoss(0.5, 0.2)},
 }
 """Axes of the objectives."""
+
+
+class FewLow(Digits):
+    """Right where more than three quarters of the characters are digits below 5: groups of all kinds."""
+
+    is_accuracy = True
+
+    def score(self, completions):
+        return [float(share > 0.75) for share in super().score(completions)]
+
+
+class Accounts(RolloutCallback):
+    """Keeps what the rounds of each rollout came to on this rank."""
+
+    def __init__(self) -> None:
+        self.sums: list[dict[str, float]] = []
+
+    def on_rollout_end(self, trainer, module, event):
+        self.sums.append({name: value for name, (value, _) in event.account.sums().items()})
 
 
 class ByPrompt(LocalSampler):
@@ -104,6 +125,22 @@ def resume(folder: Path) -> dict[str, object]:
     return {"off": off, "rows": rows, "expected": expected[10:]}
 
 
+def dynamic(folder: Path) -> dict[str, object]:
+    """Fill rollouts on both ranks, and go on within one."""
+    shared = {
+        "rollout": {"rewards": [FewLow()], "minibatches": 2, "dynamic": DynamicSampling(3)},
+        "devices": 2,
+        "strategy": "ddp",
+    }
+    accounts = Accounts()
+    whole = fit(folder / "whole", **shared, max_steps=8, callbacks=[accounts])
+    fit(folder, **shared, max_steps=3, callbacks=[ModelCheckpoint(dirpath=folder, save_last=True)])
+    resumed = fit(folder, **shared, max_steps=8, ckpt_path=str(folder / "last.ckpt"))
+    off = max((resumed.weights[name] - whole.weights[name]).abs().max().item() for name in whole.weights)
+    total = sum(weight.double().sum().item() for weight in whole.weights.values())
+    return {"accounts": accounts.sums, "logged": whole.record.without_clocks(), "off": off, "weights": total}
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -113,6 +150,7 @@ def main() -> None:
         said[name] = run.record.without_clocks()
         torch.save(run.weights, folder / f"{name}-{rank}.pt")
     said["resume"] = resume(folder)
+    said["dynamic"] = dynamic(folder / "dynamic")
     (folder / f"rank{rank}.json").write_text(json.dumps(said))
 
 

@@ -8,7 +8,16 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from lightning_mpo.rewards import Completion, ExactAnswer, Reward, RewardError, completions_of, score_all
+from lightning_mpo.rewards import (
+    Completion,
+    ExactAnswer,
+    Reward,
+    RewardError,
+    completions_of,
+    join_reward_scores,
+    score_all,
+    take_reward_scores,
+)
 from lightning_mpo.types import PromptRow, Rollout
 
 
@@ -135,3 +144,23 @@ def test_completions_of_a_rollout() -> None:
     first, second = completions_of(rollout)
     assert first == Completion("p", "a", "1", 2, True, {"level": 2})
     assert second == Completion("q", "b", "2", 3, False, {})
+
+
+def test_scores_are_split_and_joined_row_by_row():
+    batch = [completion(text) for text in ("51", "3", "51", "x")]
+    rewards = [FixedAccuracy([1.0, 0.0, None, 0.25]), Fixed([0.5, 1.5, 2.5, 3.5], answers=[True, False, True, True])]
+    whole = score_all(rewards, batch)
+    parts = [take_reward_scores(whole, torch.tensor(rows)) for rows in ([3, 0], [1], [2])]
+    again = join_reward_scores(parts)
+    order = torch.tensor([3, 0, 1, 2])
+    for name in ("rewards_B", "valid_B", "correct_B", "answered_B"):
+        assert torch.equal(getattr(again, name), getattr(whole, name)[order]), name
+    assert list(again.parts) == list(whole.parts) == ["fixed_accuracy", "fixed"]
+    for name, values in whole.parts.items():
+        torch.testing.assert_close(again.parts[name], values[order], equal_nan=True)
+
+
+def test_scores_of_other_rewards_are_not_joined():
+    first, second = (score_all([reward], [completion()]) for reward in (Fixed([1.0]), ExactAnswer()))
+    with pytest.raises(ValueError, match="same rewards"):
+        join_reward_scores([first, second])
