@@ -19,7 +19,7 @@ from lightning_mpo.modules.resume import gather_ranks, place, plain_state
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent, RolloutSource
 from lightning_mpo.rewards.base import Reward, completions_of, score_all
 from lightning_mpo.rollout.admission import admit
-from lightning_mpo.rollout.base import Sampler
+from lightning_mpo.rollout.base import Sampler, candidate_options
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import check_parity
@@ -93,6 +93,7 @@ class Rollout(RolloutCallback, RolloutSource):
         if self.max_new_tokens < 1:
             raise UserError(f"`rollout.max_new_tokens` must be at least 1, got {self.max_new_tokens}")
         pl_module.objective.advantage.check(self.completions)
+        candidate_options(self.sampler, pl_module.objective.surrogate.candidates)
         if stage == "fit":
             self._setup_fit(trainer, pl_module)
 
@@ -195,6 +196,7 @@ class Rollout(RolloutCallback, RolloutSource):
         self, trainer: L.Trainer, module: PolicyOptimization, listeners: Sequence[RolloutCallback]
     ) -> RolloutData:
         schedule, data, rank = self._need_schedule(), trainer.datamodule, trainer.global_rank  # type: ignore[attr-defined]
+        objective = module.objective
         rows = data.training_rows(self.counter, self.prompts)
         rows = rows[rank * schedule.local_prompts : (rank + 1) * schedule.local_prompts]
 
@@ -207,13 +209,15 @@ class Rollout(RolloutCallback, RolloutSource):
                 module.policy,  # type: ignore[arg-type]
                 data.encode(rows),
                 self.completions,
-                support=module.objective.support,
+                support=objective.support,
                 temperature=module.temperature,
                 max_new_tokens=self.max_new_tokens,
                 generator=seeded_generator(self.seed, self.counter, rank),
                 progress=progress,
+                **candidate_options(self.sampler, objective.surrogate.candidates),
             )
-        return admit(rollout, module.objective.support, module.policy.vocabulary)
+        needs = (objective.needs_behaviour, objective.surrogate.candidates)
+        return admit(rollout, objective.support, module.policy.vocabulary, *needs)
 
     def _check_parity(self, trainer: L.Trainer, module: PolicyOptimization, rollout: RolloutData) -> None:
         exact = trainer.precision == "32-true" and all(p.dtype == torch.float32 for p in module.policy.parameters())
