@@ -21,7 +21,7 @@ from lightning_mpo.modules.resume import gather_ranks, place, plain_state
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 from lightning_mpo.rewards.base import Reward, Scores, completions_of, score_all
 from lightning_mpo.rollout.admission import admit
-from lightning_mpo.rollout.base import Sampler
+from lightning_mpo.rollout.base import Sampler, candidate_options
 from lightning_mpo.rollout.dynamic import Account, DynamicSampling
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import check_parity
@@ -103,6 +103,7 @@ class Rollout(RolloutEvaluation):
         if self.dynamic is not None:
             self.dynamic.check(self.rewards, self.completions)
         pl_module.objective.advantage.check(self.completions)
+        candidate_options(self.sampler, pl_module.objective.surrogate.candidates)
         if stage == "fit":
             self._setup_fit(trainer, pl_module)
 
@@ -217,6 +218,7 @@ class Rollout(RolloutEvaluation):
     ) -> RolloutData:
         """Sample the first prompts of this rank's share of a round."""
         data, rank = trainer.datamodule, trainer.global_rank  # type: ignore[attr-defined]
+        objective = module.objective
         first = rank * self._need_schedule().local_prompts
         rows = data.training_rows(self.counter, self.prompts, round)[first : first + prompts]
 
@@ -229,13 +231,15 @@ class Rollout(RolloutEvaluation):
                 module.policy,  # type: ignore[arg-type]
                 data.encode(rows),
                 self.completions,
-                support=module.objective.support,
+                support=objective.support,
                 temperature=module.temperature,
                 max_new_tokens=self.max_new_tokens,
                 generator=seeded_generator(self.seed, self.counter, rank, *((3, round) if round else ())),
                 progress=progress,
+                **candidate_options(self.sampler, objective.surrogate.candidates),
             )
-        return admit(rollout, module.objective.support, module.policy.vocabulary)
+        needs = (objective.needs_behaviour, objective.surrogate.candidates)
+        return admit(rollout, objective.support, module.policy.vocabulary, *needs)
 
     def _check_parity(self, trainer: L.Trainer, module: PolicyOptimization, rollout: RolloutData) -> None:
         exact = trainer.precision == "32-true" and all(p.dtype == torch.float32 for p in module.policy.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_mpo.action_spaces import Actions
@@ -40,3 +41,24 @@ def diagnose_correction(correction_BT: Tensor, mask_BT: Tensor) -> Metrics:
         "correction/weight": ((correction_BT * mask_BT).sum(), count),
         "correction/masked": (((correction_BT == 0) & mask_BT).sum().float(), count),
     }
+
+
+def measure_trust(actions: Actions, stopped_BT: Tensor, distance_BT: Tensor, cap: float | None) -> Metrics:
+    """Describe a trust region over tokens: the share of good and of bad ones that it stops, and how far they moved.
+
+    Args:
+        actions: single tokens.
+        stopped_BT: which of them are beyond the trust region.
+        distance_BT: their divergences from the policy that sampled.
+        cap: largest weight; None: none.
+    """
+    mask_BT = actions.mask_BU
+    count = mask_BT.sum().float()
+    metrics = {"trust/divergence": (torch.where(mask_BT, distance_BT, 0.0).sum(), count)}
+    for name, side_BT in (("good", actions.advantages_BU > 0), ("bad", actions.advantages_BU < 0)):
+        tokens_BT = side_BT & mask_BT
+        metrics[f"trust/masked_{name}"] = ((stopped_BT & tokens_BT).sum().float(), tokens_BT.sum().float())
+    if cap is not None:
+        capped_BT = safe_ratio(actions.log_ratios_BU.detach()) > cap
+        metrics["trust/capped"] = ((capped_BT & mask_BT).sum().float(), count)
+    return metrics

@@ -67,6 +67,11 @@ class Objective:
         return self.actions.needs_entropy or self.selection.needs_entropy or self.surrogate.needs_entropy
 
     @property
+    def needs_behaviour(self) -> bool:
+        """Whether the sampler's own log-probs are used, and not only compared."""
+        return self.surrogate.at_behaviour or self.correction is not None
+
+    @property
     def kl_in_loss(self) -> bool:
         """Whether the loss needs reference log-probs."""
         return self.kl is not None and self.kl.place == "loss"
@@ -182,7 +187,7 @@ class Objective:
 
     def _diagnose_trust(self, actions: Actions, log_ratios: Tensor, bounded: Tensor, experience: Experience) -> Metrics:
         """Say which share of actions and of tokens the trust region stops, and how far the policy is from the old one."""
-        metrics: Metrics = {}
+        metrics = self.surrogate.measure(actions)
         mask_BT, count = experience.mask_BT, experience.mask_BT.sum().float()
         token_BT = log_ratios.detach() if log_ratios.ndim == 2 else log_ratios[..., 0].detach()
         clipped_BU = self.surrogate.clipped(actions)

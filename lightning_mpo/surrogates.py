@@ -11,8 +11,10 @@ from torch import Tensor
 from lightning_mpo.action_spaces import Actions
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import surrogates as F
-from lightning_mpo.functional.divergences import outside_trust_region
 from lightning_mpo.functional.selections import highest
+from lightning_mpo.functional.trust_regions import outside_trust_region, trust_divergence
+from lightning_mpo.loss_metrics import measure_trust
+from lightning_mpo.scores import Metrics
 
 
 class Surrogate(ABC):
@@ -41,6 +43,13 @@ class Surrogate(ABC):
     def clipped(self, actions: Actions) -> Tensor | None:
         """Return where the trust region stops the gradient, bool `[B, U]`; None without a trust region."""
         return None
+
+    def measure(self, actions: Actions) -> Metrics:
+        """Return metrics of its own, as sums that add up."""
+        return {}
+
+    def check(self, vocabulary: int) -> None:
+        """Refuse what the vocabulary cannot hold; asked before a model is loaded."""
 
 
 class PolicyGradient(Surrogate):
@@ -272,6 +281,17 @@ class DivergenceMask(Surrogate):
     def clipped(self, actions: Actions) -> Tensor:
         tensors, options = self._options(actions)
         return outside_trust_region(*tensors, **options) & actions.mask_BU
+
+    def measure(self, actions: Actions) -> Metrics:
+        (now_BT, then_BT, _), options = self._options(actions)
+        del options["delta"]
+        return measure_trust(actions, self.clipped(actions), trust_divergence(now_BT, then_BT, **options), self.cap)
+
+    def check(self, vocabulary: int) -> None:
+        if self.candidates > vocabulary:
+            raise UserError(
+                f"`DivergenceMask.top_k` must be at most the vocabulary size {vocabulary}, got {self.top_k}"
+            )
 
 
 def _as_logprobs(actions: Actions) -> tuple[Tensor, Tensor]:

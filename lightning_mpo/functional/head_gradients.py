@@ -93,8 +93,9 @@ class FullHead(torch.autograd.Function):
         learning: bool,
         entropy_grad: bool,
         entropy_wanted: bool,
+        learnt: int,
     ) -> tuple[Tensor, Tensor]:
-        """Scan the tokens; keep the mean rows if that saves the backward pass the logits."""
+        """Scan the tokens; keep the mean rows if that saves the backward pass the logits. The first `learnt` ids learn."""
         need_hidden, *need_head = ctx.needs_input_grad[:5]
         ctx.form, ctx.chunk, ctx.trained, ctx.entropy_grad = form, chunk, any(need_head), entropy_grad
         rows = 1 + entropy_grad if learning and need_hidden and not ctx.trained else 0
@@ -124,7 +125,7 @@ class FullHead(torch.autograd.Function):
         if not entropy_grad:
             ctx.mark_non_differentiable(entropy)
         kept = hidden if ctx.trained else hidden.new_empty(0)
-        ctx.save_for_backward(kept, weight, bias, inner, up, ids, entropy, slopes, means)
+        ctx.save_for_backward(kept, weight, bias, inner, up, ids[:, :learnt], entropy, slopes[:, :learnt], means)
         return logprobs, entropy
 
     @staticmethod
@@ -132,8 +133,9 @@ class FullHead(torch.autograd.Function):
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         """Combine saved rows if the head is frozen, else go through the logits again."""
         with _no_autocast(grad_logprobs):
-            grads = (_relive if ctx.trained else _combine)(ctx, grad_logprobs, grad_entropy)
-        return *grads, None, None, None, None, None, None
+            learnt = grad_logprobs[:, : ctx.saved_tensors[5].shape[1]]
+            grads = (_relive if ctx.trained else _combine)(ctx, learnt, grad_entropy)
+        return *grads, None, None, None, None, None, None, None
 
 
 @torch.no_grad()

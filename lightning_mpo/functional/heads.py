@@ -46,6 +46,7 @@ def full_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
     candidates_BTK: Tensor | None = None,
+    candidates_grad: bool = True,
     entropy: bool = True,
     entropy_grad: bool = False,
     chunk_size: int | None = None,
@@ -68,6 +69,7 @@ def full_logprobs(
         scale: Factor on the logits, before the soft cap.
         softcap: Soft cap of the logits, above 0. None: no cap.
         candidates_BTK: More ids to score at each position, shape ``[B, T, K]``.
+        candidates_grad: Whether they carry a gradient; without, a backward pass does not read their rows.
         entropy: Whether the entropy is wanted; without, it is 0, and a pass without gradient is a third cheaper.
         entropy_grad: Whether the entropy carries a gradient. One more matrix product with a frozen weight.
         chunk_size: Tokens per chunk. None: as many as make 64 MiB of logits.
@@ -100,7 +102,7 @@ def full_logprobs(
     ids = places.take_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
     if candidates_BTK is not None:
         ids = torch.cat([ids, places.take_ids("candidates_BTK", candidates_BTK, sizes["V"])], -1)
-    learning = torch.is_grad_enabled()
+    learning, learnt = torch.is_grad_enabled(), ids.shape[1] if candidates_grad else 1
     logprobs, entropies = FullHead.apply(
         *raw_inputs(places.take(hidden_BTD), weight_VD, bias_V, adapter),
         ids,
@@ -109,11 +111,13 @@ def full_logprobs(
         learning,
         learning and entropy_grad,
         entropy or entropy_grad,
+        learnt,
     )
     logprobs, entropies = places.put(logprobs), places.put(entropies)
     if candidates_BTK is None:
         return logprobs[..., 0], entropies
-    return logprobs[..., 0], entropies, logprobs[..., 1:]
+    candidates = logprobs[..., 1:]
+    return logprobs[..., 0], entropies, candidates if candidates_grad else candidates.detach()
 
 
 def support_logits(

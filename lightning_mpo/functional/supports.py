@@ -162,6 +162,85 @@ def unite(
     return torch.cat([support_BTK, more], -1), torch.cat([slots_BTK, outside_BT.unsqueeze(-1)], -1)
 
 
+def candidates(logits_BV: Tensor, tokens_B: Tensor, k: int, support_BV: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Pick the k most probable ids of one step, and the sampled one if it is not among them.
+
+        A' = TopK(μ, k) ∪ {o}                                 (DPPO top-K, [P]; core-algorithms 3.1; ties as in 2.4)
+
+    Stable-RL puts the sampled token in the place of the k-th id instead [C].
+
+    Args:
+        logits_BV: Logits of what was sampled from, shape ``[B, V]``; -inf where nothing can be drawn.
+        tokens_B: Sampled tokens, shape ``[B]``: columns of the logits.
+        k: How many, at least 1.
+        support_BV: Ids of the columns, distinct where the logits are finite, shape ``[B, V]``. None: the column is the id.
+
+    Returns:
+        Ids, int32, and their logits, each of shape ``[B, k + 1]``; the last slot is the sampled token's, if it needs one.
+        Slots that are not used hold id 0 and -inf.
+
+    Raises:
+        ValueError: If shapes differ or k is out of range.
+
+    >>> ids, logits = candidates(torch.tensor([[0.0, 3.0, 2.0], [0.0, 3.0, 2.0]]), torch.tensor([0, 1]), 2)
+    >>> ids.tolist(), logits.tolist()
+    ([[1, 2, 0], [1, 2, 0]], [[3.0, 2.0, 0.0], [3.0, 2.0, -inf]])
+    """
+    columns = check(logits_BV=logits_BV, tokens_B=tokens_B, support_BV=support_BV)["V"]
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1, got {k}")
+    column, own = tokens_B.long().unsqueeze(-1), logits_BV.gather(-1, tokens_B.long().unsqueeze(-1))
+    if support_BV is None:
+        ids = best = top_k(logits_BV, min(k, columns)).long()
+        logits, token = logits_BV.gather(-1, best), column
+    else:
+        order = support_BV.argsort(-1)  # of equal values the lowest id is to come first
+        best = order.gather(-1, top_k(logits_BV.gather(-1, order), min(k, columns)).long())
+        logits, ids, token = logits_BV.gather(-1, best), support_BV.gather(-1, best), support_BV.gather(-1, column)
+    logits = torch.nn.functional.pad(logits, (0, k - best.shape[1]), value=-torch.inf)
+    ids = torch.nn.functional.pad(ids, (0, k - best.shape[1]))
+    held = (best == column).any(-1, keepdim=True)
+    ids, logits = torch.cat([ids, token], -1), torch.cat([logits, own.masked_fill(held, -torch.inf)], -1)
+    return ids.masked_fill(logits == -torch.inf, 0).to(torch.int32), logits
+
+
+def logprobs_at(
+    candidates_BTK: Tensor, support_BTJ: Tensor, logits_BTJ: Tensor, support_mask_BTJ: Tensor | None = None
+) -> Tensor:
+    """Look ids up among the log-probabilities over a support.
+
+        log π_P(c) = z[c] - log Σ_{v∈P} exp z[v]   for c in P,   -inf elsewhere            (core-algorithms 2.2 [S], 3.7)
+
+    Args:
+        candidates_BTK: Ids to look up, shape ``[B, T, K]``; ``BT`` stands for any leading shape.
+        support_BTJ: Distinct ids of the support, shape ``[B, T, J]``.
+        logits_BTJ: Their logits, temperature applied, shape ``[B, T, J]``.
+        support_mask_BTJ: False for slots that hold no id, shape ``[B, T, J]``. None: all hold one.
+
+    Returns:
+        Log-probabilities in nats, shape ``[B, T, K]``.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    >>> logprobs_at(torch.tensor([[7, 9]]), torch.tensor([[5, 7]]), torch.tensor([[0.0, 0.0]])).exp()
+    tensor([[0.5000, 0.0000]])
+    """
+    check(
+        batch="BT",
+        candidates_BTK=candidates_BTK,
+        support_BTJ=support_BTJ,
+        logits_BTJ=logits_BTJ,
+        support_mask_BTJ=support_mask_BTJ,
+    )
+    hits = candidates_BTK.unsqueeze(-1) == support_BTJ.unsqueeze(-2)
+    if support_mask_BTJ is not None:
+        hits = hits & support_mask_BTJ.unsqueeze(-2)
+        logits_BTJ = logits_BTJ.masked_fill(~support_mask_BTJ, -torch.inf)
+    found = logits_BTJ.log_softmax(-1).gather(-1, hits.int().argmax(-1))
+    return found.masked_fill(~hits.any(-1), -torch.inf)
+
+
 def _top_k_with_ties(logits: Tensor, threshold: Tensor, k: int) -> Tensor:
     """Take all above the threshold, then the lowest ids at it; a stable sort keeps ids ascending among equals."""
     above, level = logits > threshold, logits == threshold

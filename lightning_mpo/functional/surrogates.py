@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.divergences import outside_trust_region
 from lightning_mpo.functional.shapes import check, same
+from lightning_mpo.functional.trust_regions import outside_trust_region
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to this size before they are exponentiated (core-algorithms 1.6, verl)."""

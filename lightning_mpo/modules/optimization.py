@@ -81,6 +81,7 @@ class PolicyOptimization(L.LightningModule):
             )
         self.policy.check(self.objective.request)
         self.objective.support.check(self.policy.vocabulary)
+        self.objective.surrogate.check(self.policy.vocabulary)
         if getattr(self.objective.support, "k", 0) == self.policy.vocabulary:
             rank_zero_warn(f"`TopK.k` is the whole vocabulary of {self.policy.vocabulary} tokens: nothing is left out")
         if self.objective.actions.needs_texts:

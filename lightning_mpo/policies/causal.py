@@ -258,11 +258,12 @@ class CausalPolicy(Policy):
         states = self._run(rollout, future=request.future > 0, reference=reference)
         tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
         options: dict[str, Any] = {"temperature": temperature, **self.head_options}
-        logprobs_BT, entropy_BT, support_logits_BTK = tokens.logprobs(
+        said = tokens.logprobs(
             states.after_norm_RLD,
             self._head(reference),
             entropy_grad=request.entropy_grad,
             logits=request.support_logits,
+            candidates=request.candidates,
             **options,
         )
         future_BTM = upkeep_BTM = None
@@ -275,12 +276,13 @@ class CausalPolicy(Policy):
         if request.values and self.critic is not None:
             values_BT = self.critic.values(states, tokens.index_BT, mask_BT)
         return TokenScores(
-            logprobs_BT,
-            entropy_BT,
+            said.logprobs_BT,
+            said.entropy_BT,
             future_BTM,
             upkeep_BTM,
             values_BT,
-            support_logits_BTK,
+            said.support_logits_BTK,
+            said.candidate_logprobs_BTK,
             on_support=rollout.support_BTK is not None,
         )
 

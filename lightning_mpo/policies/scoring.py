@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional import heads, ranking
+from lightning_mpo.functional import heads, ranking, supports
 from lightning_mpo.functional.actions import shift_left, window
 from lightning_mpo.policies.unembedding import Unembedding
 from lightning_mpo.types import Rollout
+
+
+class Likelihoods(NamedTuple):
+    """What an unembedding says of response tokens; 0 where masked, candidates -inf."""
+
+    logprobs_BT: Tensor
+    entropy_BT: Tensor
+    support_logits_BTK: Tensor | None = None
+    candidate_logprobs_BTK: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -23,11 +33,23 @@ class ResponseTokens:
     ids_BT: Tensor
     support_BTK: Tensor | None
     slots_BTK: Tensor | None
+    candidates_BTK: Tensor | None = None
+    named_BTK: Tensor | None = None
+    """Which slots hold a candidate."""
 
     @classmethod
     def of(cls, rollout: Rollout, mask_BT: Tensor, index_BT: Tensor) -> ResponseTokens:
         """Take the responses of a rollout."""
-        return cls(mask_BT, index_BT, rollout.responses_BT, rollout.support_BTK, rollout.support_mask_BTK)
+        recorded_BTK = rollout.candidate_logprobs_BTK
+        return cls(
+            mask_BT,
+            index_BT,
+            rollout.responses_BT,
+            rollout.support_BTK,
+            rollout.support_mask_BTK,
+            rollout.candidates_BTK,
+            None if recorded_BTK is None else recorded_BTK > -torch.inf,
+        )
 
     def ahead(self, n: int, *, keep_support: bool) -> ResponseTokens:
         """Return the tokens n places behind, predicted from the same hidden states, where the window is whole."""
@@ -48,8 +70,9 @@ class ResponseTokens:
         entropy: bool = True,
         entropy_grad: bool = False,
         logits: bool = False,
+        candidates: bool = False,
         **options: Any,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> Likelihoods:
         """Return log-probs and entropies under one unembedding, on the stored support if there is one.
 
         Args:
@@ -58,36 +81,56 @@ class ResponseTokens:
             entropy: whether the entropy is wanted.
             entropy_grad: whether it carries gradient.
             logits: whether the logits of the stored support are wanted, with gradient.
+            candidates: whether the log-probs of the recorded candidates are wanted, without gradient.
             options: `temperature`, `scale` and `softcap` of `functional.heads`.
 
         Returns:
-            Log-probs and entropies, each `[B, T]`, and None or the logits, `[B, T, K]`, temperature applied; all 0
-            where masked, logits also in slots that hold no id.
+            Log-probs and entropies, each `[B, T]`; None or the logits, `[B, T, K]`, temperature applied; None or the
+            log-probs of candidates, `[B, T, K]`. The first three are 0 where masked, logits also in slots that hold no
+            id; candidates are -inf there, and where a support does not hold them.
 
         Raises:
-            UserError: logits are asked for and no support is stored.
+            UserError: logits are asked for and no support is stored, or candidates and none are recorded.
         """
         mask_BT = self.mask_BT
         head = _read(head)
         hidden_nD = hidden_RLD.flatten(0, 1)[self.index_BT[mask_BT]]
         ids_n = self.ids_BT[mask_BT]
         options |= head.options | {"entropy_grad": entropy_grad}
+        if candidates:
+            asked, named = self._asked()
         if self.support_BTK is not None:
             slots = None if self.slots_BTK is None else self.slots_BTK[mask_BT]
             support = self.support_BTK[mask_BT]
-            options |= {"support_mask_BTK": slots, "return_logits": logits}
+            options |= {"support_mask_BTK": slots, "return_logits": logits or candidates}
             scores = heads.support_logprobs(hidden_nD, head.weight_VD, ids_n, support, **options)
         elif logits:
             raise UserError("logits of the support need a stored one: give `support` as `TopK`, `Nucleus` or `MinP`")
         else:
+            if candidates:
+                options |= {"candidates_BTK": asked, "candidates_grad": False}
             scores = heads.full_logprobs(hidden_nD, head.weight_VD, ids_n, entropy=entropy, **options)
-        logprobs_BT, entropy_BT, *more = (self._spread(values) for values in scores)
-        return logprobs_BT, entropy_BT, more[0] if more else None
+        logprobs_n, entropy_n, *more = scores
+        candidates_BTK = None
+        if candidates:
+            found = more.pop().detach()
+            if self.support_BTK is not None:
+                found = supports.logprobs_at(asked, support, found, slots)
+            candidates_BTK = self._spread(found.masked_fill(~named, -torch.inf), -torch.inf)
+        logits_BTK = self._spread(scores[2]) if logits else None
+        return Likelihoods(self._spread(logprobs_n), self._spread(entropy_n), logits_BTK, candidates_BTK)
 
-    def _spread(self, values_n: Tensor) -> Tensor:
-        """Put values of the scored tokens to their places, 0 elsewhere. Shape `[B, T]` or `[B, T, K]`."""
+    def _asked(self) -> tuple[Tensor, Tensor]:
+        """Return the candidates of the scored tokens, and which slots hold one; the others name id 0."""
+        if self.candidates_BTK is None or self.named_BTK is None:
+            raise UserError("the rollout records no candidates, which `surrogate` compares: sample with `candidates`")
+        named = self.named_BTK[self.mask_BT]
+        return self.candidates_BTK[self.mask_BT].masked_fill(~named, 0), named
+
+    def _spread(self, values_n: Tensor, elsewhere: float = 0.0) -> Tensor:
+        """Put values of the scored tokens to their places. Shape `[B, T]` or `[B, T, K]`."""
         mask_BT, tail = self.mask_BT, values_n.shape[1:]
-        empty = values_n.new_zeros(*mask_BT.shape, *tail)
+        empty = values_n.new_full((*mask_BT.shape, *tail), elsewhere)
         return empty.masked_scatter(mask_BT.view(*mask_BT.shape, *(1 for _ in tail)), values_n)
 
     def ranks(self, hidden_RLD: Tensor, head: nn.Module | Unembedding) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
@@ -11,19 +12,35 @@ from lightning_mpo.functional import supports as F
 from lightning_mpo.supports import FullVocabulary, Support
 from lightning_mpo.types import Rollout
 
+MAX_LOGPROB = 1e-4
+"""A recorded log-prob may be this far above 0, by rounding."""
+MAX_GAP = 1e-3
+"""Nats between the two records of a sampled token's log-prob, by rounding."""
 
-def admit(rollout: Rollout, support: Support, vocabulary: int) -> Rollout:
-    """Check ids and supports of a rollout, and unite supports with sampled tokens where `support.outside` allows it.
+
+def admit(rollout: Rollout, support: Support, vocabulary: int, behaviour: bool = False, candidates: int = 0) -> Rollout:
+    """Check ids, supports and log-probs of a rollout, and unite supports with sampled tokens where that is allowed.
 
     Args:
         rollout: what a sampler returned, or a file held.
         support: of the objective.
         vocabulary: V of the policy.
+        behaviour: whether the objective uses the sampler's log-probs.
+        candidates: K, how many ids its surrogate compares.
 
     Raises:
         UserError: ids that the policy does not know; a support where the objective has none, or none where it has one;
-            a sampled token outside its support.
+            a sampled token outside its support; log-probs or candidates that are needed and cannot be.
     """
+    if behaviour or candidates:
+        _check_behaviour(rollout)
+    admitted = _admit_support(rollout, support, vocabulary)
+    if candidates:
+        _check_candidates(admitted, candidates, vocabulary)
+    return admitted
+
+
+def _admit_support(rollout: Rollout, support: Support, vocabulary: int) -> Rollout:
     _check_ids("tokens", rollout.tokens_BL[rollout.attention_mask_BL], vocabulary)
     truncated = not isinstance(support, FullVocabulary)
     if rollout.support_BTK is None and truncated:
@@ -43,6 +60,59 @@ def admit(rollout: Rollout, support: Support, vocabulary: int) -> Rollout:
         used_BTK = used_BTK & rollout.support_mask_BTK
     _check_ids("supports", rollout.support_BTK[used_BTK], vocabulary)
     return _unite(rollout, support)
+
+
+def _check_behaviour(rollout: Rollout) -> None:
+    logprobs_BT: Tensor | None = rollout.behaviour_logprobs_BT
+    if logprobs_BT is None:
+        raise UserError(
+            "the rollout has no `behaviour_logprobs_BT`, against which the objective takes ratios: let the sampler record "
+            "the log-probs of what it drew"
+        )
+    drawn = logprobs_BT[rollout.response_mask_BT]
+    bad = int((~drawn.isfinite() | (drawn > MAX_LOGPROB)).sum())
+    if bad:
+        raise UserError(
+            f"`behaviour_logprobs_BT` must hold log-probs, finite and at most 0, got {bad} of {len(drawn)} response "
+            "tokens with others: were logits or probabilities recorded?"
+        )
+
+
+def _check_candidates(rollout: Rollout, k: int, vocabulary: int) -> None:
+    """Refuse candidates with which no divergence could be taken."""
+    mask_BT, ids_BTK, logprobs_BTK = rollout.response_mask_BT, rollout.candidates_BTK, rollout.candidate_logprobs_BTK
+    if ids_BTK is None or logprobs_BTK is None:
+        raise UserError(
+            f"the rollout has no `candidates_BTK` with log-probs, of which `objective.surrogate` compares {k}: let the "
+            "sampler record them (`candidates`), or set `top_k: null`"
+        )
+    ids, logprobs = ids_BTK[mask_BT].long(), logprobs_BTK[mask_BT]
+    if logprobs.isnan().any() or (logprobs > MAX_LOGPROB).any():
+        raise UserError("`candidate_logprobs_BTK` must hold log-probs, at most 0, or -inf in slots without an id")
+    used = logprobs > -torch.inf
+    _check_ids("candidates", ids[used], vocabulary)
+    alone = torch.arange(ids.shape[-1], device=ids.device) + vocabulary
+    if (torch.where(used, ids, alone).sort(-1).values.diff(dim=-1) == 0).any():
+        raise UserError("`candidates_BTK` must hold distinct ids: the mass of one that comes twice would count twice")
+    own = used & (ids == rollout.responses_BT[mask_BT].unsqueeze(-1))
+    missing = int((~own.any(-1)).sum())
+    if missing:
+        raise UserError(
+            f"{missing} of {len(ids)} sampled tokens are not among their `candidates_BTK`: record the sampled token "
+            "besides the most probable ones"
+        )
+    gap = logprobs.masked_fill(~own, 0).sum(-1) - rollout.behaviour_logprobs_BT[mask_BT]
+    if (gap.abs() > MAX_GAP).any():
+        raise UserError(
+            f"`candidate_logprobs_BTK` and `behaviour_logprobs_BT` differ by up to {gap.abs().max().item():.3g} nats for "
+            "the same token: record both after temperature and support"
+        )
+    if rollout.support_BTK is not None:
+        slots = None if rollout.support_mask_BTK is None else rollout.support_mask_BTK[mask_BT]
+        zeros = torch.zeros_like(rollout.support_BTK[mask_BT], dtype=logprobs.dtype)
+        inside = F.logprobs_at(ids, rollout.support_BTK[mask_BT], zeros, slots) > -torch.inf
+        if (used & ~inside).any():
+            raise UserError("`candidates_BTK` must be ids of the stored support: what is outside was never drawn from")
 
 
 def _check_ids(name: str, ids: Tensor, vocabulary: int) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from inspect import Parameter, signature
+from typing import Any
 
 import torch
 
+from lightning_mpo.errors import UserError
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.supports import Support
 from lightning_mpo.types import PromptBatch, Rollout
@@ -31,6 +34,7 @@ class Sampler(ABC):
         generator: torch.Generator,
         greedy: bool = False,
         progress: Progress | None = None,
+        candidates: int = 0,
     ) -> Rollout:
         """Return `completions` responses per prompt, a group's rows side by side.
 
@@ -44,4 +48,23 @@ class Sampler(ABC):
             generator: source of all randomness, on the CPU.
             greedy: take the most probable token instead; temperature then only scales the recorded log-probs.
             progress: told after every step.
+            candidates: K, how many of the most probable ids of each step are recorded with their log-probs, besides the
+                sampled token (`functional.supports.candidates`); 0: none.
         """
+
+
+def candidate_options(sampler: Sampler, candidates: int) -> dict[str, Any]:
+    """Return what `sample` is told of candidates: nothing unless they are asked for, so that it may do without.
+
+    Raises:
+        UserError: they are asked for, and the sampler's `sample` does not take the argument.
+    """
+    if not candidates:
+        return {}
+    takes = signature(sampler.sample).parameters
+    if "candidates" not in takes and not any(p.kind is Parameter.VAR_KEYWORD for p in takes.values()):
+        raise UserError(
+            f"`rollout.sampler` {type(sampler).__name__} records no candidates, of which `objective.surrogate` compares "
+            f"{candidates}: give `sample` the argument `candidates`, use LocalSampler, or set `top_k: null`"
+        )
+    return {"candidates": candidates}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lightning_mpo.functional.supports import candidates as most_probable
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.rollout.base import Progress, Sampler
@@ -25,6 +26,37 @@ class _Record:
     finish_B: Tensor
     support_BTK: Tensor | None = None
     support_mask_BTK: Tensor | None = None
+    candidates_BTK: Tensor | None = None
+    candidate_logprobs_BTK: Tensor | None = None
+
+    def write(self, t: int, rows: Tensor, running: Tensor, drawn: _Drawn) -> None:
+        """Write down one step of the running rows."""
+        self.tokens_BT[rows, t] = drawn.tokens_B[running]
+        self.mask_BT[rows, t] = True
+        self.logprobs_BT[rows, t] = drawn.logprobs_B[running]
+        self.kept_mass_BT[rows, t] = drawn.kept_mass_B[running]
+        for name in ("support", "support_mask", "candidates", "candidate_logprobs"):
+            values_BK, place = getattr(drawn, f"{name}_BK"), f"{name}_BTK"
+            if values_BK is None:
+                continue
+            if getattr(self, place) is None:
+                empty = -torch.inf if values_BK.is_floating_point() else 0
+                shape = (*self.tokens_BT.shape, values_BK.shape[1])
+                setattr(self, place, values_BK.new_full(shape, empty))
+            getattr(self, place)[rows, t] = values_BK[running]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What one step drew, by row, and from what."""
+
+    tokens_B: Tensor
+    logprobs_B: Tensor
+    kept_mass_B: Tensor
+    support_BK: Tensor | None = None
+    support_mask_BK: Tensor | None = None
+    candidates_BK: Tensor | None = None
+    candidate_logprobs_BK: Tensor | None = None
 
 
 class LocalSampler(Sampler):
@@ -52,11 +84,12 @@ class LocalSampler(Sampler):
         generator: torch.Generator,
         greedy: bool = False,
         progress: Progress | None = None,
+        candidates: int = 0,
     ) -> Rollout:
         P, G = len(prompts), completions
         uniform_BT = torch.rand(P * G, max_new_tokens, generator=generator)
         size = max(1, (self.batch_size or P * G) // G)
-        step = _Step(support, temperature, greedy)
+        step = _Step(support, temperature, greedy, candidates)
         records = []
         with rollout_mode(policy):
             for start in range(0, P, size):
@@ -75,10 +108,9 @@ class _Step:
     support: Support
     temperature: float
     greedy: bool
+    candidates: int = 0
 
-    def draw(
-        self, logits_BV: Tensor, ranking_BV: Tensor, uniform_B: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    def draw(self, logits_BV: Tensor, ranking_BV: Tensor, uniform_B: Tensor) -> _Drawn:
         same = ranking_BV is logits_BV
         logits_BV = logits_BV / self.temperature if self.temperature != 1.0 else logits_BV
         support_BK, slots_BK = self.support.select(logits_BV if same else ranking_BV / self.temperature)
@@ -93,7 +125,15 @@ class _Step:
         slot_B = choices_BK.argmax(-1) if self.greedy else _inverse_cdf(choices_BK, kept_B, uniform_B)
         logprobs_B = choices_BK.gather(1, slot_B[:, None])[:, 0] - kept_B
         tokens_B = slot_B if support_BK is None else support_BK.gather(1, slot_B[:, None])[:, 0].long()
-        return tokens_B, logprobs_B, (kept_B - total_B).exp(), support_BK, slots_BK
+        drawn = _Drawn(tokens_B, logprobs_B, (kept_B - total_B).exp(), _int32(support_BK), slots_BK)
+        if not self.candidates:
+            return drawn
+        ids_BK, found_BK = most_probable(choices_BK, slot_B, self.candidates, drawn.support_BK)
+        return replace(drawn, candidates_BK=ids_BK, candidate_logprobs_BK=(found_BK - kept_B[:, None]).float())
+
+
+def _int32(ids: Tensor | None) -> Tensor | None:
+    return None if ids is None else ids.int()
 
 
 def _inverse_cdf(logits_BK: Tensor, total_B: Tensor, uniform_B: Tensor) -> Tensor:
@@ -165,10 +205,9 @@ def _decode(
     rows = torch.arange(B, device=device)  # rows of the record that the cache still holds
     running = torch.ones(B, dtype=torch.bool, device=device)  # by position in `rows`
     for t in range(T):
-        tokens_B, logprobs_B, kept_B, support_BK, slots_BK = step.draw(
-            streams[0].logits_BV, streams[-1].logits_BV, uniform_BT[rows, t]
-        )
-        _write(record, t, rows[running], running, tokens_B, logprobs_B, kept_B, support_BK, slots_BK)
+        found = step.draw(streams[0].logits_BV, streams[-1].logits_BV, uniform_BT[rows, t])
+        record.write(t, rows[running], running, found)
+        tokens_B = found.tokens_B
         ended = torch.isin(tokens_B, ends)
         record.finish_B[rows[running & ended]] = int(Finish.STOP)
         drawn = int(running.sum())
@@ -186,35 +225,6 @@ def _decode(
         for stream in streams:
             stream.step(tokens_B, seen_BL[rows, : S + t + 1], position_B[rows] + t)
     return record
-
-
-def _write(
-    record: _Record,
-    t: int,
-    rows: Tensor,
-    running: Tensor,
-    tokens_B: Tensor,
-    logprobs_B: Tensor,
-    kept_B: Tensor,
-    support_BK: Tensor | None,
-    slots_BK: Tensor | None,
-) -> None:
-    record.tokens_BT[rows, t] = tokens_B[running]
-    record.mask_BT[rows, t] = True
-    record.logprobs_BT[rows, t] = logprobs_B[running]
-    record.kept_mass_BT[rows, t] = kept_B[running]
-    if support_BK is not None:
-        if record.support_BTK is None:
-            record.support_BTK = torch.zeros(
-                *record.tokens_BT.shape, support_BK.shape[1], dtype=torch.int32, device=rows.device
-            )
-        record.support_BTK[rows, t] = support_BK[running].int()
-    if slots_BK is not None:
-        if record.support_mask_BTK is None:
-            record.support_mask_BTK = torch.zeros(
-                *record.tokens_BT.shape, slots_BK.shape[1], dtype=torch.bool, device=rows.device
-            )
-        record.support_mask_BTK[rows, t] = slots_BK[running]
 
 
 def _assemble(policy: CausalPolicy, prompts: PromptBatch, G: int, records: list[_Record]) -> Rollout:
@@ -244,6 +254,8 @@ def _assemble(policy: CausalPolicy, prompts: PromptBatch, G: int, records: list[
         support_BTK=support_BTK,
         support_mask_BTK=join("support_mask_BTK"),
         kept_mass_BT=None if support_BTK is None else kept_mass_BT,
+        candidates_BTK=join("candidates_BTK"),
+        candidate_logprobs_BTK=join("candidate_logprobs_BTK"),
         texts=tuple(texts),
         rows=tuple(row for row in prompts.rows for _ in range(G)),
     )

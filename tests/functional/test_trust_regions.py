@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.divergences import binary_kl, binary_tv, bucket_kl, bucket_tv, outside_trust_region
 from lightning_mpo.functional.surrogates import clipped_ratio, divergence_mask
+from lightning_mpo.functional.trust_regions import binary_kl, binary_tv, bucket_kl, bucket_tv, outside_trust_region
 from tests.helpers import relative_error, seeded
 
 V, N = 7, 4000
