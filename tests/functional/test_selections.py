@@ -1,122 +1,105 @@
-"""Which tokens learn, against loops from the left and sorts, and by enumeration where chance decides."""
+"""Which tokens of a response learn: against loops over its tokens."""
 
 from __future__ import annotations
 
-import itertools
-import math
+from collections import Counter
 
 import pytest
 import torch
 
 from lightning_mpo.functional.selections import first_tokens, highest, sampled_tokens
-from tests.helpers import seeded
+from tests.helpers import right_padded, seeded
 
-B, T = 40, 14
-MASK = torch.rand(B, T, generator=seeded(0)) < 0.8  # with gaps
-MASK[0], MASK[1] = False, True
-UNIFORM = torch.rand(B, T, generator=seeded(1))
-
-
-def scan(mask, uniform, prefix, cap, probability):
-    """related specification 1.1, one token after the other."""
-    chosen = [[False] * len(row) for row in mask]
-    for b, row in enumerate(mask):
-        seen = kept = 0
-        for t, inside in enumerate(row):
-            if not inside:
-                continue
-            if seen < prefix or (uniform[b][t] < probability and (cap is None or kept < cap)):
-                chosen[b][t] = True
-                kept += 1
-            seen += 1
-    return torch.tensor(chosen)
+MASK = right_padded([9, 0, 4, 12, 1, 7])
+MASK[3, 4:6] = False  # a gap, such as the output of a tool
+UNIFORM = torch.rand(MASK.shape, generator=seeded(0))
 
 
-@pytest.mark.parametrize("prefix", [0, 2, 30])
-@pytest.mark.parametrize("room", [0, 1, 4, None])
+def scan(mask: list[bool], uniform: list[float], prefix: int, cap: int | None, probability: float) -> list[bool]:
+    """Walk from the left, as the formula says."""
+    chosen, seen = [], 0
+    for here, u in zip(mask, uniform, strict=True):
+        room = cap is None or sum(chosen) < cap
+        chosen.append(here and (seen < prefix or (room and u < probability)))
+        seen += here
+    return chosen
+
+
+@pytest.mark.parametrize(("prefix", "cap"), [(0, None), (0, 3), (2, 4), (3, 3), (20, 30)])
 @pytest.mark.parametrize("probability", [0.3, 1.0])
-def test_the_choice_is_a_scan_from_the_left(prefix, room, probability):
-    cap = None if room is None else prefix + room
+def test_a_scan_chooses_what_a_loop_chooses(prefix, cap, probability):
     chosen = sampled_tokens(MASK, UNIFORM, prefix=prefix, cap=cap, probability=probability)
-    assert torch.equal(chosen, scan(MASK.tolist(), UNIFORM.tolist(), prefix, cap, probability))
+    for b in range(len(MASK)):
+        assert chosen[b].tolist() == scan(MASK[b].tolist(), UNIFORM[b].tolist(), prefix, cap, probability)
 
 
 @pytest.mark.parametrize("uniform_cap", [False, True])
-def test_prefixes_are_whole_and_caps_are_kept(uniform_cap):  # related specification 1.5, invariant 2
-    prefix, cap = 3, 6
-    chosen = sampled_tokens(MASK, UNIFORM, prefix=prefix, cap=cap, probability=0.7, uniform_cap=uniform_cap)
+def test_invariants_of_a_sample(uniform_cap):
+    """keep[:, :alpha] = m[:, :alpha]; at most max(k, alpha) per row; nothing outside the mask (related spec 1.5, 2)."""
+    chosen = sampled_tokens(MASK, UNIFORM, prefix=2, cap=5, probability=0.8, uniform_cap=uniform_cap)
+    first = first_tokens(MASK, 2)
+    assert torch.equal(chosen & first, first)
+    assert torch.equal(first.sum(1), MASK.sum(1).clamp(max=2))
+    assert (chosen.sum(1) <= 5).all()
+    assert (chosen.sum(1) == 5).any()
     assert not (chosen & ~MASK).any()
-    assert chosen.sum(1).max() == cap
-    head = first_tokens(MASK, prefix)
-    assert torch.equal(head.sum(1), MASK.sum(1).clamp(max=prefix))
-    assert torch.equal(chosen & head, head)
-    drawn = MASK & (UNIFORM < 0.7) & ~head
-    assert torch.equal(chosen.sum(1), head.sum(1) + drawn.sum(1).clamp(max=cap - prefix))
-    assert not (chosen & ~head & ~drawn).any()
 
 
-def test_a_uniform_cap_prefers_no_position_where_a_scan_prefers_the_first():
-    """Of 12 later tokens 4 may stay: each is as probable as any other, chi-square with 11 degrees of freedom."""
-    rows, width = 20_000, 14
-    mask = torch.ones(rows, width, dtype=torch.bool)
-    uniform = torch.rand(rows, width, generator=seeded(2))
-    options = {"prefix": 2, "cap": 6, "probability": 0.9}
-    counts = sampled_tokens(mask, uniform, **options, uniform_cap=True).sum(0)[2:].double()
-    expected = counts.mean()
-    assert ((counts - expected) ** 2 / expected).sum() < 31.3  # p = 0.001; without replacement it is smaller still
-    first = sampled_tokens(mask, uniform, **options).sum(0)[2:]
-    assert first[0] > 0.88 * rows
-    assert first[-1] < 0.01 * rows
+def test_everything_is_chosen_at_probability_one_without_a_cap():
+    assert torch.equal(sampled_tokens(MASK, UNIFORM, prefix=0, cap=None, probability=1.0), MASK)
 
 
-def test_a_uniform_cap_takes_every_subset_alike():
-    """All orders of four uniform numbers: each pair of two is left over equally often."""
-    orders = torch.tensor(list(itertools.permutations([0.1, 0.2, 0.3, 0.4])))
-    mask = torch.ones_like(orders, dtype=torch.bool)
-    chosen = sampled_tokens(mask, orders, prefix=0, cap=2, probability=0.5, uniform_cap=True)
-    pairs = [tuple(row.nonzero()[:, 0].tolist()) for row in chosen]
-    assert {pairs.count(pair) for pair in itertools.combinations(range(4), 2)} == {4}
+def test_an_even_cap_prefers_no_position_and_a_scan_the_first_ones():
+    """5 tokens, P = 0.6, cap 2: each is kept equally often by one, less and less often by the other."""
+    rows = 20_000
+    mask, uniform = torch.ones(rows, 5, dtype=torch.bool), torch.rand(rows, 5, generator=seeded(1))
+    options = {"prefix": 0, "cap": 2, "probability": 0.6}
+    even = sampled_tokens(mask, uniform, **options, uniform_cap=True)
+    left = sampled_tokens(mask, uniform, **options)
+    assert torch.equal(even.sum(1), left.sum(1))
+    shares = even.double().mean(0)
+    assert (shares - shares.mean()).abs().max() < 0.01  # three standard errors
+    falling = left.double().mean(0)
+    assert falling[0] - falling[-1] > 0.3
 
 
-def test_sampled_means_are_unbiased():  # related specification 1.5, invariant 3
-    length, probability, draws = 9, 0.3, 40_000
-    values = torch.randn(length, generator=seeded(3), dtype=torch.float64) + 2
-    mask = torch.ones(draws, length, dtype=torch.bool)
-    chosen = sampled_tokens(
-        mask, torch.rand(draws, length, generator=seeded(4)), prefix=0, cap=None, probability=probability
-    )
-    estimates = (chosen * values).sum(1) / (probability * length)
-    error = estimates.std() / math.sqrt(draws)
-    assert abs(estimates.mean() - values.mean()) < 4 * error
-    assert error < 0.01 * values.mean()
+def test_pairs_under_an_even_cap_are_equally_likely():
+    rows = 30_000
+    mask, uniform = torch.ones(rows, 4, dtype=torch.bool), torch.rand(rows, 4, generator=seeded(2))
+    chosen = sampled_tokens(mask, uniform, prefix=0, cap=2, probability=1.0, uniform_cap=True)
+    pairs = Counter(tuple(row.nonzero()[:, 0].tolist()) for row in chosen)
+    assert set(map(len, pairs)) == {2}
+    assert len(pairs) == 6
+    assert sum((n - rows / 6) ** 2 / (rows / 6) for n in pairs.values()) < 20.5  # chi-square, 5 degrees, 0.1 %
 
 
-@pytest.mark.parametrize("share", [0.01, 0.2, 1 / 3, 0.5, 1.0])
-def test_the_highest_are_the_first_of_a_sort(share):
-    values = torch.randint(0, 4, (B, T), generator=seeded(5)).double()  # many equal ones
-    chosen = highest(torch.where(MASK, values, torch.nan), MASK, share=share)
-    for b in range(B):
-        where = [t for t in range(T) if MASK[b, t]]
-        ranked = sorted(where, key=lambda t, b=b: (-values[b, t].item(), t))
-        wanted = ranked[: math.ceil(share * len(where) - 1e-9)]
-        assert chosen[b].nonzero()[:, 0].tolist() == sorted(wanted)
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0, 1e-6])
+def test_the_highest_values_are_those_of_a_sort(share):
+    values = torch.randn(MASK.shape, generator=seeded(3)).masked_fill(~MASK, float("nan"))
+    chosen = highest(values, MASK, share=share)
+    for b in range(len(MASK)):
+        where = MASK[b].nonzero()[:, 0].tolist()
+        count = -(-len(where) * share // 1)
+        best = sorted(where, key=lambda t: -values[b, t].item())[: int(count)]
+        assert chosen[b].nonzero()[:, 0].tolist() == sorted(best)
 
 
-def test_at_least_one_token_of_a_response_is_among_the_highest():
-    assert torch.equal(highest(UNIFORM, MASK, share=1e-3).sum(1), MASK.any(1).long())
+def test_of_equal_values_the_earlier_ones_are_chosen():
+    assert highest(torch.zeros(1, 4), torch.ones(1, 4, dtype=torch.bool), share=0.5).tolist() == [
+        [True, True, False, False]
+    ]
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("options", "message"),
     [
-        (lambda: sampled_tokens(MASK, UNIFORM, prefix=-1, cap=None, probability=0.5), "`prefix` must be >= 0"),
-        (lambda: sampled_tokens(MASK, UNIFORM, prefix=0, cap=None, probability=0.0), r"`probability` in \(0, 1\]"),
-        (lambda: sampled_tokens(MASK, UNIFORM, prefix=3, cap=2, probability=0.5), r"`cap` must not be below `prefix`"),
-        (lambda: sampled_tokens(MASK, UNIFORM[:, 1:], prefix=0, cap=None, probability=0.5), "uniform_BT"),
-        (lambda: highest(UNIFORM, MASK, share=0.0), r"`share` must be in \(0, 1\], got 0.0"),
-        (lambda: highest(UNIFORM[:, 1:], MASK, share=0.5), "mask_BT"),
+        ({"prefix": -1, "cap": None, "probability": 0.5}, "`prefix` must be >= 0"),
+        ({"prefix": 0, "cap": None, "probability": 0.0}, "`probability` in"),
+        ({"prefix": 3, "cap": 2, "probability": 0.5}, "`cap` must not be below `prefix`"),
     ],
 )
-def test_options_out_of_range_are_refused(call, message):
+def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        call()
+        sampled_tokens(MASK, UNIFORM, **options)
+    with pytest.raises(ValueError, match="`share` must be in"):
+        highest(UNIFORM, MASK, share=0.0)
