@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.action_spaces import BlockActions, FutureShare, SequenceActions, TokenActions
+from lightning_mpo.action_spaces import TokenActions
 from lightning_mpo.advantages import GroupRelative, PrefixTree
 from lightning_mpo.corrections import MaskedWeights, TruncatedWeights
 from lightning_mpo.functional.advantages import at_last_token
@@ -276,7 +276,9 @@ def test_equal_completions_teach_a_tree_nothing_and_different_first_tokens_all_t
         learnt = replace(batch, advantages_BT=estimate.advantages_BT, token_weights_BT=estimate.weights_BT)
         gradient = loss_and_gradient(objective, learnt)[1]
         assert not gradient[:, 1:].any()
-    plain = replace(batch, advantages_BT=(rewards.view(-1, GROUP) - rewards.view(-1, GROUP).mean(1, keepdim=True)).view(B, 1) * mask)
+    plain = replace(
+        batch, advantages_BT=(rewards.view(-1, GROUP) - rewards.view(-1, GROUP).mean(1, keepdim=True)).view(B, 1) * mask
+    )
     expected = loss_and_gradient(compose(), replace(plain, token_weights_BT=torch.eye(1, T).expand(B, T)))[1]
     assert relative_error(gradient[:, 0], expected[:, 0]) < 1e-6
     same = tree.estimate(at_last_token(rewards, mask), mask, GROUP, batch.valid_B, None, torch.full((B, T), 3))
@@ -311,35 +313,6 @@ def test_corrected_losses_equal_a_loop_and_denominators_stay(correction, reducti
         assert loss == pytest.approx(expected.item(), rel=1e-6)
         assert relative_error(gradient, expected_gradient) < 1e-6
     assert relative_error(loss_and_gradient(objective, batch)[1], expected_gradient) > 0.01
-
-
-@pytest.mark.parametrize("correction", CORRECTIONS, ids=lambda c: f"{type(c).__name__}-{c.level}")
-def test_weights_of_a_correction_equal_a_loop(correction):
-    old, behaviour = (-torch.rand(B, T, generator=seeded(s), dtype=torch.float64) for s in (7, 8))
-    weights = correction.weights(old, behaviour, MASK)
-    bound = 0
-    for b, length in enumerate(MASK.sum(1).tolist()):
-        logs = [(old[b, t] - behaviour[b, t]).item() for t in range(length)]
-        for t, log in enumerate(logs):
-            weight = torch.tensor(sum(logs) if correction.level == "sequence" else log).exp().item()
-            if isinstance(correction, TruncatedWeights):
-                wanted = min(weight, correction.cap)
-            else:
-                wanted = weight if correction.low <= weight <= correction.cap else 0.0
-            bound += wanted != weight
-            assert weights[b, t].item() == pytest.approx(wanted, rel=1e-6)
-    assert 0 < bound < MASK.sum()
-
-
-def test_a_sequence_correction_weighs_actions_of_several_tokens_by_their_response():
-    correction = TruncatedWeights("sequence", cap=1.3)
-    batch = experience()
-    weights = correction.weights(batch.old_logprobs_BT, batch.old_logprobs_BT - 0.1, MASK)
-    corrected = replace(batch, correction_BT=weights)
-    for actions in (SequenceActions(), BlockActions(FutureShare(), length=3)):
-        objective = compose(surrogate=ClippedRatio(), actions=actions, correction=correction)
-        plain, weighed = (loss_and_gradient(objective, part)[1] for part in (batch, corrected))
-        torch.testing.assert_close(weighed, plain * torch.where(MASK, weights, 1.0)[:, :1, None])
 
 
 def test_metrics_of_a_correction_are_what_they_say():
