@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
@@ -127,6 +127,12 @@ class Rollout(RolloutEvaluation):
             micro_batches=trainer.accumulate_grad_batches,
             world_size=trainer.world_size,
         )
+        if self.schedule.updates > 1 and module.objective.surrogate.on_policy:
+            rank_zero_warn(
+                f"`{type(module.objective.surrogate).__name__}` is meant for one update per rollout, and there are "
+                f"{self.schedule.updates}: later ones are biased, as nothing weighs what older weights sampled; set "
+                "`rollout.minibatches` and `rollout.epochs` to 1, or take a surrogate with ratios"
+            )
         fit_limits(trainer, self.schedule)
         self._rollouts_per_epoch = max(1, -(-len(trainer.datamodule.splits.train) // self.prompts))  # type: ignore[attr-defined]
         rank_zero_info(f"rollout    {self.schedule.describe()}")

@@ -29,6 +29,9 @@ class Surrogate(ABC):
     at_behaviour: ClassVar[bool] = False
     """True where ratios are against the sampler's own log-probs, and not against those that the trainer recomputes."""
 
+    on_policy: ClassVar[bool] = False
+    """True where the loss is meant for the weights that sampled, so that a second update on a rollout is biased."""
+
     candidates: int = 0
     """K, the most probable ids whose log-probs the sampler must record; 0 asks for none."""
 
@@ -54,6 +57,8 @@ class Surrogate(ABC):
 
 class PolicyGradient(Surrogate):
     """`-A·log R`: the plain policy gradient, without weights or a trust region (REINFORCE). Meant for one update a rollout."""
+
+    on_policy: ClassVar[bool] = True
 
     def loss(self, actions: Actions) -> Tensor:
         return F.policy_gradient(actions.log_ratios_BU, actions.advantages_BU)

@@ -26,7 +26,7 @@ ALGORITHMS = Path(__file__).parents[2] / "configs" / "algorithm"
 def algorithm(name: str) -> Objective:
     """Return the objective of `configs/algorithm/NAME.yaml`."""
     content = yaml.safe_load((ALGORITHMS / f"{name}.yaml").read_text())
-    config = OmegaConf.create({"rollout": {"max_new_tokens": MAX_TOKENS}, **content})
+    config = OmegaConf.create(content | {"rollout": {"max_new_tokens": MAX_TOKENS}})
     options: Any = OmegaConf.to_container(config, resolve=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--objective", type=Objective)

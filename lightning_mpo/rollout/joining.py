@@ -85,9 +85,10 @@ def _widen(name: str, value: Tensor, part: Rollout, sizes: tuple[int, int, int])
     """Pad one field to S prompt columns, T response columns and K slots."""
     S, T, K = sizes
     suffix, right = name.rsplit("_", 1)[-1], T - part.response_mask_BT.shape[1]
+    slots = K - value.shape[-1] if name.startswith("support") else 0  # candidates are as many in every part
     padding: tuple[int, ...] = {
         "BL": (S - part.prompt_length, right),
         "BT": (0, right),
-        "BTK": (0, K - value.shape[-1], 0, right),
+        "BTK": (0, slots, 0, right),
     }.get(suffix, ())
     return pad(value, padding, value=_FILLING.get(name, 0)) if any(padding) else value

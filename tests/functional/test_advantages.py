@@ -276,3 +276,57 @@ def test_order_of_a_group_does_not_matter():  # related specification, 1.5 invar
         strict=True,
     ):
         torch.testing.assert_close(one[order], other, rtol=1e-12, atol=1e-15)
+
+
+def dictionary_tree(tokens, mask, given, valid):
+    """One group with gaps and rows that do not count: a dictionary from prefix to the rows that start with it."""
+    rows = {}
+    for i in [i for i in range(len(given)) if valid[i]]:
+        ends = max([t for t in range(mask.shape[1]) if mask[i, t]], default=-1) + 1
+        rows[i] = tokens[i, :ends].tolist()
+    through, nexts = {}, {}
+    for i, row in rows.items():
+        for t in range(len(row) + 1):
+            prefix = tuple(row[:t])
+            through.setdefault(prefix, []).append(i)
+            nexts.setdefault(prefix, set()).add(row[t] if t < len(row) else "end")
+    advantages, weights = torch.zeros(mask.shape).double(), torch.zeros(mask.shape).double()
+    for i, row in rows.items():
+        for t in range(len(row)):
+            parent, child = through[tuple(row[:t])], through[tuple(row[: t + 1])]
+            if mask[i, t] and len(nexts[tuple(row[:t])]) > 1:
+                advantages[i, t] = given[child].mean() - given[parent].mean()
+                weights[i, t] = 1 / len(child)
+    return advantages, weights
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_gaps_are_part_of_prefixes_and_rows_that_do_not_count_stand_apart(seed):
+    tokens, mask, given, size = trees(seed, width=6)
+    g = torch.Generator().manual_seed(seed)
+    mask = mask & (torch.rand(mask.shape, generator=g) < 0.8)
+    valid = torch.rand(len(given), generator=g) < 0.7
+    valid[:size] = torch.arange(size) < 1  # a group with one row that counts, and one with none
+    valid[size : 2 * size] = False
+    garbage = torch.where(valid, given, torch.nan)
+    advantages, weights = prefix_tree(tokens, mask, garbage, size, valid_B=valid)
+    for start in range(0, len(given), size):
+        part = slice(start, start + size)
+        expected = dictionary_tree(tokens[part], mask[part], given[part], valid[part])
+        torch.testing.assert_close(advantages[part], expected[0], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(weights[part], expected[1], rtol=1e-10, atol=1e-12)
+    assert not advantages[~valid].any()
+    assert not weights[: 2 * size].any()
+    assert weights.any()
+    assert not weights[~mask].any()
+
+
+def test_weights_of_a_tree_sum_to_the_number_of_its_distinct_pairs():
+    tokens, mask, given, size = trees(4, groups=1)
+    rows = [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
+    pairs = {(tuple(row[:t]), row[t]) for row in rows for t in range(len(row))}
+    ends = {tuple(row) for row in rows}
+    branching = [(p, v) for p, v in pairs if len([1 for q, _ in pairs if q == p]) + (p in ends) > 1]
+    weights = prefix_tree(tokens, mask, given, size)[1]
+    assert weights.sum().item() == pytest.approx(len(branching))
+    assert len(branching) < (weights > 0).sum()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lightning_mpo.action_spaces import SequenceActions
 from lightning_mpo.advantages import GroupRelative, PrefixTree
+from lightning_mpo.corrections import MaskedWeights, TruncatedWeights
 from lightning_mpo.policies import Lora
 from lightning_mpo.reductions import SequenceMean
+from lightning_mpo.rewards.base import completions_of, score_all
 from lightning_mpo.selection import HighEntropyTokens, SampledTokens
 from lightning_mpo.supports import TopK
 from lightning_mpo.surrogates import AsymmetricRatio, BoundedTokens, DivergenceMask, PolicyGradient
 from lightning_mpo.terms import WeightPenalty
+from tests.helpers import seeded
 from tests.modules.runs import Probe, fit, make_objective, make_policy, same
 
 METHODS = {
@@ -96,3 +102,76 @@ def test_a_penalty_without_adapters_is_told_and_changes_nothing(tmp_path):
     with pytest.warns(UserWarning, match="holds adapters small and the policy has none; give `policy.lora`"):
         run = fit(tmp_path, objective=make_objective(penalty=WeightPenalty(10.0)), max_steps=2)
     assert same(run.weights, fit(tmp_path / "plain", max_steps=2).weights)
+
+
+class Warned:
+    """Collects what a run warns of."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[str] = []
+        monkeypatch.setattr("lightning_mpo.callbacks.rollout.rank_zero_warn", lambda text, **_: self.said.append(text))
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "plan", "times"),
+    [
+        (PolicyGradient(), {}, 0),
+        (PolicyGradient(), {"minibatches": 2}, 1),
+        (PolicyGradient(), {"epochs": 2}, 1),
+        (DivergenceMask(), {"minibatches": 2, "epochs": 2}, 0),
+    ],
+)
+def test_several_updates_of_an_on_policy_loss_are_warned_of_once(tmp_path, monkeypatch, surrogate, plan, times):
+    warned = Warned(monkeypatch)
+    fit(tmp_path, objective=make_objective(surrogate=surrogate), rollout=plan, max_steps=5)
+    assert len(warned.said) == times
+    for text in warned.said:
+        assert text.startswith("`PolicyGradient` is meant for one update per rollout, and there are 2")
+        assert "`rollout.minibatches` and `rollout.epochs` to 1" in text
+
+
+def test_the_tokens_of_highest_entropy_are_those_of_a_sort(tmp_path):
+    seen = []
+    probe = Probe(
+        on_train_batch_start=lambda trainer, module, batch, i: seen.append((module, module.source.experience))
+    )
+    objective = make_objective(selection=HighEntropyTokens(0.3))
+    run = fit(tmp_path, objective=objective, callbacks=[probe], max_steps=1, module={"optimizer": frozen})
+    experience = seen[0][1]
+    entropy_BT, mask_BT = run.module.score(experience.rollout).entropy_BT, experience.whole_mask_BT
+    for entropy, mask, weights in zip(entropy_BT, mask_BT, experience.token_weights_BT, strict=True):
+        places = mask.nonzero()[:, 0].tolist()
+        count = math.ceil(0.3 * len(places) - 1e-9)
+        wanted = sorted(places, key=lambda t, row=entropy: -row[t].item())[:count]
+        assert weights.nonzero()[:, 0].tolist() == sorted(wanted)
+
+
+def frozen(parameters):
+    return torch.optim.SGD(parameters, lr=0.0)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize(
+    "correction", [TruncatedWeights("token", 1.2), MaskedWeights("sequence", 1.2)], ids=["token", "sequence"]
+)
+def test_what_the_sampler_recorded_wrongly_is_weighed(tmp_path, correction, updates):
+    run = fit(tmp_path, objective=make_objective(correction=correction), max_steps=1, module={"optimizer": frozen})
+    rollout = run.rollout.experience.rollout
+    scores = score_all(run.rollout.rewards, completions_of(rollout))
+    gaps = 0.3 * torch.randn(rollout.response_mask_BT.shape, generator=seeded(1))
+    off = replace(rollout, behaviour_logprobs_BT=rollout.behaviour_logprobs_BT - gaps * rollout.response_mask_BT)
+
+    def weigh(given):
+        return run.module.experience(given, scores, seeded(0), counter=0, updates=updates)
+
+    plain, weighed = weigh(rollout), weigh(off)
+    torch.testing.assert_close(plain.correction_BT, torch.ones_like(gaps), rtol=0, atol=1e-4)
+    for b, mask in enumerate(rollout.response_mask_BT):
+        logs = gaps[b][mask].tolist()
+        for t, log in zip(mask.nonzero()[:, 0].tolist(), logs, strict=True):
+            ratio = math.exp(sum(logs) if correction.level == "sequence" else log)
+            bound = min(ratio, 1.2) if correction.level == "token" else ratio * (ratio <= 1.2)
+            assert weighed.correction_BT[b, t].item() == pytest.approx(bound, abs=1e-3)
+    before, after = (run.module.objective.denominators(part) for part in (plain, weighed))
+    assert torch.equal(before.actions, after.actions)
+    assert torch.equal(before.tokens, after.tokens)

@@ -155,3 +155,20 @@ def test_what_was_split_is_joined_to_what_it_was():
 def test_parts_that_do_not_fit_are_refused(parts, message):
     with pytest.raises(ValueError, match=message):
         join_rollouts(parts)
+
+
+def test_candidates_keep_their_own_number_of_slots():
+    """They are as many in every part, whatever the width of the supports."""
+    parts = [make_rollout([3], [4, 2], support=k) for k in (3, 5)]
+    parts = [
+        replace(
+            part,
+            candidates_BTK=torch.full((2, 4, 2), 7, dtype=torch.int32),
+            candidate_logprobs_BTK=torch.full((2, 4, 2), -float(k)),
+        )
+        for k, part in enumerate(parts, 1)
+    ]
+    joined = join_rollouts(parts)
+    assert joined.support_BTK.shape == (4, 4, 5)
+    assert joined.candidates_BTK.shape == joined.candidate_logprobs_BTK.shape == (4, 4, 2)
+    assert joined.candidate_logprobs_BTK[:, 0, 0].tolist() == [-1.0, -1.0, -2.0, -2.0]
