@@ -172,11 +172,10 @@ class Rollout(RolloutEvaluation):
         """Roll out: prompts, samples, rewards, experience, and the plan of the updates."""
         module.zero_grad(set_to_none=True)  # gradients of the last update are otherwise alive during the rollout
         schedule = self._need_schedule()
-        listeners = [callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
-        for callback in listeners:
+        for callback in _listeners(trainer):
             callback.on_rollout_start(trainer, module, schedule.rows, self.max_new_tokens)
         started = time.perf_counter()
-        rollout, scores, account, sample_seconds = self._fill(trainer, module, listeners)
+        rollout, scores, account, sample_seconds = self._fill(trainer, module)
         generator = seeded_generator(self.seed, self.counter, trainer.global_rank, 1)
         whole_B = rollout.finish_B == Finish.STOP if self.mask_truncated else None
         self._experience = experience = module.experience(
@@ -188,12 +187,12 @@ class Rollout(RolloutEvaluation):
         prepare_seconds = time.perf_counter() - started - sample_seconds
         event = RolloutEvent(self.counter, experience, scores, sample_seconds, prepare_seconds, account)
         self.counter += 1
-        for callback in listeners:
+        for callback in _listeners(trainer):
             callback.on_rollout_end(trainer, module, event)
         self._log(module, event)
 
     def _fill(
-        self, trainer: L.Trainer, module: PolicyOptimization, listeners: Sequence[RolloutCallback]
+        self, trainer: L.Trainer, module: PolicyOptimization
     ) -> tuple[RolloutData, Scores, Account | None, float]:
         """Sample and judge the rows of a rollout; the last value is the seconds of sampling."""
         places, seconds = self._need_schedule().local_prompts, 0.0
@@ -201,31 +200,26 @@ class Rollout(RolloutEvaluation):
         def draw(round: int, prompts: int) -> tuple[RolloutData, Scores]:
             nonlocal seconds
             started = time.perf_counter()
-            rollout = self._sample(trainer, module, listeners, round, prompts)
+            rollout = self._sample(trainer, module, round, prompts)
             seconds += time.perf_counter() - started
             if self.parity_gate and not self._gate_passed:
                 self._check_parity(trainer, module, rollout)
             return rollout, score_all(self.rewards, completions_of(rollout))
 
         def total(counts: torch.Tensor) -> torch.Tensor:
-            return trainer.strategy.reduce(counts, reduce_op="sum") if trainer.world_size > 1 else counts
+            return (
+                trainer.strategy.reduce(counts.to(module.device), reduce_op="sum") if trainer.world_size > 1 else counts
+            )
 
         if self.dynamic is None:
             return *draw(0, places), None, seconds
         return *self.dynamic.collect(draw, places, self.completions, total), seconds
 
-    def _sample(
-        self,
-        trainer: L.Trainer,
-        module: PolicyOptimization,
-        listeners: Sequence[RolloutCallback],
-        round: int,
-        prompts: int,
-    ) -> RolloutData:
+    def _sample(self, trainer: L.Trainer, module: PolicyOptimization, round: int, prompts: int) -> RolloutData:
         """Sample the first prompts of this rank's share of a round."""
         data, rank = trainer.datamodule, trainer.global_rank  # type: ignore[attr-defined]
         objective = module.objective
-        first = rank * self._need_schedule().local_prompts
+        first, listeners = rank * self._need_schedule().local_prompts, _listeners(trainer)
         rows = data.training_rows(self.counter, self.prompts, round)[first : first + prompts]
 
         def progress(tokens: int, running: int) -> None:
@@ -271,7 +265,7 @@ class Rollout(RolloutEvaluation):
         sums = event.sums(module.policy.end_tokens)
         totals = torch.tensor(list(sums.values()), dtype=torch.float64)
         if module.trainer.world_size > 1:
-            totals = module.trainer.strategy.reduce(totals, reduce_op="sum")
+            totals = module.trainer.strategy.reduce(totals.to(module.device), reduce_op="sum")
         metrics = {name: value / max(count, 1.0) for name, (value, count) in zip(sums, totals.tolist(), strict=True)}
         rows, mean = totals[0, 1].item(), metrics["reward/mean"]
         variance = (metrics.pop("reward/square") - mean**2) * rows / max(rows - 1, 1.0)
@@ -307,3 +301,7 @@ class Rollout(RolloutEvaluation):
             self._experience = Experience(rollout=rollout, **tensors)
             self._plan = state_dict["plan"]
             self._denominators = [Denominators(*pair) for pair in state_dict["denominators"]]
+
+
+def _listeners(trainer: L.Trainer) -> list[RolloutCallback]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
