@@ -275,8 +275,8 @@ class DivergenceMask(Surrogate):
         return (tokens.logprobs_BT, tokens.anchor_logprobs_BT, actions.advantages_BU), {
             "delta": (self.delta, self.delta_up or self.delta),
             "divergence": self.divergence,
-            "candidate_logprobs_BTK": tokens.candidate_logprobs_BTK,
-            "behaviour_candidate_logprobs_BTK": tokens.anchor_candidate_logprobs_BTK,
+            "candidate_logprobs_BTK": tokens.candidate_logprobs_BTK if self.top_k else None,
+            "behaviour_candidate_logprobs_BTK": tokens.anchor_candidate_logprobs_BTK if self.top_k else None,
         }
 
     def loss(self, actions: Actions) -> Tensor:

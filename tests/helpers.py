@@ -132,12 +132,21 @@ def make_experience(
     )
 
 
-def scores_of(logits_BTV: Tensor, tokens_BT: Tensor, mask_BT: Tensor) -> TokenScores:
-    """Score tokens under a table of logits, with gradient, as a policy would: 0 where masked."""
+def scores_of(logits_BTV: Tensor, tokens_BT: Tensor, mask_BT: Tensor, rollout: Rollout | None = None) -> TokenScores:
+    """Score tokens under a table of logits, with gradient, as a policy would: 0 where masked.
+
+    The candidates of a rollout are scored as well, if it records any.
+    """
     logprobs = logits_BTV.log_softmax(-1)
     chosen = logprobs.gather(2, tokens_BT[..., None])[..., 0]
     entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return TokenScores(torch.where(mask_BT, chosen, 0.0), torch.where(mask_BT, entropy, 0.0))
+    candidates = None
+    if rollout is not None and rollout.candidates_BTK is not None:
+        named = (rollout.candidate_logprobs_BTK > -torch.inf) & mask_BT[..., None]
+        candidates = torch.where(named, logprobs.detach().gather(2, rollout.candidates_BTK.long()), -torch.inf)
+    return TokenScores(
+        torch.where(mask_BT, chosen, 0.0), torch.where(mask_BT, entropy, 0.0), candidate_logprobs_BTK=candidates
+    )
 
 
 def naive_logprobs(

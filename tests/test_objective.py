@@ -31,7 +31,6 @@ from lightning_mpo.functional.divergences import k1, k2, k3
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective import Objective
 from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
-from lightning_mpo.scores import TokenScores
 from lightning_mpo.segmenters import EntropySegmenter
 from lightning_mpo.selection import AllTokens
 from lightning_mpo.supports import FullVocabulary, TopK
@@ -45,7 +44,7 @@ from lightning_mpo.surrogates import (
     Surrogate,
 )
 from lightning_mpo.terms import EntropyBonus
-from lightning_mpo.types import Experience, take_rows, trim
+from lightning_mpo.types import Experience, Rollout, take_rows, trim
 from tests.helpers import VOCABULARY as V
 from tests.helpers import make_experience, relative_error, right_padded, scores_of, seeded
 
@@ -103,6 +102,8 @@ COMPOSITIONS = {
     "gmpo_blocks": compose(BlockActions(FutureShare(0.3), length=3), BoundedTokens(0.1, 0.15)),
     "dppo_tv": compose(surrogate=DivergenceMask(0.02, cap=1.2)),
     "dppo_kl": compose(surrogate=DivergenceMask(0.002, 0.004, divergence="kl", cap=None), reduction=SequenceMean()),
+    "dppo_topk": compose(surrogate=DivergenceMask(0.02, cap=1.2, top_k=4)),
+    "dppo_topk_kl": compose(surrogate=DivergenceMask(0.01, divergence="kl", top_k=4), reduction=SequenceMean()),
     "kl": compose(reduction=SequenceMean(), kl=KL),
     "bonus": compose(bonus=EntropyBonus(0.1), reduction=ConstantLength(12)),
     "everything": compose(
@@ -120,11 +121,23 @@ def experience(mask: Tensor = MASK, *, off_policy: bool = True, spread: float = 
     """Return advantages per row, and old and reference log-probs near those of `table()`."""
     advantages = torch.randn(B, 1, generator=seeded(1), dtype=torch.float64).expand(B, T) * mask
     batch = make_experience(mask, advantages, **fields)
-    now = scores_of(table(), batch.rollout.responses_BT, mask).logprobs_BT
+    now = scores_of(table(), batch.rollout.responses_BT, mask, batch.rollout).logprobs_BT
     noise = [spread * torch.randn(B, T, generator=seeded(s), dtype=torch.float64) for s in (2, 3)]
     old, reference = (torch.where(mask, now + n, 0.0) for n in noise)
+    batch = replace(batch, rollout=recorded(batch.rollout, old))
     old_logprobs_BT = old if off_policy else None
     return replace(batch, segments_BT=SEGMENTS, old_logprobs_BT=old_logprobs_BT, reference_logprobs_BT=reference)
+
+
+def recorded(rollout: Rollout, old_BT: Tensor) -> Rollout:
+    """Return the rollout with the 4 most probable ids of a policy near `table()`, and the sampled one in a fifth slot."""
+    then = (table() + 0.3 * table(5)).log_softmax(-1)
+    ids = then.topk(4).indices
+    own = ids == rollout.responses_BT[..., None]
+    logprobs = torch.where(own, old_BT[..., None], then.gather(2, ids))
+    last = torch.where(own.any(-1), -torch.inf, old_BT)
+    ids = torch.cat([ids, rollout.responses_BT[..., None].masked_fill(own.any(-1, keepdim=True), 0)], -1)
+    return replace(rollout, candidates_BTK=ids, candidate_logprobs_BTK=torch.cat([logprobs, last[..., None]], -1))
 
 
 def loss_and_gradient(objective: Objective, batch: Experience, parts: list[list[int]] | None = None):
@@ -136,7 +149,9 @@ def loss_and_gradient(objective: Objective, batch: Experience, parts: list[list[
     for rows in parts:
         index = torch.tensor(rows)
         part = trim(take_rows(batch, index))
-        scores = scores_of(logits[index][:, : part.mask_BT.shape[1]], part.rollout.responses_BT, part.mask_BT)
+        scores = scores_of(
+            logits[index][:, : part.mask_BT.shape[1]], part.rollout.responses_BT, part.mask_BT, part.rollout
+        )
         loss, metrics = objective.loss(part, scores, denominators)
         total = total + loss
         for name, (value, weight) in metrics.items():
@@ -189,13 +204,13 @@ def on_policy_gradient(objective: Objective, batch: Experience) -> Tensor:
     tokens, mask = batch.rollout.responses_BT, batch.mask_BT
     support_NK, slots_NK = support.select(logits.detach().flatten(0, 1))
     if support_NK is None:
-        scores = scores_of(logits, tokens, mask)
+        scores = scores_of(logits, tokens, mask, batch.rollout)
     else:
         assert slots_NK is None
         ids = support_NK.long().view(B, T, -1)
         chosen = (ids == tokens[..., None]).int().argmax(-1)
         scores = scores_of(logits.gather(2, ids), chosen, mask)
-    scores = TokenScores(scores.logprobs_BT, scores.entropy_BT.detach())
+    scores = replace(scores, entropy_BT=scores.entropy_BT.detach())
     batch = replace(batch, old_logprobs_BT=None, reference_logprobs_BT=scores.logprobs_BT.detach())
     loss, _ = objective.loss(batch, scores, objective.denominators(batch))
     return torch.autograd.grad(loss, logits)[0]
@@ -203,7 +218,7 @@ def on_policy_gradient(objective: Objective, batch: Experience) -> Tensor:
 
 def reinforce_gradient(coefficients: Tensor, batch: Experience) -> Tensor:
     logits = table().requires_grad_()
-    logprobs = scores_of(logits, batch.rollout.responses_BT, batch.mask_BT).logprobs_BT
+    logprobs = scores_of(logits, batch.rollout.responses_BT, batch.mask_BT, batch.rollout).logprobs_BT
     return torch.autograd.grad(-(coefficients * batch.advantages_BT * logprobs).sum(), logits)[0]
 
 
@@ -249,7 +264,7 @@ def test_algorithms_with_one_reduction_agree_on_policy():
 @each
 def test_old_logprobs_equal_to_the_new_ones_are_the_same_as_none(objective):
     batch = experience(off_policy=False)
-    now = scores_of(table(), batch.rollout.responses_BT, MASK).logprobs_BT
+    now = scores_of(table(), batch.rollout.responses_BT, MASK, batch.rollout).logprobs_BT
     without, given = (
         loss_and_gradient(objective, batch),
         loss_and_gradient(objective, replace(batch, old_logprobs_BT=now)),
@@ -268,11 +283,17 @@ def token_loss(ratio: Tensor, advantage: Tensor, low: float, high: float, dual: 
     return min(loss, -dual * advantage) if dual is not None and advantage < 0 else loss
 
 
-def divergence_loss(surrogate: DivergenceMask, now: Tensor, then: Tensor, advantage: Tensor) -> Tensor:
-    """What a token costs in DPPO, from the equations of core 3.1."""
+def divergence_loss(
+    surrogate: DivergenceMask, now: Tensor, then: Tensor, advantage: Tensor, known: list[tuple[float, float]]
+) -> Tensor:
+    """What a token costs in DPPO, from the equations of core 3.1; `known` are probabilities of candidates, then and now."""
     p, q = now.exp().item(), then.exp().item()
-    kl = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
-    distance = abs(p - q) if surrogate.divergence == "tv" else kl
+    buckets = known if surrogate.top_k else [(q, p)]
+    buckets = [*buckets, (1 - sum(old for old, _ in buckets), 1 - sum(new for _, new in buckets))]
+    if surrogate.divergence == "tv":
+        distance = sum(abs(old - new) for old, new in buckets) / 2
+    else:
+        distance = sum(old * math.log(old / new) for old, new in buckets)
     rising = advantage > 0 and p > q and distance > (surrogate.delta_up or surrogate.delta)
     falling = advantage < 0 and p < q and distance > surrogate.delta
     weight = 0.0 if rising or falling else min(p / q, surrogate.cap or math.inf)
@@ -341,6 +362,13 @@ def naive_reduce(reduction, rows: list[list[tuple[Tensor, int]]]) -> Tensor:
     return total / (len(rows) * reduction.length)
 
 
+def known_probabilities(rollout: Rollout, logits: Tensor, b: int, t: int) -> list[tuple[float, float]]:
+    """Return the probabilities of the candidates of one token, then and now."""
+    table = logits.softmax(0).tolist()
+    pairs = zip(rollout.candidates_BTK[b, t].tolist(), rollout.candidate_logprobs_BTK[b, t].tolist(), strict=True)
+    return [(math.exp(logprob), table[i]) for i, logprob in pairs if logprob > -math.inf]
+
+
 def naive_loss(objective: Objective, batch: Experience, logits: Tensor) -> Tensor:
     """Return the loss of a mini-batch, one token at a time."""
     losses, penalties, entropies = [], [], []
@@ -352,7 +380,9 @@ def naive_loss(objective: Objective, batch: Experience, logits: Tensor) -> Tenso
         ell = [bounded(objective.surrogate, now[t] - old[t], gain[t]) for t in where]
         found = naive_actions(objective.actions, ell, SEGMENTS[b, where].tolist())
         if isinstance(objective.surrogate, DivergenceMask):
-            losses.append([(divergence_loss(objective.surrogate, now[t], old[t], gain[t]), 1) for t in where])
+            known = [known_probabilities(batch.rollout, logits[b, t].detach(), b, t) for t in where]
+            terms = [divergence_loss(objective.surrogate, now[t], old[t], gain[t], k) for t, k in zip(where, known)]  # noqa: B905
+            losses.append([(term, 1) for term in terms])
         else:
             losses.append([(surrogate_loss(objective.surrogate, x, gain[where[s]]), w) for x, s, w in found])
         if objective.kl_in_loss:
@@ -421,7 +451,9 @@ def test_the_order_of_rows_and_columns_of_padding_change_nothing(objective):
     assert moved[0] == pytest.approx(expected[0], rel=1e-6)
     assert relative_error(moved[1], expected[1]) < 1e-6
     logits = table().requires_grad_()  # untrimmed: T has a column that no row uses
-    loss, _ = objective.loss(batch, scores_of(logits, batch.rollout.responses_BT, MASK), objective.denominators(batch))
+    loss, _ = objective.loss(
+        batch, scores_of(logits, batch.rollout.responses_BT, MASK, batch.rollout), objective.denominators(batch)
+    )
     assert loss.item() == pytest.approx(expected[0], rel=1e-12)
 
 
@@ -446,7 +478,7 @@ def test_rows_that_do_not_count_change_nothing_whatever_is_in_them(objective, ho
     got = loss_and_gradient(objective, batch)
     logits = table()[rows].requires_grad_()
     part = take_rows(whole, torch.tensor(rows))
-    scores = scores_of(logits, part.rollout.responses_BT, part.mask_BT)
+    scores = scores_of(logits, part.rollout.responses_BT, part.mask_BT, part.rollout)
     loss, metrics = objective.loss(part, scores, objective.denominators(part))
     (gradient,) = torch.autograd.grad(loss, logits)
     for name, (value, weight) in metrics.items():
@@ -474,6 +506,45 @@ def test_a_batch_without_any_action_has_no_loss_and_no_gradient(objective):
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("surrogate", [DivergenceMask(0.02), DivergenceMask(0.02, top_k=4)], ids=["binary", "top"])
+def test_tokens_beyond_the_trust_region_stay_in_the_denominator(surrogate):
+    """Core specification 3.8, invariant 10: those that are left keep the weight that they had without a mask."""
+    batch = experience()
+    masked, free = (loss_and_gradient(compose(surrogate=s), batch) for s in (surrogate, DivergenceMask(1e9)))
+    stopped = ~masked[1].any(-1) & MASK
+    assert 0 < stopped.sum() < MASK.sum()
+    assert torch.equal(masked[1][~stopped], free[1][~stopped])
+
+
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_metrics_of_a_trust_region_are_what_they_say(top_k):
+    surrogate, batch = DivergenceMask(0.02, cap=1.2, top_k=top_k), experience()
+    metrics = {
+        name: value / weight
+        for name, (value, weight) in loss_and_gradient(compose(surrogate=surrogate), batch)[2].items()
+    }
+    now = scores_of(table(), batch.rollout.responses_BT, MASK).logprobs_BT
+    stopped: dict[bool, list[bool]] = {True: [], False: []}
+    distances, capped = [], []
+    for b, t in MASK.nonzero().tolist():
+        p, q = now[b, t].exp().item(), batch.old_logprobs_BT[b, t].exp().item()
+        pairs = known_probabilities(batch.rollout, table()[b, t], b, t) if top_k else [(q, p)]
+        rest = [1 - sum(side) for side in zip(*pairs, strict=True)]
+        distances.append(sum(abs(old - new) for old, new in [*pairs, rest]) / 2)
+        good = batch.advantages_BT[b, t].item() > 0
+        stopped[good].append(distances[-1] > 0.02 and (p > q) == good)
+        capped.append(p / q > 1.2)
+    assert metrics["trust/masked_good"] == pytest.approx(sum(stopped[True]) / len(stopped[True]))
+    assert metrics["trust/masked_bad"] == pytest.approx(sum(stopped[False]) / len(stopped[False]))
+    assert 0 < sum(stopped[True]) < len(stopped[True])
+    assert 0 < sum(stopped[False]) < len(stopped[False])
+    assert metrics["trust/divergence"] == pytest.approx(sum(distances) / len(distances), rel=1e-5)
+    assert metrics["trust/capped"] == pytest.approx(sum(capped) / len(capped))
+    uncapped = loss_and_gradient(compose(surrogate=DivergenceMask(0.02, cap=None, top_k=top_k)), batch)[2]
+    assert "trust/capped" not in uncapped
+    assert not any(name.startswith("trust/") for name in loss_and_gradient(compose(), batch)[2])
+
+
 # --- KL, entropy, metrics -------------------------------------------------------------------------------------------
 
 
@@ -485,7 +556,7 @@ def test_the_kl_penalty_adds_its_gradient_through_the_same_reduction(estimator, 
     penalised = replace(plain, kl=KLPenalty(ConstantCoefficient(0.7), estimator, "loss"))
     with_kl, without = (loss_and_gradient(o, batch) for o in (penalised, plain))
     logits = table().requires_grad_()
-    now = scores_of(logits, batch.rollout.responses_BT, MASK).logprobs_BT
+    now = scores_of(logits, batch.rollout.responses_BT, MASK, batch.rollout).logprobs_BT
     gap = now - batch.reference_logprobs_BT
     naive = gap.square() / 2 if estimator == "k2" else (-gap).exp() + gap - 1
     expected = 0.7 * (naive * row_weights(plain, MASK) * MASK).sum()
@@ -523,7 +594,7 @@ def test_the_entropy_bonus_adds_the_entropys_gradient():
 def test_metrics_are_what_they_say():
     batch, objective = experience(), compose(BlockActions(GeometricDecay(1.0), length=3, stride=3))
     metrics = {name: value / weight for name, (value, weight) in loss_and_gradient(objective, batch)[2].items()}
-    scores = scores_of(table(), batch.rollout.responses_BT, MASK)
+    scores = scores_of(table(), batch.rollout.responses_BT, MASK, batch.rollout)
     ell = [(scores.logprobs_BT - batch.old_logprobs_BT)[b][MASK[b]].tolist() for b in range(B)]
     blocks = [
         (sum(row[s : s + 3]) / len(row[s : s + 3]), batch.advantages_BT[b, 0].item(), len(row[s : s + 3]))
@@ -550,7 +621,7 @@ def test_metrics_are_what_they_say():
 @each
 def test_metrics_carry_no_gradient(objective):
     batch = experience()
-    scores = scores_of(table().requires_grad_(), batch.rollout.responses_BT, MASK)
+    scores = scores_of(table().requires_grad_(), batch.rollout.responses_BT, MASK, batch.rollout)
     metrics = objective.loss(batch, scores, objective.denominators(batch))[1]
     assert not any(part.requires_grad for pair in metrics.values() for part in pair)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,6 +37,8 @@ SURROGATES: list[Surrogate] = [
     BoundedTokens(),
     DivergenceMask(),
     DivergenceMask(delta=0.05, delta_up=0.1, divergence="kl", cap=None),
+    DivergenceMask(delta=0.1, top_k=2),
+    DivergenceMask(delta=0.05, divergence="kl", top_k=2),
 ]
 REGIONS = [s for s in SURROGATES if type(s).clipped is not Surrogate.clipped]
 """Those with a trust region, beyond which nothing is learnt."""
@@ -54,7 +57,11 @@ def actions(log_ratios: Tensor, advantages: Tensor, mask: Tensor | None = None) 
     mask = torch.ones_like(log_ratios, dtype=torch.bool) if mask is None else mask
     anchor = torch.full_like(log_ratios, math.log(0.08)).detach()
     entropy = torch.arange(log_ratios.shape[1]).remainder(7).expand_as(log_ratios)
-    tokens = TokenTerms(log_ratios + anchor, anchor, entropy.double())
+    now = (log_ratios + anchor).detach()  # another id with 0.3 gains or loses with the rest, and one slot is empty
+    other = (0.3 * (1 - now.exp()).clamp(min=1e-9) / 0.92).log()
+    empty = torch.full_like(now, -torch.inf)
+    candidates = [torch.stack(parts, -1) for parts in ((now, other, empty), (anchor, 0 * now + math.log(0.3), empty))]
+    tokens = TokenTerms(log_ratios + anchor, anchor, entropy.double(), *candidates)
     return Actions(log_ratios, advantages, mask, mask.double(), tokens)
 
 
@@ -133,6 +140,25 @@ def test_absurd_ratios_stay_finite(surrogate):
         advantages = torch.full_like(log_ratios, sign)
         assert torch.isfinite(surrogate.loss(actions(log_ratios, advantages))).all()
         assert torch.isfinite(gradient(surrogate, log_ratios, advantages)).all()
+
+
+def test_candidates_see_what_the_sampled_token_does_not():
+    """A token that hardly moved, in a distribution that did: the binary divergence keeps it, the bucketed one does not."""
+    then, now = (torch.tensor([[[0.1, 0.6, 0.2]]]).double().log(), torch.tensor([[[0.11, 0.3, 0.5]]]).double().log())
+    tokens = TokenTerms(now[..., 0], then[..., 0], None, now, then)
+    one = torch.ones(1, 1, dtype=torch.bool)
+    action = Actions(now[..., 0] - then[..., 0], one.double(), one, one.double(), tokens)
+    assert not DivergenceMask(0.15).clipped(action).item()
+    assert DivergenceMask(0.15, top_k=2).clipped(action).item()
+    with pytest.raises(RuntimeError, match="`DivergenceMask.top_k` needs candidates"):
+        DivergenceMask(top_k=2).loss(replace(action, tokens=TokenTerms(now[..., 0], then[..., 0])))
+
+
+def test_more_candidates_than_the_vocabulary_has_ids_are_refused():
+    DivergenceMask(top_k=16).check(16)
+    DivergenceMask().check(1)
+    with pytest.raises(UserError, match="`DivergenceMask.top_k` must be at most the vocabulary size 16, got 20"):
+        DivergenceMask(top_k=20).check(16)
 
 
 def test_clipped_ratio_by_hand():

@@ -24,7 +24,14 @@ def experience(left: int = 0, right: int = 0) -> Experience:
     rows = tuple(PromptRow(str(b), "") for b in range(B))
     outside = rollout.response_mask_BT & (torch.arange(T) == 1)
     rollout = replace(
-        rollout, kept_mass_BT=values[0], outside_BT=outside, texts=tuple("abcdef"), rows=rows, policy_version=3
+        rollout,
+        kept_mass_BT=values[0],
+        outside_BT=outside,
+        candidates_BTK=(logits[..., :3] * 9).int(),
+        candidate_logprobs_BTK=logits[..., :3].masked_fill(logits[..., 1:] > 0.5, -torch.inf),
+        texts=tuple("abcdef"),
+        rows=rows,
+        policy_version=3,
     )
     return Experience(
         rollout=rollout,
@@ -39,6 +46,8 @@ def experience(left: int = 0, right: int = 0) -> Experience:
         reference_logits_BTK=logits,
         values_BT=values[4],
         returns_BT=values[5],
+        old_entropy_BT=values[0].abs(),
+        correction_BT=values[1].exp() * rollout.response_mask_BT,
     )
 
 

@@ -659,3 +659,22 @@ def test_leaving_the_entropy_out_changes_no_logprob_and_no_gradient(frozen):
         results.append((logprobs.detach(), h.grad, w.grad))
     for plain, lean in zip(*results, strict=True):
         assert plain is lean is None or torch.equal(plain, lean)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("form", [{}, {"softcap": 1.5, "temperature": 0.7}], ids=["plain", "capped"])
+def test_candidates_without_gradient_change_no_value_and_leave_the_tokens_theirs(trained, form):
+    hidden, weight, bias, tokens, support, mask = problem()
+    options = {"mask_BT": mask, "bias_V": bias, "chunk_size": 3, **form}
+    gradients = []
+    for candidates in ({}, {"candidates_BTK": support, "candidates_grad": False}):
+        leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_(trained)]
+        scores = full_logprobs(*leaves, tokens, entropy_grad=True, **options, **candidates)
+        loss = scores[0].sin().sum() + scores[1].square().sum()
+        gradients.append((loss, torch.autograd.grad(loss, leaves[: 1 + trained])))
+    assert not scores[2].requires_grad
+    learnt = full_logprobs(hidden, weight, tokens, candidates_BTK=support, **options)[2]
+    assert torch.equal(scores[2], learnt)
+    for (loss, own), (other, their) in [gradients]:
+        assert torch.equal(loss, other)
+        assert all(map(torch.equal, own, their))

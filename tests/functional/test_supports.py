@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_mpo.functional.supports import nucleus, top_k
+from lightning_mpo.functional.supports import candidates, logprobs_at, nucleus, top_k
 
 
 def ranked(row: list[float]) -> list[int]:
@@ -79,3 +79,46 @@ def test_a_wrong_mass_is_named(p):
 def test_nucleus_stops_as_soon_as_the_mass_is_reached():
     support, mask = nucleus(torch.zeros(1, 4, dtype=torch.float64), 0.5, 4)  # four times exactly 1/4
     assert support[mask].tolist() == [0, 1]
+
+
+def naive_candidates(logits, column, k, ids):
+    """Ids and logits by slot: the k best by (value, lowest id) that can be drawn, and the sampled one if it is not among them."""
+    held = sorted((c for c in range(len(logits)) if logits[c] > -math.inf), key=lambda c: (-logits[c], ids[c]))[:k]
+    slots = [(ids[c], logits[c]) for c in held] + [(0, -math.inf)] * (k - len(held))
+    return [*slots, (0, -math.inf) if column in held else (ids[column], logits[column])]
+
+
+@pytest.mark.parametrize("k", [1, 3, 8, 12])
+@pytest.mark.parametrize("stored", [False, True], ids=["vocabulary", "support"])
+def test_candidates_are_the_most_probable_ids_and_the_sampled_one(k, stored):
+    g = torch.Generator().manual_seed(k)
+    logits = torch.randint(-2, 3, (40, 8), generator=g).float()  # many ties
+    impossible = torch.rand(40, 8, generator=g) < 0.3
+    impossible[:, 0] = False
+    logits = logits.masked_fill(impossible, -torch.inf)
+    tokens = torch.stack([torch.multinomial(row.exp(), 1, generator=g)[0] for row in logits])
+    support = torch.rand(40, 50, generator=g).argsort(-1)[:, :8].int() if stored else None
+    ids, found = candidates(logits, tokens, k, support)
+    assert ids.dtype == torch.int32
+    for b in range(40):
+        names = support[b].tolist() if stored else list(range(8))
+        expected = naive_candidates(logits[b].tolist(), int(tokens[b]), k, names)
+        assert list(zip(ids[b].tolist(), found[b].tolist(), strict=True)) == expected
+    if k == 3:
+        assert (found[:, -1] > -torch.inf).any()  # both kinds of rows were there
+        assert (found[:, -1] == -torch.inf).any()
+
+
+def test_log_probs_are_found_at_their_ids_only():
+    g = torch.Generator().manual_seed(3)
+    support = torch.rand(2, 5, 9, generator=g).argsort(-1)[..., :4]
+    logits, slots = torch.randn(2, 5, 4, generator=g).double(), torch.rand(2, 5, 4, generator=g) < 0.7
+    slots[..., 0] = True
+    asked = torch.rand(2, 5, 9, generator=g).argsort(-1)[..., :6]
+    found = logprobs_at(asked, support, logits, slots)
+    for b, t, k in torch.cartesian_prod(torch.arange(2), torch.arange(5), torch.arange(6)).tolist():
+        held = {int(v): float(z) for v, z, s in zip(support[b, t], logits[b, t], slots[b, t], strict=True) if s}
+        total = sum(math.exp(z) for z in held.values())
+        wanted = held.get(int(asked[b, t, k]))
+        expected = -math.inf if wanted is None else wanted - math.log(total)
+        assert float(found[b, t, k]) == pytest.approx(expected, rel=1e-12)

@@ -15,7 +15,8 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.kl import AdaptiveCoefficient, KLPenalty
 from lightning_mpo.modules.resume import mend_epoch_end
 from lightning_mpo.policies import CausalPolicy, Lora, ParallelHeads, SeparateCritic, ValueHead
-from lightning_mpo.supports import TopK
+from lightning_mpo.supports import FullVocabulary, TopK
+from lightning_mpo.surrogates import DivergenceMask
 from lightning_mpo.terms import HeadUpkeep
 from lightning_mpo.value_loss import ValueLoss
 from tests.modules.runs import Probe, Run, adam, fit, make_objective, make_policy, same, sgd
@@ -234,6 +235,26 @@ def test_heads_and_a_critic_go_on_within_a_rollout_too(tmp_path, critic):
     experience = stored["callbacks"][key]["ranks"][0]["experience"]
     assert all(experience[name].any() for name in ("old_future_BTM", "values_BT", "returns_BT"))
     assert any(name.startswith("policy.critic.") for name in stored["state_dict"])
+
+
+@pytest.mark.parametrize("support", [FullVocabulary(), TopK(3)], ids=["full", "support"])
+def test_candidates_go_on_within_a_rollout_too(tmp_path, support):
+    """They are part of the stored rollout, with the -inf of slots that hold none."""
+    axes = {"surrogate": DivergenceMask(delta=0.002, top_k=4), "support": support}
+
+    def run(folder, steps, **options):
+        return train(folder, steps, objective=make_objective(**axes), **options)
+
+    save = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = run(tmp_path, 9, save=save)
+    assert sum(whole.record.column("ratio/clip_fraction")) > 0
+    for at in (3, 6):
+        assert_same(run(tmp_path / str(at), 9, ckpt_path=f"{tmp_path}/step={at}.ckpt"), whole, at)
+    stored = torch.load(f"{tmp_path}/step=6.ckpt", weights_only=True)
+    key = next(key for key in stored["callbacks"] if key.startswith("Rollout"))
+    logprobs = stored["callbacks"][key]["ranks"][0]["experience"]["rollout"]["candidate_logprobs_BTK"]
+    assert logprobs.shape[-1] == 5
+    assert (logprobs == -torch.inf).any()
 
 
 def test_the_reference_stays_the_first_policy_after_a_resume(tmp_path):

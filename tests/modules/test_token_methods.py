@@ -11,19 +11,26 @@ import torch
 from lightning_mpo.action_spaces import SequenceActions
 from lightning_mpo.advantages import GroupRelative, PrefixTree
 from lightning_mpo.corrections import MaskedWeights, TruncatedWeights
+from lightning_mpo.errors import UserError
 from lightning_mpo.policies import Lora
 from lightning_mpo.reductions import SequenceMean
 from lightning_mpo.rewards.base import completions_of, score_all
+from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.selection import HighEntropyTokens, SampledTokens
 from lightning_mpo.supports import TopK
 from lightning_mpo.surrogates import AsymmetricRatio, BoundedTokens, DivergenceMask, PolicyGradient
 from lightning_mpo.terms import WeightPenalty
 from tests.helpers import seeded
-from tests.modules.runs import Probe, fit, make_objective, make_policy, same
+from tests.modules.runs import Probe, fit, make_objective, make_policy, same, sgd
 
 METHODS = {
     "dppo": {"surrogate": DivergenceMask(delta=0.01), "advantage": GroupRelative("none")},
     "dppo on a support": {"surrogate": DivergenceMask(delta=0.01, divergence="kl"), "support": TopK(5)},
+    "dppo over buckets": {"surrogate": DivergenceMask(delta=0.01, top_k=4), "advantage": GroupRelative("none")},
+    "dppo over buckets of a support": {
+        "surrogate": DivergenceMask(delta=0.01, divergence="kl", top_k=6),
+        "support": TopK(5, from_reference=True),
+    },
     "gmpo": {"surrogate": BoundedTokens(0.02, 0.02), "actions": SequenceActions(), "reduction": SequenceMean()},
     "aspo by entropy": {"surrogate": AsymmetricRatio(wide=0.4)},
     "s_grpo": {"surrogate": PolicyGradient(), "selection": SampledTokens(1, 3, 0.5), "reduction": SequenceMean()},
@@ -175,3 +182,64 @@ def test_what_the_sampler_recorded_wrongly_is_weighed(tmp_path, correction, upda
     before, after = (run.module.objective.denominators(part) for part in (plain, weighed))
     assert torch.equal(before.actions, after.actions)
     assert torch.equal(before.tokens, after.tokens)
+
+
+class Old(LocalSampler):
+    """Written before candidates were."""
+
+    def sample(
+        self, policy, prompts, completions, *, support, temperature, max_new_tokens, generator, greedy=False,
+        progress=None,
+    ):  # fmt: skip
+        return super().sample(
+            policy,
+            prompts,
+            completions,
+            support=support,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            generator=generator,
+            greedy=greedy,
+            progress=progress,
+        )
+
+
+def test_a_sampler_without_candidates_serves_whoever_asks_for_none(tmp_path):
+    fit(tmp_path, objective=make_objective(surrogate=DivergenceMask()), rollout={"sampler": Old()}, max_steps=1)
+    policy = make_policy()
+    objective = make_objective(surrogate=DivergenceMask(top_k=4))
+    with pytest.raises(UserError, match="`rollout.sampler` Old records no candidates, .* compares 4"):
+        fit(tmp_path, objective=objective, rollout={"sampler": Old()}, policy=policy, max_steps=1)
+    assert policy.network is None  # refused before any weights were loaded
+
+
+def test_a_sampler_that_takes_the_argument_and_records_nothing_is_refused(tmp_path):
+    class Forgetful(LocalSampler):
+        def sample(self, *args, candidates=0, **options):
+            return super().sample(*args, **options)
+
+    objective = make_objective(surrogate=DivergenceMask(top_k=4))
+    with pytest.raises(UserError, match="the rollout has no `candidates_BTK` with log-probs"):
+        fit(tmp_path, objective=objective, rollout={"sampler": Forgetful()}, max_steps=1)
+
+
+def test_more_candidates_than_ids_are_refused_before_weights_are_loaded(tmp_path):
+    policy = make_policy()
+    message = f"`DivergenceMask.top_k` must be at most the vocabulary size {policy.vocabulary}, got 20"
+    with pytest.raises(UserError, match=message):
+        fit(tmp_path, objective=make_objective(surrogate=DivergenceMask(top_k=20)), policy=policy, max_steps=1)
+    assert policy.network is None
+
+
+def test_how_far_the_policy_moved_is_logged_with_each_update(tmp_path):
+    objective = make_objective(surrogate=DivergenceMask(delta=0.01, top_k=4))
+    record = fit(
+        tmp_path, objective=objective, rollout={"minibatches": 2, "epochs": 2}, module={"optimizer": sgd(0.5)}
+    ).record
+    moved = record.column("trust/divergence")
+    assert moved[0] == pytest.approx(0, abs=1e-6)
+    assert moved[2] > 1e-4
+    for name in ("trust/masked_good", "trust/masked_bad", "trust/capped"):
+        assert len(record.column(name)) == 4
+        assert all(0 <= value <= 1 for value in record.column(name))
+    assert record.column("trust/masked_good")[3] + record.column("trust/masked_bad")[3] > 0

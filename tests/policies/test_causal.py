@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -387,3 +389,46 @@ def test_a_micro_batch_may_be_any_rows_of_a_rollout(double):
     for rows in ([0], [4, 2], [8, 7, 6, 5, 4, 3, 2, 1, 0]):
         index = torch.tensor(rows)
         torch.testing.assert_close(score(double[True], take_rows(rollout, index)), every[index], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "alone"])
+@pytest.mark.parametrize("options", [{}, {"support": 6, "slots": True}], ids=["full", "support"])
+def test_candidates_are_scored_where_they_were_recorded_and_cost_no_gradient(double, options, share):
+    """Any rows, any padding, any mask; slots without an id are -inf, and so are masked places."""
+    policy, request = double[share], ScoreRequest(candidates=True)
+    plain = make_rollout(PROMPTS, RESPONSES, order=ORDER, right=2, left=1, **options)
+    mask = plain.response_mask_BT
+    g = seeded(5)
+    recorded = -torch.rand(*mask.shape, 4, generator=g)
+    recorded = recorded.masked_fill(torch.rand(recorded.shape, generator=g) < 0.3, -torch.inf)
+    pool = torch.rand(*mask.shape, VOCABULARY, generator=g).argsort(-1) if not options else plain.support_BTK
+    wild = torch.where(recorded > -torch.inf, pool[..., :4], 10**6).int()  # ids of empty slots are never read
+    rollout = replace(plain, candidates_BTK=wild, candidate_logprobs_BTK=recorded)
+    some = mask & (torch.rand(mask.shape, generator=g) < 0.7)
+    scores = policy.score(rollout, some, temperature=0.7, request=request)
+    for b, t, k in (recorded > -2).nonzero().tolist():
+        found = scores.candidate_logprobs_BTK[b, t, k].item()
+        if not some[b, t] or recorded[b, t, k] == -torch.inf:
+            assert found == -float("inf")
+            continue
+        length = int(mask[b, :t].sum())
+        prompt = rollout.tokens_BL[b, : rollout.prompt_length][rollout.attention_mask_BL[b, : rollout.prompt_length]]
+        text = torch.cat([prompt, rollout.responses_BT[b, :length]])
+        with torch.no_grad():
+            logits = policy.network(input_ids=text[None], use_cache=False).logits[0, -1] / 0.7
+        if options:
+            held = rollout.support_BTK[b, t][rollout.support_mask_BTK[b, t]].long()
+            barred = torch.ones(VOCABULARY, dtype=torch.bool).index_fill(0, held, False)
+            logits = logits.masked_fill(barred, -torch.inf)
+        assert found == pytest.approx(logits.log_softmax(0)[wild[b, t, k]].item(), abs=1e-6)
+    assert (scores.candidate_logprobs_BTK[recorded == -torch.inf] == -torch.inf).all()
+    without = policy.score(rollout, some, temperature=0.7)
+    assert without.candidate_logprobs_BTK is None
+    assert torch.equal(scores.logprobs_BT, without.logprobs_BT)
+    pairs = zip(*(gradients(policy, s.logprobs_BT.sum()) for s in (scores, without)), strict=True)
+    assert all(relative_error(one, other) < 1e-12 for one, other in pairs)
+    index = torch.tensor([4, 2])
+    part = policy.score(take_rows(rollout, index), some[index], temperature=0.7, request=request)
+    torch.testing.assert_close(part.candidate_logprobs_BTK, scores.candidate_logprobs_BTK[index], rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="the rollout records no candidates"):
+        policy.score(plain, mask, temperature=0.7, request=request)

@@ -31,7 +31,7 @@ def test_logits_of_the_support_are_those_of_the_head(slots):
     tokens, hidden, head = scene(support=5, slots=slots)
     hidden.requires_grad_()
     plain = tokens.logprobs(hidden, head, temperature=0.5)
-    logprobs, entropies, logits = tokens.logprobs(hidden, head, temperature=0.5, logits=True)
+    logprobs, entropies, logits, _ = tokens.logprobs(hidden, head, temperature=0.5, logits=True)
     assert plain[2] is None
     assert torch.equal(plain[0], logprobs)
     assert torch.equal(plain[1], entropies)

@@ -110,3 +110,91 @@ def test_ids_in_padding_and_empty_slots_are_never_read():
     used = rollout.support_mask_BTK & rollout.response_mask_BT[..., None]
     wild = replace(rollout, support_BTK=rollout.support_BTK.masked_fill(~used, 10**6))
     assert admit(wild, TopK(3), VOCABULARY) is wild
+
+
+def recorded(support: int | None = None):
+    """Return a rollout with two candidates a step, of which the second one is the sampled token."""
+    rollout = make_rollout(PROMPTS, RESPONSES, support=support)
+    tokens = rollout.responses_BT
+    other = (tokens + 1) % VOCABULARY
+    if support:  # another id of the support
+        own = rollout.support_BTK == tokens[..., None]
+        other = rollout.support_BTK.gather(2, own.int().argmin(-1, keepdim=True))[..., 0].long()
+    logprobs = torch.tensor([-1.5, -0.7]).expand(*tokens.shape, 2).clone()
+    behaviour = torch.where(rollout.response_mask_BT, logprobs[..., 1], 0.0)
+    ids = torch.stack([other, tokens], -1).int()
+    return replace(rollout, candidates_BTK=ids, candidate_logprobs_BTK=logprobs, behaviour_logprobs_BT=behaviour)
+
+
+def put(values, value):
+    """Change one response token's entry of a copy."""
+    copy = values.clone()
+    copy[3, 5] = value
+    return copy
+
+
+@pytest.mark.parametrize(("support", "k"), [(FullVocabulary(), None), (TopK(3), 3)])
+def test_a_rollout_with_candidates_passes_unchanged(support, k):
+    rollout = recorded(k)
+    assert admit(rollout, support, VOCABULARY, behaviour=True, candidates=1) is rollout
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "got 1 of 13 response tokens with others"),
+        (-float("inf"), "must hold log-probs, finite and at most 0"),
+        (0.01, "were logits or probabilities recorded"),
+        (None, "the rollout has no `behaviour_logprobs_BT`"),
+    ],
+)
+def test_log_probs_of_the_sampler_are_checked_where_they_are_used(value, message):
+    rollout = make_rollout(PROMPTS, RESPONSES)
+    before = rollout.behaviour_logprobs_BT
+    rollout = replace(rollout, behaviour_logprobs_BT=None if value is None else put(before, value))
+    assert admit(rollout, FullVocabulary(), VOCABULARY) is rollout
+    with pytest.raises(UserError, match=message) as refusal:
+        admit(rollout, FullVocabulary(), VOCABULARY, behaviour=True)
+    assert "\n" not in str(refusal.value)
+
+
+def test_log_probs_in_padding_and_by_rounding_pass():
+    rollout = make_rollout(PROMPTS, RESPONSES)
+    logprobs = put(rollout.behaviour_logprobs_BT, 5e-5).masked_fill(~rollout.response_mask_BT, torch.nan)
+    admit(replace(rollout, behaviour_logprobs_BT=logprobs), FullVocabulary(), VOCABULARY, behaviour=True)
+
+
+NO_CANDIDATES = {
+    "missing": (lambda r: {"candidates_BTK": None}, "the rollout has no `candidates_BTK` with log-probs"),
+    "no logprobs": (lambda r: {"candidate_logprobs_BTK": None}, "of which `objective.surrogate` compares 1"),
+    "nan": (lambda r: {"candidate_logprobs_BTK": put(r.candidate_logprobs_BTK, torch.nan)}, "or -inf in slots"),
+    "positive": (lambda r: {"candidate_logprobs_BTK": put(r.candidate_logprobs_BTK, 0.5)}, "must hold log-probs"),
+    "ids": (lambda r: {"candidates_BTK": put(r.candidates_BTK, VOCABULARY)}, "the candidates of the rollout hold ids"),
+    "twice": (lambda r: {"candidates_BTK": put(r.candidates_BTK, 3)}, "must hold distinct ids"),
+    "not the token": (
+        lambda r: {"candidate_logprobs_BTK": put(r.candidate_logprobs_BTK, torch.tensor([-1.0, -torch.inf]))},
+        "1 of 13 sampled tokens are not among their `candidates_BTK`",
+    ),
+    "two stories": (
+        lambda r: {"candidate_logprobs_BTK": put(r.candidate_logprobs_BTK, torch.tensor([-1.0, -0.9]))},
+        "differ by up to 0.2 nats for the same token",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_CANDIDATES)
+def test_candidates_with_which_no_divergence_could_be_taken_are_refused(case):
+    change, message = NO_CANDIDATES[case]
+    rollout = replace(recorded(), **change(recorded()))
+    assert admit(rollout, FullVocabulary(), VOCABULARY, behaviour=True) is rollout
+    with pytest.raises(UserError, match=message) as refusal:
+        admit(rollout, FullVocabulary(), VOCABULARY, candidates=1)
+    assert "\n" not in str(refusal.value)
+
+
+def test_candidates_outside_the_stored_support_are_refused():
+    rollout = recorded(3)
+    free = next(v for v in range(VOCABULARY) if v not in rollout.support_BTK[3, 5].tolist())
+    ids = put(rollout.candidates_BTK, torch.stack([torch.tensor(free), rollout.responses_BT[3, 5]]).int())
+    with pytest.raises(UserError, match="`candidates_BTK` must be ids of the stored support"):
+        admit(replace(rollout, candidates_BTK=ids), TopK(3), VOCABULARY, candidates=1)

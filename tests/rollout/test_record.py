@@ -25,6 +25,8 @@ def full_rollout():
         texts=("a", "", "ö", '"'),
         rows=(rows[0], rows[0], rows[1], rows[1]),
         kept_mass_BT=torch.rand(4, 6),
+        candidates_BTK=torch.randint(9, (4, 6, 2), dtype=torch.int32),
+        candidate_logprobs_BTK=torch.tensor([-0.5, -torch.inf]).repeat(4, 6, 1),
         policy_version=7,
     )
 
