@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_mpo.functional import head_gradients
 from lightning_mpo.functional.heads import full_logprobs, support_logits, support_logprobs
 from lightning_mpo.functional.low_rank import LowRank
 from lightning_mpo.functional.ranking import full_ranks, full_top_k
@@ -678,3 +679,13 @@ def test_candidates_without_gradient_change_no_value_and_leave_the_tokens_theirs
     for (loss, own), (other, their) in [gradients]:
         assert torch.equal(loss, other)
         assert all(map(torch.equal, own, their))
+
+
+def test_a_backward_pass_reads_no_rows_of_candidates_without_gradient(monkeypatch):
+    hidden, weight, _, tokens, support, _ = problem()
+    rows, read = head_gradients._rows, []
+    monkeypatch.setattr(head_gradients, "_rows", lambda w, ids, dtype: read.append(ids.shape[1]) or rows(w, ids, dtype))
+    for wanted, width in ((True, 1 + K), (False, 1)):
+        scores = full_logprobs(hidden.requires_grad_(), weight, tokens, candidates_BTK=support, candidates_grad=wanted)
+        scores[0].sum().backward()
+        assert read.pop() == width
