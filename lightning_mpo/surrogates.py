@@ -203,7 +203,7 @@ class BoundedTokens(Surrogate):
     clip as in verl [CODE]); other action spaces are a generalisation of ours [I].
 
     Args:
-        low: bound from below, nats, positive; 0.4 is the paper's [AB/CODE].
+        low: bound from below, nats, positive; 0.4 is the paper's [REC].
         high: bound from above, nats, positive; 0.4.
     """
 

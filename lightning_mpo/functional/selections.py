@@ -96,5 +96,5 @@ def highest(values_BT: Tensor, mask_BT: Tensor, *, share: float) -> Tensor:
     if not 0 < share <= 1:
         raise ValueError(f"`share` must be in (0, 1], got {share}")
     rank_BT = values_BT.masked_fill(~mask_BT, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
-    counts_B = (share * mask_BT.sum(1).double() - 1e-9).ceil()
+    counts_B = (share * mask_BT.sum(1).double() - 1e-9).ceil()  # 0.07 · 100 is a little over 7 and means seven
     return mask_BT & (rank_BT < counts_B[:, None])

@@ -187,7 +187,7 @@ def bounded_log_ratios(log_ratios: Tensor, advantages: Tensor, *, low: float, hi
         ell' = min(ell, high) where A > 0,   max(ell, -low) where A < 0      (GMPO, arXiv:2507.20673 [CODE, verl])
 
     The exponential of their mean is GMPO's ratio, a geometric mean of clipped ratios. Bounds are in nats: e^-0.4 to e^0.4
-    is the paper's range [AB/CODE].
+    is the paper's range [REC].
 
     Args:
         log_ratios: Log-ratios of tokens, any shape, nats. Carries the gradient.

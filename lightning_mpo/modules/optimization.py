@@ -178,7 +178,7 @@ class PolicyOptimization(L.LightningModule):
             valid_BT = mask_BT & valid_B[:, None]
             advantages_BT = whiten(advantages_BT, valid_BT, self._over_ranks(moments(advantages_BT, valid_BT)))
         entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
-        weights_BT = objective.selection.choose(self._kept(rollout, scored_B), generator, entropy_BT)
+        weights_BT = objective.selection.choose(self._kept(rollout), generator, entropy_BT)
         if estimate.weights_BT is not None:
             weights_BT = weights_BT * estimate.weights_BT
         texts = self.policy.token_texts if actions.needs_texts else ()
@@ -211,12 +211,11 @@ class PolicyOptimization(L.LightningModule):
             return None
         return correction.weights(old.logprobs_BT, rollout.behaviour_logprobs_BT, rollout.response_mask_BT)
 
-    def _kept(self, rollout: Rollout, scored_B: Tensor | None) -> Tensor:
-        """Return the tokens that may carry loss: all, or all of some rows, or all that their support held."""
+    def _kept(self, rollout: Rollout) -> Tensor:
+        """Return the tokens that may carry loss: all, or all that their support held."""
         mask_BT, outside_BT = rollout.response_mask_BT, rollout.outside_BT
         drop = outside_BT is not None and self.objective.support.outside == "drop"
-        kept_BT = mask_BT & ~outside_BT if drop else mask_BT  # type: ignore[operator]
-        return kept_BT if scored_B is None else kept_BT & scored_B[:, None]
+        return mask_BT & ~outside_BT if drop else mask_BT  # type: ignore[operator]
 
     def score(self, rollout: Rollout, *, request: ScoreRequest | None = None, reference: bool = False) -> TokenScores:
         """Score a whole rollout without gradient, in passes of bounded size."""
