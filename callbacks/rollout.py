@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -25,6 +26,7 @@ from lightning_mpo.rollout.base import Sampler, candidate_options
 from lightning_mpo.rollout.dynamic import Account, DynamicSampling
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import check_parity
+from lightning_mpo.rollout.replay import PrefixReplay
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.scores import Denominators
 from lightning_mpo.types import Experience, Finish, take_rows, to_device
@@ -44,6 +46,7 @@ class Rollout(RolloutEvaluation):
         sampler: how responses are drawn; None: in process, on the policy's own weights.
         seed: of the sampling; None: `seed_everything`.
         validation_completions: completions per validation prompt; pass@1 is their mean.
+        replay: restarts some completions inside others, for `PrefixTree`; None: all are sampled from the prompt.
         parity_gate: compare sampler and trainer before the first update, and refuse to train where they disagree.
         dynamic: replaces prompts that all completions answer right, or none; None: every prompt is trained on.
         mask_truncated: responses that `max_new_tokens` cut off carry no loss and stand in no denominator. Their rewards
@@ -62,6 +65,7 @@ class Rollout(RolloutEvaluation):
         sampler: Sampler | None = None,
         seed: int | None = None,
         validation_completions: int = 1,
+        replay: PrefixReplay | None = None,
         parity_gate: bool = True,
         dynamic: DynamicSampling | None = None,
         mask_truncated: bool = False,
@@ -74,6 +78,7 @@ class Rollout(RolloutEvaluation):
         self.sampler = sampler or LocalSampler()
         self._seed = seed
         self.validation_completions = validation_completions
+        self.replay = replay
         self.parity_gate = parity_gate
         self.dynamic, self.mask_truncated = dynamic, mask_truncated
         self.counter = 0
@@ -104,6 +109,8 @@ class Rollout(RolloutEvaluation):
             self.dynamic.check(self.rewards, self.completions)
         pl_module.objective.advantage.check(self.completions)
         candidate_options(self.sampler, pl_module.objective.surrogate.candidates)
+        if self.replay is not None:
+            self.replay.check(self.completions, pl_module.objective.advantage)
         if stage == "fit":
             self._setup_fit(trainer, pl_module)
 
@@ -226,8 +233,9 @@ class Rollout(RolloutEvaluation):
             for callback in listeners:
                 callback.on_rollout_tokens(tokens, running)
 
+        sample = self.sampler.sample if self.replay is None else partial(self.replay.sample, self.sampler)
         with trainer.precision_plugin.forward_context():  # outside training_step autocast is not active
-            rollout = self.sampler.sample(
+            rollout = sample(
                 module.policy,  # type: ignore[arg-type]
                 data.encode(rows),
                 self.completions,

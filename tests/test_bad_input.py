@@ -126,6 +126,11 @@ def penalty(options: str) -> dict[str, str]:
     return {"o.yaml": f"rollout: {{rewards: [ExactAnswer, {{class_path: OverlongPenalty, init_args: {options}}}]}}"}
 
 
+def axis(text: str) -> dict[str, str]:
+    """Overlay: axes of the objective."""
+    return {"o.yaml": f"model: {{init_args: {{objective: {{{text}}}}}}}"}
+
+
 def heads_checkpoint(**description: object) -> bytes:
     """A checkpoint that says which multi-token heads it holds."""
     own = {
@@ -303,6 +308,36 @@ CASES = {
     "a temperature of zero": Case("`model.temperature` must be positive", ["--model.temperature", "0"]),
     "a clip of zero": Case("`ClippedRatio.low` must be in (0, 1), got 0", [f"{OBJECTIVE}.surrogate.low", "0"]),
     "half-precision weights": Case("`bf16-mixed`", ["--trainer.precision", "bf16-true"]),
+    # --- tokens that learn
+    "a sample that cannot be unbiased": Case(
+        "`SampledTokens.unbiased` needs `cap: null`",
+        OVERLAY,
+        axis("selection: {class_path: SampledTokens, init_args: {unbiased: true}}"),
+    ),
+    "weighted tokens over sequences": Case(
+        "`SampledTokens` weighs single tokens, which has no meaning over `SequenceActions`",
+        OVERLAY,
+        axis(
+            "actions: SequenceActions, selection: {class_path: SampledTokens, init_args: {cap: null, unbiased: true}}"
+        ),
+    ),
+    "a prefix tree over chosen tokens": Case(
+        "`PrefixTree` chooses its tokens itself; use `selection: AllTokens`, not `HighEntropyTokens`",
+        OVERLAY,
+        axis("advantage: PrefixTree, selection: HighEntropyTokens"),
+    ),
+    "a weight penalty of zero": Case(
+        "`WeightPenalty.coef` must be positive, got 0.0", OVERLAY, axis("penalty: {coef: 0.0}")
+    ),
+    "copies that an advantage would count": Case(
+        "`PrefixReplay` copies the first tokens of other completions, which `GroupRelative` would count again",
+        ["--rollout.replay", "PrefixReplay"],
+    ),
+    "a replay of everything": Case(
+        "`PrefixReplay.share` must be in (0, 1), got 1.0",
+        OVERLAY,
+        {"o.yaml": "rollout: {replay: {class_path: PrefixReplay, init_args: {share: 1.0}}}"},
+    ),
     # --- critic
     "a critic's loss without a critic": Case(
         "`objective.critic` needs `policy.critic`: give `ValueHead`, say",

@@ -8,6 +8,7 @@ from inspect import Parameter, signature
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.causal import CausalPolicy
@@ -68,3 +69,9 @@ def candidate_options(sampler: Sampler, candidates: int) -> dict[str, Any]:
             f"{candidates}: give `sample` the argument `candidates`, use LocalSampler, or set `top_k: null`"
         )
     return {"candidates": candidates}
+
+
+def decode(policy: CausalPolicy, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[str, ...]:
+    """Return the text of each response, without special tokens."""
+    rows = [row[mask].tolist() for row, mask in zip(tokens_BT.cpu(), mask_BT.cpu(), strict=True)]
+    return tuple(policy.tokenizer.batch_decode(rows, skip_special_tokens=True))

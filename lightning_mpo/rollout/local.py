@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_mpo.functional.supports import candidates as most_probable
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
-from lightning_mpo.rollout.base import Progress, Sampler
+from lightning_mpo.rollout.base import Progress, Sampler, decode
 from lightning_mpo.supports import Support
 from lightning_mpo.types import Finish, PromptBatch, Rollout
 
@@ -240,10 +240,6 @@ def _assemble(policy: CausalPolicy, prompts: PromptBatch, G: int, records: list[
     ids_BS = prompts.input_ids_PS.to(device).repeat_interleave(G, 0)
     prompt_mask_BS = prompts.attention_mask_PS.to(device).repeat_interleave(G, 0)
     kept_mass_BT, support_BTK = join("kept_mass_BT"), join("support_BTK")
-    texts = policy.tokenizer.batch_decode(
-        [row[mask].tolist() for row, mask in zip(tokens_BT.cpu(), mask_BT.cpu(), strict=True)],  # type: ignore[union-attr]
-        skip_special_tokens=True,
-    )
     return Rollout(
         tokens_BL=torch.cat([ids_BS, tokens_BT], 1),  # type: ignore[list-item]
         attention_mask_BL=torch.cat([prompt_mask_BS, mask_BT], 1),
@@ -256,6 +252,6 @@ def _assemble(policy: CausalPolicy, prompts: PromptBatch, G: int, records: list[
         kept_mass_BT=None if support_BTK is None else kept_mass_BT,
         candidates_BTK=join("candidates_BTK"),
         candidate_logprobs_BTK=join("candidate_logprobs_BTK"),
-        texts=tuple(texts),
+        texts=decode(policy, tokens_BT, mask_BT),  # type: ignore[arg-type]
         rows=tuple(row for row in prompts.rows for _ in range(G)),
     )
