@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.evaluation import RolloutEvaluation
+from lightning_mpo.modules.experience import build_experience
 from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.resume import gather_ranks, place, plain_state
@@ -185,8 +186,8 @@ class Rollout(RolloutEvaluation):
         rollout, scores, account, sample_seconds = self._fill(trainer, module)
         generator = seeded_generator(self.seed, self.counter, trainer.global_rank, 1)
         whole_B = rollout.finish_B == Finish.STOP if self.mask_truncated else None
-        self._experience = experience = module.experience(
-            rollout, scores, generator, counter=self.counter, updates=schedule.updates, scored_B=whole_B
+        self._experience = experience = build_experience(
+            module, rollout, scores, generator, counter=self.counter, updates=schedule.updates, scored_B=whole_B
         )
         tokens_B = rollout.attention_mask_BL.sum(1)
         self._plan = schedule.plan(rollout.group_B, tokens_B, generator)

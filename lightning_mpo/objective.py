@@ -76,6 +76,11 @@ class Objective:
         """Whether the loss needs reference log-probs."""
         return self.kl is not None and self.kl.place == "loss"
 
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether rewards are less the divergence from the reference."""
+        return self.kl is not None and self.kl.place == "reward"
+
     def describe(self) -> str:
         """Return the objective in one line, each axis with its arguments."""
         parts = ((name, getattr(self, name)) for name in self.__dataclass_fields__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -13,12 +12,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
 from lightning_mpo.objective import Objective
 from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups, rollout_mode
-from lightning_mpo.rewards.base import Scores
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores, join_scores
 from lightning_mpo.types import Experience, Rollout, take_rows, trim
 
@@ -122,100 +119,7 @@ class PolicyOptimization(L.LightningModule):
     def train_dataloader(self) -> SlotLoader:
         return SlotLoader(self.source.slots_per_epoch)
 
-    # --- experience -----------------------------------------------------------------------------------------------
-
-    def experience(
-        self,
-        rollout: Rollout,
-        scores: Scores,
-        generator: torch.Generator,
-        *,
-        counter: int,
-        updates: int,
-        scored_B: Tensor | None = None,
-    ) -> Experience:
-        """Compute, once and at rollout weights, all that the updates on a rollout need.
-
-        Args:
-            rollout: what was sampled.
-            scores: its rewards.
-            generator: of the token selection.
-            counter: rollouts before this one.
-            updates: updates on this rollout; with one, old log-probs come from the update's own forward pass.
-            scored_B: rows that may carry loss; None: all. The others' rewards count in what their group is compared with.
-        """
-        objective, mask_BT = self.objective, rollout.response_mask_BT
-        rewards_B, valid_B = scores.rewards_B.to(mask_BT.device), scores.valid_B.to(mask_BT.device)
-        kl, actions = objective.kl, objective.actions
-        kl_in_reward = kl is not None and kl.place == "reward"
-        recompute = updates > 1 and not objective.surrogate.at_behaviour
-        others = (kl_in_reward, objective.needs_entropy, objective.critic, objective.correction)
-        needed = recompute or any(others)
-        old = (
-            self.score(rollout, request=replace(objective.request, upkeep=False, candidates=False)) if needed else None
-        )
-        due = self.reference_every and counter % self.reference_every == 0
-        exact = ScoreRequest(support_logits=objective.request.support_logits)
-        reference = self.score(rollout, request=exact, reference=True) if due else None
-        _check_distribution(rollout, old, reference)
-        reference_BT = None if reference is None else reference.logprobs_BT
-        reference_BTK = None if reference is None else reference.support_logits_BTK
-        rewards_BT = at_last_token(rewards_B, mask_BT)
-        if kl is not None and kl_in_reward and reference_BT is not None and old is not None:
-            divergence_BT = kl.divergence(
-                old.logprobs_BT, reference_BT, old.support_logits_BTK, reference_BTK, rollout.support_mask_BTK
-            )
-            penalty_BT = divergence_BT * mask_BT
-            rewards_BT = rewards_BT - kl.controller.coefficient * penalty_BT
-            rewards_B = rewards_BT.sum(1)
-        values_BT = None if old is None else old.values_BT
-        group_size = int((rollout.group_B == rollout.group_B[0]).sum())
-        estimate = objective.advantage.estimate(
-            rewards_BT, mask_BT, group_size, valid_B, values_BT, rollout.responses_BT
-        )
-        advantages_BT = estimate.advantages_BT
-        if objective.advantage.whiten:
-            valid_BT = mask_BT & valid_B[:, None]
-            advantages_BT = whiten(advantages_BT, valid_BT, self._over_ranks(moments(advantages_BT, valid_BT)))
-        entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
-        weights_BT = objective.selection.choose(self._kept(rollout), generator, entropy_BT)
-        if estimate.weights_BT is not None:
-            weights_BT = weights_BT * estimate.weights_BT
-        texts = self.policy.token_texts if actions.needs_texts else ()
-        return Experience(
-            rollout=rollout,
-            rewards_B=rewards_B,
-            valid_B=valid_B if scored_B is None else valid_B & scored_B.to(valid_B.device),
-            advantages_BT=advantages_BT,
-            token_weights_BT=weights_BT,
-            segments_BT=actions.segment(rollout, entropy_BT, texts),
-            old_logprobs_BT=self._anchor(rollout, old, updates),
-            old_future_BTM=old.future_BTM if old is not None and updates > 1 else None,
-            reference_logprobs_BT=reference_BT,
-            reference_logits_BTK=reference_BTK if objective.kl_in_loss else None,
-            values_BT=values_BT,
-            returns_BT=estimate.returns_BT,
-            old_entropy_BT=entropy_BT if objective.surrogate.needs_entropy else None,
-            correction_BT=self._correction(rollout, old),
-        )
-
-    def _anchor(self, rollout: Rollout, old: TokenScores | None, updates: int) -> Tensor | None:
-        """Return what ratios are taken against; None: the update's own log-probs, without gradient."""
-        if self.objective.surrogate.at_behaviour:
-            return rollout.behaviour_logprobs_BT
-        return old.logprobs_BT if old is not None and updates > 1 else None
-
-    def _correction(self, rollout: Rollout, old: TokenScores | None) -> Tensor | None:
-        correction = self.objective.correction
-        if correction is None or old is None:
-            return None
-        return correction.weights(old.logprobs_BT, rollout.behaviour_logprobs_BT, rollout.response_mask_BT)
-
-    def _kept(self, rollout: Rollout) -> Tensor:
-        """Return the tokens that may carry loss: all, or all that their support held."""
-        mask_BT, outside_BT = rollout.response_mask_BT, rollout.outside_BT
-        drop = outside_BT is not None and self.objective.support.outside == "drop"
-        return mask_BT & ~outside_BT if drop else mask_BT  # type: ignore[operator]
+    # --- scoring --------------------------------------------------------------------------------------------------
 
     def score(self, rollout: Rollout, *, request: ScoreRequest | None = None, reference: bool = False) -> TokenScores:
         """Score a whole rollout without gradient, in passes of bounded size."""
@@ -310,7 +214,7 @@ class PolicyOptimization(L.LightningModule):
     def _log_update(self) -> None:
         """Log the metrics of an update once, summed over its micro-batches and ranks."""
         names = sorted(self._sums)
-        sums = self._over_ranks(torch.stack([torch.stack(self._sums[name]) for name in names]).to(self.device))
+        sums = self.over_ranks(torch.stack([torch.stack(self._sums[name]) for name in names]).to(self.device))
         means = {
             name: value if name.startswith("loss/") else value / max(weight, 1e-8)
             for name, (value, weight) in zip(names, sums.tolist(), strict=True)
@@ -321,7 +225,8 @@ class PolicyOptimization(L.LightningModule):
             self.log(name, value, on_step=True, prog_bar=name in self._progress_bar)
         self._sums = {}
 
-    def _over_ranks(self, sums: Tensor) -> Tensor:
+    def over_ranks(self, sums: Tensor) -> Tensor:
+        """Return sums of all ranks' values."""
         return self.trainer.strategy.reduce(sums, reduce_op="sum") if self.trainer.world_size > 1 else sums
 
     def log_with_update(self, metrics: dict[str, float], progress_bar: Collection[str] = ()) -> None:
@@ -355,14 +260,3 @@ class PolicyOptimization(L.LightningModule):
         self._progress_bar |= set(checkpoint.get("progress_bar", ()))
         if self.objective.kl is not None and "kl_coefficient" in checkpoint:
             self.objective.kl.controller.coefficient = checkpoint["kl_coefficient"]
-
-
-def _check_distribution(rollout: Rollout, old: TokenScores | None, reference: TokenScores | None) -> None:
-    """Refuse log-probs over the whole vocabulary beside such over a support: each differs by the support's mass."""
-    for name, scores in (("policy", old), ("reference", reference)):
-        if scores is not None and scores.on_support != (rollout.support_BTK is not None):
-            raise UserError(
-                f"the log-probs of the {name} are over {'the stored support' if scores.on_support else 'the whole vocabulary'}, "
-                f"those of the rollout are not: `score` of the policy class must use `rollout.support_BTK` for policy "
-                "and reference alike, and set `TokenScores.on_support`"
-            )

@@ -1,0 +1,160 @@
+"""From a judged rollout to all that the updates on it need, computed once and at rollout weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.advantages import Estimate
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional.advantages import at_last_token, moments, whiten
+from lightning_mpo.objective import Objective
+from lightning_mpo.rewards.base import Scores
+from lightning_mpo.scores import ScoreRequest, TokenScores
+from lightning_mpo.types import Experience, Rollout
+
+if TYPE_CHECKING:
+    from lightning_mpo.modules.optimization import PolicyOptimization
+
+
+def build_experience(
+    module: PolicyOptimization,
+    rollout: Rollout,
+    scores: Scores,
+    generator: torch.Generator,
+    *,
+    counter: int,
+    updates: int,
+    scored_B: Tensor | None = None,
+) -> Experience:
+    """Compute, once and at rollout weights, all that the updates on a rollout need.
+
+    Args:
+        module: scores the rollout with the policy and its reference.
+        rollout: what was sampled.
+        scores: its rewards.
+        generator: of the token selection.
+        counter: rollouts before this one.
+        updates: updates on this rollout; with one, old log-probs come from the update's own forward pass.
+        scored_B: rows that may carry loss; None: all. The others' rewards count in what their group is compared with.
+    """
+    objective, device = module.objective, rollout.response_mask_BT.device
+    rewards_B, valid_B = scores.rewards_B.to(device), scores.valid_B.to(device)
+    passes = _score(module, rollout, counter, updates)
+    old, reference = passes.old, passes.reference
+    rewards_BT = _token_rewards(objective, rollout, rewards_B, passes)
+    estimate = _estimate(objective, rollout, rewards_BT, valid_B, old, module.over_ranks)
+    entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
+    weights_BT = objective.selection.choose(_kept(objective, rollout), generator, entropy_BT)
+    if estimate.weights_BT is not None:
+        weights_BT = weights_BT * estimate.weights_BT
+    texts = module.policy.token_texts if objective.actions.needs_texts else ()
+    return Experience(
+        rollout=rollout,
+        rewards_B=rewards_BT.sum(1) if objective.kl_in_reward else rewards_B,
+        valid_B=valid_B if scored_B is None else valid_B & scored_B.to(valid_B.device),
+        advantages_BT=estimate.advantages_BT,
+        token_weights_BT=weights_BT,
+        segments_BT=objective.actions.segment(rollout, entropy_BT, texts),
+        old_logprobs_BT=_anchor(objective, rollout, old, updates),
+        old_future_BTM=old.future_BTM if old is not None and updates > 1 else None,
+        reference_logprobs_BT=None if reference is None else reference.logprobs_BT,
+        reference_logits_BTK=reference.support_logits_BTK if reference is not None and objective.kl_in_loss else None,
+        values_BT=None if old is None else old.values_BT,
+        returns_BT=estimate.returns_BT,
+        old_entropy_BT=entropy_BT if objective.surrogate.needs_entropy else None,
+        correction_BT=_correction(objective, rollout, old),
+    )
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """What was scored: the policy, where anything needs it, and the reference, where it is due."""
+
+    old: TokenScores | None
+    reference: TokenScores | None
+
+
+def _score(module: PolicyOptimization, rollout: Rollout, counter: int, updates: int) -> _Passes:
+    objective = module.objective
+    recompute = updates > 1 and not objective.surrogate.at_behaviour
+    others = (objective.kl_in_reward, objective.needs_entropy, objective.critic, objective.correction)
+    old = reference = None
+    if recompute or any(others):
+        old = module.score(rollout, request=replace(objective.request, upkeep=False, candidates=False))
+    if module.reference_every and counter % module.reference_every == 0:
+        exact = ScoreRequest(support_logits=objective.request.support_logits)
+        reference = module.score(rollout, request=exact, reference=True)
+    _check_distribution(rollout, old, reference)
+    return _Passes(old, reference)
+
+
+def _check_distribution(rollout: Rollout, old: TokenScores | None, reference: TokenScores | None) -> None:
+    """Refuse log-probs over the whole vocabulary beside such over a support: each differs by the support's mass."""
+    for name, scores in (("policy", old), ("reference", reference)):
+        if scores is not None and scores.on_support != (rollout.support_BTK is not None):
+            raise UserError(
+                f"the log-probs of the {name} are over {'the stored support' if scores.on_support else 'the whole vocabulary'}, "
+                f"those of the rollout are not: `score` of the policy class must use `rollout.support_BTK` for policy "
+                "and reference alike, and set `TokenScores.on_support`"
+            )
+
+
+def _token_rewards(objective: Objective, rollout: Rollout, rewards_B: Tensor, passes: _Passes) -> Tensor:
+    """Place the rewards at the last tokens, less the divergence from the reference where that is part of them."""
+    mask_BT, kl = rollout.response_mask_BT, objective.kl
+    rewards_BT = at_last_token(rewards_B, mask_BT)
+    old, reference = passes.old, passes.reference
+    if kl is None or not objective.kl_in_reward or old is None or reference is None:
+        return rewards_BT
+    divergence_BT = kl.divergence(
+        old.logprobs_BT,
+        reference.logprobs_BT,
+        old.support_logits_BTK,
+        reference.support_logits_BTK,
+        rollout.support_mask_BTK,
+    )
+    return rewards_BT - kl.controller.coefficient * (divergence_BT * mask_BT)
+
+
+def _estimate(
+    objective: Objective,
+    rollout: Rollout,
+    rewards_BT: Tensor,
+    valid_B: Tensor,
+    old: TokenScores | None,
+    over_ranks: Callable[[Tensor], Tensor],
+) -> Estimate:
+    mask_BT = rollout.response_mask_BT
+    group_size = int((rollout.group_B == rollout.group_B[0]).sum())
+    values_BT = None if old is None else old.values_BT
+    estimate = objective.advantage.estimate(rewards_BT, mask_BT, group_size, valid_B, values_BT, rollout.responses_BT)
+    if not objective.advantage.whiten:
+        return estimate
+    valid_BT = mask_BT & valid_B[:, None]
+    sums = over_ranks(moments(estimate.advantages_BT, valid_BT))
+    return estimate._replace(advantages_BT=whiten(estimate.advantages_BT, valid_BT, sums))
+
+
+def _anchor(objective: Objective, rollout: Rollout, old: TokenScores | None, updates: int) -> Tensor | None:
+    """Return what ratios are taken against; None: the update's own log-probs, without gradient."""
+    if objective.surrogate.at_behaviour:
+        return rollout.behaviour_logprobs_BT
+    return old.logprobs_BT if old is not None and updates > 1 else None
+
+
+def _correction(objective: Objective, rollout: Rollout, old: TokenScores | None) -> Tensor | None:
+    if objective.correction is None or old is None:
+        return None
+    return objective.correction.weights(old.logprobs_BT, rollout.behaviour_logprobs_BT, rollout.response_mask_BT)
+
+
+def _kept(objective: Objective, rollout: Rollout) -> Tensor:
+    """Return the tokens that may carry loss: all, or all that their support held."""
+    mask_BT, outside_BT = rollout.response_mask_BT, rollout.outside_BT
+    drop = outside_BT is not None and objective.support.outside == "drop"
+    return mask_BT & ~outside_BT if drop else mask_BT  # type: ignore[operator]
