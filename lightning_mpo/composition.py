@@ -61,6 +61,11 @@ def _check_tokens(objective: Objective) -> None:
             f"`{type(objective.selection).__name__}` weighs single tokens, which has no meaning over `{name}`; use "
             "`actions: TokenActions`"
         )
+    if objective.selection.of_whole and getattr(objective.support, "outside", "refuse") == "drop":
+        raise UserError(
+            f"`{type(objective.selection).__name__}.unbiased` takes means over whole responses, of which "
+            f"`{type(objective.support).__name__}.outside: drop` takes tokens away; use `unite`, or `unbiased: false`"
+        )
 
 
 def _check_credit(objective: Objective) -> None:

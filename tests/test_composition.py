@@ -42,6 +42,10 @@ REFUSED = {
         {"advantage": PrefixTree(), "support": TopK(4, outside="drop")},
         "`PrefixTree` would lose branches to `TopK.outside: drop`; use `unite`",
     ),
+    "whole means over dropped tokens": (
+        {"selection": SampledTokens(cap=None, unbiased=True), "support": TopK(4, outside="drop")},
+        "`SampledTokens.unbiased` takes means over whole responses, of which `TopK.outside: drop` takes tokens away",
+    ),
     "T-SPMO with a penalty in the reward": (
         {"advantage": PrefixTree(), "kl": REWARD_KL},
         "`PrefixTree` compares rewards of responses; put the KL penalty into the loss",
@@ -70,6 +74,7 @@ def test_what_cannot_stand_together_is_refused_by_name(name):
 def test_what_can_stand_together_is_not():
     make_objective(surrogate=DivergenceMask(), support=TopK(4))
     make_objective(selection=SampledTokens(), actions=BlockActions())
+    make_objective(selection=SampledTokens(), support=TopK(4, outside="drop"))
     make_objective(selection=HighEntropyTokens(), advantage=LeaveOneOut())
     make_objective(correction=MaskedWeights("sequence"), actions=SequenceActions())
     make_objective(advantage=PrefixTree(), support=TopK(4, outside="unite"))

@@ -20,6 +20,8 @@ HUB_ID = "ChilleD/SVAMP"
 class Svamp(PromptDataModule):
     """Word problems with a number as their answer; the rows of all files are pooled and split anew.
 
+    The solution that a supervised warm-up imitates is the row's equation, `76 - 25 = 51`, where it has one.
+
     Args:
         path: `SVAMP.json` or its folder. None: `$LIGHTNING_MPO_DATA/svamp/SVAMP.json` if that variable is set, else
             the hub.
@@ -86,7 +88,19 @@ def _from_hub() -> Sequence[Any]:
 def _row(line: Any, where: str) -> PromptRow:
     prompt = _join(text_cell(line, "Body", where), text_cell(line, "Question", where))
     answer = plain_number(cell(line, "Answer", where), f"{where}: 'Answer'")
-    return PromptRow(prompt, answer, extra={key: line[key] for key in line if key not in ("Body", "Question")})
+    solution = None if line.get("Equation") is None else f"{_plain(text_cell(line, 'Equation', where))} = {answer}"
+    return PromptRow(prompt, answer, solution, extra={key: line[key] for key in line if key not in ("Body", "Question")})
+
+
+def _plain(equation: str) -> str:
+    """Write an equation without its outer brackets, trailing zeros and spaces inside brackets.
+
+    Example:
+        >>> _plain("( ( 4.0 - 2.5 ) + 30.0 )")
+        '(4 - 2.5) + 30'
+    """
+    text = re.sub(r"\d+\.\d+", lambda number: plain_number(number[0], "an equation"), equation.strip())
+    return re.sub(r"^\((.*)\)$", r"\1", text.replace("( ", "(").replace(" )", ")"))
 
 
 def _join(body: str, question: str) -> str:

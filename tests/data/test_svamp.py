@@ -41,6 +41,20 @@ def test_a_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("equation", "solution"),
+    [
+        ("( 76.0 - 25.0 )", "76 - 25 = 51"),
+        ("( ( 4.0 - 2.5 ) * 100.0 )", "(4 - 2.5) * 100 = 51"),
+        ("( 4.0 - ( 2.0 + 3.0 ) )", "4 - (2 + 3) = 51"),
+        (None, None),
+    ],
+)
+def test_the_equation_is_the_solution(tmp_path: Path, equation: str | None, solution: str | None) -> None:
+    data = Svamp(path=str(write(tmp_path, [ROW | {"Equation": equation}])), validation_share=0)
+    assert data.splits.train[0].solution == solution
+
+
+@pytest.mark.parametrize(
     ("body", "question", "text"),
     [
         ("He ran.", "How far?", "He ran. How far?"),
