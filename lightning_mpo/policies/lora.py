@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,3 +47,28 @@ def add_adapters(network: PreTrainedModel, lora: Lora) -> Any:
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=lora.dropout, task_type="CAUSAL_LM"
     )
     return get_peft_model(network, config)
+
+
+class FrozenAdapters:
+    """The adapters of a network as they are now, to be put back for a while: the reference of a run that began with them.
+
+    Args:
+        network: with adapters.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.weights = [weight for name, weight in network.named_parameters() if "lora_" in name]
+        self.kept = [weight.detach().clone() for weight in self.weights]
+
+    @contextmanager
+    def inserted(self) -> Iterator[None]:
+        """Let the network compute with them. Nothing is copied: weights and kept values change places, and back."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for i, weight in enumerate(self.weights):
+            weight.data, self.kept[i] = self.kept[i], weight.data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,14 @@ class Unembedding:
             bias_V = factor * up.bias + (0 if bias_V is None else bias_V)
         probability = getattr(dropout, "p", 0.0) if dropout.training else 0.0
         return cls(base.weight_VD, bias_V, LowRank(down.weight, up.weight, factor, probability))
+
+    def detached(self) -> Unembedding:
+        """Return it without gradient, with the values that it has now: those of a reference stand there for a while."""
+        bias_V = None if self.bias_V is None else self.bias_V.detach()
+        adapter = self.adapter
+        if adapter is not None:
+            adapter = replace(adapter, down_RD=adapter.down_RD.detach(), up_VR=adapter.up_VR.detach())
+        return Unembedding(self.weight_VD.detach(), bias_V, adapter)
 
     @property
     def options(self) -> dict[str, Any]:

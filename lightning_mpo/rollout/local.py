@@ -165,7 +165,7 @@ class _Stream:
         self.cache.batch_select_indices(index)
 
     def _run(self, ids_BL: Tensor, seen_BL: Tensor, positions_BL: Tensor) -> Tensor:
-        with self.policy.adapters_off(self.reference):
+        with self.policy.as_reference(self.reference):
             hidden_BD = self.policy.decoder(self.reference)(
                 input_ids=ids_BL,
                 attention_mask=seen_BL,

@@ -212,7 +212,7 @@ def test_a_support_of_the_reference_holds_its_most_probable_tokens(drifted, supp
     for b, response in enumerate(responses(rollout)):
         prompt = prompts.input_ids_PS[b // G][prompts.attention_mask_PS[b // G]].tolist()
         for t in range(len(response)):
-            with drifted.adapters_off():
+            with drifted.as_reference():
                 network = drifted.reference_network or drifted.network
                 ranks = network(input_ids=torch.tensor([prompt + response[:t]])).logits[0, -1:].detach() / 0.7
             support_BK, slots_BK = support.select(ranks)
