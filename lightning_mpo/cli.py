@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -21,6 +20,7 @@ import lightning_mpo.modules  # noqa: F401  short class names are found among im
 from lightning_mpo.callbacks import Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
+from lightning_mpo.policies.checkpoints import load_checkpoint
 
 VERBS = ("fit", "validate", "test", "predict", "methods")
 """What `lightning-mpo` can be asked for; `methods` is answered before Lightning is imported."""
@@ -57,6 +57,10 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
         _check_checkpoint(config.get("ckpt_path"))
+        if self.subcommand:
+            if config.get("weights_only") is False:
+                raise UserError("`weights_only: false` would run code that a checkpoint names; leave it out")
+            config["weights_only"] = True  # the default is torch's, which a variable of the environment changes
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
         if self.subcommand == "fit" and warmup and checkpoint and not Path(checkpoint).exists():
@@ -70,14 +74,7 @@ def _check_checkpoint(path: str | None) -> None:
     if not Path(path).exists():
         raise UserError(f"`ckpt_path` {path!r} does not exist")
     if Path(path).is_file():
-        try:
-            complete = "state_dict" in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            raise UserError(
-                f"`ckpt_path` {path!r} cannot be read as a Lightning checkpoint: {type(error).__name__}"
-            ) from error
-        if not complete:
-            raise UserError(f"`ckpt_path` {path!r} is no Lightning checkpoint: it holds no state_dict")
+        load_checkpoint(path, "`ckpt_path`", mmap=True)
 
 
 def _fit_first(config: str, checkpoint: str, seed: Any) -> None:
