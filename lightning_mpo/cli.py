@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import yaml
@@ -17,13 +18,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
-from lightning_mpo.callbacks import Rollout
+from lightning_mpo.callbacks import Predictions, Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
 from lightning_mpo.policies.checkpoints import load_checkpoint
 
-VERBS = ("fit", "validate", "test", "predict", "methods")
+VERBS = ("fit", "validate", "test", "predict", "export", "methods")
 """What `lightning-mpo` can be asked for; `methods` is answered before Lightning is imported."""
+
+
+Reader = TypeVar("Reader", bound="CLI")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -61,10 +65,17 @@ class CLI(LightningCLI):
             if config.get("weights_only") is False:
                 raise UserError("`weights_only: false` would run code that a checkpoint names; leave it out")
             config["weights_only"] = True  # the default is torch's, which a variable of the environment changes
+        if self.subcommand == "predict":
+            config["return_predictions"] = False  # they are written batch by batch, and may be more than memory holds
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
         if self.subcommand == "fit" and warmup and checkpoint and not Path(checkpoint).exists():
             _fit_first(warmup, checkpoint, config.get("seed_everything"))
+
+    def before_predict(self) -> None:
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, Predictions) for callback in callbacks):
+            callbacks.append(Predictions())
 
 
 def _check_checkpoint(path: str | None) -> None:
@@ -98,27 +109,38 @@ def _nested(config: Any, *keys: str) -> Any:
 
 def run() -> int:
     """Parse the command line and run it; a mistake of the user's prints one line and returns 2."""
+    if sys.argv[1] not in VERBS:
+        return _fail(f"no verb {sys.argv[1]!r}{suggest(sys.argv[1], VERBS) or '; there are ' + ', '.join(VERBS)}")
+    return guarded(lambda: read(CLI, sys.argv[1:]))
+
+
+def read(cli: type[Reader], arguments: list[str]) -> Reader:
+    """Parse arguments, from the verb on, and build what they configure; `CLI` then runs the verb."""
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
+    sys.argv[1:] = expand_includes(arguments)
+    return cli(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+    )
+
+
+def guarded(action: Callable[[], Any]) -> int:
+    """Do something that a configuration asks for; return its exit code if it has one, 2 after a mistake of the user's."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours keeps no position
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own call of torch
-    if sys.argv[1] not in VERBS:
-        return _fail(f"no verb {sys.argv[1]!r}{suggest(sys.argv[1], VERBS) or '; there are ' + ', '.join(VERBS)}")
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
+    warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")  # nobody asks for them
     try:
-        sys.argv[1:] = expand_includes(sys.argv[1:])
-        CLI(
-            L.LightningModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-        )
+        code = action()
     except UserError as error:
         return _fail(str(error))
     except ArgumentError as error:
@@ -130,7 +152,7 @@ def run() -> int:
         if cause is None:
             raise
         return _fail(str(cause))
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
