@@ -45,11 +45,14 @@ class Predictions(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        with self._path(trainer).open("ab", buffering=0) as file:
-            for record in prediction:
-                line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-                if file.write(line) != len(line):
-                    raise UserError(f"{file.name} could not be written to: the disk is full")
+        lines = [(json.dumps(record, ensure_ascii=False) + "\n").encode() for record in prediction]
+        try:
+            with self._path(trainer).open("ab", buffering=0) as file:
+                whole = all(file.write(line) == len(line) for line in lines)
+        except OSError as error:
+            raise UserError(f"predictions cannot be written to {self._path(trainer)}: {error.strerror}") from error
+        if not whole:
+            raise UserError(f"predictions cannot be written to {self._path(trainer)}: the disk is full")
         self._count += len(prediction)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

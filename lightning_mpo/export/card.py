@@ -99,7 +99,7 @@ def _use(policy: CausalPolicy, folder: Path, form: str) -> str:
             base = f"resolve({base})"
         imports.insert(0, "from peft import PeftModel")
         load = [
-            f"base = AutoModelForCausalLM.from_pretrained({base})",
+            f'base = AutoModelForCausalLM.from_pretrained({base}, dtype="{str(policy.dtype).removeprefix("torch.")}")',
             f'model = PeftModel.from_pretrained(base, "{name}")',
         ]
     code = [*imports, "", *load, f'tokenizer = AutoTokenizer.from_pretrained("{name}")']
