@@ -19,6 +19,8 @@ from tests.test_bad_input import BASE
 
 PROMPTS = [{"prompt": "1+2=", "id": 7}, {"prompt": "3+4="}, {"prompt": "5+5=", "id": 9}]
 CHECKPOINT = "run/checkpoints/last.ckpt"
+PLAIN = ["-c", "run/config.yaml", "-c", "plain.yaml"]
+"""The run's configuration without adapters."""
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,7 @@ def run(tiny_folder, tmp_path_factory) -> Path:
     base["rollout"]["rewards"] = ["Finished"]
     base["trainer"]["max_steps"] = 2
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    (folder / "plain.yaml").write_text("model: {init_args: {policy: {init_args: {lora: null}}}}")
     (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -154,20 +157,20 @@ def break_checkpoint(path: Path, kind: str) -> None:
         ("`--checkpoint` 'tampered.ckpt' is damaged: the checksum of", "tampered"),
         ("the form 'full' is of policies without `policy.lora`", ["--form", "full"]),
         ("argument --form: invalid choice: 'gguf' (choose from", ["--form", "gguf"]),
-        ("the form 'adapter' needs adapters", ["--form", "adapter", "--model.init_args.policy.init_args.lora", "null"]),
-        ("the form 'merged' needs adapters", ["--form", "merged", "--model.init_args.policy.init_args.lora", "null"]),
+        ("the form 'adapter' needs adapters", ["--form", "adapter", *PLAIN]),
+        ("the form 'merged' needs adapters", ["--form", "merged", *PLAIN]),
         (
             "`--checkpoint` 'run/checkpoints/last.ckpt' holds adapters of rank 4, `policy.lora` has 8",
             ["--model.init_args.policy.init_args.lora.rank", "8"],
         ),
         (
             "`--checkpoint` 'run/checkpoints/last.ckpt' holds adapters of rank 4 and the policy has none",
-            ["--model.init_args.policy.init_args.lora", "null"],
+            PLAIN,
         ),
         ("the target folder 'run' is not empty (it holds 'checkpoints'); name another, or say --overwrite", ["--to", "run"]),
         ("the target folder 'base.yaml/x' cannot be written to", ["--to", "base.yaml/x"]),
         ("no configuration file 'gone.yaml'", ["-c", "gone.yaml"]),
-        ("no option `model.tmperature`", ["--model.tmperature", "1"]),
+        ("has no argument `tmperature`; did you mean `temperature`?", ["--model.tmperature", "1"]),
         ("no config.yaml in the folder of 'elsewhere/deep/last.ckpt' or in the one above; name the run's with -c", "moved"),
     ],
 )  # fmt: skip
