@@ -67,6 +67,9 @@ class CLI(LightningCLI):
             config["weights_only"] = True  # the default is torch's, which a variable of the environment changes
         if self.subcommand == "predict":
             config["return_predictions"] = False  # they are written batch by batch, and may be more than memory holds
+            config["trainer"]["logger"] = (
+                False  # one of files would delete the metrics of the run that made the weights
+            )
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
         if self.subcommand == "fit" and warmup and checkpoint and not Path(checkpoint).exists():

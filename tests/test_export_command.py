@@ -87,6 +87,7 @@ def test_completions_of_a_checkpoint_and_of_what_was_exported_are_the_same(here,
     assert "predicted  3 completions, in " in capsys.readouterr().out
     assert call("predict", "-c", "out/lightning_mpo.yaml", *data) == 0
     assert predicted() == predicted("run")
+    assert (here / "run" / "metrics.csv").is_file(), "Lightning's logger would begin it afresh"
     assert [(record["prompt"], record.get("id")) for record in predicted()] == [
         ("1+2=", 7),
         ("3+4=", None),

@@ -13,7 +13,7 @@ import yaml
 import lightning_mpo
 from lightning_mpo.export.folder import CARD, CONFIG, Sampling
 from lightning_mpo.export.forms import is_quantised
-from lightning_mpo.export.origin import Origin, find_method, short
+from lightning_mpo.export.origin import Origin, find_method, inside, short
 from lightning_mpo.export.verify import Check
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.checkpoints import HEADS
@@ -125,6 +125,9 @@ def _training(policy: CausalPolicy, sampling: Sampling, origin: Origin, method: 
     if origin.objective:
         axes = (f"{axis} `{_say(value)}`" for axis, value in origin.objective.items() if value is not None)
         yield "objective: " + ", ".join(axes)
+    begun = inside(origin.config, "model", "init_args", "policy", "init_args", "checkpoint")
+    if begun:
+        yield f"begun from the weights of an earlier stage: `{'/'.join(Path(begun).parts[-2:])}`"
     if policy.lora is not None:
         yield f"adapters: rank {policy.lora.rank}, alpha {policy.lora.alpha}, on {_say(policy.lora.targets)}"
     yield f"weights: base in {str(policy.dtype).removeprefix('torch.')}{', quantised' if is_quantised(policy) else ''}"

@@ -27,7 +27,7 @@ class Origin:
     @property
     def objective(self) -> dict[str, Any] | None:
         """The axes, as configured."""
-        return _inside(self.config, "model", "init_args", "objective")
+        return inside(self.config, "model", "init_args", "objective")
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
@@ -92,7 +92,8 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _inside(value: Any, *keys: str) -> Any:
+def inside(value: Any, *keys: str) -> Any:
+    """Return what stands under keys of nested mappings, or None."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value

@@ -118,7 +118,7 @@ def compare(
         temperature: as in `observe`.
         rounded: whether weights were rounded on the way.
     """
-    with in_float32(network), torch.inference_mode():
+    with in_float32(network), torch.inference_mode(), _quiet():
         logprobs_n = torch.cat(
             [_logprobs(network, seen.sampled, b, temperature) for b in range(len(seen.sampled.group_B))]
         )
@@ -148,6 +148,19 @@ def compare(
             if kept < 0.5:
                 problems.append(f"only {kept:.0%} of what training changed is there")
     return Check(len(off_n), largest, mean, quantile, same, len(texts), moved, kept, tuple(problems))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from warning of sampling options, which greedy decoding does not use."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _prompt(rollout: Rollout, b: int) -> Tensor:
