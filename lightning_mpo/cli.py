@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import yaml
@@ -27,9 +27,6 @@ VERBS = ("fit", "validate", "test", "predict", "export", "methods")
 """What `lightning-mpo` can be asked for; `methods` is answered before Lightning is imported."""
 
 
-Reader = TypeVar("Reader", bound="CLI")
-
-
 class SaveConfig(SaveConfigCallback):
     """Writes `config.yaml` once a run begins: one that is refused must not overwrite that of the run before."""
 
@@ -38,6 +35,20 @@ class SaveConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().setup(trainer, pl_module, "fit")
+
+
+OPTIONS: dict[str, Any] = {
+    "model_class": L.LightningModule,
+    "datamodule_class": L.LightningDataModule,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "auto_configure_optimizers": False,
+    "seed_everything_default": 0,
+    "save_config_callback": SaveConfig,
+    "save_config_kwargs": {"overwrite": True},
+    "parser_kwargs": {"parser_mode": "omegaconf+", "exit_on_error": False},
+}
+"""Of every command line that reads configuration files."""
 
 
 class CLI(LightningCLI):
@@ -75,10 +86,12 @@ class CLI(LightningCLI):
         if self.subcommand == "fit" and warmup and checkpoint and not Path(checkpoint).exists():
             _fit_first(warmup, checkpoint, config.get("seed_everything"))
 
-    def before_predict(self) -> None:
-        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, Predictions) for callback in callbacks):
-            callbacks.append(Predictions())
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self.subcommand == "predict" and not any(isinstance(callback, Predictions) for callback in callbacks):
+            callbacks.append(Predictions())  # what is sampled would be lost
+        return trainer
 
 
 def _check_checkpoint(path: str | None) -> None:
@@ -114,36 +127,25 @@ def run() -> int:
     """Parse the command line and run it; a mistake of the user's prints one line and returns 2."""
     if sys.argv[1] not in VERBS:
         return _fail(f"no verb {sys.argv[1]!r}{suggest(sys.argv[1], VERBS) or '; there are ' + ', '.join(VERBS)}")
-    return guarded(lambda: read(CLI, sys.argv[1:]))
+    return guarded(_run_verb)
 
 
-def read(cli: type[Reader], arguments: list[str]) -> Reader:
-    """Parse arguments, from the verb on, and build what they configure; `CLI` then runs the verb."""
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
-    sys.argv[1:] = expand_includes(arguments)
-    return cli(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-    )
+def _run_verb() -> None:
+    sys.argv[1:] = expand_includes(sys.argv[1:])
+    CLI(**OPTIONS)
 
 
-def guarded(action: Callable[[], Any]) -> int:
-    """Do something that a configuration asks for; return its exit code if it has one, 2 after a mistake of the user's."""
+def guarded(call: Callable[[], None]) -> int:
+    """Call something that parses a command line; a mistake of the user's prints one line and returns 2, not 0."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours keeps no position
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own call of torch
     warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")  # nobody asks for them
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
     try:
-        code = action()
+        call()
     except UserError as error:
         return _fail(str(error))
     except ArgumentError as error:
@@ -155,7 +157,7 @@ def guarded(action: Callable[[], Any]) -> int:
         if cause is None:
             raise
         return _fail(str(cause))
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

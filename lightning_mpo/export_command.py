@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from lightning_mpo.cli import CLI, guarded, read
+from lightning_mpo.cli import CLI, OPTIONS, expand_includes, guarded
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.export import Origin, Sampling, check_form, export, prepare
@@ -73,17 +73,19 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote")
 
-    def action() -> int:
+    outcome: list[int] = []
+
+    def action() -> None:
         options, rest = parser.parse_known_args(arguments)
         missing = [f"--{name}" for name in ("checkpoint", "to") if getattr(options, name) is None]
         if missing:
             raise UserError(
                 f"`export` needs {' and '.join(missing)}: lightning-mpo export --checkpoint FILE --to FOLDER"
             )
-        return _export(options, rest)
+        outcome.append(_export(options, rest))
 
     try:
-        return guarded(action)
+        return guarded(action) or outcome[0]
     except argparse.ArgumentError as error:
         print(f"lightning-mpo: {error}", file=sys.stderr)
         return 2
@@ -92,7 +94,8 @@ def main(arguments: Sequence[str]) -> int:
 def _export(options: argparse.Namespace, rest: list[str]) -> int:
     stored = _read_checkpoint(options.checkpoint)
     configs = options.config or [str(_config_of(options.checkpoint))]
-    cli = read(Reader, ["predict", *(part for path in configs for part in ("-c", path)), *rest])
+    sys.argv[1:] = expand_includes(["predict", *(part for path in configs for part in ("-c", path)), *rest])
+    cli = Reader(**OPTIONS)
     policy = cli.model.policy
     if not isinstance(policy, CausalPolicy):
         raise UserError(f"`export` knows policies that are a `CausalPolicy`, got {type(policy).__name__}")

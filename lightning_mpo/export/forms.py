@@ -97,7 +97,13 @@ def reload(policy: CausalPolicy, folder: Path, form: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if form == "adapter":
-        network: Any = PeftModel.from_pretrained(policy.load_network(), folder)
+        quantization: Any = getattr(policy, "quantization", None)
+        base = (
+            policy.load_network()
+            if quantization is None
+            else quantization.load(policy._location, dtype=policy.dtype, device=policy.device)
+        )
+        network: Any = PeftModel.from_pretrained(base, folder)
     else:
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return network.to(policy.device).eval(), AutoTokenizer.from_pretrained(folder)
