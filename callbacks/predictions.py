@@ -10,20 +10,30 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from lightning_mpo.errors import UserError
+
 
 class Predictions(BasePredictionWriter):
-    """Writes a record per completion to `completions/predictions.jsonl` in the run folder, batch by batch.
+    """Writes a record per completion to `completions/predictions.jsonl` in the run folder, as soon as its batch is done.
 
-    A record holds `prompt`, `completion`, `target` and `reward`. With several processes each writes a file of its own.
+    A record holds the other columns of its row, `prompt`, `completion`, `finished` (it ended by itself), and where rows have
+    targets, `target` and `reward`. Lines are written one by one and unbuffered: a run that is killed leaves whole ones.
+    With several processes each writes a file of its own.
     """
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
+        self._count = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        path = self._path(trainer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
+        path, self._count = self._path(trainer), 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+        except OSError as error:
+            raise UserError(
+                f"predictions cannot be written to {path}: {error.strerror}; set `trainer.default_root_dir` to another folder"
+            ) from error
 
     def write_on_batch_end(
         self,
@@ -35,8 +45,18 @@ class Predictions(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        with self._path(trainer).open("a") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in prediction)
+        lines = [(json.dumps(record, ensure_ascii=False) + "\n").encode() for record in prediction]
+        try:
+            with self._path(trainer).open("ab", buffering=0) as file:
+                whole = all(file.write(line) == len(line) for line in lines)
+        except OSError as error:
+            raise UserError(f"predictions cannot be written to {self._path(trainer)}: {error.strerror}") from error
+        if not whole:
+            raise UserError(f"predictions cannot be written to {self._path(trainer)}: the disk is full")
+        self._count += len(prediction)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        print(f"predicted  {self._count} completions, in {self._path(trainer)}")
 
     @staticmethod
     def _path(trainer: L.Trainer) -> Path:

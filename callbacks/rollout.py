@@ -100,9 +100,10 @@ class Rollout(RolloutEvaluation):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, PolicyOptimization):
             return
-        if not isinstance(trainer.datamodule, PromptDataModule):  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PromptDataModule):
             raise UserError("`data` must be a `PromptDataModule`, which serves prompts to the rollout")
-        if not self.rewards:
+        if not self.rewards and (stage != "predict" or data.judged):
             raise UserError("`rollout.rewards` is empty: name at least one reward, such as `MathAnswer`")
         if self.max_new_tokens < 1:
             raise UserError(f"`rollout.max_new_tokens` must be at least 1, got {self.max_new_tokens}")

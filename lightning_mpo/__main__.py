@@ -8,6 +8,7 @@ import lightning_mpo
 
 HELP = """\
 usage: lightning-mpo {fit,validate,test,predict} -c CONFIG [-c CONFIG ...] [--key value ...]
+       lightning-mpo export --checkpoint FILE --to FOLDER [--form adapter|merged|full]
        lightning-mpo methods [--configs DIR] [--readme FILE]
 
 RL post-training of language models in which what counts as one action is a choice.
@@ -16,6 +17,7 @@ RL post-training of language models in which what counts as one action is a choi
   validate   sample held-out prompts and report pass@1
   test       the same under the name `test`
   predict    sample completions
+  export     write a checkpoint's policy as a Hugging Face folder, load it again and compare
   methods    print the algorithm files as a table: choices, papers, values and where they come from
 
   -c FILE           a YAML file; later files win, key by key, and the command line wins over files
@@ -42,6 +44,10 @@ def main() -> int:
         from lightning_mpo import methods
 
         return methods.main(arguments[1:])
+    if arguments[0] == "export":
+        from lightning_mpo import export_command
+
+        return export_command.main(arguments[1:])
     from lightning_mpo.cli import run
 
     return run()

@@ -7,22 +7,23 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
-from lightning_mpo.callbacks import Rollout
+from lightning_mpo.callbacks import Predictions, Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
+from lightning_mpo.policies.checkpoints import load_checkpoint
 
-VERBS = ("fit", "validate", "test", "predict", "methods")
+VERBS = ("fit", "validate", "test", "predict", "export", "methods")
 """What `lightning-mpo` can be asked for; `methods` is answered before Lightning is imported."""
 
 
@@ -34,6 +35,20 @@ class SaveConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().setup(trainer, pl_module, "fit")
+
+
+OPTIONS: dict[str, Any] = {
+    "model_class": L.LightningModule,
+    "datamodule_class": L.LightningDataModule,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "auto_configure_optimizers": False,
+    "seed_everything_default": 0,
+    "save_config_callback": SaveConfig,
+    "save_config_kwargs": {"overwrite": True},
+    "parser_kwargs": {"parser_mode": "omegaconf+", "exit_on_error": False},
+}
+"""Of every command line that reads configuration files."""
 
 
 class CLI(LightningCLI):
@@ -57,10 +72,26 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
         _check_checkpoint(config.get("ckpt_path"))
+        if self.subcommand:
+            if config.get("weights_only") is False:
+                raise UserError("`weights_only: false` would run code that a checkpoint names; leave it out")
+            config["weights_only"] = True  # the default is torch's, which a variable of the environment changes
+        if self.subcommand == "predict":
+            config["return_predictions"] = False  # they are written batch by batch, and may be more than memory holds
+            config["trainer"]["logger"] = (
+                False  # one of files would delete the metrics of the run that made the weights
+            )
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
         if self.subcommand == "fit" and warmup and checkpoint and not Path(checkpoint).exists():
             _fit_first(warmup, checkpoint, config.get("seed_everything"))
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self.subcommand == "predict" and not any(isinstance(callback, Predictions) for callback in callbacks):
+            callbacks.append(Predictions())  # what is sampled would be lost
+        return trainer
 
 
 def _check_checkpoint(path: str | None) -> None:
@@ -70,14 +101,7 @@ def _check_checkpoint(path: str | None) -> None:
     if not Path(path).exists():
         raise UserError(f"`ckpt_path` {path!r} does not exist")
     if Path(path).is_file():
-        try:
-            complete = "state_dict" in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            raise UserError(
-                f"`ckpt_path` {path!r} cannot be read as a Lightning checkpoint: {type(error).__name__}"
-            ) from error
-        if not complete:
-            raise UserError(f"`ckpt_path` {path!r} is no Lightning checkpoint: it holds no state_dict")
+        load_checkpoint(path, "`ckpt_path`", mmap=True)
 
 
 def _fit_first(config: str, checkpoint: str, seed: Any) -> None:
@@ -101,27 +125,27 @@ def _nested(config: Any, *keys: str) -> Any:
 
 def run() -> int:
     """Parse the command line and run it; a mistake of the user's prints one line and returns 2."""
+    if sys.argv[1] not in VERBS:
+        return _fail(f"no verb {sys.argv[1]!r}{suggest(sys.argv[1], VERBS) or '; there are ' + ', '.join(VERBS)}")
+    return guarded(_run_verb)
+
+
+def _run_verb() -> None:
+    sys.argv[1:] = expand_includes(sys.argv[1:])
+    CLI(**OPTIONS)
+
+
+def guarded(call: Callable[[], None]) -> int:
+    """Call something that parses a command line; a mistake of the user's prints one line and returns 2, not 0."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours keeps no position
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own call of torch
-    if sys.argv[1] not in VERBS:
-        return _fail(f"no verb {sys.argv[1]!r}{suggest(sys.argv[1], VERBS) or '; there are ' + ', '.join(VERBS)}")
+    warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")  # nobody asks for them
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
     try:
-        sys.argv[1:] = expand_includes(sys.argv[1:])
-        CLI(
-            L.LightningModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-        )
+        call()
     except UserError as error:
         return _fail(str(error))
     except ArgumentError as error:

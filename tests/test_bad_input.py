@@ -146,6 +146,15 @@ def heads_checkpoint(**description: object) -> bytes:
     return file.getvalue()
 
 
+def malicious() -> bytes:
+    """A checkpoint that leaves a mark, `executed`, when it is unpickled."""
+    from tests.policies.test_checkpoints import Malicious
+
+    file = io.BytesIO()
+    torch.save({"state_dict": {}, "callbacks": Malicious()}, file)
+    return file.getvalue()
+
+
 OVERLAY = ["-c", "o.yaml"]
 HEADS = "{mtp: {class_path: ParallelHeads, init_args: {offsets: 2}}, checkpoint: heads.ckpt}"
 MTP = "{length: 3, source: mtp}"
@@ -443,6 +452,12 @@ CASES = {
     "a checkpoint of the policy that is none": Case(
         "`policy.checkpoint` 'x.ckpt' cannot be read", [f"--{POLICY}.checkpoint", "x.ckpt"], {"x.ckpt": b"garbage"}
     ),
+    "a checkpoint to resume that would run code": Case(
+        "`ckpt_path` 'x.ckpt' cannot be read as a Lightning checkpoint: it asks to run",
+        ["--ckpt_path", "x.ckpt"],
+        {"x.ckpt": malicious()},
+    ),
+    "code in checkpoints let in": Case("`weights_only: false` would run code", ["--weights_only", "false"]),
     "a missing checkpoint to resume": Case("`ckpt_path`…'x.ckpt'", ["--ckpt_path", "x.ckpt"]),
     "a checkpoint to resume that is none": Case(
         "`ckpt_path`…'x.ckpt'", ["--ckpt_path", "x.ckpt"], {"x.ckpt": b"garbage"}

@@ -35,8 +35,9 @@ LAYERS = [
     ["objective", "composition", "policies"],
     ["rollout", "data"],
     ["modules"],
+    ["export"],
     ["callbacks"],
-    ["cli", "messages", "methods", "__main__"],
+    ["cli", "messages", "methods", "export_command", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 HEAVY = ("torch", "lightning", "transformers", "peft", "datasets", "matplotlib")

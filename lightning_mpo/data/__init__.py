@@ -3,6 +3,7 @@
 from lightning_mpo.data.arithmetic import Arithmetic, Multiplication
 from lightning_mpo.data.base import PromptDataModule, Splits
 from lightning_mpo.data.jsonl import JsonLines
+from lightning_mpo.data.prompts import PromptFile
 from lightning_mpo.data.svamp import Svamp
 
-__all__ = ["Arithmetic", "JsonLines", "Multiplication", "PromptDataModule", "Splits", "Svamp"]
+__all__ = ["Arithmetic", "JsonLines", "Multiplication", "PromptDataModule", "PromptFile", "Splits", "Svamp"]

@@ -78,6 +78,11 @@ class PromptDataModule(L.LightningDataModule, ABC):
         """The rows that validation takes: the first `validation_prompts` of the split."""
         return self.splits.validation[: self.validation_prompts]
 
+    @property
+    def judged(self) -> bool:
+        """Whether rows have targets that `predict` can hold completions against."""
+        return True
+
     def setup(self, stage: str | None = None) -> None:
         _ = self.splits
 

@@ -14,7 +14,7 @@ from lightning_mpo.rewards.base import Reward, completions_of, score_all
 from lightning_mpo.rollout.base import Sampler
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.supports import FullVocabulary
-from lightning_mpo.types import PromptBatch, Rollout
+from lightning_mpo.types import Finish, PromptBatch, Rollout
 
 
 class RolloutEvaluation(RolloutCallback, RolloutSource):
@@ -65,8 +65,12 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
 
     def predict(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         rollout = self._draw(module, prompts, batch_idx, Decoding(FullVocabulary(), self.validation_completions))
-        scores = score_all(self.rewards, completions_of(rollout))
-        return [
-            {"prompt": row.prompt, "completion": text, "target": row.target, "reward": reward}
-            for row, text, reward in zip(rollout.rows, rollout.texts, scores.rewards_B.tolist(), strict=True)
+        records = [
+            {**row.extra, "prompt": row.prompt, "completion": text, "finished": finish == Finish.STOP}
+            for row, text, finish in zip(rollout.rows, rollout.texts, rollout.finish_B.tolist(), strict=True)
         ]
+        if module.trainer.datamodule.judged:  # type: ignore[attr-defined]
+            rewards = score_all(self.rewards, completions_of(rollout)).rewards_B.tolist()
+            for record, row, reward in zip(records, rollout.rows, rewards, strict=True):
+                record |= {"target": row.target, "reward": reward}
+        return records

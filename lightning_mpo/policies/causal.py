@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import pretrained
 from lightning_mpo.policies.base import Policy, rollout_mode
-from lightning_mpo.policies.checkpoints import read_policy
+from lightning_mpo.policies.checkpoints import check_adapters, read_policy
 from lightning_mpo.policies.logits import check_logits, logit_options
 from lightning_mpo.policies.lora import FrozenAdapters, Lora, add_adapters
 from lightning_mpo.policies.mtp import MTPHeads
@@ -44,7 +44,7 @@ class CausalPolicy(Policy):
         share_prompts: compute a prompt once for all of its responses in a micro-batch.
         mtp: multi-token-prediction heads, for `BlockActions(source="mtp")`.
         critic: what gives states a value, for `GeneralizedAdvantage`.
-        checkpoint: a Lightning checkpoint whose policy weights are taken on top of `source`.
+        checkpoint: a Lightning checkpoint, or a folder of adapters, whose policy weights are taken on top of `source`.
     """
 
     def __init__(
@@ -124,9 +124,9 @@ class CausalPolicy(Policy):
                 "`policy.dtype: float32` (with `trainer.precision: bf16-mixed` for speed), or give `policy.lora`"
             )
         if self.checkpoint is not None:
-            self.check_heads(
-                read_policy(self.checkpoint, mmap=True).get("mtp"), f"`policy.checkpoint` {self.checkpoint!r}"
-            )
+            content, where = read_policy(self.checkpoint, mmap=True), f"`policy.checkpoint` {self.checkpoint!r}"
+            check_adapters(content, self.lora, where)
+            self.check_heads(content["mtp"], where)
         _ = self.head_options
 
     # --- weights --------------------------------------------------------------------------------------------------

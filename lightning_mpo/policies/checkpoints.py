@@ -1,37 +1,155 @@
-"""Policies in Lightning checkpoints."""
+"""Policies in files: Lightning checkpoints, and folders of adapters as peft writes them.
+
+Nothing that a file names is ever run: checkpoints are loaded with `weights_only`, adapters and heads as safetensors.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from lightning_mpo.errors import UserError
 
+if TYPE_CHECKING:
+    from lightning_mpo.policies.lora import Lora
+
 PREFIX = "policy."
 """What a module's state dict puts in front of a policy's names."""
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+HEADS, HEADS_CONFIG = "mtp_heads.safetensors", "mtp_heads.json"
 
 
-def read_policy(checkpoint: str, mmap: bool = False) -> dict[str, Any]:
-    """Return a checkpoint's policy: `state_dict` with the policy's own names, and `mtp`, which describes its heads.
+def load_checkpoint(checkpoint: str | Path, name: str, mmap: bool = False) -> dict[str, Any]:
+    """Return a Lightning checkpoint: tensors and plain values; what asks for code is refused.
 
     Args:
         checkpoint: the file.
+        name: what messages call it, such as "`ckpt_path`".
         mmap: leave the tensors on disk.
 
     Raises:
-        UserError: there is no such file, or it is no Lightning checkpoint.
+        UserError: there is no such file, it is damaged or no Lightning checkpoint, or reading it would run code.
     """
-    path = Path(checkpoint)
+    path, shown = Path(checkpoint), f"{name} {str(checkpoint)!r}"
     if not path.is_file():
-        raise UserError(f"`policy.checkpoint` {str(path)!r} does not exist")
+        raise UserError(f"{shown} does not exist" if not path.exists() else f"{shown} is no file")
     try:
+        broken = _broken_member(path)
+        if broken:
+            raise UserError(f"{shown} is damaged: the checksum of {broken!r} in it is wrong; take another copy")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        state = dict(content["state_dict"])
+        if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+            raise UserError(f"{shown} cannot be read as a Lightning checkpoint: it holds no state_dict")
+    except UserError:
+        raise
     except Exception as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks to run {code[1]}, and code in files is never run" if code else type(error).__name__
+        raise UserError(f"{shown} cannot be read as a Lightning checkpoint: {reason}") from error
+    return content
+
+
+def _broken_member(path: Path) -> str | None:
+    """Return the first part of a zip file whose checksum is wrong: torch does not look."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
+
+
+def read_policy(checkpoint: str, mmap: bool = False) -> dict[str, Any]:
+    """Return a checkpoint's policy.
+
+    Args:
+        checkpoint: a Lightning checkpoint, or a folder of adapters.
+        mmap: leave the tensors on disk.
+
+    Returns:
+        `state_dict` with the policy's own names; `mtp`, which describes its heads; `adapters`, peft's description of them,
+        which only folders have.
+
+    Raises:
+        UserError: there is no such file, it is damaged or no Lightning checkpoint, or reading it would run code.
+    """
+    if Path(checkpoint).is_dir():
+        return _read_folder(Path(checkpoint))
+    content = load_checkpoint(checkpoint, "`policy.checkpoint`", mmap)
+    own = {k.removeprefix(PREFIX): value for k, value in content["state_dict"].items() if k.startswith(PREFIX)}
+    return {"state_dict": own, "mtp": content.get("mtp"), "adapters": None}
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    shown = f"`policy.checkpoint` {str(folder)!r}"
+    if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
+        hint = "; it is a whole model: name it as `policy.source`" if (folder / "config.json").is_file() else ""
+        raise UserError(f"{shown} is a folder without {ADAPTER} and {ADAPTER_CONFIG}{hint}")
+    adapters = _read_json(folder / ADAPTER_CONFIG, shown)
+    state = {
+        re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", key.replace("base_model.model.", "network.", 1)): value
+        for key, value in read_safetensors(folder / ADAPTER, shown).items()
+    }  # fmt: skip
+    mtp = None
+    if (folder / HEADS).is_file():
+        mtp = _read_json(folder / HEADS_CONFIG, shown).get("heads")
+        state |= {f"mtp.{key}": value for key, value in read_safetensors(folder / HEADS, shown).items()}
+    return {"state_dict": state, "mtp": mtp, "adapters": adapters}
+
+
+def read_safetensors(path: Path, shown: str) -> dict[str, Tensor]:
+    """Return the tensors of a file.
+
+    Raises:
+        UserError: it is missing or no whole safetensors file; `shown` says what the user named.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{shown}: {path.name} cannot be read as safetensors: {error}") from error
+
+
+def _read_json(path: Path, shown: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{shown}: {path.name} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{shown}: {path.name} must hold an object, got {type(content).__name__}")
+    return content
+
+
+def check_adapters(content: dict[str, Any], lora: Lora | None, where: str) -> None:
+    """Refuse a checkpoint whose adapters are not those of the policy.
+
+    Args:
+        content: what `read_policy` returned.
+        lora: the policy's adapters.
+        where: what holds them, for messages.
+
+    Raises:
+        UserError: adapters on one side only, or of another rank or scale.
+    """
+    ranks = {value.shape[0] for key, value in content["state_dict"].items() if "lora_A" in key and value.ndim == 2}
+    if lora is None and ranks:
+        raise UserError(f"{where} holds adapters of rank {max(ranks)} and the policy has none: give `policy.lora`")
+    weights = any(key.startswith("network.") for key in content["state_dict"])
+    if lora is not None and weights and not ranks:
         raise UserError(
-            f"`policy.checkpoint` {str(path)!r} cannot be read as a Lightning checkpoint: {type(error).__name__}"
-        ) from error
-    own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    return {"state_dict": own, "mtp": content.get("mtp")}
+            f"{where} holds whole weights and no adapters: leave out `policy.lora`, or export it "
+            "(lightning-mpo export) and name that folder as `policy.source`"
+        )
+    if lora is None:
+        return
+    described = content["adapters"] or {}
+    found = {"rank": next(iter(ranks - {lora.rank}), lora.rank), "alpha": described.get("lora_alpha", lora.alpha)}
+    for name, value in found.items():
+        if value != getattr(lora, name):
+            raise UserError(f"{where} holds adapters of {name} {value}, `policy.lora` has {getattr(lora, name)}")

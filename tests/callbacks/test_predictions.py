@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning as L
+import pytest
 
 from lightning_mpo.callbacks import Predictions, Rollout
+from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
 from tests.modules.runs import Digits, make_data, make_objective, make_policy
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_predict_writes_every_completion_and_begins_afresh(tmp_path):
@@ -26,3 +35,49 @@ def test_predict_writes_every_completion_and_begins_afresh(tmp_path):
     digits = [sum(c in "01234" for c in r["completion"]) / max(len(r["completion"]), 1) for r in records]
     assert all(abs(record["reward"] - share) < 1e-6 for record, share in zip(records, digits, strict=True))
     assert predict() == records
+
+
+KILLED = """
+import os, signal, sys
+import lightning as L
+from lightning_mpo.callbacks import Predictions, Rollout
+from lightning_mpo.data import PromptFile
+from lightning_mpo.errors import UserError
+from lightning_mpo.modules import PolicyOptimization
+from tests.modules.runs import Probe, make_objective, make_policy
+
+data = PromptFile("prompts.jsonl", validation_batch_size=2)
+kill = Probe(on_predict_batch_start=lambda *args: os.kill(os.getpid(), signal.SIGKILL) if args[3] == 2 else None)
+trainer = L.Trainer(
+    accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+    callbacks=[Rollout([], max_new_tokens=6), Predictions(), kill],
+)
+trainer.predict(PolicyOptimization(make_policy(), make_objective()), datamodule=data, return_predictions=False)
+"""
+
+
+def test_a_run_that_is_killed_leaves_the_whole_lines_of_the_batches_before(tmp_path):
+    lines = [json.dumps({"prompt": f"{n}+{n}=", "id": n}) for n in range(8)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    text = (tmp_path / "completions" / "predictions.jsonl").read_text()
+    assert text.endswith("\n")
+    assert [json.loads(line)["id"] for line in text.splitlines()] == [0, 1, 2, 3]
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "completions").write_text("a file")
+    trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(UserError, match=r"predictions cannot be written to .*; set `trainer.default_root_dir`"):
+        Predictions().on_predict_start(trainer, L.LightningModule())
+
+
+def test_a_full_disk_is_told(tmp_path):
+    trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path)
+    writer = Predictions()
+    writer._path = lambda trainer: Path("/dev/full")
+    with pytest.raises(UserError, match="predictions cannot be written to /dev/full: No space left on device"):
+        writer.write_on_batch_end(trainer, L.LightningModule(), [{"prompt": "1"}], None, None, 0, 0)

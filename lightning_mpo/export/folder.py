@@ -1,0 +1,141 @@
+"""The target folder, and what stands in it beside weights."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.policies.checkpoints import HEADS, HEADS_CONFIG
+from lightning_mpo.supports import FullVocabulary, Support, TopK
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+    from lightning_mpo.policies.causal import CausalPolicy
+
+CONFIG, CARD = "lightning_mpo.yaml", "README.md"
+WRITTEN = (
+    *("adapter_*", "model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*", "merges.txt"),
+    *(HEADS, HEADS_CONFIG, CONFIG, CARD),
+)
+"""What exports write, as patterns: `overwrite` removes these and nothing else."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the policy was sampled from in training."""
+
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    support: Support | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return it in transformers' terms; a support that these cannot say is left out."""
+        own = self.support.k if isinstance(self.support, TopK) and not self.support.from_reference else 0
+        return {
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_k": own,  # 0: no limit, where transformers' own default is 50
+            "top_p": 1.0,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `options` says all there is."""
+        return isinstance(self.support, FullVocabulary | None) or self.options()["top_k"] > 0
+
+
+def prepare(folder: Path, overwrite: bool) -> None:
+    """Make the target folder, and see that it can be written to.
+
+    Raises:
+        UserError: it is a file, it cannot be written to, or it holds something and `overwrite` is not set.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = sorted(path.name for path in folder.iterdir())
+        if held and not overwrite:
+            raise UserError(
+                f"the target folder {str(folder)!r} is not empty (it holds {held[0]!r}); name another, or say --overwrite"
+            )
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for pattern in WRITTEN:
+            for path in folder.glob(pattern):
+                path.unlink()
+    except OSError as error:
+        raise UserError(f"the target folder {str(folder)!r} cannot be written to: {error.strerror or error}") from error
+
+
+def write_extras(policy: CausalPolicy, folder: Path, sampling: Sampling) -> None:
+    """Write tokenizer with its chat template, generation options and multi-token heads."""
+    policy.tokenizer.save_pretrained(folder)
+    generation_config(policy, sampling).save_pretrained(folder)
+    if policy.mtp is None:
+        return
+    policy.mtp.save(folder / HEADS)
+    options = {name: getattr(policy.mtp, name) for name in ("offsets", "own_unembedding", "detach_trunk", "support")}
+    described = {
+        "class_path": f"lightning_mpo.policies.{type(policy.mtp).__name__}",
+        "init_args": options,
+        "heads": policy.describe_heads(),
+    }
+    (folder / HEADS_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
+
+
+def generation_config(policy: CausalPolicy, sampling: Sampling) -> GenerationConfig:
+    """Return how to sample as in training."""
+    from transformers import GenerationConfig
+
+    tokenizer, ends = policy.tokenizer, policy.end_tokens
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    return GenerationConfig(
+        eos_token_id=ends, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id, **sampling.options()
+    )
+
+
+def write_config(config: dict[str, Any], folder: Path, form: str, data: Any) -> None:
+    """Write a configuration with which `lightning-mpo predict` takes this folder.
+
+    Args:
+        config: of the run.
+        folder: the exported one.
+        form: what was exported.
+        data: the run's data module, whose instruction and chat template prompts need again; None: unknown.
+    """
+    model = json.loads(json.dumps(config["model"]))
+    arguments = model["init_args"]
+    if form == "adapter":
+        policy = arguments["policy"]
+        policy["init_args"] |= {"checkpoint": str(folder)}
+    else:
+        policy = arguments["policy"] = {"class_path": "CausalPolicy", "init_args": {"source": str(folder)}}
+    policy["init_args"].pop("critic", None)
+    if (folder / HEADS).is_file():
+        heads = json.loads((folder / HEADS_CONFIG).read_text())
+        taken = {} if form == "adapter" else {"weights": str(folder / HEADS)}
+        policy["init_args"]["mtp"] = {"class_path": heads["class_path"], "init_args": heads["init_args"] | taken}
+    prompts = {name: getattr(data, name) for name in ("instruction", "chat_template", "max_prompt_tokens") if data}
+    content = {
+        "seed_everything": config.get("seed_everything", 0),
+        "model": model,
+        "data": {"class_path": "PromptFile", "init_args": prompts},
+        "rollout": config.get("rollout"),
+        "trainer": {
+            "accelerator": "auto",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "callbacks": [{"class_path": "Predictions"}],
+        },
+    }
+    head = f"# lightning-mpo predict -c {folder / CONFIG} --data.init_args.path prompts.jsonl\n"
+    (folder / CONFIG).write_text(head + yaml.safe_dump(content, sort_keys=False))

@@ -1,0 +1,109 @@
+"""The three forms of an exported policy, and how a user loads each again."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.checkpoints import ADAPTER_CONFIG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FORMS = ("adapter", "merged", "full")
+
+
+def check_form(policy: CausalPolicy, form: str) -> None:
+    """Refuse a form that the policy does not have, before its weights are loaded.
+
+    Raises:
+        UserError: adapters or a merge without LoRA, all weights with it, or a base that is nowhere but quantised.
+    """
+    if form not in FORMS:
+        raise UserError(f"the form must be one of {', '.join(FORMS)}, got {form!r}")
+    if form != "full" and policy.lora is None:
+        raise UserError(f"the form {form!r} needs adapters and the policy has no `policy.lora`: take the form 'full'")
+    if form == "full" and policy.lora is not None:
+        raise UserError("the form 'full' is of policies without `policy.lora`: take 'adapter', or 'merged'")
+    if form == "merged" and getattr(policy.config, "quantization_config", None) is not None:
+        raise UserError(
+            f"the base {policy.source!r} is stored quantised, and adapters are only merged into unquantised weights: give "
+            "`--model.init_args.policy.init_args.source` the model it was made from, or take the form 'adapter'"
+        )
+
+
+def is_quantised(policy: CausalPolicy) -> bool:
+    """Whether the policy was trained on a base that was quantised when it was loaded."""
+    return getattr(policy, "quantization", None) is not None
+
+
+def write_adapter(policy: CausalPolicy, folder: Path) -> None:
+    """Write the adapters alone, as peft does."""
+    policy._adapters.save_pretrained(folder, save_embedding_layers=False)  # "auto" would look the base up on the hub
+    path = folder / ADAPTER_CONFIG
+    described = json.loads(path.read_text())
+    described["base_model_name_or_path"] = policy.source  # and not where this machine keeps it
+    path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+
+
+def write_full(policy: CausalPolicy, folder: Path) -> None:
+    """Write all weights, as they are."""
+    policy._network().save_pretrained(folder)
+
+
+def write_merged(policy: CausalPolicy, folder: Path, dtype: torch.dtype) -> None:
+    """Write the unquantised base with the adapters added to it, rounded once to `dtype`."""
+    network: Any = policy._network()
+    if dtype == torch.float32:
+        network.to(dtype)
+    _untie_adapted_head(network)
+    with torch.no_grad():
+        policy._adapters.merge_and_unload()
+    network.to(dtype).save_pretrained(folder)
+
+
+def unquantised(policy: CausalPolicy) -> CausalPolicy:
+    """Return the policy built anew on an unquantised base, on the CPU; merging is done to this one."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_adapter(policy, Path(folder))
+        dtype: Any = str(policy.dtype).removeprefix("torch.")
+        twin = CausalPolicy(policy.source, lora=policy.lora, dtype=dtype, checkpoint=folder)
+        twin.build(device=torch.device("cpu"), reference=False)
+    return twin
+
+
+def _untie_adapted_head(network: PreTrainedModel) -> None:
+    """Give an adapted head weights of its own: merged into tied ones, its adapter would change the embedding."""
+    head: Any = network.get_output_embeddings()
+    embedding: Any = network.get_input_embeddings()
+    base = getattr(head, "base_layer", None)
+    if base is None or base.weight is not embedding.weight:
+        return
+    base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+    for config in (network.config, network.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def reload(policy: CausalPolicy, folder: Path, form: str) -> tuple[Any, Any]:
+    """Load an exported folder as a user would; return the model in eval mode, and its tokenizer."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if form == "adapter":
+        quantization: Any = getattr(policy, "quantization", None)
+        base = (
+            policy.load_network()
+            if quantization is None
+            else quantization.load(policy._location, dtype=policy.dtype, device=policy.device)
+        )
+        network: Any = PeftModel.from_pretrained(base, folder)
+    else:
+        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return network.to(policy.device).eval(), AutoTokenizer.from_pretrained(folder)

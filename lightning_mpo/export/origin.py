@@ -1,0 +1,99 @@
+"""What is known of the run that an exported policy comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import lightning_mpo
+from lightning_mpo.errors import UserError
+from lightning_mpo.headers import Method, read
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A run, as far as it is known."""
+
+    config: dict[str, Any] | None = None  # whole, as `config.yaml` holds it
+    updates: int | None = None
+    rollouts: int | None = None
+    summary: dict[str, Any] | None = None  # of `Report`
+
+    @property
+    def objective(self) -> dict[str, Any] | None:
+        """The axes, as configured."""
+        return inside(self.config, "model", "init_args", "objective")
+
+
+def read_yaml(path: Path) -> dict[str, Any] | None:
+    """Return a mapping, or None where there is none."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """Return what `Report` measured, or None."""
+    try:
+        return json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def find_method(objective: dict[str, Any]) -> tuple[Method, dict[str, tuple[Any, Any]]] | None:
+    """Return the algorithm file whose choices an objective makes, and the values in which it differs from the file.
+
+    Algorithm files are looked for in `configs/algorithm`, here and beside the package. None: no file makes these choices.
+
+    Returns:
+        the file, and by argument what the objective has and what the file says.
+    """
+    beside = Path(lightning_mpo.__file__).parents[1]
+    own = dict(_leaves(objective))
+    found: list[tuple[Method, dict[str, tuple[Any, Any]]]] = []
+    for folder in dict.fromkeys(root / "configs" / "algorithm" for root in (Path(), beside)):
+        for path in sorted(folder.glob("*.yaml")) if not found else ():
+            try:
+                method = read(path)
+            except UserError:
+                continue
+            theirs = dict(_leaves(method.choices))
+            if {k: v for k, v in own.items() if "." not in k} == {k: v for k, v in theirs.items() if "." not in k}:
+                other = {key: (own.get(key), theirs.get(key)) for key in {**own, **theirs}}
+                found.append((method, {key: pair for key, pair in other.items() if not _same(*pair)}))
+    return min(found, key=lambda pair: len(pair[1]), default=None)
+
+
+def _same(own: Any, other: Any) -> bool:
+    return own == other or (isinstance(other, str) and other.startswith("${"))
+
+
+def short(value: Any) -> Any:
+    """Return the name of a class without its module."""
+    return value.rsplit(".", 1)[-1] if isinstance(value, str) else value
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each choice and each argument: `support` is `TopK`, `support.k` is 8."""
+    if isinstance(value, dict):
+        named = "class_path" in value
+        if path:
+            yield path, short(value["class_path"]) if named else "set"
+        for key, inner in ((value.get("init_args") or {}) if named else value).items():
+            yield from _leaves(inner, f"{path}.{key}" if path else key)
+    elif value is not None:
+        yield path, value
+
+
+def inside(value: Any, *keys: str) -> Any:
+    """Return what stands under keys of nested mappings, or None."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

