@@ -7,6 +7,7 @@ from lightning_mpo.callbacks.kill import KillAt
 from lightning_mpo.callbacks.kl import KLTracking
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
 from lightning_mpo.callbacks.predictions import Predictions
+from lightning_mpo.callbacks.preemption import Preemption
 from lightning_mpo.callbacks.progress import RolloutProgressBar
 from lightning_mpo.callbacks.prompt_order import PromptOrder
 from lightning_mpo.callbacks.report import Report
@@ -23,6 +24,7 @@ __all__ = [
     "KillAt",
     "MetricsCSV",
     "Predictions",
+    "Preemption",
     "PromptOrder",
     "Report",
     "Rollout",

@@ -39,7 +39,7 @@ class KillAt(RolloutCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._mine = trainer.global_rank == self.rank
         if self.phase in ("write", "rename", "saved"):
-            trainer.strategy.checkpoint_io = _DyingIO(self)
+            trainer.strategy.checkpoint_io = _DyingIO(self, getattr(trainer.strategy.checkpoint_io, "check", None))
 
     def passed(self, phase: Phase) -> bool:
         """Count an event; return whether it is the one."""
@@ -61,7 +61,13 @@ class KillAt(RolloutCallback):
         self.event("micro-batch" if trainer.fit_loop._should_accumulate() else "update")
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, loader: int = 0
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        loader: int = 0,
     ) -> None:
         self.event("validation")
 
@@ -69,8 +75,8 @@ class KillAt(RolloutCallback):
 class _DyingIO(AtomicCheckpointIO):
     """Asks before each write, and before a checkpoint gets its name."""
 
-    def __init__(self, killer: KillAt) -> None:
-        super().__init__()
+    def __init__(self, killer: KillAt, check: Any) -> None:
+        super().__init__(check)
         self.killer = killer
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
+from lightning_mpo.callbacks.preemption import last_path
+from lightning_mpo.callbacks.rollout import Rollout
+from lightning_mpo.errors import UserError
+from lightning_mpo.modules.configured import configuration_wins, configured
+from lightning_mpo.modules.identity import check_identity, identity
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.random_state import random_state, restore_random_state
 from lightning_mpo.modules.resume import gather_ranks, place
 from lightning_mpo.modules.source import RolloutCallback
-from lightning_mpo.modules.storage import AtomicCheckpointIO, check_folders
+from lightning_mpo.modules.storage import AtomicCheckpointIO, check_digest, check_folders, read_checkpoint
 
 
 class ExactResume(RolloutCallback):
@@ -31,13 +39,21 @@ class ExactResume(RolloutCallback):
         self._settled = -1
         """The update whose row and validation are done, where the loops do not say so."""
         self._trainer: L.Trainer | None = None
+        self._identity: dict[str, Any] = {}
+        self._configured: dict[str, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._trainer = trainer
+        self._identity = run_identity(trainer, pl_module)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if stage == "fit":
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO(
+                lambda path, content: check_content(trainer, self._identity, path, content, stage)
+            )
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             check_folders(folders(trainer))
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._configured = configured(trainer)
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
@@ -45,6 +61,9 @@ class ExactResume(RolloutCallback):
         trainer = self._trainer
         assert trainer is not None
         state: dict[str, Any] = {
+            "identity": self._identity,
+            "configured": self._configured,
+            "settings": settings(trainer),
             "ranks": gather_ranks({"random": random_state()}),
             "rows": [logger.experiment.mark() for logger in _csv_loggers(trainer)],
             "metrics": _plain(trainer.callback_metrics),
@@ -52,12 +71,13 @@ class ExactResume(RolloutCallback):
         loop = trainer.fit_loop.epoch_loop
         if not loop.batch_progress.is_last_batch:  # what was logged is repeated until the epoch ends
             state["repeated"] = _plain(loop._results.metrics(on_step=True)["log"])
-        batches = loop.batch_progress.current
+        batches: Any = loop.batch_progress.current
         if batches.completed < batches.processed and trainer.global_step != self._settled:  # in `on_train_batch_end`
             if trainer._logger_connector.should_update_logs:
                 state["row"] = {"epoch": trainer.current_epoch} | _plain(trainer._logger_connector.metrics["log"])
-            state["epoch"] = trainer.current_epoch
-            state["validate"] = trainer.enable_validation and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+            state["epoch"], fetcher = trainer.current_epoch, trainer.fit_loop._data_fetcher
+            assert fetcher is not None
+            state["validate"] = trainer.enable_validation and loop._should_check_val_fx(fetcher)
         return state
 
     # --- going on -----------------------------------------------------------------------------------------------------
@@ -69,6 +89,15 @@ class ExactResume(RolloutCallback):
         loaded, self._loaded = self._loaded, {}
         if not loaded:
             return
+        lines = configuration_wins(trainer, loaded["configured"], self._configured)
+        now = settings(trainer)
+        lines += [
+            f"{name} was {old} and is {now.get(name)}"
+            for name, old in loaded["settings"].items()
+            if old != now.get(name)
+        ]
+        for line in lines:
+            rank_zero_info(f"resume     {line}: the configuration wins")
         self._rewind(trainer, loaded["rows"])
         ranks, (rank, world) = loaded["ranks"], place()
         if len(ranks) == world:
@@ -117,6 +146,105 @@ class ExactResume(RolloutCallback):
         if self._random is not None:
             restore_random_state(self._random)
             self._random = None
+
+
+def run_identity(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    """Return what checkpoints of a run can be recognised by: the module, and how rollouts are spent."""
+    found = identity(module)
+    for source in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(source, Rollout) and isinstance(module, PolicyOptimization):
+            names = ("prompts", "completions", "minibatches", "epochs")
+            found |= {f"rollout.{name}": getattr(source, name) for name in names}
+    return found | {"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches}
+
+
+def settings(trainer: L.Trainer) -> dict[str, Any]:
+    """Return options that may change within a run; one that does is no longer the run that it was."""
+    found = {"seed_everything": os.environ.get("PL_GLOBAL_SEED")}
+    for name, owner in (("model", trainer.lightning_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
+        found |= {f"{name}.{key}": getattr(owner, key) for key in ("temperature", "seed") if hasattr(owner, key)}
+    for source in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(source, Rollout):
+            found |= {"rollout.seed": source.seed, "rollout.max_new_tokens": source.max_new_tokens}
+    return found
+
+
+def check_content(trainer: L.Trainer, own: dict[str, Any], path: Any, content: dict[str, Any], stage: str) -> None:
+    """Refuse a checkpoint that this run cannot go on from, in one line.
+
+    Args:
+        trainer: of the run.
+        own: its identity.
+        path: of the checkpoint.
+        content: what was read from it.
+        stage: "fit", where the algorithm and the number of processes count too.
+
+    Raises:
+        UserError: what differs, and the way out.
+    """
+    state = content.get("callbacks", {}).get("ExactResume")
+    if state is None:
+        return
+    check_identity(path, state["identity"], own, algorithm=stage == "fit")
+    saved, now = len(state["ranks"]), trainer.world_size
+    if stage == "fit" and saved != now:
+        raise UserError(
+            f"the checkpoint {path} was saved by {saved} processes and cannot be resumed by {now}: give as many "
+            "`trainer.devices` and `trainer.num_nodes`, or `policy.checkpoint` for a new run from its weights"
+        )
+
+
+def settle_checkpoint(trainer: L.Trainer, module: L.LightningModule, wanted: str | None, *, stage: str) -> str | None:
+    """Return the checkpoint to go on from, checked, or None to begin afresh; say which it is.
+
+    Args:
+        trainer: of the run.
+        module: not built yet.
+        wanted: a path, "last" (the newest `last*.ckpt` in the folders of the checkpoints), another name that Lightning
+            knows, or None.
+        stage: the verb.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another run, there is none to evaluate, or a folder cannot be written.
+    """
+    if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        check_folders(folders(trainer))
+    if wanted is None or wanted in ("best", "hpc"):
+        return wanted
+    path: Path | None = Path(wanted)
+    if wanted == "last":
+        path = find_last(trainer)
+        if path is None and stage == "fit":
+            rank_zero_info(f"resume     no last.ckpt in {last_path(trainer).parent}: starting afresh")
+            return None
+        if path is None:
+            raise UserError(f"`--ckpt_path last`: there is no last.ckpt in {last_path(trainer).parent}")
+    assert path is not None
+    if path.is_dir():  # of a sharded strategy, which reads it itself
+        return str(path)
+    try:
+        check_digest(path)
+        content = read_checkpoint(path, mmap=True)
+    except UserError as error:
+        others = [other for other in path.parent.glob("*.ckpt") if other != path]
+        if wanted != "last" or not others:
+            raise
+        raise UserError(f"{error}; there is also {max(others, key=lambda other: other.stat().st_mtime)}") from error
+    check_content(trainer, run_identity(trainer, module), path, content, stage)
+    if stage == "fit":
+        rank_zero_info(f"resume     from {path}, update {content['global_step']}")
+    return str(path)
+
+
+def find_last(trainer: L.Trainer) -> Path | None:
+    """Return the newest `last*.ckpt` of a run; files that are being written have other names."""
+    folders = {last_path(trainer).parent} | {
+        Path(callback.dirpath)
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath
+    }
+    found = [path for folder in sorted(folders) for path in folder.glob("last*.ckpt")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def folders(trainer: L.Trainer) -> list[str]:

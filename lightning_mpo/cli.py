@@ -18,7 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
-from lightning_mpo.callbacks import Rollout
+from lightning_mpo.callbacks import ExactResume, Preemption, Rollout
+from lightning_mpo.callbacks.resume import settle_checkpoint
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
 
@@ -57,10 +58,28 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
         _check_checkpoint(config.get("ckpt_path"))
+        _take_own_classes(config)
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
         if self.subcommand == "fit" and warmup and checkpoint and not Path(checkpoint).exists():
             _fit_first(warmup, checkpoint, config.get("seed_everything"))
+
+    def before_fit(self) -> None:
+        """Find `last`, and refuse a checkpoint that the run cannot go on from, before a model is loaded for it."""
+        options = self.config_init[self.subcommand]
+        options["ckpt_path"] = settle_checkpoint(
+            self.trainer, self.model, options.get("ckpt_path"), stage=self.subcommand
+        )
+
+    before_validate = before_test = before_predict = before_fit
+
+
+def _take_own_classes(config: Any) -> None:
+    """Put `MetricsCSV` where Lightning's `CSVLogger` is named, which deletes the file of a run that goes on."""
+    loggers = _nested(config, "trainer", "logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if _nested(logger, "class_path") == "lightning.pytorch.loggers.CSVLogger":
+            logger["class_path"] = "lightning_mpo.callbacks.MetricsCSV"
 
 
 def _check_checkpoint(path: str | None) -> None:
@@ -118,6 +137,7 @@ def run() -> int:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
+            trainer_defaults={"callbacks": [ExactResume(), Preemption()]},
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},

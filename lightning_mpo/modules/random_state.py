@@ -12,6 +12,7 @@ import torch
 def random_state() -> dict[str, Any]:
     """Return the state of the generators of torch (CPU and this process's GPU), Python and numpy."""
     version, words, gauss = random.getstate()
+    keys: Any
     _, keys, position, has_gauss, cached = np.random.get_state()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),

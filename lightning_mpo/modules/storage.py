@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,7 +41,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     A run that is killed meanwhile, or a full disk, leaves the checkpoint before as it was. (Lightning's own writer goes
     through the folder for temporary files, from which a file on another disk is copied to its place.) What is read must
     be what was written, and is loaded without running any code of the file's.
+
+    Args:
+        check: called with path and content of what was read, to refuse it before anything is restored.
     """
+
+    def __init__(self, check: Callable[[Any, dict[str, Any]], None] | None = None) -> None:
+        self.check = check
 
     def open(self, path: Path) -> IO[bytes]:
         """Open the file that is written to."""
@@ -59,7 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             target.parent.mkdir(parents=True, exist_ok=True)
             with self.open(part) as file:
                 summed = DigestFile(file)
-                torch.save(checkpoint, summed)
+                torch.save(checkpoint, summed)  # type: ignore[arg-type]
                 file.write(MARK + summed.digest.hexdigest().encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -80,7 +86,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: the file is damaged, is no checkpoint, or holds objects other than tensors and plain values.
         """
         check_digest(path)
-        return read_checkpoint(path)
+        content = read_checkpoint(path)
+        if self.check is not None:
+            self.check(path, content)
+        return content
 
 
 def os_error(error: BaseException | None) -> OSError | None:

@@ -2,7 +2,7 @@
 
 python killed_runs.py FOLDER N SEED      prints a line per kill; exits 1 if a run ends in another way
 
-Every run is a fork of this process, which has imported everything.
+Every run is a fork of this process, which has imported everything and started no thread.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import peft  # noqa: F401  imported once, not by each run
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
 from lightning_mpo.callbacks import (
     ExactResume,
@@ -64,7 +66,9 @@ def train(folder: Path, source: str, *, resume: bool = False, kill: KillAt | Non
             PromptOrder(),
             ExactResume(),
             *([kill] if kill else []),
-            ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=2, enable_version_counter=False),
+            ModelCheckpoint(
+                folder / "checkpoints", save_last=True, every_n_train_steps=2, enable_version_counter=False
+            ),
         ],
         logger=MetricsCSV(folder, name="", version=""),
         accumulate_grad_batches=2,
@@ -104,7 +108,6 @@ def differences(whole: Path, run: Path) -> list[str]:
 def main() -> int:
     folder, count, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     source = str(folder / "model")
-    CausalPolicy(source, lora=Lora(rank=2)).build(device=torch.device("cpu"), reference=False)  # imports what is heavy
     assert forked(folder / "whole", source) == 0
     draw, bad = random.Random(seed), 0
     for i in range(count):
@@ -119,7 +122,10 @@ def main() -> int:
         if status != -9:
             found.append(f"the run was not killed, but ended with {status}")
         bad += bool(found)
-        print(f"kill {i:2d}  {phase:11s} {killer.count:3d}  resumed at {at:2d}  {found[0] if found else 'bit for bit'}", flush=True)
+        print(
+            f"kill {i:2d}  {phase:11s} {killer.count:3d}  resumed at {at:2d}  {found[0] if found else 'bit for bit'}",
+            flush=True,
+        )
     return bool(bad)
 
 
