@@ -160,7 +160,7 @@ def run_identity(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any
 
 def settings(trainer: L.Trainer) -> dict[str, Any]:
     """Return options that may change within a run; one that does is no longer the run that it was."""
-    found = {"seed_everything": os.environ.get("PL_GLOBAL_SEED")}
+    found: dict[str, Any] = {"seed_everything": os.environ.get("PL_GLOBAL_SEED")}
     for name, owner in (("model", trainer.lightning_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
         found |= {f"{name}.{key}": getattr(owner, key) for key in ("temperature", "seed") if hasattr(owner, key)}
     for source in trainer.callbacks:  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lightning_mpo.callbacks.resume import settle_checkpoint
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
 
-VERBS = ("fit", "validate", "test", "predict", "methods")
+VERBS = ("fit", "validate", "test", "predict", "methods", "verify-resume")
 """What `lightning-mpo` can be asked for; `methods` is answered before Lightning is imported."""
 
 
@@ -35,6 +36,20 @@ class SaveConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().setup(trainer, pl_module, "fit")
+
+
+OPTIONS: dict[str, Any] = {
+    "model_class": L.LightningModule,
+    "datamodule_class": L.LightningDataModule,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "auto_configure_optimizers": False,
+    "seed_everything_default": 0,
+    "save_config_callback": SaveConfig,
+    "save_config_kwargs": {"overwrite": True},
+    "parser_kwargs": {"parser_mode": "omegaconf+", "exit_on_error": False},
+}
+"""Of every command line that reads configuration files."""
 
 
 class CLI(LightningCLI):
@@ -54,6 +69,11 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning's version lets a checkpoint's hyper-parameters beat it silently."""
 
+    @property
+    def fits(self) -> bool:
+        """Whether a warm-up stage is fitted first where its checkpoint is missing."""
+        return self.subcommand == "fit"
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
@@ -61,14 +81,14 @@ class CLI(LightningCLI):
         _take_own_classes(config)
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
-        if self.subcommand == "fit" and warmup and checkpoint and not Path(checkpoint).exists():
+        if self.fits and warmup and checkpoint and not Path(checkpoint).exists():
             _fit_first(warmup, checkpoint, config.get("seed_everything"))
 
     def before_fit(self) -> None:
         """Find `last`, and refuse a checkpoint that the run cannot go on from, before a model is loaded for it."""
         options = self.config_init[self.subcommand]
         options["ckpt_path"] = settle_checkpoint(
-            self.trainer, self.model, options.get("ckpt_path"), stage=self.subcommand
+            self.trainer, self.model, options.get("ckpt_path"), stage=str(self.subcommand)
         )
 
     before_validate = before_test = before_predict = before_fit
@@ -120,28 +140,26 @@ def _nested(config: Any, *keys: str) -> Any:
 
 def run() -> int:
     """Parse the command line and run it; a mistake of the user's prints one line and returns 2."""
+    if sys.argv[1] not in VERBS:
+        return _fail(f"no verb {sys.argv[1]!r}{suggest(sys.argv[1], VERBS) or '; there are ' + ', '.join(VERBS)}")
+    return guarded(_run_verb)
+
+
+def _run_verb() -> None:
+    sys.argv[1:] = expand_includes(sys.argv[1:])
+    CLI(**OPTIONS | {"trainer_defaults": {"callbacks": [ExactResume(), Preemption()]}})
+
+
+def guarded(call: Callable[[], None]) -> int:
+    """Call something that parses a command line; a mistake of the user's prints one line and returns 2, not 0."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours keeps no position
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own call of torch
-    if sys.argv[1] not in VERBS:
-        return _fail(f"no verb {sys.argv[1]!r}{suggest(sys.argv[1], VERBS) or '; there are ' + ', '.join(VERBS)}")
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
     try:
-        sys.argv[1:] = expand_includes(sys.argv[1:])
-        CLI(
-            L.LightningModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            trainer_defaults={"callbacks": [ExactResume(), Preemption()]},
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-        )
+        call()
     except UserError as error:
         return _fail(str(error))
     except ArgumentError as error:

@@ -46,6 +46,7 @@ def train(folder: Path, source: str, *, resume: bool = False, kill: KillAt | Non
     """Train for 8 updates: two of a rollout, three rollouts an epoch, dropout, validation every third update."""
     last = folder / "checkpoints" / "last.ckpt"
     resume = resume and last.exists()
+    random.seed(4 if resume else 3)  # Python draws a new one after a fork
     torch.manual_seed(4 if resume else 3)  # other random numbers than those that are restored
     fit(
         folder,
