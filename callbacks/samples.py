@@ -18,7 +18,7 @@ from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 class Samples(RolloutCallback):
     """Appends completions to `completions/rollouts.jsonl` in the run folder and prints a few as a table.
 
-    A run that goes on from a checkpoint first cuts the file to what it held then.
+    A run that begins starts the file afresh; one that goes on from a checkpoint cuts it to what it held then.
 
     Args:
         every: rollouts between two looks.
@@ -31,7 +31,7 @@ class Samples(RolloutCallback):
             raise UserError(f"`Samples.every` and `Samples.count` must be at least 1, got {every} and {count}")
         self.every, self.count, self.show = every, count, show
         self._path: Path | None = None
-        self._size: int | None = None
+        self._size = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._path = Path(trainer.default_root_dir) / "completions" / "rollouts.jsonl"
@@ -69,8 +69,8 @@ class Samples(RolloutCallback):
 
     @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        size, self._size = self._size, None
-        if size is not None and self._path is not None and self._path.is_file():
+        size, self._size = self._size, 0
+        if self._path is not None and self._path.is_file():
             os.truncate(self._path, min(size, self._path.stat().st_size))
 
     @staticmethod

@@ -38,12 +38,14 @@ class Full(AtomicCheckpointIO):
 
     def open(self, path):
         path.write_bytes(b"half")
-        return open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+        return open("/dev/full", "wb", buffering=0)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(saved):
     before = saved.read_bytes()
-    with pytest.raises(UserError, match=r"last\.ckpt could not be written: No space left on device; .* still the one before"):
+    with pytest.raises(
+        UserError, match=r"last\.ckpt could not be written: No space left on device; .* still the one before"
+    ):
         Full().save_checkpoint(content(2.0), saved)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"]

@@ -1,0 +1,201 @@
+"""What Lightning's checkpoints leave out is there again, and a killed run ends as if it had not been."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_mpo.callbacks import ExactResume, KLTracking, MetricsCSV, PromptOrder, Samples, SupportOverlap, Watchdog
+from lightning_mpo.callbacks.resume import settle_checkpoint
+from lightning_mpo.errors import UserError
+from lightning_mpo.kl import AdaptiveCoefficient, KLPenalty
+from lightning_mpo.modules.comparison import compare, compare_runs
+from lightning_mpo.policies import CausalPolicy, Lora
+from lightning_mpo.supports import TopK
+from tests.modules.runs import Probe, Run, adam, fit, make_objective, make_trainer, sgd
+
+STEPS = 8
+
+
+def train(folder: Path, source: str, *, ckpt_path: str | None = None, callbacks=(), **options) -> Run:
+    """Three rollouts of two updates make an epoch; a validation every third update; dropout, so that chance matters."""
+    torch.manual_seed(3 if ckpt_path is None else 4)
+    often = {"save_last": True, "every_n_train_steps": 1, "save_top_k": -1, "enable_version_counter": False}
+    save = ModelCheckpoint(folder / "checkpoints", "{step}", **often)
+    return fit(
+        folder,
+        **{
+            "policy": CausalPolicy(source, lora=Lora(rank=2, alpha=4, dropout=0.2)),
+            "objective": make_objective(support=TopK(6), kl=KLPenalty(AdaptiveCoefficient(0.01, horizon=16))),
+            "rollout": {"minibatches": 2},
+            "module": {
+                "optimizer": adam(3e-3),
+                "scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, STEPS),
+            },
+            "callbacks": [
+                KLTracking(),
+                Watchdog(),
+                Samples(every=1, show=False),
+                SupportOverlap(every=2, rows=4),
+                PromptOrder(),
+                ExactResume(),
+                *callbacks,
+                save,
+            ],
+            "logger": MetricsCSV(folder, name="", version=""),
+            "max_steps": STEPS,
+            "val_check_interval": 3,
+            "check_val_every_n_epoch": None,
+            "limit_val_batches": 1,
+            "ckpt_path": ckpt_path,
+        }
+        | options,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_folder) -> Path:
+    """An undisturbed run that saved after each update."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, tiny_folder)
+    return folder
+
+
+@pytest.fixture
+def interrupted(whole, tmp_path) -> Path:
+    """Its folder, as a killed run may leave it: with more than the checkpoint knows of."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("at", [3, 5, 6], ids=["validation due", "within an epoch", "epoch end"])
+def test_everything_is_as_in_an_undisturbed_run(whole, interrupted, tiny_folder, at):
+    train(interrupted, tiny_folder, ckpt_path=f"{interrupted}/checkpoints/step={at}.ckpt")
+    found = compare_runs(whole, interrupted)
+    assert [part.difference for part in found if part.difference] == []
+    counts = {part.part: part.count for part in found}
+    assert all(counts[part] > 0 for part in counts), counts
+    assert (interrupted / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    samples = "completions/rollouts.jsonl"
+    assert (interrupted / samples).read_bytes() == (whole / samples).read_bytes()
+
+
+def test_the_comparison_sees_what_differs(whole, interrupted, tiny_folder):
+    def disturb(trainer, module):
+        torch.manual_seed(99)
+
+    path = f"{interrupted}/checkpoints/step=5.ckpt"
+    train(interrupted, tiny_folder, ckpt_path=path, callbacks=[Probe(on_train_epoch_end=disturb)])
+    differ = [part.part for part in compare_runs(whole, interrupted) if part.difference]
+    assert {"weights", "optimiser", "random numbers", "metrics.csv"} <= set(differ)
+    found = compare("part", {"a": [1, torch.ones(3)]}, {"a": [1, torch.tensor([1.0, 2.0, 1.0])]})
+    assert found.difference == "part[a][1]: 1 of 3 values, the first 1.0 and 2.0"
+    assert compare("part", {"a": float("nan")}, {"a": float("nan")}).difference is None
+    assert compare("part", {}, {"a": 1}).difference == "part[a]: nothing and 1"
+
+
+@pytest.mark.slow
+def test_twenty_runs_that_are_killed_anywhere(tmp_path, tiny_folder):
+    """Rollout, micro-batch, update, validation, a checkpoint half-written, without its name, and just saved."""
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    script = str(Path(__file__).with_name("killed_runs.py"))
+    done = subprocess.run(
+        [sys.executable, script, str(tmp_path), "20", "1"], stdout=subprocess.PIPE, text=True, timeout=1800, check=False
+    )
+    print(done.stdout)
+    lines = done.stdout.splitlines()
+    assert [line.endswith("bit for bit") for line in lines] == [True] * 20, done.stdout
+    assert done.returncode == 0
+    assert sum("resumed at  0" not in line for line in lines) >= 12, "most kills came before any save"
+
+
+# --- the configuration and the checkpoint ---------------------------------------------------------------------------
+
+
+def test_the_configuration_wins_over_the_checkpoint_and_says_so(tmp_path, caplog):
+    def run(folder, lr, steps, ckpt_path=None, seed=1):
+        return fit(
+            folder,
+            rollout={"seed": seed},
+            module={
+                "optimizer": sgd(lr),
+                "scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, 1.0, 10 + steps),
+            },
+            callbacks=[ExactResume(), ModelCheckpoint(folder, save_last=True)],
+            max_steps=steps,
+            ckpt_path=ckpt_path,
+        )
+
+    run(tmp_path, 0.05, 2)
+    with caplog.at_level("INFO"):
+        resumed = run(tmp_path, 0.1, 3, f"{tmp_path}/last.ckpt", seed=2)
+    group = resumed.trainer.optimizers[0].param_groups[0]
+    scheduler = resumed.trainer.lr_scheduler_configs[0].scheduler
+    assert group["initial_lr"] == 0.1
+    assert 0.05 < group["lr"] < 0.1
+    assert scheduler.total_iters == 13
+    for said in ("lr was 0.025 and is 0.05", "scheduler total_iters was 12 and is 13", "rollout.seed was 1 and is 2"):
+        assert f"{said}: the configuration wins" in caplog.text.replace("optimizer ", ""), said
+
+
+def test_nothing_is_said_where_nothing_has_changed(tmp_path, caplog):
+    callbacks = [ExactResume(), ModelCheckpoint(tmp_path, save_last=True)]
+    fit(tmp_path, callbacks=callbacks, max_steps=1)
+    with caplog.at_level("INFO"):
+        fit(tmp_path, callbacks=callbacks, max_steps=2, ckpt_path=f"{tmp_path}/last.ckpt")
+    assert "the configuration wins" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"objective": make_objective(support=TopK(4))}, "saved with the objective support FullVocabulary"),
+        ({"rollout": {"completions": 2}}, r"`rollout\.completions` 4, and the configuration has 2"),
+        ({"accumulate_grad_batches": 2}, r"`trainer\.accumulate_grad_batches` 1, and the configuration has 2"),
+    ],
+)
+def test_another_run_is_refused_before_anything_is_restored(tmp_path, options, said):
+    save = ModelCheckpoint(tmp_path, save_last=True)
+    fit(tmp_path, callbacks=[ExactResume(), save], max_steps=1)
+    never = Probe(on_load_checkpoint=lambda *_: pytest.fail("restored"), on_train_start=lambda *_: pytest.fail("began"))
+    with pytest.raises(UserError, match=said):
+        fit(
+            tmp_path, callbacks=[ExactResume(), never], max_steps=2, ckpt_path=f"{tmp_path}/last.ckpt",
+            enable_checkpointing=False, **options,
+        )  # fmt: skip
+
+
+# --- `--ckpt_path last` ---------------------------------------------------------------------------------------------
+
+
+def settle(folder: Path, wanted: str | None = "last", stage: str = "fit") -> str | None:
+    run = Run(make_trainer(folder, [ModelCheckpoint(folder / "checkpoints")]), None, None, None)  # type: ignore[arg-type]
+    return settle_checkpoint(run.trainer, torch.nn.Module(), wanted, stage=stage)  # type: ignore[arg-type]
+
+
+def test_last_begins_afresh_in_one_line_where_there_is_none(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert settle(tmp_path) is None
+    assert f"no last.ckpt in {tmp_path}/checkpoints: starting afresh" in caplog.text
+    with pytest.raises(UserError, match=r"there is no last\.ckpt in"):
+        settle(tmp_path, stage="validate")
+    assert settle(tmp_path, None) is None
+
+
+def test_last_takes_the_newest_whole_file_and_names_it(tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    torch.save({"state_dict": {}, "global_step": 7}, folder / "last.ckpt")
+    (folder / ".last.ckpt.part").write_bytes(b"half")
+    (folder / "epoch=9.ckpt").write_bytes(b"other")
+    with caplog.at_level("INFO"):
+        assert settle(tmp_path) == str(folder / "last.ckpt")
+    assert "last.ckpt, update 7" in caplog.text
+    (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be read: it is truncated.*there is also .*epoch=9\.ckpt"):
+        settle(tmp_path)
