@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
 from lightning_mpo.callbacks.preemption import last_path
@@ -39,6 +40,7 @@ class ExactResume(RolloutCallback):
         self._settled = -1
         """The update whose row and validation are done, where the loops do not say so."""
         self._trainer: L.Trainer | None = None
+        self._limit: int | None = None
         self._identity: dict[str, Any] = {}
         self._configured: dict[str, Any] = {}
 
@@ -51,6 +53,9 @@ class ExactResume(RolloutCallback):
             )
         if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             check_folders(folders(trainer))
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
+                callback.on_train_batch_end = _behind_updates(callback.on_train_batch_end)  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._configured = configured(trainer)
@@ -69,6 +74,7 @@ class ExactResume(RolloutCallback):
             "metrics": _plain(trainer.callback_metrics),
         }
         loop = trainer.fit_loop.epoch_loop
+        state["within_update"] = loop._should_accumulate()
         if not loop.batch_progress.is_last_batch:  # what was logged is repeated until the epoch ends
             state["repeated"] = _plain(loop._results.metrics(on_step=True)["log"])
         batches: Any = loop.batch_progress.current
@@ -85,7 +91,15 @@ class ExactResume(RolloutCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a run that was killed behind its last update come to its end, which Lightning skips."""
+        limit, step = trainer.fit_loop.max_steps, checkpoint["global_step"]
+        if trainer.state.fn == "fit" and 0 <= limit <= step:
+            self._limit, trainer.fit_loop.epoch_loop.max_steps = limit, step + 1
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._limit is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._limit = self._limit, None
         loaded, self._loaded = self._loaded, {}
         if not loaded:
             return
@@ -98,6 +112,10 @@ class ExactResume(RolloutCallback):
         ]
         for line in lines:
             rank_zero_info(f"resume     {line}: the configuration wins")
+        if loaded["within_update"]:
+            rank_zero_warn(
+                "the checkpoint was saved in the middle of an update, whose gradients are lost: this is inexact"
+            )
         self._rewind(trainer, loaded["rows"])
         ranks, (rank, world) = loaded["ranks"], place()
         if len(ranks) == world:
@@ -252,6 +270,16 @@ def folders(trainer: L.Trainer) -> list[str]:
     found = [trainer.default_root_dir, *(logger.save_dir for logger in trainer.loggers)]
     found += [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
     return [str(folder) for folder in dict.fromkeys(found) if folder is not None]
+
+
+def _behind_updates(hook: Callable[..., None]) -> Callable[..., None]:
+    """Let a save that the clock asks for wait for the end of an update: gradients are in no checkpoint."""
+
+    def on_train_batch_end(trainer: L.Trainer, *arguments: Any) -> None:
+        if not trainer.fit_loop._should_accumulate():
+            hook(trainer, *arguments)
+
+    return on_train_batch_end
 
 
 def _csv_loggers(trainer: L.Trainer) -> list[MetricsCSV]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from lightning_mpo.kl import AdaptiveCoefficient, KLPenalty
 from lightning_mpo.modules.comparison import compare, compare_runs
 from lightning_mpo.policies import CausalPolicy, Lora
 from lightning_mpo.supports import TopK
-from tests.modules.runs import Probe, Run, adam, fit, make_objective, make_trainer, sgd
+from tests.modules.runs import Probe, Run, adam, fit, make_objective, make_trainer, same, sgd
 
 STEPS = 8
 
@@ -73,7 +74,7 @@ def interrupted(whole, tmp_path) -> Path:
     return shutil.copytree(whole, tmp_path / "run")
 
 
-@pytest.mark.parametrize("at", [3, 5, 6], ids=["validation due", "within an epoch", "epoch end"])
+@pytest.mark.parametrize("at", [3, 5, 6, 8], ids=["validation due", "within an epoch", "epoch end", "last update"])
 def test_everything_is_as_in_an_undisturbed_run(whole, interrupted, tiny_folder, at):
     train(interrupted, tiny_folder, ckpt_path=f"{interrupted}/checkpoints/step={at}.ckpt")
     found = compare_runs(whole, interrupted)
@@ -168,6 +169,29 @@ def test_another_run_is_refused_before_anything_is_restored(tmp_path, options, s
             tmp_path, callbacks=[ExactResume(), never], max_steps=2, ckpt_path=f"{tmp_path}/last.ckpt",
             enable_checkpointing=False, **options,
         )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error:the checkpoint was saved in the middle")
+def test_a_save_that_the_clock_asks_for_waits_for_the_end_of_the_update(tmp_path):
+    saved: list[int] = []
+    watch = Probe(on_save_checkpoint=lambda trainer, *_: saved.append(trainer.fit_loop.epoch_loop.batch_idx))
+    save = ModelCheckpoint(tmp_path, "{step}", train_time_interval=timedelta(0), save_top_k=-1)
+    shared = {"accumulate_grad_batches": 4, "max_steps": 4}
+    whole = fit(tmp_path, callbacks=[ExactResume(), watch, save], **shared)
+    assert saved[:4] == [3, 7, 11, 3]
+    resumed = fit(tmp_path, callbacks=[ExactResume()], ckpt_path=f"{tmp_path}/step=2.ckpt", **shared)
+    assert same(resumed.weights, whole.weights)
+
+
+def test_a_save_within_an_update_is_named_when_the_run_goes_on(tmp_path):
+    def save(trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 5:
+            trainer.save_checkpoint(tmp_path / "within.ckpt")
+
+    shared = {"accumulate_grad_batches": 4, "max_steps": 3}
+    fit(tmp_path, callbacks=[ExactResume(), Probe(on_train_batch_end=save)], **shared)
+    with pytest.warns(UserWarning, match="saved in the middle of an update"):
+        fit(tmp_path, callbacks=[ExactResume()], ckpt_path=f"{tmp_path}/within.ckpt", **shared)
 
 
 # --- `--ckpt_path last` ---------------------------------------------------------------------------------------------
