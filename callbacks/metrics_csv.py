@@ -29,6 +29,11 @@ class MetricsWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         """Leave the file alone: Lightning's writer deletes it at once."""
 
+    def set_aside(self, verb: str) -> None:
+        """Write to `metrics_VERB.csv`, so that a validation leaves the file of the training alone."""
+        self.path = self.path.with_name(f"metrics_{verb}.csv")
+        self.metrics_file_path = str(self.path)
+
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         super().log_metrics(metrics_dict, step)
         self.rows += 1
@@ -82,7 +87,7 @@ class MetricsCSV(CSVLogger):
     """`CSVLogger` whose `metrics.csv` a resumed run goes on with: cut at the checkpoint, then appended to.
 
     The command line takes it wherever a configuration names Lightning's `CSVLogger`, which deletes the file of a folder
-    that is used again. Arguments are those of `CSVLogger`.
+    that is used again. Verbs other than `fit` write to `metrics_VERB.csv`. Arguments are those of `CSVLogger`.
     """
 
     @property

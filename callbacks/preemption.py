@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class Preemption(L.Callback):
             environment.auto_requeue = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = max(self._asked, number)

@@ -249,6 +249,9 @@ def test_a_resumed_run_goes_on_with_its_metrics_file(here, call):
     both = (here / "run" / "metrics.csv").read_text()
     assert both.startswith(first)
     assert len(both.splitlines()) == 3
+    assert call("validate", "-c", "base.yaml", "--trainer.limit_val_batches", 1, "--ckpt_path", "last") == 0
+    assert (here / "run" / "metrics.csv").read_text() == both
+    assert "val/pass@1" in (here / "run" / "metrics_validate.csv").read_text()
 
 
 def test_a_checkpoint_that_a_run_cannot_go_on_from_is_refused_before_a_model_is_loaded(here, call, monkeypatch, capsys):
@@ -271,6 +274,8 @@ def test_a_checkpoint_that_a_run_cannot_go_on_from_is_refused_before_a_model_is_
     assert "hidden_size 32, the configuration 64" in said("--ckpt_path", "last", *wider)
     algorithm = said("--ckpt_path", path, "--model.init_args.objective.surrogate.init_args.high", 0.3)
     assert "`policy.checkpoint` instead of `--ckpt_path`" in algorithm
+    two = said("--ckpt_path", "last", "--trainer.devices", 2, "--trainer.strategy", "ddp")
+    assert "was saved by 1 processes and cannot be resumed by 2" in two
     path.write_bytes(whole[:1000])
     assert "truncated" in said("--ckpt_path", "last")
     path.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
