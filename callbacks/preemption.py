@@ -44,6 +44,9 @@ class Preemption(L.Callback):
             environment.auto_requeue = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        connector = trainer._signal_connector
+        if connector.received_sigterm:  # before the first update, such as in an evaluation
+            self._asked, connector.received_sigterm = signal.SIGTERM, False
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
 

@@ -78,7 +78,7 @@ class ExactResume(RolloutCallback):
         loop = trainer.fit_loop.epoch_loop
         state["within_update"] = loop._should_accumulate()
         if not loop.batch_progress.is_last_batch:  # what was logged is repeated until the epoch ends
-            state["repeated"] = _plain(loop._results.metrics(on_step=True)["log"])
+            state["repeated"] = self._repeated | _plain(loop._results.metrics(on_step=True)["log"])
         batches: Any = loop.batch_progress.current
         if batches.completed < batches.processed and trainer.global_step != self._settled:  # in `on_train_batch_end`
             if trainer._logger_connector.should_update_logs:

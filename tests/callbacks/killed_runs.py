@@ -35,10 +35,10 @@ from lightning_mpo.kl import AdaptiveCoefficient, KLPenalty
 from lightning_mpo.modules.comparison import compare_runs
 from lightning_mpo.policies import CausalPolicy, Lora
 from lightning_mpo.supports import TopK
-from tests.modules.runs import adam, fit, make_objective
+from tests.modules.runs import adam, fit, make_data, make_objective
 
 UPDATES = 8
-EVENTS = {"rollout": 16, "micro-batch": 8, "update": 8, "validation": 4, "write": 500, "rename": 8, "saved": 8}
+EVENTS = {"rollout": 32, "micro-batch": 8, "update": 8, "validation": 4, "write": 6700, "rename": 8, "saved": 8}
 """Events of each kind in an undisturbed run, at least."""
 
 
@@ -77,6 +77,7 @@ def train(folder: Path, source: str, *, resume: bool = False, kill: KillAt | Non
         val_check_interval=3,
         check_val_every_n_epoch=None,
         limit_val_batches=2,
+        data=make_data(validation_batch_size=2),
         gradient_clip_val=1.0,
         ckpt_path=str(last) if resume else None,
     )
@@ -109,6 +110,7 @@ def differences(whole: Path, run: Path) -> list[str]:
 def main() -> int:
     folder, count, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     source = str(folder / "model")
+    torch.set_num_threads(1)
     assert forked(folder / "whole", source) == 0
     draw, bad = random.Random(seed), 0
     for i in range(count):

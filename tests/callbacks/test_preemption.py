@@ -66,6 +66,13 @@ def test_it_saves_at_the_end_of_the_update_and_goes_on(tmp_path, monkeypatch, sc
         assert scontrol.read_text() == "requeue 123\n"
 
 
+def test_a_signal_before_the_first_update_waits_for_it(tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, probe=Probe(on_train_start=lambda *_: os.kill(os.getpid(), signal.SIGTERM)))
+    assert stop.value.code == 0
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
 def test_a_job_of_an_array_is_requeued_by_its_own_number(tmp_path, monkeypatch, scontrol):
     monkeypatch.setenv("SLURM_JOB_ID", "125")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "123")

@@ -24,11 +24,11 @@ from tests.modules.runs import Probe, Run, adam, fit, make_objective, make_train
 STEPS = 8
 
 
-def train(folder: Path, source: str, *, ckpt_path: str | None = None, callbacks=(), **options) -> Run:
+def train(folder: Path, source: str, *, ckpt_path: str | None = None, callbacks=(), save=None, **options) -> Run:
     """Three rollouts of two updates make an epoch; a validation every third update; dropout, so that chance matters."""
     torch.manual_seed(3 if ckpt_path is None else 4)
     often = {"save_last": True, "every_n_train_steps": 1, "save_top_k": -1, "enable_version_counter": False}
-    save = ModelCheckpoint(folder / "checkpoints", "{step}", **often)
+    save = save or ModelCheckpoint(folder / "checkpoints", "{step}", **often)
     return fit(
         folder,
         **{
@@ -84,6 +84,33 @@ def test_everything_is_as_in_an_undisturbed_run(whole, interrupted, tiny_folder,
     assert (interrupted / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     samples = "completions/rollouts.jsonl"
     assert (interrupted / samples).read_bytes() == (whole / samples).read_bytes()
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def test_a_validation_that_is_made_up_for_is_not_made_twice(whole, tmp_path, tiny_folder):
+    """The run dies right behind it, with a checkpoint that it wrote itself."""
+
+    def save(trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(tmp_path / "before.ckpt")
+
+    def die(*_):
+        raise PowerCutError
+
+    at_validation = ModelCheckpoint(tmp_path / "checkpoints", save_last=True, enable_version_counter=False)
+    probe = Probe(on_train_batch_end=save, on_validation_start=die)
+    with pytest.raises(PowerCutError):
+        train(tmp_path, tiny_folder, callbacks=[probe], save=at_validation)
+    probe = Probe(on_train_batch_start=die)
+    with pytest.raises(PowerCutError):
+        train(tmp_path, tiny_folder, ckpt_path=f"{tmp_path}/before.ckpt", callbacks=[probe], save=at_validation)
+    last = f"{tmp_path}/checkpoints/last.ckpt"
+    train(tmp_path, tiny_folder, ckpt_path=last)
+    assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    assert [part.difference for part in compare_runs(whole, tmp_path) if part.difference] == []
 
 
 def test_the_comparison_sees_what_differs(whole, interrupted, tiny_folder):
