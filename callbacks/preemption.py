@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 import threading
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_mpo.callbacks.checkpoints import last_path
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -84,14 +84,6 @@ class Preemption(L.Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-
-
-def last_path(trainer: L.Trainer) -> Path:
-    """Return where `--ckpt_path last` looks: `last.ckpt` in the folder of the checkpoints."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
-            return Path(callback.dirpath) / f"{callback.CHECKPOINT_NAME_LAST}{callback.FILE_EXTENSION}"
-    return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
 
 def requeue() -> None:

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
 from lightning_mpo.callbacks import ExactResume, Preemption, Rollout
-from lightning_mpo.callbacks.resume import settle_checkpoint
+from lightning_mpo.callbacks.checkpoints import settle_checkpoint
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
 

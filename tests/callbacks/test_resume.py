@@ -13,13 +13,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.callbacks import ExactResume, KLTracking, MetricsCSV, PromptOrder, Samples, SupportOverlap, Watchdog
-from lightning_mpo.callbacks.resume import settle_checkpoint
 from lightning_mpo.errors import UserError
 from lightning_mpo.kl import AdaptiveCoefficient, KLPenalty
 from lightning_mpo.modules.comparison import compare, compare_runs
 from lightning_mpo.policies import CausalPolicy, Lora
 from lightning_mpo.supports import TopK
-from tests.modules.runs import Probe, Run, adam, fit, make_objective, make_trainer, same, sgd
+from tests.modules.runs import Probe, Run, adam, fit, make_objective, same, sgd
 
 STEPS = 8
 
@@ -219,34 +218,3 @@ def test_a_save_within_an_update_is_named_when_the_run_goes_on(tmp_path):
     fit(tmp_path, callbacks=[ExactResume(), Probe(on_train_batch_end=save)], **shared)
     with pytest.warns(UserWarning, match="saved in the middle of an update"):
         fit(tmp_path, callbacks=[ExactResume()], ckpt_path=f"{tmp_path}/within.ckpt", **shared)
-
-
-# --- `--ckpt_path last` ---------------------------------------------------------------------------------------------
-
-
-def settle(folder: Path, wanted: str | None = "last", stage: str = "fit") -> str | None:
-    run = Run(make_trainer(folder, [ModelCheckpoint(folder / "checkpoints")]), None, None, None)  # type: ignore[arg-type]
-    return settle_checkpoint(run.trainer, torch.nn.Module(), wanted, stage=stage)  # type: ignore[arg-type]
-
-
-def test_last_begins_afresh_in_one_line_where_there_is_none(tmp_path, caplog):
-    with caplog.at_level("INFO"):
-        assert settle(tmp_path) is None
-    assert f"no last.ckpt in {tmp_path}/checkpoints: starting afresh" in caplog.text
-    with pytest.raises(UserError, match=r"there is no last\.ckpt in"):
-        settle(tmp_path, stage="validate")
-    assert settle(tmp_path, None) is None
-
-
-def test_last_takes_the_newest_whole_file_and_names_it(tmp_path, caplog):
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    torch.save({"state_dict": {}, "global_step": 7}, folder / "last.ckpt")
-    (folder / ".last.ckpt.part").write_bytes(b"half")
-    (folder / "epoch=9.ckpt").write_bytes(b"other")
-    with caplog.at_level("INFO"):
-        assert settle(tmp_path) == str(folder / "last.ckpt")
-    assert "last.ckpt, update 7" in caplog.text
-    (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:100])
-    with pytest.raises(UserError, match=r"last\.ckpt cannot be read: it is truncated.*there is also .*epoch=9\.ckpt"):
-        settle(tmp_path)
