@@ -4,10 +4,15 @@ if __name__ != "lightning_mpo.callbacks":  # a second import path would make a s
     raise ImportError("import `lightning_mpo.callbacks`, not `callbacks`")
 
 from lightning_mpo.callbacks.export import Export
+from lightning_mpo.callbacks.kill import KillAt
 from lightning_mpo.callbacks.kl import KLTracking
+from lightning_mpo.callbacks.metrics_csv import MetricsCSV
 from lightning_mpo.callbacks.predictions import Predictions
+from lightning_mpo.callbacks.preemption import Preemption
 from lightning_mpo.callbacks.progress import RolloutProgressBar
+from lightning_mpo.callbacks.prompt_order import PromptOrder
 from lightning_mpo.callbacks.report import Report
+from lightning_mpo.callbacks.resume import ExactResume
 from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.callbacks.samples import Samples
 from lightning_mpo.callbacks.support import SupportOverlap
@@ -15,9 +20,14 @@ from lightning_mpo.callbacks.throughput import Throughput
 from lightning_mpo.callbacks.watchdog import Watchdog
 
 __all__ = [
+    "ExactResume",
     "Export",
     "KLTracking",
+    "KillAt",
+    "MetricsCSV",
     "Predictions",
+    "Preemption",
+    "PromptOrder",
     "Report",
     "Rollout",
     "RolloutProgressBar",

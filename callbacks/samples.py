@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
@@ -16,6 +18,8 @@ from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 class Samples(RolloutCallback):
     """Appends completions to `completions/rollouts.jsonl` in the run folder and prints a few as a table.
 
+    A run that begins starts the file afresh; one that goes on from a checkpoint cuts it to what it held then.
+
     Args:
         every: rollouts between two looks.
         count: completions a look.
@@ -26,6 +30,11 @@ class Samples(RolloutCallback):
         if every < 1 or count < 1:
             raise UserError(f"`Samples.every` and `Samples.count` must be at least 1, got {every} and {count}")
         self.every, self.count, self.show = every, count, show
+        self._path: Path | None = None
+        self._size = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._path = Path(trainer.default_root_dir) / "completions" / "rollouts.jsonl"
 
     @rank_zero_only
     def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
@@ -45,12 +54,24 @@ class Samples(RolloutCallback):
             }
             for i in chosen
         ]
-        folder = Path(trainer.default_root_dir) / "completions"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "rollouts.jsonl").open("a") as file:
+        assert self._path is not None
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         if self.show:
             self._print(event.counter, records)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": self._path.stat().st_size if self._path is not None and self._path.is_file() else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._size = state_dict["bytes"]
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        size, self._size = self._size, 0
+        if self._path is not None and self._path.is_file():
+            os.truncate(self._path, min(size, self._path.stat().st_size))
 
     @staticmethod
     def _print(counter: int, records: list[dict[str, object]]) -> None:

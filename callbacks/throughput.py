@@ -51,3 +51,10 @@ class Throughput(RolloutCallback):
             spent = time.perf_counter() - self._started
             self._update_seconds += spent
             self.seconds["update"] += spent
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "update_seconds": self._update_seconds, "tokens": self._tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = dict(state_dict["seconds"])
+        self._update_seconds, self._tokens = state_dict["update_seconds"], state_dict["tokens"]

@@ -97,6 +97,12 @@ class Watchdog(RolloutCallback):
                     "lower the learning rate, set `trainer.gradient_clip_val`, or look at the rewards in `completions/`"
                 )
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"flat": self._flat, "raised": sorted(self._raised)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._flat, self._raised = state_dict["flat"], set(state_dict["raised"])
+
 
 def _flat(event: RolloutEvent) -> bool:
     """Whether a rollout tells no action from another; a critic's errors give advantages even then."""

@@ -9,6 +9,7 @@ import lightning_mpo
 HELP = """\
 usage: lightning-mpo {fit,validate,test,predict} -c CONFIG [-c CONFIG ...] [--key value ...]
        lightning-mpo export --checkpoint FILE --to FOLDER [--form adapter|merged|full]
+       lightning-mpo verify-resume -c CONFIG [...] [--updates N] [--kill PHASE:N]
        lightning-mpo methods [--configs DIR] [--readme FILE]
 
 RL post-training of language models in which what counts as one action is a choice.
@@ -19,6 +20,9 @@ RL post-training of language models in which what counts as one action is a choi
   predict    sample completions
   export     write a checkpoint's policy as a Hugging Face folder, load it again and compare
   methods    print the algorithm files as a table: choices, papers, values and where they come from
+
+  verify-resume
+             kill a run of the configuration, let it go on, and compare it with an undisturbed one, bit for bit
 
   -c FILE           a YAML file; later files win, key by key, and the command line wins over files
   --print_config    show the resulting configuration and stop
@@ -48,6 +52,10 @@ def main() -> int:
         from lightning_mpo import export_command
 
         return export_command.main(arguments[1:])
+    if arguments[0] == "verify-resume":
+        from lightning_mpo import verify_resume
+
+        return verify_resume.main(arguments[1:])
     from lightning_mpo.cli import run
 
     return run()

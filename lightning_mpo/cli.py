@@ -18,12 +18,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
-from lightning_mpo.callbacks import Predictions, Rollout
+from lightning_mpo.callbacks import ExactResume, Predictions, Preemption, Rollout
+from lightning_mpo.callbacks.checkpoints import settle_checkpoint
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
 from lightning_mpo.policies.checkpoints import load_checkpoint
 
-VERBS = ("fit", "validate", "test", "predict", "export", "methods")
+VERBS = ("fit", "validate", "test", "predict", "export", "methods", "verify-resume")
 """What `lightning-mpo` can be asked for; `methods` is answered before Lightning is imported."""
 
 
@@ -68,6 +69,11 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning's version lets a checkpoint's hyper-parameters beat it silently."""
 
+    @property
+    def fits(self) -> bool:
+        """Whether a warm-up stage is fitted first where its checkpoint is missing."""
+        return self.subcommand == "fit"
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
@@ -81,9 +87,10 @@ class CLI(LightningCLI):
             config["trainer"]["logger"] = (
                 False  # one of files would delete the metrics of the run that made the weights
             )
+        _take_own_classes(config)
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
-        if self.subcommand == "fit" and warmup and checkpoint and not Path(checkpoint).exists():
+        if self.fits and warmup and checkpoint and not Path(checkpoint).exists():
             _fit_first(warmup, checkpoint, config.get("seed_everything"))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -92,6 +99,23 @@ class CLI(LightningCLI):
         if self.subcommand == "predict" and not any(isinstance(callback, Predictions) for callback in callbacks):
             callbacks.append(Predictions())  # what is sampled would be lost
         return trainer
+
+    def before_fit(self) -> None:
+        """Find `last`, and refuse a checkpoint that the run cannot go on from, before a model is loaded for it."""
+        options = self.config_init[self.subcommand]
+        options["ckpt_path"] = settle_checkpoint(
+            self.trainer, self.model, options.get("ckpt_path"), stage=str(self.subcommand)
+        )
+
+    before_validate = before_test = before_predict = before_fit
+
+
+def _take_own_classes(config: Any) -> None:
+    """Put `MetricsCSV` where Lightning's `CSVLogger` is named, which deletes the file of a run that goes on."""
+    loggers = _nested(config, "trainer", "logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if _nested(logger, "class_path") == "lightning.pytorch.loggers.CSVLogger":
+            logger["class_path"] = "lightning_mpo.callbacks.MetricsCSV"
 
 
 def _check_checkpoint(path: str | None) -> None:
@@ -132,7 +156,7 @@ def run() -> int:
 
 def _run_verb() -> None:
     sys.argv[1:] = expand_includes(sys.argv[1:])
-    CLI(**OPTIONS)
+    CLI(**OPTIONS | {"trainer_defaults": {"callbacks": [ExactResume(), Preemption()]}})
 
 
 def guarded(call: Callable[[], None]) -> int:

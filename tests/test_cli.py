@@ -15,6 +15,7 @@ import yaml
 from lightning_mpo import __version__, cli
 from lightning_mpo.__main__ import main
 from lightning_mpo.errors import UserError
+from lightning_mpo.policies import TinyPolicy
 from tests.test_bad_input import BASE
 
 ROOT = Path(__file__).parents[1]
@@ -230,6 +231,57 @@ def test_last_finds_the_checkpoint_of_the_same_folder(here, call, runs):
     assert call("fit", "-c", "base.yaml") == 0
     assert call("fit", "-c", "base.yaml", "--trainer.max_steps", 2, "--ckpt_path", "last") == 0
     assert runs[1].model.source.counter == 2
+
+
+def test_last_begins_afresh_in_one_line_where_there_is_nothing(here, call, runs, caplog):
+    with caplog.at_level("INFO"):
+        assert call("fit", "-c", "base.yaml", "--ckpt_path", "last") == 0
+    assert "resume     no last.ckpt in" in caplog.text
+    assert runs[0].model.source.counter == 1
+
+
+def test_a_resumed_run_goes_on_with_its_metrics_file(here, call):
+    """A configuration names Lightning's `CSVLogger`, which would delete it."""
+    more = ("--trainer.log_every_n_steps", 1)
+    assert call("fit", "-c", "base.yaml", *more) == 0
+    first = (here / "run" / "metrics.csv").read_text()
+    assert call("fit", "-c", "base.yaml", *more, "--trainer.max_steps", 2, "--ckpt_path", "last") == 0
+    both = (here / "run" / "metrics.csv").read_text()
+    assert both.startswith(first)
+    assert len(both.splitlines()) == 3
+    assert call("validate", "-c", "base.yaml", "--trainer.limit_val_batches", 1, "--ckpt_path", "last") == 0
+    assert (here / "run" / "metrics.csv").read_text() == both
+    assert "val/pass@1" in (here / "run" / "metrics_validate.csv").read_text()
+
+
+def test_a_checkpoint_that_a_run_cannot_go_on_from_is_refused_before_a_model_is_loaded(here, call, monkeypatch, capsys):
+    assert call("fit", "-c", "base.yaml") == 0
+    path = here / "run" / "checkpoints" / "last.ckpt"
+    whole = path.read_bytes()
+
+    def never(self):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(TinyPolicy, "load_network", never)
+
+    def said(*arguments: object) -> str:
+        capsys.readouterr()
+        assert call("fit", "-c", "base.yaml", "--trainer.max_steps", 2, *arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        return next(line for line in lines if line.startswith("lightning-mpo: "))
+
+    wider = ("--model.policy.init_args.hidden_size", 64)
+    assert "hidden_size 32, the configuration 64" in said("--ckpt_path", "last", *wider)
+    algorithm = said("--ckpt_path", path, "--model.init_args.objective.surrogate.init_args.high", 0.3)
+    assert "`policy.checkpoint` instead of `--ckpt_path`" in algorithm
+    two = said("--ckpt_path", "last", "--trainer.devices", 2, "--trainer.strategy", "ddp")
+    assert "was saved by 1 processes and cannot be resumed by 2" in two
+    path.write_bytes(whole[:1000])
+    assert "truncated" in said("--ckpt_path", "last")
+    path.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
+    assert "its checksum differs" in said("--ckpt_path", "last")
+    (here / "file").write_text("")
+    assert "cannot be written (Not a directory)" in said("--trainer.default_root_dir", "file/run")
 
 
 def test_only_a_run_that_begins_writes_a_configuration(here, call, capsys):

@@ -1,0 +1,119 @@
+"""Which checkpoint a run goes on from, and whether it may."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_mpo.callbacks.rollout import Rollout
+from lightning_mpo.errors import UserError
+from lightning_mpo.modules.identity import check_identity, identity
+from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.storage import check_digest, check_folders, read_checkpoint
+
+
+def check_content(trainer: L.Trainer, own: dict[str, Any], path: Any, content: dict[str, Any], stage: str) -> None:
+    """Refuse a checkpoint that this run cannot go on from, in one line.
+
+    Args:
+        trainer: of the run.
+        own: its identity.
+        path: of the checkpoint.
+        content: what was read from it.
+        stage: "fit", where the algorithm and the number of processes count too.
+
+    Raises:
+        UserError: what differs, and the way out.
+    """
+    state = content.get("callbacks", {}).get("ExactResume")
+    if state is None:
+        return
+    check_identity(path, state["identity"], own, algorithm=stage == "fit")
+    saved, now = len(state["ranks"]), trainer.world_size
+    if stage == "fit" and saved != now:
+        raise UserError(
+            f"the checkpoint {path} was saved by {saved} processes and cannot be resumed by {now}: give as many "
+            "`trainer.devices` and `trainer.num_nodes`, or `policy.checkpoint` for a new run from its weights"
+        )
+
+
+def settle_checkpoint(trainer: L.Trainer, module: L.LightningModule, wanted: str | None, *, stage: str) -> str | None:
+    """Return the checkpoint to go on from, checked, or None to begin afresh; say which it is.
+
+    Args:
+        trainer: of the run.
+        module: not built yet.
+        wanted: a path, "last" (the newest `last*.ckpt` in the folders of the checkpoints), another name that Lightning
+            knows, or None.
+        stage: the verb.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another run, there is none to evaluate, or a folder cannot be written.
+    """
+    if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        check_folders(folders(trainer))
+    if wanted is None or wanted in ("best", "hpc"):
+        return wanted
+    path: Path | None = Path(wanted)
+    if wanted == "last":
+        path = find_last(trainer)
+        if path is None and stage == "fit":
+            rank_zero_info(f"resume     no last.ckpt in {last_path(trainer).parent}: starting afresh")
+            return None
+        if path is None:
+            raise UserError(f"`--ckpt_path last`: there is no last.ckpt in {last_path(trainer).parent}")
+    assert path is not None
+    if path.is_dir():  # of a sharded strategy, which reads it itself
+        return str(path)
+    try:
+        check_digest(path)
+        content = read_checkpoint(path, mmap=True)
+    except UserError as error:
+        others = [other for other in path.parent.glob("*.ckpt") if other != path]
+        if wanted != "last" or not others:
+            raise
+        raise UserError(f"{error}; there is also {max(others, key=lambda other: other.stat().st_mtime)}") from error
+    check_content(trainer, run_identity(trainer, module), path, content, stage)
+    if stage == "fit":
+        rank_zero_info(f"resume     from {path}, update {content['global_step']}")
+    return str(path)
+
+
+def last_path(trainer: L.Trainer) -> Path:
+    """Return where `--ckpt_path last` looks: `last.ckpt` in the folder of the checkpoints."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+            return Path(callback.dirpath) / f"{callback.CHECKPOINT_NAME_LAST}{callback.FILE_EXTENSION}"
+    return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+
+
+def find_last(trainer: L.Trainer) -> Path | None:
+    """Return the newest `last*.ckpt` of a run; files that are being written have other names."""
+    folders = {last_path(trainer).parent} | {
+        Path(callback.dirpath)
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath
+    }
+    found = [path for folder in sorted(folders) for path in folder.glob("last*.ckpt")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def folders(trainer: L.Trainer) -> list[str]:
+    """Return the folders that a run writes to."""
+    found = [trainer.default_root_dir, *(logger.save_dir for logger in trainer.loggers)]
+    found += [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    return [str(folder) for folder in dict.fromkeys(found) if folder is not None]
+
+
+def run_identity(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    """Return what checkpoints of a run can be recognised by: the module, and how rollouts are spent."""
+    found = identity(module)
+    for source in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(source, Rollout) and isinstance(module, PolicyOptimization):
+            names = ("prompts", "completions", "minibatches", "epochs")
+            found |= {f"rollout.{name}": getattr(source, name) for name in names}
+    return found | {"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches}

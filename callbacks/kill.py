@@ -1,0 +1,112 @@
+"""Kills its own process at a chosen point, to show what a resume is worth."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+import lightning as L
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.modules.storage import AtomicCheckpointIO
+
+Phase = Literal["rollout", "micro-batch", "update", "validation", "write", "rename", "saved"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+class KillAt(RolloutCallback):
+    """Sends SIGKILL to its own process at the n-th event of a kind, which no handler can soften.
+
+    Args:
+        phase: "rollout": a step of the sampler; "micro-batch": the gradient of a part of an update is there; "update":
+            the weights have moved and no checkpoint knows; "validation": a batch of held-out prompts is done; "write":
+            half a block of a checkpoint is written; "rename": a checkpoint is written and has not got its name;
+            "saved": it has, and the update's metrics are not logged.
+        count: which event of that kind, from 1.
+        rank: the process that is killed.
+    """
+
+    def __init__(self, phase: Phase, count: int, rank: int = 0) -> None:
+        if phase not in PHASES or count < 1:
+            raise UserError(f"`KillAt` needs one of {', '.join(PHASES)} and a count of at least 1, got {phase}:{count}")
+        self.phase, self.count, self.rank = phase, count, rank
+        self.left = count
+        self._mine = True
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._mine = trainer.global_rank == self.rank
+        if self.phase in ("write", "rename", "saved"):
+            trainer.strategy.checkpoint_io = _DyingIO(self, getattr(trainer.strategy.checkpoint_io, "check", None))
+
+    def passed(self, phase: Phase) -> bool:
+        """Count an event; return whether it is the one."""
+        if phase == self.phase and self._mine:
+            self.left -= 1
+        return phase == self.phase and self._mine and self.left == 0
+
+    def event(self, phase: Phase) -> None:
+        """Count an event and die if it is the one."""
+        if self.passed(phase):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_rollout_tokens(self, tokens: int, running: int) -> None:
+        self.event("rollout")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.event("micro-batch" if trainer.fit_loop._should_accumulate() else "update")
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        loader: int = 0,
+    ) -> None:
+        self.event("validation")
+
+
+class _DyingIO(AtomicCheckpointIO):
+    """Asks before each write, and before a checkpoint gets its name."""
+
+    def __init__(self, killer: KillAt, check: Any) -> None:
+        super().__init__(check)
+        self.killer = killer
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        super().save_checkpoint(checkpoint, path, storage_options)
+        self.killer.event("saved")
+
+    def open(self, path: Path) -> IO[bytes]:
+        return _DyingFile(super().open(path), self.killer)  # type: ignore[return-value]
+
+
+class _DyingFile:
+    def __init__(self, file: IO[bytes], killer: KillAt) -> None:
+        self.file, self.killer = file, killer
+
+    def write(self, data: Any) -> int:
+        if self.killer.passed("write"):
+            self.file.write(bytes(data)[: len(data) // 2])
+            self.file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.file.write(data)
+
+    def fileno(self) -> int:
+        self.killer.event("rename")
+        return self.file.fileno()
+
+    def __enter__(self) -> _DyingFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)

@@ -1,0 +1,104 @@
+"""Lets a run that is asked to go save first, and come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_mpo.callbacks.checkpoints import last_path
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(SystemExit):
+    """Ends a run that has saved and was asked to go; the process exits with 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+class Preemption(L.Callback):
+    """Saves `last.ckpt` at the end of the update under way when SIGTERM or SIGUSR1 comes, and exits with 0.
+
+    One process that was signalled is enough: all of them agree after each update. SIGUSR1, which SLURM sends ahead of a
+    time limit if it is told to (`#SBATCH --signal=SIGUSR1@300`), puts the job back into the queue with `scontrol
+    requeue`; started again with `--ckpt_path last` it goes on. A rollout under way is finished first, as a save in
+    the middle of an update would lose its gradients. Lightning's own handlers, which save there, are put aside.
+    """
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            environment.auto_requeue = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        connector = trainer._signal_connector
+        if connector.received_sigterm:  # before the first update, such as in an evaluation
+            self._asked, connector.received_sigterm = signal.SIGTERM, False
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = max(self._asked, number)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return
+        asked = self._agreed(trainer)
+        if asked:
+            path = last_path(trainer)
+            trainer.save_checkpoint(path)
+            rank_zero_info(f"preempted  {signal.Signals(asked).name}: saved {path} at update {trainer.global_step}")
+            if asked == signal.SIGUSR1 and trainer.is_global_zero:
+                requeue()
+            raise Preempted
+
+    def _agreed(self, trainer: L.Trainer) -> int:
+        """Return the signal that came to any process, 0 for none."""
+        if trainer.world_size == 1:
+            return self._asked
+        asked = torch.tensor(float(self._asked), device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(asked, reduce_op="max"))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def requeue() -> None:
+    """Ask SLURM to run this job again; without SLURM, do nothing."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if job is None:
+        return
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        cause = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        cause = str(error)
+    if cause:
+        rank_zero_warn(f"`scontrol requeue {job}` failed ({cause}): submit the job again with `--ckpt_path last`")
+    else:
+        rank_zero_info(f"preempted  job {job} is in the queue again")

@@ -1,0 +1,194 @@
+"""Makes a run that was killed go on as if it had not been."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_mpo.callbacks.checkpoints import check_content, folders, run_identity
+from lightning_mpo.callbacks.metrics_csv import MetricsCSV
+from lightning_mpo.callbacks.rollout import Rollout
+from lightning_mpo.modules.configured import configuration_wins, configured
+from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.random_state import random_state, restore_random_state
+from lightning_mpo.modules.resume import gather_ranks, place
+from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.modules.storage import AtomicCheckpointIO, check_folders
+
+
+class ExactResume(RolloutCallback):
+    """Saves and restores what Lightning's checkpoints leave out, and has them written whole.
+
+    Saved besides weights, optimiser, schedule, loops and rollout: the state of every rank's random number generators,
+    the length of `metrics.csv`, and what a save in the middle of a step would lose: the row that is logged right behind
+    it, and a validation that is due.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+        self._random: dict[str, Any] | None = None
+        self._repeated: dict[str, Any] = {}
+        self._settled = -1
+        """The update whose row and validation are done, where the loops do not say so."""
+        self._trainer: L.Trainer | None = None
+        self._limit: int | None = None
+        self._identity: dict[str, Any] = {}
+        self._configured: dict[str, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._trainer = trainer
+        self._identity = run_identity(trainer, pl_module)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO(
+                lambda path, content: check_content(trainer, self._identity, path, content, stage)
+            )
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_folders(folders(trainer))
+        for logger in _csv_loggers(trainer) if stage != "fit" else ():
+            logger.experiment.set_aside(stage)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
+                callback.on_train_batch_end = _behind_updates(callback.on_train_batch_end)  # type: ignore[method-assign]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._configured = configured(trainer)
+
+    # --- saving -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        trainer = self._trainer
+        assert trainer is not None
+        state: dict[str, Any] = {
+            "identity": self._identity,
+            "configured": self._configured,
+            "settings": settings(trainer),
+            "ranks": gather_ranks({"random": random_state()}),
+            "rows": [logger.experiment.mark() for logger in _csv_loggers(trainer)],
+            "metrics": _plain(trainer.callback_metrics),
+        }
+        loop = trainer.fit_loop.epoch_loop
+        state["within_update"] = loop._should_accumulate()
+        if not loop.batch_progress.is_last_batch:  # what was logged is repeated until the epoch ends
+            state["repeated"] = self._repeated | _plain(loop._results.metrics(on_step=True)["log"])
+        batches: Any = loop.batch_progress.current
+        if batches.completed < batches.processed and trainer.global_step != self._settled:  # in `on_train_batch_end`
+            if trainer._logger_connector.should_update_logs:
+                state["row"] = {"epoch": trainer.current_epoch} | _plain(trainer._logger_connector.metrics["log"])
+            state["epoch"], fetcher = trainer.current_epoch, trainer.fit_loop._data_fetcher
+            assert fetcher is not None
+            state["validate"] = trainer.enable_validation and loop._should_check_val_fx(fetcher)
+        return state
+
+    # --- going on -----------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a run that was killed behind its last update come to its end, which Lightning skips."""
+        limit, step = trainer.fit_loop.max_steps, checkpoint["global_step"]
+        if trainer.state.fn == "fit" and 0 <= limit <= step:
+            self._limit, trainer.fit_loop.epoch_loop.max_steps = limit, step + 1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._limit is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._limit = self._limit, None
+        loaded, self._loaded = self._loaded, {}
+        if not loaded:
+            return
+        self._say_what_changed(trainer, loaded)
+        self._rewind(trainer, loaded["rows"])
+        ranks, (rank, world) = loaded["ranks"], place()
+        if len(ranks) == world:
+            restore_random_state(ranks[rank]["random"])
+        connector = trainer._logger_connector
+        connector._callback_metrics.update(loaded["metrics"])
+        self._repeated = loaded.get("repeated", {})
+        self._settled = trainer.global_step
+        if loaded.get("row"):
+            connector.log_metrics(loaded["row"])
+        if loaded.get("validate"):
+            self._validate(trainer, loaded["epoch"])
+        self._random = random_state()  # Lightning still makes iterators, which draw seeds
+
+    def _say_what_changed(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
+        lines = configuration_wins(trainer, loaded["configured"], self._configured)
+        before, now = loaded["settings"], settings(trainer)
+        lines += [
+            f"{name} was {before[name]} and is {now.get(name)}" for name in before if before[name] != now.get(name)
+        ]
+        for line in lines:
+            rank_zero_info(f"resume     {line}: the configuration wins")
+        if loaded["within_update"]:
+            rank_zero_warn("the checkpoint was saved in the middle of an update, whose gradients are lost: not exact")
+
+    @staticmethod
+    def _rewind(trainer: L.Trainer, rows: list[int]) -> None:
+        for logger, count in zip(_csv_loggers(trainer), rows, strict=False):
+            kept = logger.experiment.rewind(count)
+            if kept < count:
+                rank_zero_info(f"resume     {logger.experiment.path} holds {kept} of the {count} rows logged before")
+
+    @staticmethod
+    def _validate(trainer: L.Trainer, epoch: int) -> None:
+        """Run the validation that was due, in its own epoch; Lightning 2.6.6 counts it as done."""
+        loop, progress = trainer.fit_loop.epoch_loop.val_loop, trainer.fit_loop.epoch_progress.current
+        trainer.validating = True
+        loop.restarting = False
+        now, progress.completed = progress.completed, epoch
+        loop.run()
+        progress.completed = now
+        trainer.training = True
+
+    def on_rollout_start(self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int) -> None:
+        self._restore()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._restore()
+        for name, value in self._repeated.items():
+            pl_module.log(name, value, on_step=True, on_epoch=False)
+        self._repeated = {}
+
+    def _restore(self) -> None:
+        """Put the generators where they were; `Rollout` may sample before this callback's own turn."""
+        if self._random is not None:
+            restore_random_state(self._random)
+            self._random = None
+
+
+def settings(trainer: L.Trainer) -> dict[str, Any]:
+    """Return options that may change within a run; one that does is no longer the run that it was."""
+    found: dict[str, Any] = {"seed_everything": os.environ.get("PL_GLOBAL_SEED")}
+    for name, owner in (("model", trainer.lightning_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
+        found |= {f"{name}.{key}": getattr(owner, key) for key in ("temperature", "seed") if hasattr(owner, key)}
+    for source in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(source, Rollout):
+            found |= {"rollout.seed": source.seed, "rollout.max_new_tokens": source.max_new_tokens}
+    return found
+
+
+def _behind_updates(hook: Callable[..., None]) -> Callable[..., None]:
+    """Let a save that the clock asks for wait for the end of an update: gradients are in no checkpoint."""
+
+    def on_train_batch_end(trainer: L.Trainer, *arguments: Any) -> None:
+        if not trainer.fit_loop._should_accumulate():
+            hook(trainer, *arguments)
+
+    return on_train_batch_end
+
+
+def _csv_loggers(trainer: L.Trainer) -> list[MetricsCSV]:
+    """Return the CSV loggers of rank 0; other ranks log nothing."""
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)] if trainer.is_global_zero else []
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.detach().cpu() if hasattr(value, "detach") else value for name, value in metrics.items()}

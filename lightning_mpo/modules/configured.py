@@ -1,0 +1,66 @@
+"""Lets the configuration win over a checkpoint's optimiser and schedule, out loud."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+
+MOVING = ("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial")
+"""What a schedule counts."""
+
+
+def configured(trainer: L.Trainer) -> dict[str, Any]:
+    """Return the options of optimisers and schedules, before training or a checkpoint has moved them."""
+    groups = [_plain(group) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    schedules = [_plain(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
+    return {
+        "groups": groups,
+        "schedules": [{k: v for k, v in state.items() if k not in MOVING} for state in schedules],
+    }
+
+
+def configuration_wins(trainer: L.Trainer, saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Put what the configuration has changed since the checkpoint's run began over what was loaded.
+
+    The learning rate of the moment is scaled by the change of its start.
+
+    Args:
+        trainer: with optimisers and schedules as they were loaded.
+        saved: what was configured when the checkpoint's run began.
+        own: what is configured now.
+
+    Returns:
+        A line for each option that was changed.
+    """
+    lines = []
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    for group, before, now in zip(groups, saved["groups"], own["groups"], strict=False):
+        for name, old, new in _changes(before, now):
+            group[name] = group[name] * new / old if name == "lr" and old else new
+            lines.append(f"optimizer {name} was {_show(old)} and is {_show(new)}")
+    for config, before, now in zip(trainer.lr_scheduler_configs, saved["schedules"], own["schedules"], strict=False):
+        for name, old, new in _changes(before, now):
+            setattr(config.scheduler, name, new)
+            lines.append(f"scheduler {name} was {_show(old)} and is {_show(new)}")
+    return list(dict.fromkeys(lines))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [(name, before[name], new) for name, new in now.items() if name in before and before[name] != new]
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep numbers, texts and short lists of them: what a configuration can have said."""
+    return {name: value for name, value in state.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, int | float | str) for item in value)
+    return value is None or isinstance(value, int | float | str)
+
+
+def _show(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,41 @@
+"""`--ckpt_path last` goes on from the newest whole checkpoint, or says that there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_mpo.callbacks.checkpoints import settle_checkpoint
+from lightning_mpo.errors import UserError
+from tests.modules.runs import make_trainer
+
+
+def settle(folder: Path, wanted: str | None = "last", stage: str = "fit") -> str | None:
+    trainer = make_trainer(folder, [ModelCheckpoint(folder / "checkpoints")])
+    return settle_checkpoint(trainer, torch.nn.Module(), wanted, stage=stage)  # type: ignore[arg-type]
+
+
+def test_last_begins_afresh_in_one_line_where_there_is_none(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert settle(tmp_path) is None
+    assert f"no last.ckpt in {tmp_path}/checkpoints: starting afresh" in caplog.text
+    with pytest.raises(UserError, match=r"there is no last\.ckpt in"):
+        settle(tmp_path, stage="validate")
+    assert settle(tmp_path, None) is None
+
+
+def test_last_takes_the_newest_whole_file_and_names_it(tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    torch.save({"state_dict": {}, "global_step": 7}, folder / "last.ckpt")
+    (folder / ".last.ckpt.part").write_bytes(b"half")
+    (folder / "epoch=9.ckpt").write_bytes(b"other")
+    with caplog.at_level("INFO"):
+        assert settle(tmp_path) == str(folder / "last.ckpt")
+    assert "last.ckpt, update 7" in caplog.text
+    (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be read: it is truncated.*there is also .*epoch=9\.ckpt"):
+        settle(tmp_path)

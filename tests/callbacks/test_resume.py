@@ -1,0 +1,220 @@
+"""What Lightning's checkpoints leave out is there again, and a killed run ends as if it had not been."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_mpo.callbacks import ExactResume, KLTracking, MetricsCSV, PromptOrder, Samples, SupportOverlap, Watchdog
+from lightning_mpo.errors import UserError
+from lightning_mpo.kl import AdaptiveCoefficient, KLPenalty
+from lightning_mpo.modules.comparison import compare, compare_runs
+from lightning_mpo.policies import CausalPolicy, Lora
+from lightning_mpo.supports import TopK
+from tests.modules.runs import Probe, Run, adam, fit, make_objective, same, sgd
+
+STEPS = 8
+
+
+def train(folder: Path, source: str, *, ckpt_path: str | None = None, callbacks=(), save=None, **options) -> Run:
+    """Three rollouts of two updates make an epoch; a validation every third update; dropout, so that chance matters."""
+    torch.manual_seed(3 if ckpt_path is None else 4)
+    often = {"save_last": True, "every_n_train_steps": 1, "save_top_k": -1, "enable_version_counter": False}
+    save = save or ModelCheckpoint(folder / "checkpoints", "{step}", **often)
+    return fit(
+        folder,
+        **{
+            "policy": CausalPolicy(source, lora=Lora(rank=2, alpha=4, dropout=0.2)),
+            "objective": make_objective(support=TopK(6), kl=KLPenalty(AdaptiveCoefficient(0.01, horizon=16))),
+            "rollout": {"minibatches": 2},
+            "module": {
+                "optimizer": adam(3e-3),
+                "scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, STEPS),
+            },
+            "callbacks": [
+                KLTracking(),
+                Watchdog(),
+                Samples(every=1, show=False),
+                SupportOverlap(every=2, rows=4),
+                PromptOrder(),
+                ExactResume(),
+                *callbacks,
+                save,
+            ],
+            "logger": MetricsCSV(folder, name="", version=""),
+            "max_steps": STEPS,
+            "val_check_interval": 3,
+            "check_val_every_n_epoch": None,
+            "limit_val_batches": 1,
+            "ckpt_path": ckpt_path,
+        }
+        | options,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_folder) -> Path:
+    """An undisturbed run that saved after each update."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, tiny_folder)
+    return folder
+
+
+@pytest.fixture
+def interrupted(whole, tmp_path) -> Path:
+    """Its folder, as a killed run may leave it: with more than the checkpoint knows of."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("at", [3, 5, 6, 8], ids=["validation due", "within an epoch", "epoch end", "last update"])
+def test_everything_is_as_in_an_undisturbed_run(whole, interrupted, tiny_folder, at):
+    train(interrupted, tiny_folder, ckpt_path=f"{interrupted}/checkpoints/step={at}.ckpt")
+    found = compare_runs(whole, interrupted)
+    assert [part.difference for part in found if part.difference] == []
+    counts = {part.part: part.count for part in found}
+    assert all(counts[part] > 0 for part in counts), counts
+    assert (interrupted / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    samples = "completions/rollouts.jsonl"
+    assert (interrupted / samples).read_bytes() == (whole / samples).read_bytes()
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def test_a_validation_that_is_made_up_for_is_not_made_twice(whole, tmp_path, tiny_folder):
+    """The run dies right behind it, with a checkpoint that it wrote itself."""
+
+    def save(trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(tmp_path / "before.ckpt")
+
+    def die(*_):
+        raise PowerCutError
+
+    at_validation = ModelCheckpoint(tmp_path / "checkpoints", save_last=True, enable_version_counter=False)
+    probe = Probe(on_train_batch_end=save, on_validation_start=die)
+    with pytest.raises(PowerCutError):
+        train(tmp_path, tiny_folder, callbacks=[probe], save=at_validation)
+    probe = Probe(on_train_batch_start=die)
+    with pytest.raises(PowerCutError):
+        train(tmp_path, tiny_folder, ckpt_path=f"{tmp_path}/before.ckpt", callbacks=[probe], save=at_validation)
+    last = f"{tmp_path}/checkpoints/last.ckpt"
+    train(tmp_path, tiny_folder, ckpt_path=last)
+    assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    assert [part.difference for part in compare_runs(whole, tmp_path) if part.difference] == []
+
+
+def test_the_comparison_sees_what_differs(whole, interrupted, tiny_folder):
+    def disturb(trainer, module):
+        torch.manual_seed(99)
+
+    path = f"{interrupted}/checkpoints/step=5.ckpt"
+    train(interrupted, tiny_folder, ckpt_path=path, callbacks=[Probe(on_train_epoch_end=disturb)])
+    differ = [part.part for part in compare_runs(whole, interrupted) if part.difference]
+    assert {"weights", "optimiser", "random numbers", "metrics.csv"} <= set(differ)
+    found = compare("part", {"a": [1, torch.ones(3)]}, {"a": [1, torch.tensor([1.0, 2.0, 1.0])]})
+    assert found.difference == "part[a][1]: 1 of 3 values, the first 1.0 and 2.0"
+    assert compare("part", {"a": float("nan")}, {"a": float("nan")}).difference is None
+    assert compare("part", {}, {"a": 1}).difference == "part[a]: nothing and 1"
+
+
+@pytest.mark.slow
+def test_twenty_runs_that_are_killed_anywhere(tmp_path, tiny_folder):
+    """Rollout, micro-batch, update, validation, a checkpoint half-written, without its name, and just saved."""
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    script = str(Path(__file__).with_name("killed_runs.py"))
+    done = subprocess.run(
+        [sys.executable, script, str(tmp_path), "20", "1"], stdout=subprocess.PIPE, text=True, timeout=1800, check=False
+    )
+    print(done.stdout)
+    lines = done.stdout.splitlines()
+    assert [line.endswith("bit for bit") for line in lines] == [True] * 20, done.stdout
+    assert done.returncode == 0
+    assert sum("resumed at  0" not in line for line in lines) >= 12, "most kills came before any save"
+
+
+# --- the configuration and the checkpoint ---------------------------------------------------------------------------
+
+
+def test_the_configuration_wins_over_the_checkpoint_and_says_so(tmp_path, caplog):
+    def run(folder, lr, steps, ckpt_path=None, seed=1):
+        return fit(
+            folder,
+            rollout={"seed": seed},
+            module={
+                "optimizer": sgd(lr),
+                "scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, 1.0, 10 + steps),
+            },
+            callbacks=[ExactResume(), ModelCheckpoint(folder, save_last=True)],
+            max_steps=steps,
+            ckpt_path=ckpt_path,
+        )
+
+    run(tmp_path, 0.05, 2)
+    with caplog.at_level("INFO"):
+        resumed = run(tmp_path, 0.1, 3, f"{tmp_path}/last.ckpt", seed=2)
+    group = resumed.trainer.optimizers[0].param_groups[0]
+    scheduler = resumed.trainer.lr_scheduler_configs[0].scheduler
+    assert group["initial_lr"] == 0.1
+    assert 0.05 < group["lr"] < 0.1
+    assert scheduler.total_iters == 13
+    for said in ("lr was 0.025 and is 0.05", "scheduler total_iters was 12 and is 13", "rollout.seed was 1 and is 2"):
+        assert f"{said}: the configuration wins" in caplog.text.replace("optimizer ", ""), said
+
+
+def test_nothing_is_said_where_nothing_has_changed(tmp_path, caplog):
+    callbacks = [ExactResume(), ModelCheckpoint(tmp_path, save_last=True)]
+    fit(tmp_path, callbacks=callbacks, max_steps=1)
+    with caplog.at_level("INFO"):
+        fit(tmp_path, callbacks=callbacks, max_steps=2, ckpt_path=f"{tmp_path}/last.ckpt")
+    assert "the configuration wins" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"objective": make_objective(support=TopK(4))}, "saved with the objective support FullVocabulary"),
+        ({"rollout": {"completions": 2}}, r"`rollout\.completions` 4, and the configuration has 2"),
+        ({"accumulate_grad_batches": 2}, r"`trainer\.accumulate_grad_batches` 1, and the configuration has 2"),
+    ],
+)
+def test_another_run_is_refused_before_anything_is_restored(tmp_path, options, said):
+    save = ModelCheckpoint(tmp_path, save_last=True)
+    fit(tmp_path, callbacks=[ExactResume(), save], max_steps=1)
+    never = Probe(on_load_checkpoint=lambda *_: pytest.fail("restored"), on_train_start=lambda *_: pytest.fail("began"))
+    with pytest.raises(UserError, match=said):
+        fit(
+            tmp_path, callbacks=[ExactResume(), never], max_steps=2, ckpt_path=f"{tmp_path}/last.ckpt",
+            enable_checkpointing=False, **options,
+        )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error:the checkpoint was saved in the middle")
+def test_a_save_that_the_clock_asks_for_waits_for_the_end_of_the_update(tmp_path):
+    saved: list[int] = []
+    watch = Probe(on_save_checkpoint=lambda trainer, *_: saved.append(trainer.fit_loop.epoch_loop.batch_idx))
+    save = ModelCheckpoint(tmp_path, "{step}", train_time_interval=timedelta(0), save_top_k=-1)
+    shared = {"accumulate_grad_batches": 4, "max_steps": 4}
+    whole = fit(tmp_path, callbacks=[ExactResume(), watch, save], **shared)
+    assert saved[:4] == [3, 7, 11, 3]
+    resumed = fit(tmp_path, callbacks=[ExactResume()], ckpt_path=f"{tmp_path}/step=2.ckpt", **shared)
+    assert same(resumed.weights, whole.weights)
+
+
+def test_a_save_within_an_update_is_named_when_the_run_goes_on(tmp_path):
+    def save(trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 5:
+            trainer.save_checkpoint(tmp_path / "within.ckpt")
+
+    shared = {"accumulate_grad_batches": 4, "max_steps": 3}
+    fit(tmp_path, callbacks=[ExactResume(), Probe(on_train_batch_end=save)], **shared)
+    with pytest.warns(UserWarning, match="saved in the middle of an update"):
+        fit(tmp_path, callbacks=[ExactResume()], ckpt_path=f"{tmp_path}/within.ckpt", **shared)

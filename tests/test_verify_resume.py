@@ -1,0 +1,77 @@
+"""`lightning-mpo verify-resume` kills a run of one's own configuration, lets it go on, and compares."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_mpo import verify_resume
+from lightning_mpo.modules.comparison import Comparison
+from tests.test_bad_input import BASE
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "base.yaml").write_text(BASE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--updates", "1"], "`--updates` must be at least 2, got 1"),
+        (["--kill", "lunch:2"], "`--kill` must be one of rollout, micro-batch, update"),
+        (["--kill", "update"], "such as update:4, got 'update'"),
+        (["--folder", "."], "holds runs of a verification before"),
+    ],
+)
+def test_mistakes_are_one_line(here, capsys, arguments, said):
+    (here / "whole").mkdir()
+    assert verify_resume.main(["-c", "base.yaml", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_the_first_difference_is_named_and_the_exit_code_is_1(here, capsys, monkeypatch):
+    monkeypatch.setattr(verify_resume, "_run", lambda *_: None)
+    found = [
+        Comparison("weights", 12, None),
+        Comparison("optimiser", 9, "optimiser[0]: 1 and 2"),
+        Comparison("x", 1, "x"),
+    ]
+    monkeypatch.setattr("lightning_mpo.modules.comparison.compare_runs", lambda *_: found)
+    assert verify_resume.main(["--folder", "out"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["weights", "12", "values", "bit", "for", "bit"]
+    assert lines[1].split()[-1] == "differs"
+    assert lines[-1] == "first difference: optimiser[0]: 1 and 2"
+
+
+@pytest.mark.slow
+def test_a_configuration_is_shown_to_resume(here, capsys):
+    command = [sys.executable, "-m", "lightning_mpo", "verify-resume", "-c", "base.yaml", "--updates", "4"]
+    done = subprocess.run(
+        [*command, "--folder", "out", "--kill", "update:3"], capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a run killed at update:3 goes on as if it had not been" in done.stdout
+    parts = ("weights", "optimiser", "random numbers", "rollout buffer", "prompt order", "metrics.csv")
+    assert all(
+        any(line.startswith(part) and "bit for bit" in line for line in done.stdout.splitlines()) for part in parts
+    )
+    late = subprocess.run(
+        [*command, "--folder", "late", "--kill", "update:9"], capture_output=True, text=True, timeout=900, check=False
+    )
+    assert late.returncode == 2
+    assert "the run ended before the kill at 'update:9'" in late.stderr
+    assert verify_resume.main(["-c", "missing.yaml", "--folder", "no"]) == 2
+    assert capsys.readouterr().err.startswith("lightning-mpo: no configuration file 'missing.yaml'")
