@@ -165,7 +165,8 @@ class Rollout(RolloutEvaluation):
         schedule = self._need_schedule()
         slot = trainer.fit_loop.epoch_loop.batch_idx % schedule.slots
         if slot == 0 or self._experience is None:
-            self._collect(trainer, pl_module)
+            with pl_module.policy.gathered():
+                self._collect(trainer, pl_module)
         update, micro = divmod(slot, schedule.micro_batches)
         experience = self.experience
         rows = self._plan[update][micro].to(experience.rewards_B.device)
@@ -221,7 +222,7 @@ class Rollout(RolloutEvaluation):
 
         if self.dynamic is None:
             return *draw(0, places), None, seconds
-        return *self.dynamic.collect(draw, places, self.completions, total), seconds
+        return *self.dynamic.collect(draw, places, self.completions, total, module.policy.in_step), seconds
 
     def _sample(self, trainer: L.Trainer, module: PolicyOptimization, round: int, prompts: int) -> RolloutData:
         """Sample the first prompts of this rank's share of a round."""
@@ -235,7 +236,8 @@ class Rollout(RolloutEvaluation):
                 callback.on_rollout_tokens(tokens, running)
 
         sample = self.sampler.sample if self.replay is None else partial(self.replay.sample, self.sampler)
-        with trainer.precision_plugin.forward_context():  # outside training_step autocast is not active
+        # outside training_step autocast is not active
+        with module.policy.in_step(), trainer.precision_plugin.forward_context():
             rollout = sample(
                 module.policy,  # type: ignore[arg-type]
                 data.encode(rows),
@@ -252,7 +254,7 @@ class Rollout(RolloutEvaluation):
 
     def _check_parity(self, trainer: L.Trainer, module: PolicyOptimization, rollout: RolloutData) -> None:
         exact = trainer.precision == "32-true" and all(p.dtype == torch.float32 for p in module.policy.parameters())
-        with trainer.precision_plugin.forward_context():
+        with module.policy.in_step(), trainer.precision_plugin.forward_context():
             parity = check_parity(module.policy, rollout, temperature=module.temperature, exact=exact)
         rank_zero_info(f"parity     sampler against trainer: mean {parity.mean:.2g}, max {parity.max:.2g} nats")
         self._gate_passed = True
