@@ -100,21 +100,18 @@ def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
 
 def _spread(policy: CausalPolicy, mesh: DeviceMesh, device: torch.device) -> None:
     """Shard the modules and bring rank 0's weights to their places, one at a time."""
-    policy.cold_parts, kinds = _from_first((policy.cold_parts, _kinds(policy)))
-    source: dict[str, Tensor] = {}
-    if dist.get_rank() == 0:
-        source = {name: value.detach() for name, value in _tensors(policy)}
-    else:
-        _take_kinds(policy, kinds)
+    tensors = dict(_tensors(policy))
+    source = {name: tensors[_origin(name)].detach() for name in tensors}
+    kinds = {name: (value.shape, value.dtype) for name, value in source.items()}
+    policy.cold_parts, kinds = _from_first((policy.cold_parts, kinds))
+    _take_kinds(tensors, kinds)
     _shard_modules(policy, mesh)
     policy.to_empty(device=device)
     with torch.no_grad():
         for name, weight in _tensors(policy):
-            original = name.replace("reference_network.", "network.", 1)
+            value = torch.empty(weight.shape, dtype=weight.dtype, device=device)
             if dist.get_rank() == 0:
-                value = source[original].to(device)
-            else:
-                value = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+                value.copy_(source[name])
             _fill(weight, value, mesh)
 
 
@@ -136,19 +133,19 @@ def _tensors(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from policy.named_buffers()
 
 
-def _kinds(policy: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (value.shape, value.dtype) for name, value in _tensors(policy)}
+def _origin(name: str) -> str:
+    """Return the weight that another one starts as: the reference is the initial policy."""
+    return name.replace("reference_network.", "network.", 1)
 
 
-def _take_kinds(policy: nn.Module, kinds: dict[str, tuple[torch.Size, torch.dtype]]) -> None:
-    """Give an outline the number formats of the model that rank 0 built."""
-    own = dict(_tensors(policy))
-    shapes = {name: value.shape for name, value in own.items()}
+def _take_kinds(tensors: dict[str, Tensor], kinds: dict[str, tuple[torch.Size, torch.dtype]]) -> None:
+    """Give what is laid out the number formats of the model that rank 0 built."""
+    shapes = {name: value.shape for name, value in tensors.items()}
     expected = {name: shape for name, (shape, _) in kinds.items()}
     if shapes != expected:
         other = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
         raise RuntimeError(f"rank {dist.get_rank()} laid out other weights than rank 0 built, such as {other[0]!r}")
-    for name, value in own.items():
+    for name, value in tensors.items():
         value.data = value.data.to(kinds[name][1])
 
 
