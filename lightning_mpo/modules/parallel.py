@@ -11,10 +11,35 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy
 
-WRITE_INSTEAD = (
-    "`strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel_size: N, tensor_parallel_size: 1}}` with N "
-    "the number of processes (configs/hardware/fsdp.yaml)"
-)
+SHARDED = "`strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel_size: %s, tensor_parallel_size: 1}}`"
+"""What to write instead."""
+
+
+def check_strategy_options(trainer: Any) -> None:
+    """Refuse, before anything is built, what `check_strategy` would, and a mesh that does not fit the processes.
+
+    Args:
+        trainer: the parsed options of the trainer.
+
+    Raises:
+        UserError: FSDP1, tensor parallelism, or another number of processes.
+    """
+    strategy = trainer.get("strategy")
+    name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")).rsplit(".", 1)[-1]
+    devices, nodes = trainer.get("devices") or "auto", trainer.get("num_nodes") or 1
+    known = str(devices).lstrip("+").isdigit() and str(nodes).isdigit()
+    wanted = str(int(devices) * int(nodes)) if known else "N"
+    if name.lower().startswith("fsdp"):
+        raise UserError(f"`trainer.strategy: {name}` is FSDP1, which is not supported; write {SHARDED % wanted}")
+    if name != "ModelParallelStrategy":
+        return
+    options = strategy.get("init_args") or {}  # type: ignore[union-attr]
+    sizes = [options.get(key, "auto") for key in ("data_parallel_size", "tensor_parallel_size")]
+    if sizes[1] != 1 or sizes[0] == "auto" or (known and int(sizes[0]) != int(wanted)):
+        raise UserError(
+            f"`ModelParallelStrategy` has data_parallel_size {sizes[0]} and tensor_parallel_size {sizes[1]}, and there are "
+            f"{wanted} processes (`trainer.devices` x `trainer.num_nodes`); write {SHARDED % wanted}"
+        )
 
 
 def check_strategy(trainer: L.Trainer) -> None:
@@ -23,14 +48,15 @@ def check_strategy(trainer: L.Trainer) -> None:
     Raises:
         UserError: FSDP1, or tensor parallelism.
     """
+    size = trainer.world_size
     if isinstance(trainer.strategy, FSDPStrategy):
-        raise UserError(f"`trainer.strategy: fsdp` is FSDP1, which is not supported; write {WRITE_INSTEAD}")
+        raise UserError(f"`trainer.strategy: fsdp` is FSDP1, which is not supported; write {SHARDED % size}")
     if isinstance(trainer.strategy, ModelParallelStrategy):
-        size = trainer.strategy.device_mesh["tensor_parallel"].size()
-        if size > 1:
+        split = trainer.strategy.device_mesh["tensor_parallel"].size()
+        if split > 1:
             raise UserError(
-                f"`ModelParallelStrategy` was asked for {size} processes of tensor parallelism (`auto` means all of a "
-                f"node); write {WRITE_INSTEAD}"
+                f"`ModelParallelStrategy` was asked to split matrices over {split} processes (`auto` means all of a node); "
+                f"write {SHARDED % size}"
             )
 
 
