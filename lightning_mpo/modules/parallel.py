@@ -11,7 +11,9 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy
 
-SHARDED = "`strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel_size: %s, tensor_parallel_size: 1}}`"
+SHARDED = (
+    "`strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel_size: %s, tensor_parallel_size: 1}}`"
+)
 """What to write instead."""
 
 
