@@ -3,6 +3,7 @@
 if __name__ != "lightning_mpo.callbacks":  # a second import path would make a second set of classes
     raise ImportError("import `lightning_mpo.callbacks`, not `callbacks`")
 
+from lightning_mpo.callbacks.heartbeat import Heartbeat
 from lightning_mpo.callbacks.kl import KLTracking
 from lightning_mpo.callbacks.predictions import Predictions
 from lightning_mpo.callbacks.progress import RolloutProgressBar
@@ -14,6 +15,7 @@ from lightning_mpo.callbacks.throughput import Throughput
 from lightning_mpo.callbacks.watchdog import Watchdog
 
 __all__ = [
+    "Heartbeat",
     "KLTracking",
     "Predictions",
     "Report",

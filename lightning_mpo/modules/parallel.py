@@ -35,7 +35,7 @@ def check_strategy_options(trainer: Any) -> None:
         raise UserError(f"`trainer.strategy: {name}` is FSDP1, which is not supported; write {SHARDED % wanted}")
     if name != "ModelParallelStrategy":
         return
-    options = strategy.get("init_args") or {}  # type: ignore[union-attr]
+    options = strategy.get("init_args") or {}
     sizes = [options.get(key, "auto") for key in ("data_parallel_size", "tensor_parallel_size")]
     if sizes[1] != 1 or sizes[0] == "auto" or (known and int(sizes[0]) != int(wanted)):
         raise UserError(

@@ -64,16 +64,19 @@ def build_in_shards(
 
 def _agree(work: Callable[[], None]) -> None:
     """Do something that may fail on one process and raise its error on all: the others would wait for ever."""
-    failed: Exception | None = None
+    own: Exception | None = None
     try:
         work()
     except Exception as error:
-        failed = error
-    errors: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, failed)
-    for error in errors:
-        if error is not None:
-            raise error
+        own = error
+    kind = UserError if isinstance(own, UserError) else RuntimeError
+    said: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(said, None if own is None else (kind, str(own) or repr(own)))
+    if own is not None:
+        raise own
+    for rank, other in enumerate(said):
+        if other is not None:
+            raise other[0](other[1] if other[0] is UserError else f"rank {rank} failed: {other[1]}")
 
 
 def decoder_layers(decoder: nn.Module) -> list[nn.Module]:

@@ -134,7 +134,8 @@ def everything(folder: Path, gather: bool) -> dict[str, Any]:
         **strategy_of("fsdp", 2),
     )
     summary = json.loads((folder / "summary.json").read_text()) if run.trainer.is_global_zero else {}
-    data = make_data(train_problems=11, held_out_problems=5, validation_batch_size=1)  # three batches here, two there
+    summary = {stage: summary[stage] for stage in ("initial", "final") if stage in summary}
+    data = make_data(digits=2, held_out_problems=5, validation_batch_size=1)  # three batches here, two there
     run.trainer.predict(run.module, datamodule=data)
     lines = (folder / "completions" / f"predictions-{run.trainer.global_rank}.jsonl").read_text().splitlines()
     weights = {name: whole(weight) for name, weight in run.weights.items()}
