@@ -156,7 +156,7 @@ class Heartbeat(RolloutCallback):
         self._rank, self._world = trainer.global_rank, trainer.world_size
         if self._world > 1:
             shared: Any = dist.distributed_c10d._get_default_store()
-            own = shared.clone()  # type: ignore[attr-defined]  # another connection: the main thread may block the first
+            own = shared.clone()  # another connection: the main thread may block the first
             self._store = dist.PrefixStore("heartbeat", own)
         self._enter("set-up")
         self._stop = threading.Event()
