@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.policies.sharding import decoder_layers
-from tests.modules.runs import distance, fit, sgd
+from tests.modules.runs import distance, fit, make_policy, sgd
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,36 @@ def test_what_cannot_be_sharded_is_refused_on_all_processes(two):
     assert "`LlamaModel` has no `layers`" in ranks[0]["layers"]
     assert "`policy.lora`" in ranks[0]["lora"]
     assert "none.ckpt' does not exist" in ranks[0]["checkpoint"]
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Leave no process group and no variables of one behind."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "gather", [pytest.param(True, id="whole", marks=pytest.mark.slow), pytest.param(False, id="layers")]
+)
+def test_one_process_in_shards_trains_as_without(tmp_path, alone, gather):
+    """The weights are DTensors, clipped by value, and activations are recomputed."""
+    options = {"rollout": {"epochs": 2}, "max_steps": 2, "module": {"optimizer": sgd()}, "callbacks": [KLTracking()]}
+    options |= {"gradient_clip_val": 0.02, "gradient_clip_algorithm": "value"}
+    plain = fit(tmp_path, policy=make_policy(), **options)
+    policy = make_policy()
+    policy.gather_rollouts, policy.gradient_checkpointing = gather, True
+    sharded = fit(tmp_path, policy=policy, strategy=ModelParallelStrategy(1, 1), **options)
+    assert sharded.module.policy.shards is not None
+    assert all(hasattr(weight, "device_mesh") for weight in sharded.module.policy.parameters())
+    weights = {name: weight.full_tensor() for name, weight in sharded.weights.items() if "reference" not in name}
+    expected = {name: weight for name, weight in plain.weights.items() if "reference" not in name}
+    assert distance(weights, expected) < 1e-6
+    assert [line for _, line in sharded.record.without_clocks()] == [
+        pytest.approx(line, rel=1e-3, abs=1e-5) for _, line in plain.record.without_clocks()
+    ]
 
 
 def test_layers_are_found_by_list_or_by_class():
