@@ -101,8 +101,9 @@ class Report(RolloutCallback):
         sampled = decodings(module.objective.support, self.completions)
         ways = {"": sampled.pop(""), "greedy ": Decoding(FullVocabulary(), 1, True)} | sampled
         result: dict[str, Any] = {}
-        for prefix, decoding in ways.items():
-            result |= self._decode(trainer, module, stage, prefix, decoding)
+        with module.policy.gathered():
+            for prefix, decoding in ways.items():
+                result |= self._decode(trainer, module, stage, prefix, decoding)
         self.stages[stage] = result
         self.seconds[f"evaluation {stage}"] = time.perf_counter() - started
 
@@ -132,7 +133,7 @@ class Report(RolloutCallback):
             if not prefix and start == 0:
                 divergence, tokens = self._divergence(module, rollout)
                 kept = _records(rollout, scores.rewards_B.tolist(), decoding.completions)
-        if kept:
+        if kept and trainer.is_global_zero:
             _write_lines(_folder(trainer) / "completions" / f"{stage}.jsonl", kept)
         values = tally.compute()
         result: dict[str, Any] = {}

@@ -166,7 +166,9 @@ class Rollout(RolloutEvaluation):
         schedule = self._need_schedule()
         slot = trainer.fit_loop.epoch_loop.batch_idx % schedule.slots
         if slot == 0 or self._experience is None:
-            self._collect(trainer, pl_module)
+            _tell(trainer, "gathering weights")
+            with pl_module.policy.gathered():
+                self._collect(trainer, pl_module)
         update, micro = divmod(slot, schedule.micro_batches)
         experience = self.experience
         rows = self._plan[update][micro].to(experience.rewards_B.device)
@@ -185,6 +187,7 @@ class Rollout(RolloutEvaluation):
             callback.on_rollout_start(trainer, module, schedule.rows, self.max_new_tokens)
         started = time.perf_counter()
         rollout, scores, account, sample_seconds = self._fill(trainer, module)
+        _tell(trainer, "scoring")
         generator = seeded_generator(self.seed, self.counter, trainer.global_rank, 1)
         whole_B = rollout.finish_B == Finish.STOP if self.mask_truncated else None
         self._experience = experience = build_experience(
@@ -192,6 +195,7 @@ class Rollout(RolloutEvaluation):
         )
         tokens_B = rollout.attention_mask_BL.sum(1)
         self._plan = schedule.plan(rollout.group_B, tokens_B, generator)
+        _tell(trainer, "all-reduce")
         self._denominators = self._sum_denominators(trainer, module, experience)
         prepare_seconds = time.perf_counter() - started - sample_seconds
         event = RolloutEvent(self.counter, experience, scores, sample_seconds, prepare_seconds, account)
@@ -208,21 +212,24 @@ class Rollout(RolloutEvaluation):
 
         def draw(round: int, prompts: int) -> tuple[RolloutData, Scores]:
             nonlocal seconds
+            _tell(trainer, "sampling")
             started = time.perf_counter()
             rollout = self._sample(trainer, module, round, prompts)
             seconds += time.perf_counter() - started
             if self.parity_gate and not self._gate_passed:
                 self._check_parity(trainer, module, rollout)
+            _tell(trainer, "reward function")
             return rollout, score_all(self.rewards, completions_of(rollout))
 
         def total(counts: torch.Tensor) -> torch.Tensor:
+            _tell(trainer, "all-reduce")
             return (
                 trainer.strategy.reduce(counts.to(module.device), reduce_op="sum") if trainer.world_size > 1 else counts
             )
 
         if self.dynamic is None:
             return *draw(0, places), None, seconds
-        return *self.dynamic.collect(draw, places, self.completions, total), seconds
+        return *self.dynamic.collect(draw, places, self.completions, total, module.policy.in_step), seconds
 
     def _sample(self, trainer: L.Trainer, module: PolicyOptimization, round: int, prompts: int) -> RolloutData:
         """Sample the first prompts of this rank's share of a round."""
@@ -236,7 +243,8 @@ class Rollout(RolloutEvaluation):
                 callback.on_rollout_tokens(tokens, running)
 
         sample = self.sampler.sample if self.replay is None else partial(self.replay.sample, self.sampler)
-        with trainer.precision_plugin.forward_context():  # outside training_step autocast is not active
+        # outside training_step autocast is not active
+        with module.policy.in_step(), trainer.precision_plugin.forward_context():
             rollout = sample(
                 module.policy,  # type: ignore[arg-type]
                 data.encode(rows),
@@ -253,7 +261,7 @@ class Rollout(RolloutEvaluation):
 
     def _check_parity(self, trainer: L.Trainer, module: PolicyOptimization, rollout: RolloutData) -> None:
         exact = trainer.precision == "32-true" and all(p.dtype == torch.float32 for p in module.policy.parameters())
-        with trainer.precision_plugin.forward_context():
+        with module.policy.in_step(), trainer.precision_plugin.forward_context():
             parity = check_parity(module.policy, rollout, temperature=module.temperature, exact=exact)
         rank_zero_info(f"parity     sampler against trainer: mean {parity.mean:.2g}, max {parity.max:.2g} nats")
         self._gate_passed = True
@@ -315,3 +323,8 @@ class Rollout(RolloutEvaluation):
 
 def _listeners(trainer: L.Trainer) -> list[RolloutCallback]:
     return [callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
+
+
+def _tell(trainer: L.Trainer, phase: str) -> None:
+    for callback in _listeners(trainer):
+        callback.on_rollout_phase(phase)

@@ -22,6 +22,7 @@ from lightning_mpo.callbacks import ExactResume, Predictions, Preemption, Rollou
 from lightning_mpo.callbacks.checkpoints import settle_checkpoint
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
+from lightning_mpo.modules.parallel import check_strategy_options
 from lightning_mpo.policies.checkpoints import load_checkpoint
 
 VERBS = ("fit", "validate", "test", "predict", "export", "methods", "verify-resume")
@@ -77,6 +78,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
+        check_strategy_options(config["trainer"])
         _check_checkpoint(config.get("ckpt_path"))
         if self.subcommand:
             if config.get("weights_only") is False:
@@ -130,7 +132,7 @@ def _check_checkpoint(path: str | None) -> None:
 
 def _fit_first(config: str, checkpoint: str, seed: Any) -> None:
     """Run the stage that makes a checkpoint, as a process of its own."""
-    if int(os.environ.get("LOCAL_RANK", 0)):
+    if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"`policy.checkpoint` {checkpoint!r} is missing; make it first: lightning-mpo fit -c {config}")
     print(f"warm-up    {checkpoint} is missing: fitting {config} first", flush=True)
     command = [sys.executable, "-m", "lightning_mpo", "fit", "-c", config]

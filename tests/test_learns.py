@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,8 +52,8 @@ def warm(tmp_path_factory) -> str:
     return f"{folder}/last.ckpt"
 
 
-def rewards(folder: Path, checkpoint: str, seed: int, lr: float) -> list[float]:
-    """Return the mean reward of each rollout."""
+def rewards(folder: Path, checkpoint: str, seed: int, lr: float, **trainer: Any) -> list[float]:
+    """Return the mean reward of each rollout, over all processes."""
     run = fit(
         folder,
         policy=tiny(checkpoint),
@@ -65,6 +70,7 @@ def rewards(folder: Path, checkpoint: str, seed: int, lr: float) -> list[float]:
         },
         max_steps=2 * ROLLOUTS,
         gradient_clip_val=1.0,
+        **trainer,
     )
     assert run.trainer.global_step == 2 * ROLLOUTS
     return run.record.column("reward/mean")[::2]
@@ -84,3 +90,15 @@ def test_the_reward_rises(tmp_path, warm, seed):
 def test_without_a_learning_rate_it_does_not(tmp_path, warm):
     curve = rewards(tmp_path, warm, 0, 0.0)
     assert abs(gain(curve)) < 0.1, curve
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_reward_rises_on_two_processes(tmp_path, warm, strategy):
+    script = str(Path(__file__).with_name("learning_ranks.py"))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, str(tmp_path), warm, strategy]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert gain(curve) > 0.2, curve

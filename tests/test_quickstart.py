@@ -55,3 +55,14 @@ def test_at_learning_rate_0_it_gains_nothing(folder: Path) -> None:
     before, after = summary["warmup"], summary["final"]
     assert abs(after["pass@1"] - before["pass@1"]) < 0.03
     assert 0.2 < before["pass@1"] < 0.8, "a warm-up that leaves room both ways"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hardware", ["ddp", "fsdp"])
+def test_two_processes_learn_it_as_one_does(folder: Path, hardware: str) -> None:
+    two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.precision=32-true"]
+    summary = fit(folder, "-c", f"configs/hardware/{hardware}.yaml", *two)
+    before, after = summary["warmup"], summary["final"]
+    assert summary["updates"] == 160
+    assert after["pass@1"] >= before["pass@1"] + 0.2
+    assert after["greedy accuracy"] >= before["greedy accuracy"] - 0.03

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -27,6 +28,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
 
     def __init__(self) -> None:
         self._tallies: dict[str, Tally] = {}
+        self._weights = ExitStack()
 
     @property
     @abstractmethod
@@ -35,14 +37,24 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._tallies = {}
+        if isinstance(pl_module, PolicyOptimization):
+            self._weights.enter_context(pl_module.policy.gathered())
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._weights.close()
         for prefix, tally in self._tallies.items():
             for name, value in tally.compute().items():
                 pl_module.log(f"val/{prefix}{name}", value, prog_bar=prefix + name == "pass@1", sync_dist=True)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
+
+    def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, PolicyOptimization):  # processes may have different numbers of batches
+            self._weights.enter_context(pl_module.policy.in_step())
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._weights.close()
 
     def _draw(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int, decoding: Decoding) -> Rollout:
         with module.trainer.precision_plugin.forward_context():

@@ -14,6 +14,7 @@ from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.modules.loader import SlotLoader
+from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.rollout.local import LocalSampler
@@ -93,13 +94,16 @@ class HeadWarmup(L.LightningModule):
         return data
 
     def setup(self, stage: str) -> None:
+        check_strategy(self.trainer)
         if self.prompts % self.trainer.world_size:
             raise UserError(f"`prompts` ({self.prompts}) must divide evenly over {self.trainer.world_size} processes")
         self.policy.check(ScoreRequest(future=self.offsets))
         self.data.connect(self.policy.tokenizer)
 
     def configure_model(self) -> None:
-        self.policy.build(device=self.device, reference=False)
+        build_policy(self, self.policy, reference=False, freeze=self._freeze_trunk)
+
+    def _freeze_trunk(self) -> None:
         for name, weight in self.policy.named_parameters():
             weight.requires_grad_(name.startswith("mtp."))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -12,7 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.functional.sharded_rows import whole
 from lightning_mpo.modules.loader import SlotLoader
+from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
 from lightning_mpo.objective import Objective
 from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups, rollout_mode
@@ -71,6 +74,7 @@ class PolicyOptimization(L.LightningModule):
     # --- set-up ---------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        check_strategy(self.trainer)
         if self.trainer.precision in ("bf16-true", "16-true"):
             raise UserError(
                 f"`trainer.precision: {self.trainer.precision}` trains half-precision weights, in which updates at RL "
@@ -88,8 +92,8 @@ class PolicyOptimization(L.LightningModule):
             connect(self.policy.tokenizer)
 
     def configure_model(self) -> None:
-        self.policy.build(device=self.device, reference=self.keep_reference)
-        self.policy.freeze_unused(self.objective.request)
+        freeze = partial(self.policy.freeze_unused, self.objective.request)
+        build_policy(self, self.policy, reference=self.keep_reference, freeze=freeze)
         if self.objective.penalty is not None and not self._adapters():
             rank_zero_warn("`objective.penalty` holds adapters small and the policy has none; give `policy.lora`")
         if self.objective.actions.future and "mtp" in self.policy.cold_parts and self.trainer.ckpt_path is None:
@@ -182,8 +186,7 @@ class PolicyOptimization(L.LightningModule):
 
     def _check_gradients(self) -> None:
         for part, weights in self.policy.parts().items():
-            norms = [weight.grad.norm() for weight in weights if weight.grad is not None]
-            norm = torch.stack(norms).norm() if norms else torch.zeros(())
+            norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
             self.log("optim/grad_norm" if part == "policy" else f"optim/grad_norm_{part}", norm, on_step=True)
             if not torch.isfinite(norm):
                 raise UserError(

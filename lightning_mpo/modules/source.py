@@ -95,6 +95,9 @@ class RolloutCallback(L.Callback):
     def on_rollout_start(self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int) -> None:
         """Called before `sequences` responses of at most `limit` tokens are sampled."""
 
+    def on_rollout_phase(self, phase: str) -> None:
+        """Called when work of another kind begins: sampling, reward function, scoring, all-reduce."""
+
     def on_rollout_tokens(self, tokens: int, running: int) -> None:
         """Called after each step of the sampler with the tokens drawn and the rows still running."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.loader import SlotLoader
+from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.scores import ScoreRequest
@@ -56,12 +57,12 @@ class SupervisedWarmup(L.LightningModule):
         return data
 
     def setup(self, stage: str) -> None:
+        check_strategy(self.trainer)
         self.policy.check()
         self.data.connect(self.policy.tokenizer)
 
     def configure_model(self) -> None:
-        self.policy.build(device=self.device, reference=False)
-        self.policy.freeze_unused(ScoreRequest())
+        build_policy(self, self.policy, reference=False, freeze=lambda: self.policy.freeze_unused(ScoreRequest()))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([weight for weight in self.policy.parameters() if weight.requires_grad])

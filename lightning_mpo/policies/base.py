@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,16 @@ from lightning_mpo.types import Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from lightning_mpo.policies.sharding import Shards
+
 
 class Policy(nn.Module, ABC):
     """A distribution over responses. Constructing one loads nothing; `build` does."""
 
     cold_parts: frozenset[str] = frozenset()
     """Parts with their initial weights after `build`: heads or critic that no checkpoint held."""
+    shards: Shards | None = None
+    """Set where the weights are spread over processes."""
 
     @property
     @abstractmethod
@@ -71,6 +75,14 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def trained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the part of a module's state dict that a checkpoint needs: what is trained, not what is reloaded."""
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Keep the weights of a rollout on this process for a while, where they are in shards. All processes take part."""
+        return nullcontext() if self.shards is None else self.shards.gathered()
+
+    def in_step(self) -> AbstractContextManager[None]:
+        """Run passes without gradient whose number differs between processes. All processes take part."""
+        return nullcontext() if self.shards is None else self.shards.in_step()
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Return the trained weights by part, in the order policy, mtp, critic.
@@ -154,8 +166,9 @@ def rollout_mode(policy: nn.Module) -> Iterator[None]:
     policy.eval()
     for module in checkpointing:
         module.gradient_checkpointing = False  # type: ignore[assignment]
+    together = policy.in_step() if isinstance(policy, Policy) else nullcontext()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), together:
             yield
     finally:
         for module in checkpointing:

@@ -45,6 +45,8 @@ class CausalPolicy(Policy):
         mtp: multi-token-prediction heads, for `BlockActions(source="mtp")`.
         critic: what gives states a value, for `GeneralizedAdvantage`.
         checkpoint: a Lightning checkpoint, or a folder of adapters, whose policy weights are taken on top of `source`.
+        gather_rollouts: under FSDP2, hold the whole weights on each process for the time of a rollout. False gathers them
+            layer by layer for every token, in step with the other processes: slow, for models that do not fit.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class CausalPolicy(Policy):
         mtp: MTPHeads | None = None,
         critic: Critic | None = None,
         checkpoint: str | None = None,
+        gather_rollouts: bool = True,
     ) -> None:
         super().__init__()
         self.source = source
@@ -67,11 +70,13 @@ class CausalPolicy(Policy):
         self.mtp = mtp
         self.critic = critic
         self.checkpoint = checkpoint
+        self.gather_rollouts = gather_rollouts
         self.network: PreTrainedModel | None = None
         self.reference_network: PreTrainedModel | None = None
         self._adapters: Any = None
         self._first_adapters: FrozenAdapters | None = None
         """Those of `checkpoint`, which the reference keeps."""
+        self.register_state_dict_post_hook(_leave_reference_out)
 
     # --- before the weights ---------------------------------------------------------------------------------------
 
@@ -137,10 +142,36 @@ class CausalPolicy(Policy):
 
         return AutoModelForCausalLM.from_pretrained(self._location, dtype=self.dtype)
 
+    def outline_network(self) -> PreTrainedModel:
+        """Return the model without weights, on the meta device."""
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(copy.deepcopy(self.config), dtype=self.dtype)
+
+    def outline(self) -> None:
+        """Make the modules that `build` makes, without weights, on the meta device."""
+        with torch.device("meta"):
+            self._finish(self._assemble(self.outline_network(), torch.device("meta")))
+
     def build(self, *, device: torch.device, reference: bool) -> None:
         if self.network is not None:
             return
-        network = self.load_network().to(device)  # type: ignore[arg-type]
+        network = self._assemble(self.load_network().to(device), device)  # type: ignore[arg-type]
+        if self.checkpoint is not None:
+            self._take_checkpoint(read_policy(self.checkpoint)["state_dict"])
+            if self.critic is not None and "critic" in self.cold_parts:
+                self.critic.build(network.get_decoder())  # from the trunk that the checkpoint brought
+        with rollout_mode(network):
+            check_logits(network, self.logits)
+        if reference and self.lora is None:
+            self.reference_network = copy.deepcopy(network).requires_grad_(False).eval()
+        elif reference and self.checkpoint is not None:
+            self._first_adapters = FrozenAdapters(network)
+        self._finish(network)
+
+    def _assemble(self, network: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+        """Put adapters, heads and critic to a network."""
         if self.lora is None:
             network.requires_grad_(True)
         else:
@@ -157,16 +188,9 @@ class CausalPolicy(Policy):
         if self.critic is not None:
             self.critic.build(network.get_decoder())
             self.cold_parts |= {"critic"}
-        if self.checkpoint is not None:
-            self._take_checkpoint(read_policy(self.checkpoint)["state_dict"])
-            if self.critic is not None and "critic" in self.cold_parts:
-                self.critic.build(network.get_decoder())  # from the trunk that the checkpoint brought
-        with rollout_mode(network):
-            check_logits(network, self.logits)
-        if reference and self.lora is None:
-            self.reference_network = copy.deepcopy(network).requires_grad_(False).eval()
-        elif reference and self.checkpoint is not None:
-            self._first_adapters = FrozenAdapters(network)
+        return network
+
+    def _finish(self, network: PreTrainedModel) -> None:
         if self.gradient_checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})
             network.enable_input_require_grads()
@@ -360,3 +384,9 @@ class CausalPolicy(Policy):
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
         plain = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
         return self.share_prompts and plain and config._attn_implementation == "sdpa"
+
+
+def _leave_reference_out(policy: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """The reference is reloaded, never saved."""
+    for key in [key for key in state if key.startswith(f"{prefix}reference_network.")]:
+        del state[key]

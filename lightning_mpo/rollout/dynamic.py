@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,7 +99,12 @@ class DynamicSampling:
             )
 
     def collect(
-        self, draw: Draw, places: int, completions: int, total: Callable[[Tensor], Tensor] = lambda counts: counts
+        self,
+        draw: Draw,
+        places: int,
+        completions: int,
+        total: Callable[[Tensor], Tensor] = lambda counts: counts,
+        others: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> tuple[Rollout, Scores, Account]:
         """Draw until all ranks are full or the rounds are spent.
 
@@ -107,6 +113,7 @@ class DynamicSampling:
             places: groups of the rollout on this rank.
             completions: G.
             total: sums counts over ranks; called once a round by each of them, so that they stop together.
+            others: entered instead of `draw` by a rank that is full: the others may need its part of the weights.
 
         Returns:
             `places` groups, their scores (not valid in rows of places that stayed free), and what it took.
@@ -124,6 +131,9 @@ class DynamicSampling:
                     account.kept_tokens += int(kept[-1][0].response_mask_BT.sum())
                 if round == 0 and account.missing:
                     spare.append(_take(drawn, (~mixed_P).nonzero()[:, 0], completions))
+            else:
+                with others():
+                    pass
             account.rounds = round + 1
             missing, right, wrong = total(
                 torch.tensor([account.missing, account.right, account.wrong], dtype=torch.float64)

@@ -1,0 +1,82 @@
+"""How a module's policy is laid out over processes, and which strategies are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.policies.base import Policy
+
+SHARDED = (
+    "`strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel_size: %s, tensor_parallel_size: 1}}`"
+)
+"""What to write instead."""
+
+
+def check_strategy_options(trainer: Any) -> None:
+    """Refuse, before anything is built, what `check_strategy` would, and a mesh that does not fit the processes.
+
+    Args:
+        trainer: the parsed options of the trainer.
+
+    Raises:
+        UserError: FSDP1, tensor parallelism, or another number of processes.
+    """
+    strategy = trainer.get("strategy")
+    name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")).rsplit(".", 1)[-1]
+    devices, nodes = trainer.get("devices") or "auto", trainer.get("num_nodes") or 1
+    known = str(devices).lstrip("+").isdigit() and str(nodes).isdigit()
+    wanted = str(int(devices) * int(nodes)) if known else "N"
+    if name.lower().startswith("fsdp"):
+        raise UserError(f"`trainer.strategy: {name}` is FSDP1, which is not supported; write {SHARDED % wanted}")
+    if name != "ModelParallelStrategy":
+        return
+    options = strategy.get("init_args") or {}
+    sizes = [options.get(key, "auto") for key in ("data_parallel_size", "tensor_parallel_size")]
+    if sizes[1] != 1 or sizes[0] == "auto" or (known and int(sizes[0]) != int(wanted)):
+        raise UserError(
+            f"`ModelParallelStrategy` has data_parallel_size {sizes[0]} and tensor_parallel_size {sizes[1]}, and there are "
+            f"{wanted} processes (`trainer.devices` x `trainer.num_nodes`); write {SHARDED % wanted}"
+        )
+
+
+def check_strategy(trainer: L.Trainer) -> None:
+    """Refuse strategies under which the policy would not be trained as it should.
+
+    Raises:
+        UserError: FSDP1, or tensor parallelism.
+    """
+    size = trainer.world_size
+    if isinstance(trainer.strategy, FSDPStrategy):
+        raise UserError(f"`trainer.strategy: fsdp` is FSDP1, which is not supported; write {SHARDED % size}")
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        split = trainer.strategy.device_mesh["tensor_parallel"].size()
+        if split > 1:
+            raise UserError(
+                f"`ModelParallelStrategy` was asked to split matrices over {split} processes (`auto` means all of a node); "
+                f"write {SHARDED % size}"
+            )
+
+
+def build_policy(module: L.LightningModule, policy: Policy, *, reference: bool, freeze: Callable[[], Any]) -> None:
+    """Build a module's policy: whole on each process, or in shards under `ModelParallelStrategy`.
+
+    Args:
+        module: attached to a trainer.
+        policy: of the module.
+        reference: keep the initial policy scorable.
+        freeze: freezes what is not trained.
+    """
+    mesh = module.device_mesh
+    if mesh is None:
+        policy.build(device=module.device, reference=reference)
+        freeze()
+        return
+    from lightning_mpo.policies.sharding import build_in_shards
+
+    device = module.trainer.strategy.root_device
+    build_in_shards(policy, mesh["data_parallel"], device, reference=reference, freeze=freeze)
