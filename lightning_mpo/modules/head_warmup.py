@@ -99,7 +99,7 @@ class HeadWarmup(L.LightningModule):
         self.data.connect(self.policy.tokenizer)
 
     def configure_model(self) -> None:
-        self.policy.build(device=self.device, reference=False)
+        self.policy.build(device=self.trainer.strategy.root_device, reference=False)
         for name, weight in self.policy.named_parameters():
             weight.requires_grad_(name.startswith("mtp."))
 

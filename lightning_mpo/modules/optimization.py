@@ -88,7 +88,7 @@ class PolicyOptimization(L.LightningModule):
             connect(self.policy.tokenizer)
 
     def configure_model(self) -> None:
-        self.policy.build(device=self.device, reference=self.keep_reference)
+        self.policy.build(device=self.trainer.strategy.root_device, reference=self.keep_reference)
         self.policy.freeze_unused(self.objective.request)
         if self.objective.penalty is not None and not self._adapters():
             rank_zero_warn("`objective.penalty` holds adapters small and the policy has none; give `policy.lora`")

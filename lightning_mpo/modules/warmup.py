@@ -60,7 +60,7 @@ class SupervisedWarmup(L.LightningModule):
         self.data.connect(self.policy.tokenizer)
 
     def configure_model(self) -> None:
-        self.policy.build(device=self.device, reference=False)
+        self.policy.build(device=self.trainer.strategy.root_device, reference=False)
         self.policy.freeze_unused(ScoreRequest())
 
     def configure_optimizers(self) -> Any:
