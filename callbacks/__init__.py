@@ -4,6 +4,7 @@ if __name__ != "lightning_mpo.callbacks":  # a second import path would make a s
     raise ImportError("import `lightning_mpo.callbacks`, not `callbacks`")
 
 from lightning_mpo.callbacks.kl import KLTracking
+from lightning_mpo.callbacks.memory import MemoryAccounting
 from lightning_mpo.callbacks.predictions import Predictions
 from lightning_mpo.callbacks.progress import RolloutProgressBar
 from lightning_mpo.callbacks.report import Report
@@ -15,6 +16,7 @@ from lightning_mpo.callbacks.watchdog import Watchdog
 
 __all__ = [
     "KLTracking",
+    "MemoryAccounting",
     "Predictions",
     "Report",
     "Rollout",
