@@ -7,6 +7,7 @@ from lightning_mpo.callbacks.export import Export
 from lightning_mpo.callbacks.heartbeat import Heartbeat
 from lightning_mpo.callbacks.kill import KillAt
 from lightning_mpo.callbacks.kl import KLTracking
+from lightning_mpo.callbacks.memory import MemoryAccounting
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
 from lightning_mpo.callbacks.predictions import Predictions
 from lightning_mpo.callbacks.preemption import Preemption
@@ -26,6 +27,7 @@ __all__ = [
     "Heartbeat",
     "KLTracking",
     "KillAt",
+    "MemoryAccounting",
     "MetricsCSV",
     "Predictions",
     "Preemption",

@@ -15,6 +15,7 @@ SHORT = {
     "reward/accuracy": "accuracy",
     "kl/reference": "kl",
     "throughput/rollout_tokens_per_s": "tokens/s",
+    "memory/peak_mib": "peak MiB",
     "val/pass@1": "val pass@1",
 }
 

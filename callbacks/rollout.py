@@ -216,6 +216,8 @@ class Rollout(RolloutEvaluation):
             started = time.perf_counter()
             rollout = self._sample(trainer, module, round, prompts)
             seconds += time.perf_counter() - started
+            for callback in _listeners(trainer):
+                callback.on_rollout_sampled(trainer, module)
             if self.parity_gate and not self._gate_passed:
                 self._check_parity(trainer, module, rollout)
             _tell(trainer, "reward function")

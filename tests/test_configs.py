@@ -12,6 +12,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 import yaml
 
 from lightning_mpo import cli
@@ -83,8 +84,10 @@ def test_a_part_can_be_laid_over_a_run(build, path):
         "hardware": {"trainer"},
         "report": {"trainer"},
     }
-    assert set(content) <= touched[path.parent.name], "one choice a file"
-    model, data, trainer = build("-c", "base.yaml", "-c", path)
+    quantised = path.stem.startswith("qlora")  # what a GPU holds is a matter of how the base is stored, too
+    assert set(content) <= touched[path.parent.name] | ({"model"} if quantised else set()), "one choice a file"
+    below = ["-c", CONFIGS / "model" / "smollm2.yaml"] if quantised else []
+    model, data, trainer = build("-c", "base.yaml", *below, "-c", path)
     assert isinstance(model, PolicyOptimization)
     if path.parent.name == "data":
         assert type(data).__name__ == content["data"]["class_path"]
@@ -233,3 +236,20 @@ def test_an_algorithm_names_the_overlays_without_which_it_is_refused(build, path
         )
         with contextlib.nullcontext() if count == len(overlays) else pytest.raises(UserError, match="needs? "):
             model.policy.check(model.objective.request)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "hardware").glob("qlora_*.yaml")), ids=name_of)
+def test_a_quantised_run_keeps_the_rates_of_its_experiment(build, path):
+    model, _, trainer = build("-c", CONFIGS / "experiment" / "smollm2_svamp.yaml", "-c", path)
+    policy = model.policy
+    assert policy.quantization.bits == 4
+    assert policy.lora.targets == "all-linear"
+    assert policy.gradient_checkpointing
+    assert policy.dtype == torch.bfloat16
+    optimizer = model.optimizer([torch.nn.Parameter(torch.zeros(3))])
+    assert type(optimizer).__name__ == "PagedAdamW"
+    assert optimizer.param_groups[0]["lr"] == 1e-4
+    assert trainer.accumulate_grad_batches > 1
+    assert sum(type(callback).__name__ == "MemoryAccounting" for callback in trainer.callbacks) == 1
+    size = re.search(r"\d+", path.stem)[0]
+    assert f"one GPU of {size} GB" in path.read_text()

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_mpo"
 LAYERS = [
-    ["errors", "types"],
+    ["errors", "types", "resident", "optimizers"],
     ["headers"],
     ["functional"],
     ["segmenters"],

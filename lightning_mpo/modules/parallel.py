@@ -71,12 +71,11 @@ def build_policy(module: L.LightningModule, policy: Policy, *, reference: bool, 
         reference: keep the initial policy scorable.
         freeze: freezes what is not trained.
     """
-    mesh = module.device_mesh
+    mesh, device = module.device_mesh, module.trainer.strategy.root_device
     if mesh is None:
-        policy.build(device=module.device, reference=reference)
+        policy.build(device=device, reference=reference)
         freeze()
         return
     from lightning_mpo.policies.sharding import build_in_shards
 
-    device = module.trainer.strategy.root_device
     build_in_shards(policy, mesh["data_parallel"], device, reference=reference, freeze=freeze)

@@ -101,6 +101,9 @@ class RolloutCallback(L.Callback):
     def on_rollout_tokens(self, tokens: int, running: int) -> None:
         """Called after each step of the sampler with the tokens drawn and the rows still running."""
 
+    def on_rollout_sampled(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
+        """Called once the completions of a round are sampled, before anything judges or scores them."""
+
     def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
         """Called once the experience is complete, before the first update on it."""
 

