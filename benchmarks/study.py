@@ -212,8 +212,16 @@ def draw(study: Study, path: Path) -> None:
     for column, task in enumerate(study.tasks):
         scores, gaps = panels[0][column], panels[1][column]
         for seed in study.seeds:
-            found = {i: s["final"]["pass@1"] for i, c in enumerate(names) if (s := study.summary(task, c, seed))}
-            scores.plot(list(found), list(found.values()), "o-", ms=4, lw=0.7, label=f"seed {seed}")
+            found = {i: s["final"] for i, c in enumerate(names) if (s := study.summary(task, c, seed))}
+            values = [final["pass@1"] for final in found.values()]
+            if len(study.seeds) > 1:
+                scores.plot(list(found), values, "o-", ms=4, lw=0.7, label=f"seed {seed}")
+            else:  # no spread over seeds: show what the number of problems leaves open
+                bounds = [[abs(b - f["pass@1"]) for b in f["pass@1 interval"]] for f in found.values()]
+                label = f"seed {seed}, 95 % interval over problems"
+                scores.errorbar(
+                    list(found), values, list(zip(*bounds, strict=True)), fmt="o", ms=4, capsize=4, label=label
+                )
         for place, cell in enumerate(names):
             differences = _differences(study, task, cell, study.cells[cell].get("against"))
             if differences:
