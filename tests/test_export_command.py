@@ -34,7 +34,7 @@ def run(tiny_folder, tmp_path_factory) -> Path:
     }
     base["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}}
     base["rollout"]["rewards"] = ["Finished"]
-    base["trainer"]["max_steps"] = 2
+    base["trainer"] |= {"max_steps": 2, "log_every_n_steps": 1}
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
     (folder / "plain.yaml").write_text("model: {init_args: {policy: {init_args: {lora: null}}}}")
     (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
@@ -74,7 +74,7 @@ def predicted(folder: str = ".") -> list[dict]:
 
 @pytest.mark.parametrize(("form", "options"), [("adapter", ()), ("merged", ("--form", "merged", "--dtype", "float32"))])
 def test_completions_of_a_checkpoint_and_of_what_was_exported_are_the_same(here, call, capsys, form, options):
-    data = ("--data.init_args.path", "prompts.jsonl")
+    data, metrics = ("--data.init_args.path", "prompts.jsonl"), (here / "run" / "metrics.csv").read_text()
     assert call("export", "--checkpoint", CHECKPOINT, "--to", "out", *options) == 0
     said = capsys.readouterr().out
     assert f"written    {form} form" in said
@@ -87,7 +87,7 @@ def test_completions_of_a_checkpoint_and_of_what_was_exported_are_the_same(here,
     assert "predicted  3 completions, in " in capsys.readouterr().out
     assert call("predict", "-c", "out/lightning_mpo.yaml", *data) == 0
     assert predicted() == predicted("run")
-    assert (here / "run" / "metrics.csv").is_file(), "Lightning's logger would begin it afresh"
+    assert (here / "run" / "metrics.csv").read_text() == metrics, "Lightning's logger would begin it afresh"
     assert [(record["prompt"], record.get("id")) for record in predicted()] == [
         ("1+2=", 7),
         ("3+4=", None),

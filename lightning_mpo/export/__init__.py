@@ -83,7 +83,7 @@ def _merging(check: Check, drift: Check | None, dtype: Dtype) -> str:
     """Say what merging means."""
     said = "merged weights are the unquantised base plus the adapters"
     if dtype == "bfloat16":
-        said += ", rounded to bfloat16, in which changes below 1/256 of a weight are lost"
+        said += ", rounded to bfloat16, in which changes below about 1/256 of a weight are lost"
         if check.kept is not None:
             said += f": {check.kept:.0%} of what training changed in log-probs is there"
         said += " (--dtype float32 keeps all; the adapter form is exact)"

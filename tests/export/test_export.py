@@ -60,7 +60,9 @@ def test_adapters_are_loaded_by_peft_and_the_policy_comes_back_as_it_was(tiny_fo
     assert (check.same_texts, check.texts) == (3, 3)
     assert check.moved > 0.05
     assert abs(check.kept - 1) < 1e-3
-    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+    after = state_of(policy)
+    assert {name: value.dtype for name, value in after.items()} == {name: value.dtype for name, value in before.items()}
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
     assert policy.network.training is mode
     network = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder, dtype="bfloat16"), tmp_path)
     assert f'from_pretrained("{Path(tiny_folder).name}", dtype="bfloat16")' in (tmp_path / "README.md").read_text()
