@@ -51,7 +51,7 @@ class ExactResume(RolloutCallback):
         if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             check_folders(folders(trainer))
         for logger in _csv_loggers(trainer) if stage != "fit" else ():
-            logger.experiment.set_aside(stage)
+            logger.experiment.set_aside(str(getattr(stage, "value", stage)))
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
                 callback.on_train_batch_end = _behind_updates(callback.on_train_batch_end)  # type: ignore[method-assign]

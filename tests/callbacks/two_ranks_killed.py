@@ -6,11 +6,13 @@ python two_ranks_killed.py FOLDER PHASE COUNT RANK      PHASE "none": nobody; go
 from __future__ import annotations
 
 import os
+import random
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -30,7 +32,8 @@ def main() -> None:
         """Let the weights depend on random numbers that each process draws for itself."""
         batch["micro_batch"].advantages_BT.mul_(0.5 + torch.rand(()))
 
-    torch.manual_seed(mine + (10 if resume else 0))
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(mine + (10 if resume else 0))
     killer = [KillAt(phase, count, rank)] if phase != "none" else []  # type: ignore[arg-type]
     save = ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=2, enable_version_counter=False)
     fit(
