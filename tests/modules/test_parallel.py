@@ -106,6 +106,7 @@ def options(data: Any, tensor: Any = 1, devices: Any = 2, nodes: Any = 1) -> dic
         ({"strategy": "fsdp", "devices": 4}, "`trainer.strategy: fsdp` is FSDP1.*data_parallel_size: 4"),
         ({"strategy": "fsdp_cpu_offload"}, "is FSDP1.*data_parallel_size: N"),
         (options("auto", "auto"), "data_parallel_size auto and tensor_parallel_size auto.*data_parallel_size: 2"),
+        (options(2, "auto"), "tensor_parallel_size auto"),
         (options(1, 2), "tensor_parallel_size 2.*tensor_parallel_size: 1"),
         (options(2, devices=8, nodes=2), "there are 16 processes.*data_parallel_size: 16"),
         (options("auto", devices="auto"), "there are N processes"),
