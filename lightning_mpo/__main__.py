@@ -9,6 +9,7 @@ import lightning_mpo
 HELP = """\
 usage: lightning-mpo {fit,validate,test,predict} -c CONFIG [-c CONFIG ...] [--key value ...]
        lightning-mpo methods [--configs DIR] [--readme FILE]
+       lightning-mpo plan -c CONFIG [--gpu-gib GIB] [--check]
 
 RL post-training of language models in which what counts as one action is a choice.
 
@@ -17,6 +18,7 @@ RL post-training of language models in which what counts as one action is a choi
   test       the same under the name `test`
   predict    sample completions
   methods    print the algorithm files as a table: choices, papers, values and where they come from
+  plan       predict the peak memory of a run by part; say what fits a GPU; measure two updates beside it
 
   -c FILE           a YAML file; later files win, key by key, and the command line wins over files
   --print_config    show the resulting configuration and stop
@@ -42,6 +44,10 @@ def main() -> int:
         from lightning_mpo import methods
 
         return methods.main(arguments[1:])
+    if arguments[0] == "plan":
+        from lightning_mpo.plan import command
+
+        return command.main(arguments[1:])
     from lightning_mpo.cli import run
 
     return run()

@@ -22,8 +22,8 @@ from lightning_mpo.callbacks import Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
 
-VERBS = ("fit", "validate", "test", "predict", "methods")
-"""What `lightning-mpo` can be asked for; `methods` is answered before Lightning is imported."""
+VERBS = ("fit", "validate", "test", "predict", "methods", "plan")
+"""What `lightning-mpo` can be asked for; `methods` and `plan` are answered elsewhere."""
 
 
 class SaveConfig(SaveConfigCallback):

@@ -36,7 +36,7 @@ LAYERS = [
     ["rollout", "data"],
     ["modules"],
     ["callbacks"],
-    ["cli", "messages", "methods", "__main__"],
+    ["cli", "messages", "methods", "plan", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 HEAVY = ("torch", "lightning", "transformers", "peft", "datasets", "matplotlib")
