@@ -11,6 +11,7 @@ usage: lightning-mpo {fit,validate,test,predict} -c CONFIG [-c CONFIG ...] [--ke
        lightning-mpo export --checkpoint FILE --to FOLDER [--form adapter|merged|full]
        lightning-mpo verify-resume -c CONFIG [...] [--updates N] [--kill PHASE:N]
        lightning-mpo methods [--configs DIR] [--readme FILE]
+       lightning-mpo plan -c CONFIG [--gpu-gib GIB] [--check]
 
 RL post-training of language models in which what counts as one action is a choice.
 
@@ -20,6 +21,7 @@ RL post-training of language models in which what counts as one action is a choi
   predict    sample completions
   export     write a checkpoint's policy as a Hugging Face folder, load it again and compare
   methods    print the algorithm files as a table: choices, papers, values and where they come from
+  plan       predict the peak memory of a run by part; say what fits a GPU; measure two updates beside it
 
   verify-resume
              kill a run of the configuration, let it go on, and compare it with an undisturbed one, bit for bit
@@ -56,6 +58,10 @@ def main() -> int:
         from lightning_mpo import verify_resume
 
         return verify_resume.main(arguments[1:])
+    if arguments[0] == "plan":
+        from lightning_mpo.plan import command
+
+        return command.main(arguments[1:])
     from lightning_mpo.cli import run
 
     return run()

@@ -25,8 +25,8 @@ from lightning_mpo.messages import one_line, suggest
 from lightning_mpo.modules.parallel import check_strategy_options
 from lightning_mpo.policies.checkpoints import load_checkpoint
 
-VERBS = ("fit", "validate", "test", "predict", "export", "methods", "verify-resume")
-"""What `lightning-mpo` can be asked for; `methods` is answered before Lightning is imported."""
+VERBS = ("fit", "validate", "test", "predict", "export", "methods", "plan", "verify-resume")
+"""What `lightning-mpo` can be asked for; those behind `predict` are answered elsewhere."""
 
 
 class SaveConfig(SaveConfigCallback):

@@ -7,7 +7,10 @@ the base, which is the reference.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,6 +79,7 @@ class Quantization:
         options: dict[str, Any] = {"quantization_config": self.config(), "device_map": {"": place}}
         network = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
         keep_layout(network)
+        _give_back()
         return network
 
     def bytes_per_weight(self) -> float:
@@ -110,6 +114,14 @@ class Quantization:
                 f"`policy.quantization` needs bitsandbytes with 4-bit kernels for {device.type}, which do not "
                 f"work here ({reason}); install a bitsandbytes for this machine, or set `policy.quantization: null`"
             ) from error
+
+
+def _give_back() -> None:
+    """Return to the system what reading and quantising left in the C library's heap: a third of the model's size, measured."""
+    gc.collect()
+    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def keep_layout(network: nn.Module) -> None:

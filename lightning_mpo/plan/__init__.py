@@ -1,0 +1,1 @@
+"""`lightning-mpo plan`: what a run will need of memory, before anything is loaded."""

@@ -1,0 +1,83 @@
+"""The verb `plan`: its table, what fits, what it refuses; and three real configurations against a measured step."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_mpo.plan import command
+from tests.test_bad_input import BASE
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch) -> str:
+    (tmp_path / "base.yaml").write_text(BASE)
+    monkeypatch.chdir(tmp_path)
+    return "base.yaml"
+
+
+def test_weights_gradients_and_state_are_those_of_the_model(base, capsys):
+    assert command.main(["-c", base]) == 0
+    said = capsys.readouterr().out
+    from lightning_mpo.policies import TinyPolicy
+
+    policy = TinyPolicy(hidden_size=32, layers=1, heads=2)
+    numbers = sum(weight.numel() for weight in policy.load_network().parameters())
+    rows = {line.split("  ")[0]: [float(x) for x in re.findall(r"[\d.]+", line)] for line in said.splitlines()[2:]}
+    assert rows["base weights"] == [round(4 * numbers / 2**20, 1)] * 4
+    assert rows["optimiser state"] == [round(8 * numbers / 2**20, 1)] * 4
+    assert rows["gradients"][-1] == round(4 * numbers / 2**20, 1)
+
+
+def test_what_fits_is_said(base, capsys):
+    assert command.main(["-c", base, "--gpu-gib", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "fits: trainer.accumulate_grad_batches 1 (micro-batches of 4 rows)" in said
+    assert command.main(["-c", base, "--gpu-gib", "0.6001"]) == 0
+    assert "nothing fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "needs a configuration"),
+        (["-c", "base.yaml", "--gpu-gib", "0.1"], "`--gpu-gib` must be above"),
+        (["-c", "missing.yaml"], "no configuration file"),
+    ],
+)
+def test_mistakes_are_one_line(base, capsys, arguments, message):
+    assert command.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+CASES = {
+    "full": ["--model.init_args.policy.init_args.lora", "null", "--model.init_args.policy.init_args.dtype", "float32"],
+    "lora": [],
+    "qlora": ["-c", str(CONFIGS / "hardware" / "qlora_8gb.yaml")],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_measured_step_of_smollm2_is_within_15_percent(tmp_path, monkeypatch, capsys, case):
+    monkeypatch.chdir(tmp_path)
+    body = "There are {a} red birds and {b} blue birds sitting on the long fence of farm number {a}."
+    rows = [
+        {"ID": str(a), "Body": body.format(a=a, b=7), "Question": "How many birds are there?", "Answer": a + 7.0}
+        for a in range(40)
+    ]
+    (tmp_path / "SVAMP.json").write_text(json.dumps(rows))
+    small = {"rollout": {"prompts": 4, "max_new_tokens": 32}, "trainer": {"accumulate_grad_batches": 2}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    experiment = ["-c", str(CONFIGS / "experiment" / "smollm2_svamp.yaml")]
+    options = [*CASES[case], "-c", "small.yaml", "--data.init_args.path", "SVAMP.json", "--check"]
+    code = command.main([*experiment, *options])
+    said = capsys.readouterr()
+    print(said.out)
+    assert code == 0, said.out + said.err
