@@ -1,7 +1,7 @@
 """The whole path on both sides: scoring, old and reference log-probs, advantages, loss, and the gradient of the weights.
 
 The same tiny model, responses and rewards go through TRL's `_generate_and_score_completions` and `_compute_loss`, and
-through `PolicyOptimization.experience` and `training_step`. The policy has moved from its reference before the rollout,
+through `build_experience` and `training_step`. The policy has moved from its reference before the rollout,
 and again before the update. Norms and rotations of a Llama are computed in float32 whatever its weights are, hence the
 bound of float32 for both.
 """
@@ -23,6 +23,7 @@ from lightning_mpo.advantages import Advantage, GroupRelative, LeaveOneOut
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.modules import PolicyOptimization
+from lightning_mpo.modules.experience import build_experience
 from lightning_mpo.objective import Objective
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.rewards.base import Scores
@@ -144,7 +145,7 @@ def path_gradients(path: Path, folder: str, rewards: Sequence[float | None], *, 
     for model in (made.model, network):
         move(model, 1, 3e-2)
     inputs = score_completions(made, rollout, rewards)
-    experience = module.experience(rollout, scores_of(rewards), torch.Generator(), counter=0, updates=2)
+    experience = build_experience(module, rollout, scores_of(rewards), torch.Generator(), counter=0, updates=2)
     for model in (made.model, network):
         move(model, 2, nudge)
     made._compute_loss(made.model, inputs).backward()

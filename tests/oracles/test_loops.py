@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_mpo.advantages import ReturnToGo
 from lightning_mpo.modules import PolicyOptimization
+from lightning_mpo.modules.experience import build_experience
 from lightning_mpo.objective import Objective, TokenScores
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.base import Scores
@@ -89,7 +90,7 @@ def ours(objective: Objective, valid_B: Tensor) -> tuple[float, Tensor, Tensor, 
         finish_B=torch.zeros(B, dtype=torch.long),
     )
     scores = Scores(REWARDS, valid_B, correct_B=valid_B, answered_B=valid_B, parts={})
-    experience = module.experience(rollout, scores, seeded(0), counter=0, updates=2)
+    experience = build_experience(module, rollout, scores, seeded(0), counter=0, updates=2)
     before = policy.logits.detach().clone()
     with torch.no_grad():
         policy.logits += 0.2 * torch.randn(B, T, VOCABULARY, generator=seeded(4), dtype=torch.float64)
