@@ -3,6 +3,7 @@
 if __name__ != "lightning_mpo.callbacks":  # a second import path would make a second set of classes
     raise ImportError("import `lightning_mpo.callbacks`, not `callbacks`")
 
+from lightning_mpo.callbacks.checkpoints import settle_checkpoint
 from lightning_mpo.callbacks.export import Export
 from lightning_mpo.callbacks.heartbeat import Heartbeat
 from lightning_mpo.callbacks.kill import KillAt
@@ -39,4 +40,5 @@ __all__ = [
     "SupportOverlap",
     "Throughput",
     "Watchdog",
+    "settle_checkpoint",
 ]

@@ -9,12 +9,21 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 
-class PagedAdamW(torch.optim.AdamW):
+def _adamw() -> Any:
+    """Return the AdamW of this machine."""
+    if not torch.cuda.is_available():
+        return torch.optim.AdamW
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    return PagedAdamW8bit
+
+
+class PagedAdamW(_adamw()):  # type: ignore[misc]
     """AdamW with moments in 8 bits (arXiv:2110.02861), in memory that pages out to the CPU under pressure, on CUDA.
 
-    Constructing it returns bitsandbytes' optimizer there. Elsewhere it returns torch's AdamW with moments in 32 bits and
-    says so in one line: nothing is paged, and the 8-bit kernels of the CPU compile themselves at the first step, which takes
-    more memory than they save. Weights of fewer than 4,096 elements keep moments of 32 bits.
+    There it is bitsandbytes' optimizer. Elsewhere it is torch's AdamW with moments in 32 bits, and says so in one line:
+    nothing is paged, and the 8-bit kernels of the CPU compile themselves at the first step, which takes more memory than
+    they save. Weights of fewer than 4,096 elements keep moments of 32 bits.
 
     Args:
         params: weights, or groups of them.
@@ -24,17 +33,6 @@ class PagedAdamW(torch.optim.AdamW):
         weight_decay: decoupled from the gradient.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Return the optimizer of this machine, which is of another class."""
-        if torch.cuda.is_available():
-            from bitsandbytes.optim import PagedAdamW8bit
-
-            kind: Any = PagedAdamW8bit
-        else:
-            rank_zero_info("optimizer  no CUDA here: AdamW with 32-bit moments in place of paged 8-bit ones")
-            kind = torch.optim.AdamW
-        return kind(*args, **({"weight_decay": 0.0} | kwargs))
-
     def __init__(
         self,
         params: Iterable[Any],
@@ -43,4 +41,6 @@ class PagedAdamW(torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        if not torch.cuda.is_available():
+            rank_zero_info("optimizer  no CUDA here: AdamW with 32-bit moments in place of paged 8-bit ones")
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)

@@ -12,6 +12,8 @@ from lightning_mpo.callbacks.checkpoints import settle_checkpoint
 from lightning_mpo.errors import UserError
 from tests.modules.runs import make_trainer
 
+LOGGER = "lightning.pytorch.utilities.rank_zero"  # others set its level
+
 
 def settle(folder: Path, wanted: str | None = "last", stage: str = "fit") -> str | None:
     trainer = make_trainer(folder, [ModelCheckpoint(folder / "checkpoints")])
@@ -19,7 +21,7 @@ def settle(folder: Path, wanted: str | None = "last", stage: str = "fit") -> str
 
 
 def test_last_begins_afresh_in_one_line_where_there_is_none(tmp_path, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger=LOGGER):
         assert settle(tmp_path) is None
     assert f"no last.ckpt in {tmp_path}/checkpoints: starting afresh" in caplog.text
     with pytest.raises(UserError, match=r"there is no last\.ckpt in"):
@@ -33,7 +35,7 @@ def test_last_takes_the_newest_whole_file_and_names_it(tmp_path, caplog):
     torch.save({"state_dict": {}, "global_step": 7}, folder / "last.ckpt")
     (folder / ".last.ckpt.part").write_bytes(b"half")
     (folder / "epoch=9.ckpt").write_bytes(b"other")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger=LOGGER):
         assert settle(tmp_path) == str(folder / "last.ckpt")
     assert "last.ckpt, update 7" in caplog.text
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:100])
