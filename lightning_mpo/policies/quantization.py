@@ -117,7 +117,7 @@ class Quantization:
 
 
 def _give_back() -> None:
-    """Return to the system what reading and quantising left in the C library's heap: a third of the model's size, measured."""
+    """Return to the system what reading and quantising left in the C library's heap."""
     gc.collect()
     trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's
     if trim is not None:
