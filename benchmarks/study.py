@@ -205,7 +205,7 @@ def draw(study: Study, path: Path) -> None:
     from matplotlib import pyplot
 
     names = list(study.cells)
-    size = (5.5 * len(study.tasks), 6)
+    size = (max(5.5, 0.5 * len(names)) * len(study.tasks), 6)
     figure, panels = pyplot.subplots(
         2, len(study.tasks), figsize=size, layout="constrained", squeeze=False, sharex=True
     )

@@ -93,12 +93,12 @@ def last_path(trainer: L.Trainer) -> Path:
 
 def find_last(trainer: L.Trainer) -> Path | None:
     """Return the newest `last*.ckpt` of a run; files that are being written have other names."""
-    folders = {last_path(trainer).parent} | {
+    places = {last_path(trainer).parent} | {
         Path(callback.dirpath)
         for callback in trainer.checkpoint_callbacks
         if isinstance(callback, ModelCheckpoint) and callback.dirpath
     }
-    found = [path for folder in sorted(folders) for path in folder.glob("last*.ckpt")]
+    found = [path for folder in sorted(places) for path in folder.glob("last*.ckpt")]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 

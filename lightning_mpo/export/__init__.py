@@ -63,9 +63,8 @@ def export(
     if origin.config is not None and origin.objective:
         folder.write_config(origin.config, to, form, data)
     network, tokenizer = forms.reload(policy, to, form)
-    rounded = (
-        dtype == "bfloat16" if form == "merged" else forms.is_quantised(policy)
-    )  # 4-bit layers compute in bfloat16
+    # 4-bit layers compute in bfloat16
+    rounded = dtype == "bfloat16" if form == "merged" else forms.is_quantised(policy)
     again = GenerationConfig.from_pretrained(to)
     check = verify.compare(expected, network, tokenizer, again, sampling.temperature, rounded=rounded)
     if form == "merged":

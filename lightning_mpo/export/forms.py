@@ -41,7 +41,7 @@ def check_form(policy: CausalPolicy, form: str) -> None:
 
 def is_quantised(policy: CausalPolicy) -> bool:
     """Whether the policy was trained on a base that was quantised when it was loaded."""
-    return getattr(policy, "quantization", None) is not None
+    return policy.quantization is not None
 
 
 def write_adapter(policy: CausalPolicy, folder: Path) -> None:
@@ -97,13 +97,7 @@ def reload(policy: CausalPolicy, folder: Path, form: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if form == "adapter":
-        quantization: Any = getattr(policy, "quantization", None)
-        base = (
-            policy.load_network()
-            if quantization is None
-            else quantization.load(policy._location, dtype=policy.dtype, device=policy.device)
-        )
-        network: Any = PeftModel.from_pretrained(base, folder)
+        network: Any = PeftModel.from_pretrained(policy.load_base(policy.device), folder)
     else:
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return network.to(policy.device).eval(), AutoTokenizer.from_pretrained(folder)

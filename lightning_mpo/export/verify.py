@@ -50,9 +50,7 @@ class Check:
     quantile: float  # 99th percentile
     same_texts: int
     texts: int
-    moved: (
-        float | None
-    )  # root mean square of what training changed in log-probs, nats; None: there is no base to compare
+    moved: float | None  # root mean square of what training changed in log-probs, nats; None: there is no base
     kept: float | None  # the share of that which was found again
     problems: tuple[str, ...]
 

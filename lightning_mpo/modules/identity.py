@@ -51,7 +51,7 @@ def check_identity(path: object, saved: Mapping[str, Any], own: Mapping[str, Any
     for name in own:
         if name not in saved or saved[name] == own[name]:
             continue
-        if name in ("objective",) or name.startswith(("rollout.", "trainer.")):
+        if name == "objective" or name.startswith(("rollout.", "trainer.")):
             if algorithm:
                 raise UserError(_other_algorithm(path, name, saved[name], own[name]))
             continue
@@ -89,13 +89,9 @@ def _first_apart(saved: Any, own: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return (
-        "none"
-        if value is None
-        else f"of rank {value['rank']}"
-        if isinstance(value, Mapping) and "rank" in value
-        else str(value)
-    )
+    if value is None:
+        return "none"
+    return f"of rank {value['rank']}" if isinstance(value, Mapping) and "rank" in value else str(value)
 
 
 def _architecture(policy: Policy) -> dict[str, Any] | None:

@@ -26,21 +26,11 @@ TOLERANCE = 0.15
 
 def build(arguments: Sequence[str]) -> tuple[Any, Any, L.Trainer]:
     """Instantiate module, data and trainer of a configuration; nothing is loaded."""
-    from lightning_mpo.cli import CLI, expand_includes
+    from lightning_mpo.cli import CLI, OPTIONS, expand_includes
 
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    cli = CLI(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_callback=None,
-        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-        args=expand_includes(["plan", *arguments])[1:],
-        run=False,
-    )
+    arguments = expand_includes(["plan", *arguments])[1:]
+    cli = CLI(**OPTIONS | {"save_config_callback": None, "args": arguments, "run": False})
     return cli.model, cli.datamodule, cli.trainer
 
 

@@ -24,7 +24,7 @@ from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.plan.trace import extrapolate, peak_of, without_data
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.policies.lora import add_adapters
-from lightning_mpo.policies.packing import Lines, lay_out
+from lightning_mpo.policies.packing import Lines, lay_out, sees_everything
 from lightning_mpo.rollout.cache import ROOM
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.types import Rollout as RolloutData
@@ -174,9 +174,8 @@ class Planner:
             behaviour_logprobs_BT=torch.zeros(rows, response),
             finish_B=torch.zeros(rows, dtype=torch.long),
         )
-        layers = set(getattr(self.config, "layer_types", None) or ["full_attention"])
-        plain = layers == {"full_attention"} and not getattr(self.config, "sliding_window", None)
-        return lay_out(rollout, share=self.policy.share_prompts and plain, hidden_size=self.config.hidden_size)
+        share = self.policy.share_prompts and sees_everything(self.config)
+        return lay_out(rollout, share=share, hidden_size=self.config.hidden_size)
 
     def _pass(self, network: Any, lines: Lines, tokens: int, *, head: bool, backward: bool) -> None:
         """Run the trunk over lines, and the head over so many tokens of them."""

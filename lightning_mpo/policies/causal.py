@@ -18,7 +18,7 @@ from lightning_mpo.policies.checkpoints import check_adapters, read_policy
 from lightning_mpo.policies.logits import check_logits, logit_options
 from lightning_mpo.policies.lora import FrozenAdapters, Lora, add_adapters
 from lightning_mpo.policies.mtp import MTPHeads
-from lightning_mpo.policies.packing import lay_out
+from lightning_mpo.policies.packing import lay_out, sees_everything
 from lightning_mpo.policies.quantization import Quantization, check_gradients, refuse_stored_otherwise
 from lightning_mpo.policies.scoring import ResponseTokens
 from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
@@ -78,7 +78,7 @@ class CausalPolicy(Policy):
         self.network: PreTrainedModel | None = None
         self.reference_network: PreTrainedModel | None = None
         self._adapters: Any = None
-        self._first_adapters: FrozenAdapters | None = None
+        self.first_adapters: FrozenAdapters | None = None
         """Those of `checkpoint`, which the reference keeps."""
         self.register_state_dict_post_hook(_leave_reference_out)
 
@@ -162,6 +162,12 @@ class CausalPolicy(Policy):
 
         return AutoModelForCausalLM.from_pretrained(self._location, dtype=self.dtype)
 
+    def load_base(self, device: torch.device) -> PreTrainedModel:
+        """Return the model on a device, quantised if that is asked for."""
+        if self.quantization is not None:
+            return self.quantization.load(self._location, dtype=self.dtype, device=device)
+        return self.load_network().to(device)  # type: ignore[arg-type]
+
     def outline_network(self) -> PreTrainedModel:
         """Return the model without weights, on the meta device."""
         from transformers import AutoModelForCausalLM
@@ -177,11 +183,7 @@ class CausalPolicy(Policy):
     def build(self, *, device: torch.device, reference: bool) -> None:
         if self.network is not None:
             return
-        if self.quantization is None:
-            network = self.load_network().to(device)  # type: ignore[arg-type]
-        else:
-            network = self.quantization.load(self._location, dtype=self.dtype, device=device)
-        network = self._assemble(network, device)
+        network = self._assemble(self.load_base(device), device)
         if self.checkpoint is not None:
             self._take_checkpoint(read_policy(self.checkpoint)["state_dict"])
             if self.critic is not None and "critic" in self.cold_parts:
@@ -191,7 +193,7 @@ class CausalPolicy(Policy):
         if reference and self.lora is None:
             self.reference_network = copy.deepcopy(network).requires_grad_(False).eval()
         elif reference and self.checkpoint is not None:
-            self._first_adapters = FrozenAdapters(network)
+            self.first_adapters = FrozenAdapters(network)
         self._finish(network)
 
     def _assemble(self, network: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -303,8 +305,8 @@ class CausalPolicy(Policy):
         """Make the network the reference for a while, if there are adapters: without them, or with the first ones."""
         if not on or self._adapters is None:
             yield
-        elif self._first_adapters is not None:
-            with self._first_adapters.inserted():
+        elif self.first_adapters is not None:
+            with self.first_adapters.inserted():
                 yield
         else:
             with self._adapters.disable_adapter():
@@ -408,9 +410,7 @@ class CausalPolicy(Policy):
     def _can_share(self) -> bool:
         """Whether a hand-made mask means the same to this model: plain full attention through SDPA."""
         config = self._network().config.get_text_config()
-        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-        plain = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
-        return self.share_prompts and plain and config._attn_implementation == "sdpa"
+        return self.share_prompts and sees_everything(config) and config._attn_implementation == "sdpa"
 
 
 def _leave_reference_out(policy: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

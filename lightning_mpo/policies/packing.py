@@ -8,6 +8,7 @@ equal those of separate rows. The last token of a response predicts nothing that
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,12 @@ class Lines:
         query, key = self.segment_RL[:, :, None], self.segment_RL[:, None, :]
         causal = torch.ones(L, L, dtype=torch.bool, device=key.device).tril()
         return (causal & ((key == 0) | (key == query)))[:, None]
+
+
+def sees_everything(config: Any) -> bool:
+    """Return whether each token of a model sees all tokens before it: full attention in all layers, and no window."""
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return layers == {"full_attention"} and not getattr(config, "sliding_window", None)
 
 
 def lay_out(rollout: Rollout, *, share: bool, hidden_size: int) -> Lines:

@@ -92,9 +92,8 @@ class Quantization:
         Raises:
             UserError: bitsandbytes cannot be imported, or has no kernel for the device.
         """
-        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
-            logging.ERROR
-        )  # misses a kernel of the hub, and works
+        noisy = "bitsandbytes.backends.cpu.ops"  # misses a kernel of the hub, and works
+        logging.getLogger(noisy).setLevel(logging.ERROR)
         try:
             import bitsandbytes as bnb
 

@@ -88,6 +88,11 @@ def test_weights_are_counted_by_part(folder, tmp_path):  # noqa: F811
     lora = footprint(policy)
     adapters = sum(p.numel() for n, p in policy.named_parameters() if "lora_" in n)
     assert (lora.base, lora.adapters, lora.reference) == (2 * lora.numbers, 4 * adapters, 0)
+    state = {f"policy.{name}": value for name, value in policy.trained_state(policy.state_dict()).items()}
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    begun = CausalPolicy(folder, lora=Lora(rank=4), dtype="bfloat16", checkpoint=str(tmp_path / "last.ckpt"))
+    begun.build(device=torch.device("cpu"), reference=True)
+    assert footprint(begun).reference == 4 * adapters  # the adapters that its reference keeps
     four = footprint(built(folder, lora=Lora(rank=4), dtype="bfloat16", quantization=Quantization()))
     assert (four.numbers, four.adapters) == (lora.numbers, lora.adapters)
     linear = 2 * (4 * 64 * 64 + 3 * 64 * 256)

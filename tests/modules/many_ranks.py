@@ -20,13 +20,10 @@ from lightning_mpo.advantages import GeneralizedAdvantage, GroupRelative
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.policies import ParallelHeads, SeparateCritic, SequentialHeads, TinyPolicy, ValueHead
 from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
-from lightning_mpo.rollout.joining import join_rollouts
-from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.supports import TopK
 from lightning_mpo.terms import EntropyBonus, HeadUpkeep
-from lightning_mpo.types import PromptBatch
 from lightning_mpo.value_loss import ValueLoss
-from tests.modules.runs import Probe, fit, make_objective, make_policy, sgd
+from tests.modules.runs import ByPrompt, Probe, fit, make_objective, make_policy, sgd
 
 BLOCKS = BlockActions(FutureShare(0.2), length=3, source="mtp")
 KL = KLPenalty(ConstantCoefficient(0.3))
@@ -41,20 +38,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "critic": ({"advantage": GeneralizedAdvantage(whiten=True), "critic": ValueLoss(0.5)}, {"critic": SeparateCritic}),
 }
 """Axes of the objective, and parts of the policy."""
-
-
-class ByPrompt(LocalSampler):
-    """Draws each prompt's completions from a generator of its own, so that they are the same on every rank."""
-
-    def sample(self, policy, prompts, completions, *, generator, **options):
-        parts = []
-        for p in range(len(prompts)):
-            one = PromptBatch(
-                prompts.input_ids_PS[p : p + 1], prompts.attention_mask_PS[p : p + 1], prompts.rows[p : p + 1]
-            )
-            seed = torch.Generator().manual_seed(int(one.input_ids_PS.sum() * 1000 + one.input_ids_PS[0, 0]))
-            parts.append(super().sample(policy, one, completions, generator=seed, **options))
-        return join_rollouts(parts)
 
 
 def double(policy: TinyPolicy, **attributes: Any) -> TinyPolicy:

@@ -21,9 +21,11 @@ from lightning_mpo.objective import Objective
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.reductions import TokenMean
 from lightning_mpo.rewards.base import Completion, Reward
+from lightning_mpo.rollout import LocalSampler, join_rollouts
 from lightning_mpo.selection import AllTokens
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.surrogates import ClippedRatio
+from lightning_mpo.types import PromptBatch
 
 CHARACTERS = "0123456789+-*=;, "
 CLOCKS = ("throughput/", "time/")
@@ -67,6 +69,20 @@ class Record(Logger):
 
     def column(self, name: str) -> list[float]:
         return [line[name] for _, line in self.lines if name in line]
+
+
+class ByPrompt(LocalSampler):
+    """Draws each prompt's completions from a generator of its own, so that they are the same on every rank."""
+
+    def sample(self, policy, prompts, completions, *, generator, **options):
+        parts = []
+        for p in range(len(prompts)):
+            one = PromptBatch(
+                prompts.input_ids_PS[p : p + 1], prompts.attention_mask_PS[p : p + 1], prompts.rows[p : p + 1]
+            )
+            seed = torch.Generator().manual_seed(int(one.input_ids_PS.sum() * 1000 + one.input_ids_PS[0, 0]))
+            parts.append(super().sample(policy, one, completions, generator=seed, **options))
+        return join_rollouts(parts)
 
 
 class Probe(L.Callback):

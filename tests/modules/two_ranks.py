@@ -8,24 +8,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.nn.functional import pad
 
 from lightning_mpo.advantages import GeneralizedAdvantage
 from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.policies import ValueHead
 from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.rollout import DynamicSampling
-from lightning_mpo.rollout.local import LocalSampler
-from lightning_mpo.types import PromptBatch, Rollout
 from lightning_mpo.value_loss import ValueLoss
-from tests.modules.runs import Digits, Probe, fit, make_objective, make_policy, sgd
+from tests.modules.runs import ByPrompt, Digits, Probe, fit, make_objective, make_policy, sgd
 
 CASES = {
     "tokens": {"reduction": TokenMean()},
@@ -53,41 +49,6 @@ class Accounts(RolloutCallback):
 
     def on_rollout_end(self, trainer, module, event):
         self.sums.append({name: value for name, (value, _) in event.account.sums().items()})
-
-
-class ByPrompt(LocalSampler):
-    """Draws each prompt's completions from a generator of its own, so that they are the same on every rank."""
-
-    def sample(self, policy, prompts, completions, *, generator, **options):
-        parts = []
-        for p in range(len(prompts)):
-            one = PromptBatch(
-                prompts.input_ids_PS[p : p + 1], prompts.attention_mask_PS[p : p + 1], prompts.rows[p : p + 1]
-            )
-            seed = torch.Generator().manual_seed(int(one.input_ids_PS.sum() * 1000 + one.input_ids_PS[0, 0]))
-            parts.append(super().sample(policy, one, completions, generator=seed, **options))
-        return join(parts)
-
-
-def join(parts: list[Rollout]) -> Rollout:
-    """Put rollouts of prompts of one length below each other."""
-    T = max(part.response_mask_BT.shape[1] for part in parts)
-    wide = []
-    for p, part in enumerate(parts):
-        more = (0, T - part.response_mask_BT.shape[1])
-        wide.append(
-            replace(
-                part,
-                tokens_BL=pad(part.tokens_BL, more),
-                attention_mask_BL=pad(part.attention_mask_BL, more),
-                response_mask_BT=pad(part.response_mask_BT, more),
-                behaviour_logprobs_BT=pad(part.behaviour_logprobs_BT, more),
-                group_B=part.group_B + p,
-            )
-        )
-    names = ("tokens_BL", "attention_mask_BL", "response_mask_BT", "group_B", "behaviour_logprobs_BT", "finish_B")
-    tensors = {name: torch.cat([getattr(part, name) for part in wide]) for name in names}
-    return Rollout(**tensors, texts=sum((p.texts for p in wide), ()), rows=sum((p.rows for p in wide), ()))
 
 
 def train(folder: Path, case: str, devices: int):
