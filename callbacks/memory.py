@@ -26,8 +26,8 @@ MIB = 2**20
 class MemoryAccounting(RolloutCallback):
     """Logs the peak of each phase (`memory/<phase>_mib`) and writes `memory.json` and `memory.png` into the run folder.
 
-    On the CPU a peak is of the process's resident set, read every few milliseconds; on CUDA of the bytes that tensors hold
-    (`memory/<phase>_reserved_mib`: that the allocator holds). Rank 0's. A quantised base is summed up at the start, every
+    On the CPU a peak is of the process's resident set, read every few milliseconds (`memory/<phase>_in_use_mib`: without what the
+    heap keeps of freed memory); on CUDA of the bytes that tensors hold (`memory/<phase>_reserved_mib`: that the allocator holds). Rank 0's. A quantised base is summed up at the start, every
     `canary_every` rollouts and at the end, and the run stops where a byte of it has moved.
 
     Args:
@@ -123,9 +123,10 @@ class MemoryAccounting(RolloutCallback):
         metrics = {f"memory/{phase}_mib": size / MIB for phase, size in peaks.items()}
         metrics["memory/peak_mib"] = max(peaks.values()) / MIB
         if self.watch.cuda:
-            reserved = {phase: peak.reserved / MIB for phase, peak in self.watch.peaks.items()}
-            metrics |= {f"memory/{phase}_reserved_mib": size for phase, size in reserved.items()}
+            metrics |= {f"memory/{phase}_reserved_mib": peak.reserved / MIB for phase, peak in self.watch.peaks.items()}
             metrics["memory/resident_mib"] = max(peak.resident for peak in self.watch.peaks.values()) / MIB
+        else:
+            metrics |= {f"memory/{phase}_in_use_mib": peak.in_use / MIB for phase, peak in self.watch.peaks.items()}
         if self.footprint is not None:
             metrics["memory/weights_mib"] = self.footprint.policy_and_reference / MIB
             metrics["memory/of_bf16_pair"] = self.footprint.policy_and_reference / self.footprint.bf16_pair

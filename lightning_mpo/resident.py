@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STATM = Path("/proc/self/statm")
+HEAP_EVERY = 4
+"""Readings of the resident set for one of the heap, which is locked for it for up to half a millisecond."""
 
 
 def resident_bytes() -> int:
@@ -21,17 +24,51 @@ def resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+class _HeapCounts(ctypes.Structure):
+    """The struct mallinfo2 of glibc; `fordblks` are the bytes that were freed and not given back to the system."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]  # noqa: RUF012
+
+
+def _find_mallinfo() -> Callable[[], _HeapCounts] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    found = getattr(ctypes.CDLL(None), "mallinfo2", None)  # glibc from 2.33 on; other C libraries have none
+    if found is not None:
+        found.restype = _HeapCounts
+    return found
+
+
+_mallinfo = _find_mallinfo()
+
+
+def heap_free_bytes() -> int:
+    """Return what the heap keeps of what was freed; 0 where the C library does not tell."""
+    return int(_mallinfo().fordblks) if _mallinfo is not None else 0
+
+
 @dataclass
 class Peak:
-    """The largest values of a phase, in bytes; CUDA's are 0 without it."""
+    """The largest values of a phase, in bytes; CUDA's are 0 without it.
+
+    Args:
+        resident: the resident set.
+        in_use: the resident set without what the heap keeps of what was freed: a heap is left with holes that are too small for
+            the next tensor, so that it holds more than was ever alive.
+        allocated: of CUDA's allocator, bytes of tensors.
+        reserved: of CUDA's allocator, bytes taken from the device.
+    """
 
     resident: int = 0
+    in_use: int = 0
     allocated: int = 0
     reserved: int = 0
 
-    def take(self, resident: int = 0, allocated: int = 0, reserved: int = 0) -> None:
+    def take(self, resident: int = 0, in_use: int = 0, allocated: int = 0, reserved: int = 0) -> None:
         """Raise what is smaller."""
         self.resident = max(self.resident, resident)
+        self.in_use = max(self.in_use, in_use)
         self.allocated = max(self.allocated, allocated)
         self.reserved = max(self.reserved, reserved)
 
@@ -47,10 +84,17 @@ class PhasePeaks:
         cuda: ask the CUDA allocator as well.
         interval: seconds from one reading to the next.
         read: what returns the resident set.
+        heap_free: what returns the part of it that the heap keeps free.
     """
 
-    def __init__(self, cuda: bool = False, interval: float = 0.004, read: Callable[[], int] = resident_bytes) -> None:
-        self.cuda, self.interval, self.read = cuda, interval, read
+    def __init__(
+        self,
+        cuda: bool = False,
+        interval: float = 0.004,
+        read: Callable[[], int] = resident_bytes,
+        heap_free: Callable[[], int] = heap_free_bytes,
+    ) -> None:
+        self.cuda, self.interval, self.read, self.heap_free = cuda, interval, read, heap_free
         self.peaks: dict[str, Peak] = {}
         self.phase: str | None = None
         self._lock = threading.Lock()
@@ -82,14 +126,17 @@ class PhasePeaks:
             self._thread = None
 
     def _watch(self) -> None:
+        readings = 0
         while not self._stop.wait(self.interval):
-            self._read()
+            readings += 1
+            self._read(heap=readings % HEAP_EVERY == 0)
 
-    def _read(self) -> None:
+    def _read(self, heap: bool = True) -> None:
         resident = self.read()
+        in_use = resident - self.heap_free() if heap else 0
         with self._lock:
             if self.phase is not None:
-                self.peaks.setdefault(self.phase, Peak()).take(resident=resident)
+                self.peaks.setdefault(self.phase, Peak()).take(resident=resident, in_use=in_use)
 
     def _take_cuda(self) -> None:
         if not self.cuda:

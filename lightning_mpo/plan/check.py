@@ -17,8 +17,13 @@ from lightning_mpo.plan.predict import Planner
 KEPT = (Rollout, MemoryAccounting, KLTracking)
 
 
-def measure(arguments: list[str]) -> dict[str, int]:
-    """Return the peak of each phase above the process as it was before loading, in bytes."""
+def measure(arguments: list[str]) -> dict[str, dict[str, int]]:
+    """Return the peaks of each phase above the process as it was before loading, in bytes.
+
+    Returns:
+        `in_use`, which a plan predicts: of tensors on CUDA, else of the resident set without what the heap keeps free;
+        `held`: what the allocator takes for it, of CUDA's reserved bytes or the whole resident set.
+    """
     module, data, trainer = build(arguments)
     Planner(module, data, trainer).predict()  # imports all that the run needs, so that only its own memory is measured
     machine: Any = trainer
@@ -31,9 +36,16 @@ def measure(arguments: list[str]) -> dict[str, int]:
     policy.__class__ = type("Endless", (type(policy),), {"end_tokens": property(lambda self: [])})
     memory._write = lambda folder: None  # type: ignore[method-assign]
     trainer.fit(module, datamodule=data)
-    peaks = memory.peaks()
-    found = {phase: peaks[phase] - memory.baseline for phase in ("load", "rollout", "score", "optimiser")}
-    return found | {"update": max(peaks["forward"], peaks["backward"]) - memory.baseline}
+    peaks, cuda = memory.watch.peaks, memory.watch.cuda
+    in_use = {name: (peak.allocated if cuda else peak.in_use) - memory.baseline for name, peak in peaks.items()}
+    held = {name: peak.reserved if cuda else peak.resident - memory.baseline for name, peak in peaks.items()}
+    return {"in_use": _update_as_one(in_use), "held": _update_as_one(held)}
+
+
+def _update_as_one(peaks: dict[str, int]) -> dict[str, int]:
+    """Name phases as a plan does, which does not tell an update's forward from its backward."""
+    kept = {phase: peaks[phase] for phase in ("load", "rollout", "score", "optimiser")}
+    return kept | {"update": max(peaks["forward"], peaks["backward"])}
 
 
 if __name__ == "__main__":

@@ -78,14 +78,16 @@ def check(arguments: Sequence[str], peaks: dict[str, int]) -> tuple[str, float]:
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "")
         raise UserError(f"the dry step failed with exit code {done.returncode}: {last}")
     measured = json.loads(done.stdout.splitlines()[-1])
-    lines = [f"{'MiB':<18}{'predicted':>11}{'measured':>11}"]
+    in_use, held = measured["in_use"], measured["held"]
+    lines = [f"{'MiB':<18}{'predicted':>11}{'measured':>11}{'held':>11}"]
     for phase, size in peaks.items():
-        lines.append(f"{phase:<18}{size / MIB:>11.1f}{measured[phase] / MIB:>11.1f}")
-    most, found = max(peaks.values()), max(measured[phase] for phase in peaks)
+        lines.append(f"{phase:<18}{size / MIB:>11.1f}{in_use[phase] / MIB:>11.1f}{held[phase] / MIB:>11.1f}")
+    most, found, kept = max(peaks.values()), *(max(sizes[phase] for phase in peaks) for sizes in (in_use, held))
     off = most / found - 1
-    lines.append(f"{'peak':<18}{most / MIB:>11.1f}{found / MIB:>11.1f}   {off:+.1%}")
+    lines.append(f"{'peak':<18}{most / MIB:>11.1f}{found / MIB:>11.1f}{kept / MIB:>11.1f}   {off:+.1%}")
     lines.append(
-        f"while loading, measured: {measured['load'] / MIB:.1f} MiB, file pages that the system can take back included"
+        "measured: without what the allocator keeps of freed memory, which is in `held`; "
+        f"while loading {held['load'] / MIB:.1f} MiB, file pages that the system can take back included"
     )
     return "\n".join(lines), off
 
