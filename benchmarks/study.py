@@ -61,6 +61,13 @@ class Study:
         """What the finished runs of a cell wrote, by seed."""
         return {seed: s for seed in self.seeds if (s := self.summary(task, cell, seed)) is not None}
 
+    def update_memory(self, task: str, cell: str) -> list[int]:
+        """Return the peak of the updates of each run with `MemoryAccounting`, in bytes in use above the process before loading."""
+        paths = [self.folder(task, cell, seed) / "memory.json" for seed in self.seeds]
+        runs = [json.loads(path.read_text()) for path in paths if path.is_file()]
+        phases = ("forward", "backward", "optimiser")
+        return [max(run["peaks"][phase]["in_use"] for phase in phases) - run["baseline"] for run in runs]
+
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
@@ -150,12 +157,15 @@ def _reach(found: dict[int, dict[str, Any]], level: float, base: dict[int, dict[
 
 
 def table(study: Study) -> str:
-    """Return the results as Markdown."""
+    """Return the results as Markdown; the memory of the update where runs have `MemoryAccounting`."""
     levels = "".join(f" rollouts to {level:g} |" for level in study.levels)
+    memory = {(task, cell): study.update_memory(task, cell) for task in study.tasks for cell in study.cells}
+    if any(memory.values()):
+        levels = " peak of the update |" + levels
     lines = [
         "| task | cell | seeds | pass@1 | on the support | greedy | gain over warm-up | paired difference in pass@1 | "
         "detectable (80 %) | clip fraction | KL | update time |" + levels,
-        "|---" * (12 + len(study.levels)) + "|",
+        "|---" * (12 + levels.count("|")) + "|",
     ]
     for task in study.tasks:
         for cell, options in study.cells.items():
@@ -180,6 +190,7 @@ def table(study: Study) -> str:
                 + f"{statistics.mean(s['final']['clip_fraction'] for s in found.values()):.4f} | "
                 + f"{statistics.mean(s['final']['kl'] for s in found.values()):.4f} | "
                 + f"{statistics.mean(s['seconds']['training'] / s['updates'] for s in found.values()):.2f} s |"
+                + (f" {statistics.mean(sizes) / 2**20:.0f} MiB |" if (sizes := memory[task, cell]) else "")
                 + "".join(f" {_reach(found, level, base)} |" for level in study.levels)
             )
     return "\n".join(lines)
