@@ -24,8 +24,8 @@ class ReferenceUpdate(RolloutCallback):
     arXiv:2404.09656 [S]. A rollout is sampled and scored with one reference. `mixup: 1` makes the reference the policy of that
     moment, a smaller one an exponential moving average of its weights.
 
-    With LoRA the reference gets adapters of its own, which start with B = 0 where it was the base with adapters off. A
-    refresh (`mixup: 1`) copies A and B and is exact. A smaller one mixes A and B apart, as mixing what they add to the base
+    With LoRA the reference gets adapters of its own. Where it was the base with adapters off, they start as the A of the
+    moment it first moves, and B = 0. A refresh (`mixup: 1`) copies A and B and is exact. A smaller one mixes A and B apart, as mixing what they add to the base
     would double the rank. That is not the same: scale · (m B + (1 - m) B')(m A + (1 - m) A') differs from the mixture of
     the products by -scale · m (1 - m) (B - B')(A - A'), of second order in how far policy and reference are apart.
 
