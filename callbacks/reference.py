@@ -25,9 +25,10 @@ class ReferenceUpdate(RolloutCallback):
     moment, a smaller one an exponential moving average of its weights.
 
     With LoRA the reference gets adapters of its own. Where it was the base with adapters off, they start as the A of the
-    moment it first moves, and B = 0. A refresh (`mixup: 1`) copies A and B and is exact. A smaller one mixes A and B apart, as mixing what they add to the base
-    would double the rank. That is not the same: scale · (m B + (1 - m) B')(m A + (1 - m) A') differs from the mixture of
-    the products by -scale · m (1 - m) (B - B')(A - A'), of second order in how far policy and reference are apart.
+    moment it first moves, and B = 0. A refresh (`mixup: 1`) copies A and B and is exact. A smaller m = `mixup` mixes A and B
+    apart, as mixing what they add to the base would double the rank. That is not the same:
+    (m B + (1 - m) B')(m A + (1 - m) A') differs from the mixture of the products by -m (1 - m) (B - B')(A - A'), times
+    alpha / rank: of second order in how far policy and reference are apart.
 
     All that is said of a divergence (the KL penalty, `KLTracking`, `Report`), and supports with `from_reference`, are then
     against the reference as it last became. It is in checkpoints from the first time it moved.
