@@ -14,6 +14,7 @@ from lightning_mpo.callbacks.predictions import Predictions
 from lightning_mpo.callbacks.preemption import Preemption
 from lightning_mpo.callbacks.progress import RolloutProgressBar
 from lightning_mpo.callbacks.prompt_order import PromptOrder
+from lightning_mpo.callbacks.reference import ReferenceUpdate
 from lightning_mpo.callbacks.report import Report
 from lightning_mpo.callbacks.resume import ExactResume
 from lightning_mpo.callbacks.rollout import Rollout
@@ -33,6 +34,7 @@ __all__ = [
     "Predictions",
     "Preemption",
     "PromptOrder",
+    "ReferenceUpdate",
     "Report",
     "Rollout",
     "RolloutProgressBar",

@@ -14,6 +14,8 @@ from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 class KLTracking(RolloutCallback):
     """Logs the k3 divergence from the reference, moves an adaptive coefficient, and can stop the run.
 
+    With `ReferenceUpdate` that is the reference as it last became, also for `stop_above`, and not the policy as the run began.
+
     Args:
         every: rollouts from one look to the next, each of which costs a forward pass of the reference; an objective
             with a KL penalty scores every rollout anyway.

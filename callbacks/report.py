@@ -28,6 +28,7 @@ class Report(RolloutCallback):
     """Samples held-out problems before the first and after the last update: same problems, decoding and seeds.
 
     Writes `summary.json`, `completions/<stage>.jsonl` and `learning_curve.png` into the run folder and prints a table.
+    Its `kl` is from the reference of that moment: the policy as the run began, or what `ReferenceUpdate` last made of it.
 
     Args:
         problems: held-out problems, the first ones of the validation split.

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.callbacks.checkpoints import check_content, folders, run_identity
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
+from lightning_mpo.callbacks.reference import ReferenceUpdate
 from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.modules.configured import configuration_wins, configured
 from lightning_mpo.modules.optimization import PolicyOptimization
@@ -172,6 +173,8 @@ def settings(trainer: L.Trainer) -> dict[str, Any]:
     for source in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(source, Rollout):
             found |= {"rollout.seed": source.seed, "rollout.max_new_tokens": source.max_new_tokens}
+        if isinstance(source, ReferenceUpdate):
+            found |= {"ReferenceUpdate.every": source.every, "ReferenceUpdate.mixup": source.mixup}
     return found
 
 

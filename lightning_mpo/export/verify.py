@@ -97,10 +97,14 @@ def observe(policy: CausalPolicy, prompts: PromptBatch, temperature: float, toke
         )
         mask_BT = sampled.response_mask_BT
 
-        def logprobs(reference: bool) -> Tensor:
-            return policy.score(sampled, mask_BT, temperature=temperature, reference=reference).logprobs_BT[mask_BT]
+        def logprobs() -> Tensor:
+            return policy.score(sampled, mask_BT, temperature=temperature).logprobs_BT[mask_BT]
 
-        return Observed(sampled, logprobs(False), logprobs(True) if policy.lora is not None else None, greedy)
+        logprobs_n, base_logprobs_n = logprobs(), None
+        if policy.lora is not None:
+            with policy._adapters.disable_adapter():  # not as the reference, which may have adapters of its own
+                base_logprobs_n = logprobs()
+        return Observed(sampled, logprobs_n, base_logprobs_n, greedy)
 
 
 def compare(

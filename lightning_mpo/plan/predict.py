@@ -112,8 +112,10 @@ class Planner:
         self.largest_trained = max(w.numel() * w.element_size() for w in weights.values() if w.requires_grad)
         self.adapters = sum(w.numel() * w.element_size() for n, w in weights.items() if "lora_" in n)
         self.base = self._base(whole)
-        needs_copy = self.policy.lora is None and (module.keep_reference or self._asked_for_reference())
+        needs_copy = self.policy.lora is None and (module.keep_reference or self._has("KLTracking", "Report"))
         self.reference = self.base if needs_copy else 0
+        if self.policy.lora is not None and self._has("ReferenceUpdate"):
+            self.reference = self.adapters
         self.state = round(_state_per_number(module) * self.trained_numbers)
 
     # --- weights --------------------------------------------------------------------------------------------------
@@ -148,9 +150,8 @@ class Planner:
             total += weight.numel() * (quantised.bytes_per_weight() if stored and quantised else weight.element_size())
         return round(total)
 
-    def _asked_for_reference(self) -> bool:
-        names = {type(callback).__name__ for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return bool(names & {"KLTracking", "Report"})
+    def _has(self, *names: str) -> bool:
+        return any(type(callback).__name__ in names for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
 
     @cached_property
     def _transient(self) -> int:

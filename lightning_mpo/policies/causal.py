@@ -78,8 +78,8 @@ class CausalPolicy(Policy):
         self.network: PreTrainedModel | None = None
         self.reference_network: PreTrainedModel | None = None
         self._adapters: Any = None
-        self.first_adapters: FrozenAdapters | None = None
-        """Those of `checkpoint`, which the reference keeps."""
+        self.reference_adapters: FrozenAdapters | None = None
+        """Those of the reference where it has some: of `checkpoint`, or what `mix_reference` made of them."""
         self.register_state_dict_post_hook(_leave_reference_out)
 
     # --- before the weights ---------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class CausalPolicy(Policy):
         if reference and self.lora is None:
             self.reference_network = copy.deepcopy(network).requires_grad_(False).eval()
         elif reference and self.checkpoint is not None:
-            self.first_adapters = FrozenAdapters(network)
+            self.reference_adapters = FrozenAdapters(network)
         self._finish(network)
 
     def _assemble(self, network: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -256,6 +256,43 @@ class CausalPolicy(Policy):
             return kept
         return {key: value for key, value in kept.items() if "lora_" in key or key.startswith(("mtp.", "critic."))}
 
+    # --- a reference that moves -----------------------------------------------------------------------------------
+
+    def mix_reference(self, mixup: float) -> None:
+        """Set reference <- mixup · policy + (1 - mixup) · reference, weight by weight; with LoRA, A and B apart."""
+        for _, weight, kept in self._reference_pairs():
+            kept.lerp_(weight, mixup)
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """Return the weights in which the reference may differ from its start: its adapters, or all of a copy."""
+        return {name: kept for name, _, kept in self._reference_pairs()}
+
+    def load_reference(self, state: dict[str, Tensor]) -> None:
+        """Take what `reference_state` returned.
+
+        Raises:
+            UserError: it is of other weights.
+        """
+        own = self.reference_state()
+        other = [
+            n for n in own.keys() | state.keys() if n not in own or n not in state or own[n].shape != state[n].shape
+        ]
+        if other:
+            raise UserError(f"the reference in the checkpoint does not fit the policy: {min(other)!r} is not the same")
+        for name, kept in own.items():
+            kept.copy_(state[name])
+
+    def _reference_pairs(self) -> list[tuple[str, Tensor, Tensor]]:
+        """Return name, the policy's value and the reference's. Adapters of the reference are made here: off, as it was."""
+        if self.lora is None:
+            copied = self._network(reference=True).parameters()
+            weights = zip(self._network().named_parameters(), copied, strict=True)
+            return [(name, weight.data, kept.data) for (name, weight), kept in weights]
+        if self.reference_adapters is None:
+            self.reference_adapters = FrozenAdapters(self._network(), off=True)
+        adapters = self.reference_adapters
+        return [(n, w.data, kept) for n, w, kept in zip(adapters.names, adapters.weights, adapters.kept, strict=True)]
+
     # --- likelihood -----------------------------------------------------------------------------------------------
 
     @property
@@ -302,11 +339,11 @@ class CausalPolicy(Policy):
 
     @contextmanager
     def as_reference(self, on: bool = True) -> Iterator[None]:
-        """Make the network the reference for a while, if there are adapters: without them, or with the first ones."""
+        """Make the network the reference for a while, if there are adapters: without them, or with its own."""
         if not on or self._adapters is None:
             yield
-        elif self.first_adapters is not None:
-            with self.first_adapters.inserted():
+        elif self.reference_adapters is not None:
+            with self.reference_adapters.inserted():
                 yield
         else:
             with self._adapters.disable_adapter():

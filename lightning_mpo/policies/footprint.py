@@ -22,7 +22,7 @@ class Footprint:
         base: of the policy without adapters; 16-bit embeddings and the scales of quantised layers included.
         adapters: LoRA's.
         parts: multi-token heads and critic.
-        reference: of a frozen copy, or of the adapters that a run began with; 0 where the reference is the base with
+        reference: of a frozen copy, or of adapters that the reference has for itself; 0 where it is the base with
             adapters off.
     """
 
@@ -82,9 +82,9 @@ def footprint(policy: Policy) -> Footprint:
     network: Any = getattr(policy, "network", None)
     if isinstance(network, nn.Module):
         sizes["base"] += sum(size(tensor) for _, tensor in stored(network))
-    first: Any = getattr(policy, "first_adapters", None)
-    if first is not None:
-        sizes["reference"] += sum(size(tensor) for tensor in first.kept)
+    own: Any = getattr(policy, "reference_adapters", None)
+    if own is not None:
+        sizes["reference"] += sum(size(tensor) for tensor in own.kept)
     return Footprint(numbers=numbers, **sizes)
 
 

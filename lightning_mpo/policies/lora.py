@@ -54,11 +54,17 @@ class FrozenAdapters:
 
     Args:
         network: with adapters.
+        off: keep B = 0 in place of B, so that what is put back adds nothing to the base.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.weights = [weight for name, weight in network.named_parameters() if "lora_" in name]
+    def __init__(self, network: nn.Module, off: bool = False) -> None:
+        found = [(name, weight) for name, weight in network.named_parameters() if "lora_" in name]
+        self.names = [name for name, _ in found]
+        self.weights = [weight for _, weight in found]
         self.kept = [weight.detach().clone() for weight in self.weights]
+        for name, kept in zip(self.names, self.kept, strict=True):
+            if off and "lora_B" in name:
+                kept.zero_()
 
     @contextmanager
     def inserted(self) -> Iterator[None]:

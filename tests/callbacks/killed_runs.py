@@ -26,6 +26,7 @@ from lightning_mpo.callbacks import (
     KLTracking,
     MetricsCSV,
     PromptOrder,
+    ReferenceUpdate,
     Samples,
     SupportOverlap,
     Watchdog,
@@ -61,6 +62,7 @@ def train(folder: Path, source: str, *, resume: bool = False, kill: KillAt | Non
         },
         callbacks=[
             KLTracking(),
+            ReferenceUpdate(every=1, mixup=0.5),
             Watchdog(),
             Samples(every=1, show=False),
             SupportOverlap(every=2, rows=4),
