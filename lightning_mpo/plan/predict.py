@@ -112,10 +112,10 @@ class Planner:
         self.largest_trained = max(w.numel() * w.element_size() for w in weights.values() if w.requires_grad)
         self.adapters = sum(w.numel() * w.element_size() for n, w in weights.items() if "lora_" in n)
         self.base = self._base(whole)
-        needs_copy = self.policy.lora is None and (module.keep_reference or self._has("KLTracking", "Report"))
-        self.reference = self.base if needs_copy else 0
-        if self.policy.lora is not None and self._has("ReferenceUpdate"):
-            self.reference = self.adapters
+        wanted = module.keep_reference or self._has("KLTracking", "Report")
+        own_adapters = self._has("ReferenceUpdate") or self.policy.checkpoint is not None
+        of_lora = self.adapters if own_adapters else 0
+        self.reference = 0 if not wanted else self.base if self.policy.lora is None else of_lora
         self.state = round(_state_per_number(module) * self.trained_numbers)
 
     # --- weights --------------------------------------------------------------------------------------------------
