@@ -19,6 +19,7 @@ from lightning_mpo.policies.logits import check_logits, logit_options
 from lightning_mpo.policies.lora import FrozenAdapters, Lora, add_adapters
 from lightning_mpo.policies.mtp import MTPHeads
 from lightning_mpo.policies.packing import lay_out, sees_everything
+from lightning_mpo.policies.precision import warn_where_slow
 from lightning_mpo.policies.quantization import Quantization, check_gradients, refuse_stored_otherwise
 from lightning_mpo.policies.scoring import ResponseTokens
 from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
@@ -164,6 +165,7 @@ class CausalPolicy(Policy):
 
     def load_base(self, device: torch.device) -> PreTrainedModel:
         """Return the model on a device, quantised if that is asked for."""
+        warn_where_slow(self.dtype, None if self.quantization is None else self.quantization.compute_dtype, device)
         if self.quantization is not None:
             return self.quantization.load(self._location, dtype=self.dtype, device=device)
         return self.load_network().to(device)  # type: ignore[arg-type]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lightning_mpo.plan import command
+from lightning_mpo.policies.precision import computes_natively
 from tests.test_bad_input import BASE
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -73,10 +76,14 @@ def test_a_measured_step_of_smollm2_is_within_15_percent(tmp_path, monkeypatch, 
         for a in range(40)
     ]
     (tmp_path / "SVAMP.json").write_text(json.dumps(rows))
-    small = {"rollout": {"prompts": 4, "max_new_tokens": 32}, "trainer": {"accumulate_grad_batches": 2}}
+    small: dict[str, Any] = {"rollout": {"prompts": 4, "max_new_tokens": 32}, "trainer": {"accumulate_grad_batches": 2}}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
     full = {"model": {"init_args": {"policy": {"init_args": {"lora": None, "dtype": "float32"}}}}}
     (tmp_path / "full.yaml").write_text(yaml.safe_dump(full))
+    if case != "full" and not computes_natively(torch.bfloat16, torch.device("cpu")):
+        own = {"dtype": "float32"} | ({"quantization": {"compute_dtype": "float32"}} if case == "qlora" else {})
+        small["model"] = {"init_args": {"policy": {"init_args": own}}}
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
     experiment = ["-c", str(CONFIGS / "experiment" / "smollm2_svamp.yaml")]
     options = [*CASES[case], "-c", "small.yaml", "--data.init_args.path", "SVAMP.json", "--check"]
     code = command.main([*experiment, *options])
