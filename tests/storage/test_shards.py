@@ -267,7 +267,7 @@ def test_code_in_a_plain_value_of_a_shard_is_not_run(saved, tmp_path, monkeypatc
     """Torch's own planner loads these with pickle."""
     monkeypatch.chdir(tmp_path)
     found = pickle.loads((unlisted(saved) / METADATA).read_bytes())
-    place = next(info for index, info in found.storage_data.items() if index.fqn == "optimizer_0.param_groups")
+    place = next(info for index, info in found.storage_data.items() if "param_groups" in index.fqn)
     bad = io.BytesIO()
     torch.save(Runs(), bad)
     shard = saved / SHARD
