@@ -13,7 +13,8 @@ from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.identity import check_identity, identity
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.storage import check_digest, check_folders, read_checkpoint
+from lightning_mpo.modules.saving import check_folders
+from lightning_mpo.storage import find, locate, read_checkpoint
 
 
 def check_content(trainer: L.Trainer, own: dict[str, Any], path: Any, content: dict[str, Any], stage: str) -> None:
@@ -58,7 +59,7 @@ def settle_checkpoint(trainer: L.Trainer, module: L.LightningModule, wanted: str
         check_folders(folders(trainer))
     if wanted is None or wanted in ("best", "hpc"):
         return wanted
-    path: Path | None = Path(wanted)
+    path: Path | None = locate(wanted)
     if wanted == "last":
         path = find_last(trainer)
         if path is None and stage == "fit":
@@ -67,11 +68,8 @@ def settle_checkpoint(trainer: L.Trainer, module: L.LightningModule, wanted: str
         if path is None:
             raise UserError(f"`--ckpt_path last`: there is no last.ckpt in {last_path(trainer).parent}")
     assert path is not None
-    if path.is_dir():  # of a sharded strategy, which reads it itself
-        return str(path)
     try:
-        check_digest(path)
-        content = read_checkpoint(path, mmap=True)
+        content = read_checkpoint(path, part="outline")
     except UserError as error:
         others = [other for other in path.parent.glob("*.ckpt") if other != path]
         if wanted != "last" or not others:
@@ -92,13 +90,13 @@ def last_path(trainer: L.Trainer) -> Path:
 
 
 def find_last(trainer: L.Trainer) -> Path | None:
-    """Return the newest `last*.ckpt` of a run; files that are being written have other names."""
+    """Return the newest `last*.ckpt` of a run; what is being written has another name."""
     places = {last_path(trainer).parent} | {
         Path(callback.dirpath)
         for callback in trainer.checkpoint_callbacks
         if isinstance(callback, ModelCheckpoint) and callback.dirpath
     }
-    found = [path for folder in sorted(places) for path in folder.glob("last*.ckpt")]
+    found = [path for folder in sorted(places) for path in find(folder, "last*.ckpt")]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 

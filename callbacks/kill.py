@@ -10,8 +10,9 @@ from typing import IO, Any, Literal, get_args
 import lightning as L
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.saving import AtomicCheckpointIO, save_whole
 from lightning_mpo.modules.source import RolloutCallback
-from lightning_mpo.modules.storage import AtomicCheckpointIO
+from lightning_mpo.storage import PART, Disk
 
 Phase = Literal["rollout", "micro-batch", "update", "validation", "write", "rename", "saved"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -23,8 +24,8 @@ class KillAt(RolloutCallback):
     Args:
         phase: "rollout": a step of the sampler; "micro-batch": the gradient of a part of an update is there; "update":
             the weights have moved and no checkpoint knows; "validation": a batch of held-out prompts is done; "write":
-            half a block of a checkpoint is written; "rename": a checkpoint is written and has not got its name;
-            "saved": it has, and the update's metrics are not logged.
+            half a block of a checkpoint is written; "rename": a checkpoint is written and has not got its name (a folder
+            is renamed twice, to make way and to take its place); "saved": it has, and the update's metrics are not logged.
         count: which event of that kind, from 1.
         rank: the process that is killed.
     """
@@ -39,7 +40,9 @@ class KillAt(RolloutCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._mine = trainer.global_rank == self.rank
         if self.phase in ("write", "rename", "saved"):
-            trainer.strategy.checkpoint_io = _DyingIO(self, getattr(trainer.strategy.checkpoint_io, "check", None))
+            if not isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+                save_whole(trainer.strategy, None)
+            trainer.strategy.checkpoint_io.disk = _DyingDisk(self)  # type: ignore[attr-defined]
 
     def passed(self, phase: Phase) -> bool:
         """Count an event; return whether it is the one."""
@@ -72,19 +75,20 @@ class KillAt(RolloutCallback):
         self.event("validation")
 
 
-class _DyingIO(AtomicCheckpointIO):
-    """Asks before each write, and before a checkpoint gets its name."""
+class _DyingDisk(Disk):
+    """Asks before each write and each renaming, and when a checkpoint has its name."""
 
-    def __init__(self, killer: KillAt, check: Any) -> None:
-        super().__init__(check)
+    def __init__(self, killer: KillAt) -> None:
         self.killer = killer
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        super().save_checkpoint(checkpoint, path, storage_options)
-        self.killer.event("saved")
 
     def open(self, path: Path) -> IO[bytes]:
         return _DyingFile(super().open(path), self.killer)  # type: ignore[return-value]
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.killer.event("rename")
+        super().rename(source, target)
+        if source.name.endswith(PART):
+            self.killer.event("saved")
 
 
 class _DyingFile:
@@ -97,10 +101,6 @@ class _DyingFile:
             self.file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
         return self.file.write(data)
-
-    def fileno(self) -> int:
-        self.killer.event("rename")
-        return self.file.fileno()
 
     def __enter__(self) -> _DyingFile:
         return self

@@ -10,7 +10,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from lightning_mpo.modules.storage import PART, sync_folder
+from lightning_mpo.storage import PART, sync_folder
 
 
 class MetricsWriter(ExperimentWriter):

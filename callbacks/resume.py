@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -19,8 +18,8 @@ from lightning_mpo.modules.configured import configuration_wins, configured
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.random_state import random_state, restore_random_state
 from lightning_mpo.modules.resume import gather_ranks, place
+from lightning_mpo.modules.saving import check_folders, save_whole
 from lightning_mpo.modules.source import RolloutCallback
-from lightning_mpo.modules.storage import AtomicCheckpointIO, check_folders
 
 
 class ExactResume(RolloutCallback):
@@ -45,10 +44,11 @@ class ExactResume(RolloutCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._trainer = trainer
         self._identity = run_identity(trainer, pl_module)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO(
-                lambda path, content: check_content(trainer, self._identity, path, content, stage)
-            )
+        save_whole(
+            trainer.strategy,
+            lambda path, content: check_content(trainer, self._identity, path, content, stage),
+            "all" if stage == "fit" else "weights",
+        )
         if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             check_folders(folders(trainer))
         for logger in _csv_loggers(trainer) if stage != "fit" else ():

@@ -23,7 +23,7 @@ from lightning_mpo.callbacks.checkpoints import settle_checkpoint
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
 from lightning_mpo.modules.parallel import check_strategy_options
-from lightning_mpo.policies.checkpoints import load_checkpoint
+from lightning_mpo.storage import locate, read_checkpoint
 
 VERBS = ("fit", "validate", "test", "predict", "export", "methods", "plan", "verify-resume")
 """What `lightning-mpo` can be asked for; those behind `predict` are answered elsewhere."""
@@ -92,7 +92,7 @@ class CLI(LightningCLI):
         _take_own_classes(config)
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
-        if self.fits and warmup and checkpoint and not Path(checkpoint).exists():
+        if self.fits and warmup and checkpoint and not locate(checkpoint).exists():
             _fit_first(warmup, checkpoint, config.get("seed_everything"))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -124,10 +124,7 @@ def _check_checkpoint(path: str | None) -> None:
     """Refuse a checkpoint that cannot be read before a model is loaded for it."""
     if path is None or path in ("last", "best", "hpc"):
         return
-    if not Path(path).exists():
-        raise UserError(f"`ckpt_path` {path!r} does not exist")
-    if Path(path).is_file():
-        load_checkpoint(path, "`ckpt_path`", mmap=True)
+    read_checkpoint(path, "`ckpt_path`", part="outline")
 
 
 def _fit_first(config: str, checkpoint: str, seed: Any) -> None:

@@ -17,7 +17,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.export import Origin, Sampling, check_form, export, prepare
 from lightning_mpo.export.origin import read_summary
 from lightning_mpo.policies.causal import CausalPolicy
-from lightning_mpo.policies.checkpoints import load_checkpoint
+from lightning_mpo.storage import read_checkpoint
 from lightning_mpo.types import PromptBatch, PromptRow
 
 COMPARED = 8
@@ -57,7 +57,10 @@ def main(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="a Lightning checkpoint, such as runs/…/last.ckpt"
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="a Lightning checkpoint, a file or a folder, such as runs/…/last.ckpt",
     )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="what is written; it must be empty or new")
     parser.add_argument(
@@ -92,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> int:
-    stored = _read_checkpoint(options.checkpoint)
+    stored = read_checkpoint(options.checkpoint, "`--checkpoint`", part="outline")
     configs = options.config or [str(_config_of(options.checkpoint))]
     sys.argv[1:] = expand_includes(["predict", *(part for path in configs for part in ("-c", path)), *rest])
     cli = Reader(**OPTIONS)
@@ -131,15 +134,6 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
         return 1
     print(f"checked    loaded again and compared: {check}")
     return 0
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        raise UserError(
-            f"`--checkpoint` {str(path)!r} is a folder, a sharded checkpoint: make one file of it first, "
-            f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
-        )
-    return load_checkpoint(path, "`--checkpoint`", mmap=True)
 
 
 def _config_of(checkpoint: Path) -> Path:

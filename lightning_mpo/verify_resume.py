@@ -100,6 +100,7 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
 
     from lightning_mpo import cli
     from lightning_mpo.callbacks import ExactResume, PromptOrder
+    from lightning_mpo.storage import locate
 
     class VerifyCLI(cli.CLI):
         """Sends what a run writes to the folder."""
@@ -128,7 +129,7 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
         **cli.OPTIONS | {"trainer_defaults": {"callbacks": own}, "save_config_callback": None, "run": False}
     )
     last = folder / "checkpoints" / "last.ckpt"
-    made.trainer.fit(made.model, datamodule=made.datamodule, ckpt_path=str(last) if last.exists() else None)
+    made.trainer.fit(made.model, datamodule=made.datamodule, ckpt_path=str(last) if locate(last).exists() else None)
 
 
 def killer(kill: str) -> KillAt:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_mpo"
 LAYERS = [
     ["errors", "types", "resident", "optimizers"],
-    ["headers"],
+    ["headers", "storage"],
     ["functional"],
     ["segmenters"],
     [

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lightning_mpo.modules.storage import read_checkpoint
+from lightning_mpo.storage import read_checkpoint
 
 CLOCKS = ("throughput/", "time/", "memory/")
 """Metrics that two equal runs do not share."""

@@ -47,7 +47,8 @@ class CausalPolicy(Policy):
         share_prompts: compute a prompt once for all of its responses in a micro-batch.
         mtp: multi-token-prediction heads, for `BlockActions(source="mtp")`.
         critic: what gives states a value, for `GeneralizedAdvantage`.
-        checkpoint: a Lightning checkpoint, or a folder of adapters, whose policy weights are taken on top of `source`.
+        checkpoint: a Lightning checkpoint (a file or a folder), or a folder of adapters, whose policy weights are taken
+            on top of `source`.
         gather_rollouts: under FSDP2, hold the whole weights on each process for the time of a rollout. False gathers them
             layer by layer for every token, in step with the other processes: slow, for models that do not fit.
     """
@@ -135,7 +136,7 @@ class CausalPolicy(Policy):
             )
         self._check_quantization()
         if self.checkpoint is not None:
-            content, where = read_policy(self.checkpoint, mmap=True), f"`policy.checkpoint` {self.checkpoint!r}"
+            content, where = read_policy(self.checkpoint, "outline"), f"`policy.checkpoint` {self.checkpoint!r}"
             check_adapters(content, self.lora, where)
             self.check_heads(content["mtp"], where)
         _ = self.head_options

@@ -1,20 +1,19 @@
 """Policies in files: Lightning checkpoints, and folders of adapters as peft writes them.
 
-Nothing that a file names is ever run: checkpoints are loaded with `weights_only`, adapters and heads as safetensors.
+Nothing that a file names is ever run: checkpoints are read as data (`storage`), adapters and heads as safetensors.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.storage import Part, is_shards, locate, read_checkpoint
 
 if TYPE_CHECKING:
     from lightning_mpo.policies.lora import Lora
@@ -25,50 +24,12 @@ ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 HEADS, HEADS_CONFIG = "mtp_heads.safetensors", "mtp_heads.json"
 
 
-def load_checkpoint(checkpoint: str | Path, name: str, mmap: bool = False) -> dict[str, Any]:
-    """Return a Lightning checkpoint: tensors and plain values; what asks for code is refused.
-
-    Args:
-        checkpoint: the file.
-        name: what messages call it, such as "`ckpt_path`".
-        mmap: leave the tensors on disk.
-
-    Raises:
-        UserError: there is no such file, it is damaged or no Lightning checkpoint, or reading it would run code.
-    """
-    path, shown = Path(checkpoint), f"{name} {str(checkpoint)!r}"
-    if not path.is_file():
-        raise UserError(f"{shown} does not exist" if not path.exists() else f"{shown} is no file")
-    try:
-        broken = _broken_member(path)
-        if broken:
-            raise UserError(f"{shown} is damaged: the checksum of {broken!r} in it is wrong; take another copy")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-            raise UserError(f"{shown} cannot be read as a Lightning checkpoint: it holds no state_dict")
-    except UserError:
-        raise
-    except Exception as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks to run {code[1]}, and code in files is never run" if code else type(error).__name__
-        raise UserError(f"{shown} cannot be read as a Lightning checkpoint: {reason}") from error
-    return content
-
-
-def _broken_member(path: Path) -> str | None:
-    """Return the first part of a zip file whose checksum is wrong: torch does not look."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
-
-
-def read_policy(checkpoint: str, mmap: bool = False) -> dict[str, Any]:
+def read_policy(checkpoint: str, part: Part = "weights") -> dict[str, Any]:
     """Return a checkpoint's policy.
 
     Args:
-        checkpoint: a Lightning checkpoint, or a folder of adapters.
-        mmap: leave the tensors on disk.
+        checkpoint: a Lightning checkpoint, a file or a folder, or a folder of adapters.
+        part: "outline" leaves the tensors on the disk.
 
     Returns:
         `state_dict` with the policy's own names; `mtp`, which describes its heads; `adapters`, peft's description of them,
@@ -77,14 +38,15 @@ def read_policy(checkpoint: str, mmap: bool = False) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, it is damaged or no Lightning checkpoint, or reading it would run code.
     """
-    if Path(checkpoint).is_dir():
-        return _read_folder(Path(checkpoint))
-    content = load_checkpoint(checkpoint, "`policy.checkpoint`", mmap)
+    path = locate(checkpoint)
+    if path.is_dir() and not is_shards(path):
+        return _read_adapters(path)
+    content = read_checkpoint(checkpoint, "`policy.checkpoint`", part)
     own = {k.removeprefix(PREFIX): value for k, value in content["state_dict"].items() if k.startswith(PREFIX)}
     return {"state_dict": own, "mtp": content.get("mtp"), "adapters": None}
 
 
-def _read_folder(folder: Path) -> dict[str, Any]:
+def _read_adapters(folder: Path) -> dict[str, Any]:
     shown = f"`policy.checkpoint` {str(folder)!r}"
     if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
         hint = "; it is a whole model: name it as `policy.source`" if (folder / "config.json").is_file() else ""

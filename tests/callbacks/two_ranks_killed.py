@@ -1,6 +1,6 @@
 """Run by `test_resume_ddp.py`: two processes that train together, one of which may be killed.
 
-python two_ranks_killed.py FOLDER PHASE COUNT RANK      PHASE "none": nobody; goes on from FOLDER's last checkpoint
+python two_ranks_killed.py FOLDER PHASE COUNT RANK STRATEGY      PHASE "none": nobody; goes on from FOLDER's last checkpoint
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.callbacks import ExactResume, KillAt, KLTracking, MetricsCSV, Preemption, PromptOrder
 from lightning_mpo.kl import AdaptiveCoefficient, KLPenalty
+from lightning_mpo.storage import locate
 from lightning_mpo.supports import TopK
+from tests.modules.many_ranks import strategy_of
 from tests.modules.runs import Probe, adam, fit, make_objective
 
 
 def main() -> None:
     folder, phase, count, rank = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    last = folder / "checkpoints" / "last.ckpt"
+    last = locate(folder / "checkpoints" / "last.ckpt")
     resume = last.exists()
     mine = int(os.environ.get("LOCAL_RANK", 0))
 
@@ -57,9 +59,8 @@ def main() -> None:
         val_check_interval=3,
         check_val_every_n_epoch=None,
         limit_val_batches=1,
-        devices=2,
-        strategy="ddp",
         ckpt_path=str(last) if resume else None,
+        **strategy_of(sys.argv[5], 2),
     )
 
 

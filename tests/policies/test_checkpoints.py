@@ -11,8 +11,9 @@ import torch
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import CausalPolicy, Lora, TinyPolicy
-from lightning_mpo.policies.checkpoints import load_checkpoint, read_policy
+from lightning_mpo.policies.checkpoints import read_policy
 from lightning_mpo.scores import ScoreRequest
+from lightning_mpo.storage import read_checkpoint
 
 MARK = "executed"
 
@@ -92,7 +93,7 @@ def test_a_changed_byte_is_found(adapters, tmp_path):
     (tmp_path / "bad.ckpt").write_bytes(content)
     torch.load(tmp_path / "bad.ckpt", weights_only=True)
     with pytest.raises(UserError, match=r"is damaged: the checksum of '\S+' in it is wrong"):
-        load_checkpoint(tmp_path / "bad.ckpt", "`--checkpoint`")
+        read_checkpoint(tmp_path / "bad.ckpt", "`--checkpoint`")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -100,7 +101,7 @@ def test_a_truncated_file_is_named(adapters, tmp_path, share):
     content = (adapters / "last.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"`--checkpoint` '.*cut.ckpt' cannot be read as a Lightning checkpoint"):
-        load_checkpoint(tmp_path / "cut.ckpt", "`--checkpoint`")
+        read_checkpoint(tmp_path / "cut.ckpt", "`--checkpoint`")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_a_truncated_adapter_folder_is_named(adapters, tiny_folder, tmp_path, na
 
 
 def test_a_checkpoint_holds_adapters_only(adapters, tiny_folder):
-    state = load_checkpoint(adapters / "last.ckpt", "it")["state_dict"]
+    state = read_checkpoint(adapters / "last.ckpt", "it")["state_dict"]
     assert state
     assert all(".lora_A." in name or ".lora_B." in name for name in state)
     whole = (Path(tiny_folder) / "model.safetensors").stat().st_size

@@ -1,0 +1,23 @@
+"""Checkpoints on the disk, of one file or a folder: whole or not there, read as data."""
+
+from lightning_mpo.storage.disk import PART, Disk, find, locate, remove, sync_folder
+from lightning_mpo.storage.files import write_file
+from lightning_mpo.storage.reading import Part, read_checkpoint, reading
+from lightning_mpo.storage.shards import is_shards, load_folder, load_rest, write_folder
+
+__all__ = [
+    "PART",
+    "Disk",
+    "Part",
+    "find",
+    "is_shards",
+    "load_folder",
+    "load_rest",
+    "locate",
+    "read_checkpoint",
+    "reading",
+    "remove",
+    "sync_folder",
+    "write_file",
+    "write_folder",
+]

@@ -1,0 +1,148 @@
+"""How a checkpoint gets to the disk: beside its place, flushed, and only then under its name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+PART = ".part"
+"""Ends the name under which something is written."""
+BEFORE = ".before"
+"""Ends the name of a folder that the next one is about to take the place of."""
+
+
+class Disk:
+    """Opens and renames: what a kill can come before, in one place."""
+
+    def open(self, path: Path) -> IO[bytes]:
+        """Open a file that is written to."""
+        return path.open("wb")
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file or a folder its name, and make the disk keep it."""
+        os.replace(source, target)
+        sync_folder(target.parent)
+
+
+class DigestFile:
+    """Passes what is written on to a file and takes its size and SHA-256 on the way."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.size += memoryview(data).nbytes
+        return self.file.write(data)
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """What a manifest says of the file."""
+        return {"size": self.size, "sha256": self.digest.hexdigest()}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def write_flushed(disk: Disk, path: Path, write: Callable[[DigestFile], Any]) -> dict[str, Any]:
+    """Have a function write a file, make the disk keep it, and return its account."""
+    with disk.open(path) as file:
+        summed = DigestFile(file)
+        write(summed)
+        file.flush()
+        os.fsync(file.fileno())
+    return summed.account
+
+
+def beside(path: Path, end: str) -> Path:
+    """Return the hidden name of a path that ends on `PART` or `BEFORE`."""
+    return path.with_name(f".{path.name}{end}")
+
+
+def put(disk: Disk, part: Path, target: Path) -> None:
+    """Give what was written its name.
+
+    A file takes the place of another in one step. A folder cannot: the one before is moved aside first and removed last, so
+    that at any time one of the two is whole (`locate` finds it).
+    """
+    before = beside(target, BEFORE)
+    if os.path.lexists(target) and (part.is_dir() or target.is_dir()):
+        discard(before)
+        disk.rename(target, before)
+    disk.rename(part, target)
+    discard(before)
+
+
+def locate(path: str | Path) -> Path:
+    """Return where a checkpoint is: under its name, or aside if a run was killed between two renames."""
+    path = Path(path)
+    before = beside(path, BEFORE)
+    return before if before.exists() and not path.exists() else path
+
+
+def find(folder: Path, pattern: str) -> list[Path]:
+    """Return the checkpoints of a folder whose names match, those that are only aside among them."""
+    aside = [path.with_name(path.name[1 : -len(BEFORE)]) for path in folder.glob(f".{pattern}{BEFORE}")]
+    return [locate(path) for path in sorted({*folder.glob(pattern), *aside})]
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, which is whole until it has lost its name."""
+    part = beside(path, PART)
+    discard(part)
+    discard(beside(path, BEFORE))
+    if os.path.lexists(path):
+        os.replace(path, part)
+        discard(part)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sha256(path: Path, length: int | None = None) -> str:
+    """Return the SHA-256 of a file or of its first bytes; a process reads one that stays as it is once."""
+    stat = path.stat()
+    return _sha256(path.absolute(), stat.st_size if length is None else length, (stat.st_ino, stat.st_mtime_ns))
+
+
+@cache
+def _sha256(path: Path, left: int, stamp: tuple[int, int]) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, 1 << 22))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
+
+
+def unwritten(target: Path, cause: OSError) -> str:
+    """Return what to say of a checkpoint that could not be written."""
+    kept = f"; {target} is still the one before" if locate(target).exists() else ""
+    return f"the checkpoint {target} could not be written: {cause.strerror}{kept}"
+
+
+def os_error(error: BaseException | None) -> OSError | None:
+    """Return the error of the system's that an exception was raised from, on any process."""
+    if error is None or isinstance(error, OSError):
+        return error
+    others = [failure for failure, _ in getattr(error, "failures", {}).values()]  # of torch's distributed checkpoints
+    return next(filter(None, map(os_error, [*others, error.__cause__, error.__context__])), None)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the disk keep the names in a folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,84 @@
+"""The one reader of checkpoints: files and folders, as data that was checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.storage.disk import locate
+from lightning_mpo.storage.files import check_file
+from lightning_mpo.storage.shards import check_folder, gather_folder, load_rest, outline
+
+Part = Literal["outline", "weights", "all"]
+
+
+def read_checkpoint(path: str | Path, name: str = "the checkpoint", part: Part = "all") -> dict[str, Any]:
+    """Return a Lightning checkpoint, a file or a folder: tensors and plain values; what asks for code is refused.
+
+    Args:
+        path: the file or the folder.
+        name: what messages call it, such as "`ckpt_path`".
+        part: "outline" leaves tensors on the disk: those of a file are mapped, those of a folder have no values;
+            "weights" leaves out the optimisers of a folder.
+
+    Raises:
+        UserError: there is none, it is damaged or no Lightning checkpoint, or reading it would run code.
+    """
+    path, shown = locate(path), f"{name} {str(path)!r}"
+    if not path.exists():
+        raise UserError(f"{shown} does not exist")
+    with reading(shown):
+        if path.is_dir():
+            return _read_folder(path, shown, part)
+        check_file(path, shown)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=part == "outline")
+        _check(content, shown)
+        if not isinstance(content.get("state_dict"), dict):
+            raise UserError(f"{shown} cannot be read as a Lightning checkpoint: it holds no state_dict")
+        return content
+
+
+def _read_folder(folder: Path, shown: str, part: Part) -> dict[str, Any]:
+    described = check_folder(folder, shown)
+    content = load_rest(folder)
+    _check(content, shown)
+    if part == "outline":
+        return content | {"state_dict": outline(described)}
+    state = gather_folder(folder, {"state_dict"} if part == "weights" else None)
+    _check(state.get("state_dict"), shown)
+    count = sum(key.startswith("optimizer_") for key in state)
+    optimizers = [state[f"optimizer_{i}"] for i in range(count)]
+    return content | {"state_dict": state["state_dict"], "optimizer_states": optimizers}
+
+
+def _check(content: Any, shown: str) -> None:
+    if not isinstance(content, dict):
+        raise UserError(f"{shown} cannot be read as a Lightning checkpoint: it holds no dict")
+
+
+@contextmanager
+def reading(shown: str) -> Generator[None, None, None]:
+    """Say in one line why what is read within cannot be.
+
+    Raises:
+        UserError: it is truncated, no checkpoint, or asks for code; `shown` says what the user named.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, CheckpointException) as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"it asks to run {code[1]}, and code in files is never run"
+            if code
+            else f"it is truncated or none ({type(error).__name__})"
+        )
+        raise UserError(f"{shown} cannot be read as a Lightning checkpoint: {reason}") from error
