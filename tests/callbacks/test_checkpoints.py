@@ -39,5 +39,7 @@ def test_last_takes_the_newest_whole_file_and_names_it(tmp_path, caplog):
         assert settle(tmp_path) == str(folder / "last.ckpt")
     assert "last.ckpt, update 7" in caplog.text
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:100])
-    with pytest.raises(UserError, match=r"last\.ckpt' cannot be read .* it is truncated.*there is also .*epoch=9\.ckpt"):
+    with pytest.raises(
+        UserError, match=r"last\.ckpt' cannot be read .* it is truncated.*there is also .*epoch=9\.ckpt"
+    ):
         settle(tmp_path)

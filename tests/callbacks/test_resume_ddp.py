@@ -53,7 +53,9 @@ def whole_in_shards(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("phase", "count", "rank"), [("update", 5, 1), ("write", 150, 1), ("rename", 6, 0)], ids=["update", "write", "aside"]
+    ("phase", "count", "rank"),
+    [("update", 5, 1), ("write", 150, 1), ("rename", 6, 0)],
+    ids=["update", "write", "aside"],
 )
 def test_one_of_two_processes_with_a_shard_each_is_killed(tmp_path, whole_in_shards, phase, count, rank):
     assert run(tmp_path, phase, count, rank, "folder") != 0
@@ -72,7 +74,10 @@ def test_one_of_two_processes_with_a_shard_each_is_killed(tmp_path, whole_in_sha
 
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(tmp_path, whole):
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, str(tmp_path), "none", "1", "0", "ddp"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [sys.executable, SCRIPT, str(tmp_path), "none", "1", "0", "ddp"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
     )
     while not (tmp_path / "rank1-prompts.jsonl").exists() and process.poll() is None:
         time.sleep(0.05)

@@ -94,7 +94,9 @@ def test_a_changed_byte_is_refused(saved, at):
 @pytest.mark.parametrize("kept", [0, 10, 5000])
 def test_a_truncated_file_is_refused(saved, kept):
     saved.write_bytes(saved.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"last\.ckpt' cannot be read as a Lightning checkpoint: it is truncated or none"):
+    with pytest.raises(
+        UserError, match=r"last\.ckpt' cannot be read as a Lightning checkpoint: it is truncated or none"
+    ):
         read_checkpoint(saved)
 
 

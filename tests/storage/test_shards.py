@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.checkpoints import read_policy
@@ -231,14 +232,18 @@ def unlisted(folder: Path) -> Path:
 def test_code_in_metadata_is_not_run(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (unlisted(saved) / METADATA).write_bytes(pickle.dumps(Runs()))
-    with pytest.raises(UserError, match=r"last\.ckpt' is refused: \.metadata asks to run \w+\.mkdir, and code in files is"):
+    with pytest.raises(
+        UserError, match=r"last\.ckpt' is refused: \.metadata asks to run \w+\.mkdir, and code in files is"
+    ):
         read_checkpoint(saved, part="outline")
     assert not Path("executed").exists()
     pickle.loads((saved / METADATA).read_bytes())
     assert Path("executed").exists(), "it would have been"
 
 
-@pytest.mark.parametrize("name", ["builtins eval", "torch load", "torch.serialization load", "torch.hub load", "os system"])
+@pytest.mark.parametrize(
+    "name", ["builtins eval", "torch load", "torch.serialization load", "torch.hub load", "os system"]
+)
 def test_names_beside_the_allowed_ones_are_refused(saved, name):
     (unlisted(saved) / METADATA).write_bytes(f"c{name.replace(' ', chr(10))}\n.".encode())
     with pytest.raises(UserError, match=f"asks to run {name.replace(' ', '.')}, and code"):
@@ -279,5 +284,5 @@ def test_code_in_a_plain_value_of_a_shard_is_not_run(saved, tmp_path, monkeypatc
     assert not Path("executed").exists()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.format_utils.dcp_to_torch_save(saved, tmp_path / "whole.pt")
+        dcp_to_torch_save(saved, tmp_path / "whole.pt")
     assert Path("executed").exists(), "torch itself runs it"
