@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.checkpoints import read_policy
@@ -284,5 +285,5 @@ def test_code_in_a_plain_value_of_a_shard_is_not_run(saved, tmp_path, monkeypatc
     assert not Path("executed").exists()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.format_utils.dcp_to_torch_save(saved, tmp_path / "whole.pt")
+        dcp_to_torch_save(saved, tmp_path / "whole.pt")
     assert Path("executed").exists(), "torch itself runs it"
