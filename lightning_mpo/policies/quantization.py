@@ -79,6 +79,8 @@ class Quantization:
         options: dict[str, Any] = {"quantization_config": self.config(), "device_map": {"": place}}
         network = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
         keep_layout(network)
+        if device.type == "cpu":
+            _unmap(network)
         _give_back()
         return network
 
@@ -113,6 +115,13 @@ class Quantization:
                 f"`policy.quantization` needs bitsandbytes with 4-bit kernels for {device.type}, which do not "
                 f"work here ({reason}); install a bitsandbytes for this machine, or set `policy.quantization: null`"
             ) from error
+
+
+def _unmap(network: nn.Module) -> None:
+    """Copy what was not quantised: such a weight, if its type is the file's, keeps all that was read of the file in memory."""
+    for weight in network.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.clone()
 
 
 def _give_back() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -319,6 +321,14 @@ def test_weights_that_are_stored_quantised_are_refused_where_they_cannot_be_used
     policy.config.quantization_config = held
     with pytest.raises(UserError, match=message):
         policy.check()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads what the kernel has mapped")
+def test_the_file_of_the_weights_is_let_go(folder):
+    policy = built(folder, dtype="float32")  # the file's own type, which is not converted
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if folder in line]
+    assert mapped == []
+    assert policy.network is not None
 
 
 @pytest.mark.slow
