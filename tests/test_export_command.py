@@ -14,6 +14,7 @@ import yaml
 from lightning_mpo import cli, export_command
 from lightning_mpo.export import forms
 from lightning_mpo.policies import CausalPolicy
+from lightning_mpo.storage import Disk, write_folder
 from tests.policies.test_checkpoints import MARK, write_malicious
 from tests.test_bad_input import BASE
 
@@ -98,6 +99,34 @@ def test_completions_of_a_checkpoint_and_of_what_was_exported_are_the_same(here,
     assert [record["prompt"] for record in predicted()][:4] == ["1+2=", "1+2=", "3+4=", "3+4="]
 
 
+def test_a_checkpoint_that_is_a_folder_gives_the_same(here, call, capsys):
+    content = torch.load(CHECKPOINT, weights_only=True)
+    shards = {"state_dict": content.pop("state_dict"), "optimizer_0": content.pop("optimizer_states")[0]}
+    folder = Path(CHECKPOINT).with_name("folder.ckpt")
+    write_folder(shards, content, folder, Disk())
+    data = (
+        "-c",
+        Path(__file__).parents[1] / "configs" / "data" / "prompts.yaml",
+        "--data.init_args.path",
+        "prompts.jsonl",
+    )
+    assert call("predict", "-c", "run/config.yaml", *data, "--ckpt_path", CHECKPOINT) == 0
+    expected = predicted("run")
+    assert call("predict", "-c", "run/config.yaml", *data, "--ckpt_path", folder) == 0
+    assert predicted("run") == expected
+    begun = ("--model.init_args.policy.init_args.checkpoint", folder)
+    assert call("predict", "-c", "run/config.yaml", *data, *begun) == 0
+    assert predicted("run") == expected
+    assert call("export", "--checkpoint", folder, "--to", "out") == 0
+    assert "checked    loaded again and compared" in capsys.readouterr().out
+    assert call("predict", "-c", "out/lightning_mpo.yaml", *data[2:]) == 0
+    assert predicted() == expected
+    (shard,) = folder.glob("*.distcp")
+    shard.write_bytes(shard.read_bytes()[:-9])
+    assert call("export", "--checkpoint", folder, "--to", "again") == 2
+    assert f"'run/checkpoints/folder.ckpt' is damaged: '{shard.name}' is truncated" in capsys.readouterr().err
+
+
 def test_completions_are_judged_where_targets_are_named(here, call):
     Path("prompts.jsonl").write_text('{"prompt": "1+2=", "answer": 3}\n')
     assert call("export", "--checkpoint", CHECKPOINT, "--to", "out") == 0
@@ -152,7 +181,7 @@ def break_checkpoint(path: Path, kind: str) -> None:
     [
         ("`export` needs --to", ["--checkpoint", CHECKPOINT, "--to="]),
         ("`--checkpoint` 'x.ckpt' does not exist", ["--checkpoint", "x.ckpt"]),
-        ("`--checkpoint` 'run' is a folder, a sharded checkpoint: make one file of it first", ["--checkpoint", "run"]),
+        ("`--checkpoint` 'run' is a folder without .metadata: no checkpoint", ["--checkpoint", "run"]),
         ("`--checkpoint` 'malicious.ckpt' cannot be read as a Lightning checkpoint: it asks to run", "malicious"),
         ("`--checkpoint` 'truncated.ckpt' cannot be read as a Lightning checkpoint", "truncated"),
         ("`--checkpoint` 'tampered.ckpt' is damaged: the checksum of", "tampered"),

@@ -54,7 +54,7 @@ def whole_in_shards(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("phase", "count", "rank"),
-    [("update", 5, 1), ("write", 600, 1), ("rename", 5, 0)],
+    [("update", 5, 1), ("write", 10500, 1), ("rename", 5, 0)],
     ids=["update", "write", "aside"],
 )
 def test_one_of_two_processes_with_a_shard_each_is_killed(tmp_path, whole_in_shards, phase, count, rank):
