@@ -158,14 +158,14 @@ def _reach(found: dict[int, dict[str, Any]], level: float, base: dict[int, dict[
 
 def table(study: Study) -> str:
     """Return the results as Markdown; the memory of the update where runs have `MemoryAccounting`."""
-    levels = "".join(f" rollouts to {level:g} |" for level in study.levels)
     memory = {(task, cell): study.update_memory(task, cell) for task in study.tasks for cell in study.cells}
-    if any(memory.values()):
-        levels = " peak of the update |" + levels
+    measured = any(memory.values())
+    more = " peak of the update |" if measured else ""
+    more += "".join(f" rollouts to {level:g} |" for level in study.levels)
     lines = [
         "| task | cell | seeds | pass@1 | on the support | greedy | gain over warm-up | paired difference in pass@1 | "
-        "detectable (80 %) | clip fraction | KL | update time |" + levels,
-        "|---" * (12 + levels.count("|")) + "|",
+        "detectable (80 %) | clip fraction | KL | update time |" + more,
+        "|---" * (12 + more.count("|")) + "|",
     ]
     for task in study.tasks:
         for cell, options in study.cells.items():
@@ -190,7 +190,7 @@ def table(study: Study) -> str:
                 + f"{statistics.mean(s['final']['clip_fraction'] for s in found.values()):.4f} | "
                 + f"{statistics.mean(s['final']['kl'] for s in found.values()):.4f} | "
                 + f"{statistics.mean(s['seconds']['training'] / s['updates'] for s in found.values()):.2f} s |"
-                + (f" {statistics.mean(sizes) / 2**20:.0f} MiB |" if (sizes := memory[task, cell]) else "")
+                + (f" {_mebibytes(memory[task, cell])} |" if measured else "")
                 + "".join(f" {_reach(found, level, base)} |" for level in study.levels)
             )
     return "\n".join(lines)
@@ -201,6 +201,10 @@ def _differences(study: Study, task: str, cell: str, against: str | None) -> lis
         return []
     own, base = study.summaries(task, cell), study.summaries(task, against)
     return [s["final"]["pass@1"] - base[seed]["final"]["pass@1"] for seed, s in own.items() if seed in base]
+
+
+def _mebibytes(sizes: list[int]) -> str:
+    return f"{statistics.mean(sizes) / 2**20:.0f} MiB" if sizes else ""
 
 
 def _show(mean: float, half: float, sign: bool = False, digits: int = 3) -> str:

@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from torch import nn
 
-from lightning_mpo.callbacks import Rollout
+from lightning_mpo.callbacks import KLTracking, ReferenceUpdate, Report, Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import heads
 from lightning_mpo.modules import PolicyOptimization
@@ -112,8 +112,8 @@ class Planner:
         self.largest_trained = max(w.numel() * w.element_size() for w in weights.values() if w.requires_grad)
         self.adapters = sum(w.numel() * w.element_size() for n, w in weights.items() if "lora_" in n)
         self.base = self._base(whole)
-        wanted = module.keep_reference or self._has("KLTracking", "Report")
-        own_adapters = self._has("ReferenceUpdate") or self.policy.checkpoint is not None
+        wanted = module.keep_reference or self._has(KLTracking, Report)
+        own_adapters = self._has(ReferenceUpdate) or self.policy.checkpoint is not None
         of_lora = self.adapters if own_adapters else 0
         self.reference = 0 if not wanted else self.base if self.policy.lora is None else of_lora
         self.state = round(_state_per_number(module) * self.trained_numbers)
@@ -150,8 +150,8 @@ class Planner:
             total += weight.numel() * (quantised.bytes_per_weight() if stored and quantised else weight.element_size())
         return round(total)
 
-    def _has(self, *names: str) -> bool:
-        return any(type(callback).__name__ in names for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+    def _has(self, *kinds: type[L.Callback]) -> bool:
+        return any(isinstance(callback, kinds) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
 
     @cached_property
     def _transient(self) -> int:

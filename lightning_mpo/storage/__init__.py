@@ -3,7 +3,7 @@
 from lightning_mpo.storage.disk import PART, Disk, find, locate, remove, sync_folder
 from lightning_mpo.storage.files import write_file
 from lightning_mpo.storage.reading import Part, read_checkpoint, reading
-from lightning_mpo.storage.shards import is_shards, load_folder, load_rest, write_folder
+from lightning_mpo.storage.shards import is_shards, load_folder, write_folder
 
 __all__ = [
     "PART",
@@ -12,7 +12,6 @@ __all__ = [
     "find",
     "is_shards",
     "load_folder",
-    "load_rest",
     "locate",
     "read_checkpoint",
     "reading",

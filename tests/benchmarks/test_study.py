@@ -117,6 +117,20 @@ def test_a_table_with_levels_has_a_column_for_each(study):
     assert head.count("|") == rule.count("|") == row.count("|")
 
 
+def test_a_run_with_accounted_memory_gets_a_column_for_the_update(study):
+    finish(study, "base", 0, 0.8)
+    finish(study, "other", 0, 0.8)
+    assert "peak of the update" not in study_tool.table(study)
+    sizes = {"load": 900, "forward": 300, "backward": 250, "optimiser": 310}
+    written = {"baseline": 110 * 2**20, "peaks": {phase: {"in_use": size * 2**20} for phase, size in sizes.items()}}
+    (study.folder("t", "base", 0) / "memory.json").write_text(json.dumps(written))
+    head, rule, base, other = study_tool.table(study).splitlines()
+    assert head.endswith("| peak of the update |")
+    assert base.endswith("| 200 MiB |")
+    assert other.endswith("|  |")
+    assert head.count("|") == rule.count("|") == base.count("|") == other.count("|")
+
+
 def test_every_file_of_the_studies_is_there():
     for path in (ROOT / "benchmarks" / "studies").glob("*.yaml"):
         content = yaml.safe_load(path.read_text())
