@@ -42,6 +42,8 @@ class MemoryAccounting(RolloutCallback):
         self.watch = PhasePeaks()
         self.baseline = 0
         """Bytes of the process before the policy was loaded."""
+        self.heap_every = 4
+        """Readings of the resident set for one of the heap, which takes longer; 1 misses the least."""
         self.footprint: Footprint | None = None
         self.held = {"gradients": 0, "optimiser": 0}
         """Bytes of gradients and optimiser state at the last update."""
@@ -53,7 +55,7 @@ class MemoryAccounting(RolloutCallback):
         if stage == "fit" and isinstance(pl_module, PolicyOptimization):
             cuda = trainer.strategy.root_device.type == "cuda"
             self.baseline = torch.cuda.memory_allocated() if cuda else resident_bytes()
-            self.watch = PhasePeaks(cuda)
+            self.watch = PhasePeaks(cuda, heap_every=self.heap_every)
             self.watch.start("load")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

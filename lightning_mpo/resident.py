@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STATM = Path("/proc/self/statm")
-HEAP_EVERY = 4
-"""Readings of the resident set for one of the heap, which is locked for it for up to half a millisecond."""
 
 
 def resident_bytes() -> int:
@@ -85,6 +83,7 @@ class PhasePeaks:
         interval: seconds from one reading to the next.
         read: what returns the resident set.
         heap_free: what returns the part of it that the heap keeps free.
+        heap_every: readings of the resident set for one of the heap, which is locked for it for up to half a millisecond.
     """
 
     def __init__(
@@ -93,8 +92,10 @@ class PhasePeaks:
         interval: float = 0.004,
         read: Callable[[], int] = resident_bytes,
         heap_free: Callable[[], int] = heap_free_bytes,
+        heap_every: int = 4,
     ) -> None:
         self.cuda, self.interval, self.read, self.heap_free = cuda, interval, read, heap_free
+        self.heap_every = heap_every
         self.peaks: dict[str, Peak] = {}
         self.phase: str | None = None
         self._lock = threading.Lock()
@@ -129,7 +130,7 @@ class PhasePeaks:
         readings = 0
         while not self._stop.wait(self.interval):
             readings += 1
-            self._read(heap=readings % HEAP_EVERY == 0)
+            self._read(heap=readings % self.heap_every == 0)
 
     def _read(self, heap: bool = True) -> None:
         resident = self.read()

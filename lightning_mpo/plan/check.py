@@ -30,6 +30,7 @@ def measure(arguments: list[str]) -> dict[str, dict[str, int]]:
     kept = [c for c in machine.callbacks if isinstance(c, KEPT)]  # KLTracking asks for a reference, which takes part
     memory = next((c for c in kept if isinstance(c, MemoryAccounting)), MemoryAccounting())
     machine.callbacks = [c for c in kept if c is not memory] + [memory]
+    memory.heap_every = 1
     trainer.loggers = []
     trainer.fit_loop.epoch_loop.max_steps = 2
     policy: Any = module.policy

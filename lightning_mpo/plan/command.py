@@ -47,6 +47,7 @@ def table(phases: dict[str, dict[str, int]]) -> str:
 
 def fitting(planner: Any, gib: float) -> str:
     """Say which micro-batches, and how many sequences sampled at once, fit a GPU."""
+    planner.gpu = True
     room = (gib - CONTEXT) * GIB
     rows = sorted({n for n in (*MICRO_ROWS, planner.sizes.micro_rows) if n <= planner.sizes.rows})
     updates = {n: planner.update(micro_rows=n) for n in rows}

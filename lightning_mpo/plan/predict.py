@@ -75,13 +75,18 @@ class Prediction:
 
 
 class Planner:
-    """Predicts for one configuration; nothing is loaded."""
+    """Predicts for one configuration; nothing is loaded.
+
+    Attributes:
+        gpu: predict what a GPU would hold; at first, whether the trainer runs on one.
+    """
 
     def __init__(self, module: PolicyOptimization, data: Any, trainer: L.Trainer) -> None:
         if not isinstance(module, PolicyOptimization) or not isinstance(module.policy, CausalPolicy):
             raise UserError("`plan` needs `PolicyOptimization` with a `CausalPolicy`")
         self.module, self.policy, self.trainer = module, module.policy, trainer
         self.policy.check(module.objective.request)
+        self.gpu = trainer.strategy.root_device.type == "cuda"
         self.rollout: Rollout = next(c for c in trainer.callbacks if isinstance(c, Rollout))  # type: ignore[attr-defined]
         schedule = Schedule(
             self.rollout.prompts,
@@ -234,16 +239,22 @@ class Planner:
     # --- phases ---------------------------------------------------------------------------------------------------
 
     def cache(self, sizes: Sizes) -> int:
-        """Return the bytes of the KV cache at its longest, with the spare room that it grows by."""
+        """Return the bytes of the KV cache at its longest, on a GPU with the spare room that it grows by.
+
+        On the CPU spare room is address space that no page stands behind until a token is written there.
+        """
         config = self.config
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads_kv = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        length = sizes.prompt
-        while length < sizes.prompt + sizes.response:
-            length += ROOM + 1
+        written = sizes.prompt + sizes.response
+        allocated = sizes.prompt
+        while allocated < written:
+            allocated += ROOM + 1
+        length = allocated if self.gpu else written
         item = torch.empty(0, dtype=self.policy.dtype).element_size()
-        per_layer = 2 * sizes.together * heads_kv * head_size * length * item
-        repeated = 2 * sizes.together * config.num_attention_heads * head_size * length * item  # for grouped queries
+        per_token = 2 * sizes.together * head_size * item
+        per_layer = per_token * heads_kv * length
+        repeated = per_token * config.num_attention_heads * written  # for grouped queries
         return per_layer * (config.num_hidden_layers + 1) + (repeated if heads_kv != config.num_attention_heads else 0)
 
     def buffer(self, sizes: Sizes) -> int:
@@ -265,7 +276,7 @@ class Planner:
     def predict(self) -> Prediction:
         """Predict each phase."""
         sizes = self.sizes
-        spare = 2 * (self.trained if self.trainer.strategy.root_device.type == "cuda" else self.largest_trained)
+        spare = 2 * (self.trained if self.gpu else self.largest_trained)
         held = self.held | {"rollout buffer": self.buffer(sizes)}
         return Prediction(
             {
