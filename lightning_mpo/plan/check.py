@@ -1,4 +1,6 @@
-"""Runs two updates of a configuration as the plan assumes them and prints the measured peaks as JSON.
+"""Runs one rollout with its updates and a second one as the plan assumes them, and prints the measured peaks as JSON.
+
+The second rollout is sampled beside the optimiser's state, which the first is not.
 
 Run by `lightning-mpo plan --check` in a process of its own: python -m lightning_mpo.plan.check -c CONFIG …
 """
@@ -32,7 +34,9 @@ def measure(arguments: list[str]) -> dict[str, dict[str, int]]:
     machine.callbacks = [c for c in kept if c is not memory] + [memory]
     memory.heap_every = 1
     trainer.loggers = []
-    trainer.fit_loop.epoch_loop.max_steps = 2
+    rollout = next(c for c in kept if isinstance(c, Rollout))
+    rollout.epochs = 1
+    trainer.fit_loop.epoch_loop.max_steps = rollout.minibatches + 1
     policy: Any = module.policy
     policy.__class__ = type("Endless", (type(policy),), {"end_tokens": property(lambda self: [])})
     memory._write = lambda folder: None  # type: ignore[method-assign]

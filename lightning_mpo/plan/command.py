@@ -72,7 +72,7 @@ def fitting(planner: Any, gib: float) -> str:
 
 
 def check(arguments: Sequence[str], peaks: dict[str, int]) -> tuple[str, float]:
-    """Run two updates in a process of its own; return predicted beside measured, and the deviation of the peak."""
+    """Run two rollouts in a process of its own; return predicted beside measured, and the deviation of the peak."""
     command = [sys.executable, "-m", "lightning_mpo.plan.check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -102,7 +102,9 @@ def main(arguments: Sequence[str]) -> int:
         exit_on_error=False,
     )
     parser.add_argument("--gpu-gib", type=float, metavar="GIB", help="say what fits a GPU of this size")
-    parser.add_argument("--check", action="store_true", help="run two updates and compare")
+    parser.add_argument(
+        "--check", action="store_true", help="run a rollout, its updates and a second rollout, and compare"
+    )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")
     try:
