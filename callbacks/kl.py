@@ -6,13 +6,13 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional.divergences import k3
+from lightning_mpo.modules.experience import divergence_from_reference
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 
 
 class KLTracking(RolloutCallback):
-    """Logs the k3 divergence from the reference, moves an adaptive coefficient, and can stop the run.
+    """Logs the k3 divergence from the reference, and can stop the run.
 
     With `ReferenceUpdate` that is the reference as it last became, also for `stop_above`, and not the policy as the run began.
 
@@ -35,22 +35,14 @@ class KLTracking(RolloutCallback):
             pl_module.reference_every = 1 if pl_module.objective.kl is not None else self.every
 
     def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
-        experience = event.experience
-        reference_BT, rollout = experience.reference_logprobs_BT, experience.rollout
-        if reference_BT is None:
+        values = divergence_from_reference(event.experience)
+        if values is None:
             return
-        now_BT = experience.old_logprobs_BT
-        divergence_BT = k3(rollout.behaviour_logprobs_BT if now_BT is None else now_BT, reference_BT)
-        values = divergence_BT[rollout.response_mask_BT]
         mean, largest = values.mean(), values.max()
         if trainer.world_size > 1:
             mean = trainer.strategy.reduce(mean, reduce_op="mean")
             largest = trainer.strategy.reduce(largest, reduce_op="max")
         metrics = {"kl/rollout_mean": mean.item(), "kl/rollout_max": largest.item()}
-        kl = module.objective.kl
-        if kl is not None:
-            kl.controller.update(mean.item(), len(rollout.group_B) * trainer.world_size)
-            metrics["kl/coefficient"] = kl.controller.coefficient
         module.log_with_update(metrics)
         if self.stop_above is not None and mean.item() > self.stop_above:
             rank_zero_warn(

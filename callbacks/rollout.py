@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.evaluation import RolloutEvaluation
-from lightning_mpo.modules.experience import build_experience
+from lightning_mpo.modules.experience import build_experience, divergence_from_reference
 from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.resume import gather_ranks, place, plain_state
@@ -111,6 +111,13 @@ class Rollout(RolloutEvaluation):
             self.dynamic.check(self.rewards, self.completions)
         pl_module.objective.advantage.check(self.completions)
         candidate_options(self.sampler, pl_module.objective.surrogate.candidates)
+        if self.mask_truncated and pl_module.objective.advantage.weighs_tokens:
+            raise UserError(
+                f"`rollout.mask_truncated` takes completions away that `{type(pl_module.objective.advantage).__name__}` "
+                "counted at its branches; use `mask_truncated: false`"
+            )
+        for reward in self.rewards:
+            reward.check(self.max_new_tokens)
         if self.replay is not None:
             self.replay.check(self.completions, pl_module.objective.advantage)
         if stage == "fit":
@@ -200,6 +207,7 @@ class Rollout(RolloutEvaluation):
         prepare_seconds = time.perf_counter() - started - sample_seconds
         event = RolloutEvent(self.counter, experience, scores, sample_seconds, prepare_seconds, account)
         self.counter += 1
+        self._steer_penalty(trainer, module, experience)
         for callback in _listeners(trainer):
             callback.on_rollout_end(trainer, module, event)
         self._log(module, event)
@@ -258,8 +266,14 @@ class Rollout(RolloutEvaluation):
                 progress=progress,
                 **candidate_options(self.sampler, objective.surrogate.candidates),
             )
-        needs = (objective.needs_behaviour, objective.surrogate.candidates)
-        return admit(rollout, objective.support, module.policy.vocabulary, *needs)
+        return admit(
+            rollout,
+            objective.support,
+            module.policy.vocabulary,
+            behaviour=objective.needs_behaviour or self.parity_gate,
+            candidates=objective.surrogate.candidates,
+            completions=self.completions,
+        )
 
     def _check_parity(self, trainer: L.Trainer, module: PolicyOptimization, rollout: RolloutData) -> None:
         exact = trainer.precision == "32-true" and all(p.dtype == torch.float32 for p in module.policy.parameters())
@@ -276,10 +290,21 @@ class Rollout(RolloutEvaluation):
         local = [
             module.objective.denominators(take_rows(experience, torch.cat(update).to(device))) for update in self._plan
         ]
-        sums = torch.stack([torch.stack([part.actions, part.tokens]) for part in local])
+        sums = torch.stack([torch.stack([part.actions, part.tokens, part.credited]) for part in local])
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
-        return [Denominators(actions, tokens) for actions, tokens in sums]
+        return [Denominators(*parts) for parts in sums]
+
+    def _steer_penalty(self, trainer: L.Trainer, module: PolicyOptimization, experience: Experience) -> None:
+        """Let the controller of a KL penalty see how far the policy is from its reference, and log its coefficient."""
+        kl, values = module.objective.kl, divergence_from_reference(experience)
+        if kl is None or values is None:
+            return
+        mean = values.mean()
+        if trainer.world_size > 1:
+            mean = trainer.strategy.reduce(mean, reduce_op="mean")
+        kl.controller.update(mean.item(), len(experience.rewards_B) * trainer.world_size)
+        module.log_with_update({"kl/coefficient": kl.controller.coefficient})
 
     def _log(self, module: PolicyOptimization, event: RolloutEvent) -> None:
         sums = event.sums(module.policy.end_tokens)
@@ -305,7 +330,7 @@ class Rollout(RolloutEvaluation):
         if self._experience is not None:
             state["experience"] = plain_state(self._experience)
             state["plan"] = self._plan
-            state["denominators"] = [(part.actions, part.tokens) for part in self._denominators]
+            state["denominators"] = [(part.actions, part.tokens, part.credited) for part in self._denominators]
         return {"ranks": gather_ranks(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -320,7 +345,7 @@ class Rollout(RolloutEvaluation):
             rollout = RolloutData(**tensors.pop("rollout"))
             self._experience = Experience(rollout=rollout, **tensors)
             self._plan = state_dict["plan"]
-            self._denominators = [Denominators(*pair) for pair in state_dict["denominators"]]
+            self._denominators = [Denominators(*parts) for parts in state_dict["denominators"]]
 
 
 def _listeners(trainer: L.Trainer) -> list[RolloutCallback]:

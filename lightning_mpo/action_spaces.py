@@ -210,16 +210,31 @@ class BlockActions(ActionSpace):
 class SequenceActions(ActionSpace):
     """The whole response is one action: GSPO.
 
+    The token form gives each token the value of its response's ratio and a gradient of its own, so that tokens may have
+    advantages of their own (GSPO-token; verl's form, related spec 9.4 [CODE]). With one advantage for all tokens and
+    `SequenceMean` its gradient is that of the sequence form [NUM].
+
+        s_t = sg(s) · π(o_t) / sg(π(o_t)),      s = exp(mean_t ell_t)
+
     Args:
         mean: True takes the length-normalised ratio `exp(mean_t ell_t)` (GSPO), False the product (RLOO's form).
+        form: "sequence", or "token", which needs the mean.
     """
 
-    def __init__(self, mean: bool = True) -> None:
-        self.mean = mean
+    def __init__(self, mean: bool = True, form: Literal["sequence", "token"] = "sequence") -> None:
+        if form not in ("sequence", "token"):
+            raise UserError(f"`SequenceActions.form` must be 'sequence' or 'token', got {form!r}")
+        if form == "token" and not mean:
+            raise UserError(
+                "`SequenceActions.form: token` is of the mean log-ratio; use `mean: true`, or `form: sequence`"
+            )
+        self.mean, self.form = mean, form
 
     def group(
         self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.form == "token":
+            return F.sequence_token_log_ratios(log_ratios, mask_BT)
         return F.sequence_log_ratios(log_ratios, mask_BT, mean=self.mean)
 
 

@@ -32,6 +32,12 @@ class Advantage(ABC):
     weighs_tokens: ClassVar[bool] = False
     """True where the estimate says how much single tokens weigh."""
 
+    by_token: bool = False
+    """True where the tokens of a response get different advantages."""
+
+    to_go: ClassVar[bool] = False
+    """True where a token's advantage is made of the rewards behind it, so that rewards of tokens tell them apart."""
+
     whiten: bool = False
     """Whether the advantages of a rollout, over all ranks, are given mean 0 and standard deviation 1 afterwards."""
 
@@ -77,6 +83,8 @@ class GroupRelative(Advantage):
     compares_group: ClassVar[bool] = True
 
     def __init__(self, scale: Literal["std", "none", "batch"] = "std") -> None:
+        if scale not in ("std", "none", "batch"):
+            raise UserError(f"`GroupRelative.scale` must be 'std', 'none' or 'batch', got {scale!r}")
         self.scale: Literal["std", "none", "batch"] = scale
 
     @property
@@ -129,10 +137,17 @@ class ReturnToGo(Advantage):
             1: the mean of the batch is the baseline then.
     """
 
+    to_go: ClassVar[bool] = True
+
     def __init__(self, gamma: float = 1.0, whiten: bool = True) -> None:
         if not 0 <= gamma <= 1:
             raise UserError(f"`ReturnToGo.gamma` must be in [0, 1], got {gamma}")
         self.gamma, self.whiten = gamma, whiten
+
+    @property
+    def by_token(self) -> bool:  # type: ignore[override]
+        """Whether the discount tells the tokens apart."""
+        return self.gamma != 1
 
     def estimate(
         self,
@@ -162,6 +177,8 @@ class GeneralizedAdvantage(Advantage):
     """
 
     needs_values: ClassVar[bool] = True
+    by_token: bool = True
+    to_go: ClassVar[bool] = True
 
     def __init__(self, gamma: float = 1.0, lam: float = 0.95, whiten: bool = True) -> None:
         for name, option in (("gamma", gamma), ("lam", lam)):
@@ -192,7 +209,9 @@ class PrefixTree(Advantage):
 
         A(v | p) = V(pv) - V(p),   V(p) = mean reward of the completions that start with prefix p
 
-    Each distinct pair (p, v) counts once, at a branching prefix only; `TokenMean` divides by their number |U|.
+    Each distinct pair (p, v) counts once, at a branching prefix only; `TokenMean` divides by their number |U| in the
+    mini-batch, so that a prompt with many branches weighs more than one with few. The specification's sketch divides by the
+    |U| of each prompt [INF].
     arXiv:2504.20834: matching of prefixes in a trie, critic-free token credit, under 5 % of the tokens [2ND]; the formula
     and the choices are [REC]/[INF], related spec 1.2. Rows without a valid reward stand outside of the tree.
 
@@ -202,6 +221,7 @@ class PrefixTree(Advantage):
 
     compares_group: ClassVar[bool] = True
     weighs_tokens: ClassVar[bool] = True
+    by_token: bool = True
 
     def __init__(self, count: bool = False) -> None:
         self.count = count

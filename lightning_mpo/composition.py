@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.reductions import TokenMean
 from lightning_mpo.selection import AllTokens
 from lightning_mpo.supports import FullVocabulary
 
@@ -22,6 +23,7 @@ def check_composition(objective: Objective) -> None:
     _check_tokens(objective)
     if objective.advantage.weighs_tokens:
         _check_credit(objective)
+    _check_whole(objective)
     _check_correction(objective)
 
 
@@ -63,8 +65,25 @@ def _check_tokens(objective: Objective) -> None:
         )
     if objective.selection.of_whole and getattr(objective.support, "outside", "refuse") == "drop":
         raise UserError(
-            f"`{type(objective.selection).__name__}.unbiased` takes means over whole responses, of which "
-            f"`{type(objective.support).__name__}.outside: drop` takes tokens away; use `unite`, or `unbiased: false`"
+            f"`{type(objective.selection).__name__}` takes means over whole responses, of which "
+            f"`{type(objective.support).__name__}.outside: drop` takes tokens away; use `unite`"
+            + (", or `unbiased: false`" if objective.selection.weighted else "")
+        )
+
+
+def _check_whole(objective: Objective) -> None:
+    """Refuse one ratio and one advantage for a response whose tokens have several."""
+    by_token = objective.advantage.by_token or (objective.kl_in_reward and objective.advantage.to_go)
+    if getattr(objective.actions, "form", None) == "sequence" and by_token:
+        raise UserError(
+            f"`SequenceActions` takes one advantage for a response, and `{type(objective.advantage).__name__}` gives its "
+            "tokens different ones; use `SequenceActions.form: token`"
+        )
+    wide = getattr(objective.surrogate, "wide", None)
+    if wide is not None and not isinstance(objective.selection, AllTokens):
+        raise UserError(
+            "`AsymmetricRatio.wide` is for the most uncertain tokens of whole responses; use `selection: AllTokens`, not "
+            f"`{type(objective.selection).__name__}`, or `wide: null`"
         )
 
 
@@ -82,6 +101,11 @@ def _check_credit(objective: Objective) -> None:
     if getattr(objective.support, "outside", "refuse") == "drop":
         raise UserError(
             f"`{estimator}` would lose branches to `{type(objective.support).__name__}.outside: drop`; use `unite`"
+        )
+    if not isinstance(objective.reduction, TokenMean):
+        raise UserError(
+            f"`{estimator}` lets each branch count once, which `{type(objective.reduction).__name__}` would undo; use "
+            "`reduction: TokenMean`"
         )
     if objective.advantage.whiten or (objective.kl is not None and objective.kl.place == "reward"):
         raise UserError(f"`{estimator}` compares rewards of responses; put the KL penalty into the loss")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -29,8 +30,8 @@ class ConstantCoefficient(Controller):
     """
 
     def __init__(self, coefficient: float = 0.001) -> None:
-        if coefficient < 0:
-            raise UserError(f"`ConstantCoefficient.coefficient` must not be negative, got {coefficient}")
+        if not 0 <= coefficient < math.inf:
+            raise UserError(f"`ConstantCoefficient.coefficient` must be a number from 0 on, got {coefficient}")
         self.coefficient = coefficient
 
     def update(self, divergence: float, rows: int) -> None:
@@ -47,8 +48,10 @@ class AdaptiveCoefficient(Controller):
     """
 
     def __init__(self, target: float, coefficient: float = 0.1, horizon: int = 10_000) -> None:
-        if target <= 0 or horizon < 1:
+        if not 0 < target < math.inf or horizon < 1:
             raise UserError(f"`AdaptiveCoefficient` needs target > 0 and horizon >= 1, got {target} and {horizon}")
+        if not 0 < coefficient < math.inf:
+            raise UserError(f"`AdaptiveCoefficient.coefficient` must be above 0, got {coefficient}: 0 never moves")
         self.coefficient, self.target, self.horizon = coefficient, target, horizon
 
     def update(self, divergence: float, rows: int) -> None:
@@ -67,7 +70,7 @@ class KLPenalty:
         place: "loss" adds it to the loss; "reward" subtracts the response's sum of it from the reward.
 
     Raises:
-        UserError: k1 in the loss, whose expected gradient is zero.
+        UserError: an unknown estimator or place; k1 in the loss, whose expected gradient is zero.
     """
 
     def __init__(
@@ -76,6 +79,10 @@ class KLPenalty:
         estimator: Literal["k1", "k2", "k3", "exact"] = "k3",
         place: Literal["loss", "reward"] = "loss",
     ) -> None:
+        if estimator not in ("k1", "k2", "k3", "exact"):
+            raise UserError(f"`KLPenalty.estimator` must be 'k1', 'k2', 'k3' or 'exact', got {estimator!r}")
+        if place not in ("loss", "reward"):
+            raise UserError(f"`KLPenalty.place` must be 'loss' or 'reward', got {place!r}")
         if estimator == "k1" and place == "loss":
             raise UserError(
                 "`KLPenalty` with estimator k1 in the loss has an expected gradient of zero; use `estimator: k3` (or "

@@ -89,7 +89,20 @@ class Objective:
     def denominators(self, experience: Experience) -> Denominators:
         """Return these rows' part of the denominators, known before any policy is asked."""
         whole_BU, whole_BT = self._whole(experience)
-        return Denominators(self.reduction.denominator(whole_BU), self.reduction.denominator(whole_BT))
+        credited = (experience.advantages_BT * experience.token_weights_BT * experience.mask_BT != 0).sum()
+        tokens = self.reduction.denominator(whole_BT)
+        return Denominators(self.reduction.denominator(whole_BU), tokens, credited.to(tokens))
+
+    def idle(self, denominators: Denominators) -> bool:
+        """Whether a mini-batch has nothing to teach: no token, or no advantage and no other term of the loss."""
+        others = (
+            self.kl_in_loss,
+            self.critic is not None,
+            self.penalty is not None,
+            self.bonus is not None and self.bonus.coef != 0,
+            self.upkeep is not None and self.upkeep.coef != 0,
+        )
+        return not bool(denominators.tokens) or (not bool(denominators.credited) and not any(others))
 
     def _whole(self, experience: Experience) -> tuple[Tensor, Tensor]:
         """Return the weights of actions and of tokens that means are taken over."""

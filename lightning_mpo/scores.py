@@ -50,10 +50,12 @@ def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
 
 @dataclass(frozen=True)
 class Denominators:
-    """Of the whole mini-batch, summed over ranks: one per loss term."""
+    """Of the whole mini-batch, summed over ranks: one per loss term, and how much there is to learn from."""
 
     actions: Tensor
     tokens: Tensor
+    credited: Tensor
+    """Tokens whose advantage is not 0; no denominator."""
 
     def __add__(self, other: Denominators) -> Denominators:
-        return Denominators(self.actions + other.actions, self.tokens + other.tokens)
+        return Denominators(self.actions + other.actions, self.tokens + other.tokens, self.credited + other.credited)

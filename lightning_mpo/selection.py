@@ -19,7 +19,7 @@ class Selection(ABC):
     """True where chosen tokens weigh other than 1, which has no meaning over actions of several tokens."""
 
     of_whole: bool = False
-    """True where means are taken over all tokens of the response, chosen or not, so that they are unbiased."""
+    """True where means are taken over all tokens of the response, chosen or not."""
 
     needs_entropy: ClassVar[bool] = False
     """True where the choice depends on entropies at rollout weights."""
@@ -114,14 +114,16 @@ class HighEntropyTokens(Selection):
     """The tokens of each response at which the policy was least certain.
 
     Top fifth by entropy at rollout weights ("Beyond the 80/20 Rule", arXiv:2506.01939 [REC]); TRL's
-    `top_entropy_quantile` takes the quantile over a batch [REC]. Here it is that of one response, so that the choice is the
-    same on one process and on eight [INF].
+    `top_entropy_quantile` takes the quantile over a batch [CODE]. Here it is that of one response, so that the choice is the
+    same on one process and on eight [INF]. Means are over whole responses, as in TRL [CODE] and the paper [REC]: the other
+    tokens count with a loss of 0. A KL penalty, which TRL puts on all tokens, is on the chosen ones here.
 
     Args:
         share: of the tokens of a response, in (0, 1]; at least one token is chosen.
     """
 
     needs_entropy: ClassVar[bool] = True
+    of_whole: bool = True
 
     def __init__(self, share: float = 0.2) -> None:
         if not 0 < share <= 1:

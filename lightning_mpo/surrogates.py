@@ -76,9 +76,9 @@ class ClippedRatio(Surrogate):
     def __init__(self, low: float = 0.2, high: float = 0.2, dual: float | None = None) -> None:
         if not 0 < low < 1:
             raise UserError(f"`ClippedRatio.low` must be in (0, 1), got {low}")
-        if high <= 0:
+        if not high > 0:
             raise UserError(f"`ClippedRatio.high` must be positive, got {high}")
-        if dual is not None and dual <= 1:
+        if dual is not None and not dual > 1:
             raise UserError(f"`ClippedRatio.dual` must be over 1, got {dual}")
         self.low, self.high, self.dual = low, high, dual
 
@@ -110,7 +110,7 @@ class ClippedWeight(Surrogate):
     def __init__(self, low: float = 1.0, high: float = 4.0) -> None:
         if not 0 < low <= 1:
             raise UserError(f"`ClippedWeight.low` must be in (0, 1], got {low}")
-        if high <= 0:
+        if not high > 0:
             raise UserError(f"`ClippedWeight.high` must be positive, got {high}")
         self.low, self.high = low, high
 
@@ -145,10 +145,10 @@ class AsymmetricRatio(Surrogate):
     ) -> None:
         if not 0 < low < 1:
             raise UserError(f"`AsymmetricRatio.low` must be in (0, 1), got {low}")
-        if high <= 0:
+        if not high > 0:
             raise UserError(f"`AsymmetricRatio.high` must be positive, got {high}")
         for name, cap in (("cap_positive", cap_positive), ("cap_negative", cap_negative)):
-            if cap < 1:
+            if not cap >= 1:
                 raise UserError(f"`AsymmetricRatio.{name}` must be at least 1, got {cap}")
         if wide is not None and not 0 < wide < 1:
             raise UserError(f"`AsymmetricRatio.wide` must be in (0, 1), got {wide}")
@@ -209,7 +209,7 @@ class BoundedTokens(Surrogate):
 
     def __init__(self, low: float = 0.4, high: float = 0.4) -> None:
         for name, bound in (("low", low), ("high", high)):
-            if bound <= 0:
+            if not bound > 0:
                 raise UserError(f"`BoundedTokens.{name}` must be positive, got {bound}")
         self.low, self.high = low, high
 
@@ -250,11 +250,11 @@ class DivergenceMask(Surrogate):
         top_k: int | None = None,
     ) -> None:
         for name, bound in (("delta", delta), ("delta_up", delta_up)):
-            if bound is not None and bound <= 0:
+            if bound is not None and not bound > 0:
                 raise UserError(f"`DivergenceMask.{name}` must be positive, got {bound}")
         if divergence not in ("tv", "kl"):
             raise UserError(f"`DivergenceMask.divergence` must be 'tv' or 'kl', got {divergence!r}")
-        if cap is not None and cap < 1:
+        if cap is not None and not cap >= 1:
             raise UserError(f"`DivergenceMask.cap` must be at least 1, got {cap}")
         if top_k is not None and top_k < 1:
             raise UserError(f"`DivergenceMask.top_k` must be at least 1, got {top_k}; null takes the binary divergence")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lightning_mpo.errors import UserError
@@ -16,6 +17,10 @@ class EntropyBonus:
     """
 
     coef: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.coef):
+            raise UserError(f"`EntropyBonus.coef` must be a number, got {self.coef}")
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class WeightPenalty:
     coef: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.coef <= 0:
+        if not 0 < self.coef < math.inf:
             raise UserError(f"`WeightPenalty.coef` must be positive, got {self.coef}; `penalty: null` leaves it out")
 
 
@@ -50,3 +55,7 @@ class HeadUpkeep:
     """
 
     coef: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.coef < math.inf:
+            raise UserError(f"`HeadUpkeep.coef` must be a number from 0 on, got {self.coef}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,9 +29,9 @@ class ValueLoss:
     clip: float | None = 0.2
 
     def __post_init__(self) -> None:
-        if self.coef < 0:
+        if not 0 <= self.coef < math.inf:
             raise UserError(f"`critic.coef` must not be negative, got {self.coef}")
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not self.clip > 0:
             raise UserError(f"`critic.clip` must be above 0, or null for none, got {self.clip}")
 
     def errors(self, values_BT: Tensor, old_BT: Tensor, returns_BT: Tensor) -> Tensor:

@@ -342,6 +342,11 @@ CASES = {
         "`PrefixReplay` copies the first tokens of other completions, which `GroupRelative` would count again",
         ["--rollout.replay", "PrefixReplay"],
     ),
+    "branches of completions that do not count": Case(
+        "`rollout.mask_truncated` takes completions away that `PrefixTree` counted at its branches",
+        [*OVERLAY, "--rollout.mask_truncated", "true"],
+        axis("advantage: PrefixTree"),
+    ),
     "a replay of everything": Case(
         "`PrefixReplay.share` must be in (0, 1), got 1.0",
         OVERLAY,
@@ -441,6 +446,12 @@ CASES = {
         "`OverlongPenalty.factor` must be above 0 (it is taken off), got -1.0",
         OVERLAY,
         penalty("{limit: 6, buffer: 2, factor: -1}"),
+    ),
+    "a penalty that no response reaches": Case(
+        "`OverlongPenalty` begins behind 8 tokens (`limit - buffer`), and no response is longer than "
+        "`rollout.max_new_tokens` = 6; give `limit: ${rollout.max_new_tokens}`",
+        OVERLAY,
+        penalty("{limit: 10, buffer: 2}"),
     ),
     "a penalty without its limit": Case(
         "`OverlongPenalty` needs the argument `limit`", OVERLAY, penalty("{buffer: 2}")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import pytest
 
 from lightning_mpo.action_spaces import BlockActions, SequenceActions
-from lightning_mpo.advantages import LeaveOneOut, PrefixTree
+from lightning_mpo.advantages import GeneralizedAdvantage, GroupRelative, LeaveOneOut, PrefixTree, ReturnToGo
 from lightning_mpo.corrections import Correction, MaskedWeights, TruncatedWeights
 from lightning_mpo.errors import UserError
-from lightning_mpo.kl import ConstantCoefficient, KLPenalty
+from lightning_mpo.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
+from lightning_mpo.reductions import SequenceMean
 from lightning_mpo.selection import HighEntropyTokens, SampledTokens
 from lightning_mpo.supports import TopK
-from lightning_mpo.surrogates import AsymmetricRatio, BoundedTokens, DivergenceMask
-from lightning_mpo.terms import WeightPenalty
+from lightning_mpo.surrogates import AsymmetricRatio, BoundedTokens, ClippedRatio, ClippedWeight, DivergenceMask
+from lightning_mpo.terms import EntropyBonus, HeadUpkeep, WeightPenalty
+from lightning_mpo.value_loss import ValueLoss
 from tests.helpers import subclasses
 from tests.modules.runs import make_objective
 
 REWARD_KL = KLPenalty(ConstantCoefficient(0.1), "k1", "reward")
+HALF = ConstantCoefficient(0.5)
 REFUSED = {
     "DPPO over blocks": (
         {"surrogate": DivergenceMask(), "actions": BlockActions()},
@@ -44,7 +47,31 @@ REFUSED = {
     ),
     "whole means over dropped tokens": (
         {"selection": SampledTokens(cap=None, unbiased=True), "support": TopK(4, outside="drop")},
-        "`SampledTokens.unbiased` takes means over whole responses, of which `TopK.outside: drop` takes tokens away",
+        "`SampledTokens` takes means over whole responses, of which `TopK.outside: drop` takes tokens away",
+    ),
+    "the fifth of whole responses over dropped tokens": (
+        {"selection": HighEntropyTokens(), "support": TopK(4, outside="drop")},
+        "`HighEntropyTokens` takes means over whole responses, of which `TopK.outside: drop` takes tokens away; use `unite`",
+    ),
+    "T-SPMO with means by response": (
+        {"advantage": PrefixTree(), "reduction": SequenceMean()},
+        "`PrefixTree` lets each branch count once, which `SequenceMean` would undo; use `reduction: TokenMean`",
+    ),
+    "one advantage for tokens that have several": (
+        {"advantage": ReturnToGo(gamma=0.9), "actions": SequenceActions()},
+        "`SequenceActions` takes one advantage for a response, and `ReturnToGo` gives its tokens different ones",
+    ),
+    "one advantage for tokens that pay for their divergence": (
+        {"advantage": ReturnToGo(), "actions": SequenceActions(), "kl": REWARD_KL},
+        "`SequenceActions` takes one advantage for a response, and `ReturnToGo` gives its tokens different ones",
+    ),
+    "a critic over one action": (
+        {"advantage": GeneralizedAdvantage(), "actions": SequenceActions(mean=False), "critic": ValueLoss()},
+        "`SequenceActions` takes one advantage for a response, and `GeneralizedAdvantage` gives its tokens different",
+    ),
+    "ASPO's entropy clip over chosen tokens": (
+        {"surrogate": AsymmetricRatio(wide=0.4), "selection": HighEntropyTokens()},
+        "`AsymmetricRatio.wide` is for the most uncertain tokens of whole responses; use `selection: AllTokens`",
     ),
     "T-SPMO with a penalty in the reward": (
         {"advantage": PrefixTree(), "kl": REWARD_KL},
@@ -78,6 +105,9 @@ def test_what_can_stand_together_is_not():
     make_objective(selection=HighEntropyTokens(), advantage=LeaveOneOut())
     make_objective(correction=MaskedWeights("sequence"), actions=SequenceActions())
     make_objective(advantage=PrefixTree(), support=TopK(4, outside="unite"))
+    make_objective(advantage=ReturnToGo(), actions=SequenceActions())
+    make_objective(advantage=LeaveOneOut(), actions=SequenceActions(mean=False), kl=REWARD_KL)
+    make_objective(advantage=ReturnToGo(gamma=0.9), actions=SequenceActions(form="token"))
 
 
 OUT_OF_RANGE = {
@@ -98,8 +128,45 @@ OUT_OF_RANGE = {
     "`TruncatedWeights.cap` must be positive, got 0": lambda: TruncatedWeights(cap=0),
     "`TruncatedWeights.level` must be 'token' or 'sequence', got 'row'": lambda: TruncatedWeights("row"),
     "`MaskedWeights.low` must be in [0, cap), got 3 and a cap of 3.0": lambda: MaskedWeights(low=3),
+    "`SequenceActions.form` must be 'sequence' or 'token', got 'row'": lambda: SequenceActions(form="row"),
+    "`SequenceActions.form: token` is of the mean log-ratio": lambda: SequenceActions(mean=False, form="token"),
+    "`GroupRelative.scale` must be 'std', 'none' or 'batch', got 'mean'": lambda: GroupRelative("mean"),
+    "`KLPenalty.estimator` must be 'k1', 'k2', 'k3' or 'exact', got 'k4'": lambda: KLPenalty(HALF, "k4"),
+    "`KLPenalty.place` must be 'loss' or 'reward', got 'lose'": lambda: KLPenalty(HALF, "k3", "lose"),
+    "`ConstantCoefficient.coefficient` must be a number from 0 on, got -1": lambda: ConstantCoefficient(-1),
+    "`AdaptiveCoefficient.coefficient` must be above 0, got 0: 0 never": lambda: AdaptiveCoefficient(0.1, 0),
+    "`AdaptiveCoefficient.coefficient` must be above 0, got -0.1": lambda: AdaptiveCoefficient(0.1, -0.1),
+    "`HeadUpkeep.coef` must be a number from 0 on, got -1": lambda: HeadUpkeep(-1),
     "`WeightPenalty.coef` must be positive, got 0; `penalty: null` leaves it out": lambda: WeightPenalty(0),
 }
+
+
+NAN = float("nan")
+NO_NUMBERS = (
+    lambda: ConstantCoefficient(NAN),
+    lambda: AdaptiveCoefficient(NAN),
+    lambda: AdaptiveCoefficient(0.1, NAN),
+    lambda: HeadUpkeep(NAN),
+    lambda: EntropyBonus(NAN),
+    lambda: WeightPenalty(NAN),
+    lambda: ValueLoss(NAN),
+    lambda: ValueLoss(0.1, NAN),
+    lambda: ClippedRatio(NAN, 0.2),
+    lambda: ClippedRatio(0.2, NAN),
+    lambda: ClippedRatio(0.2, 0.2, NAN),
+    lambda: ClippedWeight(0.2, NAN),
+    lambda: AsymmetricRatio(high=NAN),
+    lambda: AsymmetricRatio(cap_positive=NAN),
+    lambda: BoundedTokens(NAN),
+    lambda: DivergenceMask(NAN),
+    lambda: DivergenceMask(cap=NAN),
+)
+
+
+@pytest.mark.parametrize("build", NO_NUMBERS)
+def test_what_is_no_number_is_refused_before_anything_is_loaded(build):
+    with pytest.raises(UserError, match="got nan"):
+        build()
 
 
 @pytest.mark.parametrize("message", OUT_OF_RANGE)

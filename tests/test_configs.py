@@ -176,8 +176,15 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         "grpo": ["TokenActions", "SequenceMean", "scale=std", "low=0.2, high=0.2", "FullVocabulary", "kl none"],
         "dapo": ["TokenActions", "TokenMean", "low=0.2, high=0.28"],
         "dr_grpo": ["TokenActions", "ConstantLength(length=6)", "scale=none"],
-        "gspo": ["SequenceActions(mean=True)", "SequenceMean", "low=0.0003, high=0.0004"],
-        "rloo": ["SequenceActions(mean=False)", "LeaveOneOut", "SequenceMean", "estimator=k1, place=reward", "0.05"],
+        "gspo": ["SequenceActions(mean=True, form=sequence)", "SequenceMean", "low=0.0003, high=0.0004"],
+        "gspo_token": ["SequenceActions(mean=True, form=token)", "SequenceMean", "low=0.0003, high=0.0004"],
+        "rloo": [
+            "SequenceActions(mean=False, form=sequence)",
+            "LeaveOneOut",
+            "SequenceMean",
+            "estimator=k1, place=reward",
+            "0.05",
+        ],
         "reinforce": ["ReturnToGo(gamma=1, whiten=False)", "PolicyGradient", "kl none"],
         "reinforce_plus_plus": [
             "ReturnToGo(gamma=1, whiten=True)",
@@ -192,7 +199,7 @@ def test_an_algorithm_is_the_one_it_says(build, path):
             "TokenMean",
             "AsymmetricRatio(low=0.2, high=0.2, wide=None, cap_positive=3, cap_negative=3)",
         ],
-        "gmpo": ["SequenceActions(mean=True)", "BoundedTokens(low=0.4, high=0.4)", "SequenceMean"],
+        "gmpo": ["SequenceActions(mean=True, form=sequence)", "BoundedTokens(low=0.4, high=0.4)", "SequenceMean"],
         "dppo": ["scale=none", "DivergenceMask(delta=0.15, delta_up=None, divergence=tv, cap=5, top_k=None)"],
         "dppo_kl": ["scale=none", "DivergenceMask(delta=0.05, delta_up=None, divergence=kl, cap=5, top_k=None)"],
         "s_grpo": [

@@ -90,6 +90,7 @@ COMPOSITIONS = {
     "dual": compose(surrogate=ClippedRatio(0.2, 0.2, dual=1.5)),
     "dr_grpo": compose(reduction=ConstantLength(12)),
     "gspo": compose(SequenceActions(), ClippedRatio(0.05, 0.08), SequenceMean()),
+    "gspo_token": compose(SequenceActions(form="token"), ClippedRatio(0.05, 0.08), SequenceMean()),
     "sequence": compose(SequenceActions(mean=False), ClippedRatio(0.2, 0.2), SequenceMean()),
     "sliding": compose(BlockActions(FutureShare(0.3), length=3)),
     "sliding_renorm": compose(BlockActions(FutureShare(0.3), length=3, tail="renorm"), reduction=SequenceMean()),
@@ -256,6 +257,7 @@ def test_algorithms_with_one_reduction_agree_on_policy():
     batch = experience(off_policy=False)
     by_name = {path.stem: on_policy_gradient(from_yaml(path), batch) for path in ALGORITHMS}
     assert relative_error(by_name["gspo"], by_name["grpo"]) < 1e-6
+    assert relative_error(by_name["gspo_token"], by_name["grpo"]) < 1e-6
     assert relative_error(by_name["rlpt"], by_name["grpo"]) < 1e-6
     ratio = MASK.sum() / (12 * (MASK.sum(1) > 0).sum())  # both take the same advantages here
     assert relative_error(by_name["dr_grpo"], by_name["dapo"] * ratio) < 1e-6
@@ -335,6 +337,8 @@ def naive_actions(actions, ell: list[Tensor], ids: list[int]) -> list[tuple[Tens
         return [(x, t, 1) for t, x in enumerate(ell)]
     if isinstance(actions, SequenceActions):
         total = sum(ell)
+        if actions.form == "token":  # the value of all, the gradient of one
+            return [(x - x.detach() + total.detach() / len(ell), t, 1) for t, x in enumerate(ell)]
         return [(total / len(ell) if actions.mean else total, 0, len(ell))]
     if isinstance(actions, SegmentActions):
         blocks = [[t for t, i in enumerate(ids) if i == j] for j in sorted(set(ids))]
@@ -416,6 +420,18 @@ def test_off_policy_loss_and_gradient_equal_a_loop_over_tokens(objective):
     )  # never reached here
     if type(objective.surrogate).clipped is not Surrogate.clipped and not divergence:
         assert 0 < metrics["ratio/clip_fraction"][0] < metrics["ratio/clip_fraction"][1]  # both branches were there
+
+
+def test_the_token_form_of_gspo_has_the_gradient_of_the_sequence_form_until_tokens_differ():
+    """Off-policy, both clips reached: related specification 9.4 [NUM]."""
+    batch = experience()
+    sequence, token = COMPOSITIONS["gspo"], COMPOSITIONS["gspo_token"]
+    (loss, gradient, _), (expected_loss, expected, _) = (loss_and_gradient(form, batch) for form in (token, sequence))
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert relative_error(gradient, expected) < 1e-6
+    signs_T = torch.ones(T).index_fill(0, torch.arange(1, T, 2), -1.0)
+    differing = replace(batch, advantages_BT=batch.advantages_BT * signs_T)
+    assert relative_error(loss_and_gradient(token, differing)[1], loss_and_gradient(sequence, differing)[1]) > 0.1
 
 
 # --- what must change nothing ---------------------------------------------------------------------------------------

@@ -153,6 +153,31 @@ def sequence_log_ratios(log_ratios_BT: Tensor, mask_BT: Tensor, *, mean: bool = 
     return segment_log_ratios(log_ratios_BT, mask_BT, torch.zeros_like(mask_BT, dtype=torch.int64), mean=mean)
 
 
+def sequence_token_log_ratios(log_ratios_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Give every token the log-ratio of its response, with the gradient of its own.
+
+        log s_t = sg(log s) + ℓ_t - sg(ℓ_t),     log s = (1/|o|) Σ_t ℓ_t       (GSPO-token, related-algorithms 9.4 [CODE])
+
+    Args:
+        log_ratios_BT: log(π / π_old) of the tokens, shape ``[B, T]``, nats. Never read outside the mask.
+        mask_BT: Response tokens that count, shape ``[B, T]``.
+
+    Returns:
+        Log-ratios, where actions start (the mask itself), and tokens per action (1), each of shape ``[B, T]``.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    >>> log_ratios, mask = torch.tensor([[9.0, 0.2, 0.4]]), torch.tensor([[False, True, True]])
+    >>> sequence_token_log_ratios(log_ratios, mask)
+    (tensor([[0.0000, 0.3000, 0.3000]]), tensor([[False,  True,  True]]), tensor([[0., 1., 1.]]))
+    """
+    check(log_ratios_BT=log_ratios_BT, mask_BT=mask_BT)
+    own = log_ratios_BT.masked_fill(~mask_BT, 0)
+    mean = (own.sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True).clamp(min=1)).detach()
+    return torch.where(mask_BT, mean + own - own.detach(), 0), mask_BT, mask_BT.to(own)
+
+
 def segment_log_ratios(
     log_ratios_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor, *, mean: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -240,7 +240,7 @@ def prefix_tree(
         pairs, children = torch.stack([nodes, steps_BT[:, t]], 1).unique(dim=0, return_inverse=True)
         branches = torch.bincount(pairs[:, 0], minlength=sizes["B"])[nodes] > 1
         counted = mask_BT[:, t] & branches
-        gains = _mean_by(rewards_B, children) - _mean_by(rewards_B, nodes)
+        gains = (_mean_by(rewards_B, children) - _mean_by(rewards_B, nodes)).to(advantages)
         advantages[:, t] = torch.where(counted, gains, 0)
         weights[:, t] = torch.where(counted, 1 / torch.bincount(children)[children].to(rewards_B), 0)
         nodes = children
@@ -261,8 +261,8 @@ def _groups(rewards_B: Tensor, group_size: int, valid_B: Tensor | None) -> tuple
 
 
 def _mean_by(values_B: Tensor, groups_B: Tensor) -> Tensor:
-    """Return, for each row, the mean of the values in its group."""
-    sums = values_B.new_zeros(len(values_B)).index_add(0, groups_B, values_B)
+    """Return, for each row, the mean of the values in its group, in float64: of equal float32 values it is that value."""
+    sums = values_B.new_zeros(len(values_B), dtype=torch.float64).index_add(0, groups_B, values_B.double())
     return (sums / torch.bincount(groups_B, minlength=len(values_B)).clamp(min=1))[groups_B]
 
 

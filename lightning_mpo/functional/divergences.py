@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_mpo.functional.shapes import check, same
 
 MAX_EXPONENT = 20.0
-"""Exponents are clamped to this size, so that one absurd token cannot overflow a sum."""
+"""A log-ratio is taken as at least minus this, so that one absurd token cannot overflow a sum."""
 
 
 def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
@@ -63,7 +63,8 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
         k3 = exp(-k1) + k1 - 1                                [CODE, related-algorithms 0.3]
 
-    The exponent is clamped to ±20 (verl clamps k3 itself to ±10); the gradient of the exponential is zero beyond.
+    A log-ratio under -20 counts as -20 and has no gradient: beyond, the exponential overflows, and k1 alone would push a
+    token that is far too unlikely further down. verl clamps the log-ratio to ±20 and k3 to ±10 [CODE].
 
     Args:
         logprobs: Log-probabilities of the sampled tokens, any shape, nats.
@@ -78,8 +79,8 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     >>> k3(torch.tensor([-1.0]), torch.tensor([-1.5]))
     tensor([0.1065])
     """
-    log_ratios = k1(logprobs, reference_logprobs)
-    return torch.expm1((-log_ratios).clamp(-MAX_EXPONENT, MAX_EXPONENT)) + log_ratios
+    log_ratios = k1(logprobs, reference_logprobs).clamp(min=-MAX_EXPONENT)
+    return torch.expm1(-log_ratios) + log_ratios
 
 
 def exact_on_support(

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_mpo.advantages import Estimate
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
+from lightning_mpo.functional.divergences import k3
 from lightning_mpo.objective import Objective
 from lightning_mpo.rewards.base import Scores
 from lightning_mpo.scores import ScoreRequest, TokenScores
@@ -69,6 +70,16 @@ def build_experience(
         old_entropy_BT=entropy_BT if objective.surrogate.needs_entropy else None,
         correction_BT=_correction(objective, rollout, old),
     )
+
+
+def divergence_from_reference(experience: Experience) -> Tensor | None:
+    """Return k3 of each response token at rollout weights, nats, one-dimensional; None where the reference was not asked."""
+    reference_BT, rollout = experience.reference_logprobs_BT, experience.rollout
+    if reference_BT is None:
+        return None
+    old_BT = experience.old_logprobs_BT
+    divergence_BT = k3(rollout.behaviour_logprobs_BT if old_BT is None else old_BT, reference_BT)
+    return divergence_BT[rollout.response_mask_BT]
 
 
 @dataclass(frozen=True)

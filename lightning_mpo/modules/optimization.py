@@ -69,7 +69,7 @@ class PolicyOptimization(L.LightningModule):
         self._progress_bar = {"kl/reference"}
         self._stop_asked = False
         self._idle = False
-        """Whether the update under way has no token that carries loss."""
+        """Whether the update under way has nothing to learn from."""
 
     # --- set-up ---------------------------------------------------------------------------------------------------
 
@@ -154,12 +154,12 @@ class PolicyOptimization(L.LightningModule):
             experience.rollout, experience.mask_BT, temperature=self.temperature, request=self.objective.request
         )
         loss, metrics = self.objective.loss(experience, scores, denominators)
-        self._add(metrics)
+        self._idle = self.objective.idle(denominators)
+        self._add(metrics | {"optim/idle": (torch.tensor(float(self._idle)), torch.ones(()))})
         if self.objective.penalty is not None:
             loss = loss + self._penalty(self.objective.penalty.coef)
         if batch["last_of_update"]:
             self._log_update()
-            self._idle = not bool(denominators.tokens)
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def _adapters(self) -> list[torch.nn.Parameter]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import torch
+from torch import Tensor
 
 from lightning_mpo.functional.support_diagnostics import could_not_stop
 from lightning_mpo.rewards.base import Scores
@@ -67,10 +69,22 @@ class RolloutEvent:
             "reward/accuracy": (float(scores.correct_B.sum()), rows),
             "rollout/length": (float(self.tokens), rows),
             "rollout/truncated": (float(rollout.finish_B.sum()), rows),
+            "rollout/groups_flat": _flat_groups(rollout.group_B, scores),
         }
         for name, values_B in scores.parts.items():
             sums[f"reward/{name}"] = (values_B.double().nansum().item(), float((~values_B.isnan()).sum()))
         return sums | _support_sums(rollout, ends) | ({} if self.account is None else self.account.sums())
+
+
+def _flat_groups(group_B: Tensor, scores: Scores) -> tuple[float, float]:
+    """Count the groups whose valid rewards are all equal, and all groups."""
+    names, group_B = group_B.cpu().unique(return_inverse=True)
+    rewards_B, valid_B, none = scores.rewards_B.cpu(), scores.valid_B.cpu(), torch.zeros(len(names))
+    lowest, highest = (
+        none.scatter_reduce(0, group_B[valid_B], rewards_B[valid_B], how, include_self=False)
+        for how in ("amin", "amax")
+    )
+    return float((lowest == highest).sum()), float(len(names))
 
 
 def _support_sums(rollout: Rollout, ends: Sequence[int]) -> dict[str, tuple[float, float]]:

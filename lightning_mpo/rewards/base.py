@@ -56,6 +56,9 @@ class Reward(ABC):
     def score(self, completions: Sequence[Completion]) -> Sequence[float | None]:
         """Return one number per completion, in their order; None: not judged."""
 
+    def check(self, max_new_tokens: int) -> None:
+        """Refuse what responses of at most so many tokens make meaningless; asked before a model is loaded."""
+
     def answered(self, completions: Sequence[Completion]) -> Sequence[bool]:
         """Say in which completions there was an answer to judge; a score of 0 alone cannot tell "wrong" from "none"."""
         return [True] * len(completions)

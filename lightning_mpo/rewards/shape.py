@@ -44,6 +44,13 @@ class OverlongPenalty(Reward):
         super().__init__(weight)
         self.limit, self.buffer, self.factor = limit, buffer, factor
 
+    def check(self, max_new_tokens: int) -> None:
+        if max_new_tokens <= self.limit - self.buffer:
+            raise UserError(
+                f"`OverlongPenalty` begins behind {self.limit - self.buffer} tokens (`limit - buffer`), and no response is "
+                f"longer than `rollout.max_new_tokens` = {max_new_tokens}; give `limit: ${{rollout.max_new_tokens}}`"
+            )
+
     def score(self, completions: Sequence[Completion]) -> list[float | None]:
         lengths = torch.tensor([float(completion.tokens) for completion in completions])
         return list(overlong_penalty(lengths, self.limit, self.buffer, self.factor).tolist())

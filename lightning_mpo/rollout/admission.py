@@ -18,8 +18,15 @@ MAX_GAP = 1e-3
 """Nats between the two records of a sampled token's log-prob, by rounding."""
 
 
-def admit(rollout: Rollout, support: Support, vocabulary: int, behaviour: bool = False, candidates: int = 0) -> Rollout:
-    """Check ids, supports and log-probs of a rollout, and unite supports with sampled tokens where that is allowed.
+def admit(
+    rollout: Rollout,
+    support: Support,
+    vocabulary: int,
+    behaviour: bool = False,
+    candidates: int = 0,
+    completions: int | None = None,
+) -> Rollout:
+    """Check groups, ids, supports and log-probs of a rollout, and unite supports with sampled tokens where that is allowed.
 
     Args:
         rollout: what a sampler returned, or a file held.
@@ -27,11 +34,15 @@ def admit(rollout: Rollout, support: Support, vocabulary: int, behaviour: bool =
         vocabulary: V of the policy.
         behaviour: whether the objective uses the sampler's log-probs.
         candidates: K, how many ids its surrogate compares.
+        completions: G, rows of each prompt, which stand below each other; None: not known.
 
     Raises:
-        UserError: ids that the policy does not know; a support where the objective has none, or none where it has one;
-            a sampled token outside its support; log-probs or candidates that are needed and cannot be.
+        UserError: groups that are torn apart or of another size; ids that the policy does not know; a support where the
+            objective has none, or none where it has one; a sampled token outside its support; log-probs or candidates that
+            are needed and cannot be.
     """
+    if completions is not None:
+        _check_groups(rollout.group_B, completions)
     if behaviour or candidates:
         _check_behaviour(rollout)
     admitted = _admit_support(rollout, support, vocabulary)
@@ -60,6 +71,18 @@ def _admit_support(rollout: Rollout, support: Support, vocabulary: int) -> Rollo
         used_BTK = used_BTK & rollout.support_mask_BTK
     _check_ids("supports", rollout.support_BTK[used_BTK], vocabulary)
     return _unite(rollout, support)
+
+
+def _check_groups(group_B: Tensor, completions: int) -> None:
+    """Refuse groups that an advantage, which takes every G rows as one, would mix up."""
+    ids, sizes = group_B.unique_consecutive(return_counts=True)
+    torn = len(ids) - len(ids.unique())
+    if torn or bool((sizes != completions).any()):
+        what = "rows of one prompt apart from each other" if torn else f"groups of {sorted(set(sizes.tolist()))} rows"
+        raise UserError(
+            f"the rollout has {what}; let the sampler return the {completions} completions (`rollout.completions`) of a "
+            "prompt below each other, with one `group_B`"
+        )
 
 
 def _check_behaviour(rollout: Rollout) -> None:

@@ -67,6 +67,15 @@ def test_it_moves_an_adaptive_coefficient_by_the_measured_divergence(tmp_path):
     assert expected[0] < 0.1 < expected[-1], "down while below the target, up above it"
 
 
+def test_it_moves_when_nobody_watches(tmp_path):
+    kl = [KLPenalty(AdaptiveCoefficient(target=1e-3, coefficient=0.1, horizon=64)) for _ in range(2)]
+    module = {"optimizer": adam(2e-2)}
+    watched = fit(tmp_path, callbacks=[KLTracking()], objective=make_objective(kl=kl[0]), max_steps=4, module=module)
+    alone = fit(tmp_path, objective=make_objective(kl=kl[1]), max_steps=4, module=module)
+    assert kl[0].controller.coefficient == kl[1].controller.coefficient != 0.1
+    assert alone.record.column("kl/coefficient") == watched.record.column("kl/coefficient")
+
+
 def test_a_constant_coefficient_stays(tmp_path):
     objective = make_objective(kl=KLPenalty(ConstantCoefficient(0.3)))
     run = fit(tmp_path, callbacks=[KLTracking()], objective=objective, max_steps=2)

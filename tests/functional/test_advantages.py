@@ -330,3 +330,12 @@ def test_weights_of_a_tree_sum_to_the_number_of_its_distinct_pairs():
     weights = prefix_tree(tokens, mask, given, size)[1]
     assert weights.sum().item() == pytest.approx(len(branching))
     assert len(branching) < (weights > 0).sum()
+
+
+@pytest.mark.parametrize("reward", [0.1, 0.3, 10.1])
+@pytest.mark.parametrize("G", [3, 5, 7])
+def test_equal_rewards_give_branches_no_credit_at_all(reward, G):
+    tokens_BT = torch.randint(0, 3, (G, 6), generator=torch.Generator().manual_seed(G))
+    advantages_BT, weights_BT = prefix_tree(tokens_BT, torch.ones(G, 6, dtype=torch.bool), torch.full((G,), reward), G)
+    assert weights_BT.any()
+    assert not advantages_BT.any()

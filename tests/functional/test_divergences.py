@@ -106,3 +106,12 @@ def test_messages_name_the_argument():
         k3(torch.zeros(2), torch.zeros(3))
     with pytest.raises(ValueError, match=r"`reference_logits_BTK` must have shape \[B=1, T=1, K=2\]"):
         exact_on_support(torch.zeros(1, 1, 2), torch.zeros(1, 1, 3))
+
+
+@pytest.mark.parametrize("gap", [-19.0, -21.0, -60.0, -500.0])
+def test_k3_pushes_no_token_down_that_is_too_unlikely_already(gap):
+    """Beyond the bound the gradient is 0; k1 alone would be left, which has the other sign."""
+    logprobs = torch.tensor([-1.0 + gap], requires_grad=True)
+    k3(logprobs, torch.tensor([-1.0])).sum().backward()
+    assert torch.isfinite(logprobs.grad).all()
+    assert logprobs.grad < 0 if gap > -20 else logprobs.grad == 0

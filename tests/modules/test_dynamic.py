@@ -136,7 +136,7 @@ def test_metrics_say_what_was_thrown_away(tmp_path):
 
 def test_without_it_nothing_is_counted_and_where_all_groups_are_useful_it_changes_nothing(tmp_path):
     plain, _ = train(tmp_path, rounds=None, max_steps=2)
-    assert not any(name.startswith("rollout/groups") for _, line in plain.record.lines for name in line)
+    assert not any(name.startswith("rollout/groups_dropped") for _, line in plain.record.lines for name in line)
 
     class Halves(Digits):
         is_accuracy = True
@@ -247,6 +247,44 @@ def test_momentum_waits_for_an_update_that_teaches(tmp_path):
     steps = [state[0]["step"].item() for state in moments]
     assert steps == [1, 2, 2, 2, 3, 4]
     assert torch.equal(moments[1][0]["exp_avg"], moments[3][0]["exp_avg"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bonus", [None, EntropyBonus(0.1)])
+def test_equal_rewards_are_counted_and_their_updates_skipped(tmp_path, bonus):
+    """Without dynamic sampling, a rollout of equal rewards between two that teach: no weight moves, by momentum either.
+
+    With an entropy bonus there is something to learn even then.
+    """
+
+    class Turns(FewLow):
+        def score(self, completions):
+            self.calls = getattr(self, "calls", 0) + 1
+            useful = [float(b % 2) if b < 12 else 0.0 for b in range(len(completions))]
+            return [1.0] * len(completions) if self.calls == 2 else useful
+
+    weights = []
+
+    def look(trainer, module, *_):
+        weights.append({name: weight.detach().clone() for name, weight in module.policy.named_parameters()})
+
+    run, _ = train(
+        tmp_path,
+        [Turns()],
+        rounds=None,
+        objective=make_objective(bonus=bonus),
+        rollout={"minibatches": 2},
+        callbacks=[Probe(on_train_batch_end=look)],
+        module={"optimizer": lambda weights: torch.optim.AdamW(weights, lr=1e-2, weight_decay=0.1)},
+        accumulate_grad_batches=2,
+        max_steps=6,
+    )
+    assert run.record.column("rollout/groups_flat") == [0.25, 0.25, 1, 1, 0.25, 0.25]
+    skipped = bonus is None
+    assert run.record.column("optim/idle") == [0, 0, skipped, skipped, 0, 0]
+    after = weights[1::2]  # of two micro-batches each
+    assert same(after[1], after[2]) == same(after[2], after[3]) == skipped
+    assert not same(after[3], after[4])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -151,8 +151,9 @@ def test_the_kl_controller_goes_on_where_it_was(tmp_path, whole):
 
 
 def test_the_command_lines_coefficient_is_the_start_only(tmp_path, whole):
-    """Another run does not inherit the coefficient through the class."""
-    assert fit(tmp_path, objective=objective(), max_steps=1).module.objective.kl.controller.coefficient == 0.1
+    """Another run does not inherit the coefficient through the class: it moves once from 0.1, at a divergence of 0."""
+    coefficient = fit(tmp_path, objective=objective(), max_steps=1).module.objective.kl.controller.coefficient
+    assert coefficient == pytest.approx(0.08)
 
 
 def test_checkpoints_load_without_pickled_code(whole):

@@ -31,7 +31,7 @@ ACTIONS = {
     "backbone": lambda: BlockActions(FutureShare(0.2), length=3, source="backbone"),
     "mtp": lambda: BlockActions(FutureShare(0.2), length=3, source="mtp"),
     "mtp, full": lambda: BlockActions(FutureShare(0.2), length=3, source="mtp"),
-    "sequence": lambda: SequenceActions(mean=True),
+    "sequence": lambda: SequenceActions(mean=True, form="token"),  # PPO gives tokens advantages of their own
 }
 
 

@@ -198,3 +198,24 @@ def test_candidates_outside_the_stored_support_are_refused():
     ids = put(rollout.candidates_BTK, torch.stack([torch.tensor(free), rollout.responses_BT[3, 5]]).int())
     with pytest.raises(UserError, match="`candidates_BTK` must be ids of the stored support"):
         admit(replace(rollout, candidates_BTK=ids), TopK(3), VOCABULARY, candidates=1)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (
+            [0, 0, 1, 1, 1, 1],
+            r"the rollout has groups of \[2, 4\] rows; .* the 3 completions \(`rollout.completions`\)",
+        ),
+        (
+            [0, 1, 0, 1, 0, 1],
+            "the rollout has rows of one prompt apart from each other; .* of a prompt below each other",
+        ),
+        ([0, 0, 1, 1, 2, 2], r"the rollout has groups of \[2\] rows"),
+    ],
+)
+def test_groups_that_an_advantage_would_mix_up_are_refused(group, message):
+    rollout = make_rollout([3, 5], [2] * 6)
+    assert admit(rollout, FullVocabulary(), VOCABULARY, completions=3) is rollout
+    with pytest.raises(UserError, match=message):
+        admit(replace(rollout, group_B=torch.tensor(group)), FullVocabulary(), VOCABULARY, completions=3)
