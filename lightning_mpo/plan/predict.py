@@ -8,14 +8,14 @@ reach `rollout.max_new_tokens`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_mpo.callbacks import KLTracking, ReferenceUpdate, Report, Rollout
 from lightning_mpo.errors import UserError
@@ -25,6 +25,7 @@ from lightning_mpo.plan.trace import extrapolate, peak_of, without_data
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.policies.lora import add_adapters
 from lightning_mpo.policies.packing import Lines, lay_out, sees_everything
+from lightning_mpo.policies.trunk import Trunk
 from lightning_mpo.rollout.cache import ROOM
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.types import Rollout as RolloutData
@@ -112,10 +113,13 @@ class Planner:
         self.config = self.policy.config.get_text_config()
         whole = self._network(self.config.num_hidden_layers)
         weights = dict(whole.named_parameters())
-        self.trained = sum(w.numel() * w.element_size() for w in weights.values() if w.requires_grad)
+        self.trained = _bytes(w for w in weights.values() if w.requires_grad)
         self.trained_numbers = sum(w.numel() for w in weights.values() if w.requires_grad)
         self.largest_trained = max(w.numel() * w.element_size() for w in weights.values() if w.requires_grad)
-        self.adapters = sum(w.numel() * w.element_size() for n, w in weights.items() if "lora_" in n)
+        extras = self._extras(whole)
+        self.extras = {name: _bytes(part) for name, part in extras.items()}
+        self.trained_numbers += sum(w.numel() for part in extras.values() for w in part)
+        self.adapters = _bytes(w for n, w in weights.items() if "lora_" in n)
         self.base = self._base(whole)
         wanted = module.keep_reference or self._has(KLTracking, Report)
         own_adapters = self._has(ReferenceUpdate) or self.policy.checkpoint is not None
@@ -141,6 +145,19 @@ class Planner:
             network.gradient_checkpointing_enable({"use_reentrant": False})
             network.enable_input_require_grads()
         return network.train()
+
+    def _extras(self, network: nn.Module) -> dict[str, list[nn.Parameter]]:
+        """Return the weights of multi-token heads and critic, on the meta device; all of them are trained."""
+        decoder: Any = network.get_decoder()  # type: ignore[operator]
+        heads, critic = copy.deepcopy(self.policy.mtp), copy.deepcopy(self.policy.critic)
+        with torch.device("meta"):
+            if heads is not None:
+                heads.weights = None
+                heads.build(Trunk(decoder, self.config, network.get_output_embeddings()))  # type: ignore[operator]
+            if critic is not None:
+                critic.build(decoder)
+        parts = {"heads": heads, "critic": critic}
+        return {name: list(part.parameters()) for name, part in parts.items() if part is not None}
 
     def _base(self, network: nn.Module) -> int:
         """Return the bytes of the base, those of quantised layers as they will be stored."""
@@ -270,6 +287,7 @@ class Planner:
             "base weights": self.base,
             "reference copy": self.reference,
             "adapters": self.adapters,
+            **self.extras,
             "optimiser state": self.state,
         }
 
@@ -283,7 +301,7 @@ class Planner:
                 "rollout": self._rollout(sizes),
                 "score": held | {"activations": self._score(sizes) + self._transient},
                 "update": self._update(sizes),
-                "optimiser": held | {"gradients": self.trained, "activations": spare},
+                "optimiser": held | {"gradients": self.trained + sum(self.extras.values()), "activations": spare},
             },
             sizes,
         )
@@ -299,7 +317,7 @@ class Planner:
     def notes(self) -> list[str]:
         """Say what is not in the numbers."""
         parts = [name for name in ("mtp", "critic") if getattr(self.policy, name) is not None]
-        return [f"not counted: `policy.{name}`, its gradients and state" for name in parts]
+        return [f"not counted: activations of `policy.{name}`" for name in parts]
 
     def _rollout(self, sizes: Sizes) -> dict[str, int]:
         prompts = -(-sizes.together // sizes.completions)
@@ -319,12 +337,17 @@ class Planner:
         trunk = self.work(sizes.micro_rows, sizes.response, head=False, backward=True, passes=passes)
         whole = self.work(sizes.micro_rows, sizes.response, backward=True, passes=passes)
         gradients = min(self.trained, trunk)
+        extra = sum(self.extras.values())
         return self.held | {
             "rollout buffer": self.buffer(sizes),
-            "gradients": gradients,
+            "gradients": gradients + extra,
             "activations": trunk - gradients + self._transient,
             "head": max(0, whole - trunk),
         }
+
+
+def _bytes(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def _state_per_number(module: PolicyOptimization) -> float:

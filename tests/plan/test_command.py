@@ -39,6 +39,31 @@ def test_weights_gradients_and_state_are_those_of_the_model(base, capsys):
     assert rows["gradients"][-1] == round(4 * numbers / 2**20, 1)
 
 
+@pytest.mark.parametrize("kind", ["ParallelHeads", "SequentialHeads", "MedusaHeads", "ValueHead", "SeparateCritic"])
+def test_heads_and_critic_are_counted_with_their_gradients_and_state(base, kind):
+    from lightning_mpo import policies
+    from lightning_mpo.plan.predict import Planner
+
+    part = "mtp" if kind.endswith("Heads") else "critic"
+    plain, more = (
+        Planner(*command.build(["-c", base, *options]))
+        for options in ([], [f"--model.init_args.policy.init_args.{part}", kind])
+    )
+    policy = policies.TinyPolicy(hidden_size=32, layers=1, heads=2, **{part: getattr(policies, kind)()})
+    policy.build(device=torch.device("cpu"), reference=False)
+    own = sum(weight.numel() * 4 for weight in getattr(policy, part).parameters())
+    assert own > 0
+    before, after = plain.predict().phases, more.predict().phases
+    for phase in before:
+        gained = {name: size - before[phase].get(name, 0) for name, size in after[phase].items()}
+        gradients = own if phase in ("update", "optimiser") else 0
+        assert gained.pop("heads" if part == "mtp" else "critic") == own
+        assert gained.pop("optimiser state") == 2 * own
+        assert gained.pop("gradients", 0) == gradients
+        assert not any(gained.values())
+    assert more.notes() == [f"not counted: activations of `policy.{part}`"]
+
+
 def test_what_fits_is_said(base, capsys):
     assert command.main(["-c", base, "--gpu-gib", "8"]) == 0
     said = capsys.readouterr().out
