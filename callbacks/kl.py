@@ -6,7 +6,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules.experience import divergence_from_reference
+from lightning_mpo.modules.experience import divergence_from_reference, mean_over_ranks
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 
@@ -28,6 +28,8 @@ class KLTracking(RolloutCallback):
         if stop_above is not None and stop_above <= 0:
             raise UserError(f"`KLTracking.stop_above` must be positive, got {stop_above}")
         self.every, self.stop_above = every, stop_above
+        self._seen = 0.0
+        """The divergence that the run was stopped at."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if isinstance(pl_module, PolicyOptimization):
@@ -38,15 +40,26 @@ class KLTracking(RolloutCallback):
         values = divergence_from_reference(event.experience)
         if values is None:
             return
-        mean, largest = values.mean(), values.max()
+        mean, largest = mean_over_ranks(module, values), values.max()
         if trainer.world_size > 1:
-            mean = trainer.strategy.reduce(mean, reduce_op="mean")
             largest = trainer.strategy.reduce(largest, reduce_op="max")
-        metrics = {"kl/rollout_mean": mean.item(), "kl/rollout_max": largest.item()}
-        module.log_with_update(metrics)
-        if self.stop_above is not None and mean.item() > self.stop_above:
-            rank_zero_warn(
-                f"stopping: the policy is {mean.item():.3g} nats per token from its reference, over "
-                f"`KLTracking.stop_above` ({self.stop_above}); lower the learning rate or raise the KL coefficient"
-            )
-            trainer.should_stop = True
+        module.log_with_update({"kl/rollout_mean": mean, "kl/rollout_max": largest.item()})
+        if self.stop_above is not None and mean > self.stop_above:
+            self._stop(trainer, mean)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.stop_above is not None and self._seen > self.stop_above:  # the run was killed behind its last save
+            self._stop(trainer, self._seen)
+
+    def _stop(self, trainer: L.Trainer, mean: float) -> None:
+        rank_zero_warn(
+            f"stopping: the policy is {mean:.3g} nats per token from its reference, over `KLTracking.stop_above` "
+            f"({self.stop_above}); lower the learning rate or raise the KL coefficient"
+        )
+        self._seen, trainer.should_stop = mean, True
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seen": self._seen} if self._seen else {}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._seen = state_dict["seen"]

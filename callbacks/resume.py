@@ -14,7 +14,7 @@ from lightning_mpo.callbacks.checkpoints import check_content, folders, run_iden
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
 from lightning_mpo.callbacks.reference import ReferenceUpdate
 from lightning_mpo.callbacks.rollout import Rollout
-from lightning_mpo.modules.configured import configuration_wins, configured
+from lightning_mpo.modules.configured import check_kinds, configuration_wins, configured
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.random_state import random_state, restore_random_state
 from lightning_mpo.modules.resume import gather_ranks, place
@@ -59,6 +59,8 @@ class ExactResume(RolloutCallback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._configured = configured(trainer)
+        if self._loaded:
+            check_kinds(self._loaded["configured"], self._configured)
 
     # --- saving -----------------------------------------------------------------------------------------------------
 

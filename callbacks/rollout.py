@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.evaluation import RolloutEvaluation
-from lightning_mpo.modules.experience import build_experience, divergence_from_reference
+from lightning_mpo.modules.experience import build_experience, divergence_from_reference, mean_over_ranks
 from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.resume import gather_ranks, place, plain_state
@@ -300,10 +300,7 @@ class Rollout(RolloutEvaluation):
         kl, values = module.objective.kl, divergence_from_reference(experience)
         if kl is None or values is None:
             return
-        mean = values.mean()
-        if trainer.world_size > 1:
-            mean = trainer.strategy.reduce(mean, reduce_op="mean")
-        kl.controller.update(mean.item(), len(experience.rewards_B) * trainer.world_size)
+        kl.controller.update(mean_over_ranks(module, values), len(experience.rewards_B) * trainer.world_size)
         module.log_with_update({"kl/coefficient": kl.controller.coefficient})
 
     def _log(self, module: PolicyOptimization, event: RolloutEvent) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning as L
+
+from lightning_mpo.errors import UserError
 
 MOVING = ("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial")
 """What a schedule counts."""
@@ -14,11 +16,51 @@ MOVING = ("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step",
 def configured(trainer: L.Trainer) -> dict[str, Any]:
     """Return the options of optimisers and schedules, before training or a checkpoint has moved them."""
     groups = [_plain(group) for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    schedules = [_plain(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
+    schedules = [_plain(schedule.state_dict()) for schedule in _schedules(trainer)]
     return {
+        "kinds": _kinds(trainer),
         "groups": groups,
         "schedules": [{k: v for k, v in state.items() if k not in MOVING} for state in schedules],
     }
+
+
+def check_kinds(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse to go on with an optimiser or a schedule whose state the checkpoint does not hold.
+
+    Args:
+        saved: what was configured when the checkpoint's run began.
+        own: what is configured now.
+
+    Raises:
+        UserError: which one differs, and the way out.
+    """
+    for name, was in saved.get("kinds", {}).items():
+        if was != own["kinds"][name]:
+            raise UserError(
+                f"the checkpoint holds the state of {name} {_list(was)}, and the configuration has "
+                f"{_list(own['kinds'][name])}: a run goes on as it began; for a new one from its weights give "
+                "`policy.checkpoint` instead of `--ckpt_path`"
+            )
+
+
+def _kinds(trainer: L.Trainer) -> dict[str, list[str]]:
+    optimizers = [f"{type(o).__name__} of {len(o.param_groups)} groups" for o in trainer.optimizers]
+    return {"the optimiser": optimizers, "the schedule": [type(s).__name__ for s in _schedules(trainer)]}
+
+
+def _list(kinds: list[str]) -> str:
+    return ", ".join(kinds) or "none"
+
+
+def _schedules(trainer: L.Trainer) -> list[Any]:
+    """Return the schedules, each before those that it is made of."""
+
+    def within(schedule: Any) -> Iterator[Any]:
+        yield schedule
+        for part in getattr(schedule, "_schedulers", ()):
+            yield from within(part)
+
+    return [part for config in trainer.lr_scheduler_configs for part in within(config.scheduler)]
 
 
 def configuration_wins(trainer: L.Trainer, saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
@@ -40,9 +82,9 @@ def configuration_wins(trainer: L.Trainer, saved: Mapping[str, Any], own: Mappin
         for name, old, new in _changes(before, now):
             group[name] = group[name] * new / old if name == "lr" and old else new
             lines.append(f"optimizer {name} was {_show(old)} and is {_show(new)}")
-    for config, before, now in zip(trainer.lr_scheduler_configs, saved["schedules"], own["schedules"], strict=False):
+    for schedule, before, now in zip(_schedules(trainer), saved["schedules"], own["schedules"], strict=False):
         for name, old, new in _changes(before, now):
-            setattr(config.scheduler, name, new)
+            setattr(schedule, name, new)
             lines.append(f"scheduler {name} was {_show(old)} and is {_show(new)}")
     return list(dict.fromkeys(lines))
 

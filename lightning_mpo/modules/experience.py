@@ -82,6 +82,12 @@ def divergence_from_reference(experience: Experience) -> Tensor | None:
     return divergence_BT[rollout.response_mask_BT]
 
 
+def mean_over_ranks(module: PolicyOptimization, values: Tensor) -> float:
+    """Return the mean of all ranks' values, each of which counts alike: ranks need not have equally many."""
+    total, count = module.over_ranks(torch.stack([values.double().sum(), values.new_tensor(len(values)).double()]))
+    return (total / count.clamp(min=1)).item()
+
+
 @dataclass(frozen=True)
 class _Passes:
     """What was scored: the policy, where anything needs it, and the reference, where it is due."""

@@ -13,9 +13,14 @@ import lightning as L
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective import Objective
 from lightning_mpo.policies.base import Policy
+from lightning_mpo.policies.causal import CausalPolicy
 
 VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config")
 """Entries of a model's configuration that say nothing of its weights' shapes."""
+
+
+BASE = ("policy.dtype", "policy.quantization", "policy.base")
+"""What adapters were trained on: it is in no checkpoint and must be the same where training goes on."""
 
 
 def identity(module: L.LightningModule) -> dict[str, Any]:
@@ -30,6 +35,7 @@ def identity(module: L.LightningModule) -> dict[str, Any]:
         }
         lora = getattr(policy, "lora", None)
         found["policy.lora"] = asdict(lora) if is_dataclass(lora) and not isinstance(lora, type) else None
+        found |= _base(policy)
         found["policy.critic"] = None if getattr(policy, "critic", None) is None else type(policy.critic).__name__
     if isinstance(objective, Objective):
         found["objective"] = objective.describe()
@@ -49,9 +55,13 @@ def check_identity(path: object, saved: Mapping[str, Any], own: Mapping[str, Any
         UserError: the first thing that differs, and the way out.
     """
     for name in own:
-        if name not in saved or saved[name] == own[name]:
+        if (
+            name not in saved
+            or saved[name] == own[name]
+            or (name == "policy.base" and None in (saved[name], own[name]))
+        ):
             continue
-        if name == "objective" or name.startswith(("rollout.", "trainer.")):
+        if name == "objective" or name.startswith(("rollout.", "trainer.", *BASE)):
             if algorithm:
                 raise UserError(_other_algorithm(path, name, saved[name], own[name]))
             continue
@@ -92,6 +102,14 @@ def _short(value: Any) -> str:
     if value is None:
         return "none"
     return f"of rank {value['rank']}" if isinstance(value, Mapping) and "rank" in value else str(value)
+
+
+def _base(policy: Policy) -> dict[str, Any]:
+    """Describe the weights that a LoRA run's checkpoints leave out."""
+    if getattr(policy, "lora", None) is None or not isinstance(policy, CausalPolicy):
+        return {}
+    quantised = None if policy.quantization is None else asdict(policy.quantization)
+    return dict(zip(BASE, (str(policy.dtype), quantised, policy.base_fingerprint), strict=True))
 
 
 def _architecture(policy: Policy) -> dict[str, Any] | None:

@@ -23,6 +23,11 @@ def fit_limits(trainer: L.Trainer, schedule: Schedule) -> None:
     if isinstance(limit, float) and limit != 1.0:
         raise UserError("`trainer.limit_train_batches` must be a whole number of micro-batches, not a share")
     every = trainer.val_check_interval
+    if isinstance(every, float) and every != 1.0:
+        raise UserError(
+            f"`trainer.val_check_interval` must be a whole number of updates, got {every}: a share of an epoch may end "
+            "within an update; set `trainer.check_val_every_n_epoch: null` with it"
+        )
     if isinstance(every, int) and not quick:
         if trainer.check_val_every_n_epoch is not None:
             raise UserError(

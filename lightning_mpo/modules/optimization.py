@@ -80,6 +80,11 @@ class PolicyOptimization(L.LightningModule):
                 f"`trainer.precision: {self.trainer.precision}` trains half-precision weights, in which updates at RL "
                 "learning rates round away; use `bf16-mixed`, or `policy.dtype: bfloat16` with `policy.lora`"
             )
+        if self.trainer.precision == "16-mixed":
+            raise UserError(
+                "`trainer.precision: 16-mixed` scales losses and leaves out the updates whose gradients overflow; use "
+                "`bf16-mixed`, or `32-true`"
+            )
         self.policy.check(self.objective.request)
         self.objective.support.check(self.policy.vocabulary)
         self.objective.surrogate.check(self.policy.vocabulary)

@@ -103,6 +103,11 @@ class CausalPolicy(Policy):
 
         return AutoConfig.from_pretrained(self._location)
 
+    @cached_property
+    def base_fingerprint(self) -> str | None:
+        """What tells the pretrained weights from others of the same sizes; None where that is not known."""
+        return pretrained.fingerprint(self._location) if self.source != "tiny" else None
+
     @property
     def vocabulary(self) -> int:
         return self.config.get_text_config().vocab_size

@@ -10,6 +10,7 @@ from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
+from lightning_mpo.modules.experience import mean_over_ranks
 from lightning_mpo.modules.source import RolloutCallback
 from tests.modules.runs import adam, fit, make_objective
 
@@ -101,3 +102,16 @@ def test_it_stops_above_a_bound_at_the_end_of_an_update(tmp_path):
 def test_a_bound_is_positive(bound):
     with pytest.raises(UserError, match="stop_above"):
         KLTracking(stop_above=bound)
+
+
+def test_ranks_of_other_lengths_count_by_their_tokens():
+    """Ten tokens at 0.1 and ninety at 0.01 are 0.019 in the mean, not 0.055."""
+    ranks = [torch.full((10,), 0.1), torch.full((90,), 0.01)]
+    sums = sum(torch.stack([part.double().sum(), torch.tensor(len(part)).double()]) for part in ranks)
+
+    class Module:
+        def over_ranks(self, own):
+            assert own.tolist() == pytest.approx([1.0, 10.0])
+            return sums
+
+    assert mean_over_ranks(Module(), ranks[0]) == pytest.approx(0.019)

@@ -170,6 +170,69 @@ def test_the_configuration_wins_over_the_checkpoint_and_says_so(tmp_path, caplog
         assert f"{said}: the configuration wins" in caplog.text.replace("optimizer ", ""), said
 
 
+def test_the_configuration_wins_within_schedules_of_schedules(tmp_path, caplog):
+    def run(period, steps, ckpt_path=None):
+        def schedule(optimizer):
+            warm = torch.optim.lr_scheduler.ConstantLR(optimizer, 0.5, 1)
+            rest = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period)
+            return torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, rest], [1])
+
+        save = ModelCheckpoint(tmp_path, save_last=True)
+        module = {"optimizer": sgd(0.1), "scheduler": schedule}
+        return fit(
+            tmp_path, module=module, callbacks=[ExactResume(), save], max_steps=steps, ckpt_path=ckpt_path,
+        )  # fmt: skip
+
+    run(10, 2)
+    with caplog.at_level("INFO"):
+        resumed = run(100, 3, f"{tmp_path}/last.ckpt")
+    assert resumed.trainer.lr_scheduler_configs[0].scheduler._schedulers[1].T_max == 100
+    assert "scheduler T_max was 10 and is 100: the configuration wins" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["optimizer", "scheduler"])
+def test_another_optimiser_or_schedule_is_refused_before_its_state_is_read(tmp_path, change):
+    constant = torch.optim.lr_scheduler.ConstantLR
+    module = {"optimizer": adam(1e-3), "scheduler": constant}
+    fit(tmp_path, module=module, callbacks=[ExactResume(), ModelCheckpoint(tmp_path, save_last=True)], max_steps=1)
+    other = {
+        "optimizer": sgd(1e-3),
+        "scheduler": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+    }
+    said = {
+        "optimizer": "the optimiser AdamW? of 1 groups, and the configuration has SGD of 1 groups",
+        "scheduler": "the schedule ConstantLR, and the configuration has ExponentialLR",
+    }[change]
+    never = Probe(on_train_start=lambda *_: pytest.fail("began"))
+    with pytest.raises(UserError, match=f"{said}: a run goes on as it began; .* give `policy.checkpoint`"):
+        fit(
+            tmp_path, module=module | {change: other[change]}, callbacks=[ExactResume(), never], max_steps=2,
+            ckpt_path=f"{tmp_path}/last.ckpt", enable_checkpointing=False,
+        )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:stopping")
+def test_a_run_that_was_stopped_for_its_divergence_stays_stopped(tmp_path):
+    """Killed behind its last save, while it evaluates, say."""
+
+    def run(steps=12, ckpt_path=None, bound=1e-3):
+        save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+        callbacks = [KLTracking(stop_above=bound), ExactResume(), save]
+        return fit(
+            tmp_path, callbacks=callbacks, module={"optimizer": adam(2e-2)}, max_steps=steps, ckpt_path=ckpt_path,
+        )  # fmt: skip
+
+    whole = run()
+    last = whole.trainer.global_step
+    assert 1 < last < 12
+    resumed = run(ckpt_path=f"{tmp_path}/step={last}.ckpt")
+    assert resumed.trainer.global_step == last
+    assert same(resumed.weights, whole.weights)
+    again = run(ckpt_path=f"{tmp_path}/step={last - 1}.ckpt")
+    assert again.trainer.global_step == last
+    assert run(last + 1, f"{tmp_path}/step={last}.ckpt", bound=10.0).trainer.global_step == last + 1
+
+
 def test_nothing_is_said_where_nothing_has_changed(tmp_path, caplog):
     callbacks = [ExactResume(), ModelCheckpoint(tmp_path, save_last=True)]
     fit(tmp_path, callbacks=callbacks, max_steps=1)

@@ -61,3 +61,7 @@ def test_the_slurm_script_starts_as_many_tasks_as_the_hardware_file_names():
     assert asked == {"nodes": trainer["num_nodes"], "ntasks-per-node": trainer["devices"]}
     assert trainer["strategy"]["init_args"]["data_parallel_size"] == trainer["num_nodes"] * trainer["devices"]
     assert "--kill-on-bad-exit=1" in script
+    assert {"#SBATCH --requeue", "#SBATCH --signal=SIGUSR1@600"} <= set(script.splitlines()), (
+        "what Preemption waits for"
+    )
+    assert "--ckpt_path last" in script, "a job that was queued again goes on"

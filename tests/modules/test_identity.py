@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization, SupervisedWarmup
 from lightning_mpo.modules.identity import check_identity, identity
-from lightning_mpo.policies import CausalPolicy, Lora, TinyPolicy, ValueHead
+from lightning_mpo.policies import CausalPolicy, Lora, Quantization, TinyPolicy, ValueHead
 from lightning_mpo.supports import TopK
 from tests.modules.runs import make_objective
 
@@ -53,6 +56,29 @@ def test_another_adapter(tiny_folder):
     ):
         with pytest.raises(UserError, match=said):
             check_identity("last.ckpt", saved, identity(module(CausalPolicy(tiny_folder, lora=lora))))
+
+
+@pytest.mark.parametrize("change", ["weights", "dtype", "quantization"])
+def test_another_base_under_the_adapters(tiny_folder, tmp_path, change):
+    """It is in no checkpoint: training must not go on over another one, while other verbs may take it."""
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    moved = {"model.norm.weight": weights["model.norm.weight"] + 1e-3} if change == "weights" else {}
+    save_file(weights | moved, other / "model.safetensors", {"format": "pt"})
+    options = {
+        "weights": ({}, "`policy.base`"),
+        "dtype": ({"dtype": "bfloat16"}, "`policy.dtype` torch.float32, and the configuration has torch.bfloat16"),
+        "quantization": ({"quantization": Quantization()}, "`policy.quantization` None"),
+    }
+    changed, said = options[change]
+    saved = identity(module(CausalPolicy(tiny_folder, lora=Lora(rank=4))))
+    own = identity(module(CausalPolicy(str(other), lora=Lora(rank=4), **changed)))
+    with pytest.raises(UserError, match="saved with the " + said):
+        check_identity("last.ckpt", saved, own)
+    check_identity("last.ckpt", saved, own, algorithm=False)
+    same = identity(module(CausalPolicy(str(shutil.copytree(tiny_folder, tmp_path / "same")), lora=Lora(rank=4))))
+    check_identity("last.ckpt", saved, same)
+    check_identity("last.ckpt", saved, same | {"policy.base": None})  # of a hub: not known
 
 
 def test_another_stage():

@@ -6,6 +6,7 @@ import ast
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
@@ -240,6 +241,11 @@ REFUSED = {
     "limit_train_batches": ({"limit_train_batches": 6, "accumulate_grad_batches": 2}, {"minibatches": 2}, "a multiple"),
     "share": ({"limit_train_batches": 0.5}, {}, "not a share"),
     "val_check_interval": ({"val_check_interval": 3}, {}, "check_val_every_n_epoch: null"),
+    "a share of validation": (
+        {"val_check_interval": 0.34},
+        {},
+        "val_check_interval` must be a whole number of updates",
+    ),
     "bf16-true": ({"precision": "bf16-true"}, {}, "bf16-mixed"),
     "accumulation": ({"accumulate_grad_batches": 20}, {}, "accumulate_grad_batches"),
     "minibatches": ({}, {"minibatches": 3}, "must divide"),
@@ -257,6 +263,13 @@ def test_refused_before_any_weight_is_loaded(tmp_path, monkeypatch, name):
     trainer, rollout, said = REFUSED[name]
     with pytest.raises(UserError, match=said):
         fit(tmp_path, rollout=rollout, **trainer)
+
+
+def test_scaled_losses_are_refused(tmp_path, monkeypatch):
+    """On the CPU Lightning takes bfloat16 for it."""
+    monkeypatch.setattr(L.Trainer, "precision", "16-mixed")
+    with pytest.raises(UserError, match="leaves out the updates whose gradients overflow; use `bf16-mixed`"):
+        fit(tmp_path)
 
 
 def test_accumulation_schedules_are_refused(tmp_path):
