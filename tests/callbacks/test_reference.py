@@ -260,6 +260,18 @@ def test_a_rollout_that_begins_twice_moves_the_reference_once(tmp_path):
     assert not same(before, reference_of(done))
 
 
+def test_nor_does_a_rollout_that_begins_again_after_a_resume(tmp_path, whole):
+    done, folder, make = whole
+    update = ReferenceUpdate(every=2, mixup=0.5)
+    module = PolicyOptimization(make(), make_objective(kl=KLPenalty(ConstantCoefficient(0.2))))
+    module.policy.build(device=torch.device("cpu"), reference=True)
+    update.setup(SimpleNamespace(callbacks=[], strategy=None), module, "fit")
+    update.load_state_dict(torch.load(folder / "step=9.ckpt", weights_only=True)["callbacks"]["ReferenceUpdate"])
+    for counter, moved in ((4, False), (6, True)):
+        update.on_rollout_start(done.trainer, SimpleNamespace(source=SimpleNamespace(counter=counter)), 1, 1)
+        assert same(module.policy.reference_state(), reference_of(done)) != moved
+
+
 def test_other_options_are_said(tmp_path, whole, caplog):
     _, folder, make = whole
     with caplog.at_level("INFO"):
@@ -316,6 +328,13 @@ def test_who_asks_for_the_reference_may_stand_behind_it(tmp_path, asks):
     assert done.module.policy.reference_network is not None
     if isinstance(asks, Report):
         assert asks.stages["final"]["kl"] > asks.stages["initial"]["kl"] >= 0
+
+
+def test_policies_of_another_kind_are_refused():
+    objective = make_objective(kl=KLPenalty(ConstantCoefficient(0.2)))
+    module = PolicyOptimization(torch.nn.Identity(), objective)
+    with pytest.raises(UserError, match="`ReferenceUpdate` needs a `CausalPolicy`, got Identity"):
+        ReferenceUpdate(1).setup(SimpleNamespace(callbacks=[], strategy=None), module, "fit")
 
 
 def test_shards_are_refused(tmp_path):
