@@ -19,6 +19,7 @@ from lightning_mpo.modules.warmup import SupervisedWarmup
 from lightning_mpo.policies import CausalPolicy, Lora, Quantization
 from lightning_mpo.supports import TopK
 from tests.helpers import make_prompts
+from tests.modules.many_ranks import double
 from tests.modules.runs import Run, adam, fit, make_data, make_objective, make_policy, make_trainer, same
 from tests.policies.test_quantization import folder as four_folder  # noqa: F401  64 dimensions
 
@@ -52,7 +53,7 @@ def kind(name: str, request) -> CausalPolicy:
 
 
 def run(folder, policy, update, *, updates=5, callbacks=(), objective=None, **options) -> Run:
-    torch.manual_seed(7)  # of the adapters
+    torch.manual_seed(7 if options.get("ckpt_path") is None else 8)  # of the adapters, which a resume has to find again
     callbacks = [*callbacks, *([update] if update else [])]
     penalised = make_objective(kl=KLPenalty(ConstantCoefficient(0.2)))
     module = {"optimizer": adam(1e-2)}
@@ -63,7 +64,11 @@ def run(folder, policy, update, *, updates=5, callbacks=(), objective=None, **op
 
 
 def reference_of(run: Run) -> dict[str, torch.Tensor]:
-    return {name: weight.clone() for name, weight in run.module.policy.reference_state().items()}
+    """Return the weights that a score of the reference computes with: adapters, or all of a copy."""
+    policy = run.module.policy
+    with policy.as_reference():
+        weights = dict(policy._network(reference=True).named_parameters())
+        return {n: w.detach().clone() for n, w in weights.items() if policy.lora is None or "lora_" in n}
 
 
 # --- where it moves to ------------------------------------------------------------------------------------------------
@@ -124,11 +129,33 @@ def test_of_adapters_a_and_b_are_averaged_apart(tmp_path, tiny_folder, begun):
         torch.testing.assert_close(found[name].double(), weight, rtol=1e-5, atol=1e-7)
 
 
-def test_mixing_factors_differs_from_mixing_products_as_it_is_said():
-    b, b_, a, a_ = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 2), (5, 2), (2, 4), (2, 4)))
-    m = 0.3
-    off = (m * b + (1 - m) * b_) @ (m * a + (1 - m) * a_) - (m * b @ a + (1 - m) * b_ @ a_)
-    torch.testing.assert_close(off, -m * (1 - m) * (b - b_) @ (a - a_))
+def test_mixing_factors_differs_from_mixing_products_as_it_is_said(tiny_folder):
+    policy = double(CausalPolicy(tiny_folder, lora=Lora(rank=2, alpha=6)))
+    policy.build(device=torch.device("cpu"), reference=True)
+    layers = [part for part in policy.network.modules() if hasattr(part, "lora_A")]
+
+    def draw():
+        for layer in layers:
+            torch.nn.init.normal_(layer.lora_A["default"].weight)
+            torch.nn.init.normal_(layer.lora_B["default"].weight)
+
+    def added(reference):
+        """Return A and B of each layer, and what they add to the base."""
+        with policy.as_reference(reference), torch.no_grad():
+            parts = [(x.lora_A["default"].weight, x.lora_B["default"].weight) for x in layers]
+            return [
+                (a.clone(), b.clone(), x.get_delta_weight("default")) for x, (a, b) in zip(layers, parts, strict=True)
+            ]
+
+    draw()
+    policy.mix_reference(1.0)
+    draw()
+    m, now, before = 0.3, added(False), added(True)
+    policy.mix_reference(m)
+    assert len(layers) == 14
+    for (a, b, policys), (a_, b_, references), (_, _, mixed) in zip(now, before, added(True), strict=True):
+        off = mixed - (m * policys + (1 - m) * references)
+        torch.testing.assert_close(off, -m * (1 - m) * (b - b_) @ (a - a_) * 6 / 2)  # alpha / rank
 
 
 def test_nobody_but_the_penalty_notices(tmp_path, tiny_folder):
@@ -233,6 +260,18 @@ def test_a_rollout_that_begins_twice_moves_the_reference_once(tmp_path):
     assert not same(before, reference_of(done))
 
 
+def test_nor_does_a_rollout_that_begins_again_after_a_resume(tmp_path, whole):
+    done, folder, make = whole
+    update = ReferenceUpdate(every=2, mixup=0.5)
+    module = PolicyOptimization(make(), make_objective(kl=KLPenalty(ConstantCoefficient(0.2))))
+    module.policy.build(device=torch.device("cpu"), reference=True)
+    update.setup(SimpleNamespace(callbacks=[], strategy=None), module, "fit")
+    update.load_state_dict(torch.load(folder / "step=9.ckpt", weights_only=True)["callbacks"]["ReferenceUpdate"])
+    for counter, moved in ((4, False), (6, True)):
+        update.on_rollout_start(done.trainer, SimpleNamespace(source=SimpleNamespace(counter=counter)), 1, 1)
+        assert same(module.policy.reference_state(), reference_of(done)) != moved
+
+
 def test_other_options_are_said(tmp_path, whole, caplog):
     _, folder, make = whole
     with caplog.at_level("INFO"):
@@ -249,6 +288,8 @@ def test_a_reference_of_other_weights_is_refused(tiny_policy):
         policy.load_reference({n: w for n, w in state.items() if n != name})
     with pytest.raises(UserError, match=f"does not fit the policy: '{name}' is not the same"):
         policy.load_reference(state | {name: weight[:1]})
+    with pytest.raises(UserError, match="does not fit the policy: 'another' is not the same"):
+        policy.load_reference(state | {"another": weight})
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -287,6 +328,13 @@ def test_who_asks_for_the_reference_may_stand_behind_it(tmp_path, asks):
     assert done.module.policy.reference_network is not None
     if isinstance(asks, Report):
         assert asks.stages["final"]["kl"] > asks.stages["initial"]["kl"] >= 0
+
+
+def test_policies_of_another_kind_are_refused():
+    objective = make_objective(kl=KLPenalty(ConstantCoefficient(0.2)))
+    module = PolicyOptimization(torch.nn.Identity(), objective)
+    with pytest.raises(UserError, match="`ReferenceUpdate` needs a `CausalPolicy`, got Identity"):
+        ReferenceUpdate(1).setup(SimpleNamespace(callbacks=[], strategy=None), module, "fit")
 
 
 def test_shards_are_refused(tmp_path):
