@@ -59,6 +59,7 @@ def _cases() -> Iterator[Case]:
     yield Case("cispo, cap 1.2", low_cap, {"loss_type": "cispo", "epsilon_high": 1.2}, constant=True)
     narrow = {"loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4} | sequence
     yield Case("grpo, sequence (GSPO)", gspo, narrow, "gspo", spread=2e-3)
+    yield Case("grpo, sequence (GSPO-token)", algorithm("gspo_token"), narrow, "gspo_token", spread=2e-3)
     yield Case(
         "dapo, sequence",
         replace(gspo, surrogate=ClippedRatio(0.05, 0.08), reduction=TokenMean()),

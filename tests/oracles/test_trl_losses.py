@@ -45,7 +45,15 @@ def test_gradients_of_a_table_of_logits_equal_trls(item, folder):
 def test_every_loss_that_both_have_is_compared():
     types = {case.trl.get("loss_type", "rloo") for case in trl_losses.CASES}
     assert types == {"grpo", "dr_grpo", "dapo", "bnpo", "cispo", "rloo"}
-    assert {case.config for case in trl_losses.CASES} >= {"grpo", "dr_grpo", "dapo", "cispo", "gspo", "rloo"}
+    assert {case.config for case in trl_losses.CASES} >= {
+        "grpo",
+        "dr_grpo",
+        "dapo",
+        "cispo",
+        "gspo",
+        "gspo_token",
+        "rloo",
+    }
 
 
 @pytest.mark.parametrize(
