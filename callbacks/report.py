@@ -27,7 +27,8 @@ from lightning_mpo.types import Rollout as RolloutData
 class Report(RolloutCallback):
     """Samples held-out problems before the first and after the last update: same problems, decoding and seeds.
 
-    Writes `summary.json`, `completions/<stage>.jsonl` and `learning_curve.png` into the run folder and prints a table.
+    Writes `summary.json`, `completions/<stage>.jsonl` and `learning_curve.png` into the run folder and prints a table; under
+    `fast_dev_run` the table alone.
     Its `kl` is from the reference of that moment: the policy as the run began, or what `ReferenceUpdate` last made of it.
 
     Args:
@@ -134,7 +135,7 @@ class Report(RolloutCallback):
             if not prefix and start == 0:
                 divergence, tokens = self._divergence(module, rollout)
                 kept = _records(rollout, scores.rewards_B.tolist(), decoding.completions)
-        if kept and trainer.is_global_zero:
+        if kept and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _write_lines(_folder(trainer) / "completions" / f"{stage}.jsonl", kept)
         values = tally.compute()
         result: dict[str, Any] = {}
@@ -160,10 +161,13 @@ class Report(RolloutCallback):
 
     @rank_zero_only
     def _write(self, trainer: L.Trainer) -> None:
+        problems = min(self.problems, len(trainer.datamodule.splits.validation))  # type: ignore[attr-defined]
+        _print_table(self.stages, problems)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         folder = _folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         unit = 1024 if sys.platform != "darwin" else 1024**2
-        problems = min(self.problems, len(trainer.datamodule.splits.validation))  # type: ignore[attr-defined]
         summary = self.stages | {
             "seconds": self.seconds,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
@@ -172,7 +176,6 @@ class Report(RolloutCallback):
             "curve": self.curve,
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        _print_table(self.stages, problems)
         draw_learning_curve(self.curve, self.stages, folder / "learning_curve.png")
 
     def state_dict(self) -> dict[str, Any]:
