@@ -17,7 +17,7 @@ from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+from lightning_mpo.modules.source import RolloutCallback, RolloutEvent, evaluation_progress, tell_phase
 from lightning_mpo.rewards.base import completions_of, score_all
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.supports import FullVocabulary
@@ -118,6 +118,7 @@ class Report(RolloutCallback):
         tally = Tally((1,) if decoding.completions == 1 else (1, decoding.completions))
         divergence, tokens, kept = 0.0, 0, []
         for start in range(0, len(rows), size):
+            tell_phase(trainer, "evaluation")
             generator = seeded_generator(source.seed, start, 3)
             with trainer.precision_plugin.forward_context():
                 rollout = source.sampler.sample(
@@ -129,6 +130,7 @@ class Report(RolloutCallback):
                     max_new_tokens=source.max_new_tokens,
                     generator=generator,
                     greedy=decoding.greedy,
+                    progress=evaluation_progress(trainer),
                 )
             scores = score_all(source.rewards, completions_of(rollout))
             tally.add(rollout, scores, decoding.completions)
