@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.errors import UserError
-from lightning_mpo.export import Origin, Sampling, check_form, export, prepare
+from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, part_of
 from lightning_mpo.export.origin import read_summary, read_yaml
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.policies.causal import CausalPolicy
@@ -25,7 +25,7 @@ class Export(L.Callback):
         folder: what is written; None: `export` in the run folder.
         form: "adapter", "merged" or "full"; None: adapters with LoRA, else all weights.
         dtype: of merged weights.
-        overwrite: replace what an earlier export wrote there.
+        overwrite: replace what an earlier export wrote there, once the new one is whole and compared.
         prompts: held-out prompts on which policy and reloaded model are compared.
     """
 
@@ -53,7 +53,7 @@ class Export(L.Callback):
             )
         check_form(pl_module.policy, self._form(pl_module.policy))
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            prepare(self._folder(trainer), self.overwrite)
+            check_target(self._folder(trainer), self.overwrite, "set `Export.overwrite: true`")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, PolicyOptimization) or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
@@ -76,7 +76,9 @@ class Export(L.Callback):
         for note in notes:
             rank_zero_warn(note)
         if check.problems:
-            raise UserError(f"the export in {folder} is not the policy: {check.problems[0]}; nothing was deleted")
+            raise UserError(
+                f"the export in {part_of(folder)} is not the policy: {check.problems[0]}; {folder} is as it was"
+            )
         rank_zero_info(f"exported   into {folder}; loaded again and compared: {check}")
 
     def _form(self, policy: CausalPolicy) -> Literal["adapter", "merged", "full"]:

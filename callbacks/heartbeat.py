@@ -112,6 +112,8 @@ class Heartbeat(RolloutCallback):
     def on_rollout_tokens(self, tokens: int, running: int) -> None:
         self._moved = time.monotonic()
 
+    on_evaluation_tokens = on_rollout_tokens
+
     def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: Any) -> None:
         self._enter("other callbacks of the rollout")
 

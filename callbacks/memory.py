@@ -111,7 +111,8 @@ class MemoryAccounting(RolloutCallback):
         self.watch.stop()
         if isinstance(pl_module, PolicyOptimization):
             check_moved(pl_module.policy, self._checksums)
-            self._write(Path(trainer.default_root_dir))
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self._write(Path(trainer.default_root_dir))
 
     # --- what is said ---------------------------------------------------------------------------------------------
 

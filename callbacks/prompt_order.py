@@ -16,6 +16,8 @@ class PromptOrder(RolloutCallback):
     """Appends the prompts of each rollout to `prompts.jsonl` in the run folder; each process has a file of its own."""
 
     def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         rows = event.experience.rollout.rows
         prompts = list(dict.fromkeys(row.prompt for row in rows))
         record = {"rollout": event.counter, "rank": trainer.global_rank, "prompts": prompts}

@@ -17,7 +17,7 @@ from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+from lightning_mpo.modules.source import RolloutCallback, RolloutEvent, evaluation_progress, tell_phase
 from lightning_mpo.rewards.base import completions_of, score_all
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.supports import FullVocabulary
@@ -27,7 +27,8 @@ from lightning_mpo.types import Rollout as RolloutData
 class Report(RolloutCallback):
     """Samples held-out problems before the first and after the last update: same problems, decoding and seeds.
 
-    Writes `summary.json`, `completions/<stage>.jsonl` and `learning_curve.png` into the run folder and prints a table.
+    Writes `summary.json`, `completions/<stage>.jsonl` and `learning_curve.png` into the run folder and prints a table; under
+    `fast_dev_run` the table alone.
     Its `kl` is from the reference of that moment: the policy as the run began, or what `ReferenceUpdate` last made of it.
 
     Args:
@@ -117,6 +118,7 @@ class Report(RolloutCallback):
         tally = Tally((1,) if decoding.completions == 1 else (1, decoding.completions))
         divergence, tokens, kept = 0.0, 0, []
         for start in range(0, len(rows), size):
+            tell_phase(trainer, "evaluation")
             generator = seeded_generator(source.seed, start, 3)
             with trainer.precision_plugin.forward_context():
                 rollout = source.sampler.sample(
@@ -128,13 +130,14 @@ class Report(RolloutCallback):
                     max_new_tokens=source.max_new_tokens,
                     generator=generator,
                     greedy=decoding.greedy,
+                    progress=evaluation_progress(trainer),
                 )
             scores = score_all(source.rewards, completions_of(rollout))
             tally.add(rollout, scores, decoding.completions)
             if not prefix and start == 0:
                 divergence, tokens = self._divergence(module, rollout)
                 kept = _records(rollout, scores.rewards_B.tolist(), decoding.completions)
-        if kept and trainer.is_global_zero:
+        if kept and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _write_lines(_folder(trainer) / "completions" / f"{stage}.jsonl", kept)
         values = tally.compute()
         result: dict[str, Any] = {}
@@ -160,10 +163,13 @@ class Report(RolloutCallback):
 
     @rank_zero_only
     def _write(self, trainer: L.Trainer) -> None:
+        problems = min(self.problems, len(trainer.datamodule.splits.validation))  # type: ignore[attr-defined]
+        _print_table(self.stages, problems)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         folder = _folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         unit = 1024 if sys.platform != "darwin" else 1024**2
-        problems = min(self.problems, len(trainer.datamodule.splits.validation))  # type: ignore[attr-defined]
         summary = self.stages | {
             "seconds": self.seconds,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
@@ -172,7 +178,6 @@ class Report(RolloutCallback):
             "curve": self.curve,
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        _print_table(self.stages, problems)
         draw_learning_curve(self.curve, self.stages, folder / "learning_curve.png")
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lightning_mpo.modules.experience import build_experience, divergence_from_r
 from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.resume import gather_ranks, place, plain_state
-from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+from lightning_mpo.modules.source import RolloutEvent, listeners, tell_phase
 from lightning_mpo.rewards.base import Reward, Scores, completions_of, score_all
 from lightning_mpo.rollout.admission import admit
 from lightning_mpo.rollout.base import Sampler, candidate_options
@@ -173,7 +173,7 @@ class Rollout(RolloutEvaluation):
         schedule = self._need_schedule()
         slot = trainer.fit_loop.epoch_loop.batch_idx % schedule.slots
         if slot == 0 or self._experience is None:
-            _tell(trainer, "gathering weights")
+            tell_phase(trainer, "gathering weights")
             with pl_module.policy.gathered():
                 self._collect(trainer, pl_module)
         update, micro = divmod(slot, schedule.micro_batches)
@@ -190,11 +190,11 @@ class Rollout(RolloutEvaluation):
         """Roll out: prompts, samples, rewards, experience, and the plan of the updates."""
         module.zero_grad(set_to_none=True)  # gradients of the last update are otherwise alive during the rollout
         schedule = self._need_schedule()
-        for callback in _listeners(trainer):
+        for callback in listeners(trainer):
             callback.on_rollout_start(trainer, module, schedule.rows, self.max_new_tokens)
         started = time.perf_counter()
         rollout, scores, account, sample_seconds = self._fill(trainer, module)
-        _tell(trainer, "scoring")
+        tell_phase(trainer, "scoring")
         generator = seeded_generator(self.seed, self.counter, trainer.global_rank, 1)
         whole_B = rollout.finish_B == Finish.STOP if self.mask_truncated else None
         self._experience = experience = build_experience(
@@ -202,13 +202,13 @@ class Rollout(RolloutEvaluation):
         )
         tokens_B = rollout.attention_mask_BL.sum(1)
         self._plan = schedule.plan(rollout.group_B, tokens_B, generator)
-        _tell(trainer, "all-reduce")
+        tell_phase(trainer, "all-reduce")
         self._denominators = self._sum_denominators(trainer, module, experience)
         prepare_seconds = time.perf_counter() - started - sample_seconds
         event = RolloutEvent(self.counter, experience, scores, sample_seconds, prepare_seconds, account)
         self.counter += 1
         self._steer_penalty(trainer, module, experience)
-        for callback in _listeners(trainer):
+        for callback in listeners(trainer):
             callback.on_rollout_end(trainer, module, event)
         self._log(module, event)
 
@@ -220,19 +220,19 @@ class Rollout(RolloutEvaluation):
 
         def draw(round: int, prompts: int) -> tuple[RolloutData, Scores]:
             nonlocal seconds
-            _tell(trainer, "sampling")
+            tell_phase(trainer, "sampling")
             started = time.perf_counter()
             rollout = self._sample(trainer, module, round, prompts)
             seconds += time.perf_counter() - started
-            for callback in _listeners(trainer):
+            for callback in listeners(trainer):
                 callback.on_rollout_sampled(trainer, module)
             if self.parity_gate and not self._gate_passed:
                 self._check_parity(trainer, module, rollout)
-            _tell(trainer, "reward function")
+            tell_phase(trainer, "reward function")
             return rollout, score_all(self.rewards, completions_of(rollout))
 
         def total(counts: torch.Tensor) -> torch.Tensor:
-            _tell(trainer, "all-reduce")
+            tell_phase(trainer, "all-reduce")
             return (
                 trainer.strategy.reduce(counts.to(module.device), reduce_op="sum") if trainer.world_size > 1 else counts
             )
@@ -245,11 +245,11 @@ class Rollout(RolloutEvaluation):
         """Sample the first prompts of this rank's share of a round."""
         data, rank = trainer.datamodule, trainer.global_rank  # type: ignore[attr-defined]
         objective = module.objective
-        first, listeners = rank * self._need_schedule().local_prompts, _listeners(trainer)
+        first, told = rank * self._need_schedule().local_prompts, listeners(trainer)
         rows = data.training_rows(self.counter, self.prompts, round)[first : first + prompts]
 
         def progress(tokens: int, running: int) -> None:
-            for callback in listeners:
+            for callback in told:
                 callback.on_rollout_tokens(tokens, running)
 
         sample = self.sampler.sample if self.replay is None else partial(self.replay.sample, self.sampler)
@@ -343,12 +343,3 @@ class Rollout(RolloutEvaluation):
             self._experience = Experience(rollout=rollout, **tensors)
             self._plan = state_dict["plan"]
             self._denominators = [Denominators(*parts) for parts in state_dict["denominators"]]
-
-
-def _listeners(trainer: L.Trainer) -> list[RolloutCallback]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
-
-
-def _tell(trainer: L.Trainer, phase: str) -> None:
-    for callback in _listeners(trainer):
-        callback.on_rollout_phase(phase)

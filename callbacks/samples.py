@@ -18,7 +18,8 @@ from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 class Samples(RolloutCallback):
     """Appends completions to `completions/rollouts.jsonl` in the run folder and prints a few as a table.
 
-    A run that begins starts the file afresh; one that goes on from a checkpoint cuts it to what it held then.
+    A run that begins starts the file afresh; one that goes on from a checkpoint cuts it to what it held then. Under
+    `fast_dev_run` the file is left as it is.
 
     Args:
         every: rollouts between two looks.
@@ -34,7 +35,8 @@ class Samples(RolloutCallback):
         self._size = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._path = Path(trainer.default_root_dir) / "completions" / "rollouts.jsonl"
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._path = Path(trainer.default_root_dir) / "completions" / "rollouts.jsonl"
 
     @rank_zero_only
     def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
@@ -54,10 +56,10 @@ class Samples(RolloutCallback):
             }
             for i in chosen
         ]
-        assert self._path is not None
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         if self.show:
             self._print(event.counter, records)
 

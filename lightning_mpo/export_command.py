@@ -14,7 +14,7 @@ import yaml
 from lightning_mpo.cli import CLI, OPTIONS, expand_includes, guarded
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
-from lightning_mpo.export import Origin, Sampling, check_form, export, prepare
+from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, part_of
 from lightning_mpo.export.origin import read_summary
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.storage import read_checkpoint
@@ -114,7 +114,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
     try:
         policy.check()
         prompts, data = _prompts(policy, cli.datamodule)
-        prepare(options.to, options.overwrite)
+        check_target(options.to, options.overwrite, "say --overwrite")
         policy.build(device=torch.device("cpu"), reference=False)
     except UserError as error:
         raise UserError(str(error).replace("`policy.checkpoint`", "`--checkpoint`")) from error
@@ -122,13 +122,14 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
     check, notes = export(
         policy, options.to, form, prompts, dtype=options.dtype, sampling=sampling, origin=origin, data=data
     )
-    size = sum(path.stat().st_size for path in options.to.iterdir())
-    print(f"written    {form} form, {size / 2**20:.1f} MB, into {options.to}")
+    folder = part_of(options.to) if check.problems else options.to
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"written    {form} form, {size / 2**20:.1f} MB, into {folder}")
     for note in notes:
         print(f"warning    {note}")
     if check.problems:
         print(
-            f"lightning-mpo: the export in {options.to} is not the policy: {check.problems[0]}; nothing was deleted",
+            f"lightning-mpo: the export in {folder} is not the policy: {check.problems[0]}; {options.to} is as it was",
             file=sys.stderr,
         )
         return 1

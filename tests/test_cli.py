@@ -294,9 +294,35 @@ def test_only_a_run_that_begins_writes_a_configuration(here, call, capsys):
     assert "val/pass@1" in capsys.readouterr().out
 
 
-def test_fast_dev_run_writes_nothing(here, call):
-    assert call("fit", "-c", "base.yaml", "--trainer.fast_dev_run", "true") == 0
-    assert [path for path in here.rglob("*") if path.is_file()] == [here / "base.yaml"]
+def test_fast_dev_run_writes_nothing(here, call, capsys):
+    base = yaml.safe_load(BASE)
+    names = [("Report", {"problems": 2, "completions": 2}), ("Samples", {"every": 1}), ("MemoryAccounting", {})]
+    names += [("PromptOrder", {}), ("Export", {}), ("Heartbeat", {})]
+    base["trainer"]["callbacks"] += [{"class_path": name, "init_args": options} for name, options in names]
+    (here / "base.yaml").write_text(yaml.safe_dump(base))
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+
+    quick = ("fit", "-c", "base.yaml", "--trainer.fast_dev_run", "true")
+    assert call(*quick) == 0
+    assert files().keys() == {here / "base.yaml"}
+    assert call("fit", "-c", "base.yaml") == 0
+    earlier = files()
+    names = {
+        "summary.json",
+        "learning_curve.png",
+        "rollouts.jsonl",
+        "final.jsonl",
+        "memory.json",
+        "memory.png",
+        "prompts.jsonl",
+    }
+    assert names <= {path.name for path in earlier}
+    capsys.readouterr()
+    assert call(*quick, "--seed_everything", 1) == 0
+    assert "2 held-out problems, 95 % intervals" in capsys.readouterr().out
+    assert files() == earlier
 
 
 def test_other_errors_keep_their_traceback(here, call, monkeypatch):

@@ -145,15 +145,19 @@ def test_what_is_not_the_policy_exits_with_one_and_stays(here, call, capsys, mon
         path = folder / "adapter_config.json"
         path.write_text(path.read_text().replace('"lora_alpha": 8', '"lora_alpha": 80'))
 
+    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out") == 0
+    earlier = {path: path.read_bytes() for path in (here / "out").iterdir()}
+    capsys.readouterr()
     monkeypatch.setattr(forms, "write_adapter", damage)
-    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out") == 1
+    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out", "--overwrite") == 1
     said = capsys.readouterr()
     lines = [line for line in said.err.splitlines() if line.startswith("lightning-mpo: ")]
     assert len(lines) == 1
-    assert "the export in out is not the policy: log-probs differ by up to" in lines[0]
-    assert "nothing was deleted" in lines[0]
+    assert f"the export in {here}/.out.part is not the policy: log-probs differ by up to" in lines[0]
+    assert lines[0].endswith("; out is as it was")
     assert "checked" not in said.out
-    assert (here / "out" / "adapter_model.safetensors").is_file()
+    assert (here / ".out.part" / "adapter_model.safetensors").is_file()
+    assert {path: path.read_bytes() for path in (here / "out").iterdir()} == earlier
 
 
 def test_without_its_data_a_policy_is_compared_on_random_tokens(here, call, capsys):

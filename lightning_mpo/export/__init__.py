@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 
 from lightning_mpo.export import card, folder, forms, verify
-from lightning_mpo.export.folder import Sampling, prepare
+from lightning_mpo.export.folder import Sampling, check_target, part_of
 from lightning_mpo.export.forms import check_form
 from lightning_mpo.export.origin import Origin
 from lightning_mpo.export.verify import Check
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.types import PromptBatch
 
-__all__ = ["Check", "Origin", "Sampling", "check_form", "export", "prepare"]
+__all__ = ["Check", "Origin", "Sampling", "check_form", "check_target", "export", "part_of"]
 
 Form = Literal["adapter", "merged", "full"]
 Dtype = Literal["bfloat16", "float32"]
@@ -33,11 +33,13 @@ def export(
     origin: Origin = Origin(),  # noqa: B008  frozen
     data: Any = None,
 ) -> tuple[Check, tuple[str, ...]]:
-    """Write a policy into a folder that `prepare` made, load it again as a user would, and compare.
+    """Write a policy, load it again as a user would, and compare; only an export that holds it gets the folder's name.
+
+    One that does not stays beside it, in `part_of(to)`. See `check_target` before a policy is loaded or trained.
 
     Args:
         policy: a built one; it comes back as it was.
-        to: the folder.
+        to: the folder; what an earlier export wrote there is replaced, and nothing else.
         form: `adapter` for peft; `merged`, adapters added to the unquantised base; `full`, all weights.
         prompts: what policy and reloaded model are compared on.
         dtype: of merged weights.
@@ -51,30 +53,33 @@ def export(
     from transformers import GenerationConfig
 
     seen, notes = verify.observe(policy, prompts, sampling.temperature), []
+    part = folder.begin(to)
     if form == "merged":
         twin = forms.unquantised(policy)
         expected = verify.observe(twin, prompts, sampling.temperature) if forms.is_quantised(policy) else seen
-        forms.write_merged(twin, to, getattr(torch, dtype))
+        forms.write_merged(twin, part, getattr(torch, dtype))
         del twin
     else:
         expected = seen
-        forms.write_adapter(policy, to) if form == "adapter" else forms.write_full(policy, to)
-    folder.write_extras(policy, to, sampling)
+        forms.write_adapter(policy, part) if form == "adapter" else forms.write_full(policy, part)
+    folder.write_extras(policy, part, sampling)
     if origin.config is not None and origin.objective:
-        folder.write_config(origin.config, to, form, data)
-    network, tokenizer = forms.reload(policy, to, form)
+        folder.write_config(origin.config, part, to, form, data)
+    network, tokenizer = forms.reload(policy, part, form)
     # 4-bit layers compute in bfloat16
     rounded = dtype == "bfloat16" if form == "merged" else forms.is_quantised(policy)
-    again = GenerationConfig.from_pretrained(to)
+    again = GenerationConfig.from_pretrained(part)
     check = verify.compare(expected, network, tokenizer, again, sampling.temperature, rounded=rounded)
     if form == "merged":
         drift = None
         if forms.is_quantised(policy):
             drift = verify.compare(seen, network, tokenizer, again, sampling.temperature, rounded=True)
         notes.append(_merging(check, drift, dtype))
-    problems = [verify.check_heads(policy, to), _tokenizer(policy, tokenizer, prompts)]
+    problems = [verify.check_heads(policy, part), _tokenizer(policy, tokenizer, prompts)]
     check = replace(check, problems=(*check.problems, *(problem for problem in problems if problem)))
-    card.write_card(policy, to, form, sampling, origin, check, tuple(notes))
+    card.write_card(policy, part, to, form, sampling, origin, check, tuple(notes))
+    if not check.problems:
+        folder.finish(to)
     return check, tuple(notes)
 
 

@@ -24,6 +24,7 @@ STEPS = ("pass@1", "greedy accuracy", "support pass@1", "length", "truncated", "
 def write_card(
     policy: CausalPolicy,
     folder: Path,
+    to: Path,
     form: str,
     sampling: Sampling,
     origin: Origin,
@@ -34,7 +35,8 @@ def write_card(
 
     Args:
         policy: what was exported.
-        folder: where.
+        folder: where it is written.
+        to: the folder that is exported.
         form: how.
         sampling: as in training.
         origin: the run.
@@ -42,7 +44,7 @@ def write_card(
         notes: what a user must know, such as what merging did.
     """
     method = find_method(origin.objective) if origin.objective else None
-    name = folder.resolve().name
+    name = to.resolve().name
     front = {
         "base_model": base_name(policy),
         "base_model_relation": {"adapter": "adapter", "merged": "merge", "full": "finetune"}[form],
@@ -57,7 +59,7 @@ def write_card(
         f"# {name}",
         _summary(policy, form, origin),
         "## Use",
-        _use(policy, folder, form),
+        _use(policy, name, (folder / CONFIG).is_file(), form),
         "## Training",
         "\n".join(f"* {line}" for line in _training(policy, sampling, origin, method)),
         "## Results",
@@ -88,8 +90,7 @@ def _summary(policy: CausalPolicy, form: str, origin: Origin) -> str:
     return f"{what}, {stage} with lightning-mpo {lightning_mpo.__version__}."
 
 
-def _use(policy: CausalPolicy, folder: Path, form: str) -> str:
-    name = folder.name
+def _use(policy: CausalPolicy, name: str, configured: bool, form: str) -> str:
     load = [f'model = AutoModelForCausalLM.from_pretrained("{name}")']
     imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     if form == "adapter":
@@ -104,7 +105,7 @@ def _use(policy: CausalPolicy, folder: Path, form: str) -> str:
         ]
     code = [*imports, "", *load, f'tokenizer = AutoTokenizer.from_pretrained("{name}")']
     said = ["```python", *code, "```"]
-    if (folder / CONFIG).is_file():
+    if configured:
         said += ["", "```", f"lightning-mpo predict -c {name}/{CONFIG} --data.init_args.path prompts.jsonl", "```"]
     if policy.mtp is not None:
         said += ["", f"`{HEADS}` holds {policy.mtp.offsets} multi-token heads, which `policy.mtp` takes as `weights`."]

@@ -1,10 +1,13 @@
-"""The target folder, and what stands in it beside weights."""
+"""The target folder, how an export takes its place, and what stands in it beside weights."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tempfile
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ import yaml
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.checkpoints import HEADS, HEADS_CONFIG
+from lightning_mpo.storage.disk import PART, Disk, beside, discard, locate, put, sync_folder
 from lightning_mpo.supports import FullVocabulary, Support, TopK
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ WRITTEN = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*", "merges.txt"),
     *(HEADS, HEADS_CONFIG, CONFIG, CARD),
 )
-"""What exports write, as patterns: `overwrite` removes these and nothing else."""
+"""What exports write, as patterns: a new export replaces these and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +57,89 @@ class Sampling:
         return isinstance(self.support, FullVocabulary | None) or self.options()["top_k"] > 0
 
 
-def prepare(folder: Path, overwrite: bool) -> None:
-    """Make the target folder, and see that it can be written to.
+def check_target(folder: Path, overwrite: bool, remedy: str) -> None:
+    """See that an export may take the place of a folder and can be written beside it; what is there stays as it is.
+
+    Args:
+        folder: the target.
+        overwrite: whether it may hold something.
+        remedy: what a user does to set `overwrite`.
 
     Raises:
-        UserError: it is a file, it cannot be written to, or it holds something and `overwrite` is not set.
+        UserError: it is a file, it cannot be written to or replaced, or it holds something and `overwrite` is not set.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = sorted(path.name for path in folder.iterdir())
+        target = folder.resolve()
+        if target.is_mount() or Path.cwd().is_relative_to(target):
+            kind = "mounted" if target.is_mount() else "the working folder"
+            raise UserError(f"the target folder {str(folder)!r} is {kind} and cannot be replaced; name one inside it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _restore(target)
+        held = sorted(path.name for path in target.iterdir()) if target.exists() else []
         if held and not overwrite:
             raise UserError(
-                f"the target folder {str(folder)!r} is not empty (it holds {held[0]!r}); name another, or say --overwrite"
+                f"the target folder {str(folder)!r} is not empty (it holds {held[0]!r}); name another, or {remedy}"
             )
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        for pattern in WRITTEN:
-            for path in folder.glob(pattern):
-                path.unlink()
+        for place in (target.parent, *([target] if target.exists() else [])):
+            with tempfile.TemporaryFile(dir=place):
+                pass
     except OSError as error:
         raise UserError(f"the target folder {str(folder)!r} cannot be written to: {error.strerror or error}") from error
+
+
+def part_of(folder: Path) -> Path:
+    """Return where an export stands until it has been checked: beside its target."""
+    return beside(folder.resolve(), PART)
+
+
+def begin(folder: Path) -> Path:
+    """Make the folder that is written into; what a killed run left there is removed."""
+    part = part_of(folder)
+    discard(part)
+    part.mkdir(parents=True)
+    return part
+
+
+def finish(folder: Path) -> None:
+    """Have what was written take the place of the target, where files that no export wrote stay.
+
+    Raises:
+        UserError: it could not.
+    """
+    part, target = part_of(folder), folder.resolve()
+    try:
+        for path in (*part.rglob("*"), part):
+            sync_folder(path)
+        _restore(target)
+        for path in target.iterdir() if target.is_dir() else ():
+            if not any(fnmatch(path.name, pattern) for pattern in WRITTEN) and not (part / path.name).exists():
+                _link(path, part / path.name)
+        put(Disk(), part, target)
+    except OSError as error:
+        raise UserError(
+            f"the export in {part} could not take the place of {folder}: {error.strerror or error}"
+        ) from error
+
+
+def _restore(target: Path) -> None:
+    """Give a folder its name back that a killed run had moved aside."""
+    if (aside := locate(target)) != target:
+        Disk().rename(aside, target)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Have a file or a folder in two places: at any time one of them has its name."""
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link_file)
+    else:
+        _link_file(source, target)
+
+
+def _link_file(source: Any, target: Any) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # not on every file system
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def write_extras(policy: CausalPolicy, folder: Path, sampling: Sampling) -> None:
@@ -102,12 +169,13 @@ def generation_config(policy: CausalPolicy, sampling: Sampling) -> GenerationCon
     )
 
 
-def write_config(config: dict[str, Any], folder: Path, form: str, data: Any) -> None:
-    """Write a configuration with which `lightning-mpo predict` takes this folder.
+def write_config(config: dict[str, Any], folder: Path, to: Path, form: str, data: Any) -> None:
+    """Write a configuration with which `lightning-mpo predict` takes the exported folder.
 
     Args:
         config: of the run.
-        folder: the exported one.
+        folder: where it is written.
+        to: the exported one.
         form: what was exported.
         data: the run's data module, whose instruction and chat template prompts need again; None: unknown.
     """
@@ -115,13 +183,13 @@ def write_config(config: dict[str, Any], folder: Path, form: str, data: Any) -> 
     arguments = model["init_args"]
     if form == "adapter":
         policy = arguments["policy"]
-        policy["init_args"] |= {"checkpoint": str(folder)}
+        policy["init_args"] |= {"checkpoint": str(to)}
     else:
-        policy = arguments["policy"] = {"class_path": "CausalPolicy", "init_args": {"source": str(folder)}}
+        policy = arguments["policy"] = {"class_path": "CausalPolicy", "init_args": {"source": str(to)}}
     policy["init_args"].pop("critic", None)
     if (folder / HEADS).is_file():
         heads = json.loads((folder / HEADS_CONFIG).read_text())
-        taken = {} if form == "adapter" else {"weights": str(folder / HEADS)}
+        taken = {} if form == "adapter" else {"weights": str(to / HEADS)}
         policy["init_args"]["mtp"] = {"class_path": heads["class_path"], "init_args": heads["init_args"] | taken}
     prompts = {name: getattr(data, name) for name in ("instruction", "chat_template", "max_prompt_tokens") if data}
     content = {
@@ -137,5 +205,5 @@ def write_config(config: dict[str, Any], folder: Path, form: str, data: Any) -> 
             "callbacks": [{"class_path": "Predictions"}],
         },
     }
-    head = f"# lightning-mpo predict -c {folder / CONFIG} --data.init_args.path prompts.jsonl\n"
+    head = f"# lightning-mpo predict -c {to / CONFIG} --data.init_args.path prompts.jsonl\n"
     (folder / CONFIG).write_text(head + yaml.safe_dump(content, sort_keys=False))

@@ -10,7 +10,7 @@ import lightning as L
 
 from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback, RolloutSource
+from lightning_mpo.modules.source import RolloutCallback, RolloutSource, evaluation_progress
 from lightning_mpo.rewards.base import Reward, completions_of, score_all
 from lightning_mpo.rollout.base import Sampler
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
@@ -67,6 +67,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
                 max_new_tokens=self.max_new_tokens,
                 generator=seeded_generator(self.seed, batch_idx, module.trainer.global_rank, 2),
                 greedy=decoding.greedy,
+                progress=evaluation_progress(module.trainer),
             )
 
     def validate(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> None:

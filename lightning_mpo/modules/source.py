@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_mpo.functional.support_diagnostics import could_not_stop
 from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rollout.base import Progress
 from lightning_mpo.rollout.dynamic import Account
 from lightning_mpo.types import Experience, Finish, PromptBatch, Rollout
 
@@ -110,16 +111,41 @@ class RolloutCallback(L.Callback):
         """Called before `sequences` responses of at most `limit` tokens are sampled."""
 
     def on_rollout_phase(self, phase: str) -> None:
-        """Called when work of another kind begins: sampling, reward function, scoring, all-reduce."""
+        """Called when work of another kind begins: sampling, reward function, scoring, all-reduce, evaluation."""
 
     def on_rollout_tokens(self, tokens: int, running: int) -> None:
         """Called after each step of the sampler with the tokens drawn and the rows still running."""
+
+    def on_evaluation_tokens(self, tokens: int, running: int) -> None:
+        """Called likewise where held-out prompts are sampled, which is no part of a rollout."""
 
     def on_rollout_sampled(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
         """Called once the completions of a round are sampled, before anything judges or scores them."""
 
     def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
         """Called once the experience is complete, before the first update on it."""
+
+
+def listeners(trainer: L.Trainer) -> list[RolloutCallback]:
+    """Return the callbacks that are told of rollouts."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
+
+
+def tell_phase(trainer: L.Trainer, phase: str) -> None:
+    """Tell them that work of another kind begins."""
+    for callback in listeners(trainer):
+        callback.on_rollout_phase(phase)
+
+
+def evaluation_progress(trainer: L.Trainer) -> Progress:
+    """Return what a sampler of held-out prompts tells them through."""
+    told = listeners(trainer)
+
+    def progress(tokens: int, running: int) -> None:
+        for callback in told:
+            callback.on_evaluation_tokens(tokens, running)
+
+    return progress
 
 
 class RolloutSource(ABC):

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.callbacks import Export
 from lightning_mpo.errors import UserError
 from lightning_mpo.export import forms
+from lightning_mpo.export.forms import reload
 from lightning_mpo.policies import CausalPolicy
-from tests.modules.runs import fit, make_policy
+from tests.modules.runs import Probe, fit, make_policy
 
 
 def test_what_was_trained_is_exported(tmp_path):
@@ -34,7 +36,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_trained(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("")
     policy = make_policy()
     policy.load_network = lambda: pytest.fail("loaded")
-    with pytest.raises(UserError, match=r"is not empty \(it holds 'thesis.txt'\)"):
+    with pytest.raises(UserError, match=r"is not empty \(it holds 'thesis.txt'\); .* set `Export.overwrite: true`"):
         fit(tmp_path, callbacks=[Export(str(tmp_path / "mine"))], policy=policy)
     with pytest.raises(UserError, match="the form 'adapter' needs adapters"):
         fit(tmp_path, callbacks=[Export(form="adapter")], policy=policy)
@@ -47,8 +49,42 @@ def test_what_is_not_the_policy_is_told(tmp_path, monkeypatch):
         policy.network.save_pretrained(folder)
 
     monkeypatch.setattr(forms, "write_full", damage)
-    with pytest.raises(UserError, match=r"the export in .* is not the policy: log-probs differ by up to"):
+    with pytest.raises(UserError, match=r"the export in .*\.part is not the policy: log-probs differ by up to"):
         fit(tmp_path, callbacks=[Export()], max_steps=1)
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_run_that_was_killed_in_its_export_goes_on(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def half(policy, folder: Path):
+        (folder / "config.json").write_text("{}")
+        raise Killed
+
+    save = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(forms, "write_full", half)
+        with pytest.raises(Killed):
+            fit(tmp_path, callbacks=[Export(), save], max_steps=1)
+    fit(tmp_path, callbacks=[Export()], max_steps=2, ckpt_path=f"{tmp_path}/last.ckpt")
+    CausalPolicy(str(tmp_path / "export")).build(device=torch.device("cpu"), reference=False)
+    assert not list(tmp_path.glob(".export*"))
+
+
+def test_an_earlier_export_stays_until_the_new_one_is_there(tmp_path, monkeypatch):
+    fit(tmp_path, callbacks=[Export()], max_steps=1)
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in (tmp_path / "export").iterdir()}
+
+    earlier, seen = files(), []
+    monkeypatch.setattr(forms, "reload", lambda *given: (seen.append(files()), reload(*given))[1])
+    started = Probe(on_train_start=lambda *_: seen.append(files()))
+    fit(tmp_path, callbacks=[Export(overwrite=True), started], max_steps=2)
+    assert seen == [earlier, earlier]
+    assert files().keys() == earlier.keys()
+    assert files() != earlier
 
 
 def test_fast_dev_run_exports_nothing(tmp_path):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mpo.callbacks import Heartbeat
+from lightning_mpo.callbacks import Heartbeat, Report
 from lightning_mpo.callbacks.heartbeat import EXIT_CODE, Beat, describe
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.source import RolloutCallback
 from tests.callbacks.sleeping_reward import Sleepy
 from tests.modules.runs import Digits, fit
 
@@ -63,6 +64,22 @@ def test_a_run_that_moves_is_quiet_and_its_thread_ends(tmp_path, capfd):
     assert "heartbeat" not in capfd.readouterr().err
     assert watch._own[0] > 10, "phases were begun"
     assert watch._stop is None
+
+
+def test_held_out_prompts_that_are_sampled_count_as_progress(tmp_path):
+    watch, moved = Heartbeat(warn_after=30.0), []
+
+    class After(RolloutCallback):
+        def on_evaluation_tokens(self, tokens, running):
+            moved.append((watch._own, watch._moved > 0))
+            watch._moved = 0.0
+
+    report = Report(problems=4, completions=2, batch_size=4)  # batches: two sampled and one greedy, before and after
+    fit(tmp_path, callbacks=[watch, After(), report], max_steps=1, limit_val_batches=1, val_check_interval=1,
+        check_val_every_n_epoch=None)  # fmt: skip
+    assert all(fresh for _, fresh in moved)
+    phases = [phase for _, phase in dict.fromkeys(own for own, _ in moved)]
+    assert phases == [*["evaluation"] * 3, "validation", *["evaluation"] * 3]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_mpo.callbacks import Report
+from lightning_mpo.callbacks import KillAt, Report
 from lightning_mpo.callbacks.report import draw_learning_curve
 from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.metrics import PassAtK
+from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.rewards.base import completions_of, score_all
 from lightning_mpo.supports import FullVocabulary, TopK
 from tests.modules.runs import Digits, adam, fit, make_objective
@@ -143,6 +144,30 @@ def test_evaluating_changes_no_training(tmp_path):
     )  # fmt: skip
     watched, _, _ = report(tmp_path, lr=1e-2)
     assert all(torch.equal(plain.weights[name], watched.weights[name]) for name in plain.weights)
+
+
+def test_its_sampling_is_told_and_is_no_rollout(tmp_path):
+    told = []
+
+    class Listener(RolloutCallback):
+        def on_rollout_phase(self, phase):
+            told.append(phase)
+
+        def on_rollout_tokens(self, tokens, running):
+            assert told[-1] == "sampling", "KillAt counts these, and MemoryAccounting begins a phase"
+
+        def on_evaluation_tokens(self, tokens, running):
+            assert told[-1] == "evaluation"
+            drawn.append(tokens)
+
+    drawn = []
+    _, callback, _ = report(tmp_path, steps=1, callbacks=[Listener(), KillAt("rollout", 7)])  # a rollout has 6 steps
+    batches = 2 + 2 + 1  # of each decoding: sampled, of the support, greedy
+    assert told[:batches] == told[-batches:] == ["evaluation"] * batches
+    assert told.count("evaluation") == 2 * batches
+    stages = callback.stages.values()
+    lengths = sum(12 * stage["length"] + 12 * stage["support length"] for stage in stages)
+    assert lengths < sum(drawn) <= lengths + 2 * 4 * 6, "and the greedy ones"
 
 
 def test_the_learning_curve_is_a_picture(tmp_path, monkeypatch):
