@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
-from lightning_mpo.errors import UserError
+from lightning_mpo.errors import UserError, check_sizes
 from lightning_mpo.modules.evaluation import RolloutEvaluation
 from lightning_mpo.modules.experience import build_experience, divergence_from_reference, mean_over_ranks
 from lightning_mpo.modules.limits import fit_limits
@@ -105,8 +105,7 @@ class Rollout(RolloutEvaluation):
             raise UserError("`data` must be a `PromptDataModule`, which serves prompts to the rollout")
         if not self.rewards and (stage != "predict" or data.judged):
             raise UserError("`rollout.rewards` is empty: name at least one reward, such as `MathAnswer`")
-        if self.max_new_tokens < 1:
-            raise UserError(f"`rollout.max_new_tokens` must be at least 1, got {self.max_new_tokens}")
+        check_sizes("rollout", max_new_tokens=self.max_new_tokens, validation_completions=self.validation_completions)
         if self.dynamic is not None:
             self.dynamic.check(self.rewards, self.completions)
         pl_module.objective.advantage.check(self.completions)

@@ -174,7 +174,8 @@ def guarded(call: Callable[[], None]) -> int:
     except ArgumentError as error:
         return _fail(one_line(str(error)))
     except OmegaConfBaseException as error:
-        return _fail(f"`{str(error.full_key).split('.', 1)[-1]}`: {str(error.msg).splitlines()[0]}")
+        verb, _, key = str(error.full_key).partition(".")
+        return _fail(f"`{key if verb in VERBS else error.full_key}`: {str(error.msg).splitlines()[0]}")
     except ValueError as error:  # the parser wraps what a constructor raises
         cause = _user_error(error)
         if cause is None:

@@ -3,3 +3,10 @@
 
 class UserError(ValueError):
     """What is wrong, where, and what to write instead. The command line prints it without a traceback."""
+
+
+def check_sizes(owner: str, **sizes: int) -> None:
+    """Refuse options of a class or section that are below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"`{owner}.{name}` must be at least 1, got {size}")

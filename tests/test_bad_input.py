@@ -131,6 +131,17 @@ def axis(text: str) -> dict[str, str]:
     return {"o.yaml": f"model: {{init_args: {{objective: {{{text}}}}}}}"}
 
 
+def stage(name: str, options: str) -> dict[str, str]:
+    """Overlay: a stage before reinforcement learning, in place of the model."""
+    policy = "{class_path: TinyPolicy, init_args: {hidden_size: 32, layers: 1, heads: 2, mtp: ParallelHeads}}"
+    return {"o.yaml": f"model: {{class_path: {name}, init_args: {{policy: {policy}, {options}}}}}"}
+
+
+def adapters(options: str) -> list[str]:
+    """Arguments: a policy with adapters of these options."""
+    return [f"--{POLICY}", "tests.test_bad_input.Adapted", f"--{POLICY}.lora", options]
+
+
 def heads_checkpoint(**description: object) -> bytes:
     """A checkpoint that says which multi-token heads it holds."""
     own = {
@@ -190,6 +201,35 @@ CASES = {
         "with hidden_size 64, `policy.mtp` has 32",
         OVERLAY,
         blocks(MTP, HEADS) | {"heads.ckpt": heads_checkpoint(hidden_size=64)},
+    ),
+    # --- stages before
+    **{
+        f"warm-up of heads: {options}": Case(said, OVERLAY, stage("HeadWarmup", options), without="model")
+        for options, said in {
+            "prompts: 0": "`HeadWarmup.prompts` must be at least 1, got 0",
+            "completions: 0": "`HeadWarmup.completions` must be at least 1, got 0",
+            "max_new_tokens: 0": "`HeadWarmup.max_new_tokens` must be at least 1, got 0",
+            "passes: 0": "`HeadWarmup.passes` must be at least 1, got 0",
+            "batches_per_epoch: 0": "`HeadWarmup.batches_per_epoch` must be at least 1, got 0",
+            "temperature: 0.0": "`HeadWarmup.temperature` must be positive, got 0.0",
+            "temperature: .nan": "`HeadWarmup.temperature` must be positive, got nan",
+            "prompts: 3, completions: 1, passes: 2": "`HeadWarmup.passes` (2) must divide the 3 samples of a pool on each "
+            "process (3 prompts x 1 completions)",
+            "solutions: true, prompts: 2, completions: 4, passes: 8": "`HeadWarmup.passes` (8) must divide the 2 samples "
+            "of a pool on each process (2 prompts x one solution each)",
+        }.items()
+    },
+    "micro-batches of no rows": Case(
+        "`SupervisedWarmup.batch_size` must be at least 1, got 0",
+        OVERLAY,
+        stage("SupervisedWarmup", "batch_size: 0"),
+        without="model",
+    ),
+    "epochs of no micro-batches": Case(
+        "`SupervisedWarmup.batches_per_epoch` must be at least 1, got 0",
+        OVERLAY,
+        stage("SupervisedWarmup", "batches_per_epoch: 0"),
+        without="model",
     ),
     # --- names and types
     "unknown section": Case("`rolout`…did you mean `rollout`", ["--rolout", "3"]),
@@ -314,6 +354,9 @@ CASES = {
     ),
     "no prompts": Case("`rollout.prompts` must be at least 1", ["--rollout.prompts", "0"]),
     "no new tokens": Case("`rollout.max_new_tokens` must be at least 1", ["--rollout.max_new_tokens", "0"]),
+    "no completions of validation prompts": Case(
+        "`rollout.validation_completions` must be at least 1, got 0", ["--rollout.validation_completions", "0"]
+    ),
     "a temperature of zero": Case("`model.temperature` must be positive", ["--model.temperature", "0"]),
     "a clip of zero": Case("`ClippedRatio.low` must be in (0, 1), got 0", [f"{OBJECTIVE}.surrogate.low", "0"]),
     "half-precision weights": Case("`bf16-mixed`", ["--trainer.precision", "bf16-true"]),
@@ -474,10 +517,30 @@ CASES = {
         "`ckpt_path`…'x.ckpt'", ["--ckpt_path", "x.ckpt"], {"x.ckpt": b"garbage"}
     ),
     "adapters for layers that are none": Case(
-        "`lora.targets` names no linear layer: ['query']; there are",
-        [f"--{POLICY}", "tests.test_bad_input.Adapted", f"--{POLICY}.lora", "{targets: [query]}"],
-        late=True,
+        "`lora.targets` names no linear layer: ['query']; there are ['down_proj',", adapters("{targets: [query]}")
     ),
+    "adapters for a layer that is none": Case(
+        "`lora.targets` names no linear layer: ['query']; there are ['down_proj',", adapters("{targets: query}")
+    ),
+    "adapters for no layers": Case(
+        "`lora.targets` is empty: name linear layers, or give `all-linear`", adapters("{targets: []}")
+    ),
+    "adapters of no rank": Case("`lora.rank` must be at least 1, got 0", adapters("{rank: 0}")),
+    "adapters that add nothing": Case(
+        "`lora.alpha` must be positive, or adapters learn nothing, got 0", adapters("{alpha: 0}")
+    ),
+    "adapters that drop more than all": Case("`lora.dropout` must be in [0, 1), got 2.0", adapters("{dropout: 2.0}")),
+    "heads that do not divide the width": Case(
+        "`TinyPolicy.hidden_size` must be a multiple of 2 x `heads` = 6, as a head's width is even, got 16",
+        [f"--{POLICY}.hidden_size", "16", f"--{POLICY}.heads", "3"],
+    ),
+    "heads of an odd width": Case(
+        "`TinyPolicy.hidden_size` must be a multiple of 2 x `heads` = 4", [f"--{POLICY}.hidden_size", "6"]
+    ),
+    **{
+        f"a model of no {name}": Case(f"`TinyPolicy.{name}` must be at least 1, got 0", [f"--{POLICY}.{name}", "0"])
+        for name in ("hidden_size", "layers", "heads", "intermediate_size", "max_length")
+    },
     "a model that is nowhere": Case(
         "/no/such/model", [f"--{POLICY}", "CausalPolicy", f"--{POLICY}.source", "/no/such/model"]
     ),

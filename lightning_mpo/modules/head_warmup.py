@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
-from lightning_mpo.errors import UserError
+from lightning_mpo.errors import UserError, check_sizes
 from lightning_mpo.functional.actions import window
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
@@ -64,8 +65,10 @@ class HeadWarmup(L.LightningModule):
         super().__init__()
         if policy.mtp is None:
             raise UserError("`HeadWarmup` trains `policy.mtp`, and the policy has none; give `ParallelHeads`, say")
-        if passes < 1 or (prompts * completions) % passes:
-            raise UserError(f"`passes` ({passes}) must divide a pool's {prompts} x {completions} samples")
+        sizes = {"prompts": prompts, "completions": completions, "max_new_tokens": max_new_tokens, "passes": passes}
+        check_sizes("HeadWarmup", **sizes, batches_per_epoch=batches_per_epoch)
+        if not 0 < temperature < math.inf:
+            raise UserError(f"`HeadWarmup.temperature` must be positive, got {temperature}")
         self.policy = policy
         self.solutions = solutions
         self.prompts, self.completions, self.max_new_tokens = prompts, completions, max_new_tokens
@@ -95,8 +98,16 @@ class HeadWarmup(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer)
-        if self.prompts % self.trainer.world_size:
+        prompts, rest = divmod(self.prompts, self.trainer.world_size)
+        if rest:
             raise UserError(f"`prompts` ({self.prompts}) must divide evenly over {self.trainer.world_size} processes")
+        rows = prompts if self.solutions else prompts * self.completions
+        if rows % self.passes:
+            made = "one solution each" if self.solutions else f"{self.completions} completions"
+            raise UserError(
+                f"`HeadWarmup.passes` ({self.passes}) must divide the {rows} samples of a pool on each process "
+                f"({prompts} prompts x {made})"
+            )
         self.policy.check(ScoreRequest(future=self.offsets))
         self.data.connect(self.policy.tokenizer)
 

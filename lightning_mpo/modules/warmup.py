@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_mpo.data.base import PromptDataModule
-from lightning_mpo.errors import UserError
+from lightning_mpo.errors import UserError, check_sizes
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
@@ -41,6 +41,7 @@ class SupervisedWarmup(L.LightningModule):
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        check_sizes("SupervisedWarmup", batch_size=batch_size, batches_per_epoch=batches_per_epoch)
         self.policy = policy
         self.batch_size = batch_size
         self.batches_per_epoch = batches_per_epoch

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import set_parsing_settings
 
+from lightning_mpo.cli import CLI, OPTIONS, expand_includes, guarded
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line
 
@@ -26,8 +27,6 @@ TOLERANCE = 0.15
 
 def build(arguments: Sequence[str]) -> tuple[Any, Any, L.Trainer]:
     """Instantiate module, data and trainer of a configuration; nothing is loaded."""
-    from lightning_mpo.cli import CLI, OPTIONS, expand_includes
-
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     arguments = expand_includes(["plan", *arguments])[1:]
     cli = CLI(**OPTIONS | {"save_config_callback": None, "args": arguments, "run": False})
@@ -107,33 +106,34 @@ def main(arguments: Sequence[str]) -> int:
     )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")
+    outcome: list[int] = []
     try:
-        options, rest = parser.parse_known_args(arguments)
-        if not rest:
-            raise UserError("`plan` needs a configuration: lightning-mpo plan -c configs/experiment/….yaml")
-        if options.gpu_gib is not None and options.gpu_gib <= CONTEXT:
-            raise UserError(f"`--gpu-gib` must be above {CONTEXT:g}, got {options.gpu_gib:g}")
-        from lightning_mpo.plan.predict import Planner
-
-        planner = Planner(*build(rest))
-        prediction = planner.predict()
-        sizes = prediction.sizes
-        print(
-            f"{sizes.rows} sequences of {sizes.prompt} + {sizes.response} tokens, micro-batches of {sizes.micro_rows} "
-            "rows; predicted peaks by phase, above the process itself"
-        )
-        print(table(prediction.phases))
-        print("\n".join(planner.notes()))
-        if options.gpu_gib is not None:
-            print(fitting(planner, options.gpu_gib))
-        if options.check:
-            said, off = check(rest, prediction.peaks)
-            print(said)
-            return int(abs(off) > TOLERANCE)
-    except UserError as error:
-        print(f"lightning-mpo: {error}", file=sys.stderr)
-        return 2
-    except (ArgumentError, argparse.ArgumentError) as error:
+        return guarded(lambda: outcome.append(_plan(*parser.parse_known_args(arguments)))) or outcome[0]
+    except argparse.ArgumentError as error:
         print(f"lightning-mpo: {one_line(str(error))}", file=sys.stderr)
         return 2
-    return 0
+
+
+def _plan(options: argparse.Namespace, rest: list[str]) -> int:
+    if not rest:
+        raise UserError("`plan` needs a configuration: lightning-mpo plan -c configs/experiment/….yaml")
+    if options.gpu_gib is not None and not options.gpu_gib > CONTEXT:
+        raise UserError(f"`--gpu-gib` must be above {CONTEXT:g}, got {options.gpu_gib:g}")
+    from lightning_mpo.plan.predict import Planner
+
+    planner = Planner(*build(rest))
+    prediction = planner.predict()
+    sizes = prediction.sizes
+    print(
+        f"{sizes.rows} sequences of {sizes.prompt} + {sizes.response} tokens, micro-batches of {sizes.micro_rows} "
+        "rows; predicted peaks by phase, above the process itself"
+    )
+    print(table(prediction.phases))
+    print("\n".join(planner.notes()))
+    if options.gpu_gib is not None:
+        print(fitting(planner, options.gpu_gib))
+    if not options.check:
+        return 0
+    said, off = check(rest, prediction.peaks)
+    print(said)
+    return int(abs(off) > TOLERANCE)

@@ -140,6 +140,8 @@ class CausalPolicy(Policy):
                 "`policy.dtype: float32` (with `trainer.precision: bf16-mixed` for speed), or give `policy.lora`"
             )
         self._check_quantization()
+        if self.lora is not None and self.lora.names:
+            self.lora.check_targets(self.outline_network())
         if self.checkpoint is not None:
             content, where = read_policy(self.checkpoint, "outline"), f"`policy.checkpoint` {self.checkpoint!r}"
             check_adapters(content, self.lora, where)

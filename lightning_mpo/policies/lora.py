@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,19 +33,42 @@ class Lora:
     targets: str | list[str] = "all-linear"
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not self.rank >= 1:
+            raise UserError(f"`lora.rank` must be at least 1, got {self.rank}")
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"`lora.alpha` must be positive, or adapters learn nothing, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"`lora.dropout` must be in [0, 1), got {self.dropout}")
+        if not self.targets:
+            raise UserError("`lora.targets` is empty: name linear layers, or give `all-linear`")
+
+    @property
+    def names(self) -> list[str] | None:
+        """The layers that are named; None: all-linear."""
+        if isinstance(self.targets, str):
+            return None if self.targets == "all-linear" else [self.targets]
+        return self.targets
+
+    def check_targets(self, network: nn.Module) -> None:
+        """Refuse names that no linear layer of a network has; it may be on the meta device."""
+        there = {name.rsplit(".", 1)[-1] for name, part in network.named_modules() if isinstance(part, nn.Linear)}
+        unknown = [name for name in self.names or [] if name not in there]
+        if unknown:
+            raise UserError(f"`lora.targets` names no linear layer: {unknown}; there are {sorted(there)}")
+
 
 def add_adapters(network: PreTrainedModel, lora: Lora) -> Any:
     """Put adapters into the network's linear layers, in float32, and freeze the rest."""
     from peft import LoraConfig, get_peft_model
 
-    targets = [lora.targets] if isinstance(lora.targets, str) and lora.targets != "all-linear" else lora.targets
-    names = {name.rsplit(".", 1)[-1] for name, part in network.named_modules() if isinstance(part, nn.Linear)}
-    if isinstance(targets, list):
-        unknown = [name for name in targets if name not in names]
-        if unknown:
-            raise UserError(f"`lora.targets` names no linear layer: {unknown}; there are {sorted(names)}")
+    lora.check_targets(network)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=lora.dropout, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.names or "all-linear",
+        lora_dropout=lora.dropout,
+        task_type="CAUSAL_LM",
     )
     return get_peft_model(network, config)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_mpo.errors import UserError
+from lightning_mpo.errors import UserError, check_sizes
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.mtp import MTPHeads
 from lightning_mpo.policies.value import Critic
@@ -50,6 +50,14 @@ class TinyPolicy(CausalPolicy):
         super().__init__(source="tiny", share_prompts=share_prompts, mtp=mtp, critic=critic, checkpoint=checkpoint)
         if len(set(characters)) != len(characters):
             raise UserError(f"`TinyPolicy.characters` must not repeat a character, got {characters!r}")
+        check_sizes("TinyPolicy", hidden_size=hidden_size, layers=layers, heads=heads, max_length=max_length)
+        if intermediate_size is not None:
+            check_sizes("TinyPolicy", intermediate_size=intermediate_size)
+        if hidden_size % (2 * heads):
+            raise UserError(
+                f"`TinyPolicy.hidden_size` must be a multiple of 2 x `heads` = {2 * heads}, as a head's width is even, "
+                f"got {hidden_size}"
+            )
         self.characters = characters
         self.hidden_size, self.layers, self.heads, self.max_length = hidden_size, layers, heads, max_length
         self.intermediate_size = intermediate_size or 4 * hidden_size

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_mpo.action_spaces import BlockActions, FutureShare
 from lightning_mpo.errors import UserError
@@ -143,5 +146,17 @@ def test_heads_that_the_objective_does_not_use_are_frozen(tmp_path):
 def test_a_policy_without_heads_is_refused():
     with pytest.raises(UserError, match="the policy has none"):
         HeadWarmup(make_policy())
-    with pytest.raises(UserError, match="must divide"):
-        HeadWarmup(make_policy(mtp=ParallelHeads()), prompts=3, completions=1, passes=2)
+
+
+@pytest.mark.parametrize(("world", "solutions", "rows"), [(1, False, 32), (2, False, 16), (1, True, 4), (2, True, 2)])
+def test_passes_that_do_not_divide_the_pool_of_one_process_are_refused(world, solutions, rows):
+    policy = make_policy(mtp=ParallelHeads())
+    trainer = SimpleNamespace(world_size=world, strategy=SingleDeviceStrategy(), datamodule=make_data())
+    for passes in (1, 2, 3, 4, 8, 16, 32):
+        module = HeadWarmup(policy, solutions=solutions, prompts=4, completions=8, passes=passes)
+        module._trainer = trainer
+        if rows % passes:
+            with pytest.raises(UserError, match=rf"`HeadWarmup.passes` \({passes}\) must divide the {rows} samples"):
+                module.setup("fit")
+        else:
+            module.setup("fit")

@@ -91,12 +91,19 @@ def test_spare_room_of_the_cache_counts_on_a_gpu_alone(base):
     [
         ([], "needs a configuration"),
         (["-c", "base.yaml", "--gpu-gib", "0.1"], "`--gpu-gib` must be above"),
+        (["-c", "base.yaml", "--gpu-gib", "big"], "--gpu-gib: invalid float value: 'big'"),
         (["-c", "missing.yaml"], "no configuration file"),
+        (["-c", "base.yaml", "--rollout.promts", "3"], "no option `rollout.promts`"),
+        (["-c", "base.yaml", "--model.temperature", "-1"], "`model.temperature` must be positive, got -1.0"),
+        (["-c", "base.yaml", "--trainer.max_steps", "${nope}"], "`trainer.max_steps`: Interpolation key 'nope'"),
     ],
 )
 def test_mistakes_are_one_line(base, capsys, arguments, message):
     assert command.main(arguments) == 2
-    assert message in capsys.readouterr().err
+    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set")]
+    assert len(told) == 1
+    assert told[0].startswith("lightning-mpo: ")
+    assert message in told[0]
 
 
 CASES = {

@@ -458,3 +458,32 @@ def test_candidates_are_scored_where_they_were_recorded_and_cost_no_gradient(dou
     torch.testing.assert_close(part.candidate_logprobs_BTK, scores.candidate_logprobs_BTK[index], rtol=0, atol=1e-6)
     with pytest.raises(UserError, match="the rollout records no candidates"):
         policy.score(plain, mask, temperature=0.7, request=request)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "`lora.rank` must be at least 1, got 0"),
+        ({"rank": float("nan")}, "`lora.rank` must be at least 1, got nan"),
+        ({"alpha": 0}, "`lora.alpha` must be positive"),
+        ({"alpha": -8}, "`lora.alpha` must be positive"),
+        ({"alpha": float("nan")}, "`lora.alpha` must be positive"),
+        ({"dropout": 1.0}, r"`lora.dropout` must be in \[0, 1\), got 1.0"),
+        ({"dropout": -0.1}, r"`lora.dropout` must be in \[0, 1\), got -0.1"),
+        ({"dropout": float("nan")}, r"`lora.dropout` must be in \[0, 1\), got nan"),
+        ({"targets": []}, "`lora.targets` is empty"),
+        ({"targets": ""}, "`lora.targets` is empty"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        Lora(**options)
+
+
+def test_targets_are_checked_before_the_model_loads(tiny_folder):
+    for targets in (["q_proj", "lm_head"], "v_proj", "all-linear"):
+        CausalPolicy(tiny_folder, lora=Lora(targets=targets)).check()
+    policy = CausalPolicy(tiny_folder, lora=Lora(targets=["q_proj", "query"]))
+    with pytest.raises(UserError, match=r"`lora.targets` names no linear layer: \['query'\]; there are"):
+        policy.check()
+    assert policy.network is None
