@@ -72,7 +72,7 @@ def _check_tokens(objective: Objective) -> None:
 
 
 def _check_whole(objective: Objective) -> None:
-    """Refuse one ratio and one advantage for a response whose tokens have several."""
+    """Refuse parts that take a response as a whole beside others that take its tokens apart."""
     by_token = objective.advantage.by_token or (objective.kl_in_reward and objective.advantage.to_go)
     if getattr(objective.actions, "form", None) == "sequence" and by_token:
         raise UserError(
