@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.callbacks.rollout import Rollout
+from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
 from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, part_of
 from lightning_mpo.export.origin import read_summary, read_yaml
@@ -37,8 +38,7 @@ class Export(L.Callback):
         overwrite: bool = False,
         prompts: int = 8,
     ) -> None:
-        if prompts < 1:
-            raise UserError(f"`Export.prompts` must be at least 1, got {prompts}")
+        at_least("Export", 1, prompts=prompts)
         self.folder, self.form, self.dtype = folder, form, dtype
         self.overwrite, self.prompts = overwrite, prompts
 

@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import torch.distributed as dist
 
+from lightning_mpo.checks import positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback
@@ -88,7 +89,8 @@ class Heartbeat(RolloutCallback):
     """
 
     def __init__(self, warn_after: float = 120.0, abort_after: float | None = 1500.0, every: float = 5.0) -> None:
-        if every <= 0 or warn_after < every:
+        positive("Heartbeat", warn_after=warn_after, abort_after=abort_after, every=every)
+        if warn_after < every:
             raise UserError(f"`Heartbeat` needs 0 < every <= warn_after, got {every} and {warn_after}")
         if abort_after is not None and abort_after < warn_after:
             raise UserError(f"`Heartbeat.abort_after` ({abort_after}) must not be below `warn_after` ({warn_after})")

@@ -9,7 +9,7 @@ from typing import IO, Any, Literal, get_args
 
 import lightning as L
 
-from lightning_mpo.errors import UserError
+from lightning_mpo.checks import at_least, one_of
 from lightning_mpo.modules.saving import AtomicCheckpointIO, save_whole
 from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.storage import PART, Disk
@@ -31,8 +31,9 @@ class KillAt(RolloutCallback):
     """
 
     def __init__(self, phase: Phase, count: int, rank: int = 0) -> None:
-        if phase not in PHASES or count < 1:
-            raise UserError(f"`KillAt` needs one of {', '.join(PHASES)} and a count of at least 1, got {phase}:{count}")
+        at_least("KillAt", 0, rank=rank)
+        at_least("KillAt", 1, count=count)
+        one_of("KillAt", PHASES, phase=phase)
         self.phase, self.count, self.rank = phase, count, rank
         self.left = count
         self._mine = True

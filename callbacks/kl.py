@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_mpo.errors import UserError
+from lightning_mpo.checks import at_least, positive
 from lightning_mpo.modules.experience import divergence_from_reference, mean_over_ranks
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
@@ -23,10 +23,8 @@ class KLTracking(RolloutCallback):
     """
 
     def __init__(self, every: int = 1, stop_above: float | None = None) -> None:
-        if every < 1:
-            raise UserError(f"`KLTracking.every` must be at least 1, got {every}")
-        if stop_above is not None and stop_above <= 0:
-            raise UserError(f"`KLTracking.stop_above` must be positive, got {stop_above}")
+        at_least("KLTracking", 1, every=every)
+        positive("KLTracking", stop_above=stop_above)
         self.every, self.stop_above = every, stop_above
         self._seen = 0.0
         """The divergence that the run was stopped at."""

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from lightning_mpo.errors import UserError
+from lightning_mpo.checks import at_least
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 from lightning_mpo.policies.footprint import Footprint, footprint
@@ -36,8 +36,7 @@ class MemoryAccounting(RolloutCallback):
     """
 
     def __init__(self, canary_every: int = 50) -> None:
-        if canary_every < 0:
-            raise UserError(f"`MemoryAccounting.canary_every` must be at least 0, got {canary_every}")
+        at_least("MemoryAccounting", 0, canary_every=canary_every)
         self.canary_every = canary_every
         self.watch = PhasePeaks()
         self.baseline = 0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from lightning_mpo.checks import at_least
 from lightning_mpo.storage import PART, sync_folder
 
 
@@ -89,6 +91,12 @@ class MetricsCSV(CSVLogger):
     The command line takes it wherever a configuration names Lightning's `CSVLogger`, which deletes the file of a folder
     that is used again. Verbs other than `fit` write to `metrics_VERB.csv`. Arguments are those of `CSVLogger`.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        at_least("MetricsCSV", 1, flush_logs_every_n_steps=self._flush_logs_every_n_steps)
+        if not isinstance(self._version, str):
+            at_least("MetricsCSV", 0, version=self._version)
 
     @property
     @rank_zero_experiment

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
+from lightning_mpo.checks import at_least
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 
@@ -24,6 +25,7 @@ class RolloutProgressBar(RichProgressBar, RolloutCallback):
     """Lightning's rich bar, with a second line for the rollout under way and short names for the metrics."""
 
     def __init__(self, refresh_rate: int = 1, leave: bool = False) -> None:
+        at_least("RolloutProgressBar", 0, refresh_rate=refresh_rate)
         super().__init__(refresh_rate=refresh_rate, leave=leave)
         self._rollout_task: Any = None
 

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_mpo.callbacks.kl import KLTracking
 from lightning_mpo.callbacks.report import Report
+from lightning_mpo.checks import at_least, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback
@@ -39,10 +40,8 @@ class ReferenceUpdate(RolloutCallback):
     """
 
     def __init__(self, every: int, mixup: float = 1.0) -> None:
-        if every < 1:
-            raise UserError(f"`ReferenceUpdate.every` must be at least 1, got {every}")
-        if not 0 < mixup <= 1:
-            raise UserError(f"`ReferenceUpdate.mixup` must be above 0 and at most 1, got {mixup}")
+        at_least("ReferenceUpdate", 1, every=every)
+        within("ReferenceUpdate", "(0, 1]", mixup=mixup)
         self.every, self.mixup = every, mixup
         self._policy: CausalPolicy | None = None
         self._counter = 0

@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mpo.callbacks.rollout import Rollout
+from lightning_mpo.checks import at_least
 from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
@@ -41,7 +42,8 @@ class Report(RolloutCallback):
     def __init__(
         self, problems: int = 200, completions: int = 8, initial: str = "initial", batch_size: int = 512
     ) -> None:
-        if problems < 1 or completions < 1 or batch_size < completions:
+        at_least("Report", 1, problems=problems, completions=completions, batch_size=batch_size)
+        if batch_size < completions:
             raise UserError(
                 "`Report` needs at least 1 problem, 1 completion and a `batch_size` that holds a problem's completions, "
                 f"got {problems}, {completions} and {batch_size}"

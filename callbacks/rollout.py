@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_mpo.checks import at_least, seeds
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
-from lightning_mpo.errors import UserError, check_sizes
+from lightning_mpo.errors import UserError
 from lightning_mpo.modules.evaluation import RolloutEvaluation
 from lightning_mpo.modules.experience import build_experience, divergence_from_reference, mean_over_ranks
 from lightning_mpo.modules.limits import fit_limits
@@ -72,6 +73,9 @@ class Rollout(RolloutEvaluation):
         mask_truncated: bool = False,
     ) -> None:
         super().__init__()
+        at_least("rollout", 1, prompts=prompts, completions=completions, max_new_tokens=max_new_tokens)
+        at_least("rollout", 1, minibatches=minibatches, epochs=epochs, validation_completions=validation_completions)
+        seeds("rollout", seed=seed)
         self.rewards = list(rewards)
         self.prompts, self.completions = prompts, completions
         self.max_new_tokens = max_new_tokens
@@ -105,7 +109,6 @@ class Rollout(RolloutEvaluation):
             raise UserError("`data` must be a `PromptDataModule`, which serves prompts to the rollout")
         if not self.rewards and (stage != "predict" or data.judged):
             raise UserError("`rollout.rewards` is empty: name at least one reward, such as `MathAnswer`")
-        check_sizes("rollout", max_new_tokens=self.max_new_tokens, validation_completions=self.validation_completions)
         if self.dynamic is not None:
             self.dynamic.check(self.rewards, self.completions)
         pl_module.objective.advantage.check(self.completions)

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_mpo.errors import UserError
+from lightning_mpo.checks import at_least
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
 
@@ -28,8 +28,7 @@ class Samples(RolloutCallback):
     """
 
     def __init__(self, every: int = 10, count: int = 4, show: bool = True) -> None:
-        if every < 1 or count < 1:
-            raise UserError(f"`Samples.every` and `Samples.count` must be at least 1, got {every} and {count}")
+        at_least("Samples", 1, every=every, count=count)
         self.every, self.count, self.show = every, count, show
         self._path: Path | None = None
         self._size = 0

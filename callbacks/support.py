@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_mpo.errors import UserError
+from lightning_mpo.checks import at_least
 from lightning_mpo.functional.support_diagnostics import support_overlap
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback
@@ -28,8 +28,7 @@ class SupportOverlap(RolloutCallback):
     """
 
     def __init__(self, every: int = 10, rows: int = 16) -> None:
-        if every < 1 or rows < 1:
-            raise UserError(f"`SupportOverlap` needs `every` and `rows` of at least 1, got {every} and {rows}")
+        at_least("SupportOverlap", 1, every=every, rows=rows)
         self.every, self.rows = every, rows
 
     def on_train_batch_end(

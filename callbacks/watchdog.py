@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_mpo.checks import at_least, positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
@@ -24,8 +25,8 @@ class Watchdog(RolloutCallback):
     """
 
     def __init__(self, patience: int = 2, ratio_tolerance: float = 0.05) -> None:
-        if patience < 1:
-            raise UserError(f"`Watchdog.patience` must be at least 1, got {patience}")
+        at_least("Watchdog", 1, patience=patience)
+        positive("Watchdog", ratio_tolerance=ratio_tolerance)
         self.patience = patience
         self.ratio_tolerance = ratio_tolerance
         self._flat = 0

@@ -10,11 +10,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lightning_mpo.checks import at_least, not_below, one_of, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import actions as F
 from lightning_mpo.functional.segments import number_segments
 from lightning_mpo.segmenters import Segmenter, check_segments
 from lightning_mpo.types import Rollout
+
+LONGEST_BLOCK = 4096
+"""Most tokens of a block: each costs a pass over the log-ratios, and the paper uses 3 [S]."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,7 @@ class FutureShare(BlockWeights):
     """
 
     def __init__(self, share: float = 0.2) -> None:
-        if not 0 <= share < 1:
-            raise UserError(f"`FutureShare.share` must be in [0, 1), got {share}")
+        within("FutureShare", "[0, 1)", share=share)
         self.share = share
 
     def weights(self, length: int) -> list[float]:
@@ -126,8 +129,7 @@ class GeometricDecay(BlockWeights):
     """
 
     def __init__(self, decay: float = 0.5) -> None:
-        if not 0 < decay <= 1:
-            raise UserError(f"`GeometricDecay.decay` must be in (0, 1], got {decay}")
+        within("GeometricDecay", "(0, 1]", decay=decay)
         self.decay = decay
 
     def weights(self, length: int) -> list[float]:
@@ -142,7 +144,9 @@ class ExplicitWeights(BlockWeights):
     """
 
     def __init__(self, values: list[float]) -> None:
-        if any(value < 0 for value in values) or not any(values):
+        for value in values:
+            not_below("ExplicitWeights", 0, values=value)
+        if not any(values):
             raise UserError(f"`ExplicitWeights.values` must be non-negative and not all 0, got {values}")
         self.values = values
 
@@ -180,8 +184,7 @@ class BlockActions(ActionSpace):
         source: Literal["backbone", "mtp"] = "backbone",
         ratio: Literal["weighted", "joint"] = "weighted",
     ) -> None:
-        if length < 1:
-            raise UserError(f"`BlockActions.length` must be at least 1, got {length}")
+        at_least("BlockActions", 1, most=LONGEST_BLOCK, length=length)
         if stride not in (1, length):
             raise UserError(f"`BlockActions.stride` must be 1 or the block length {length}, got {stride}")
         self.length, self.stride, self.tail, self.source, self.ratio = length, stride, tail, source, ratio
@@ -222,8 +225,7 @@ class SequenceActions(ActionSpace):
     """
 
     def __init__(self, mean: bool = True, form: Literal["sequence", "token"] = "sequence") -> None:
-        if form not in ("sequence", "token"):
-            raise UserError(f"`SequenceActions.form` must be 'sequence' or 'token', got {form!r}")
+        one_of("SequenceActions", ("sequence", "token"), form=form)
         if form == "token" and not mean:
             raise UserError(
                 "`SequenceActions.form: token` is of the mean log-ratio; use `mean: true`, or `form: sequence`"
@@ -257,10 +259,8 @@ class SegmentActions(ActionSpace):
     def __init__(
         self, segmenter: Segmenter, ratio: Literal["mean", "joint"] = "mean", max_length: int | None = None
     ) -> None:
-        if ratio not in ("mean", "joint"):
-            raise UserError(f"`SegmentActions.ratio` must be 'mean' or 'joint', got {ratio!r}")
-        if max_length is not None and max_length < 1:
-            raise UserError(f"`SegmentActions.max_length` must be at least 1, got {max_length}")
+        one_of("SegmentActions", ("mean", "joint"), ratio=ratio)
+        at_least("SegmentActions", 1, max_length=max_length)
         self.segmenter, self.ratio, self.max_length = segmenter, ratio, max_length
 
     @property

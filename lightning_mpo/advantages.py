@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_mpo.checks import one_of, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import advantages as F
 
@@ -83,8 +84,7 @@ class GroupRelative(Advantage):
     compares_group: ClassVar[bool] = True
 
     def __init__(self, scale: Literal["std", "none", "batch"] = "std") -> None:
-        if scale not in ("std", "none", "batch"):
-            raise UserError(f"`GroupRelative.scale` must be 'std', 'none' or 'batch', got {scale!r}")
+        one_of("GroupRelative", ("std", "none", "batch"), scale=scale)
         self.scale: Literal["std", "none", "batch"] = scale
 
     @property
@@ -140,8 +140,7 @@ class ReturnToGo(Advantage):
     to_go: ClassVar[bool] = True
 
     def __init__(self, gamma: float = 1.0, whiten: bool = True) -> None:
-        if not 0 <= gamma <= 1:
-            raise UserError(f"`ReturnToGo.gamma` must be in [0, 1], got {gamma}")
+        within("ReturnToGo", "[0, 1]", gamma=gamma)
         self.gamma, self.whiten = gamma, whiten
 
     @property
@@ -181,9 +180,7 @@ class GeneralizedAdvantage(Advantage):
     to_go: ClassVar[bool] = True
 
     def __init__(self, gamma: float = 1.0, lam: float = 0.95, whiten: bool = True) -> None:
-        for name, option in (("gamma", gamma), ("lam", lam)):
-            if not 0 <= option <= 1:
-                raise UserError(f"`GeneralizedAdvantage.{name}` must be in [0, 1], got {option}")
+        within("GeneralizedAdvantage", "[0, 1]", gamma=gamma, lam=lam)
         self.gamma, self.lam, self.whiten = gamma, lam, whiten
 
     def estimate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,6 +24,7 @@ from lightning_mpo.callbacks.checkpoints import settle_checkpoint
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
 from lightning_mpo.modules.parallel import check_strategy_options
+from lightning_mpo.modules.trainer_options import check_trainer_options, check_training
 from lightning_mpo.storage import locate, read_checkpoint
 
 VERBS = ("fit", "validate", "test", "predict", "export", "methods", "plan", "verify-resume")
@@ -78,6 +80,10 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
+        _check_numbers(config)
+        check_trainer_options(config["trainer"])
+        if self.fits:
+            check_training(config["trainer"])
         check_strategy_options(config["trainer"])
         _check_checkpoint(config.get("ckpt_path"))
         if self.subcommand:
@@ -110,6 +116,18 @@ class CLI(LightningCLI):
         )
 
     before_validate = before_test = before_predict = before_fit
+
+
+def _check_numbers(config: Any, path: str = "") -> None:
+    """Refuse a number that is none, wherever it stands: no option takes it, and it spreads into the weights."""
+    if isinstance(config, float) and math.isnan(config):
+        raise UserError(f"`{path}` is .nan, which is no number")
+    if isinstance(config, list | tuple):
+        for i, value in enumerate(config):
+            _check_numbers(value, f"{path}[{i}]")
+    elif isinstance(config, dict | Namespace):
+        for key, value in vars(config).items() if isinstance(config, Namespace) else config.items():
+            _check_numbers(value, path if key == "init_args" else f"{path}.{key}".lstrip("."))
 
 
 def _take_own_classes(config: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lightning_mpo.checks import not_below, one_of, positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import corrections as F
 
@@ -19,8 +20,7 @@ class Correction(ABC):
     """
 
     def __init__(self, level: Literal["token", "sequence"]) -> None:
-        if level not in ("token", "sequence"):
-            raise UserError(f"`{type(self).__name__}.level` must be 'token' or 'sequence', got {level!r}")
+        one_of(type(self).__name__, ("token", "sequence"), level=level)
         self.level = level
 
     def weights(self, old_logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -49,8 +49,7 @@ class TruncatedWeights(Correction):
 
     def __init__(self, level: Literal["token", "sequence"] = "token", cap: float = 2.0) -> None:
         super().__init__(level)
-        if cap <= 0:
-            raise UserError(f"`TruncatedWeights.cap` must be positive, got {cap}")
+        positive("TruncatedWeights", cap=cap)
         self.cap = cap
 
     def bound(self, weights_BT: Tensor) -> Tensor:
@@ -68,7 +67,9 @@ class MaskedWeights(Correction):
 
     def __init__(self, level: Literal["token", "sequence"] = "sequence", cap: float = 3.0, low: float = 0.0) -> None:
         super().__init__(level)
-        if not 0 <= low < cap:
+        positive("MaskedWeights", cap=cap)
+        not_below("MaskedWeights", 0, low=low)
+        if not low < cap:
             raise UserError(f"`MaskedWeights.low` must be in [0, cap), got {low} and a cap of {cap}")
         self.cap, self.low = cap, low
 

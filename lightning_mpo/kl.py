@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
 from torch import Tensor
 
+from lightning_mpo.checks import at_least, not_below, one_of, positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import divergences as F
 
@@ -30,8 +30,7 @@ class ConstantCoefficient(Controller):
     """
 
     def __init__(self, coefficient: float = 0.001) -> None:
-        if not 0 <= coefficient < math.inf:
-            raise UserError(f"`ConstantCoefficient.coefficient` must be a number from 0 on, got {coefficient}")
+        not_below("ConstantCoefficient", 0, coefficient=coefficient)
         self.coefficient = coefficient
 
     def update(self, divergence: float, rows: int) -> None:
@@ -48,10 +47,9 @@ class AdaptiveCoefficient(Controller):
     """
 
     def __init__(self, target: float, coefficient: float = 0.1, horizon: int = 10_000) -> None:
-        if not 0 < target < math.inf or horizon < 1:
-            raise UserError(f"`AdaptiveCoefficient` needs target > 0 and horizon >= 1, got {target} and {horizon}")
-        if not 0 < coefficient < math.inf:
-            raise UserError(f"`AdaptiveCoefficient.coefficient` must be above 0, got {coefficient}: 0 never moves")
+        positive("AdaptiveCoefficient", target=target)
+        at_least("AdaptiveCoefficient", 1, most=10**9, horizon=horizon)
+        positive("AdaptiveCoefficient", coefficient=coefficient, note=": 0 never moves")
         self.coefficient, self.target, self.horizon = coefficient, target, horizon
 
     def update(self, divergence: float, rows: int) -> None:
@@ -79,10 +77,8 @@ class KLPenalty:
         estimator: Literal["k1", "k2", "k3", "exact"] = "k3",
         place: Literal["loss", "reward"] = "loss",
     ) -> None:
-        if estimator not in ("k1", "k2", "k3", "exact"):
-            raise UserError(f"`KLPenalty.estimator` must be 'k1', 'k2', 'k3' or 'exact', got {estimator!r}")
-        if place not in ("loss", "reward"):
-            raise UserError(f"`KLPenalty.place` must be 'loss' or 'reward', got {place!r}")
+        one_of("KLPenalty", ("k1", "k2", "k3", "exact"), estimator=estimator)
+        one_of("KLPenalty", ("loss", "reward"), place=place)
         if estimator == "k1" and place == "loss":
             raise UserError(
                 "`KLPenalty` with estimator k1 in the loss has an expected gradient of zero; use `estimator: k3` (or "

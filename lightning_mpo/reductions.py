@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from lightning_mpo.errors import UserError
+from lightning_mpo.checks import at_least
 
 
 class Reduction(ABC):
@@ -61,8 +61,7 @@ class ConstantLength(Reduction):
     """
 
     def __init__(self, length: int) -> None:
-        if length < 1:
-            raise UserError(f"`ConstantLength.length` must be at least 1, got {length}")
+        at_least("ConstantLength", 1, length=length)
         self.length = length
 
     def coefficients(self, weights_BU: Tensor, whole_BU: Tensor | None = None) -> Tensor:

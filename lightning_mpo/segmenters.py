@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_mpo.checks import positive, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import segments as F
 from lightning_mpo.types import Rollout
@@ -127,10 +127,8 @@ class EntropySegmenter(Segmenter):
                 "`EntropySegmenter` needs either `threshold` (nats) or `quantile`, "
                 f"got threshold={threshold} and quantile={quantile}"
             )
-        if threshold is not None and not 0 < threshold < math.inf:
-            raise UserError(f"`EntropySegmenter.threshold` must be above 0 nats, got {threshold}")
-        if quantile is not None and not 0 <= quantile < 1:
-            raise UserError(f"`EntropySegmenter.quantile` must be in [0, 1), got {quantile}")
+        positive("EntropySegmenter", threshold=threshold)
+        within("EntropySegmenter", "[0, 1)", quantile=quantile)
         self.threshold, self.quantile = threshold, quantile
 
     def segment(self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]) -> Tensor:

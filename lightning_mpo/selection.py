@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lightning_mpo.checks import at_least, one_of, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import selections as F
 
@@ -69,14 +70,12 @@ class SampledTokens(Selection):
         cap_mode: Literal["scan", "uniform"] = "scan",
         unbiased: bool = False,
     ) -> None:
-        if prefix < 0:
-            raise UserError(f"`SampledTokens.prefix` must be at least 0, got {prefix}")
+        at_least("SampledTokens", 0, prefix=prefix)
+        at_least("SampledTokens", 1, cap=cap)
         if cap is not None and cap < max(prefix, 1):
             raise UserError(f"`SampledTokens.cap` must be at least 1 and not below `prefix` ({prefix}), got {cap}")
-        if not 0 < probability <= 1:
-            raise UserError(f"`SampledTokens.probability` must be in (0, 1], got {probability}")
-        if cap_mode not in ("scan", "uniform"):
-            raise UserError(f"`SampledTokens.cap_mode` must be 'scan' or 'uniform', got {cap_mode!r}")
+        within("SampledTokens", "(0, 1]", probability=probability)
+        one_of("SampledTokens", ("scan", "uniform"), cap_mode=cap_mode)
         if unbiased and cap is not None:
             raise UserError(
                 "`SampledTokens.unbiased` needs `cap: null`: with a cap the probability of a token is not known"
@@ -126,8 +125,7 @@ class HighEntropyTokens(Selection):
     of_whole: bool = True
 
     def __init__(self, share: float = 0.2) -> None:
-        if not 0 < share <= 1:
-            raise UserError(f"`HighEntropyTokens.share` must be in (0, 1], got {share}")
+        within("HighEntropyTokens", "(0, 1]", share=share)
         self.share = share
 
     def choose(self, mask_BT: Tensor, generator: torch.Generator, entropy_BT: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lightning_mpo.checks import at_least, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import supports as F
 
@@ -55,8 +56,7 @@ class PromisingTokens(Support):
     slots_name = "k"
 
     def __init__(self, slots: int, from_reference: bool, outside: Outside) -> None:
-        if slots < 1:
-            raise UserError(f"`{type(self).__name__}.{self.slots_name}` must be at least 1, got {slots}")
+        at_least(type(self).__name__, 1, **{self.slots_name: slots})
         self.from_reference, self.outside = from_reference, outside
 
     def check(self, vocabulary: int) -> None:
@@ -104,8 +104,7 @@ class Nucleus(PromisingTokens):
     def __init__(
         self, p: float = 0.95, max_k: int = 32, from_reference: bool = False, outside: Outside = "refuse"
     ) -> None:
-        if not 0 < p <= 1:
-            raise UserError(f"`Nucleus.p` must be a probability above 0, got {p}")
+        within("Nucleus", "(0, 1]", p=p)
         self.p, self.max_k = p, max_k
         super().__init__(max_k, from_reference, outside)
 
@@ -130,8 +129,7 @@ class MinP(PromisingTokens):
     def __init__(
         self, ratio: float = 0.05, max_k: int = 32, from_reference: bool = False, outside: Outside = "refuse"
     ) -> None:
-        if not 0 < ratio <= 1:
-            raise UserError(f"`MinP.ratio` must be in (0, 1], got {ratio}")
+        within("MinP", "(0, 1]", ratio=ratio)
         self.ratio, self.max_k = ratio, max_k
         super().__init__(max_k, from_reference, outside)
 

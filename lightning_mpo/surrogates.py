@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.action_spaces import Actions
+from lightning_mpo.checks import above, at_least, not_below, one_of, positive, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import surrogates as F
 from lightning_mpo.functional.selections import highest
@@ -74,12 +75,9 @@ class ClippedRatio(Surrogate):
     """
 
     def __init__(self, low: float = 0.2, high: float = 0.2, dual: float | None = None) -> None:
-        if not 0 < low < 1:
-            raise UserError(f"`ClippedRatio.low` must be in (0, 1), got {low}")
-        if not high > 0:
-            raise UserError(f"`ClippedRatio.high` must be positive, got {high}")
-        if dual is not None and not dual > 1:
-            raise UserError(f"`ClippedRatio.dual` must be over 1, got {dual}")
+        within("ClippedRatio", "(0, 1)", low=low)
+        positive("ClippedRatio", high=high)
+        above("ClippedRatio", 1, dual=dual)
         self.low, self.high, self.dual = low, high, dual
 
     def loss(self, actions: Actions) -> Tensor:
@@ -108,10 +106,8 @@ class ClippedWeight(Surrogate):
     """
 
     def __init__(self, low: float = 1.0, high: float = 4.0) -> None:
-        if not 0 < low <= 1:
-            raise UserError(f"`ClippedWeight.low` must be in (0, 1], got {low}")
-        if not high > 0:
-            raise UserError(f"`ClippedWeight.high` must be positive, got {high}")
+        within("ClippedWeight", "(0, 1]", low=low)
+        positive("ClippedWeight", high=high)
         self.low, self.high = low, high
 
     def loss(self, actions: Actions) -> Tensor:
@@ -143,15 +139,9 @@ class AsymmetricRatio(Surrogate):
         cap_negative: float = 3.0,
         wide: float | None = None,
     ) -> None:
-        if not 0 < low < 1:
-            raise UserError(f"`AsymmetricRatio.low` must be in (0, 1), got {low}")
-        if not high > 0:
-            raise UserError(f"`AsymmetricRatio.high` must be positive, got {high}")
-        for name, cap in (("cap_positive", cap_positive), ("cap_negative", cap_negative)):
-            if not cap >= 1:
-                raise UserError(f"`AsymmetricRatio.{name}` must be at least 1, got {cap}")
-        if wide is not None and not 0 < wide < 1:
-            raise UserError(f"`AsymmetricRatio.wide` must be in (0, 1), got {wide}")
+        within("AsymmetricRatio", "(0, 1)", low=low, wide=wide)
+        positive("AsymmetricRatio", high=high)
+        not_below("AsymmetricRatio", 1, cap_positive=cap_positive, cap_negative=cap_negative)
         self.low, self.high, self.wide = low, high, wide
         self.cap_positive, self.cap_negative = cap_positive, cap_negative
 
@@ -208,9 +198,7 @@ class BoundedTokens(Surrogate):
     """
 
     def __init__(self, low: float = 0.4, high: float = 0.4) -> None:
-        for name, bound in (("low", low), ("high", high)):
-            if not bound > 0:
-                raise UserError(f"`BoundedTokens.{name}` must be positive, got {bound}")
+        positive("BoundedTokens", low=low, high=high)
         self.low, self.high = low, high
 
     def bound(self, log_ratios: Tensor, advantages_BT: Tensor) -> Tensor:
@@ -249,15 +237,10 @@ class DivergenceMask(Surrogate):
         cap: float | None = 5.0,
         top_k: int | None = None,
     ) -> None:
-        for name, bound in (("delta", delta), ("delta_up", delta_up)):
-            if bound is not None and not bound > 0:
-                raise UserError(f"`DivergenceMask.{name}` must be positive, got {bound}")
-        if divergence not in ("tv", "kl"):
-            raise UserError(f"`DivergenceMask.divergence` must be 'tv' or 'kl', got {divergence!r}")
-        if cap is not None and not cap >= 1:
-            raise UserError(f"`DivergenceMask.cap` must be at least 1, got {cap}")
-        if top_k is not None and top_k < 1:
-            raise UserError(f"`DivergenceMask.top_k` must be at least 1, got {top_k}; null takes the binary divergence")
+        positive("DivergenceMask", delta=delta, delta_up=delta_up)
+        one_of("DivergenceMask", ("tv", "kl"), divergence=divergence)
+        not_below("DivergenceMask", 1, cap=cap)
+        at_least("DivergenceMask", 1, top_k=top_k)
         self.delta, self.delta_up, self.divergence = delta, delta_up, divergence
         self.cap, self.top_k = cap, top_k
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from lightning_mpo.errors import UserError
+from lightning_mpo.checks import finite, not_below, positive
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,7 @@ class EntropyBonus:
     coef: float = 0.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.coef):
-            raise UserError(f"`EntropyBonus.coef` must be a number, got {self.coef}")
+        finite("EntropyBonus", coef=self.coef)
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,7 @@ class WeightPenalty:
     coef: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 < self.coef < math.inf:
-            raise UserError(f"`WeightPenalty.coef` must be positive, got {self.coef}; `penalty: null` leaves it out")
+        positive("WeightPenalty", coef=self.coef, note="; `penalty: null` leaves it out")
 
 
 @dataclass(frozen=True)
@@ -57,5 +54,4 @@ class HeadUpkeep:
     coef: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.coef < math.inf:
-            raise UserError(f"`HeadUpkeep.coef` must be a number from 0 on, got {self.coef}")
+        not_below("HeadUpkeep", 0, coef=self.coef)

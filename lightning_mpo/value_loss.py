@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_mpo.errors import UserError
+from lightning_mpo.checks import not_below, positive
 from lightning_mpo.functional.reductions import weighted_sum
 from lightning_mpo.functional.values import explained_variance, value_errors
 
@@ -29,10 +28,8 @@ class ValueLoss:
     clip: float | None = 0.2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.coef < math.inf:
-            raise UserError(f"`critic.coef` must not be negative, got {self.coef}")
-        if self.clip is not None and not self.clip > 0:
-            raise UserError(f"`critic.clip` must be above 0, or null for none, got {self.clip}")
+        not_below("critic", 0, coef=self.coef)
+        positive("critic", clip=self.clip, note="; null clips nothing")
 
     def errors(self, values_BT: Tensor, old_BT: Tensor, returns_BT: Tensor) -> Tensor:
         """Return the error of each token, unreduced."""

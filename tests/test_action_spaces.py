@@ -290,7 +290,7 @@ def test_block_weights_by_hand():
         (lambda: FutureShare(-0.1), "`FutureShare.share`"),
         (lambda: GeometricDecay(0.0), r"`GeometricDecay.decay` must be in \(0, 1\], got 0.0"),
         (lambda: GeometricDecay(1.1), "`GeometricDecay.decay`"),
-        (lambda: ExplicitWeights([0.5, -0.1]), "`ExplicitWeights.values` must be non-negative"),
+        (lambda: ExplicitWeights([0.5, -0.1]), "`ExplicitWeights.values` must not be negative"),
         (lambda: ExplicitWeights([0.0, 0.0]), "not all 0"),
         (lambda: ExplicitWeights([]), "not all 0"),
         (lambda: BlockActions(ExplicitWeights([1.0, 1.0]), length=3), r"one weight per offset \(3\), got 2"),

@@ -212,7 +212,7 @@ CASES = {
             "passes: 0": "`HeadWarmup.passes` must be at least 1, got 0",
             "batches_per_epoch: 0": "`HeadWarmup.batches_per_epoch` must be at least 1, got 0",
             "temperature: 0.0": "`HeadWarmup.temperature` must be positive, got 0.0",
-            "temperature: .nan": "`HeadWarmup.temperature` must be positive, got nan",
+            "temperature: .nan": "`model.temperature` is .nan, which is no number",
             "prompts: 3, completions: 1, passes: 2": "`HeadWarmup.passes` (2) must divide the 3 samples of a pool on each "
             "process (3 prompts x 1 completions)",
             "solutions: true, prompts: 2, completions: 4, passes: 8": "`HeadWarmup.passes` (8) must divide the 2 samples "
@@ -408,7 +408,7 @@ CASES = {
         [f"{OBJECTIVE}.advantage", "GeneralizedAdvantage"],
     ),
     "a value clip of zero": Case(
-        "`critic.clip` must be above 0, or null for none, got 0",
+        "`critic.clip` must be positive, got 0.0; null clips nothing",
         ["-c", "more.yaml"],
         {
             "more.yaml": "model: {init_args: {objective: {advantage: GeneralizedAdvantage, critic: {coef: 0.1, clip: 0.0}}}}"
@@ -486,7 +486,7 @@ CASES = {
         "`OverlongPenalty.limit` must be at least 1, got 0", OVERLAY, penalty("{limit: 0, buffer: 0}")
     ),
     "a penalty that is a bonus": Case(
-        "`OverlongPenalty.factor` must be above 0 (it is taken off), got -1.0",
+        "`OverlongPenalty.factor` must be positive, got -1.0: it is taken off",
         OVERLAY,
         penalty("{limit: 6, buffer: 2, factor: -1}"),
     ),
@@ -527,7 +527,7 @@ CASES = {
     ),
     "adapters of no rank": Case("`lora.rank` must be at least 1, got 0", adapters("{rank: 0}")),
     "adapters that add nothing": Case(
-        "`lora.alpha` must be positive, or adapters learn nothing, got 0", adapters("{alpha: 0}")
+        "`lora.alpha` must be positive, got 0: adapters would learn nothing", adapters("{alpha: 0}")
     ),
     "adapters that drop more than all": Case("`lora.dropout` must be in [0, 1), got 2.0", adapters("{dropout: 2.0}")),
     "heads that do not divide the width": Case(

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_mpo"
 LAYERS = [
-    ["errors", "types", "resident", "optimizers"],
+    ["errors", "checks", "types", "resident", "optimizers"],
     ["headers", "storage"],
     ["functional"],
     ["segmenters"],

@@ -95,5 +95,5 @@ def test_a_controller_in_a_loop_finds_its_target():
 
 @pytest.mark.parametrize("arguments", [{"target": 0.0}, {"target": 0.1, "horizon": 0}])
 def test_an_adaptive_coefficient_without_target_or_horizon_is_refused(arguments):
-    with pytest.raises(UserError, match="`AdaptiveCoefficient` needs target > 0 and horizon >= 1"):
+    with pytest.raises(UserError, match=r"`AdaptiveCoefficient.(target|horizon)` must be"):
         AdaptiveCoefficient(**arguments)

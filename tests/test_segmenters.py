@@ -303,7 +303,7 @@ def test_tokens_that_are_not_selected_leave_their_segment():
         (lambda: DelimiterSegmenter([1]), "must be a list of texts"),  # type: ignore[list-item]
         (lambda: EntropySegmenter(), "either `threshold` (nats) or `quantile`, got threshold=None and quantile=None"),
         (lambda: EntropySegmenter(0.5, 0.5), "either `threshold` (nats) or `quantile`"),
-        (lambda: EntropySegmenter(threshold=0.0), "`EntropySegmenter.threshold` must be above 0 nats, got 0.0"),
+        (lambda: EntropySegmenter(threshold=0.0), "`EntropySegmenter.threshold` must be positive, got 0.0"),
         (lambda: EntropySegmenter(threshold=float("nan")), "`EntropySegmenter.threshold`"),
         (lambda: EntropySegmenter(quantile=1.0), "`EntropySegmenter.quantile` must be in [0, 1), got 1.0"),
         (lambda: EntropySegmenter(quantile=-0.1), "`EntropySegmenter.quantile`"),

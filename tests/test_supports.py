@@ -126,7 +126,7 @@ def test_min_p_keeps_what_is_nearly_as_probable():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Nucleus(0.0), "`Nucleus.p` must be a probability above 0"),
+        (lambda: Nucleus(0.0), "`Nucleus.p` must be in"),
         (lambda: Nucleus(1.5), "`Nucleus.p`"),
         (lambda: Nucleus(0.5, 0), "`Nucleus.max_k` must be at least 1, got 0"),
         (lambda: MinP(0.0), "`MinP.ratio` must be in"),

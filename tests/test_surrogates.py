@@ -216,7 +216,7 @@ def test_bounds_out_of_range_are_refused_by_name(make, message):
         ({"low": 0.0}, r"`ClippedRatio.low` must be in \(0, 1\), got 0.0"),
         ({"low": 1.0}, "`ClippedRatio.low`"),
         ({"high": 0.0}, "`ClippedRatio.high` must be positive, got 0.0"),
-        ({"dual": 1.0}, "`ClippedRatio.dual` must be over 1, got 1.0"),
+        ({"dual": 1.0}, "`ClippedRatio.dual` must be above 1, got 1.0"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments, message):

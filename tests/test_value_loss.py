@@ -175,7 +175,7 @@ def test_refusals():
         compose(None, advantage=GeneralizedAdvantage())
     with pytest.raises(UserError, match="`critic` fits values that `GroupRelative` does not use; set `critic: null`"):
         compose(advantage=GroupRelative())
-    with pytest.raises(UserError, match="`critic.clip` must be above 0, or null for none, got 0"):
+    with pytest.raises(UserError, match="`critic.clip` must be positive, got 0"):
         ValueLoss(clip=0.0)
     with pytest.raises(UserError, match="`critic.coef` must not be negative, got -1"):
         ValueLoss(coef=-1.0)

@@ -6,6 +6,7 @@ import hashlib
 import random
 from typing import Any, ClassVar
 
+from lightning_mpo.checks import at_least, seeds, within
 from lightning_mpo.data.base import PromptDataModule, Splits
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import PromptRow
@@ -45,9 +46,13 @@ class Arithmetic(PromptDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(chat_template=chat_template, **kwargs)
-        if not 0 <= careless_share <= 1:
-            raise UserError(f"`{type(self).__name__}.careless_share` must be a probability, got {careless_share}")
-        pairs = self._count(digits) if digits >= 1 else 0
+        name = type(self).__name__
+        within(name, "[0, 1]", careless_share=careless_share)
+        within(name, "(0, 1)", held_out_share=held_out_share)
+        at_least(name, 1, train_problems=train_problems, held_out_problems=held_out_problems)
+        at_least(name, 1, most=1000, digits=digits)
+        seeds(name, problem_seed=problem_seed)
+        pairs = self._count(digits)
         if train_problems > pairs * (1 - held_out_share) / 2 or held_out_problems > pairs * held_out_share / 2:
             raise UserError(
                 f"`{type(self).__name__}.digits` = {digits} gives {pairs} problems, too few to draw {train_problems} for training "

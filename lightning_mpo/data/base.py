@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from lightning_mpo.checks import at_least, seeds
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import Finish, PromptBatch, PromptRow, Rollout
 
@@ -51,6 +52,10 @@ class PromptDataModule(L.LightningDataModule, ABC):
         validation_batch_size: int = 32,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        seeds(name, seed=seed)
+        at_least(name, 1, max_prompt_tokens=max_prompt_tokens, validation_prompts=validation_prompts)
+        at_least(name, 1, validation_batch_size=validation_batch_size)
         self.seed = seed
         self.chat_template = chat_template
         self.instruction = instruction

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lightning_mpo.checks import seeds, share_or_count
 from lightning_mpo.data.base import PromptDataModule, Splits
 from lightning_mpo.data.tables import cell, split_rows, text_cell
 from lightning_mpo.errors import UserError
@@ -38,6 +39,8 @@ class JsonLines(PromptDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        share_or_count(type(self).__name__, "prompts", validation_share=validation_share)
+        seeds(type(self).__name__, split_seed=split_seed)
         self.train = train
         self.validation = validation
         self.prompt = prompt

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_mpo.checks import seeds, share_or_count
 from lightning_mpo.data.base import PromptDataModule, Splits
 from lightning_mpo.data.tables import cell, plain_number, split_rows, text_cell
 from lightning_mpo.errors import UserError
@@ -34,6 +35,8 @@ class Svamp(PromptDataModule):
         self, path: str | None = None, validation_share: float = 0.3, split_seed: int = 0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        share_or_count(type(self).__name__, "prompts", validation_share=validation_share)
+        seeds(type(self).__name__, split_seed=split_seed)
         self.path = path
         self.validation_share = validation_share
         self.split_seed = split_seed

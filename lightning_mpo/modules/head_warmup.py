@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
@@ -11,12 +10,15 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from lightning_mpo.checks import at_least, positive, seeds
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
-from lightning_mpo.errors import UserError, check_sizes
+from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
+from lightning_mpo.modules.trainer_options import check_trainer
+from lightning_mpo.modules.trial import try_optimizer
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.scores import ScoreRequest
@@ -66,9 +68,9 @@ class HeadWarmup(L.LightningModule):
         if policy.mtp is None:
             raise UserError("`HeadWarmup` trains `policy.mtp`, and the policy has none; give `ParallelHeads`, say")
         sizes = {"prompts": prompts, "completions": completions, "max_new_tokens": max_new_tokens, "passes": passes}
-        check_sizes("HeadWarmup", **sizes, batches_per_epoch=batches_per_epoch)
-        if not 0 < temperature < math.inf:
-            raise UserError(f"`HeadWarmup.temperature` must be positive, got {temperature}")
+        at_least("HeadWarmup", 1, **sizes, batches_per_epoch=batches_per_epoch)
+        positive("HeadWarmup", temperature=temperature)
+        seeds("HeadWarmup", seed=seed)
         self.policy = policy
         self.solutions = solutions
         self.prompts, self.completions, self.max_new_tokens = prompts, completions, max_new_tokens
@@ -98,6 +100,9 @@ class HeadWarmup(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer)
+        check_trainer(self.trainer)
+        if stage == "fit":
+            try_optimizer(self.optimizer, self.scheduler, updates=self.trainer.max_steps)
         prompts, rest = divmod(self.prompts, self.trainer.world_size)
         if rest:
             raise UserError(f"`prompts` ({self.prompts}) must divide evenly over {self.trainer.world_size} processes")

@@ -12,11 +12,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_mpo.checks import at_least, not_below, positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.sharded_rows import whole
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
+from lightning_mpo.modules.trainer_options import check_trainer
+from lightning_mpo.modules.trial import try_optimizer
 from lightning_mpo.objective import Objective
 from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups, rollout_mode
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores, join_scores
@@ -50,14 +53,16 @@ class PolicyOptimization(L.LightningModule):
         score_tokens: int = 16_384,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise UserError(f"`model.temperature` must be positive, got {temperature}")
+        positive("model", temperature=temperature)
+        rates: dict[str, Any] = dict(learning_rates or {})
+        not_below("model.learning_rates", 0, **rates)
+        at_least("model", 1, most=10**9, score_tokens=score_tokens)
         self.policy = policy
         self.objective = objective
         self.temperature = temperature
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.learning_rates = dict(learning_rates or {})
+        self.learning_rates = rates
         self.score_tokens = score_tokens
         self.keep_reference = objective.kl is not None or objective.support.from_reference
         """Whether the reference is kept at all; callbacks that score it themselves ask for that."""
@@ -85,6 +90,9 @@ class PolicyOptimization(L.LightningModule):
                 "`trainer.precision: 16-mixed` scales losses and leaves out the updates whose gradients overflow; use "
                 "`bf16-mixed`, or `32-true`"
             )
+        check_trainer(self.trainer)
+        if stage == "fit":
+            self._try_optimizer()
         self.policy.check(self.objective.request)
         self.objective.support.check(self.policy.vocabulary)
         self.objective.surrogate.check(self.policy.vocabulary)
@@ -95,6 +103,19 @@ class PolicyOptimization(L.LightningModule):
         connect = getattr(self.trainer.datamodule, "connect", None)  # type: ignore[attr-defined]
         if connect is not None:
             connect(self.policy.tokenizer)
+
+    def _try_optimizer(self) -> None:
+        policy, request = self.policy, self.objective.request
+        parts = ["policy"]
+        parts += ["mtp"] if getattr(policy, "mtp", None) is not None and request.future else []
+        parts += ["critic"] if getattr(policy, "critic", None) is not None and request.values else []
+        try_optimizer(
+            self.optimizer,
+            self.scheduler,
+            parts=tuple(parts),
+            learning_rates=self.learning_rates,
+            updates=self.trainer.max_steps,
+        )
 
     def configure_model(self) -> None:
         freeze = partial(self.policy.freeze_unused, self.objective.request)
@@ -207,7 +228,7 @@ class PolicyOptimization(L.LightningModule):
     ) -> None:
         """Clip policy, heads and critic apart: one's large gradient must not shrink another's step."""
         for weights in self.policy.parts().values():
-            if not gradient_clip_val:
+            if gradient_clip_val is None or not gradient_clip_val > 0:
                 return
             if gradient_clip_algorithm == "value":
                 torch.nn.utils.clip_grad_value_(weights, gradient_clip_val)

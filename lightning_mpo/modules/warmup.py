@@ -9,11 +9,14 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from lightning_mpo.checks import at_least
 from lightning_mpo.data.base import PromptDataModule
-from lightning_mpo.errors import UserError, check_sizes
+from lightning_mpo.errors import UserError
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
+from lightning_mpo.modules.trainer_options import check_trainer
+from lightning_mpo.modules.trial import try_optimizer
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.types import PromptRow, to_device
@@ -41,7 +44,7 @@ class SupervisedWarmup(L.LightningModule):
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        check_sizes("SupervisedWarmup", batch_size=batch_size, batches_per_epoch=batches_per_epoch)
+        at_least("SupervisedWarmup", 1, batch_size=batch_size, batches_per_epoch=batches_per_epoch)
         self.policy = policy
         self.batch_size = batch_size
         self.batches_per_epoch = batches_per_epoch
@@ -59,6 +62,9 @@ class SupervisedWarmup(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer)
+        check_trainer(self.trainer)
+        if stage == "fit":
+            try_optimizer(self.optimizer, self.scheduler, updates=self.trainer.max_steps)
         self.policy.check()
         self.data.connect(self.policy.tokenizer)
 

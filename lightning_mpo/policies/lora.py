@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from lightning_mpo.checks import at_least, positive, within
 from lightning_mpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,12 +34,9 @@ class Lora:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.rank >= 1:
-            raise UserError(f"`lora.rank` must be at least 1, got {self.rank}")
-        if not 0 < self.alpha < math.inf:
-            raise UserError(f"`lora.alpha` must be positive, or adapters learn nothing, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"`lora.dropout` must be in [0, 1), got {self.dropout}")
+        at_least("lora", 1, most=65_536, rank=self.rank)
+        positive("lora", alpha=self.alpha, note=": adapters would learn nothing")
+        within("lora", "[0, 1)", dropout=self.dropout)
         if not self.targets:
             raise UserError("`lora.targets` is empty: name linear layers, or give `all-linear`")
 

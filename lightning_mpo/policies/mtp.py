@@ -27,11 +27,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.trunk import Trunk, TrunkStates
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+MOST_OFFSETS = 64
+"""Most heads: each is a layer of its own."""
 
 
 class MTPHeads(nn.Module, ABC):
@@ -62,8 +67,7 @@ class MTPHeads(nn.Module, ABC):
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        if offsets < 1:
-            raise UserError(f"`{type(self).__name__}.offsets` must be at least 1, got {offsets}")
+        at_least(type(self).__name__, 1, most=MOST_OFFSETS, offsets=offsets)
         self.offsets = offsets
         self.own_unembedding = own_unembedding
         self.detach_trunk = detach_trunk

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_mpo.errors import UserError, check_sizes
+from lightning_mpo.checks import at_least
+from lightning_mpo.errors import UserError
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.mtp import MTPHeads
 from lightning_mpo.policies.value import Critic
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PAD, END = "<pad>", "<end>"
+
+
+WIDEST, DEEPEST = 65_536, 1024
+"""Most units of a layer, and most layers: a tiny model has a few hundred and a handful."""
 
 
 class TinyPolicy(CausalPolicy):
@@ -50,9 +55,10 @@ class TinyPolicy(CausalPolicy):
         super().__init__(source="tiny", share_prompts=share_prompts, mtp=mtp, critic=critic, checkpoint=checkpoint)
         if len(set(characters)) != len(characters):
             raise UserError(f"`TinyPolicy.characters` must not repeat a character, got {characters!r}")
-        check_sizes("TinyPolicy", hidden_size=hidden_size, layers=layers, heads=heads, max_length=max_length)
-        if intermediate_size is not None:
-            check_sizes("TinyPolicy", intermediate_size=intermediate_size)
+        widths = {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "heads": heads}
+        at_least("TinyPolicy", 1, most=WIDEST, **widths)
+        at_least("TinyPolicy", 1, most=DEEPEST, layers=layers)
+        at_least("TinyPolicy", 1, max_length=max_length)
         if hidden_size % (2 * heads):
             raise UserError(
                 f"`TinyPolicy.hidden_size` must be a multiple of 2 x `heads` = {2 * heads}, as a head's width is even, "

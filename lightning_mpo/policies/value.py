@@ -21,10 +21,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
 
 if TYPE_CHECKING:
     from lightning_mpo.policies.trunk import TrunkStates
+
+
+WIDEST = 1_048_576
+"""Most units of a hidden layer."""
 
 
 class Critic(nn.Module, ABC):
@@ -36,8 +41,7 @@ class Critic(nn.Module, ABC):
 
     def __init__(self, width: int | None = None) -> None:
         super().__init__()
-        if width is not None and width < 1:
-            raise UserError(f"`{type(self).__name__}.width` must be at least 1, got {width}")
+        at_least(type(self).__name__, 1, most=WIDEST, width=width)
         self.width = width
         self.head: nn.Module | None = None
 

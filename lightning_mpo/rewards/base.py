@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_mpo.checks import finite
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import Finish, Rollout
 
@@ -45,6 +46,7 @@ class Reward(ABC):
     """True where a score over 0.5 means "right": what validation counts as solved."""
 
     def __init__(self, weight: float = 1.0) -> None:
+        finite(type(self).__name__, weight=weight)
         self.weight = weight
 
     @property

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from lightning_mpo.checks import positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.rewards.base import Completion, Reward
 
@@ -36,8 +37,7 @@ class MathAnswer(Reward):
 
     def __init__(self, require_finished: bool = True, seconds: float = 3.0, weight: float = 1.0) -> None:
         super().__init__(weight)
-        if not seconds > 0:
-            raise UserError(f"`seconds` of `MathAnswer` must be positive, got {seconds}")
+        positive("MathAnswer", most=86_400, seconds=seconds)
         self.require_finished = require_finished
         self.seconds = seconds
 

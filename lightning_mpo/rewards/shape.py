@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lightning_mpo.checks import at_least, positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.lengths import overlong_penalty
 from lightning_mpo.rewards.base import Completion, Reward
@@ -35,12 +36,10 @@ class OverlongPenalty(Reward):
     """
 
     def __init__(self, limit: int, buffer: int, factor: float = 1.0, weight: float = 1.0) -> None:
-        if limit < 1:
-            raise UserError(f"`OverlongPenalty.limit` must be at least 1, got {limit}")
+        at_least("OverlongPenalty", 1, limit=limit)
         if not 1 <= buffer <= limit:
             raise UserError(f"`OverlongPenalty.buffer` must be between 1 and `limit` = {limit}, got {buffer}")
-        if not factor > 0:
-            raise UserError(f"`OverlongPenalty.factor` must be above 0 (it is taken off), got {factor}")
+        positive("OverlongPenalty", factor=factor, note=": it is taken off")
         super().__init__(weight)
         self.limit, self.buffer, self.factor = limit, buffer, factor
 

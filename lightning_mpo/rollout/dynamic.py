@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.groups import mixed_groups
 from lightning_mpo.rewards.base import Reward, Scores, join_reward_scores, take_reward_scores
@@ -79,8 +80,7 @@ class DynamicSampling:
     """
 
     def __init__(self, rounds: int = 10) -> None:
-        if rounds < 1:
-            raise UserError(f"`DynamicSampling.rounds` must be at least 1, got {rounds}")
+        at_least("DynamicSampling", 1, rounds=rounds)
         self.rounds = rounds
         self._told = False
 

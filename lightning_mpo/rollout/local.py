@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightning_mpo.checks import at_least
 from lightning_mpo.functional.supports import candidates as most_probable
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
@@ -70,6 +71,7 @@ class LocalSampler(Sampler):
     """
 
     def __init__(self, batch_size: int | None = None) -> None:
+        at_least("LocalSampler", 1, batch_size=batch_size)
         self.batch_size = batch_size
 
     def sample(

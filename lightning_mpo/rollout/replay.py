@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.advantages import Advantage, PrefixTree
+from lightning_mpo.checks import within
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.rollout.base import Sampler, decode
@@ -29,10 +30,7 @@ class PrefixReplay:
     """
 
     def __init__(self, share: float = 0.5) -> None:
-        if not 0 < share < 1:
-            raise UserError(
-                f"`PrefixReplay.share` must be in (0, 1), got {share}; `rollout.replay: null` restarts none"
-            )
+        within("PrefixReplay", "(0, 1)", share=share)
         self.share = share
 
     def check(self, completions: int, advantage: Advantage) -> None:

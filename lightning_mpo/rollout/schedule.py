@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_mpo.checks import LARGEST_SIZE, at_least
 from lightning_mpo.errors import UserError
 
 
@@ -31,9 +32,14 @@ class Schedule:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "completions", "minibatches", "epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`rollout.{name}` must be at least 1, got {getattr(self, name)}")
+        sizes = {name: getattr(self, name) for name in ("prompts", "completions", "minibatches", "epochs")}
+        at_least("rollout", 1, **sizes)
+        at_least("trainer", 1, accumulate_grad_batches=self.micro_batches)
+        if self.prompts * self.completions * self.epochs > LARGEST_SIZE:
+            raise UserError(
+                f"`rollout.prompts` x `completions` x `epochs` is {self.prompts * self.completions * self.epochs:,} "
+                f"sequences for one rollout; at most {LARGEST_SIZE:,} are taken"
+            )
         if self.prompts % self.world_size:
             raise UserError(
                 f"`rollout.prompts` ({self.prompts}) must be a multiple of the {self.world_size} processes that share "

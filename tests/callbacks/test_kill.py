@@ -56,6 +56,6 @@ def test_another_process_is_left_alone(tmp_path):
 
 
 def test_what_is_no_event_is_refused():
-    for phase, count in (("lunch", 1), ("update", 0)):
-        with pytest.raises(UserError, match="`KillAt` needs one of rollout, micro-batch"):
+    for phase, count, wrong in (("lunch", 1, "KillAt.phase"), ("update", 0, "KillAt.count")):
+        with pytest.raises(UserError, match=wrong):
             KillAt(phase, count)

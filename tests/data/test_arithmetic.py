@@ -162,9 +162,9 @@ def test_the_tiny_policys_default_characters_write_it():
         ({"held_out_problems": 500}, "500 to hold out"),
         ({"careless_share": -0.1}, "careless_share"),
         ({"careless_share": 1.5}, "careless_share"),
-        ({"held_out_share": 0.0}, "to hold out"),
-        ({"held_out_share": 1.0}, "for training"),
-        ({"train_problems": 0}, "no training rows"),
+        ({"held_out_share": 0.0}, "held_out_share"),
+        ({"held_out_share": 1.0}, "held_out_share"),
+        ({"train_problems": 0}, "train_problems. must be at least 1"),
     ],
 )
 def test_errors(options, said):

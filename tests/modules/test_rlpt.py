@@ -179,5 +179,5 @@ def test_the_overlap_with_todays_choice_is_that_of_the_dense_logits(tmp_path):
     logged = {step: line["support/overlap"] for step, line in run.record.lines if "support/overlap" in line}
     assert [logged[1], logged[3]] == pytest.approx(seen, abs=1e-6)  # Lightning repeats the last value in between
     assert all(0.3 < overlap < 1 for overlap in seen)
-    with pytest.raises(UserError, match="`SupportOverlap` needs"):
+    with pytest.raises(UserError, match="`SupportOverlap.every` must be"):
         SupportOverlap(every=0)

@@ -464,7 +464,7 @@ def test_candidates_are_scored_where_they_were_recorded_and_cost_no_gradient(dou
     ("options", "message"),
     [
         ({"rank": 0}, "`lora.rank` must be at least 1, got 0"),
-        ({"rank": float("nan")}, "`lora.rank` must be at least 1, got nan"),
+        ({"rank": float("nan")}, "`lora.rank` must be a whole number, got nan"),
         ({"alpha": 0}, "`lora.alpha` must be positive"),
         ({"alpha": -8}, "`lora.alpha` must be positive"),
         ({"alpha": float("nan")}, "`lora.alpha` must be positive"),

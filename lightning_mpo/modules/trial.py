@@ -1,0 +1,126 @@
+"""A trial of optimizer and scheduler on one small weight: their mistakes show before a model is loaded."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from lightning_mpo.errors import UserError
+
+STEPS = 1000
+"""Most updates that a scheduler is tried for."""
+LARGEST_RATE = 1e6
+_MISTAKES = (ValueError, TypeError, ImportError, AssertionError, KeyError, IndexError, ZeroDivisionError, OverflowError)
+
+
+def try_optimizer(
+    optimizer: Callable[[Any], Any],
+    scheduler: Callable[[Any], Any] | None,
+    *,
+    parts: tuple[str, ...] = ("policy",),
+    learning_rates: Mapping[str, float] | None = None,
+    updates: int = -1,
+) -> None:
+    """Make both for weights of 2 x 2, and step them.
+
+    Args:
+        optimizer: of the module.
+        scheduler: of the module.
+        parts: parts of the policy that are trained, each of which is a group of parameters.
+        learning_rates: of parts.
+        updates: `trainer.max_steps`; -1: not known.
+
+    Raises:
+        UserError: one refuses its options, or gives a learning rate that cannot be.
+    """
+    rates = learning_rates or {}
+    unknown = [name for name in rates if name not in parts]
+    if unknown:
+        raise UserError(f"`learning_rates` names {unknown[0]!r}, which is not trained; there are {sorted(parts)}")
+    groups = [
+        {"params": [torch.nn.Parameter(torch.zeros(2, 2))]} | ({"lr": rates[part]} if part in rates else {})
+        for part in parts
+    ]
+    with _quiet():
+        made = _make("optimizer", optimizer, groups)
+        if made is None:
+            return
+        _check_groups(made, "`model.optimizer`", 0)
+        plan = _make("scheduler", scheduler, made) if scheduler is not None else None
+        if plan is not None:
+            _check_scheduler(made, plan, updates)
+
+
+def _make(name: str, factory: Callable[[Any], Any], argument: Any) -> Any:
+    """Call a factory; None where it fails for a reason that need not hold for real weights."""
+    try:
+        return factory(argument)
+    except UserError:
+        raise
+    except _MISTAKES as error:
+        raise UserError(f"`model.{name}`: {first_sentence(error)}") from error
+    except Exception:
+        return None
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return the message of an exception in one line, with its type where the message says little."""
+    text = " ".join(str(error).split())
+    return text if len(text) > 15 else f"{type(error).__name__}: {text}"
+
+
+def _check_groups(optimizer: Any, owner: str, update: int) -> None:
+    """Refuse numbers of parameter groups that are not finite, and learning rates below 0 or beyond any use."""
+    for group in getattr(optimizer, "param_groups", ()):
+        for key, value in group.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{owner} sets `{key}` to {value} at update {update}; it must be a finite number")
+        rate = float(group.get("lr", 0.0))
+        if not 0 <= rate <= LARGEST_RATE:
+            raise UserError(
+                f"{owner} sets the learning rate to {rate:g} at update {update}; it must be from 0 to {LARGEST_RATE:g}"
+            )
+
+
+def _check_scheduler(optimizer: Any, scheduler: Any, updates: int) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise UserError(
+            "`model.scheduler: ReduceLROnPlateau` waits for a metric, and schedulers are stepped once per update, between "
+            "validations; use a schedule of updates such as `CosineAnnealingLR`, or `EarlyStopping` on the metric"
+        )
+    if not isinstance(scheduler, LRScheduler):
+        raise UserError(f"`model.scheduler` must make a torch scheduler, got {type(scheduler).__name__}")
+    total = getattr(scheduler, "total_steps", None)
+    if isinstance(total, int) and updates > total:
+        raise UserError(
+            f"`model.scheduler: {type(scheduler).__name__}` ends after `total_steps` = {total} updates, and "
+            f"`trainer.max_steps` is {updates}; give it `total_steps: ${{trainer.max_steps}}`"
+        )
+    owner = f"`model.scheduler: {type(scheduler).__name__}`"
+    _check_groups(optimizer, owner, 0)
+    for update in range(1, min(updates, STEPS) + 1):
+        try:
+            scheduler.step()
+        except _MISTAKES as error:
+            raise UserError(f"{owner} fails at update {update}: {first_sentence(error)}") from error
+        _check_groups(optimizer, owner, update)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what optimizers and schedulers say of themselves: they say it again when a run makes them."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
