@@ -151,7 +151,7 @@ def test_a_policy_without_heads_is_refused():
 @pytest.mark.parametrize(("world", "solutions", "rows"), [(1, False, 32), (2, False, 16), (1, True, 4), (2, True, 2)])
 def test_passes_that_do_not_divide_the_pool_of_one_process_are_refused(world, solutions, rows):
     policy = make_policy(mtp=ParallelHeads())
-    trainer = SimpleNamespace(world_size=world, strategy=SingleDeviceStrategy(), datamodule=make_data())
+    trainer = SimpleNamespace(world_size=world, max_steps=-1, strategy=SingleDeviceStrategy(), datamodule=make_data())
     for passes in (1, 2, 3, 4, 8, 16, 32):
         module = HeadWarmup(policy, solutions=solutions, prompts=4, completions=8, passes=passes)
         module._trainer = trainer
