@@ -19,10 +19,14 @@ class Predictions(BasePredictionWriter):
     A record holds the other columns of its row, `prompt`, `completion`, `finished` (it ended by itself), and where rows have
     targets, `target` and `reward`. Lines are written one by one and unbuffered: a run that is killed leaves whole ones.
     With several processes each writes a file of its own.
+
+    Args:
+        path: another file to write; None: the one in the run folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: str | None = None) -> None:
         super().__init__(write_interval="batch")
+        self.path = path
         self._count = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -32,7 +36,8 @@ class Predictions(BasePredictionWriter):
             path.write_bytes(b"")
         except OSError as error:
             raise UserError(
-                f"predictions cannot be written to {path}: {error.strerror}; set `trainer.default_root_dir` to another folder"
+                f"predictions cannot be written to {path}: {error.strerror}; "
+                + ("name another file" if self.path else "set `trainer.default_root_dir` to another folder")
             ) from error
 
     def write_on_batch_end(
@@ -58,7 +63,6 @@ class Predictions(BasePredictionWriter):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         print(f"predicted  {self._count} completions, in {self._path(trainer)}")
 
-    @staticmethod
-    def _path(trainer: L.Trainer) -> Path:
-        name = "predictions.jsonl" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}.jsonl"
-        return Path(trainer.default_root_dir) / "completions" / name
+    def _path(self, trainer: L.Trainer) -> Path:
+        path = Path(self.path or Path(trainer.default_root_dir) / "completions" / "predictions.jsonl")
+        return path if trainer.world_size == 1 else path.with_stem(f"{path.stem}-{trainer.global_rank}")

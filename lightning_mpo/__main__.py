@@ -8,7 +8,8 @@ import lightning_mpo
 
 HELP = """\
 usage: lightning-mpo {fit,validate,test,predict} -c CONFIG [-c CONFIG ...] [--key value ...]
-       lightning-mpo export --checkpoint FILE --to FOLDER [--form adapter|merged|full]
+       lightning-mpo predict --model FOLDER --data FILE.jsonl [--out FILE]
+       lightning-mpo export -c CONFIG --checkpoint FILE --to FOLDER [--form adapter|merged|full]
        lightning-mpo verify-resume -c CONFIG [...] [--updates N] [--kill PHASE:N]
        lightning-mpo methods [--configs DIR] [--readme FILE]
        lightning-mpo plan -c CONFIG [--gpu-gib GIB] [--check]
@@ -26,7 +27,8 @@ RL post-training of language models in which what counts as one action is a choi
   verify-resume
              kill a run of the configuration, let it go on, and compare it with an undisturbed one, bit for bit
 
-  -c FILE           a YAML file; later files win, key by key, and the command line wins over files
+  -c FILE           a YAML file; later files win, key by key, and the command line wins over files. It names classes to
+                    build, so it is code: run only what you have read. Exported folders hold none.
   --print_config    show the resulting configuration and stop
   --help            after a verb: every option
 
@@ -62,6 +64,11 @@ def main() -> int:
         from lightning_mpo.plan import command
 
         return command.main(arguments[1:])
+    if arguments[0] == "predict":
+        from lightning_mpo import predict_command
+
+        if predict_command.wanted(arguments[1:]):
+            return predict_command.main(arguments[1:])
     from lightning_mpo.cli import run
 
     return run()

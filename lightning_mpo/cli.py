@@ -29,6 +29,8 @@ from lightning_mpo.storage import locate, read_checkpoint
 
 VERBS = ("fit", "validate", "test", "predict", "export", "methods", "plan", "verify-resume")
 """What `lightning-mpo` can be asked for; those behind `predict` are answered elsewhere."""
+OLD_USAGE = "lightning_mpo.yaml"
+"""A configuration that exported folders may carry, which is not run."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -235,6 +237,11 @@ def expand_includes(arguments: list[str]) -> list[str]:
 
 
 def _with_includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    if path.name == OLD_USAGE:
+        raise UserError(
+            f"{path} came with an exported folder, and configurations of others are code and not run; use "
+            f"lightning-mpo predict --model {path.parent} --data FILE.jsonl"
+        )
     if path in above:
         raise UserError(f"these files `include:` each other: {', '.join(str(other) for other in above)}")
     if not path.is_file():

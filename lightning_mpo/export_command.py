@@ -64,7 +64,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="what is written; it must be empty or new")
     parser.add_argument(
-        "-c", "--config", action="append", metavar="FILE", help="default: config.yaml of the folder that the run is in"
+        "-c",
+        "--config",
+        action="append",
+        metavar="FILE",
+        help="of the run: config.yaml in its folder. It is code: read it first",
     )
     parser.add_argument(
         "--form",
@@ -83,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         missing = [f"--{name}" for name in ("checkpoint", "to") if getattr(options, name) is None]
         if missing:
             raise UserError(
-                f"`export` needs {' and '.join(missing)}: lightning-mpo export --checkpoint FILE --to FOLDER"
+                f"`export` needs {' and '.join(missing)}: lightning-mpo export -c CONFIG --checkpoint FILE --to FOLDER"
             )
         outcome.append(_export(options, rest))
 
@@ -96,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _export(options: argparse.Namespace, rest: list[str]) -> int:
     stored = read_checkpoint(options.checkpoint, "`--checkpoint`", part="outline")
-    configs = options.config or [str(_config_of(options.checkpoint))]
+    configs = options.config or _no_config(options.checkpoint)
     sys.argv[1:] = expand_includes(["predict", *(part for path in configs for part in ("-c", path)), *rest])
     cli = Reader(**OPTIONS)
     policy = cli.model.policy
@@ -137,11 +141,11 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _config_of(checkpoint: Path) -> Path:
-    for folder in checkpoint.resolve().parents[:2]:
-        if (folder / "config.yaml").is_file():
-            return folder / "config.yaml"
-    raise UserError(f"no config.yaml in the folder of {str(checkpoint)!r} or in the one above; name the run's with -c")
+def _no_config(checkpoint: Path) -> list[str]:
+    """Ask for the configuration, which is code: one that lies beside a checkpoint may be anybody's."""
+    beside = [folder / "config.yaml" for folder in checkpoint.parents[:2] if (folder / "config.yaml").is_file()]
+    hint = f"-c {beside[0]}, if you trust it" if beside else "there is no config.yaml beside it"
+    raise UserError(f"`export` needs the configuration of the run that made {str(checkpoint)!r}: {hint}")
 
 
 def _rollouts(stored: dict[str, Any]) -> int | None:

@@ -11,8 +11,10 @@ import pytest
 import torch
 import yaml
 
-from lightning_mpo import cli, export_command
+from lightning_mpo import cli, export_command, predict_command
+from lightning_mpo.errors import UserError
 from lightning_mpo.export import forms
+from lightning_mpo.export.usage import Usage
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.storage import Disk, write_folder
 from tests.policies.test_checkpoints import MARK, write_malicious
@@ -22,6 +24,7 @@ PROMPTS = [{"prompt": "1+2=", "id": 7}, {"prompt": "3+4="}, {"prompt": "5+5=", "
 CHECKPOINT = "run/checkpoints/last.ckpt"
 PLAIN = ["-c", "run/config.yaml", "-c", "plain.yaml"]
 """The run's configuration without adapters."""
+EXPORTED = ["--model", "out", "--data", "prompts.jsonl", "--accelerator", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,10 @@ def here(run, tmp_path, monkeypatch) -> Path:
 def call(monkeypatch):
     def call(verb: str, *arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", ["lightning-mpo", verb, *map(str, arguments)])
-        return export_command.main(sys.argv[2:]) if verb == "export" else cli.run()
+        given = sys.argv[2:]
+        if verb == "export":
+            return export_command.main([*given, *(() if "-c" in given else ("-c", "run/config.yaml"))])
+        return predict_command.main(given) if predict_command.wanted(given) else cli.run()
 
     return call
 
@@ -86,7 +92,7 @@ def test_completions_of_a_checkpoint_and_of_what_was_exported_are_the_same(here,
     prompts = ("-c", Path(__file__).parents[1] / "configs" / "data" / "prompts.yaml")
     assert call("predict", "-c", "run/config.yaml", *prompts, *data, "--ckpt_path", CHECKPOINT) == 0
     assert "predicted  3 completions, in " in capsys.readouterr().out
-    assert call("predict", "-c", "out/lightning_mpo.yaml", *data) == 0
+    assert call("predict", *EXPORTED) == 0
     assert predicted() == predicted("run")
     assert (here / "run" / "metrics.csv").read_text() == metrics, "Lightning's logger would begin it afresh"
     assert [(record["prompt"], record.get("id")) for record in predicted()] == [
@@ -95,7 +101,7 @@ def test_completions_of_a_checkpoint_and_of_what_was_exported_are_the_same(here,
         ("5+5=", 9),
     ]
     assert "reward" not in predicted()[0]
-    assert call("predict", "-c", "out/lightning_mpo.yaml", *data, "--rollout.validation_completions", 2) == 0
+    assert call("predict", *EXPORTED, "--rollout.validation_completions", 2) == 0
     assert [record["prompt"] for record in predicted()][:4] == ["1+2=", "1+2=", "3+4=", "3+4="]
 
 
@@ -119,7 +125,7 @@ def test_a_checkpoint_that_is_a_folder_gives_the_same(here, call, capsys):
     assert predicted("run") == expected
     assert call("export", "--checkpoint", folder, "--to", "out") == 0
     assert "checked    loaded again and compared" in capsys.readouterr().out
-    assert call("predict", "-c", "out/lightning_mpo.yaml", *data[2:]) == 0
+    assert call("predict", *EXPORTED) == 0
     assert predicted() == expected
     (shard,) = folder.glob("*.distcp")
     shard.write_bytes(shard.read_bytes()[:-9])
@@ -129,12 +135,148 @@ def test_a_checkpoint_that_is_a_folder_gives_the_same(here, call, capsys):
 
 def test_completions_are_judged_where_targets_are_named(here, call):
     Path("prompts.jsonl").write_text('{"prompt": "1+2=", "answer": 3}\n')
-    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out") == 0
-    options = ("--data.init_args.path", "prompts.jsonl", "--data.init_args.target", "answer")
-    assert call("predict", "-c", "out/lightning_mpo.yaml", *options) == 0
-    (record,) = predicted()
+    options = ("--data", "PromptFile", "--data.init_args.path", "prompts.jsonl", "--data.init_args.target", "answer")
+    assert call("predict", "-c", "run/config.yaml", *options, "--ckpt_path", CHECKPOINT) == 0
+    (record,) = predicted("run")
     assert record["target"] == "3"
     assert record["reward"] == float(record["finished"])
+
+
+# --- a folder that came from somebody else ------------------------------------------------------------------------------
+
+EVIL = """\
+model: {class_path: unittest.mock.MagicMock, init_args: {return_value: {class_path: subprocess.Popen, init_args: {args: "touch PWNED", shell: true}}}}
+trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.LambdaCallback, init_args: {setup: {class_path: unittest.mock.MagicMock, init_args: {
+  return_value: {class_path: subprocess.Popen, init_args: {args: "touch PWNED", shell: true}}}}}}]}
+"""  # noqa: E501
+
+
+@pytest.fixture
+def exported(tiny_folder, tmp_path, monkeypatch) -> Path:
+    """A folder of a whole model with prompts beside it, as the working directory."""
+    shutil.copytree(tiny_folder, tmp_path / "here" / "out")
+    monkeypatch.chdir(tmp_path / "here")
+    Path("prompts.jsonl").write_text('{"prompt": "1+2=", "id": 7}\n')
+    Usage(temperature=0.7, max_new_tokens=5, prompt={"chat_template": False}).write(Path("out"))
+    return tmp_path / "here" / "out"
+
+
+@pytest.mark.parametrize("name", ["lightning_mpo.yaml", "config.yaml", "lightning_mpo.yml"])
+def test_no_configuration_of_a_folder_is_read(exported, call, capsys, name):
+    (exported / name).write_text(EVIL)
+    assert call("predict", *EXPORTED, "--out", "said.jsonl") == 0
+    (record,) = map(json.loads, Path("said.jsonl").read_text().splitlines())
+    assert record["id"] == 7
+    assert call("predict", "-c", "out/lightning_mpo.yaml", "--data.init_args.path", "prompts.jsonl") == 2
+    shutil.copy(exported / "model.safetensors", exported / "last.ckpt")
+    torch.save({"state_dict": {}}, exported / "last.ckpt")
+    capsys.readouterr()
+    assert export_command.main(["--checkpoint", "out/last.ckpt", "--to", "new"]) == 2
+    error = capsys.readouterr().err
+    assert "`export` needs the configuration of the run that made 'out/last.ckpt'" in error
+    assert ("-c out/config.yaml, if you trust it" in error) == (name == "config.yaml")
+    assert not Path("PWNED").exists()
+
+
+def test_the_configuration_of_an_export_is_refused_by_name(exported, call, capsys):
+    (exported / "lightning_mpo.yaml").write_text(EVIL)
+    Path("mine.yaml").write_text("include: [out/lightning_mpo.yaml]\n")
+    for path in ("out/lightning_mpo.yaml", "mine.yaml"):
+        assert call("predict", "-c", path) == 2
+        assert "use lightning-mpo predict --model out --data FILE.jsonl" in capsys.readouterr().err
+    assert not Path("PWNED").exists()
+
+
+def test_a_folder_without_a_word_on_its_use_takes_defaults(exported, call, capsys):
+    (exported / "lightning_mpo.json").unlink()
+    assert call("predict", *EXPORTED, "--max_new_tokens", 3) == 0
+    assert "note       out has no lightning_mpo.json: sampled at temperature 1" in capsys.readouterr().out
+    assert len(predicted()) == 1
+
+
+USAGE = {"version": 1, "form": "full"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"class_path": "subprocess.Popen"}, "class_path is not known; there are version, form"),
+        ({"temperature": 0}, "temperature must be a number above 0, got 0"),
+        ({"temperature": -1.0}, "temperature must be a number above 0"),
+        ({"temperature": float("nan")}, "temperature must be a number above 0, got NaN"),
+        ({"temperature": float("inf")}, "temperature must be a number above 0, got Infinity"),
+        ({"temperature": True}, "temperature must be a number above 0, got true"),
+        ({"temperature": "1"}, "temperature must be a number above 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number of at least 1"),
+        ({"max_new_tokens": 10**30}, "max_new_tokens must be a whole number of at least 1"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"seed": None}, "seed must be a whole number"),
+        ({"dtype": "load"}, "dtype must be one of float32, bfloat16"),
+        ({"form": "pickle"}, "form must be one of adapter, merged, full"),
+        ({"version": 2}, "version must be 1, got 2"),
+        ({"version": True}, "version must be 1, got true"),
+        ({"prompt": []}, "prompt must be an object"),
+        ({"prompt": {"chat_template": 1}}, "prompt.chat_template must be true or false, got 1"),
+        ({"prompt": {"instruction": None}}, "prompt.instruction must be text"),
+        ({"prompt": {"instruction": {"class_path": "os.system"}}}, "prompt.instruction must be text"),
+        ({"prompt": {"path": "/etc/passwd"}}, "prompt.path is not known"),
+        ({"form": "adapter"}, "`adapter.base` is missing"),
+        ({"form": "adapter", "adapter": {"base": ""}}, "adapter.base must be a model's name"),
+        ({"form": "adapter", "adapter": {"base": "x", "rank": 0}}, "adapter.rank must be a whole number of at least 1"),
+        ({"adapter": {"base": "x", "targets": []}}, "adapter.targets must be a name or a list of names"),
+        ({"adapter": {"quantization": {"bits": 8}}}, "adapter.quantization.bits must be 4"),
+        ({"adapter": {"quantization": {"kind": "os"}}}, "adapter.quantization.kind must be nf4 or fp4"),
+        (None, "must hold an object"),
+        ("text", "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+    ],
+)
+def test_each_value_of_a_folder_is_checked(tmp_path, content, said):
+    if isinstance(content, bytes):
+        (tmp_path / "lightning_mpo.json").write_bytes(content)
+    else:
+        text = content if isinstance(content, str) else json.dumps(None if content is None else USAGE | content)
+        (tmp_path / "lightning_mpo.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        Usage.read(tmp_path)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(USAGE))
+def test_form_and_version_are_needed(tmp_path, name):
+    (tmp_path / "lightning_mpo.json").write_text(json.dumps({k: v for k, v in USAGE.items() if k != name}))
+    with pytest.raises(UserError, match=f"`{name}` is missing"):
+        Usage.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "`predict` needs --model and --data"),
+        (["--model", "out"], "`predict` needs --data: lightning-mpo predict --model FOLDER --data FILE.jsonl"),
+        (["--model", "gone", "--data", "prompts.jsonl"], "could not find the model 'gone'"),
+        (["--model", "out", "--data", "gone.jsonl"], "there is no file 'gone.jsonl'"),
+        ([*EXPORTED, "--tmperature", "1"], "no option `--tmperature`; did you mean `--temperature`?"),
+        ([*EXPORTED, "--temperature", "nan"], "`--temperature` must be a number above 0, got nan"),
+        ([*EXPORTED, "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+        ([*EXPORTED, "--max_new_tokens", "0"], "`--max_new_tokens` must be a whole number of at least 1, got 0"),
+        ([*EXPORTED, "--completions", "0"], "`--completions` must be at least 1"),
+        ([*EXPORTED, "--out", "prompts.jsonl"], "`--out` 'prompts.jsonl' is the file of the prompts"),
+        ([*EXPORTED, "--out", "out"], "`--out` 'out' is a folder"),
+        ([*EXPORTED, "--prompt", "question"], "has no 'question'"),
+    ],
+)
+def test_mistakes_of_predict_are_one_line(exported, call, capsys, monkeypatch, arguments, said):
+    monkeypatch.setattr(CausalPolicy, "load_network", lambda self: pytest.fail("loaded"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = sorted(exported.parent.rglob("*"))
+    assert call("predict", *arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lightning-mpo: ")]
+    assert said in line
+    assert sorted(exported.parent.rglob("*")) == before
 
 
 def test_what_is_not_the_policy_exits_with_one_and_stays(here, call, capsys, monkeypatch):
@@ -205,16 +347,11 @@ def break_checkpoint(path: Path, kind: str) -> None:
         ("the target folder 'base.yaml/x' cannot be written to", ["--to", "base.yaml/x"]),
         ("no configuration file 'gone.yaml'", ["-c", "gone.yaml"]),
         ("has no argument `tmperature`; did you mean `temperature`?", ["--model.tmperature", "1"]),
-        ("no config.yaml in the folder of 'elsewhere/deep/last.ckpt' or in the one above; name the run's with -c", "moved"),
     ],
 )  # fmt: skip
 def test_one_line_before_a_model_is_loaded(here, call, capsys, monkeypatch, said, options):
     monkeypatch.setattr(CausalPolicy, "load_network", lambda self: pytest.fail("loaded"))
-    if options == "moved":
-        Path("elsewhere/deep").mkdir(parents=True)
-        shutil.copy(CHECKPOINT, "elsewhere/deep/last.ckpt")
-        options = ["--checkpoint", "elsewhere/deep/last.ckpt"]
-    elif isinstance(options, str):
+    if isinstance(options, str):
         shutil.copy(CHECKPOINT, f"{options}.ckpt")
         break_checkpoint(Path(f"{options}.ckpt"), options)
         options = ["--checkpoint", f"{options}.ckpt"]

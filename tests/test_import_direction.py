@@ -37,7 +37,7 @@ LAYERS = [
     ["modules"],
     ["export"],
     ["callbacks"],
-    ["cli", "messages", "methods", "plan", "export_command", "verify_resume", "__main__"],
+    ["cli", "messages", "methods", "plan", "export_command", "predict_command", "verify_resume", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 HEAVY = ("torch", "lightning", "transformers", "peft", "datasets", "matplotlib")

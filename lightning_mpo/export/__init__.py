@@ -12,6 +12,7 @@ from lightning_mpo.export import card, folder, forms, verify
 from lightning_mpo.export.folder import Sampling, check_target, part_of
 from lightning_mpo.export.forms import check_form
 from lightning_mpo.export.origin import Origin
+from lightning_mpo.export.usage import usage_of
 from lightning_mpo.export.verify import Check
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.types import PromptBatch
@@ -45,7 +46,7 @@ def export(
         dtype: of merged weights.
         sampling: as in training.
         origin: the run, for the model card.
-        data: the run's data module, whose instruction and chat template `predict` needs again.
+        data: the run's data module, whose options `predict --model` needs again.
 
     Returns:
         the comparison, whose `problems` are empty if the folder holds the policy, and what a user must be told.
@@ -63,8 +64,10 @@ def export(
         expected = seen
         forms.write_adapter(policy, part) if form == "adapter" else forms.write_full(policy, part)
     folder.write_extras(policy, part, sampling)
-    if origin.config is not None and origin.objective:
-        folder.write_config(origin.config, part, to, form, data)
+    seed = (origin.config or {}).get("seed_everything")
+    of_base = str(policy.dtype).removeprefix("torch.")
+    stored = dtype if form == "merged" else of_base
+    usage_of(policy, form, sampling.temperature, sampling.max_new_tokens, data, seed, stored).write(part)
     network, tokenizer = forms.reload(policy, part, form)
     # 4-bit layers compute in bfloat16
     rounded = dtype == "bfloat16" if form == "merged" else forms.is_quantised(policy)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 import lightning_mpo
-from lightning_mpo.export.folder import CARD, CONFIG, Sampling
+from lightning_mpo.export.folder import CARD, Sampling
 from lightning_mpo.export.forms import is_quantised
 from lightning_mpo.export.origin import Origin, find_method, inside, short
 from lightning_mpo.export.verify import Check
@@ -59,7 +59,7 @@ def write_card(
         f"# {name}",
         _summary(policy, form, origin),
         "## Use",
-        _use(policy, name, (folder / CONFIG).is_file(), form),
+        _use(policy, name, form),
         "## Training",
         "\n".join(f"* {line}" for line in _training(policy, sampling, origin, method)),
         "## Results",
@@ -90,7 +90,7 @@ def _summary(policy: CausalPolicy, form: str, origin: Origin) -> str:
     return f"{what}, {stage} with lightning-mpo {lightning_mpo.__version__}."
 
 
-def _use(policy: CausalPolicy, name: str, configured: bool, form: str) -> str:
+def _use(policy: CausalPolicy, name: str, form: str) -> str:
     load = [f'model = AutoModelForCausalLM.from_pretrained("{name}")']
     imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     if form == "adapter":
@@ -105,8 +105,7 @@ def _use(policy: CausalPolicy, name: str, configured: bool, form: str) -> str:
         ]
     code = [*imports, "", *load, f'tokenizer = AutoTokenizer.from_pretrained("{name}")']
     said = ["```python", *code, "```"]
-    if configured:
-        said += ["", "```", f"lightning-mpo predict -c {name}/{CONFIG} --data.init_args.path prompts.jsonl", "```"]
+    said += ["", "```", f"lightning-mpo predict --model {name} --data prompts.jsonl", "```"]
     if policy.mtp is not None:
         said += ["", f"`{HEADS}` holds {policy.mtp.offsets} multi-token heads, which `policy.mtp` takes as `weights`."]
     return "\n".join(said)

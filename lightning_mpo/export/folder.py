@@ -11,9 +11,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lightning_mpo.errors import UserError
+from lightning_mpo.export.usage import USAGE
 from lightning_mpo.policies.checkpoints import HEADS, HEADS_CONFIG
 from lightning_mpo.storage.disk import PART, Disk, beside, discard, locate, put, sync_folder
 from lightning_mpo.supports import FullVocabulary, Support, TopK
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
 
     from lightning_mpo.policies.causal import CausalPolicy
 
-CONFIG, CARD = "lightning_mpo.yaml", "README.md"
+CARD = "README.md"
 WRITTEN = (
     *("adapter_*", "model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*", "merges.txt"),
-    *(HEADS, HEADS_CONFIG, CONFIG, CARD),
+    *(HEADS, HEADS_CONFIG, USAGE, "lightning_mpo.yaml", CARD),
 )
 """What exports write, as patterns: a new export replaces these and nothing else."""
 
@@ -167,43 +166,3 @@ def generation_config(policy: CausalPolicy, sampling: Sampling) -> GenerationCon
     return GenerationConfig(
         eos_token_id=ends, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id, **sampling.options()
     )
-
-
-def write_config(config: dict[str, Any], folder: Path, to: Path, form: str, data: Any) -> None:
-    """Write a configuration with which `lightning-mpo predict` takes the exported folder.
-
-    Args:
-        config: of the run.
-        folder: where it is written.
-        to: the exported one.
-        form: what was exported.
-        data: the run's data module, whose instruction and chat template prompts need again; None: unknown.
-    """
-    model = json.loads(json.dumps(config["model"]))
-    arguments = model["init_args"]
-    if form == "adapter":
-        policy = arguments["policy"]
-        policy["init_args"] |= {"checkpoint": str(to)}
-    else:
-        policy = arguments["policy"] = {"class_path": "CausalPolicy", "init_args": {"source": str(to)}}
-    policy["init_args"].pop("critic", None)
-    if (folder / HEADS).is_file():
-        heads = json.loads((folder / HEADS_CONFIG).read_text())
-        taken = {} if form == "adapter" else {"weights": str(to / HEADS)}
-        policy["init_args"]["mtp"] = {"class_path": heads["class_path"], "init_args": heads["init_args"] | taken}
-    prompts = {name: getattr(data, name) for name in ("instruction", "chat_template", "max_prompt_tokens") if data}
-    content = {
-        "seed_everything": config.get("seed_everything", 0),
-        "model": model,
-        "data": {"class_path": "PromptFile", "init_args": prompts},
-        "rollout": config.get("rollout"),
-        "trainer": {
-            "accelerator": "auto",
-            "devices": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "callbacks": [{"class_path": "Predictions"}],
-        },
-    }
-    head = f"# lightning-mpo predict -c {to / CONFIG} --data.init_args.path prompts.jsonl\n"
-    (folder / CONFIG).write_text(head + yaml.safe_dump(content, sort_keys=False))

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.checkpoints import ADAPTER_CONFIG
+from lightning_mpo.policies.loading import load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,10 +95,9 @@ def _untie_adapted_head(network: PreTrainedModel) -> None:
 def reload(policy: CausalPolicy, folder: Path, form: str) -> tuple[Any, Any]:
     """Load an exported folder as a user would; return the model in eval mode, and its tokenizer."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if form == "adapter":
         network: Any = PeftModel.from_pretrained(policy.load_base(policy.device), folder)
     else:
-        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return network.to(policy.device).eval(), AutoTokenizer.from_pretrained(folder)
+        network = load_weights(str(folder), None, torch.float32)
+    return network.to(policy.device).eval(), load_tokenizer(str(folder))

@@ -138,7 +138,7 @@ class Planner:
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, dtype=self.policy.dtype)
+            network = AutoModelForCausalLM.from_config(config, dtype=self.policy.dtype, trust_remote_code=False)
             if self.policy.lora is not None:
                 network = add_adapters(network, self.policy.lora).get_base_model()
         if self.policy.gradient_checkpointing:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.policies import pretrained
+from lightning_mpo.policies import loading, pretrained
 from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.checkpoints import check_adapters, read_policy
 from lightning_mpo.policies.logits import check_logits, logit_options
@@ -92,16 +92,12 @@ class CausalPolicy(Policy):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self._location)
+        return loading.load_tokenizer(self._location)
 
     @cached_property
     def config(self) -> PretrainedConfig:
         """The model's configuration."""
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(self._location)
+        return loading.load_config(self._location)
 
     @cached_property
     def base_fingerprint(self) -> str | None:
@@ -167,23 +163,18 @@ class CausalPolicy(Policy):
 
     def load_network(self) -> PreTrainedModel:
         """Return the model with its pretrained weights."""
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_pretrained(self._location, dtype=self.dtype)
+        return loading.load_weights(self._location, self.config, self.dtype)
 
     def load_base(self, device: torch.device) -> PreTrainedModel:
         """Return the model on a device, quantised if that is asked for."""
         warn_where_slow(self.dtype, None if self.quantization is None else self.quantization.compute_dtype, device)
         if self.quantization is not None:
-            return self.quantization.load(self._location, dtype=self.dtype, device=device)
+            return self.quantization.load(self._location, self.config, dtype=self.dtype, device=device)
         return self.load_network().to(device)  # type: ignore[arg-type]
 
     def outline_network(self) -> PreTrainedModel:
         """Return the model without weights, on the meta device."""
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(copy.deepcopy(self.config), dtype=self.dtype)
+        return loading.outline(self.config, self.dtype, self.source)
 
     def outline(self) -> None:
         """Make the modules that `build` makes, without weights, on the meta device."""

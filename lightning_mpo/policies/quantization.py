@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import rollout_mode
+from lightning_mpo.policies.loading import load_weights
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
@@ -61,23 +62,24 @@ class Quantization:
             bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype),
         )
 
-    def load(self, location: str, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    def load(
+        self, location: str, config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device
+    ) -> PreTrainedModel:
         """Return a model that is quantised while it is read, so that it never stands in memory as it was.
 
         Args:
             location: what `from_pretrained` takes.
+            config: of the model.
             dtype: of what is not quantised: embeddings, norms and head.
             device: where the weights go; they cannot be moved afterwards.
 
         Raises:
             UserError: bitsandbytes has no kernel for the device.
         """
-        from transformers import AutoModelForCausalLM
-
         self.check_kernels(device)
         place = device if device.index is not None or device.type == "cpu" else torch.device(device.type, 0)
         options: dict[str, Any] = {"quantization_config": self.config(), "device_map": {"": place}}
-        network = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
+        network = load_weights(location, config, dtype, **options)
         keep_layout(network)
         if device.type == "cpu":
             _unmap(network)

@@ -12,7 +12,8 @@ import yaml
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, forms, part_of, verify
-from lightning_mpo.export.folder import CONFIG, begin, finish
+from lightning_mpo.export.folder import begin, finish
+from lightning_mpo.export.usage import Usage
 from lightning_mpo.policies import CausalPolicy, Lora, MedusaHeads, ParallelHeads
 from lightning_mpo.policies.checkpoints import HEADS, read_safetensors
 from lightning_mpo.scores import ScoreRequest
@@ -313,21 +314,30 @@ def test_a_card_without_a_run_claims_nothing(tiny_policy, tmp_path):
     assert "no evaluation was kept" in text
     assert "`MinP` support, which `generation_config.json` cannot say" in text
     assert "base_model" not in text
-    assert not (tmp_path / CONFIG).exists()
+    assert not list(tmp_path.glob("*.yaml"))
 
 
-@pytest.mark.parametrize("form", ["adapter", "full"])
-def test_the_configuration_beside_the_weights_names_them(tiny_folder, tmp_path, form):
-    lora = {"lora": Lora(rank=4, alpha=8)} if form == "adapter" else {}
+@pytest.mark.parametrize("form", ["adapter", "merged", "full"])
+def test_how_a_folder_is_used_stands_beside_the_weights_as_data(tiny_folder, tmp_path, form):
+    lora = {} if form == "full" else {"lora": Lora(rank=4, alpha=8, targets=["q_proj"])}
     policy = CausalPolicy(tiny_folder, **lora)
     policy.build(device=torch.device("cpu"), reference=False)
-    export(policy, tmp_path, form, PROMPTS, origin=Origin(CONFIGURED))
-    content = yaml.safe_load((tmp_path / CONFIG).read_text())
-    own = content["model"]["init_args"]["policy"]["init_args"]
-    assert own == ({"source": "x", "checkpoint": str(tmp_path)} if form == "adapter" else {"source": str(tmp_path)})
-    assert content["rollout"] == CONFIGURED["rollout"]
-    assert content["data"]["class_path"] == "PromptFile"
-    assert CONFIGURED["model"]["init_args"]["policy"]["init_args"]["source"] == "x", "the run's own is left alone"
+    data = Mock(
+        instruction="Add: ", chat_template=False, max_prompt_tokens=99, system=None, suffix="", template_arguments=None
+    )
+    export(policy, tmp_path, form, PROMPTS, sampling=SAMPLING, data=data, origin=Origin({"seed_everything": 5}))
+    assert not list(tmp_path.glob("*.yaml"))
+    usage = Usage.read(tmp_path)
+    assert (usage.form, usage.temperature, usage.max_new_tokens, usage.seed) == (form, TEMPERATURE, 30, 5)
+    assert usage.dtype == ("bfloat16" if form == "merged" else "float32")
+    assert usage.prompt["instruction"] == "Add: "
+    assert usage.prompt["chat_template"] is False
+    again = usage.policy(str(tmp_path))
+    if form == "adapter":
+        assert (again.source, again.checkpoint, again.lora) == (tiny_folder, str(tmp_path), policy.lora)
+        assert usage.policy(str(tmp_path), "other").source == "other"
+    else:
+        assert (again.source, again.checkpoint, again.lora) == (str(tmp_path), None, None)
 
 
 # --- a quantised base ---------------------------------------------------------------------------------------------------

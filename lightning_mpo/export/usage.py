@@ -1,0 +1,215 @@
+"""How an exported folder is used again: a small JSON of plain values, each checked, in place of a configuration.
+
+A configuration names classes to build and is code. A folder may come from anybody, so it carries data alone: which form
+it has, what stands around a prompt, how the policy was sampled from. `predict --model` builds everything else itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.errors import UserError
+from lightning_mpo.export.forms import FORMS
+from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.lora import Lora
+from lightning_mpo.policies.model_files import read_json
+from lightning_mpo.policies.quantization import Quantization
+
+USAGE = "lightning_mpo.json"
+VERSION = 1
+Check = Callable[[Any], bool]
+
+
+def whole(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1 that is no switch."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
+
+
+def positive(value: Any) -> bool:
+    """Whether a value is a finite number above 0 that is no switch."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
+
+def _layers(value: Any) -> bool:
+    return _text(value) or (isinstance(value, list) and bool(value) and all(map(_text, value)))
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is a small object of plain values."""
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(inner, str | int | float | bool | None) for key, inner in value.items()
+    )
+
+
+def _of(*choices: Any) -> Check:
+    return lambda value: any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices)
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+DTYPES = ("float32", "bfloat16")
+TOP: dict[str, tuple[Check, str]] = {
+    "version": (_of(VERSION), str(VERSION)),
+    "form": (_of(*FORMS), f"one of {', '.join(FORMS)}"),
+    "dtype": (_of(*DTYPES), f"one of {', '.join(DTYPES)}"),
+    "seed": (lambda value: value == 0 or whole(value), "a whole number"),
+    "temperature": (positive, "a number above 0"),
+    "max_new_tokens": (whole, "a whole number of at least 1"),
+    "prompt": (lambda value: isinstance(value, dict), "an object"),
+    "adapter": (lambda value: isinstance(value, dict), "an object"),
+}
+PROMPT: dict[str, tuple[Check, str]] = {
+    "chat_template": (_of(True, False), "true or false"),
+    "instruction": (_text, "text"),
+    "system": (_or_none(_text), "text or null"),
+    "suffix": (_text, "text"),
+    "template_arguments": (_or_none(_plain), "an object of plain values"),
+    "max_prompt_tokens": (_or_none(whole), "a whole number of at least 1"),
+}
+ADAPTER: dict[str, tuple[Check, str]] = {
+    "base": (lambda value: _text(value) and value != "", "a model's name"),
+    "rank": (whole, "a whole number of at least 1"),
+    "alpha": (whole, "a whole number of at least 1"),
+    "targets": (_layers, "a name or a list of names"),
+    "dropout": (_share, "in [0, 1)"),
+    "quantization": (lambda value: value is None or isinstance(value, dict), "an object or null"),
+}
+QUANTIZATION: dict[str, tuple[Check, str]] = {
+    "bits": (_of(4), "4"),
+    "kind": (_of("nf4", "fp4"), "nf4 or fp4"),
+    "double": (_of(True, False), "true or false"),
+    "compute_dtype": (_of("bfloat16", "float16", "float32"), "bfloat16, float16 or float32"),
+}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How a folder is used.
+
+    Args:
+        form: what it holds: adapters, or all weights.
+        dtype: of the weights of an adapter's base.
+        seed: of sampling.
+        temperature: of sampling.
+        max_new_tokens: longest response.
+        prompt: what stands around a prompt, as options of a `PromptDataModule`.
+        adapter: base and sizes of adapters; empty for other forms.
+    """
+
+    form: str = "full"
+    dtype: str = "float32"
+    seed: int = 0
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    prompt: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Usage:
+        """Read `lightning_mpo.json`; without one, the defaults.
+
+        Raises:
+            UserError: it is damaged, or holds an unknown key or a value out of range.
+        """
+        path = folder / USAGE
+        if not path.exists() and not path.is_symlink():
+            return cls()
+        content = read_json(path, f"the exported folder {str(folder)!r}")
+        _check(content, TOP, f"{path}: ")
+        _check(content.get("prompt", {}), PROMPT, f"{path}: prompt.")
+        adapter = content.get("adapter", {})
+        _check(adapter, ADAPTER, f"{path}: adapter.")
+        _check(adapter.get("quantization") or {}, QUANTIZATION, f"{path}: adapter.quantization.")
+        missing = [key for key in ("version", "form") if key not in content]
+        if content.get("form") == "adapter":
+            missing += [f"adapter.{key}" for key in ("base", "rank", "alpha", "targets") if key not in adapter]
+        if missing:
+            raise UserError(f"{path}: `{missing[0]}` is missing")
+        del content["version"]
+        return cls(**content)
+
+    def write(self, folder: Path) -> None:
+        """Write `lightning_mpo.json`."""
+        content = {"version": VERSION} | asdict(self)
+        if not self.adapter:
+            del content["adapter"]
+        (folder / USAGE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def policy(self, folder: str, base: str | None = None) -> CausalPolicy:
+        """Return the policy of a folder; nothing is loaded.
+
+        Args:
+            folder: the exported folder; for other forms than adapters also another name of a model.
+            base: of adapters, in place of the one that the folder names.
+        """
+        if self.form != "adapter":
+            return CausalPolicy(folder)
+        own = self.adapter
+        quantization = own.get("quantization")
+        dtype: Any = self.dtype
+        return CausalPolicy(
+            base or own["base"],
+            lora=Lora(own["rank"], own["alpha"], own["targets"], own.get("dropout", 0.0)),
+            dtype=dtype,
+            checkpoint=folder,
+            quantization=None if quantization is None else Quantization(**quantization),
+        )
+
+
+def _check(content: Mapping[str, Any], known: Mapping[str, tuple[Check, str]], where: str) -> None:
+    for key, value in content.items():
+        if key not in known:
+            raise UserError(f"{where}{key[:60]} is not known; there are {', '.join(known)}")
+        check, wanted = known[key]
+        if not check(value):
+            raise UserError(f"{where}{key} must be {wanted}, got {json.dumps(value)[:60]}")
+
+
+def usage_of(
+    policy: CausalPolicy, form: str, temperature: float, max_new_tokens: int, data: Any, seed: Any, dtype: str
+) -> Usage:
+    """Return how an export of a policy is used.
+
+    Args:
+        policy: what is exported.
+        form: how.
+        temperature: of sampling in training.
+        max_new_tokens: longest response.
+        data: the run's data module, whose options prompts need again; None: unknown.
+        seed: of the run, or None.
+        dtype: of the weights; of adapters, that of their base.
+    """
+    prompt = {name: getattr(data, name) for name in prompt_options() if hasattr(data, name)}
+    adapter: dict[str, Any] = {}
+    if form == "adapter":
+        assert policy.lora is not None
+        quantization = policy.quantization
+        adapter = {
+            "base": policy.source,
+            **asdict(policy.lora),
+            "quantization": asdict(quantization) if isinstance(quantization, Quantization) else None,
+        }
+    seed = seed if isinstance(seed, int) and TOP["seed"][0](seed) else 0
+    return Usage(form, dtype, seed, temperature, max_new_tokens, prompt, adapter)
+
+
+def prompt_options() -> list[str]:
+    """Return the options of data modules that a folder may set."""
+    return [name for name in inspect.signature(PromptDataModule.__init__).parameters if name in PROMPT]

@@ -1,0 +1,137 @@
+"""Loads configuration, tokenizer and weights of a model, from files that were checked, and never runs code of theirs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.policies.model_files import (
+    CONFIG,
+    check_shapes,
+    check_sizes_said,
+    read_descriptions,
+    weight_shapes,
+)
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Say in one line that a part of a model cannot be loaded.
+
+    Args:
+        what: names the part and the model.
+
+    Raises:
+        UserError: whatever was raised within.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        if len(lines) > 1 and reason.endswith(":"):  # a heading
+            reason += f" {lines[1]}"
+        raise UserError(f"{what} cannot be loaded: {reason[:300]}") from error
+
+
+def load_config(location: str) -> PretrainedConfig:
+    """Return the configuration of a model.
+
+    Args:
+        location: a folder or an id on the hub.
+
+    Raises:
+        UserError: its files ask for code, cannot be read, or describe no causal language model that fits its weights.
+    """
+    from transformers import AutoConfig
+
+    described = read_descriptions(location)
+    if "adapter_config.json" in described:  # transformers would load their base, wherever that is
+        raise UserError(
+            f"the model {location!r} holds adapters (adapter_config.json): name that folder as `policy.checkpoint` and "
+            "their base as `policy.source`, with `policy.lora`"
+        )
+    folder = Path(location)
+    shapes = weight_shapes(folder) if folder.is_dir() else None
+    check_sizes_said(described.get(CONFIG, {}), location, shapes)
+    with one_line(f"{CONFIG} of the model {location!r}"):
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+        text = config.get_text_config()
+        if not isinstance(text.vocab_size, int) or not isinstance(text.hidden_size, int):
+            raise TypeError("`vocab_size` and `hidden_size` must be whole numbers")
+    if shapes is not None and getattr(config, "quantization_config", None) is None:
+        check_shapes(outline(config, torch.float32, location), shapes, location)
+    return config
+
+
+def outline(config: PretrainedConfig, dtype: torch.dtype, location: str) -> PreTrainedModel:
+    """Return the model of a configuration without weights, on the meta device.
+
+    Raises:
+        UserError: no model can be made of it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with one_line(f"the model that {CONFIG} of {location!r} describes"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=False)
+
+
+def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model.
+
+    Raises:
+        UserError: its files ask for code, are missing, or cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    read_descriptions(location)
+    with one_line(f"the tokenizer of the model {location!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+        if not len(tokenizer):
+            raise ValueError("it knows no token")
+    return tokenizer
+
+
+def load_weights(location: str, config: PretrainedConfig | None, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """Return a model with its weights, which are read as safetensors and never as pickles.
+
+    Args:
+        location: a folder or an id on the hub.
+        config: from `load_config`; None: read again.
+        dtype: of the weights.
+        options: more of `from_pretrained`, such as a quantisation.
+
+    Raises:
+        UserError: weights are missing, damaged or of other shapes.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if config is None:
+        config = load_config(location)
+    what = f"the weights of the model {location!r}"
+    with one_line(what):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            location,
+            config=copy.deepcopy(config),
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    network, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(f"{what} lack {len(missing)} tensors, which would be random numbers: {missing[0]!r}, say")
+    return network

@@ -1,0 +1,240 @@
+"""What the files of a model say, read as plain data before transformers sees them.
+
+A model may come from anybody. Files that ask for code, that lead out of their folder, or that describe a model of other
+sizes than its weights are refused here, in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_mpo.errors import UserError
+
+CONFIG = "config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DESCRIPTIONS = (
+    *(CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+)
+"""Small files that transformers reads by itself, each an object."""
+LARGEST = 2**28
+"""Bytes of a JSON file; vocabularies of 256 k tokens take 3·10^7."""
+DEEPEST = 10_000
+"""Layers, where the weights are not at hand to say how many there are."""
+LAYERS = (
+    r"(n|num|encoder|decoder|num_hidden|num_encoder|num_decoder|n_encoder|n_decoder)_?layers?|num_nextn_predict_layers"
+)
+FIRST = r"num_hidden_layers|n_layers?|max_position_embeddings|n_positions|vocab_size|hidden_size|n_embd"
+SIZES = r"layer|expert|head|hidden|vocab|intermediate|dim|width|inner|embd|ffn|block|rank|state_size|kernel"
+POSITIONS = r"position|window|max_seq|ctx|context"
+PLAIN_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm")
+
+
+def read_json(path: Path, shown: str) -> dict[str, Any]:
+    """Return the object that a file holds.
+
+    Args:
+        path: the file.
+        shown: what the user named, for messages.
+
+    Raises:
+        UserError: it is no regular file, larger than any such file is, no JSON, or no object.
+    """
+    try:
+        if not path.is_file():  # a pipe or a device would never end
+            raise UserError(f"{shown}: {path.name} is missing or no regular file")
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{shown}: {path.name} has {path.stat().st_size} bytes, which is too long for such a file")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{shown}: {path.name} cannot be read as JSON: {error or type(error).__name__}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{shown}: {path.name} must hold an object, got {type(content).__name__}")
+    return content
+
+
+def read_descriptions(location: str) -> dict[str, dict[str, Any]]:
+    """Return the descriptions of a model by file name: those that are there, checked.
+
+    Args:
+        location: a folder, or an id on the hub, whose descriptions are fetched.
+
+    Raises:
+        UserError: a file cannot be read, or asks for code.
+    """
+    shown = f"the model {location!r}"
+    paths = dict(_paths(location))
+    found = {name: read_json(path, shown) for name, path in paths.items()}
+    for name, content in found.items():
+        _refuse_code(content, f"{shown}: {name}")
+    return found
+
+
+def _paths(location: str) -> Iterator[tuple[str, Path]]:
+    names = (*DESCRIPTIONS, "adapter_config.json")
+    folder = Path(location)
+    if folder.is_dir():
+        yield from ((name, folder / name) for name in names if (folder / name).exists() or (folder / name).is_symlink())
+        return
+    from transformers.utils import cached_file
+
+    for name in names:
+        try:
+            path = cached_file(location, name, _raise_exceptions_for_missing_entries=False)
+        except OSError as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"the model {location!r}: {name} could not be fetched ({reason})") from error
+        if path is not None:
+            yield name, Path(path)
+
+
+def _refuse_code(content: Any, where: str) -> None:
+    """Refuse entries that have transformers import or fetch code, at any depth."""
+    todo = [content]
+    while todo:
+        part = todo.pop()
+        todo += part if isinstance(part, list) else part.values() if isinstance(part, dict) else ()
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if key in ("auto_map", "custom_pipelines") and value:
+                raise UserError(
+                    f"{where} names code of its own (`{key}`), and code in model folders is never run; take a model that "
+                    "transformers itself knows, or delete the entry from a copy if it knows this one"
+                )
+            if re.fullmatch(r"_?(attn|experts)_implementation(_internal)?", key):
+                names = value.values() if isinstance(value, dict) else [value]
+                if any(name not in PLAIN_ATTENTION for name in names):
+                    raise UserError(
+                        f"{where} asks for the kernel {value!r} (`{key}`), which would be fetched and run; delete the entry"
+                    )
+            if key == "transformers_weights" and value is not None:
+                raise UserError(f"{where} names another file of weights (`{key}`: {value!r}); call it {WEIGHTS}")
+
+
+# --- sizes --------------------------------------------------------------------------------------------------------------
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in the safetensors files of a model folder, from their headers alone.
+
+    Raises:
+        UserError: there are none, or one is damaged, missing or outside of the folder.
+    """
+    from safetensors import safe_open
+
+    shown = f"the model {str(folder)!r}"
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensors in _weight_files(folder, shown).items():
+        try:
+            with safe_open(str(folder / name), "pt") as file:
+                found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise UserError(f"{shown}: {name} cannot be read as safetensors: {_first_line(error)}") from error
+        missing = sorted(set(tensors) - set(found))
+        if missing:
+            raise UserError(f"{shown}: {INDEX} says that {name} holds {missing[0]!r}, which it does not")
+        shapes |= found
+    return shapes
+
+
+def _weight_files(folder: Path, shown: str) -> dict[str, list[str]]:
+    """Return the weight files of a folder, and the tensors that the index says they hold."""
+    if (folder / WEIGHTS).is_file():
+        return {WEIGHTS: []}
+    if not (folder / INDEX).is_file():
+        others = sorted(
+            path.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for path in folder.glob(kind)
+        )
+        hint = (
+            f"; {others[0]} is a pickle, which is code, and is never read: convert it where you trust it "
+            "(`save_pretrained` of transformers writes safetensors)"
+            if others
+            else ""
+        )
+        raise UserError(f"{shown} has no {WEIGHTS} and no {INDEX}{hint}")
+    table = read_json(folder / INDEX, shown).get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise UserError(f"{shown}: `weight_map` of {INDEX} must say for each tensor which file holds it")
+    files: dict[str, list[str]] = {}
+    for tensor, name in table.items():
+        files.setdefault(name, []).append(tensor)
+    for name in sorted(files):
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise UserError(f"{shown}: {INDEX} names {name!r}, which is no safetensors file of this folder")
+        if not (folder / name).is_file():
+            raise UserError(f"{shown}: {INDEX} names {name!r}, which is missing")
+    return files
+
+
+def check_sizes_said(config: Mapping[str, Any], location: str, shapes: Mapping[str, tuple[int, ...]] | None) -> None:
+    """Refuse a description whose sizes its weights cannot have, before a model is made from it.
+
+    Args:
+        config: of `config.json`.
+        location: of the model, for messages.
+        shapes: of its tensors; None: not at hand.
+
+    Raises:
+        UserError: a size is negative, or larger than the weights allow.
+    """
+    numbers = None if shapes is None else sum(math.prod(shape) for shape in shapes.values())
+    deepest = DEEPEST if shapes is None else len(shapes) + 64
+    todo: list[Any] = [config]
+    while todo:
+        part = todo.pop()
+        todo += [value for value in part.values() if isinstance(value, dict)]
+        for key, value in part.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                continue
+            where = f"the model {location!r}: `{key}` of {CONFIG} is {value}"
+            if re.fullmatch(LAYERS, key) and value > deepest:
+                held = "" if shapes is None else f" for weights of {len(shapes)} tensors"
+                raise UserError(f"{where}, too many{held}")
+            if re.fullmatch(FIRST, key) and value < 1:
+                raise UserError(f"{where}; it must be at least 1")
+            if re.search(POSITIONS, key):
+                if value >= 2**31:
+                    raise UserError(f"{where}, too many")
+            elif re.search(SIZES, key) and value > (2**40 if numbers is None else max(8 * numbers, 2**20)):
+                held = "" if numbers is None else f" for weights of {numbers} numbers"
+                raise UserError(f"{where}, too many{held}")
+
+
+def check_shapes(network: Any, shapes: Mapping[str, tuple[int, ...]], location: str) -> None:
+    """Refuse weights of other shapes than the described model's.
+
+    Args:
+        network: the model on the meta device.
+        shapes: of the tensors in its files.
+        location: of the model, for messages.
+
+    Raises:
+        UserError: a tensor has another shape, or the model is much larger than its files.
+    """
+    where = f"the model {location!r}: {CONFIG} and weights do not agree"
+    own = dict(network.named_parameters())
+    for name, weight in own.items():
+        if name in shapes and shapes[name] != tuple(weight.shape):
+            raise UserError(f"{where}: {name!r} is {list(weight.shape)} there and {list(shapes[name])} in the file")
+    described, held = sum(weight.numel() for weight in own.values()), sum(map(math.prod, shapes.values()))
+    buffers = sum(buffer.numel() for buffer in network.buffers())
+    placed = {re.sub(r"\.\d+\.", ".N.", name) for name in own}
+    extra = [name for name in shapes if name not in own and re.sub(r"\.\d+\.", ".N.", name) in placed]
+    ignored = [re.compile(rule) for rule in getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    extra = [name for name in extra if not any(rule.search(name) for rule in ignored)]
+    if extra:
+        raise UserError(f"{where}: the files hold {extra[0]!r}, for which the described model has no layer")
+    if described > 2 * held + 2**20:
+        raise UserError(f"{where}: {described} numbers are described and the files hold {held}")
+    if buffers > 4 * held + 2**30:
+        raise UserError(f"{where}: tables of {buffers} numbers are described beside {held} weights")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
