@@ -1,18 +1,21 @@
-"""The command line: `lightning-mpo fit -c configs/experiment/quickstart.yaml`."""
+"""The command line: `lightning-mpo fit -c quickstart`."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 
 import lightning_mpo
 
 HELP = """\
-usage: lightning-mpo {fit,validate,test,predict} -c CONFIG [-c CONFIG ...] [--key value ...]
+usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key value ...]
        lightning-mpo predict --model FOLDER --data FILE.jsonl [--out FILE]
-       lightning-mpo export -c CONFIG --checkpoint FILE --to FOLDER [--form adapter|merged|full]
-       lightning-mpo verify-resume -c CONFIG [...] [--updates N] [--kill PHASE:N]
+       lightning-mpo configs [copy NAME [DEST] | show NAME]
+       lightning-mpo export -c NAME --checkpoint FILE --to FOLDER [--form adapter|merged|full]
+       lightning-mpo verify-resume -c NAME [...] [--updates N] [--kill PHASE:N]
        lightning-mpo methods [--configs DIR] [--readme FILE]
-       lightning-mpo plan -c CONFIG [--gpu-gib GIB] [--check]
+       lightning-mpo plan -c NAME [--gpu-gib GIB] [--check]
 
 RL post-training of language models in which what counts as one action is a choice.
 
@@ -20,6 +23,7 @@ RL post-training of language models in which what counts as one action is a choi
   validate   sample held-out prompts and report pass@1
   test       the same under the name `test`
   predict    sample completions
+  configs    list the recipes that the package carries; write one out to change it
   export     write a checkpoint's policy as a Hugging Face folder, load it again and compare
   methods    print the algorithm files as a table: choices, papers, values and where they come from
   plan       predict the peak memory of a run by part; say what fits a GPU; measure two rollouts beside it
@@ -27,21 +31,22 @@ RL post-training of language models in which what counts as one action is a choi
   verify-resume
              kill a run of the configuration, let it go on, and compare it with an undisturbed one, bit for bit
 
-  -c FILE           a YAML file; later files win, key by key, and the command line wins over files. It names classes to
-                    build, so it is code: run only what you have read. Exported folders hold none.
+  -c NAME           a recipe, or a YAML file; later ones win, key by key, and the command line wins over files. A file
+                    names classes to build, so it is code: run only what you have read. Exported folders hold none.
   --print_config    show the resulting configuration and stop
   --help            after a verb: every option
 
 examples:
-  lightning-mpo fit -c configs/experiment/quickstart.yaml
-  lightning-mpo fit -c configs/experiment/quickstart.yaml -c configs/algorithm/gspo.yaml
-  lightning-mpo fit -c configs/experiment/smollm2_svamp.yaml --trainer.max_steps 80
+  lightning-mpo fit -c quickstart
+  lightning-mpo fit -c quickstart -c gspo
+  lightning-mpo fit -c smollm2_svamp --trainer.max_steps 80
 """
 
 
-def main() -> int:
-    """Run the command line; return the exit code."""
-    arguments = sys.argv[1:]
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, of this process or as given; return the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _import_from_here()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
         return 0
@@ -52,6 +57,10 @@ def main() -> int:
         from lightning_mpo import methods
 
         return methods.main(arguments[1:])
+    if arguments[0] == "configs":
+        from lightning_mpo import recipes_command
+
+        return recipes_command.main(arguments[1:])
     if arguments[0] == "export":
         from lightning_mpo import export_command
 
@@ -71,7 +80,17 @@ def main() -> int:
             return predict_command.main(arguments[1:])
     from lightning_mpo.cli import run
 
-    return run()
+    return run(arguments)
+
+
+def _import_from_here() -> None:
+    """Let modules of the working folder be imported, as `python -m` does: rewards are named by import path."""
+    try:
+        here = os.getcwd()
+    except OSError:  # the folder is gone
+        return
+    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
 
 
 if __name__ == "__main__":

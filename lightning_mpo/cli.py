@@ -8,14 +8,13 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
@@ -25,12 +24,12 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
 from lightning_mpo.modules.parallel import check_strategy_options
 from lightning_mpo.modules.trainer_options import check_trainer_options, check_training
+from lightning_mpo.recipes import expand, find
 from lightning_mpo.storage import locate, read_checkpoint
 
-VERBS = ("fit", "validate", "test", "predict", "export", "methods", "plan", "verify-resume")
+TRAINER_VERBS = ("fit", "validate", "test", "predict")
+VERBS = (*TRAINER_VERBS, "export", "configs", "methods", "plan", "verify-resume")
 """What `lightning-mpo` can be asked for; those behind `predict` are answered elsewhere."""
-OLD_USAGE = "lightning_mpo.yaml"
-"""A configuration that exported folders may carry, which is not run."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -63,13 +62,22 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Rollout, "rollout")
         parser.add_argument(
-            "--include", type=list[str] | None, help="files that this one overlays (expanded beforehand)"
+            "--include", type=list[str] | str | None, help="files that this one overlays (expanded beforehand)"
         )
         parser.add_argument(
             "--warmup",
             type=str | None,
             help="configuration of a stage that makes `policy.checkpoint`, fitted first where that file is missing",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Find recipes by name and put in front what files `include:`, whoever gives the arguments."""
+        if isinstance(args, dict | Namespace):
+            if _nested(args, "include") or any(_nested(args, verb, "include") for verb in TRAINER_VERBS):
+                raise UserError('`include` stands in files; give the arguments as a list: ["fit", "-c", FILE]')
+            super().parse_arguments(parser, args)
+        else:
+            self.config = parser.parse_args(expand(sys.argv[1:] if args is None else args))
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning's version lets a checkpoint's hyper-parameters beat it silently."""
@@ -100,7 +108,12 @@ class CLI(LightningCLI):
         _take_own_classes(config)
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
-        if self.fits and warmup and checkpoint and not locate(checkpoint).exists():
+        if warmup and checkpoint and not locate(checkpoint).exists():
+            self.without_warmup(config, warmup, checkpoint)
+
+    def without_warmup(self, config: Any, warmup: str, checkpoint: str) -> None:
+        """Fit the stage that makes `policy.checkpoint`, which is missing."""
+        if self.fits:
             _fit_first(warmup, checkpoint, config.get("seed_everything"))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -151,6 +164,7 @@ def _fit_first(config: str, checkpoint: str, seed: Any) -> None:
     """Run the stage that makes a checkpoint, as a process of its own."""
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"`policy.checkpoint` {checkpoint!r} is missing; make it first: lightning-mpo fit -c {config}")
+    find(config, place="`warmup`: ")
     print(f"warm-up    {checkpoint} is missing: fitting {config} first", flush=True)
     command = [sys.executable, "-m", "lightning_mpo", "fit", "-c", config]
     done = subprocess.run([*command, "--seed_everything", str(seed)] if seed is not None else command, check=False)
@@ -166,19 +180,28 @@ def _nested(config: Any, *keys: str) -> Any:
     return config
 
 
-def run() -> int:
-    """Parse the command line and run it; a mistake of the user's prints one line and returns 2."""
-    if sys.argv[1] not in VERBS:
-        return _fail(f"no verb {sys.argv[1]!r}{suggest(sys.argv[1], VERBS) or '; there are ' + ', '.join(VERBS)}")
-    return guarded(_run_verb)
+def run(arguments: Sequence[object] | None = None) -> int:
+    """Run a command line, of this process or as given; a mistake of the user's prints one line and returns 2.
+
+    Args:
+        arguments: such as `["fit", "-c", "quickstart"]`; None: those of the process.
+
+    Returns:
+        the exit code.
+    """
+    words = sys.argv[1:] if arguments is None else [str(word) for word in arguments]
+    if not words or words[0] not in VERBS:
+        verb = words[0] if words else ""
+        return _fail(f"no verb {verb!r}{suggest(verb, VERBS) or '; there are ' + ', '.join(VERBS)}")
+    if words[0] not in TRAINER_VERBS or words[:2] == ["predict", "--model"]:
+        from lightning_mpo.__main__ import main
+
+        return main(words)
+    own = {"args": words, "trainer_defaults": {"callbacks": [ExactResume(), Preemption()]}}
+    return guarded(lambda: CLI(**OPTIONS | own))
 
 
-def _run_verb() -> None:
-    sys.argv[1:] = expand_includes(sys.argv[1:])
-    CLI(**OPTIONS | {"trainer_defaults": {"callbacks": [ExactResume(), Preemption()]}})
-
-
-def guarded(call: Callable[[], None]) -> int:
+def guarded(call: Callable[[], object]) -> int:
     """Call something that parses a command line; a mistake of the user's prints one line and returns 2, not 0."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -214,47 +237,3 @@ def _user_error(error: BaseException | None) -> UserError | None:
 def _fail(message: str) -> int:
     print(f"lightning-mpo: {message}", file=sys.stderr)
     return 2
-
-
-def expand_includes(arguments: list[str]) -> list[str]:
-    """Put the files that a configuration file names under `include:` in front of it; paths are relative to the file.
-
-    Raises:
-        UserError: a file is missing or is no YAML mapping.
-    """
-    expanded: list[str] = []
-    for i, argument in enumerate(arguments):
-        if i and arguments[i - 1] in ("-c", "--config"):
-            expanded.pop()
-            for path in _with_includes(Path(argument)):
-                expanded += ["-c", str(path)]
-        elif argument.startswith("--config="):
-            for path in _with_includes(Path(argument.removeprefix("--config="))):
-                expanded += ["-c", str(path)]
-        else:
-            expanded.append(argument)
-    return [*expanded, "--include=null"] if "-c" in expanded else expanded  # a printed configuration is whole
-
-
-def _with_includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    if path.name == OLD_USAGE:
-        raise UserError(
-            f"{path} came with an exported folder, and configurations of others are code and not run; use "
-            f"lightning-mpo predict --model {path.parent} --data FILE.jsonl"
-        )
-    if path in above:
-        raise UserError(f"these files `include:` each other: {', '.join(str(other) for other in above)}")
-    if not path.is_file():
-        beside = [str(p) for p in Path("configs").glob("*/*.yaml")]
-        raise UserError(f"no configuration file {str(path)!r}{suggest(str(path), beside)}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a mapping of options, got {type(content).__name__}")
-    included: list[Path] = []
-    names = content.get("include") or []
-    for other in [names] if isinstance(names, str) else names:
-        included += _with_includes(Path(os.path.normpath(path.parent / other)), (*above, path))
-    return [*included, path]

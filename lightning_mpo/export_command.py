@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import yaml
 
-from lightning_mpo.cli import CLI, OPTIONS, expand_includes, guarded
+from lightning_mpo.cli import CLI, OPTIONS, guarded
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, part_of
 from lightning_mpo.export.origin import read_summary
 from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.recipes import find
 from lightning_mpo.storage import read_checkpoint
 from lightning_mpo.types import PromptBatch, PromptRow
 
@@ -101,8 +102,8 @@ def main(arguments: Sequence[str]) -> int:
 def _export(options: argparse.Namespace, rest: list[str]) -> int:
     stored = read_checkpoint(options.checkpoint, "`--checkpoint`", part="outline")
     configs = options.config or _no_config(options.checkpoint)
-    sys.argv[1:] = expand_includes(["predict", *(part for path in configs for part in ("-c", path)), *rest])
-    cli = Reader(**OPTIONS)
+    arguments = ["predict", *(part for path in configs for part in ("-c", path)), *rest]
+    cli = Reader(**OPTIONS | {"args": arguments})
     policy = cli.model.policy
     if not isinstance(policy, CausalPolicy):
         raise UserError(f"`export` knows policies that are a `CausalPolicy`, got {type(policy).__name__}")
@@ -122,7 +123,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
         policy.build(device=torch.device("cpu"), reference=False)
     except UserError as error:
         raise UserError(str(error).replace("`policy.checkpoint`", "`--checkpoint`")) from error
-    origin = Origin(cli.whole, stored.get("global_step"), _rollouts(stored), read_summary(Path(configs[-1]).parent))
+    origin = Origin(cli.whole, stored.get("global_step"), _rollouts(stored), read_summary(find(configs[-1]).parent))
     check, notes = export(
         policy, options.to, form, prompts, dtype=options.dtype, sampling=sampling, origin=origin, data=data
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -95,6 +97,20 @@ def _no_class(report: str, name: str) -> str:
     return f"{_place(report)}no class `{name}`{suggest(name.rsplit('.', 1)[-1], _classes())}"
 
 
+def _no_module(report: str, class_path: str, module: str) -> str:
+    if class_path.split(".")[0] != module.split(".")[0]:
+        return f"{_place(report)}`{class_path}` cannot be imported: no module `{module}`"
+    here = os.getcwd() if {"", os.getcwd()} & set(sys.path) else "PYTHONPATH (and not in the working folder: safe path)"
+    return f"{_place(report)}no module `{module}` for `{class_path}`; looked in {here} and among the packages"
+
+
+def _no_attribute(report: str, class_path: str, name: str) -> str:
+    module = class_path.removesuffix(f".{name}")
+    file = getattr(sys.modules.get(module), "__file__", None)
+    known = [key for key, value in vars(sys.modules[module]).items() if isinstance(value, type)] if file else []
+    return f"{_place(report)}no `{name}` in `{module}`{f' ({file})' if file else ''}{suggest(name, known)}"
+
+
 def _wrong_type(report: str, wanted: str, value: str) -> str:
     kind = wanted.removeprefix("<class '").removesuffix("'>")
     return f"{_place(report)}must be {kind}, got {value[:80]}"
@@ -121,6 +137,11 @@ _RULES = (
         _no_argument,
     ),
     (r".*Expected a dot import path string: (\S+)", _no_class),
+    (r".*Problem with given class_path '([^']+)': No module named '([^']+)'", _no_module),
+    (
+        r".*Problem with given class_path '([^']+)': (?:module|type object) '[^']+' has no attribute '([^']+)'",
+        _no_attribute,
+    ),
     (r".*Expected a (<class '[^']+'>)\.? Got value: (.+?)(?: - |$)", _wrong_type),
     (r".*Expected a typing\.Literal\[([^\]]+)\]\. Got value: (\S+)", _no_choice),
     (r".*given class_path '([^']+)': the following arguments are required: ([^\s,]+)", _missing_argument),

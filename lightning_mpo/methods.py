@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_mpo import recipes
 from lightning_mpo.errors import UserError
 from lightning_mpo.headers import FIELDS, TAGS, Method, is_number, read, tags, word
 
-FOLDER = Path("configs/algorithm")
+FOLDER = recipes.FOLDER / "algorithm"
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 COLUMNS = ("method, and its paper", "choices", "values, and where they come from", "confidence in the equations")
 NEARLY_ALL = 0.8
@@ -28,9 +29,7 @@ def read_folder(folder: Path) -> list[Method]:
         UserError: there is no such folder, or it holds no YAML file, or one of its files is not as it must be.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"no folder {str(folder)!r}; run this where `{FOLDER}` is, or give `--configs` a folder of algorithm files"
-        )
+        raise UserError(f"no folder {str(folder)!r}; give `--configs` a folder of algorithm files")
     paths = sorted(folder.glob("*.yaml"))
     if not paths:
         raise UserError(f"{str(folder)!r} holds no .yaml file; give `--configs` a folder of algorithm files")
@@ -50,11 +49,17 @@ def _rows(methods: Sequence[Method]) -> Iterator[tuple[str, ...]]:
         said = [_choice(axis, value) for axis, value in method.choices.items() if value != plain.get(axis)]
         paper = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", method.header["paper"])
         yield (
-            f"[{method.path.stem}]({method.path.as_posix()}): {paper}",
+            f"[{method.path.stem}]({_link(method.path)}): {paper}",
             ", ".join(f"`{choice}`" for choice in said),
             method.header["values"],
             method.header["confidence"],
         )
+
+
+def _link(path: Path) -> str:
+    """Return where a file is, as in the repository for those of the package."""
+    inside = path.is_relative_to(recipes.FOLDER)
+    return (Path("configs") / path.relative_to(recipes.FOLDER) if inside else path).as_posix()
 
 
 def _note(methods: Sequence[Method]) -> str:
@@ -129,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--configs", type=Path, default=FOLDER, metavar="DIR", help=f"default: {FOLDER}")
+    parser.add_argument("--configs", type=Path, default=FOLDER, metavar="DIR", help="default: those of the package")
     parser.add_argument(
         "--readme",
         type=Path,

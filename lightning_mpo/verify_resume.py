@@ -124,9 +124,10 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
         folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=1, enable_version_counter=False
     )
     own = [PromptOrder(), ExactResume(), *([killer(kill)] if kill != "none" else []), save]
-    sys.argv[1:] = cli.expand_includes([*arguments, "--trainer.max_steps", str(updates)])
     made = VerifyCLI(
-        **cli.OPTIONS | {"trainer_defaults": {"callbacks": own}, "save_config_callback": None, "run": False}
+        **cli.OPTIONS
+        | {"trainer_defaults": {"callbacks": own}, "save_config_callback": None, "run": False}
+        | {"args": [*arguments, "--trainer.max_steps", str(updates)]}
     )
     last = folder / "checkpoints" / "last.ckpt"
     made.trainer.fit(made.model, datamodule=made.datamodule, ckpt_path=str(last) if locate(last).exists() else None)

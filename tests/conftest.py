@@ -23,6 +23,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what a test puts on the import path; the command line puts its working folder there."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
 @pytest.fixture(scope="session")
 def tiny_policy() -> Callable:
     """Return a factory of built `TinyPolicy`s: same seed, same weights.

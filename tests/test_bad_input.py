@@ -172,6 +172,27 @@ MTP = "{length: 3, source: mtp}"
 DATA = ["--data", "JsonLines", "--data.train", "rows.jsonl", "--data.chat_template", "false"]
 ROW = '{"prompt": "1+1=", "target": "2"}'
 CASES = {
+    # --- modules of one's own
+    "a reward in a module that is not here": Case(
+        "`rollout.rewards`: no module `my_modul` for `my_modul.EndsWithTarget`; looked in …and among the packages",
+        ["--rollout.rewards", "[my_modul.EndsWithTarget]"],
+    ),
+    "a class that the module does not have": Case(
+        "`rollout.rewards`: no `ExactAnswr` in `lightning_mpo.rewards` (…rewards/__init__.py); did you mean `ExactAnswer`?",
+        ["--rollout.rewards", "[lightning_mpo.rewards.ExactAnswr]"],
+    ),
+    "a module that imports what is not there": Case(
+        "`data`: `module_with_a_missing_import.Data` cannot be imported: no module `nowhere_to_be_seen`",
+        ["--data", "module_with_a_missing_import.Data"],
+        {"module_with_a_missing_import.py": "import nowhere_to_be_seen"},
+    ),
+    "a surrogate in a module that is not here": Case(
+        "`model.objective.surrogate`: no module `not_here` for `not_here.Bounded`",
+        [f"{OBJECTIVE}.surrogate", "not_here.Bounded"],
+    ),
+    "a recipe of nearly that name": Case(
+        "no configuration file or recipe 'grop'; did you mean `grpo`?", ["-c", "grop"]
+    ),
     # --- blocks and their heads
     "block weights that do not sum to 1": Case(
         "the weights of `BlockActions` must sum to 1, got 1.5; set `ratio: joint`",
@@ -567,7 +588,7 @@ class Outcome:
 
 def run_case(case: Case, folder: Path) -> Outcome:
     """Run a case in this process; what it raises instead of returning a code is told by name."""
-    from lightning_mpo import cli
+    from lightning_mpo.__main__ import main as command
 
     base = yaml.safe_load(BASE)
     base.pop(case.without, None)
@@ -581,22 +602,22 @@ def run_case(case: Case, folder: Path) -> Outcome:
     def spy(owner):
         return lambda self: (loads.append(owner), saved[owner](self))[1]
 
-    argv, here, stderr = sys.argv, os.getcwd(), io.StringIO()
+    argv, path, here, stderr = sys.argv, list(sys.path), os.getcwd(), io.StringIO()
     try:
         for owner in saved:
             owner.load_network = spy(owner)
         os.chdir(folder)
         sys.argv = ["lightning-mpo", case.verb, "-c", "base.yaml", *case.arguments]
         with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
-            code: int | str = cli.run()
+            code: int | str = command()
     except BaseException as error:
         code = f"{type(error).__name__}: {str(error)[:200]}"
     finally:
         os.chdir(here)
-        sys.argv = argv
+        sys.argv, sys.path[:] = argv, path
         for owner, method in saved.items():
             owner.load_network = method
-    known = {"base.yaml", *(name.split("/")[0] for name in case.files)}
+    known = {"base.yaml", "__pycache__", *(name.split("/")[0] for name in case.files)}
     left = sorted(
         str(p.relative_to(folder))
         for p in folder.rglob("*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_mpo import __version__, cli
+from lightning_mpo import __version__, cli, recipes
 from lightning_mpo.__main__ import main
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import TinyPolicy
@@ -101,7 +102,7 @@ def test_included_files_come_first_relative_to_their_file_and_nested(here, parse
 
 def test_one_include_needs_no_list(here):
     write(here / "a.yaml", {"include": "base.yaml"})
-    assert cli.expand_includes(["fit", "-c", "a.yaml"])[:5] == ["fit", "-c", "base.yaml", "-c", "a.yaml"]
+    assert recipes.expand(["fit", "-c", "a.yaml"])[:5] == ["fit", "-c", "base.yaml", "-c", "a.yaml"]
 
 
 def test_interpolation(here, parsed):
@@ -358,6 +359,7 @@ def warmed(here, monkeypatch):
         return SimpleNamespace(returncode=outcome.code)
 
     monkeypatch.setattr(cli.subprocess, "run", run)
+    (here / "warmup.yaml").write_text("{}")
     write(
         here / "warm.yaml",
         {
@@ -409,12 +411,38 @@ def test_help_names_the_verbs(monkeypatch, capsys, arguments):
     monkeypatch.setattr(sys, "argv", ["lightning-mpo", *arguments])
     assert main() == 0
     shown = capsys.readouterr().out
-    for word in ("fit", "validate", "test", "predict", "methods", "-c FILE", "quickstart.yaml"):
+    for word in ("fit", "validate", "test", "predict", "methods", "-c NAME", "-c quickstart"):
         assert word in shown
-    for line in shown.splitlines():
-        for word in line.split():
-            if word.startswith("configs/"):
-                assert (ROOT / word).is_file(), f"the help names {word}"
+    for line in shown.partition("examples:")[2].splitlines():
+        for name in re.findall(r"-c (\S+)", line):
+            assert recipes.find(name).is_file(), f"the help names {name}"
+
+
+def test_a_reward_of_the_working_folder_is_found_by_the_console_command(here, runs, monkeypatch):
+    """`lightning-mpo` has the folder of the script on its path, and not the working folder, as `python -m` has."""
+    text = "from lightning_mpo.rewards import Reward\nclass Ends(Reward):\n    is_accuracy = True\n"
+    text += (
+        "    def score(self, completions):\n        return [float(c.text.endswith(c.target)) for c in completions]\n"
+    )
+    (here / "my_rewards_here.py").write_text(text)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(here))])
+    assert main(["fit", "-c", "base.yaml", "--rollout.rewards", "[my_rewards_here.Ends]"]) == 0
+    (run,) = runs
+    (rollout,) = [c for c in run.trainer.callbacks if type(c).__name__ == "Rollout"]
+    assert [type(reward).__name__ for reward in rollout.rewards] == ["Ends"]
+
+
+def test_a_run_from_python_reads_files_as_the_command_line_does(here, call, runs, capsys):
+    write(here / "more.yaml", {"include": "base.yaml", "trainer": {"max_steps": 2}})
+    assert cli.run(["fit", "-c", "more.yaml", "--rollout.prompts", 4]) == 0
+    assert runs[0].trainer.global_step == 2
+    own = cli.OPTIONS | {"args": ["-c", "more.yaml"], "run": False, "save_config_callback": None}
+    assert cli.CLI(**own).trainer.max_steps == 2, "with Lightning's own class as well"
+    with pytest.raises(UserError, match="`include` stands in files"):
+        cli.CLI(**own | {"args": {"include": ["base.yaml"]}})
+    assert cli.run(["configs", "show", "grop"]) == 2
+    assert cli.run([]) == 2
+    assert "no verb ''; there are fit, validate" in capsys.readouterr().err
 
 
 def test_version(monkeypatch, capsys):

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_mpo import cli
+from lightning_mpo import cli, recipes
 from lightning_mpo.callbacks import Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import _classes
@@ -53,7 +53,7 @@ def build(tmp_path, monkeypatch):
     def run(*arguments: object):
         monkeypatch.setattr(sys, "argv", ["lightning-mpo", "fit", *map(str, arguments)])
         assert cli.run() == 0
-        assert all((CONFIGS.parent / config).is_file() for config in warmed)
+        assert all(recipes.find(config).is_file() for config in warmed)
         return built[-1]
 
     return run

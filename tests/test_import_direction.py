@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_mpo"
 LAYERS = [
     ["errors", "checks", "types", "resident", "optimizers"],
-    ["headers", "storage"],
+    ["headers", "recipes", "storage"],
     ["functional"],
     ["segmenters"],
     [
@@ -37,7 +37,17 @@ LAYERS = [
     ["modules"],
     ["export"],
     ["callbacks"],
-    ["cli", "messages", "methods", "plan", "export_command", "predict_command", "verify_resume", "__main__"],
+    [
+        "cli",
+        "messages",
+        "methods",
+        "recipes_command",
+        "plan",
+        "export_command",
+        "predict_command",
+        "verify_resume",
+        "__main__",
+    ],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 HEAVY = ("torch", "lightning", "transformers", "peft", "datasets", "matplotlib")

@@ -20,7 +20,7 @@ from lightning_mpo.headers import FIELDS, TAGS, Method, read
 from tests.test_import_direction import HEAVY
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / methods.FOLDER
+FOLDER = ROOT / "configs" / "algorithm"
 ALGORITHMS = sorted(FOLDER.glob("*.yaml"))
 HEADER = """\
 # Mine: clipped tokens.
@@ -260,7 +260,7 @@ def test_words_and_switches_are_compared_too(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ([], "no folder 'configs/algorithm'; run this where `configs/algorithm` is, or give `--configs` a folder"),
+        (["--configs", "none"], "no folder 'none'; give `--configs` a folder of algorithm files"),
         (["--configs", "."], "'.' holds no .yaml file"),
         (["--config", "."], "`methods` does not take '--config'; it takes --configs DIR and --readme FILE"),
         (["--configs"], "argument --configs: expected one argument"),

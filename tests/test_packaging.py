@@ -19,12 +19,13 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_the_link_is_relative_and_tracked_as_a_link():
-    link = ROOT / "lightning_mpo" / "callbacks"
+@pytest.mark.parametrize("name", ["callbacks", "configs"])
+def test_a_link_is_relative_and_tracked_as_a_link(name):
+    link = ROOT / "lightning_mpo" / name
     assert link.is_symlink()
-    assert link.readlink() == Path("../callbacks")
+    assert link.readlink() == Path("..", name)
     listed = subprocess.run(
-        ["git", "ls-files", "-s", "lightning_mpo/callbacks"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-s", f"lightning_mpo/{name}"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert listed.stdout.startswith("120000 ")
 
@@ -88,38 +89,59 @@ def test_every_import_is_a_dependency():
                 assert top in names | brought | sys.stdlib_module_names, f"{path} imports {top}"
 
 
-def test_the_wheel_holds_the_package_and_its_callbacks(tmp_path):
-    pytest.importorskip("setuptools")
-    source = tmp_path / "source"
-    source.mkdir()
+def copied(folder: Path) -> Path:
+    """Copy what a wheel is built from, links as links."""
     for name in ("pyproject.toml", "LICENSE", "README.md"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, source / name)
-    (source / "README.md").touch()
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("lightning_mpo", "callbacks"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        str(source),
-    ]
-    done = subprocess.run(build, capture_output=True, text=True, check=False)
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("lightning_mpo", "callbacks", "configs"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def wheel(source: Path, folder: Path) -> Path:
+    """Build a wheel from a source folder or archive, with the setuptools of this environment."""
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    done = subprocess.run([str(word) for word in build], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        scripts = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
-    expected = {f"lightning_mpo/callbacks/{path.name}" for path in (ROOT / "callbacks").glob("*.py")}
-    expected |= {str(p.relative_to(ROOT)) for p in (ROOT / "lightning_mpo").rglob("*.py") if "callbacks" not in p.parts}
-    assert expected <= names
-    assert "lightning_mpo/py.typed" in names
-    assert not [name for name in names if name.startswith(("callbacks/", "tests/", "configs/"))]
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheel of the source folder, and the wheel of the source distribution."""
+    pytest.importorskip("setuptools")
+    source = tmp_path_factory.mktemp("source")
+    direct = wheel(copied(source), tmp_path_factory.mktemp("wheel"))
+    code = "from setuptools.build_meta import build_sdist; import sys; print(build_sdist(sys.argv[1]))"
+    folder = tmp_path_factory.mktemp("sdist")
+    made = subprocess.run([sys.executable, "-c", code, folder], cwd=source, capture_output=True, text=True, check=True)
+    archive = folder / made.stdout.splitlines()[-1]
+    return {"source": direct, "sdist": wheel(archive, tmp_path_factory.mktemp("again"))}
+
+
+@pytest.mark.parametrize("origin", ["source", "sdist"])
+def test_the_wheel_holds_the_package_its_callbacks_and_its_recipes(wheels, origin):
+    with zipfile.ZipFile(wheels[origin]) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    names = set(contents)
+    package = {path for path in (ROOT / "lightning_mpo").rglob("*.py") if "callbacks" not in path.parts}
+    expected = {str(path.relative_to(ROOT)): path for path in package}
+    for folder, pattern in (("callbacks", "*.py"), ("configs", "*/*.yaml")):
+        expected |= {f"lightning_mpo/{path.relative_to(ROOT)}": path for path in (ROOT / folder).glob(pattern)}
+    for name, path in expected.items():
+        assert contents[name] == path.read_bytes(), name
+    information = {name for name in names if ".dist-info/" in name}
+    assert names == expected.keys() | {"lightning_mpo/py.typed"} | information, (
+        "and nothing else: no tests, no benchmarks"
+    )
+    (scripts,) = [contents[name].decode() for name in information if name.endswith("entry_points.txt")]
     assert "lightning-mpo = lightning_mpo.__main__:main" in scripts
+    (licence,) = [contents[name] for name in information if name.endswith("LICENSE")]
+    assert licence == (ROOT / "LICENSE").read_bytes()
+    (metadata,) = [contents[name].decode() for name in information if name.endswith("METADATA")]
+    headers = metadata.partition("\n\n")[0].splitlines()
+    wanted = {"License-Expression: Apache-2.0", "Description-Content-Type: text/markdown", "Requires-Python: >=3.11"}
+    assert wanted <= set(headers)
+    assert f"Version: {lightning_mpo.__version__}" in headers
+    assert (ROOT / "README.md").read_text().strip() in metadata

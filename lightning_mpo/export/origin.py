@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-import lightning_mpo
+from lightning_mpo import recipes
 from lightning_mpo.errors import UserError
 from lightning_mpo.headers import Method, read
 
@@ -50,15 +50,14 @@ def read_summary(run: Path) -> dict[str, Any] | None:
 def find_method(objective: dict[str, Any]) -> tuple[Method, dict[str, tuple[Any, Any]]] | None:
     """Return the algorithm file whose choices an objective makes, and the values in which it differs from the file.
 
-    Algorithm files are looked for in `configs/algorithm`, here and beside the package. None: no file makes these choices.
+    Algorithm files are looked for in `configs/algorithm` here and among the recipes. None: no file makes these choices.
 
     Returns:
         the file, and by argument what the objective has and what the file says.
     """
-    beside = Path(lightning_mpo.__file__).parents[1]
     own = dict(_leaves(objective))
     found: list[tuple[Method, dict[str, tuple[Any, Any]]]] = []
-    for folder in dict.fromkeys(root / "configs" / "algorithm" for root in (Path(), beside)):
+    for folder in dict.fromkeys(root / "algorithm" for root in (Path("configs"), recipes.FOLDER)):
         for path in sorted(folder.glob("*.yaml")) if not found else ():
             try:
                 method = read(path)

@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 from jsonargparse import set_parsing_settings
 
-from lightning_mpo.cli import CLI, OPTIONS, expand_includes, guarded
+from lightning_mpo.cli import CLI, OPTIONS, guarded
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line
 
@@ -25,11 +25,17 @@ MICRO_ROWS = (1, 2, 4, 8, 16, 32)
 TOLERANCE = 0.15
 
 
+class PlanCLI(CLI):
+    """Does without a checkpoint that a warm-up has yet to make: weights of other values take no other memory."""
+
+    def without_warmup(self, config: Any, warmup: str, checkpoint: str) -> None:
+        config["model"]["init_args"]["policy"]["init_args"]["checkpoint"] = None
+
+
 def build(arguments: Sequence[str]) -> tuple[Any, Any, L.Trainer]:
     """Instantiate module, data and trainer of a configuration; nothing is loaded."""
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    arguments = expand_includes(["plan", *arguments])[1:]
-    cli = CLI(**OPTIONS | {"save_config_callback": None, "args": arguments, "run": False})
+    cli = PlanCLI(**OPTIONS | {"save_config_callback": None, "args": list(arguments), "run": False})
     return cli.model, cli.datamodule, cli.trainer
 
 

@@ -50,7 +50,7 @@ def test_the_warm_up_is_there_before_the_nodes():
     for node in ("node0", "node1"):
         assert services[node]["depends_on"]["warmup"]["condition"] == "service_completed_successfully"
     needed = yaml.safe_load((ROOT / "configs/experiment/quickstart.yaml").read_text())["warmup"]
-    assert needed in services["warmup"]["command"]
+    assert f"configs/experiment/{needed}" in services["warmup"]["command"]
 
 
 def test_the_slurm_script_starts_as_many_tasks_as_the_hardware_file_names():

@@ -137,3 +137,10 @@ def test_a_measured_step_of_smollm2_is_within_15_percent(tmp_path, monkeypatch, 
     said = capsys.readouterr()
     print(said.out)
     assert code == 0, said.out + said.err
+
+
+def test_a_plan_needs_no_checkpoint_that_a_warm_up_has_yet_to_make(base, capsys):
+    assert command.main(["-c", "quickstart", "-c", "grpo"]) == 0
+    assert "base weights" in capsys.readouterr().out
+    assert command.main(["-c", base, "--model.init_args.policy.init_args.checkpoint", "none.ckpt"]) == 2
+    assert "`policy.checkpoint` 'none.ckpt' does not exist" in capsys.readouterr().err

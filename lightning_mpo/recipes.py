@@ -1,0 +1,187 @@
+"""Recipes: the configuration files that the package carries, found by name, with the files that they include.
+
+A recipe is called by its name (`quickstart`) or by folder and name (`experiment/quickstart`). A file of that name wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_mpo.errors import UserError
+
+FOLDER = Path(__file__).parent / "configs"
+"""Where the recipes are: a link to `configs/` in the repository, a folder in the wheel."""
+OLD_USAGE = "lightning_mpo.yaml"
+"""A configuration that exported folders may carry, which is not run."""
+SUFFIXES = (".yaml", ".yml")
+
+
+def shipped() -> dict[str, Path]:
+    """Return every recipe by folder and name, such as `algorithm/grpo`."""
+    return {f"{path.parent.name}/{path.stem}": path for path in sorted(FOLDER.glob("*/*.yaml"))}
+
+
+def name_of(path: Path) -> str | None:
+    """Return folder and name of a recipe; None: the file is none."""
+    known = shipped().get(f"{path.parent.name}/{path.stem}")
+    return f"{path.parent.name}/{path.stem}" if known and path.is_file() and known.samefile(path) else None
+
+
+def find(name: str, folder: Path = Path(), place: str = "") -> Path:
+    """Return the file that a name means: a path, or the recipe of that name.
+
+    Args:
+        name: a path, `quickstart`, or `experiment/quickstart`.
+        folder: what a relative path is relative to.
+        place: of the name, for the message: "`warmup`: ", say.
+
+    Raises:
+        UserError: there is no such file, or more than one thing has that name.
+    """
+    path = Path(os.path.normpath(folder / name)) if name else folder
+    if path.is_file():
+        return path
+    known = shipped()
+    matches = [key for key in known if name in (key, key.partition("/")[2])]
+    if len(matches) > 1:
+        raise UserError(f"{place}{name!r} is the name of {len(matches)} recipes: write {_either(matches)}")
+    if not matches:
+        kind = "configuration file" if path.suffix in SUFFIXES else "configuration file or recipe"
+        raise UserError(f"{place}no {kind} {name!r}{_near(name, folder, known)}")
+    beside = path.with_name(f"{path.name}.yaml")
+    if beside.is_file() and not beside.samefile(known[matches[0]]):
+        other = matches[0] if name != matches[0] else str(known[name])
+        raise UserError(
+            f"{place}{name!r} is a recipe, and there is a file {str(beside)!r} as well: write {_either([beside, other])}"
+        )
+    return known[matches[0]]
+
+
+def _either(names: Iterable[object]) -> str:
+    return " or ".join(f"`{name}`" for name in names)
+
+
+def _near(name: str, folder: Path, known: Iterable[str]) -> str:
+    """Say which file or recipe was meant, where one has nearly that name."""
+    stem = Path(name).stem.casefold()
+    same = [key for key in known if key.partition("/")[2] == stem]
+    if same:
+        why = "a recipe has no ending: write" if Path(name).suffix in SUFFIXES else "did you mean"
+        return f"; {why} {_either(same)}" + ("?" if why.startswith("did") else "")
+    files = [path for pattern in ("*.yaml", "*/*.yaml", "configs/*/*.yaml") for path in folder.glob(pattern)]
+    beside = [os.path.relpath(path, folder) for path in files]
+    names = beside if Path(name).suffix in SUFFIXES else []
+    names = names or [*(key.partition("/")[2] for key in known), *known, *beside]
+    close = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else "; `lightning-mpo configs` lists the recipes"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what a configuration file holds.
+
+    Raises:
+        UserError: it is no text, no valid YAML or no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read as text: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a mapping of options, got {type(content).__name__}")
+    return content
+
+
+def includes_of(path: Path) -> list[Path]:
+    """Return the files that a file names under `include:`, which are relative to it, or recipes.
+
+    Raises:
+        UserError: the file cannot be read, or what it names is not there.
+    """
+    names = read(path).get("include") or []
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: `include` must be a file, a recipe, or a list of these, got {names!r}")
+    return [find(name, path.parent, f"{path}: ") for name in names]
+
+
+def warmup_of(path: Path) -> Path | None:
+    """Return the stage that a file names under `warmup:`: relative to the file, or to the working folder, or a recipe.
+
+    None: it names none, or nothing that is there.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    name = read(path).get("warmup")
+    if not isinstance(name, str):
+        return None
+    for folder in (path.parent, Path()):
+        try:
+            return find(name, folder)
+        except UserError:
+            continue
+    return None
+
+
+def call(path: Path) -> str:
+    """Return what `-c` calls a file from the working folder: the name of a recipe, wherever the package is installed."""
+    name = name_of(path)
+    if name is None:
+        return str(path)
+    try:
+        return name if find(name).samefile(path) else os.path.abspath(path)
+    except UserError:  # a file here has that name
+        return os.path.abspath(path)
+
+
+def with_includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """Return a file behind all those that it includes, which it overlays.
+
+    Raises:
+        UserError: a file is missing or is no mapping, or files include each other.
+    """
+    if path.name == OLD_USAGE:
+        raise UserError(
+            f"{path} came with an exported folder, and configurations of others are code and not run; use "
+            f"lightning-mpo predict --model {path.parent} --data FILE.jsonl"
+        )
+    if path in above:
+        raise UserError(f"these files `include:` each other: {', '.join(str(other) for other in above)}")
+    included = [inner for other in includes_of(path) for inner in with_includes(other, (*above, path))]
+    return [*included, path]
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Write out what `-c NAME` means in a command line: the files, each behind those that it includes.
+
+    Raises:
+        UserError: a file is missing or is no mapping, or files include each other.
+    """
+    expanded: list[str] = []
+    waiting = False  # for the value of -c
+    any_file = False
+    for argument in arguments:
+        given = re.fullmatch(r"(?:--config=|-c=?)(.+)", argument, re.S)
+        if waiting or given:
+            any_file = True
+            for path in with_includes(find(argument if waiting or given is None else given[1])):
+                expanded += ["-c", str(path)]
+                stage = warmup_of(path)
+                expanded += [f"--warmup={call(stage)}"] if stage is not None else []
+            waiting = False
+        elif argument in ("-c", "--config"):
+            waiting = True
+        else:
+            expanded.append(argument)
+    if waiting:
+        raise UserError("`-c` needs a configuration file or the name of a recipe; `lightning-mpo configs` lists them")
+    return [*expanded, "--include=null"] if any_file else expanded  # a printed configuration is whole
