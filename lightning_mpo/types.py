@@ -23,7 +23,7 @@ Log-probabilities are natural (nats) and float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -43,12 +43,29 @@ class Finish(IntEnum):
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One row of a data set: what is asked, what is right, and (for a supervised warm-up) a solution to imitate."""
+    """One row of a data set: what is asked, what is right, and (for a supervised warm-up) a solution to imitate.
+
+    `messages` is the chat that the response continues; empty: `prompt` alone is the user's message. With messages,
+    `prompt` is the text of the last one.
+    """
 
     prompt: str
     target: str
     solution: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Mapping[str, Any], ...] = ()
+    where: str = field(default="", compare=False)
+    """Place of the row in its file, for messages."""
+    thinking: bool = field(default=False, compare=False)
+    """True for an encoded row whose rendered prompt ends by opening a thought (`<think>`)."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows to train on and rows to validate on, which share no prompt."""
+
+    train: Sequence[PromptRow]
+    validation: Sequence[PromptRow]
 
 
 @dataclass(frozen=True)

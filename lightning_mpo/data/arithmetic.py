@@ -7,9 +7,9 @@ import random
 from typing import Any, ClassVar
 
 from lightning_mpo.checks import at_least, seeds, within
-from lightning_mpo.data.base import PromptDataModule, Splits
+from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
-from lightning_mpo.types import PromptRow
+from lightning_mpo.types import PromptRow, Splits
 
 
 class Arithmetic(PromptDataModule):

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lightning_mpo.checks import at_least, seeds
+from lightning_mpo.checks import at_least, one_of, seeds
+from lightning_mpo.data.rendering import HUGE, Renderer, describe
+from lightning_mpo.data.tables import contradictions
 from lightning_mpo.errors import UserError
-from lightning_mpo.types import Finish, PromptBatch, PromptRow, Rollout
+from lightning_mpo.types import Finish, PromptBatch, PromptRow, Rollout, Splits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Rows to train on and rows to validate on, which share no prompt."""
-
-    train: Sequence[PromptRow]
-    validation: Sequence[PromptRow]
 
 
 class PromptDataModule(L.LightningDataModule, ABC):
@@ -35,11 +32,19 @@ class PromptDataModule(L.LightningDataModule, ABC):
 
     Args:
         seed: order of the training prompts, and of the split where there is one.
-        chat_template: apply the tokenizer's chat template to `instruction + prompt`, once.
-        instruction: text before each prompt.
-        max_prompt_tokens: a longer prompt is refused, by row.
+        chat_template: apply the tokenizer's chat template to each row, once.
+        instruction: text before each prompt; in a chat, before the last message.
+        max_prompt_tokens: longest prompt.
         validation_prompts: how many rows `validate` takes, the first ones; None: all.
         validation_batch_size: prompts that are sampled together in validation.
+        system: system message of the chat template, for rows that have none; None: none.
+        suffix: text behind each prompt; in a chat, behind the last message.
+        template_arguments: variables of the chat template, such as `{enable_thinking: false}`.
+        control_tokens: what becomes of control tokens (such as `<|im_end|>`) that prompts write. False: they are
+            encoded as ordinary text. True: as control tokens, for prompts that are rendered already. None: as text,
+            unless there is no chat template and all prompts begin with the token that begins a prompt.
+        overlong: a longer prompt than `max_prompt_tokens` is refused, or its row is skipped; skipped rows are counted.
+        order: training rows are shuffled anew in each pass, or taken in the order of the file.
     """
 
     def __init__(
@@ -50,20 +55,41 @@ class PromptDataModule(L.LightningDataModule, ABC):
         max_prompt_tokens: int = 512,
         validation_prompts: int | None = None,
         validation_batch_size: int = 32,
+        system: str | None = None,
+        suffix: str = "",
+        template_arguments: dict[str, Any] | None = None,
+        control_tokens: bool | None = None,
+        overlong: Literal["refuse", "skip"] = "refuse",
+        order: Literal["shuffled", "file"] = "shuffled",
     ) -> None:
         super().__init__()
         name = type(self).__name__
         seeds(name, seed=seed)
         at_least(name, 1, max_prompt_tokens=max_prompt_tokens, validation_prompts=validation_prompts)
         at_least(name, 1, validation_batch_size=validation_batch_size)
+        one_of(name, ("refuse", "skip"), overlong=overlong)
+        one_of(name, ("shuffled", "file"), order=order)
         self.seed = seed
         self.chat_template = chat_template
         self.instruction = instruction
         self.max_prompt_tokens = max_prompt_tokens
         self.validation_prompts = validation_prompts
         self.validation_batch_size = validation_batch_size
+        self.system = system or ""
+        self.suffix = suffix
+        self.template_arguments = dict(template_arguments or {})
+        self.control_tokens = control_tokens
+        self.overlong = overlong
+        self.order = order
+        self.longest_prompt = 0
+        """Tokens of the longest prompt, from `connect` on."""
         self._splits: Splits | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._loaded: Splits | None = None
+        self._renderer: Renderer | None = None
+        self._end_tokens: list[int] = []
+        self._digest: str | None = None
+        self._order: list[int] = []
+        self._order_of: tuple[int, int] | None = None
 
     @abstractmethod
     def load(self) -> Splits:
@@ -71,11 +97,12 @@ class PromptDataModule(L.LightningDataModule, ABC):
 
     @property
     def splits(self) -> Splits:
-        """The loaded rows."""
+        """The loaded rows; from `connect` on without those that `overlong` skips."""
         if self._splits is None:
-            self._splits = self.load()
+            self._splits = self._loaded = self.load()
             if not self._splits.train:
                 raise UserError(f"`{type(self).__name__}` found no training rows")
+            warn_of_contradictions([*self._splits.train, *self._splits.validation])
         return self._splits
 
     @property
@@ -91,18 +118,115 @@ class PromptDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         _ = self.splits
 
-    def connect(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take the policy's tokenizer, and refuse prompts that are too long for `max_prompt_tokens`."""
-        if self.chat_template and not getattr(tokenizer, "chat_template", None):
-            raise UserError(
-                f"`data.chat_template` is true, but the tokenizer of {tokenizer.name_or_path or 'the policy'!r} has "
-                "none; set `data.chat_template: false`"
+    def connect(self, tokenizer: PreTrainedTokenizerBase, end_tokens: Sequence[int] | None = None) -> None:
+        """Take the policy's tokenizer, and try the rows with it.
+
+        Args:
+            tokenizer: of the policy.
+            end_tokens: ids that end a response; None: the tokenizer's end of sequence.
+
+        Raises:
+            UserError: a row cannot be rendered or encoded, or its prompt is longer than `max_prompt_tokens`.
+        """
+        eos = tokenizer.eos_token_id
+        self._end_tokens = list(end_tokens if end_tokens is not None else [] if eos is None else [eos])
+        rows = list({id(row): row for row in [*self.splits.train, *self.splits.validation]}.values())
+        renderer = self._make_renderer(tokenizer, rows)
+        renderer.try_template(rows)
+        lengths = self._lengths(renderer, rows)
+        self._renderer = renderer
+        self._skip({i for i, length in lengths.items() if length > self.max_prompt_tokens})
+        self.longest_prompt = max((n for n in lengths.values() if n <= self.max_prompt_tokens), default=0)
+
+    def _make_renderer(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow]) -> Renderer:
+        """Return what renders rows, and say what becomes of control tokens in them."""
+        options = ("chat_template", "instruction", "suffix", "system", "template_arguments")
+        renderer = Renderer(tokenizer, **{name: getattr(self, name) for name in options})
+        if not self.chat_template and (chat := next((row for row in rows if row.messages), None)):
+            raise UserError(f"{describe(chat)} is a chat, which needs a template; set `data.chat_template: true`")
+        renderer.control_tokens = bool(self.control_tokens)
+        rendered = None if self.chat_template or self.control_tokens is not None else renderer.rendered_already(rows)
+        if rendered is not None:
+            renderer.control_tokens = True
+            rank_zero_warn(
+                f"all prompts begin with {rendered!r}, so they are rendered already: what they write of control tokens "
+                "is encoded as such; set `data.control_tokens: false` to encode it as text, or `true` to accept this"
             )
-        self._tokenizer = tokenizer
-        frame = len(self._encode_one(PromptRow("", "")))
-        for row in [*self.splits.train, *self.splits.validation]:
-            if frame + len(row.prompt.encode()) > self.max_prompt_tokens:  # a token is at least a byte
-                self._check_length(row, self._encode_one(row))
+        elif not renderer.control_tokens:
+            writing = [row for row in rows if renderer.written_control_token(row)]
+            if writing:
+                rank_zero_warn(
+                    f"{len(writing)} of {len(rows)} prompts write control tokens, such as "
+                    f"{renderer.written_control_token(writing[0])!r} in {describe(writing[0])}, which are encoded as "
+                    "text; set `data.control_tokens: true` if they are meant"
+                )
+        return renderer
+
+    def _lengths(self, renderer: Renderer, rows: Sequence[PromptRow]) -> dict[int, int]:
+        """Return the tokens of the prompts that may be the longest, by the row's `id`.
+
+        Raises:
+            UserError: a prompt is empty or longer than it may be, or cannot be encoded.
+        """
+        counts = renderer.count_tokens(rows, self.max_prompt_tokens)
+        frames: dict[tuple[str, ...], int] = {}
+        for row, count in zip(rows, counts, strict=True):
+            if (shape := renderer.shape(row)) not in frames and count <= self.max_prompt_tokens:
+                frames[shape] = len(renderer.encode(row)) - count
+        totals = [count + frames.get(renderer.shape(row), 0) for row, count in zip(rows, counts, strict=True)]
+        longest = set(sorted(range(len(rows)), key=lambda i: totals[i])[-3:])
+        lengths: dict[int, int] = {}
+        for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            if count >= HUGE:
+                lengths[id(row)] = count
+            elif i in longest or not count or totals[i] + 8 * (len(row.messages) + 2) > self.max_prompt_tokens:
+                lengths[id(row)] = len(self._check_tokens(row, renderer.encode(row)))
+            if self.overlong == "refuse" and lengths.get(id(row), 0) > self.max_prompt_tokens:
+                raise UserError(self._too_long(row, lengths[id(row)]))
+        return lengths
+
+    def _skip(self, overlong: set[int]) -> None:
+        """Take rows away, by their `id`, and say how many."""
+        if not overlong:
+            return
+        parts = self.splits.train, self.splits.validation
+        rows = list({id(row): row for part in parts for row in part}.values())
+        kept = [[row for row in part if id(row) not in overlong] for part in parts]
+        first = next(row for row in rows if id(row) in overlong)
+        sentence = (
+            f"{len(overlong)} of {len(rows)} rows are longer than `data.max_prompt_tokens` ({self.max_prompt_tokens})"
+        )
+        if not kept[0]:
+            raise UserError(f"{sentence}, and none is left to train on; raise it")
+        rank_zero_warn(f"{sentence} and are skipped; the first is {describe(first)}")
+        self._splits = Splits(*kept)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells these rows, their order and their rendering from others. No tokenizer is needed.
+
+        Returns:
+            The class, the numbers of rows, a digest of them all, their order, and the options of the rendering.
+        """
+        _ = self.splits
+        loaded = self._loaded or self.splits
+        if self._digest is None:
+            digest = hashlib.sha256()
+            for part in (loaded.train, loaded.validation):
+                for row in part:
+                    content = [row.prompt, row.target, row.solution, [dict(message) for message in row.messages]]
+                    digest.update(json.dumps(content, default=str).encode() + b"\n")
+                digest.update(b"\n")
+            self._digest = digest.hexdigest()[:16]
+        options = (
+            *("seed", "order", "overlong", "max_prompt_tokens", "validation_prompts"),
+            *("chat_template", "instruction", "suffix", "system", "template_arguments", "control_tokens"),
+        )
+        return {
+            "data": type(self).__name__,
+            "rows": {"train": len(loaded.train), "validation": len(loaded.validation)},
+            "digest": self._digest,
+            **{name: getattr(self, name) for name in options},
+        }
 
     def prompts(self, counter: int, count: int, round: int = 0) -> PromptBatch:
         """Return the prompts of rollout `counter`: passes over the shuffled training rows, `count` at a time.
@@ -123,63 +247,52 @@ class PromptDataModule(L.LightningDataModule, ABC):
 
     def _position(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.splits.train))
-        if getattr(self, "_order_epoch", None) != epoch:
+        if self.order == "file":
+            return offset
+        if self._order_of != (epoch, len(self.splits.train)):
             self._order = torch.randperm(len(self.splits.train), generator=seeded_generator(self.seed, epoch)).tolist()
-            self._order_epoch = epoch
+            self._order_of = epoch, len(self.splits.train)
         return self._order[offset]
 
     def encode(self, rows: Sequence[PromptRow]) -> PromptBatch:
         """Tokenise prompts and pad them on the left."""
-        ids = [self._encode_one(row) for row in rows]
+        renderer = self._need_renderer()
+        ids = [self._check_tokens(row, renderer.encode(row)) for row in rows]
         for row, tokens in zip(rows, ids, strict=True):
-            if not tokens:
-                raise UserError(
-                    f"the prompt {row.prompt[:60]!r} has no tokens; a response needs something to stand behind"
-                )
-            self._check_length(row, tokens)
+            if len(tokens) > self.max_prompt_tokens:
+                raise UserError(self._too_long(row, len(tokens)))
         S = max(len(tokens) for tokens in ids)
         input_ids_PS = torch.zeros(len(ids), S, dtype=torch.long)
         attention_mask_PS = torch.zeros(len(ids), S, dtype=torch.bool)
         for i, tokens in enumerate(ids):
             input_ids_PS[i, S - len(tokens) :] = torch.tensor(tokens)
             attention_mask_PS[i, S - len(tokens) :] = True
-        return PromptBatch(input_ids_PS, attention_mask_PS, tuple(rows))
+        thinking = [renderer.thinks(tokens) for tokens in ids]
+        encoded = [replace(row, thinking=True) if thinks else row for row, thinks in zip(rows, thinking, strict=True)]
+        return PromptBatch(input_ids_PS, attention_mask_PS, tuple(encoded))
 
-    def _check_length(self, row: PromptRow, tokens: list[int]) -> None:
-        if len(tokens) > self.max_prompt_tokens:
-            raise UserError(
-                f"the prompt {row.prompt[:60]!r} has {len(tokens)} tokens, over `data.max_prompt_tokens` "
-                f"({self.max_prompt_tokens}); raise it or drop the row"
-            )
+    @staticmethod
+    def _check_tokens(row: PromptRow, tokens: list[int]) -> list[int]:
+        if not tokens:
+            raise UserError(f"{describe(row)} has no tokens; a response needs something to stand behind")
+        return tokens
 
-    def _need_tokenizer(self) -> PreTrainedTokenizerBase:
-        if self._tokenizer is None:
+    def _too_long(self, row: PromptRow, length: int) -> str:
+        tokens = f"{len(row.prompt)} characters" if length >= HUGE else f"{length} tokens"
+        return (
+            f"{describe(row)} has {tokens}, over `data.max_prompt_tokens` ({self.max_prompt_tokens}); raise it, "
+            "drop the row, or set `data.overlong: skip`"
+        )
+
+    def _need_renderer(self) -> Renderer:
+        if self._renderer is None:
             raise UserError(f"`{type(self).__name__}.connect(tokenizer)` must be called before prompts are encoded")
-        return self._tokenizer
-
-    def _encode_one(self, row: PromptRow) -> list[int]:
-        tokenizer = self._need_tokenizer()
-        text = self.instruction + row.prompt
-        if not self.chat_template:
-            ids = list(tokenizer(text)["input_ids"])
-            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-                raise UserError(f"the prompt {text[:60]!r} holds characters that the tokenizer does not know")
-            return ids
-        message = [{"role": "user", "content": text}]
-        encoded: Any = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
+        return self._renderer
 
     def solutions(self, rows: Sequence[PromptRow]) -> Rollout:
-        """Return the rows' solutions, closed by the end token, as if they had been sampled."""
-        prompts = self.encode(rows)
-        tokenizer = self._need_tokenizer()
-        ids = []
-        for row in rows:
-            if row.solution is None:
-                raise UserError(
-                    f"the row {row.prompt[:60]!r} has no solution to imitate; give the data a solution column"
-                )
-            ids.append([*tokenizer(row.solution, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
+        """Return the rows' solutions, closed by the token that ends a response, as if they had been sampled."""
+        prompts, renderer = self.encode(rows), self._need_renderer()
+        ids = [renderer.encode_solution(row, self._end_tokens) for row in rows]
         B, T = len(ids), max(len(tokens) for tokens in ids)
         tokens_BT, mask_BT = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.bool)
         for i, tokens in enumerate(ids):
@@ -220,3 +333,15 @@ def seeded_generator(*numbers: int) -> torch.Generator:
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
     return torch.Generator().manual_seed(seed)
+
+
+def warn_of_contradictions(rows: Sequence[PromptRow]) -> None:
+    """Warn of prompts that stand in several rows with different targets: no answer is right for all of them."""
+    pairs = contradictions(rows)
+    if pairs:
+        first, other = pairs[0]
+        places = f" ({first.where}, {other.where})" if first.where else ""
+        rank_zero_warn(
+            f"{len(pairs)} prompts have rows with different targets, such as {first.prompt[:60]!r} with "
+            f"{first.target[:30]!r} and {other.target[:30]!r}{places}: no answer is right for all rows of one"
+        )

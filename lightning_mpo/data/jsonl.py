@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from lightning_mpo.checks import seeds, share_or_count
-from lightning_mpo.data.base import PromptDataModule, Splits
-from lightning_mpo.data.tables import cell, split_rows, text_cell
+from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.data.reading import read_rows
+from lightning_mpo.data.rows import check_columns, prompt_row
+from lightning_mpo.data.tables import shared_prompts, split_rows
 from lightning_mpo.errors import UserError
-from lightning_mpo.types import PromptRow
+from lightning_mpo.types import PromptRow, Splits
 
 
 class JsonLines(PromptDataModule):
     """Prompts and targets from JSON lines; columns that are not named here reach the rewards as `Completion.row`.
 
+    A file holds one JSON object a line, or one JSON list of objects; gzip is unpacked. The prompt is text, or a list of
+    messages `{"role": …, "content": …}` for the chat template; a row without the prompt's column may have `messages`.
+    A last message of the assistant is the row's solution. Other options are those of `PromptDataModule`: `seed`,
+    `order`, `chat_template`, `system`, `instruction`, `suffix`, `template_arguments`, `control_tokens`,
+    `max_prompt_tokens`, `overlong`, `validation_prompts` and `validation_batch_size`.
+
     Args:
         train: the file to train on.
         validation: the file to validate on. None: a part of `train` is held out.
         prompt: column of the prompt.
-        target: column of the right answer; numbers are written as text.
+        target: column of the right answer: text without the white space round it, or a number, which is written plainly
+            (1e-07 as 0.0000001, 72.0 as 72), or true or false.
         solution: column of a solution to imitate, if there is one.
         validation_share: of `train`, without a validation file: below 1 a share of the prompts, from 1 on their number.
         split_seed: seed of that split.
@@ -41,6 +48,7 @@ class JsonLines(PromptDataModule):
         super().__init__(**kwargs)
         share_or_count(type(self).__name__, "prompts", validation_share=validation_share)
         seeds(type(self).__name__, split_seed=split_seed)
+        check_columns("data", prompt=prompt, target=target, solution=solution)
         self.train = train
         self.validation = validation
         self.prompt = prompt
@@ -59,37 +67,14 @@ class JsonLines(PromptDataModule):
         if self.validation is None:
             return split_rows(rows, self.validation_share, self.split_seed)
         held_out = self._read(self.validation)
-        shared = {row.prompt for row in rows} & {row.prompt for row in held_out}
+        shared = shared_prompts(rows, held_out)
         if shared:
+            first = min(shared, key=lambda row: row.prompt)
             raise UserError(
                 f"{len(shared)} prompts stand both in {self.train} and in {self.validation}, such as "
-                f"{min(shared)[:60]!r}; take them out of one"
+                f"{first.prompt[:60]!r} ({first.where}; white space does not count); take them out of one"
             )
         return Splits(rows, held_out)
 
     def _read(self, name: str) -> list[PromptRow]:
-        file = Path(name).expanduser()
-        if not file.is_file():
-            raise UserError(f"there is no file {name} (seen from {Path.cwd()})")
-        rows = []
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    rows.append(self._row(_parse(line, f"line {number} of {name}"), f"line {number} of {name}"))
-        return rows
-
-    def _row(self, line: Any, where: str) -> PromptRow:
-        target = cell(line, self.target, where)
-        return PromptRow(
-            prompt=text_cell(line, self.prompt, where),
-            target=target if isinstance(target, str) else json.dumps(target),
-            solution=text_cell(line, self.solution, where) if self.solution else None,
-            extra={key: line[key] for key in line if key not in (self.prompt, self.target, self.solution)},
-        )
-
-
-def _parse(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is no JSON: {error}") from error
+        return [prompt_row(row, where, self.prompt, self.target, self.solution) for where, row in read_rows(name)]

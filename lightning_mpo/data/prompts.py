@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from lightning_mpo.data.base import PromptDataModule, Splits
-from lightning_mpo.data.tables import cell, text_cell
+from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.data.reading import read_rows
+from lightning_mpo.data.rows import check_columns, prompt_row
 from lightning_mpo.errors import UserError
-from lightning_mpo.types import PromptRow
+from lightning_mpo.types import Splits
 
 
 class PromptFile(PromptDataModule):
     """JSON lines, each with a prompt, for `predict`; other columns are copied into what is written.
+
+    Files and prompts are read as `JsonLines` reads them.
 
     Args:
         path: the file.
@@ -32,6 +34,7 @@ class PromptFile(PromptDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(chat_template=bool(chat_template), **kwargs)
+        check_columns("data", prompt=prompt, target=target)
         self._template = chat_template
         self.path = path
         self.prompt = prompt
@@ -41,10 +44,10 @@ class PromptFile(PromptDataModule):
     def judged(self) -> bool:
         return self.target is not None
 
-    def connect(self, tokenizer: Any) -> None:
+    def connect(self, tokenizer: Any, end_tokens: Sequence[int] | None = None) -> None:
         if self._template is None:
             self.chat_template = bool(getattr(tokenizer, "chat_template", None))
-        super().connect(tokenizer)
+        super().connect(tokenizer, end_tokens)
 
     def setup(self, stage: str | None = None) -> None:
         if stage not in (None, "predict"):
@@ -57,29 +60,11 @@ class PromptFile(PromptDataModule):
         Raises:
             UserError: there is no such file, it is empty, or a line, which is named, is no JSON object with a prompt.
         """
-        file = Path(self.path).expanduser()
-        if not file.is_file():
-            raise UserError(f"`data.path`: there is no file {self.path!r} (seen from {Path.cwd()})")
-        rows = []
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    rows.append(self._row(line, f"line {number} of {self.path}"))
+        example = ', such as {"prompt": "…"}'
+        rows = [
+            prompt_row(row, where, self.prompt, self.target)
+            for where, row in read_rows(self.path, option="data.path", example=example)
+        ]
         if not rows:
             raise UserError(f"`data.path` {self.path!r} holds no prompt; write one JSON object a line")
         return Splits(rows, rows)
-
-    def _row(self, line: bytes, where: str) -> PromptRow:
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except ValueError as error:  # of the encoding as well
-            raise UserError(f'{where} is no JSON, such as {{"prompt": "…"}}: {error}') from error
-        prompt = text_cell(row, self.prompt, where)
-        if not prompt:
-            raise UserError(f"{where}: {self.prompt!r} is empty; a completion needs something to stand behind")
-        target = "" if self.target is None else cell(row, self.target, where)
-        return PromptRow(
-            prompt=prompt,
-            target=target if isinstance(target, str) else json.dumps(target),
-            extra={key: row[key] for key in row if key not in (self.prompt, self.target)},
-        )

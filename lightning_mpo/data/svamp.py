@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mpo.checks import seeds, share_or_count
-from lightning_mpo.data.base import PromptDataModule, Splits
+from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.data.tables import cell, plain_number, split_rows, text_cell
 from lightning_mpo.errors import UserError
-from lightning_mpo.types import PromptRow
+from lightning_mpo.types import PromptRow, Splits
 
 HUB_ID = "ChilleD/SVAMP"
 
@@ -69,7 +69,7 @@ class Svamp(PromptDataModule):
 def _from_file(file: Path) -> Sequence[Any]:
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON: {error}") from error
     if not isinstance(table, list):
         raise UserError(f"{file} must hold a list of rows, got {type(table).__name__}")
@@ -93,7 +93,11 @@ def _row(line: Any, where: str) -> PromptRow:
     answer = plain_number(cell(line, "Answer", where), f"{where}: 'Answer'")
     solution = None if line.get("Equation") is None else f"{_plain(text_cell(line, 'Equation', where))} = {answer}"
     return PromptRow(
-        prompt, answer, solution, extra={key: line[key] for key in line if key not in ("Body", "Question")}
+        prompt,
+        answer,
+        solution,
+        extra={key: line[key] for key in line if key not in ("Body", "Question")},
+        where=where,
     )
 
 

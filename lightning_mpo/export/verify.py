@@ -15,6 +15,7 @@ from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.checkpoints import HEADS, read_safetensors
+from lightning_mpo.rollout.base import decode_tokens
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import PromptBatch, Rollout
@@ -132,10 +133,11 @@ def compare(
         problems.append(f"log-probs differ by {mean:.2g} nats on average and {quantile:.2g} at the 99th percentile")
     if not rounded and not largest <= LARGEST:
         problems.append(f"log-probs differ by up to {largest:.2g} nats")
+    ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
     same = 0
     for b, tokens in enumerate(texts):
         wanted = seen.greedy.responses_BT[b][seen.greedy.response_mask_BT[b]].tolist()
-        if tokenizer.decode(tokens, skip_special_tokens=True) == seen.greedy.texts[b] and tokens == wanted:
+        if decode_tokens(tokenizer, [tokens], ends) == (seen.greedy.texts[b],) and tokens == wanted:
             same += 1
         elif _margin(seen.greedy, b, tokens, wanted) > (2 * QUANTILE if rounded else 2 * LARGEST):
             problems.append(

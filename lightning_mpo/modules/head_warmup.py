@@ -114,7 +114,7 @@ class HeadWarmup(L.LightningModule):
                 f"({prompts} prompts x {made})"
             )
         self.policy.check(ScoreRequest(future=self.offsets))
-        self.data.connect(self.policy.tokenizer)
+        self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
 
     def configure_model(self) -> None:
         build_policy(self, self.policy, reference=False, freeze=self._freeze_trunk)

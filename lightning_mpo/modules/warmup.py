@@ -66,7 +66,7 @@ class SupervisedWarmup(L.LightningModule):
         if stage == "fit":
             try_optimizer(self.optimizer, self.scheduler, updates=self.trainer.max_steps)
         self.policy.check()
-        self.data.connect(self.policy.tokenizer)
+        self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
 
     def configure_model(self) -> None:
         build_policy(self, self.policy, reference=False, freeze=lambda: self.policy.freeze_unused(ScoreRequest()))

@@ -77,7 +77,7 @@ class TinyPolicy(CausalPolicy):
         core = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=PAD))
         core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         core.decoder = decoders.Fuse()
-        return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=END)
+        return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=END, unk_token=PAD)
 
     @cached_property
     def config(self) -> PretrainedConfig:

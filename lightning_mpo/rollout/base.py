@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.policies.base import Policy
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.supports import Support
 from lightning_mpo.types import PromptBatch, Rollout
@@ -71,7 +72,17 @@ def candidate_options(sampler: Sampler, candidates: int) -> dict[str, Any]:
     return {"candidates": candidates}
 
 
-def decode(policy: CausalPolicy, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[str, ...]:
-    """Return the text of each response, without special tokens."""
+def decode(policy: Policy, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[str, ...]:
+    """Return the text of each response, without the tokens that begin, end or pad one.
+
+    Other special tokens stay: `<answer>` may be one, and rewards are to read it.
+    """
     rows = [row[mask].tolist() for row, mask in zip(tokens_BT.cpu(), mask_BT.cpu(), strict=True)]
-    return tuple(policy.tokenizer.batch_decode(rows, skip_special_tokens=True))
+    return decode_tokens(policy.tokenizer, rows, policy.end_tokens)
+
+
+def decode_tokens(tokenizer: Any, rows: Sequence[Sequence[int]], end_tokens: Sequence[int]) -> tuple[str, ...]:
+    """Return the text of each row of ids, without the tokens that begin, end or pad a text."""
+    frame = {*end_tokens, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    kept = [[token for token in row if token not in frame] for row in rows]
+    return tuple(tokenizer.batch_decode(kept, skip_special_tokens=False))

@@ -117,7 +117,7 @@ def _plain(value: Any) -> Any:
 
 def _read_plain(text: str) -> dict[str, Any]:
     plain = json.loads(text)
-    rows = tuple(PromptRow(**row) for row in plain["rows"])
+    rows = tuple(PromptRow(**{**row, "messages": tuple(row.get("messages", ()))}) for row in plain["rows"])
     return {"texts": tuple(plain["texts"]), "rows": rows, "policy_version": int(plain["policy_version"])}
 
 

@@ -167,3 +167,17 @@ def test_validation_batches() -> None:
     assert characters(batches[1].input_ids_PS[0]) == "<aaaa>:"
     assert len(connected(held_out=5).validation_rows) == 5
     assert len(data.test_dataloader()) == 2
+
+
+def test_identity_tells_rows_order_and_rendering_apart() -> None:
+    first = Numbers().identity()
+    assert first == Numbers().identity()
+    assert first["data"] == "Numbers"
+    assert first["rows"] == {"train": 10, "validation": 5}
+    assert Numbers(count=9).identity()["digest"] != first["digest"]
+    assert Numbers(held_out=4).identity()["digest"] != first["digest"]
+    for option in ({"seed": 1}, {"suffix": "?"}, {"system": "a"}, {"order": "file"}, {"instruction": "a"}):
+        other = Numbers(**option).identity()
+        assert {name for name in first if first[name] != other[name]} == set(option)
+    connected_one = connected()
+    assert connected_one.identity() == first, "the tokenizer changes nothing"

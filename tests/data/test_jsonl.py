@@ -39,7 +39,7 @@ def test_one_file_is_split(tmp_path: Path) -> None:
 
 
 def test_named_columns_and_blank_lines(tmp_path: Path) -> None:
-    lines = [{"question": "q é", "answer": "a", "steps": "s"}, "", {"question": "r", "answer": [1, 2], "steps": "t"}]
+    lines = [{"question": "q é", "answer": "a", "steps": "s"}, "", {"question": "r", "answer": 72.0, "steps": "t"}]
     data = JsonLines(
         train=write(tmp_path / "a.jsonl", lines),
         prompt="question",
@@ -47,7 +47,7 @@ def test_named_columns_and_blank_lines(tmp_path: Path) -> None:
         solution="steps",
         validation_share=0,
     )
-    assert data.splits.train == [PromptRow("q é", "a", "s", {}), PromptRow("r", "[1, 2]", "t", {})]
+    assert data.splits.train == [PromptRow("q é", "a", "s", {}), PromptRow("r", "72", "t", {})]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_named_columns_and_blank_lines(tmp_path: Path) -> None:
         ),
         ({"prompts": "1", "target": "2"}, "did you mean 'prompts'\\?"),
         ({"prompt": "1", "x": "2"}, "line 3 of .*a.jsonl has no 'target'; its columns are 'prompt', 'x'$"),
-        ({"prompt": "1", "target": None}, "line 3 of .*a.jsonl has no 'target'"),
+        ({"prompt": "1", "target": None}, "line 3 of .*a.jsonl: 'target' is null$"),
         ({"prompt": ["1"], "target": "2"}, "line 3 of .*a.jsonl: 'prompt' must be text, got list"),
     ],
 )

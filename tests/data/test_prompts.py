@@ -40,7 +40,7 @@ def test_a_target_may_be_named(tmp_path):
         ('["1"]', "line 3 of .* must be an object with columns, got list"),
         ('{"promt": "1"}', "line 3 of .* has no 'prompt'; its columns are 'promt'; did you mean 'promt'"),
         ('{"prompt": 1}', "line 3 of .*: 'prompt' must be text, got int"),
-        ('{"prompt": null}', "line 3 of .* has no 'prompt'"),
+        ('{"prompt": null}', "line 3 of .*: 'prompt' is null"),
         ('{"prompt": ""}', "line 3 of .*: 'prompt' is empty"),
     ],
 )

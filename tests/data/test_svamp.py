@@ -119,8 +119,8 @@ def test_impossible_shares(tmp_path: Path, share: float, message: str) -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ({"Answer": None}, "row 2 of .*SVAMP.json has no 'Answer'; its columns are 'ID', 'Body'"),
-        ({"Body": None}, "row 2 of .*SVAMP.json has no 'Body'"),
+        ({"Answer": None}, "row 2 of .*SVAMP.json: 'Answer' is null"),
+        ({"Body": None}, "row 2 of .*SVAMP.json: 'Body' is null"),
         ({"Question": 7}, "row 2 of .*SVAMP.json: 'Question' must be text, got int"),
         ({"Answer": "many"}, "row 2 of .*SVAMP.json: 'Answer' must be a number, got 'many'"),
         ({"Answer": "inf"}, "must be a number, got 'inf'"),

@@ -1,0 +1,191 @@
+"""Reads files of JSON rows, and says which line is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning_mpo.errors import UserError
+
+PANDAS = "python -c \"import pandas; pandas.read_KIND('NAME').to_json('rows.jsonl', orient='records', lines=True)\""
+UTF_16 = "iconv -f UTF-16 -t UTF-8 NAME > rows.jsonl"
+FORMATS = {
+    b"PAR1": ("Parquet", PANDAS.replace("KIND", "parquet")),
+    b"ARROW1": ("an Arrow file", PANDAS.replace("KIND", "feather")),
+    b"PK\x03\x04": ("a zip archive", "unzip NAME"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d NAME"),
+    b"BZh": ("bzip2", "bunzip2 NAME"),
+    b"\xfd7zXZ": ("xz", "unxz NAME"),
+    b"\x1f\x8b": ("packed twice", "gunzip NAME"),
+    b"SQLite format": ("SQLite", "write its rows to rows.jsonl, one JSON object a line"),
+    b"\x80": ("binary", "write its rows to rows.jsonl, one JSON object a line"),
+    b"\xff\xfe\0\0": ("UTF-32", UTF_16.replace("16", "32")),
+    b"\0\0\xfe\xff": ("UTF-32", UTF_16.replace("16", "32")),
+    b"\xff\xfe": ("UTF-16", UTF_16),
+    b"\xfe\xff": ("UTF-16", UTF_16),
+}
+"""First bytes of files that hold no JSON, with their name and the way to JSON lines."""
+
+
+class WrittenFloat(float):
+    """A number of a file, with the digits that it was written with."""
+
+    digits: str
+
+    def __new__(cls, digits: str) -> WrittenFloat:
+        number = super().__new__(cls, digits)
+        number.digits = digits
+        return number
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return WrittenFloat, (self.digits,)
+
+
+def read_rows(name: str, option: str = "", example: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (place, row) of a file with one JSON object a line, or with one JSON list; gzip is read too.
+
+    Args:
+        name: of the file.
+        option: that names it, for messages.
+        example: text for messages about a line that is no JSON.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or it is no JSON; line and column are named.
+    """
+    text = _text(name, _bytes(name, option), example)
+    lines = text.replace("\r\n", "\n").split("\n")
+    if len(lines) == 1 and "\r" in text:
+        lines = text.split("\r")
+    table = _list(name, text, lines) if text.lstrip()[:1] == "[" else None
+    if table is not None:
+        yield from ((f"row {number} of {name}", row) for number, row in enumerate(table, start=1))
+        return
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            place = f"line {number} of {name}"
+            try:
+                yield place, _parse(line)
+            except json.JSONDecodeError as error:
+                hint = _hint(name, lines, number)
+                raise UserError(f"{place} is no JSON{example}: {_reason(error)}{hint}") from error
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{place} is no JSON{example}: {_reason(error)}") from error
+
+
+def _bytes(name: str, option: str) -> bytes:
+    """Return what a file holds, unpacked."""
+    prefix = f"`{option}`: " if option else ""
+    if not name.strip() or "\0" in name:
+        raise UserError(f"{prefix}{name[:200]!r} is no name of a file")
+    try:
+        file = Path(name).expanduser()
+        if file.is_dir():
+            raise UserError(f"{prefix}{name} is a folder; name a file with one JSON object a line")
+        if not file.exists():
+            written = repr(name) if option else name
+            raise UserError(f"{prefix}there is no file {written} (seen from {Path.cwd()})")
+        if not file.is_file():
+            raise UserError(f"{prefix}{name} is no regular file; write its rows to one")
+        data = file.read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{prefix}{name[:200]!r} cannot be read: {reason}") from error
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{name} is gzip and cannot be unpacked ({error}); is it whole?") from error
+
+
+def _text(name: str, data: bytes, example: str) -> str:
+    for start, (kind, way) in FORMATS.items():
+        if data.startswith(start):
+            way = way.replace("NAME", name)
+            raise UserError(f"{name} is {kind}, not JSON lines; convert it: {way}")
+    if b"\0" in data:
+        raise UserError(
+            f"line {data.count(10, 0, data.index(0)) + 1} of {name} is no JSON{example}: it holds a zero byte; "
+            f"if the file is UTF-16, convert it: {UTF_16.replace('NAME', name)}"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        begin = data.rfind(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"line {data.count(10, 0, begin) + 1} of {name} is no JSON{example} in UTF-8: byte "
+            f"0x{data[error.start]:02x} at column {error.start - begin + 1}; if it is Latin-1, convert it: "
+            f"iconv -f LATIN1 -t UTF-8 {name} > rows.jsonl"
+        ) from error
+
+
+def _list(name: str, text: str, lines: list[str]) -> list[Any] | None:
+    """Parse a file that is one JSON list; None where its lines are lists by themselves."""
+    try:
+        return list(_parse(text))
+    except (ValueError, RecursionError) as error:
+        first = next(line for line in lines if line.strip())
+        try:
+            _parse(first)
+        except (ValueError, RecursionError):
+            number = f"line {error.lineno} of " if isinstance(error, json.JSONDecodeError) else ""
+            raise UserError(f"{number}{name} is no JSON: {_reason(error)}") from error
+        return None
+
+
+def _parse(text: str) -> Any:
+    value = json.loads(text, object_pairs_hook=_object, parse_float=WrittenFloat, parse_int=_whole)
+    if "\\u" in text:
+        _refuse_half_characters(value)
+    return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 4000:  # Python refuses to read longer ones
+        raise ValueError(f"a number has {len(digits)} digits; write it as text")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has {twice[:60]!r} twice")
+    return content
+
+
+def _refuse_half_characters(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise ValueError(f"{half} is half a character (a lone surrogate)") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} (column {error.colno})"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _hint(name: str, lines: list[str], number: int) -> str:
+    """Say what a line that is no JSON probably is."""
+    line, rest = lines[number - 1], lines[number:]
+    if (
+        number == 1
+        and line[0] not in "{["
+        and (any(mark in line for mark in ",;\t") or Path(name).suffix in (".csv", ".tsv"))
+    ):
+        return f"; if the file is CSV, convert it: {PANDAS.replace('KIND', 'csv').replace('NAME', name)}"
+    if line.strip() == "{" and any(part.strip() for part in rest):
+        return "; an object must stand on one line"
+    if number > 1 and not any(part.strip() for part in rest) and line.strip()[-1] != "}":
+        return "; the file ends within this line: is it whole?"
+    return ""

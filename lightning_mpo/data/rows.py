@@ -1,0 +1,110 @@
+"""Makes a prompt row of a row of a file: a plain prompt, or the messages of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_mpo.data.tables import cell, checked_text, target_cell, text_cell
+from lightning_mpo.errors import UserError
+from lightning_mpo.types import PromptRow
+
+MESSAGES = "messages"
+"""The column that is read where a row has no column of the prompt."""
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def check_columns(owner: str, **columns: str | None) -> None:
+    """Refuse two roles for one column: a prompt that is its own target gives the answer away."""
+    names = [(option, column) for option, column in columns.items() if column is not None]
+    for i, (option, column) in enumerate(names):
+        if not column:
+            raise UserError(f"`{owner}.{option}` must name a column, got an empty text")
+        for other, same in names[:i]:
+            if same == column:
+                raise UserError(f"`{owner}.{other}` and `{owner}.{option}` are the same column, {column!r}")
+
+
+def prompt_row(line: Any, where: str, prompt: str, target: str | None, solution: str | None = None) -> PromptRow:
+    """Return the prompt row of a row.
+
+    Args:
+        line: the row: an object with columns.
+        where: it stands, for messages.
+        prompt: column of the prompt, which is text or a list of messages. A row without it may have `messages`. A last
+            message of the assistant is no part of the prompt: it is the solution.
+        target: column of the right answer; None: no answer is known.
+        solution: column of the solution, which goes before a message of the assistant.
+
+    Raises:
+        UserError: a column is missing, null, empty or of another type.
+    """
+    is_chat = isinstance(line, Mapping) and prompt not in line and MESSAGES in line
+    column = MESSAGES if is_chat else prompt
+    value = cell(line, column, where)
+    messages: tuple[Mapping[str, Any], ...] = ()
+    answer: str | None = None
+    if isinstance(value, list) and (is_chat or not value or any(isinstance(part, Mapping) for part in value)):
+        messages, answer = _messages(value, f"{where}: {column!r}")
+        text = messages[-1]["content"]
+    elif is_chat:
+        raise UserError(f"{where}: {column!r} must be a list of messages, got {type(value).__name__}")
+    else:
+        text = text_cell(line, column, where)
+    if not text.strip():
+        raise UserError(f"{where}: {column!r} is empty; a completion needs something to stand behind")
+    if solution is not None:
+        answer = text_cell(line, solution, where)
+    if answer is not None and not answer.strip():
+        raise UserError(f"{where}: the solution is empty; a demonstration needs something to imitate")
+    read = {target, solution, None if messages else column}
+    return PromptRow(
+        prompt=text,
+        target="" if target is None else target_cell(line, target, where),
+        solution=answer,
+        extra={key: line[key] for key in line if key not in read},
+        messages=messages,
+        where=where,
+    )
+
+
+def _messages(value: list[Any], where: str) -> tuple[tuple[Mapping[str, Any], ...], str | None]:
+    """Return the messages up to the response, and the response of the assistant where there is one."""
+    messages = [_message(message, f"{where}, message {i}") for i, message in enumerate(value, start=1)]
+    answer = None
+    if messages and messages[-1]["role"] == "assistant":
+        answer = messages.pop()["content"]
+    if not messages:
+        raise UserError(f"{where} has no message to answer; the last one but the assistant's is the prompt")
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise UserError(f"{where} ends with a message of the role {messages[-1]['role']!r}; the user's stands last")
+    return tuple(messages), answer
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise UserError(f"{where} must be an object with 'role' and 'content', got {type(message).__name__}")
+    if "role" not in message or "content" not in message:
+        missing = "role" if "role" not in message else "content"
+        hint = "; ShareGPT's 'from' and 'value' are not read" if "from" in message else ""
+        raise UserError(f"{where} has no {missing!r}; its keys are {', '.join(map(repr, message))}{hint}")
+    if message["role"] not in ROLES:
+        raise UserError(f"{where}: the role must be one of {', '.join(ROLES)}, got {message['role']!r}")
+    return {**message, "content": _content(message, where)}
+
+
+def _content(message: Mapping[str, Any], where: str) -> str:
+    """Return the text of a message; parts of text are joined."""
+    content = message["content"]
+    if content is None and message.get("tool_calls"):
+        return ""
+    if isinstance(content, list) and content and all(_is_text(part) for part in content):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        kind = "null" if content is None else type(content).__name__
+        raise UserError(f"{where}: 'content' must be text or a list of text parts, got {kind}")
+    return checked_text(content, "content", where)
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
