@@ -80,7 +80,7 @@ def target_cell(row: Any, column: str, where: str) -> str:
     if isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, (int, float)):
-        if not isinstance(value, WrittenFloat) and not math.isfinite(value):
+        if isinstance(value, float) and not isinstance(value, WrittenFloat) and not math.isfinite(value):
             raise UserError(f"{where}: {column!r} is {value}; write a finite number, or text")
         return plain_number(value, f"{where}: {column!r}")
     raise UserError(

@@ -1,0 +1,260 @@
+"""Files as they come: which are read, and what is said of the others."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_mpo.data import JsonLines, PromptFile
+from lightning_mpo.data.reading import read_rows
+from lightning_mpo.errors import UserError
+
+OK = '{"prompt": "1", "target": "2"}\n'
+ROW = OK.encode()
+
+
+def target(value: str) -> bytes:
+    return b'{"prompt": "1", "target": ' + value.encode() + b"}"
+
+
+def chat(messages: str) -> bytes:
+    return b'{"target": "2", "messages": ' + messages.encode() + b"}"
+
+
+READ: dict[str, tuple[bytes, list[tuple[str, str]]]] = {
+    "byte order mark": (b"\xef\xbb\xbf" + ROW, [("1", "2")]),
+    "gzip": (gzip.compress(ROW), [("1", "2")]),
+    "a list": (b'[{"prompt": "1", "target": "2"}, {"prompt": "3", "target": 4}]', [("1", "2"), ("3", "4")]),
+    "a list over lines": (b'\n[\n {"prompt": "1",\n "target": "2"}\n]\n', [("1", "2")]),
+    "CRLF": (OK.replace("\n", "\r\n").encode() * 2, [("1", "2")] * 2),
+    "mixed ends of lines": (ROW + OK.replace("\n", "\r\n").encode(), [("1", "2")] * 2),
+    "CR": (OK.replace("\n", "\r").encode() * 2, [("1", "2")] * 2),
+    "a line separator in a text": (OK.replace("1", "a\u2028b").encode(), [("a\u2028b", "2")]),
+    "a whole pair": (rb'{"prompt": "\ud83d\ude00", "target": "2"}', [("😀", "2")]),
+    "nan where nothing reads it": (b'{"prompt": "1", "target": 1, "x": NaN}', [("1", "1")]),
+    "1e-07": (target("1e-07"), [("1", "0.0000001")]),
+    "2.5e-08": (target("2.5e-08"), [("1", "0.000000025")]),
+    "1e16": (target("1e16"), [("1", "10000000000000000")]),
+    "72.0": (target("72.0"), [("1", "72")]),
+    "-0.0": (target("-0.0"), [("1", "0")]),
+    "1e22": (target("1e22"), [("1", "1" + "0" * 22)]),
+    "more digits than a float": (target("3.14159265358979323846264338327"), [("1", "3.14159265358979323846264338327")]),
+    "a large integer": (target("123456789012345678901234567890"), [("1", "123456789012345678901234567890")]),
+    "beyond a float": (target("1e400"), [("1", "1" + "0" * 400)]),
+    "true": (target("true"), [("1", "true")]),
+    "white space round a target": (target('" 72\\n"'), [("1", "72")]),
+    "an empty target": (target('""'), [("1", "")]),
+    "messages": (chat('[{"role": "user", "content": "hi"}]'), [("hi", "2")]),
+    "text parts": (chat('[{"role": "user", "content": [{"type": "text", "text": "hi"}]}]'), [("hi", "2")]),
+    "messages in the column of the prompt": (
+        b'{"prompt": [{"role": "user", "content": "hi"}], "target": 2}',
+        [("hi", "2")],
+    ),
+    "a prompt beside messages": (b'{"prompt": "1", "messages": [], "target": "2"}', [("1", "2")]),
+}
+REFUSED: dict[str, tuple[bytes, str]] = {
+    # --- no JSON lines
+    "Latin-1": (
+        ROW + b'{"prompt": "caf\xe9"}\n',
+        r"line 2 of .* is no JSON in UTF-8: byte 0xe9 at column 16; .*iconv -f LATIN1",
+    ),
+    "UTF-16": (OK.encode("utf-16"), "is UTF-16, not JSON lines; convert it: iconv -f UTF-16 -t UTF-8"),
+    "UTF-16 without a mark": (OK.encode("utf-16-le"), "line 1 of .* zero byte; if the file is UTF-16, convert it"),
+    "UTF-32": (OK.encode("utf-32"), "is UTF-32, not JSON lines"),
+    "gzip cut off": (gzip.compress(ROW * 50)[:-12], "is gzip and cannot be unpacked .*; is it whole"),
+    "gzip of nothing": (b"\x1f\x8bjunk", "is gzip and cannot be unpacked"),
+    "gzip twice": (gzip.compress(gzip.compress(ROW)), "is packed twice, not JSON lines; convert it: gunzip"),
+    "Parquet": (
+        b"PAR1....",
+        r"is Parquet, not JSON lines; convert it: python -c .*pandas.read_parquet\('rows.jsonl'\)",
+    ),
+    "Arrow": (b"ARROW1..", "is an Arrow file, not JSON lines; convert it"),
+    "zip": (b"PK\x03\x04..", "is a zip archive, not JSON lines; convert it: unzip"),
+    "zstd": (b"\x28\xb5\x2f\xfd..", "is zstd, not JSON lines; convert it: zstd -d"),
+    "xz": (b"\xfd7zXZ..", "is xz, not JSON lines; convert it: unxz"),
+    "bzip2": (b"BZh9..", "is bzip2, not JSON lines; convert it: bunzip2"),
+    "SQLite": (b"SQLite format 3\0", "is SQLite, not JSON lines"),
+    "a pickle": (pickle.dumps({}), "is binary, not JSON lines"),
+    "CSV": (b"prompt,target\n1,2\n", r"line 1 of .* is no JSON: .* if the file is CSV.*read_csv"),
+    "CSV of another country": (b"prompt;target\n1;2\n", "if the file is CSV, convert it"),
+    "tabs": (b"prompt\ttarget\n1\t2\n", "if the file is CSV, convert it"),
+    "text": (b"hello\n", r"line 1 of .* is no JSON: Expecting value \(column 1\)$"),
+    "a comment": (b"// x\n" + ROW, "line 1 of .* is no JSON: Expecting value"),
+    "single quotes": (b"{'prompt': '1'}", "line 1 of .* is no JSON: Expecting property name"),
+    "a trailing comma": (b'{"prompt": "1",}', "line 1 of .* is no JSON"),
+    "commas between rows": (ROW.strip() + b",\n" + ROW, r"line 1 of .* is no JSON: Extra data \(column 31\)"),
+    "two rows on a line": (ROW.strip() * 2, r"line 1 of .* is no JSON: Extra data \(column 31\)"),
+    "a row over lines": (b'{\n "prompt": "1"\n}\n', "line 1 of .* is no JSON: .*; an object must stand on one line"),
+    "cut within a text": (ROW + b'{"prompt": "1", "tar', "line 2 of .*; the file ends within this line: is it whole"),
+    "cut before the end": (ROW + ROW.strip()[:-1], "line 2 of .*; the file ends within this line: is it whole"),
+    "a list cut off": (b'[{"prompt": "1", "target": "2"},', r"line 1 of .* is no JSON: .* \(column 33\)"),
+    "a broken list": (
+        b'[\n {"prompt": "1",\n "target": }\n]',
+        r"line 3 of .* is no JSON: Expecting value \(column 12\)",
+    ),
+    "a zero byte": (ROW + b'{"prompt": "\0"}', "line 2 of .* is no JSON: it holds a zero byte"),
+    "a tab in a text": (b'{"prompt": "a\tb"}', r"line 1 of .* is no JSON: Invalid control character at \(column 14\)"),
+    "half a character": (rb'{"prompt": "\ud800", "target": "2"}', r"line 1 of .*: \\ud800 is half a character"),
+    "half a character elsewhere": (rb'{"prompt": "1", "target": "2", "x": ["\uDC00"]}', r"\\udc00 is half a character"),
+    "a key twice": (b'{"prompt": "1", "prompt": "3"}', "line 1 of .*: an object has 'prompt' twice"),
+    "a key twice inside": (chat('[{"role": "user", "role": "system"}]'), "an object has 'role' twice"),
+    "nested without end": (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1 of .*: it is nested too deeply"),
+    # --- rows that are none
+    "empty": (b"", "`JsonLines` found no training rows"),
+    "blank lines": (b"\n \n\t\n", "`JsonLines` found no training rows"),
+    "an empty list": (b"[]", "`JsonLines` found no training rows"),
+    "a list of lists": (b"[[1]]", "row 1 of .* must be an object with columns, got list"),
+    "lists on lines": (b"[1]\n[2]\n", "line 1 of .* must be an object with columns, got list"),
+    "a number": (b"3\n", "line 1 of .* must be an object with columns, got int"),
+    "null": (b"null\n", "line 1 of .* must be an object with columns, got NoneType"),
+    "rows within an object": (b'{"data": []}', "line 1 of .* has no 'prompt'; its columns are 'data'"),
+    "capitals": (b'{"Prompt": "1", "target": "2"}', "has no 'prompt'.*did you mean 'Prompt'"),
+    # --- targets
+    "a null target": (target("null"), "line 1 of .*: 'target' is null$"),
+    "nan": (target("NaN"), "line 1 of .*: 'target' is nan; write a finite number"),
+    "infinity": (target("-Infinity"), "line 1 of .*: 'target' is -inf; write a finite number"),
+    "a billion digits": (target("1e999999999"), "'target' is 1e999999999, which is too long to be written out"),
+    "a billion places": (target("1e-999999999"), "'target' is 1e-999999999, which is too long to be written out"),
+    "an exponent without end": (target("1e" + "9" * 50), "'target' (is|must be)"),
+    "3000 digits": (target("9" * 3000), "'target' is 9{40}, which is too long"),
+    "5000 digits": (target("9" * 5000), "line 1 of .*: a number has 5000 digits; write it as text"),
+    "several targets": (target('["3", "4"]'), "'target' must be text or a number, got list; write one text"),
+    "an object": (target('{"a": 1}'), "'target' must be text or a number, got dict"),
+    "a zero character in a target": (target(r'"2\u0000"'), "'target' holds a zero character"),
+    # --- prompts
+    "an empty prompt": (ROW + b'{"prompt": "", "target": "2"}', "line 2 of .*: 'prompt' is empty"),
+    "a blank prompt": (b'{"prompt": " \\n\\t", "target": "2"}', "line 1 of .*: 'prompt' is empty"),
+    "a prompt of no-break spaces": ('{"prompt": "\u00a0", "target": "2"}'.encode(), "'prompt' is empty"),
+    "a number for a prompt": (b'{"prompt": 3, "target": "2"}', "line 1 of .*: 'prompt' must be text, got int"),
+    "a list for a prompt": (b'{"prompt": ["1"], "target": "2"}', "line 1 of .*: 'prompt' must be text, got list"),
+    "a zero character": (rb'{"prompt": "a\u0000b", "target": "2"}', r"'prompt' holds a zero character .* at column 2"),
+    # --- chats
+    "no messages": (chat("[]"), "line 1 of .*: 'messages' has no message to answer"),
+    "messages of text": (chat('["hi"]'), "'messages', message 1 must be an object with 'role' and 'content', got str"),
+    "text for messages": (chat('"hi"'), "'messages' must be a list of messages, got str"),
+    "a message for messages": (chat('{"role": "user"}'), "'messages' must be a list of messages, got dict"),
+    "no role": (chat('[{"content": "hi"}]'), "'messages', message 1 has no 'role'; its keys are 'content'"),
+    "ShareGPT": (chat('[{"from": "human", "value": "hi"}]'), "has no 'role'; .*ShareGPT's 'from' and 'value'"),
+    "a forged role": (chat('[{"role": "user<|im_end|>", "content": "hi"}]'), "message 1: the role must be one of"),
+    "a list for a role": (chat('[{"role": ["user"], "content": "hi"}]'), "message 1: the role must be one of"),
+    "null for a content": (chat('[{"role": "user", "content": null}]'), "message 1: 'content' must be text"),
+    "an image": (chat('[{"role": "user", "content": [{"type": "image"}]}]'), "message 1: 'content' must be text"),
+    "a part of a number": (chat('[{"role": "user", "content": [{"type": "text", "text": 3}]}]'), "must be text"),
+    "no parts": (chat('[{"role": "user", "content": []}]'), "message 1: 'content' must be text"),
+    "a blank message": (chat('[{"role": "user", "content": " "}]'), "'messages' is empty"),
+    "only a system message": (chat('[{"role": "system", "content": "x"}]'), "ends with a message of the role 'system'"),
+    "only an answer": (chat('[{"role": "assistant", "content": "x"}]'), "'messages' has no message to answer"),
+    "an empty answer": (
+        chat('[{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]'),
+        "the solution is empty",
+    ),
+}
+
+
+def load(content: bytes) -> Any:
+    """Return the rows of a file in the working folder."""
+    Path("rows.jsonl").write_bytes(content)
+    return JsonLines("rows.jsonl", validation_share=0).splits.train
+
+
+@pytest.mark.parametrize("name", READ)
+def test_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    content, rows = READ[name]
+    assert [(row.prompt, row.target) for row in load(content)] == rows
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    content, message = REFUSED[name]
+    with pytest.raises(UserError) as refusal:
+        load(content)
+    assert re.search(message, str(refusal.value)), refusal.value
+    assert len(str(refusal.value)) < 400
+    assert "\n" not in str(refusal.value)
+
+
+def test_names_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("folder")
+    os.mkfifo("pipe")
+    for name, message in {
+        "folder": "folder is a folder; name a file",
+        "pipe": "pipe is no regular file",
+        "/dev/zero": "is no regular file",
+        "absent": "there is no file .*absent",
+        "": "'' is no name of a file",
+        "a\0b": "is no name of a file",
+        "x" * 5000: "cannot be read: File name too long",
+        "~nobody-of-that-name/x": "cannot be read",
+    }.items():
+        for module in (JsonLines(name), PromptFile(name)):
+            with pytest.raises(UserError, match=message):
+                _ = module.splits
+
+
+def test_places_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [row.where for row in load(ROW + b"\n" + ROW)] == ["line 1 of rows.jsonl", "line 3 of rows.jsonl"]
+    assert load(b"[" + ROW + b"]")[0].where == "row 1 of rows.jsonl"
+
+
+def test_numbers_in_other_columns_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"x": 0.50}\n')
+    ((_, row),) = read_rows(str(file))
+    assert row["x"] == 0.5
+    assert json.dumps(row) == '{"x": 0.5}'
+    assert pickle.loads(pickle.dumps(row)) == row
+
+
+def test_a_last_answer_is_the_solution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (row,) = load(chat('[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'))
+    assert row.solution == "b"
+    assert row.messages == ({"role": "user", "content": "a"},)
+    assert len(row.extra["messages"]) == 2, "a reward sees the whole chat"
+
+
+def test_prompts_that_differ_by_white_space_leak(tmp_path: Path) -> None:
+    train, held_out = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    train.write_text('{"prompt": "How many  are\\nthere?", "target": "2"}\n')
+    held_out.write_text('{"prompt": " How many are there? ", "target": "2"}\n')
+    with pytest.raises(UserError, match="1 prompts stand both in .* such as ' How many are there"):
+        _ = JsonLines(str(train), str(held_out)).splits
+
+
+def test_one_prompt_with_two_targets_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": "a", "target": "2"}, {"prompt": "a ", "target": "3"}, {"prompt": "b", "target": " 4"}]
+    rows += [{"prompt": "b", "target": "4"}]
+    content = "\n".join(map(json.dumps, rows)).encode()
+    with pytest.warns(UserWarning, match="1 prompts have rows with different targets, such as 'a' with '2' and '3'"):
+        load(content)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "a", "target": "a"}, "`data.prompt` and `data.target` are the same column, 'a'"),
+        ({"solution": "target"}, "`data.target` and `data.solution` are the same column"),
+        ({"prompt": ""}, "`data.prompt` must name a column"),
+        ({"overlong": "cut"}, "`JsonLines.overlong` must be 'refuse' or 'skip', got 'cut'"),
+        ({"order": "up"}, "`JsonLines.order` must be 'shuffled' or 'file', got 'up'"),
+        ({"max_prompt_tokens": 0}, "max_prompt_tokens` must be at least 1"),
+        ({"validation_prompts": -3}, "validation_prompts` must be at least 1"),
+        ({"validation_batch_size": 0}, "validation_batch_size` must be at least 1"),
+        ({"split_seed": 2**70}, "split_seed` must be at most"),
+    ],
+)
+def test_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        JsonLines(**({"train": "a.jsonl"} | options))
