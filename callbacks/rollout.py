@@ -89,6 +89,7 @@ class Rollout(RolloutEvaluation):
         self.counter = 0
         """Rollouts finished or under way."""
         self.schedule: Schedule | None = None
+        self._data: PromptDataModule | None = None
         self._experience: Experience | None = None
         self._plan: list[list[torch.Tensor]] = []
         self._denominators: list[Denominators] = []
@@ -152,13 +153,19 @@ class Rollout(RolloutEvaluation):
                 "`rollout.minibatches` and `rollout.epochs` to 1, or take a surrogate with ratios"
             )
         fit_limits(trainer, self.schedule)
-        self._rollouts_per_epoch = max(1, -(-len(trainer.datamodule.splits.train) // self.prompts))  # type: ignore[attr-defined]
+        self._data = trainer.datamodule  # type: ignore[attr-defined]
         rank_zero_info(f"rollout    {self.schedule.describe()}")
         rank_zero_info(f"objective  {module.objective.describe()}")
 
     @property
     def slots_per_epoch(self) -> int:
-        return self._rollouts_per_epoch * self._need_schedule().slots
+        rows = len(self._need_data().splits.train)  # after `connect`, which may skip rows
+        return max(1, -(-rows // self.prompts)) * self._need_schedule().slots
+
+    def _need_data(self) -> PromptDataModule:
+        if self._data is None:
+            raise RuntimeError("the data module is known from `setup` on")
+        return self._data
 
     def _need_schedule(self) -> Schedule:
         if self.schedule is None:

@@ -341,6 +341,28 @@ CASES = {
     "a row without the target": Case("line 2 of rows.jsonl has no 'target'", DATA, jsonl(ROW, '{"prompt": "1+2="}')),
     "a row that is no JSON": Case("line 2 of rows.jsonl is no JSON", DATA, jsonl(ROW, "{")),
     "no rows": Case("no training rows", DATA, jsonl("")),
+    "rows in Latin-1": Case(
+        "line 1 of rows.jsonl is no JSON in UTF-8: byte 0xe9", DATA, {"rows.jsonl": b'{"prompt": "caf\xe9"}'}
+    ),
+    "rows in Parquet": Case("rows.jsonl is Parquet, not JSON lines; convert it", DATA, {"rows.jsonl": b"PAR1"}),
+    "a target of null": Case("line 1 of rows.jsonl: 'target' is null", DATA, jsonl('{"prompt": "1", "target": null}')),
+    "an empty prompt": Case(
+        "line 2 of rows.jsonl: 'prompt' is empty", DATA, jsonl(ROW, '{"prompt": " ", "target": "2"}')
+    ),
+    "characters that the tokenizer does not know": Case(
+        "'1Ä=' (line 2 of rows.jsonl) holds characters that the tokenizer does not know, such as 'Ä'",
+        DATA,
+        jsonl(ROW, '{"prompt": "1Ä=", "target": "2"}'),
+    ),
+    "a chat without a template": Case(
+        "'1+1=' (line 2 of rows.jsonl) is a chat, which needs a template; set `data.chat_template: true`",
+        DATA,
+        jsonl(ROW, '{"messages": [{"role": "user", "content": "1+1="}], "target": "2"}'),
+    ),
+    "a system message without a template": Case(
+        "`data.system` is for a chat template", [*DATA, "--data.system", "x"], jsonl(ROW, ROW.replace("1+1", "1+2"))
+    ),
+    "an unknown way with overlong rows": Case("data", [*DATA, "--data.overlong", "cut"], jsonl(ROW)),
     "a prompt over the limit": Case(
         "prompt '1+1=1+1=…over `data.max_prompt_tokens` (16)",
         [*DATA, "--data.validation_share", "0", "--data.max_prompt_tokens", "16"],

@@ -22,6 +22,8 @@ RENDER_SECONDS = 20.0
 TRIED = 1000
 """Rows that are rendered in a child process before the first is rendered in this one."""
 
+BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""A token for one byte of a character that has none: ordinary text, whatever the tokenizer calls it."""
 HUGE = 10**9
 """Tokens of a text that is too long to be worth encoding."""
 
@@ -108,7 +110,8 @@ class Renderer:
     @cached_property
     def _special(self) -> set[int]:
         added = self.tokenizer.added_tokens_decoder
-        return {i for i, token in added.items() if token.special} | set(self.tokenizer.all_special_ids)
+        special = {i for i, token in added.items() if token.special} | set(self.tokenizer.all_special_ids)
+        return {i for i in special if not BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(i)))}
 
     @cached_property
     def _control(self) -> dict[int, str]:
@@ -310,13 +313,20 @@ class Renderer:
                         continue
                     tokens = next(lists)
                     count += len(tokens)
-                    if not (self.control_tokens or self._pattern.search(text) or self._special.isdisjoint(tokens)):
+                    if self._reads_control_tokens(text, tokens, row):
                         raise UserError(
                             f"{describe(row)} becomes a control token by the tokenizer's normalisation; change it, or "
                             "set `data.control_tokens: true` if it is meant"
                         )
                 counts.append(count)
         return counts
+
+    def _reads_control_tokens(self, text: str, tokens: list[int], row: PromptRow) -> bool:
+        """Whether a text that writes no control token becomes one: some tokenizers match them after normalisation."""
+        if self.control_tokens or self._pattern.search(text) or self._special.isdisjoint(tokens):
+            return False
+        plain = self._tokenize([text], [row], split_special_tokens=True)[0]
+        return self._count_special(plain) < self._count_special(tokens)
 
     def rendered_already(self, rows: Sequence[PromptRow]) -> str | None:
         """Return the control token that all prompts begin with, if it is one that begins a prompt."""
