@@ -19,7 +19,6 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent, evaluation_progress, tell_phase
-from lightning_mpo.rewards.base import completions_of, score_all
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import Rollout as RolloutData
@@ -117,7 +116,7 @@ class Report(RolloutCallback):
         data, source = trainer.datamodule, _rollout_of(trainer)  # type: ignore[attr-defined]
         rows = data.splits.validation[: self.problems]
         size = max(1, self.batch_size // decoding.completions)
-        tally = Tally((1,) if decoding.completions == 1 else (1, decoding.completions))
+        tally = Tally((1,) if decoding.completions == 1 else (1, decoding.completions), module.device)
         divergence, tokens, kept = 0.0, 0, []
         for start in range(0, len(rows), size):
             tell_phase(trainer, "evaluation")
@@ -134,7 +133,7 @@ class Report(RolloutCallback):
                     greedy=decoding.greedy,
                     progress=evaluation_progress(trainer),
                 )
-            scores = score_all(source.rewards, completions_of(rollout))
+            scores = source.judge(module, rollout)
             tally.add(rollout, scores, decoding.completions)
             if not prefix and start == 0:
                 divergence, tokens = self._divergence(module, rollout)
@@ -144,9 +143,13 @@ class Report(RolloutCallback):
         values = tally.compute()
         result: dict[str, Any] = {}
         for k, metric in tally.passes.items():
+            if f"pass@{k}" not in values:  # no accuracy reward judged anything
+                continue
             name = "accuracy" if decoding.greedy else f"pass@{k}"
             result[f"{prefix}{name}"] = values[f"pass@{k}"]
             result[f"{prefix}{name} interval"] = [float(bound) for bound in metric.interval(0.95)]
+        if tally.undecided:
+            result[f"{prefix}undecided"] = tally.undecided / tally.rows
         if not decoding.greedy:
             result[f"{prefix}length"] = values["length"]
             result[f"{prefix}truncated"] = values["truncated"]
@@ -257,7 +260,7 @@ def draw_learning_curve(curve: list[dict[str, float]], stages: dict[str, dict[st
     validation = [point for point in curve if "validation" in point]
     last = max([point["step"] for point in curve], default=0)
     seen = [p["accuracy"] for p in rollouts] + [p["validation"] for p in validation]
-    seen += [stage[name] for stage in stages.values() for name in ("pass@1", "greedy accuracy")]
+    seen += [stage[name] for stage in stages.values() for name in ("pass@1", "greedy accuracy") if name in stage]
     top = min(1.02, 1.4 * max([*seen, 0.02]))
     axes.plot([p["step"] for p in rollouts], [p["accuracy"] for p in rollouts], color="tab:gray", lw=1,
               label="training rollouts (sampled with the training support)")  # fmt: skip
@@ -265,6 +268,8 @@ def draw_learning_curve(curve: list[dict[str, float]], stages: dict[str, dict[st
         axes.plot([p["step"] for p in validation], [p["validation"] for p in validation], "o-", ms=3,
                   color="tab:blue", label="held-out pass@1 during training")  # fmt: skip
     for index, (name, stage) in enumerate(stages.items()):
+        if "pass@1" not in stage or "greedy accuracy" not in stage:
+            continue
         step = last * (index / max(len(stages) - 1, 1))
         value, (low, high) = stage["pass@1"], stage["pass@1 interval"]
         axes.errorbar(step, value, yerr=[[value - low], [high - value]], fmt="D", capsize=4, color="tab:red",

@@ -22,7 +22,9 @@ from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.resume import gather_ranks, place, plain_state
 from lightning_mpo.modules.source import RolloutEvent, listeners, tell_phase
-from lightning_mpo.rewards.base import Reward, Scores, completions_of, score_all
+from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rewards.functions import RewardLike, as_rewards
+from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rollout.admission import admit
 from lightning_mpo.rollout.base import Sampler, candidate_options
 from lightning_mpo.rollout.dynamic import Account, DynamicSampling
@@ -39,7 +41,8 @@ class Rollout(RolloutEvaluation):
     """Samples completions, scores them and spends the result in updates.
 
     Args:
-        rewards: judgements of completions, summed by their weights.
+        rewards: judgements of completions, summed by their weights: `Reward` objects, or functions as `FunctionReward`
+            takes them. In a configuration also import paths, and `file.py:name`.
         prompts: prompts of a rollout, over all processes.
         completions: G, completions per prompt.
         max_new_tokens: longest response.
@@ -54,11 +57,15 @@ class Rollout(RolloutEvaluation):
         mask_truncated: responses that `max_new_tokens` cut off carry no loss and stand in no denominator. Their rewards
             still count in the mean and deviation of their group, and their accuracy in `dynamic`, as with TRL's
             `mask_truncated_completions` [CODE].
+        reward_seconds: longest time that one reward may take for one batch.
+        reward_process: rewards of your own run in a helper process, which can crash, hang or be ended without the run;
+            false: in the process of the run, where the time limit does not interrupt code in C. The command line takes
+            true.
     """
 
     def __init__(
         self,
-        rewards: Sequence[Reward] = (),
+        rewards: Sequence[RewardLike] = (),
         prompts: int = 8,
         completions: int = 4,
         max_new_tokens: int = 256,
@@ -71,12 +78,18 @@ class Rollout(RolloutEvaluation):
         parity_gate: bool = True,
         dynamic: DynamicSampling | None = None,
         mask_truncated: bool = False,
+        reward_seconds: float = 1800.0,
+        reward_process: bool = False,
     ) -> None:
         super().__init__()
         at_least("rollout", 1, prompts=prompts, completions=completions, max_new_tokens=max_new_tokens)
         at_least("rollout", 1, minibatches=minibatches, epochs=epochs, validation_completions=validation_completions)
         seeds("rollout", seed=seed)
-        self.rewards = list(rewards)
+        if not 0 < reward_seconds < float("inf"):
+            raise UserError(f"`rollout.reward_seconds` must be positive and finite, got {reward_seconds}")
+        self.rewards = as_rewards(rewards)
+        self.reward_seconds, self.reward_process = reward_seconds, reward_process
+        self.caller = RewardCaller(self.rewards, reward_seconds, reward_process)
         self.prompts, self.completions = prompts, completions
         self.max_new_tokens = max_new_tokens
         self.minibatches, self.epochs = minibatches, epochs
@@ -121,10 +134,23 @@ class Rollout(RolloutEvaluation):
             )
         for reward in self.rewards:
             reward.check(self.max_new_tokens)
+            reward.check_columns(self._columns(data))
         if self.replay is not None:
             self.replay.check(self.completions, pl_module.objective.advantage)
         if stage == "fit":
             self._setup_fit(trainer, pl_module)
+
+    @staticmethod
+    def _columns(data: PromptDataModule) -> list[str]:
+        """Names of the columns that rewards see besides prompt, target and solution."""
+        rows = [*data.splits.train, *data.validation_rows]
+        return list(dict.fromkeys(str(name) for row in rows for name in row.extra))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.caller.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.caller.close()
 
     def _setup_fit(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
@@ -238,7 +264,7 @@ class Rollout(RolloutEvaluation):
             if self.parity_gate and not self._gate_passed:
                 self._check_parity(trainer, module, rollout)
             tell_phase(trainer, "reward function")
-            return rollout, score_all(self.rewards, completions_of(rollout))
+            return rollout, self.judge(module, rollout)
 
         def total(counts: torch.Tensor) -> torch.Tensor:
             tell_phase(trainer, "all-reduce")

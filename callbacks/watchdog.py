@@ -7,11 +7,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lightning_mpo.checks import at_least, positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+from lightning_mpo.types import Finish
 
 
 class Watchdog(RolloutCallback):
@@ -44,35 +46,73 @@ class Watchdog(RolloutCallback):
             self._tell(cause, holds, sentence)
 
     def diagnose(self, event: RolloutEvent, trainer: L.Trainer) -> list[tuple[str, bool, str]]:
-        """Return (cause, whether it holds, the sentence) for each thing that can be seen in a rollout."""
+        """Return (cause, whether it holds, the sentence) for each thing that can be seen in a rollout.
+
+        A rollout that teaches nothing has one cause here: the first of those that hold. Difficulty is the last one.
+        """
         rollout, scores = event.experience.rollout, event.scores
-        rewards_B, longest = scores.rewards_B, rollout.response_mask_BT.shape[1]
+        rows, longest = len(scores.rewards_B), rollout.response_mask_BT.shape[1]
+        unjudged = rows - int(scores.judged_B.sum())
+        answered = bool(scores.answered_B.any())
+        truncated = bool((rollout.finish_B == Finish.LENGTH).all())
         self._flat = self._flat + 1 if _flat(event) else 0
-        flat = (
-            f"no prompt of the last {self._flat} rollouts has completions of different reward (all about "
-            f"{rewards_B.mean():.3g}), so nothing is learnt: change the difficulty of `data`, raise "
-            "`rollout.completions`, or give a graded reward"
-        )
-        if event.experience.values_BT is not None:
-            flat = (
-                f"all completions of the last {self._flat} rollouts have the reward {rewards_B.mean():.3g}, so nothing is "
-                "learnt but the critic's errors: change the difficulty of `data`, or give a graded reward"
-            )
+        late = self._flat >= self.patience
+        other_cause = unjudged == rows or not answered or truncated
         return [
-            ("flat", self._flat >= self.patience, flat),
+            (
+                "unjudged",
+                unjudged > 0,
+                f"{unjudged} of {rows} completions were judged by no reward (each returned None), and "
+                + ("so nothing is learnt" if unjudged == rows else "carry no loss")
+                + ": give `rollout.rewards` one that judges these rows, or take them out of `data`",
+            ),
             (
                 "truncated",
-                bool((rollout.finish_B == 1).all()),
-                f"all {len(rewards_B)} completions were cut off at {longest} tokens: raise `rollout.max_new_tokens`, "
+                truncated,
+                f"all {rows} completions were cut off at {longest} tokens: raise `rollout.max_new_tokens`, "
                 "or check that the end token is among those the policy may sample",
             ),
             (
                 "unparsed",
-                not bool(scores.answered_B.any()),
-                f"no answer could be parsed from any of the {len(rewards_B)} completions: say in `data.instruction` "
+                unjudged < rows and not answered,
+                f"no answer could be parsed from any of the {rows - unjudged} completions: say in `data.instruction` "
                 "how an answer is to be written, or choose another reward",
             ),
+            ("flat", late and not other_cause, self._why_flat(event)),
         ]
+
+    def _why_flat(self, event: RolloutEvent) -> str:
+        """Say why no completion is better than another of its prompt."""
+        scores, critic = event.scores, event.experience.values_BT is not None
+        rewards_B, span = scores.rewards_B[scores.judged_B], f"of the last {self._flat} rollouts"
+        level = f"{rewards_B.mean():.3g}" if len(rewards_B) else "none"
+        groups_B = event.experience.rollout.group_B.cpu()
+        if scores.valid_B.any() and not critic and groups_B[scores.valid_B].unique(return_counts=True)[1].max() < 2:
+            return (
+                f"no prompt {span} has two completions that a reward judged, so nothing is learnt: rewards that return "
+                "None leave nothing to compare"
+            )
+        different = [name for name, part_B in scores.parts.items() if _differ(part_B, groups_B)]
+        if different and not _differ(scores.rewards_B, groups_B):
+            names = ", ".join(f"`{name}`" for name in different)
+            return (
+                f"no prompt {span} has completions of different reward (all about {level}), although {names} tells them "
+                "apart: the weights of `rollout.rewards` cancel, or one part is so large that float64 loses another"
+            )
+        if different:
+            return (
+                f"no prompt {span} has completions of different advantage, although their rewards differ, so nothing is "
+                "learnt: look at `objective.advantage` and `rollout.mask_truncated`"
+            )
+        if critic:
+            return (
+                f"all completions {span} have the reward {level}, so nothing is learnt but the critic's errors: change "
+                "the difficulty of `data`, or give a graded reward"
+            )
+        return (
+            f"no prompt {span} has completions of different reward (all about {level}), so nothing is learnt: change the "
+            "difficulty of `data`, raise `rollout.completions`, or give a graded reward"
+        )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -111,3 +151,8 @@ def _flat(event: RolloutEvent) -> bool:
         return not bool(event.experience.advantages_BT.any())
     rewards_B = event.scores.rewards_B[event.scores.valid_B]
     return bool((rewards_B == rewards_B[:1]).all())
+
+
+def _differ(values_B: Tensor, group_B: Tensor) -> bool:
+    """Whether two completions of one prompt have different values; nan is none."""
+    return any(len(own_G[~own_G.isnan()].unique()) > 1 for own_G in (values_B[group_B == g] for g in group_B.unique()))

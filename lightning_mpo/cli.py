@@ -25,6 +25,7 @@ from lightning_mpo.messages import one_line, suggest
 from lightning_mpo.modules.parallel import check_strategy_options
 from lightning_mpo.modules.trainer_options import check_trainer_options, check_training
 from lightning_mpo.recipes import expand, find
+from lightning_mpo.rewards.functions import blame
 from lightning_mpo.storage import locate, read_checkpoint
 
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
@@ -61,6 +62,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Rollout, "rollout")
+        parser.set_defaults({"rollout.reward_process": True})
         parser.add_argument(
             "--include", type=list[str] | str | None, help="files that this one overlays (expanded beforehand)"
         )
@@ -115,6 +117,15 @@ class CLI(LightningCLI):
         """Fit the stage that makes `policy.checkpoint`, which is missing."""
         if self.fits:
             _fit_first(warmup, checkpoint, config.get("seed_everything"))
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except BaseException as error:
+            blamed = blame(error)
+            if blamed is None:
+                raise
+            raise blamed from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)

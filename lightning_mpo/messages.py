@@ -112,7 +112,7 @@ def _no_attribute(report: str, class_path: str, name: str) -> str:
 
 
 def _wrong_type(report: str, wanted: str, value: str) -> str:
-    kind = wanted.removeprefix("<class '").removesuffix("'>")
+    kind = "a list" if "Sequence" in wanted else wanted.removeprefix("<class '").removesuffix("'>")
     return f"{_place(report)}must be {kind}, got {value[:80]}"
 
 
@@ -129,7 +129,12 @@ def _required(report: str, key: str) -> str:
     return f"`{key}` is required; give it in a configuration file (-c) or on the command line"
 
 
+def _reward_path(report: str, problem: str) -> str:
+    return f"{_place(report)}{problem}"
+
+
 _RULES = (
+    (r"Not of type RewardPath: ((?:reward|there is no file) .+?) Given value type", _reward_path),
     (r"does not accept option '([^']+)'", _no_option),
     (r"unrecognized arguments: --([^\s=]+)", _no_option),
     (

@@ -109,7 +109,7 @@ def scores_of(rewards: Sequence[float | None]) -> Scores:
     """Return rewards as our modules take them; None is no judgement."""
     valid_B = torch.tensor([reward is not None for reward in rewards])
     rewards_B = torch.tensor([reward or 0.0 for reward in rewards])
-    return Scores(rewards_B, valid_B, correct_B=valid_B, answered_B=valid_B, parts={})
+    return Scores(rewards_B, valid_B, correct_B=valid_B, answered_B=valid_B, parts={}, decided_B=valid_B)
 
 
 def gradients(network: nn.Module) -> Tensor:

@@ -44,7 +44,8 @@ def build_experience(
         scored_B: rows that may carry loss; None: all. The others' rewards count in what their group is compared with.
     """
     objective, device = module.objective, rollout.response_mask_BT.device
-    rewards_B, valid_B = scores.rewards_B.to(device), scores.valid_B.to(device)
+    rewards_B = working_precision(scores.rewards_B, rollout.group_B.cpu()).to(device)
+    valid_B = scores.valid_B.to(device)
     passes = _score(module, rollout, counter, updates)
     old, reference = passes.old, passes.reference
     rewards_BT = _token_rewards(objective, rollout, rewards_B, passes)
@@ -52,13 +53,13 @@ def build_experience(
     entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
     weights_BT = objective.selection.choose(_kept(objective, rollout), generator, entropy_BT)
     if estimate.weights_BT is not None:
-        weights_BT = weights_BT * estimate.weights_BT
+        weights_BT = weights_BT * estimate.weights_BT.float()
     texts = module.policy.token_texts if objective.actions.needs_texts else ()
     return Experience(
         rollout=rollout,
-        rewards_B=rewards_BT.sum(1) if objective.kl_in_reward else rewards_B,
+        rewards_B=(rewards_BT.sum(1) if objective.kl_in_reward else rewards_B).float(),
         valid_B=valid_B if scored_B is None else valid_B & scored_B.to(valid_B.device),
-        advantages_BT=estimate.advantages_BT,
+        advantages_BT=estimate.advantages_BT.float(),
         token_weights_BT=weights_BT,
         segments_BT=objective.actions.segment(rollout, entropy_BT, texts),
         old_logprobs_BT=_anchor(objective, rollout, old, updates),
@@ -66,10 +67,33 @@ def build_experience(
         reference_logprobs_BT=None if reference is None else reference.logprobs_BT,
         reference_logits_BTK=reference.support_logits_BTK if reference is not None and objective.kl_in_loss else None,
         values_BT=None if old is None else old.values_BT,
-        returns_BT=estimate.returns_BT,
+        returns_BT=None if estimate.returns_BT is None else estimate.returns_BT.float(),
         old_entropy_BT=entropy_BT if objective.surrogate.needs_entropy else None,
         correction_BT=_correction(objective, rollout, old),
     )
+
+
+def working_precision(rewards_B: Tensor, group_B: Tensor) -> Tensor:
+    """Return rewards as float32, or as they are where that would blur what tells the rewards of a group apart.
+
+    Rewards such as -1e9 and -1e9 + 1 are equal in float32; a group's mean is then taken off in float64.
+
+    Args:
+        rewards_B: float64.
+        group_B: rows of one prompt share a number.
+    """
+    groups, index_B = group_B.unique(return_inverse=True)
+
+    def over_groups(values_B: Tensor, how: str) -> Tensor:
+        return torch.zeros(len(groups), dtype=torch.float64).scatter_reduce(
+            0, index_B, values_B.double(), how, include_self=False
+        )
+
+    spread_P = over_groups(rewards_B, "amax") - over_groups(rewards_B, "amin")
+    error_P = over_groups((rewards_B - rewards_B.float().double()).abs(), "amax")
+    rounding_P = 1e-12 * over_groups(rewards_B.abs(), "amax")  # of sums in float64 that mean the same
+    blurred = (spread_P > rounding_P) & (error_P > 1e-3 * spread_P)
+    return rewards_B if blurred.any() else rewards_B.float()
 
 
 def divergence_from_reference(experience: Experience) -> Tensor | None:

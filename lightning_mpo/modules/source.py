@@ -51,23 +51,25 @@ class RolloutEvent:
 
     @property
     def accuracy(self) -> float:
-        """Share of right completions among all that this rank sampled."""
+        """Share of right completions among those that this rank sampled and an accuracy reward judged."""
         if self.account is None:
-            return self.scores.correct_B.float().mean().item()
-        return self.account.correct / self.account.rows
+            return float(self.scores.correct_B.sum()) / max(float(self.scores.decided_B.sum()), 1.0)
+        return self.account.correct / max(self.account.decided, 1)
 
     def sums(self, ends: Sequence[int] = ()) -> dict[str, tuple[float, float]]:
-        """By metric, (sum, count) over this rank's rows: they add up over ranks. The first one counts the rows.
+        """By metric, (sum, count) over this rank's rows: they add up over ranks. The first one counts the judged rows.
 
         Args:
             ends: ids that end a response.
         """
         rollout, scores = self.experience.rollout, self.scores
         rewards_B, rows = scores.rewards_B.double(), float(len(scores.rewards_B))
+        judged = float(scores.judged_B.sum())
         sums = {
-            "reward/mean": (rewards_B.sum().item(), rows),
-            "reward/square": (rewards_B.square().sum().item(), rows),
-            "reward/accuracy": (float(scores.correct_B.sum()), rows),
+            "reward/mean": (rewards_B.sum().item(), judged),
+            "reward/square": (rewards_B.square().sum().item(), judged),
+            "reward/judged": (judged, rows),
+            "reward/accuracy": (float(scores.correct_B.sum()), float(scores.decided_B.sum())),
             "rollout/length": (float(self.tokens), rows),
             "rollout/truncated": (float(rollout.finish_B.sum()), rows),
             "rollout/groups_flat": _flat_groups(rollout.group_B, scores),
@@ -80,7 +82,8 @@ class RolloutEvent:
 def _flat_groups(group_B: Tensor, scores: Scores) -> tuple[float, float]:
     """Count the groups whose valid rewards are all equal, and all groups."""
     names, group_B = group_B.cpu().unique(return_inverse=True)
-    rewards_B, valid_B, none = scores.rewards_B.cpu(), scores.valid_B.cpu(), torch.zeros(len(names))
+    rewards_B, valid_B = scores.rewards_B.double().cpu(), scores.valid_B.cpu()
+    none = torch.zeros(len(names), dtype=torch.float64)
     lowest, highest = (
         none.scatter_reduce(0, group_B[valid_B], rewards_B[valid_B], how, include_self=False)
         for how in ("amin", "amax")

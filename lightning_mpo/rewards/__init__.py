@@ -2,6 +2,7 @@
 
 from lightning_mpo.rewards.base import (
     Completion,
+    Judgement,
     Reward,
     RewardError,
     Scores,
@@ -10,6 +11,7 @@ from lightning_mpo.rewards.base import (
     score_all,
     take_reward_scores,
 )
+from lightning_mpo.rewards.functions import FunctionReward
 from lightning_mpo.rewards.math import MathAnswer
 from lightning_mpo.rewards.shape import Finished, OverlongPenalty
 from lightning_mpo.rewards.text import ExactAnswer
@@ -18,6 +20,8 @@ __all__ = [
     "Completion",
     "ExactAnswer",
     "Finished",
+    "FunctionReward",
+    "Judgement",
     "MathAnswer",
     "OverlongPenalty",
     "Reward",

@@ -1,29 +1,57 @@
-"""The reward interface, and the one place that calls rewards and checks what they return."""
+"""The reward interface, and the one place that adds rewards up.
+
+How several rewards make one judgement, in training, validation and prediction alike:
+
+* A reward gives each completion a finite number, or None: it abstains.
+* **judged**: at least one reward gave a number. A row that nobody judged is not `valid`: it carries no loss, stands in no
+  denominator, and counts as neither right nor wrong.
+* **reward**: the sum of weight × number over the rewards that judged the row.
+* **decided**: at least one accuracy reward (`is_accuracy`) judged the row. pass@k, `reward/accuracy` and dynamic sampling
+  look at decided rows alone.
+* **right** (`correct`): decided, and every accuracy reward that judged the row gave more than 0.5.
+* **answered**: judged, and every reward that judged the row found an answer in it.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_mpo.checks import finite
 from lightning_mpo.errors import UserError
+from lightning_mpo.rewards.thoughts import ends_in_thoughts
 from lightning_mpo.types import Finish, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class RewardError(UserError):
-    """A reward raised, or returned something that is no list of one number per completion."""
+    """A reward raised, ended its process, was overdue, or returned no list of one number per completion."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a reward sees of one response."""
+    """What a reward sees of one response.
+
+    Args:
+        prompt: text of the prompt, as the data set has it.
+        text: the response, without special tokens.
+        target: what is right.
+        tokens: length of the response, its end token counted.
+        finished: False where `max_new_tokens` cut the response off.
+        row: further columns of the data set.
+        thinking: the rendered prompt ends inside thoughts: it opened `<think>` and did not close it.
+        token_ids: the response as sampled.
+        solution: a worked solution of the data set, if it has one.
+    """
 
     prompt: str
     text: str
@@ -31,12 +59,13 @@ class Completion:
     tokens: int
     finished: bool
     row: Mapping[str, Any]
+    thinking: bool = False
+    token_ids: tuple[int, ...] = ()
+    solution: str | None = None
 
 
 class Reward(ABC):
     """A judgement of completions; one number each, or None where there is nothing to judge.
-
-    Rows that any reward judges None carry no advantage and stand in no denominator.
 
     Args:
         weight: factor of this reward in the sum.
@@ -44,6 +73,8 @@ class Reward(ABC):
 
     is_accuracy: ClassVar[bool] = False
     """True where a score over 0.5 means "right": what validation counts as solved."""
+    weight: float = 1.0
+    """Factor of this reward in the sum."""
 
     def __init__(self, weight: float = 1.0) -> None:
         finite(type(self).__name__, weight=weight)
@@ -54,6 +85,11 @@ class Reward(ABC):
         """The name in logs: the class name in snake case."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
+    @property
+    def title(self) -> str:
+        """The name in messages."""
+        return type(self).__name__
+
     @abstractmethod
     def score(self, completions: Sequence[Completion]) -> Sequence[float | None]:
         """Return one number per completion, in their order; None: not judged."""
@@ -61,20 +97,38 @@ class Reward(ABC):
     def check(self, max_new_tokens: int) -> None:
         """Refuse what responses of at most so many tokens make meaningless; asked before a model is loaded."""
 
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Refuse data without a column that this reward needs; asked before a model is loaded."""
+
     def answered(self, completions: Sequence[Completion]) -> Sequence[bool]:
         """Say in which completions there was an answer to judge; a score of 0 alone cannot tell "wrong" from "none"."""
         return [True] * len(completions)
 
 
+class Judgement(NamedTuple):
+    """What one reward says of a batch."""
+
+    scores: list[float | None]
+    answered: list[bool]
+
+
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of a batch."""
+    """Rewards of a batch; the words are those of the module's docstring."""
 
-    rewards_B: Tensor  # float32, the weighted sum
-    valid_B: Tensor  # bool
-    correct_B: Tensor  # bool: every accuracy reward says "right"
-    answered_B: Tensor  # bool: every reward found an answer to judge
-    parts: Mapping[str, Tensor]  # by reward name, unweighted, nan where not judged
+    rewards_B: Tensor  # float64, the weighted sum over the rewards that judged
+    valid_B: Tensor  # bool: judged; dynamic sampling takes rows out that train nothing
+    correct_B: Tensor  # bool
+    answered_B: Tensor  # bool
+    parts: Mapping[str, Tensor]  # by reward name, float64, unweighted, nan where not judged
+    decided_B: Tensor  # bool
+
+    @property
+    def judged_B(self) -> Tensor:
+        """Rows that at least one reward judged, shape `[B]`."""
+        if not self.parts:
+            return self.valid_B
+        return ~torch.stack([part_B.isnan() for part_B in self.parts.values()]).all(0)
 
 
 def take_reward_scores(scores: Scores, index_B: Tensor) -> Scores:
@@ -85,6 +139,7 @@ def take_reward_scores(scores: Scores, index_B: Tensor) -> Scores:
         correct_B=scores.correct_B[index_B],
         answered_B=scores.answered_B[index_B],
         parts={name: values_B[index_B] for name, values_B in scores.parts.items()},
+        decided_B=scores.decided_B[index_B],
     )
 
 
@@ -103,70 +158,96 @@ def join_reward_scores(parts: Sequence[Scores]) -> Scores:
         correct_B=torch.cat([part.correct_B for part in parts]),
         answered_B=torch.cat([part.answered_B for part in parts]),
         parts={name: torch.cat([part.parts[name] for part in parts]) for name in names},
+        decided_B=torch.cat([part.decided_B for part in parts]),
     )
 
 
-def completions_of(rollout: Rollout) -> list[Completion]:
-    """Describe each row of a rollout to rewards."""
-    tokens = rollout.response_mask_BT.sum(1).tolist()
-    finish = rollout.finish_B.tolist()
+def completions_of(rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Completion]:
+    """Describe each row of a rollout to rewards.
+
+    Args:
+        rollout: responses with their texts and rows.
+        tokenizer: reads the rendered prompts, to see which of them opened thoughts; None: none did.
+    """
+    mask_BT, responses_BT = rollout.response_mask_BT.cpu(), rollout.responses_BT.cpu()
+    ids = [tuple(row[mask].tolist()) for row, mask in zip(responses_BT, mask_BT, strict=True)]
+    finish, thinking = rollout.finish_B.tolist(), _thinking(rollout, tokenizer)
     return [
-        Completion(row.prompt, text, row.target, n, end == Finish.STOP, row.extra)
-        for row, text, n, end in zip(rollout.rows, rollout.texts, tokens, finish, strict=True)
+        Completion(row.prompt, text, row.target, len(own), end == Finish.STOP, row.extra, opened, own, row.solution)
+        for row, text, own, end, opened in zip(rollout.rows, rollout.texts, ids, finish, thinking, strict=True)
     ]
 
 
-def score_all(rewards: Sequence[Reward], completions: Sequence[Completion]) -> Scores:
+def _thinking(rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None) -> list[bool]:
+    """Say of each row whether its rendered prompt ends inside thoughts; prompts of a group are read once."""
+    groups = rollout.group_B.tolist()
+    if tokenizer is None:
+        return [False] * len(groups)
+    S, known = rollout.prompt_length, dict[int, bool]()
+    for b, group in enumerate(groups):
+        if group not in known:
+            prompt_S = rollout.tokens_BL[b, :S][rollout.attention_mask_BL[b, :S]]
+            known[group] = ends_in_thoughts(str(tokenizer.decode(prompt_S.tolist(), skip_special_tokens=False)))
+    return [known[group] for group in groups]
+
+
+def score_all(
+    rewards: Sequence[Reward],
+    completions: Sequence[Completion],
+    call: Callable[[Reward, Sequence[Completion]], Judgement] | None = None,
+) -> Scores:
     """Call every reward and add the weighted scores up.
+
+    Args:
+        rewards: all of them.
+        completions: B responses.
+        call: how one reward is called; None: in this process, without a time limit.
 
     Raises:
         RewardError: a reward raised, returned what is no finite number, or returned a wrong count.
     """
-    total = torch.zeros(len(completions))
-    valid = torch.ones(len(completions), dtype=torch.bool)
-    correct = torch.full_like(valid, any(reward.is_accuracy for reward in rewards))
-    answered = torch.ones_like(valid)
+    if call is None:
+        from lightning_mpo.rewards.calling import judge
+
+        call = judge
+    B = len(completions)
+    total = torch.zeros(B, dtype=torch.float64)
+    valid, decided = torch.zeros(B, dtype=torch.bool), torch.zeros(B, dtype=torch.bool)
+    correct, answered = torch.ones_like(valid), torch.ones_like(valid)
     parts: dict[str, Tensor] = {}
     for reward in rewards:
-        scores = _scores(reward, completions)
-        valid &= ~scores.isnan()
-        total += reward.weight * scores.nan_to_num()
+        weight, judgement = _weight(reward), call(reward, completions)
+        scores = [math.nan if score is None else score for score in judgement.scores]
+        scores_B = torch.tensor(scores, dtype=torch.float64)
+        judged_B = ~scores_B.isnan()
+        valid |= judged_B
+        total += weight * scores_B.nan_to_num()
         if reward.is_accuracy:
-            correct &= scores > 0.5
-        answered &= torch.tensor([bool(value) for value in _call(reward, "answered", completions)], dtype=torch.bool)
-        parts[_free_name(reward.name, parts)] = scores
-    return Scores(total, valid, correct, answered, parts)
+            decided |= judged_B
+            correct &= ~judged_B | (scores_B > 0.5)
+        answered &= ~judged_B | torch.tensor(judgement.answered, dtype=torch.bool)
+        parts[_free_name(reward.name, parts)] = scores_B
+    _check_total(total, rewards)
+    return Scores(total, valid, correct & decided, answered & valid, parts, decided)
+
+
+def _weight(reward: Reward) -> float:
+    weight = getattr(reward, "weight", None)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise RewardError(f"the weight of reward `{reward.title}` must be a finite number, got {weight!r:.40}")
+    return float(weight)
+
+
+def _check_total(total_B: Tensor, rewards: Sequence[Reward]) -> None:
+    """Refuse sums that float32, in which advantages are kept, cannot hold."""
+    bad = (~total_B.float().isfinite()).nonzero()
+    if len(bad):
+        weights = ", ".join(f"{reward.title} {reward.weight:g}" for reward in rewards)
+        raise RewardError(
+            f"the weighted sum of the rewards of completion {int(bad[0])} is {total_B[bad[0]].item():.3g}, more than "
+            f"float32 holds; lower the weights ({weights})"
+        )
 
 
 def _free_name(name: str, taken: Mapping[str, Tensor]) -> str:
     return next(free for free in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 2))) if free not in taken)
-
-
-def _scores(reward: Reward, completions: Sequence[Completion]) -> Tensor:
-    scores: list[float] = []
-    for completion, value in zip(completions, _call(reward, "score", completions), strict=True):
-        try:
-            score = math.nan if value is None else float(value)
-        except (TypeError, ValueError, RuntimeError):
-            score = math.inf
-        if math.isinf(score) or (math.isnan(score) and value is not None):
-            raise RewardError(
-                f"reward `{type(reward).__name__}` returned {value!r:.40} for completion {len(scores)} "
-                f"({completion.text[:40]!r}); return a finite number, or None where there is nothing to judge"
-            )
-        scores.append(score)
-    return torch.tensor(scores, dtype=torch.float32)
-
-
-def _call(reward: Reward, method: str, completions: Sequence[Completion]) -> list[Any]:
-    """Call `reward.score` or `reward.answered`; whatever comes back is a list of the right length."""
-    who = f"reward `{type(reward).__name__}`" + ("" if method == "score" else f", in `{method}`,")
-    try:
-        raw = getattr(reward, method)(completions)
-    except Exception as error:
-        raise RewardError(f"{who} raised {type(error).__name__}: {error}") from error
-    if isinstance(raw, str) or not isinstance(raw, Sequence | Tensor):
-        raise RewardError(f"{who} must return a list of {len(completions)} numbers, got {type(raw).__name__}")
-    if len(raw) != len(completions):
-        raise RewardError(f"{who} must return one number per completion ({len(completions)}), got {len(raw)}")
-    return list(raw)

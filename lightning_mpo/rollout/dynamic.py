@@ -34,8 +34,10 @@ class Account:
     rounds: int = 0
     mixed: int = 0  # groups with right and wrong completions
     right: int = 0  # groups without a wrong one
-    wrong: int = 0  # groups without a right one, those that no reward could judge among them
+    wrong: int = 0  # groups of which some are wrong, none is right
+    undecided: int = 0  # groups that no accuracy reward judged
     rows: int = 0
+    decided: int = 0  # rows that an accuracy reward judged
     correct: int = 0
     tokens: int = 0  # that were sampled
     kept_tokens: int = 0  # of groups that are trained on
@@ -50,16 +52,17 @@ class Account:
         """Prompts of the next round: what fills the free places at the share of useful groups so far, at most all."""
         if not self.missing or not self.mixed:
             return self.places if self.missing else 0
-        seen = self.mixed + self.right + self.wrong
+        seen = self.mixed + self.right + self.wrong + self.undecided
         return min(self.places, -(-self.missing * seen // self.mixed))
 
     def sums(self) -> dict[str, tuple[float, float]]:
         """By metric, (sum, count), which add up over ranks; a count of 0 marks a total instead of a mean."""
         return {
             "rollout/rounds": (float(self.rounds), 1.0),
-            "rollout/accuracy_all": (float(self.correct), float(self.rows)),
+            "rollout/accuracy_all": (float(self.correct), float(self.decided)),
             "rollout/groups_dropped_right": (float(self.right), 0.0),
             "rollout/groups_dropped_wrong": (float(self.wrong), 0.0),
+            "rollout/groups_dropped_undecided": (float(self.undecided), 0.0),
             "rollout/groups_surplus": (float(max(self.mixed - self.places, 0)), 0.0),
             "rollout/groups_missing": (float(self.missing), 0.0),
             "rollout/tokens_dropped": (float(self.tokens - self.kept_tokens), 0.0),
@@ -135,13 +138,13 @@ class DynamicSampling:
                 with others():
                     pass
             account.rounds = round + 1
-            missing, right, wrong = total(
-                torch.tensor([account.missing, account.right, account.wrong], dtype=torch.float64)
+            missing, *dropped = total(
+                torch.tensor([account.missing, account.right, account.wrong, account.undecided], dtype=torch.float64)
             ).tolist()
             if not missing:
                 break
         else:
-            self._tell(int(missing), int(right), int(wrong))
+            self._tell(int(missing), *(int(groups) for groups in dropped))
         if account.missing:
             rollout, scores = _take(spare[0], torch.arange(account.missing), completions)
             kept.append((rollout, replace(scores, valid_B=torch.zeros_like(scores.valid_B))))
@@ -152,23 +155,27 @@ class DynamicSampling:
     def _count(account: Account, drawn: Judged, completions: int) -> Tensor:
         """Enter a round and return which of its groups are useful."""
         rollout, scores = drawn
-        mixed_P = mixed_groups(scores.correct_B, completions, valid_B=scores.valid_B)
-        right_P = (scores.correct_B & scores.valid_B).view(-1, completions).any(1) & ~mixed_P
+        decided_P = scores.decided_B.view(-1, completions).any(1)
+        mixed_P = mixed_groups(scores.correct_B, completions, valid_B=scores.decided_B)
+        right_P = scores.correct_B.view(-1, completions).any(1) & ~mixed_P
         account.mixed += int(mixed_P.sum())
         account.right += int(right_P.sum())
-        account.wrong += int((~mixed_P & ~right_P).sum())
+        account.wrong += int((decided_P & ~mixed_P & ~right_P).sum())
+        account.undecided += int((~decided_P).sum())
+        account.decided += int(scores.decided_B.sum())
         account.rows += len(scores.correct_B)
         account.correct += int(scores.correct_B.sum())
         account.tokens += int(rollout.response_mask_BT.sum())
         return mixed_P
 
-    def _tell(self, missing: int, right: int, wrong: int) -> None:
+    def _tell(self, missing: int, right: int, wrong: int, undecided: int) -> None:
         if self._told:
             return
         self._told = True
+        unjudged = f", and {undecided} were judged by no accuracy reward" if undecided else ""
         rank_zero_warn(
             f"{missing} groups of a rollout train nothing: in {self.rounds} rounds all completions were right for {right} "
-            f"prompts and none for {wrong}; change the difficulty of `data`, raise `rollout.completions`, or raise "
+            f"prompts and none for {wrong}{unjudged}; change the difficulty of `data`, raise `rollout.completions`, or raise "
             "`rounds` of `rollout.dynamic`"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,32 +43,43 @@ def decodings(support: Support, completions: int) -> dict[str, Decoding]:
 class Tally:
     """Adds up accuracy, reward and length over batches.
 
+    pass@k is over the prompts all of whose completions an accuracy reward judged; the mean reward is over judged rows.
+
     Args:
         ks: the k of each pass@k.
+        device: where the counts are kept, which processes add up.
     """
 
-    def __init__(self, ks: Sequence[int]) -> None:
-        self.passes = {k: PassAtK(k) for k in ks}
+    def __init__(self, ks: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.passes = {k: PassAtK(k).to(device) for k in ks}
         self._reward = self._length = self._truncated = 0.0
-        self._rows = 0
+        self._judged = 0
+        self.rows = 0
+        """Completions."""
+        self.undecided = 0
+        """Completions of prompts that do not count in pass@k."""
 
     def add(self, rollout: Rollout, scores: Scores, completions: int) -> None:
         """Take one batch of whole groups."""
-        correct_PG = scores.correct_B.view(-1, completions).cpu()
+        decided_P = scores.decided_B.view(-1, completions).all(1)
+        correct_PG = scores.correct_B.view(-1, completions)[decided_P]
         for metric in self.passes.values():
-            metric.update(correct_PG)
+            metric.update(correct_PG.to(metric.device))
+        self.undecided += int((~decided_P).sum()) * completions
+        self._judged += int(scores.judged_B.sum())
         self._reward += scores.rewards_B.sum().item()
         self._length += rollout.response_mask_BT.sum().item()
         self._truncated += rollout.finish_B.sum().item()
-        self._rows += len(scores.rewards_B)
+        self.rows += len(scores.rewards_B)
 
     def compute(self) -> dict[str, float]:
-        """Return means by name."""
-        if not self._rows:
+        """Return means by name; pass@k is left out where no accuracy reward judged anything."""
+        if not self.rows:
             return {}
         values = {f"pass@{k}": torch.as_tensor(metric.compute()).item() for k, metric in self.passes.items()}
-        return values | {
-            "reward": self._reward / self._rows,
-            "length": self._length / self._rows,
-            "truncated": self._truncated / self._rows,
+        return {name: value for name, value in values.items() if not math.isnan(value)} | {
+            "reward": self._reward / max(self._judged, 1),
+            "judged": self._judged / self.rows,
+            "length": self._length / self.rows,
+            "truncated": self._truncated / self.rows,
         }

@@ -124,7 +124,7 @@ def test_others_are_told_of_a_rollout_and_of_its_tokens(tmp_path):
     event = listener.event
     assert event.sample_seconds > 0
     assert event.prepare_seconds > 0
-    assert torch.equal(event.experience.rewards_B, event.scores.rewards_B)
+    assert torch.equal(event.experience.rewards_B, event.scores.rewards_B.float())
 
 
 def test_rewards_are_summed_by_weight(tmp_path):

@@ -53,17 +53,29 @@ PAIR = [completion(), completion()]
 def test_weighted_sum() -> None:
     scores = score_all([Fixed([1.0, 0.0], weight=2.0), Fixed([0.5, -1], weight=-1.0)], PAIR)
     assert scores.rewards_B.tolist() == [1.5, 1.0]
-    assert scores.rewards_B.dtype == torch.float32
+    assert scores.rewards_B.dtype == torch.float64
     assert scores.parts["fixed"].tolist() == [1.0, 0.0]  # unweighted
     assert scores.valid_B.all()
     assert scores.answered_B.all()
 
 
-def test_none_is_an_invalid_row_and_adds_nothing() -> None:
-    scores = score_all([Fixed([None, 1.0], weight=3.0), Fixed([2.0, 2.0])], PAIR)
-    assert scores.valid_B.tolist() == [False, True]
-    assert scores.rewards_B.tolist() == [2.0, 5.0]
-    assert scores.parts["fixed"].isnan().tolist() == [True, False]
+def test_none_abstains_and_a_row_is_invalid_only_where_all_do() -> None:
+    four = [completion()] * 4
+    math = FixedAccuracy([1.0, 0.0, None, None], weight=3.0, answers=[True, False, False, False])
+    code = FixedAccuracy([None, None, 1.0, None], answers=[False, True, True, False])
+    scores = score_all([math, code], four)
+    assert scores.valid_B.tolist() == scores.judged_B.tolist() == scores.decided_B.tolist() == [True] * 3 + [False]
+    assert scores.rewards_B.tolist() == [3.0, 0.0, 1.0, 0.0]
+    assert scores.correct_B.tolist() == [True, False, True, False]
+    assert scores.answered_B.tolist() == [True, False, True, False]
+    assert scores.parts["fixed_accuracy"].isnan().tolist() == [False, False, True, True]
+
+
+def test_a_row_that_only_other_rewards_judged_is_neither_right_nor_wrong() -> None:
+    scores = score_all([FixedAccuracy([None, 0.0]), Fixed([2.0, 2.0])], PAIR)
+    assert scores.valid_B.tolist() == [True, True]
+    assert scores.decided_B.tolist() == [False, True]
+    assert scores.correct_B.tolist() == [False, False]
 
 
 def test_correct_needs_every_accuracy_reward() -> None:
@@ -142,8 +154,8 @@ def test_completions_of_a_rollout() -> None:
         rows=(PromptRow("p", "1", extra={"level": 2}), PromptRow("q", "2")),
     )
     first, second = completions_of(rollout)
-    assert first == Completion("p", "a", "1", 2, True, {"level": 2})
-    assert second == Completion("q", "b", "2", 3, False, {})
+    assert first == Completion("p", "a", "1", 2, True, {"level": 2}, token_ids=(0, 0))
+    assert second == Completion("q", "b", "2", 3, False, {}, token_ids=(0, 0, 0))
 
 
 def test_scores_are_split_and_joined_row_by_row():

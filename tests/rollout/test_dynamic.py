@@ -48,7 +48,7 @@ class Source:
             rows=tuple(PromptRow(name, "") for name in names),
         )
         rewards = torch.rand(B, generator=g)  # no two alike: a criterion on rewards would keep every group
-        scores = Scores(rewards, judged, correct, torch.ones_like(correct), {"part": rewards})
+        scores = Scores(rewards, judged, correct & judged, torch.ones_like(correct), {"part": rewards}, judged)
         self.drawn.append((rollout, scores))
         return rollout, scores
 
@@ -185,7 +185,7 @@ def test_the_account_adds_up():
             mixed, right, wrong = (
                 mixed + (len(found) == 2),
                 right + (found == {True}),
-                wrong + (found in ({False}, set())),
+                wrong + (found == {False}),
             )
     assert account.rounds == len(parts) > 1
     assert (account.mixed, account.right, account.wrong) == (mixed, right, wrong)
@@ -197,7 +197,8 @@ def test_the_account_adds_up():
     assert sums["rollout/groups_missing"] == (0, 0)
     assert sums["rollout/tokens_dropped"] == (tokens - int(rollout.response_mask_BT.sum()), 0)
     everything = torch.cat([drawn.correct_B for _, drawn in parts])
-    assert sums["rollout/accuracy_all"] == (everything.sum(), len(everything))
+    decided = sum(int(drawn.decided_B.sum()) for _, drawn in parts)
+    assert sums["rollout/accuracy_all"] == (everything.sum(), decided)
     assert scores.valid_B.float().mean() > 0.5
 
 

@@ -1,0 +1,241 @@
+"""One helper process for rewards that are the user's, so that none of them can end, hang or change the run."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+import torch
+
+from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError
+from lightning_mpo.rewards.calling import describe, judge, overdue
+from lightning_mpo.rewards.functions import FunctionReward
+
+QUIET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals to a whole run, which are not meant for its helper."""
+
+
+class RewardCaller:
+    """Calls rewards: built-in ones here, a user's in a helper process where that is wanted.
+
+    The helper is a fork, so that rewards need not be pickled; it is made before a model is loaded. It ends with this
+    process, by whatever that ends.
+
+    Args:
+        rewards: all of a run.
+        seconds: time limit of one call.
+        process: whether the user's rewards run in a helper process.
+    """
+
+    def __init__(self, rewards: Sequence[Reward], seconds: float, process: bool) -> None:
+        self.rewards, self.seconds = list(rewards), seconds
+        self.process = process and any(is_own(reward) for reward in rewards)
+        self._helper: _Helper | None = None
+        if self.process:
+            self.start()
+
+    def __call__(self, reward: Reward, completions: Sequence[Completion]) -> Judgement:
+        """Judge completions by one reward.
+
+        Raises:
+            RewardError: it raised, ended its process, was overdue, or returned something else than numbers.
+        """
+        if not self.process or not is_own(reward):
+            return judge(reward, completions, self.seconds if is_own(reward) else None)
+        self.start()
+        if self._helper is None:
+            return judge(reward, completions, self.seconds)
+        place = next(i for i, own in enumerate(self.rewards) if own is reward)
+        try:
+            return self._helper.ask(place, reward, completions, self.seconds)
+        except RewardError:
+            if not self._helper.alive:
+                self._helper = None
+            raise
+
+    def start(self) -> None:
+        """Make the helper, unless there is one of this process."""
+        if self._helper is not None and self._helper.owner == os.getpid():
+            return
+        if torch.cuda.is_initialized():
+            warnings.warn(
+                "rewards run in the process of the run, as the GPU is in use already; set `rollout.reward_process: false`",
+                stacklevel=2,
+            )
+            self.process = False
+            return
+        self._helper = _Helper(self.rewards)
+
+    def close(self) -> None:
+        """End the helper."""
+        if self._helper is not None:
+            self._helper.close()
+            self._helper = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_helper": None}
+
+
+def is_own(reward: Reward) -> bool:
+    """Whether a reward is the user's code."""
+    return isinstance(reward, FunctionReward) or not type(reward).__module__.startswith("lightning_mpo.")
+
+
+_open: weakref.WeakSet[_Helper] = weakref.WeakSet()
+
+
+def _forget() -> None:
+    """Close, in a process that was forked from the run, the pipes that are not its own."""
+    for helper in list(_open):
+        helper.pipe.close()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+class _Helper:
+    """The process, and the pipe to it."""
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        self.pipe, theirs = Pipe()
+        self.owner = os.getpid()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the child runs Python alone
+            self.pid = os.fork()
+        if self.pid == 0:
+            _serve(rewards, theirs, self.owner)
+        theirs.close()
+        _open.add(self)
+        self._end = weakref.finalize(self, _end, self.pid, self.owner, self.pipe)
+
+    @property
+    def alive(self) -> bool:
+        return bool(self._end.alive)
+
+    def ask(self, place: int, reward: Reward, completions: Sequence[Completion], seconds: float) -> Judgement:
+        try:
+            question = pickle.dumps((place, list(completions)))
+        except Exception as error:
+            raise RewardError(
+                f"the rows cannot be handed to the process of reward `{reward.title}` ({describe(error)}); set "
+                "`rollout.reward_process: false`"
+            ) from error
+        try:
+            self.pipe.send_bytes(question)
+            if not self.pipe.poll(seconds):
+                raise overdue(reward, len(completions), seconds)
+            reply = json.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError):
+            raise RewardError(f"reward `{reward.title}` {_why(self._status())}") from None
+        except BaseException:  # a reply that comes later would be taken for that of the next question
+            self.close()
+            raise
+        if "error" in reply:
+            raise RewardError(reply["error"])
+        return Judgement(reply["scores"], reply["answered"])
+
+    def close(self) -> int | None:
+        """End the process and all that it started; return its status."""
+        return self._end()
+
+    def _status(self) -> int | None:
+        """Return how a process ended that closed its pipe."""
+        for _ in range(100):
+            with contextlib.suppress(ChildProcessError):
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if not pid:
+                    time.sleep(0.02)
+                    continue
+                self.close()
+                return status
+            break
+        self.close()
+        return None
+
+
+def _end(pid: int, owner: int, pipe: Connection) -> int | None:
+    pipe.close()
+    if os.getpid() != owner:
+        return None
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        return os.waitpid(pid, 0)[1]
+    return None
+
+
+def _why(status: int | None) -> str:
+    if status is None:
+        return "ended its process"
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"crashed its process with {name}{hint}"
+    return f"ended its process with exit code {os.WEXITSTATUS(status)}; a reward must return"
+
+
+# --- the helper ---------------------------------------------------------------------------------------------------
+
+
+def _serve(rewards: Sequence[Reward], pipe: Connection, parent: int) -> NoReturn:
+    """Answer until the pipe is closed. Nothing of the run that this process was forked from is ever gone on with."""
+    try:
+        _settle(pipe, parent)
+        while True:
+            try:
+                question = pipe.recv_bytes()
+            except (EOFError, OSError):
+                os.killpg(0, signal.SIGKILL)  # workers that rewards left behind among them
+            place, completions = pickle.loads(question)
+            try:
+                reply: dict[str, Any] = judge(rewards[place], completions)._asdict()
+            except RewardError as error:
+                reply = {"error": str(error)}
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            pipe.send_bytes(json.dumps(reply).encode())
+    finally:
+        os._exit(1)
+
+
+def _settle(pipe: Connection, parent: int) -> None:
+    """Make a process of its own: session, signals, standard input, and an end when its parent ends."""
+    os.setsid()
+    owner = os.getpid()
+
+    def ignore(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # workers of a reward's pool are ended by signals
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in QUIET:
+        signal.signal(number, ignore)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    faulthandler.disable()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    sys.stdin = os.fdopen(0, closefd=False)
+    os.register_at_fork(after_in_child=pipe.close)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(0)
