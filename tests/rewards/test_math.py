@@ -195,5 +195,5 @@ def test_a_helper_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_seconds_must_be_positive() -> None:
-    with pytest.raises(UserError, match="`seconds` of `MathAnswer` must be positive, got 0"):
+    with pytest.raises(UserError, match="`MathAnswer.seconds` must be positive, got 0"):
         MathAnswer(seconds=0)
