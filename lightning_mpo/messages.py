@@ -133,6 +133,13 @@ def _reward_path(report: str, problem: str) -> str:
     return f"{_place(report)}{problem}"
 
 
+def _no_reward(report: str, value: str) -> str:
+    return (
+        f"{_place(report)}{value[:80]} is no reward: name a `Reward` class or a function of `completions`; options of a "
+        "function stand in {class_path: FunctionReward, init_args: {function: my_module.f, weight: 1.0}}"
+    )
+
+
 _RULES = (
     (r"Not of type RewardPath: ((?:reward|there is no file) .+?) Given value type", _reward_path),
     (r"does not accept option '([^']+)'", _no_option),
@@ -152,6 +159,7 @@ _RULES = (
     (r".*given class_path '([^']+)': the following arguments are required: ([^\s,]+)", _missing_argument),
     (r"Key \"([^\"]+)\" is required", _required),
     (r"arguments are required: (\S+)", _required),
+    (r"Not of type RewardPath: .* Given value: (.+)$", _no_reward),
 )
 
 

@@ -17,15 +17,17 @@ from typing import ClassVar, NamedTuple
 from lightning_mpo.checks import positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.rewards.base import Completion, Reward
+from lightning_mpo.rewards.thoughts import after_thoughts
 
 
 class MathAnswer(Reward):
     r"""1 if the last answer in the response equals the target as a mathematical expression, else 0.
 
     math-verify finds the answer: the last `\boxed{...}` (several, if "and" joins them), else what follows the last
-    `####`, else "the answer is ...", else the last expression or number. 51, 51.0, \$51 and 102/2 are equal, and so are
-    1,000 and 1000. Responses are untrusted and math-verify can hang or eat memory on them (`9^9^9^9`), so it runs in a
-    helper process with limits; a response that passes them counts as not answered.
+    `####`, else "the answer is ...", else the last expression or number. Where there are thoughts, what follows
+    `</think>` is read. 51, 51.0, \$51 and 102/2 are equal, and so are 1,000 and 1000; `docs/judging.md` has the rules.
+    Responses are untrusted and math-verify can hang or eat memory on them (`9^9^9^9`), so it runs in a helper process
+    with limits; a response that passes them counts as not answered.
 
     Args:
         require_finished: a response that was cut off gets 0, as its last number is often an accident.
@@ -45,10 +47,13 @@ class MathAnswer(Reward):
         return [self._score(c) for c in completions]
 
     def answered(self, completions: Sequence[Completion]) -> list[bool]:
-        return [_judge(c.text, c.target, self.seconds).answered for c in completions]
+        return [self._verdict(c).answered for c in completions]
+
+    def _verdict(self, completion: Completion) -> _Verdict:
+        return _judge(after_thoughts(completion.text, completion.thinking) or "", completion.target, self.seconds)
 
     def _score(self, completion: Completion) -> float | None:
-        verdict = _judge(completion.text, completion.target, self.seconds)
+        verdict = self._verdict(completion)
         if not verdict.judged:
             _warn_of_target(completion.target)
             return None

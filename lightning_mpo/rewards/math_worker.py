@@ -15,10 +15,13 @@ import re
 import resource
 import signal
 import sys
+import unicodedata
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, grader, parse, verify
+from sympy import Float, MatrixBase, Rational
 
 MEMORY = 4 * 2**30
 CONFIG = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
@@ -27,9 +30,106 @@ CONFIG = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 GOES_ON = re.compile(r"\{[^\n]*\}\s*\$?\s*(,|,?\s*and|,?\s*or)\s*\$?\s*")
 
 
+DASHES = dict.fromkeys(map(ord, "\u2212\u2013\u2010\u2011\ufe63\uff0d"), "-")
+SIGNS = {
+    0x66B: ".",
+    0x66C: ",",
+    0xFF0E: ".",
+    0xFF0C: ",",
+    0xFF05: "%",
+    0x20AC: "",
+    0xA3: "",
+    0xA5: "",
+    0xB0: "^\\circ ",
+}
+SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "0123456789")
+
+
+def clean(text: str) -> str:
+    """Write numbers in ASCII and in the forms that math-verify reads."""
+    text = text.translate(DASHES | SIGNS)
+    text = re.sub(r"(?<=\d)(?:\\[,!;: ]|[\u202f\u2009\u00a0])(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"[\u00a0\u2000-\u200a\u202f\u3000]", " ", text).replace("\r\n", "\n").replace("\\fbox", "\\boxed")
+    text = re.sub(r"[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+", lambda m: f"^{{{m[0].translate(SUPERSCRIPTS)}}}", text)
+    text = re.sub(r"[\u00bc-\u00be\u2150-\u215e]", _vulgar, text)
+    text = re.sub(r"\d", lambda m: str(unicodedata.digit(m[0])), text)
+    text = re.sub(r"\u221a\s*(\d+|\w)", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<![\w.])(\d{1,40}(?:\.\d{1,40})?)[eE]([+-]?\d{1,2})(?!\w)", _scientific, text)
+    text = re.sub(r"(?<![\w.^/}\\])(\d{1,9})\s+(\d{1,9})/(\d{1,9})(?![\d/])", _mixed, text)
+    text = re.sub(r"(?<![\w.])(\d{1,400})_(?:\{(\d{1,2})\}|(\d{1,2}))(?!\w)", _based, text)
+    text = re.sub(r"(?<=\d)\.(?=\s*(\}|$))", "", text)
+    return re.sub(r"(^|\{|\$)\s*\+(?=\s*\d)", r"\1", text)
+
+
+def _vulgar(match: re.Match[str]) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", match[0]).partition("\u2044")
+    return f" {top}/{bottom}" if bottom else match[0]
+
+
+def _scientific(match: re.Match[str]) -> str:
+    return f"{Decimal(match[0]):f}"
+
+
+def _mixed(match: re.Match[str]) -> str:
+    whole, top, bottom = map(int, match.groups())
+    return f"{whole * bottom + top}/{bottom}" if top < bottom else match[0]
+
+
+def _based(match: re.Match[str]) -> str:
+    base = int(match[2] or match[3])
+    try:
+        return str(int(match[1], base)) if 2 <= base <= 36 else match[0]
+    except ValueError:
+        return match[0]
+
+
+PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:\\?%|percent\b)")
+
+
+def forms(text: str) -> list[str]:
+    """Return what a text with a percentage may mean: the number before the sign, or that of hundredths."""
+    if not PERCENT.search(text):
+        return [text]
+    return [PERCENT.sub(r"\1", text), PERCENT.sub(lambda m: f"{Decimal(m[1]) / 100:f}", text)]
+
+
+def same_number(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
+    """Compare two numbers exactly; a decimal equals what has no short decimal if six significant digits agree."""
+    if isinstance(a, MatrixBase) or isinstance(b, MatrixBase) or not (_is_real(a) and _is_real(b)):
+        return bool(_numeric_eq(a, b, float_rounding, numeric_precision))
+    a, b = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
+    exact = [Rational(str(x)) if isinstance(x, Float) else x for x in (a, b)]
+    if exact[0] == exact[1]:
+        return True
+    decimal = a.has(Float) or b.has(Float)
+    if decimal and not all(_terminates(x) for x in exact):
+        return str(a.evalf(6)) == str(b.evalf(6))
+    if all(isinstance(x, Rational) for x in exact):
+        return False
+    return bool(abs((exact[0] - exact[1]).evalf(40)) <= abs(exact[0].evalf(40)) / 10**25)
+
+
+def _is_real(x: Any) -> bool:
+    return bool(getattr(x, "is_number", False) and getattr(x, "is_extended_real", False) and x.is_finite is not False)
+
+
+def _terminates(x: Any) -> bool:
+    """Whether a number is written by a short decimal."""
+    if not isinstance(x, Rational):
+        return False
+    rest = int(x.q)
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1
+
+
+_numeric_eq = grader.sympy_numeric_eq
+grader.sympy_numeric_eq = same_number
+
+
 def read(text: str) -> list[Any]:
     """Parse the last answer of a text: `\\boxed{...}`, else what follows the last `####`, else math-verify's choice."""
-    text = text.replace("\u2212", "-")
     _, *boxes = text.split("\\boxed")
     if boxes:
         first = len(boxes) - 1
@@ -50,9 +150,13 @@ def read_target(target: str) -> list[Any]:
 
 def judge(text: str, target: str) -> dict[str, bool]:
     """Compare a response with its target."""
-    gold, answer = read_target(target), read(text)
-    correct = bool(gold and answer) and verify(gold, answer, timeout_seconds=None)
-    return {"judged": bool(gold), "answered": bool(answer), "correct": correct}
+    targets, texts = forms(clean(target.strip())), forms(clean(text))
+    golds, answers = [read_target(form) for form in targets], [read(form) for form in texts]
+    if len(golds) == len(answers) == 2:  # both are percentages
+        golds, answers = golds[:1], answers[:1]
+    pairs = [(gold, answer) for gold in golds for answer in answers if gold and answer]
+    correct = any(verify(gold, answer, timeout_seconds=None) for gold, answer in pairs)
+    return {"judged": bool(golds[0]), "answered": bool(answers[0]), "correct": correct}
 
 
 def main() -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
+from lightning_mpo.errors import UserError
 from lightning_mpo.rewards.base import Completion, Reward
+from lightning_mpo.rewards.thoughts import after_thoughts
 
 
 class ExactAnswer(Reward):
     """1 if what stands after the last `separator` equals the target, else 0; a response that did not finish gets 0.
+
+    White space around both is left out, and so are zeros at the end of a decimal: 72.0 equals 72. Where there are
+    thoughts, what follows `</think>` is read.
 
     Args:
         separator: the text before the answer.
@@ -20,14 +26,38 @@ class ExactAnswer(Reward):
 
     def __init__(self, separator: str = ";", weight: float = 1.0) -> None:
         super().__init__(weight)
+        if not separator:
+            raise UserError(
+                "`ExactAnswer.separator` must not be empty: it marks where the answer begins, such as `####`"
+            )
         self.separator = separator
 
     def score(self, completions: Sequence[Completion]) -> list[float | None]:
-        return [float(c.finished and self._answer(c.text) == c.target) for c in completions]
+        return [self._score(completion) for completion in completions]
 
     def answered(self, completions: Sequence[Completion]) -> list[bool]:
-        return [self._answer(c.text) is not None for c in completions]
+        return [self._answer(completion) is not None for completion in completions]
 
-    def _answer(self, text: str) -> str | None:
-        _, found, answer = text.rpartition(self.separator)
-        return answer.strip() if found else None
+    def _score(self, completion: Completion) -> float | None:
+        target = completion.target.strip()
+        if not target:
+            return None
+        answer = self._answer(completion)
+        return float(completion.finished and answer is not None and _plain(answer) == _plain(target))
+
+    def _answer(self, completion: Completion) -> str | None:
+        text = after_thoughts(completion.text, completion.thinking) or ""
+        return text.rpartition(self.separator)[2].strip() or None if self.separator in text else None
+
+
+def _plain(text: str) -> str:
+    """Write a decimal without zeros behind its last digit: pandas makes 72.0 of 72 where a column has gaps.
+
+    Example:
+        >>> _plain("72.0"), _plain("-0.50"), _plain("1.2.0")
+        ('72', '-0.5', '1.2.0')
+    """
+    if not re.fullmatch(r"-?\d+\.\d+", text):
+        return text
+    plain = text.rstrip("0").rstrip(".")
+    return "0" if plain == "-0" else plain

@@ -16,8 +16,8 @@ from lightning_mpo.rewards import Completion, ExactAnswer
         ("2+3; 5", False, 0.0, True),
         ("5", True, 0.0, False),
         ("", True, 0.0, False),
-        ("2+3; ", True, 0.0, True),
-        ("2+3; 5.0", True, 0.0, True),
+        ("2+3; ", True, 0.0, False),
+        ("2+3; 5.0", True, 1.0, True),
     ],
 )
 def test_exact_answer(text: str, finished: bool, score: float, answered: bool) -> None:
