@@ -135,6 +135,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
         renderer.try_template(rows)
         lengths = self._lengths(renderer, rows)
         self._renderer = renderer
+        self._warn_of_a_closed_turn(renderer, min(rows, key=lambda row: len(row.prompt)))
         self._skip({i for i, length in lengths.items() if length > self.max_prompt_tokens})
         self.longest_prompt = max((n for n in lengths.values() if n <= self.max_prompt_tokens), default=0)
 
@@ -184,6 +185,15 @@ class PromptDataModule(L.LightningDataModule, ABC):
             if self.overlong == "refuse" and lengths.get(id(row), 0) > self.max_prompt_tokens:
                 raise UserError(self._too_long(row, lengths[id(row)]))
         return lengths
+
+    def _warn_of_a_closed_turn(self, renderer: Renderer, row: PromptRow) -> None:
+        last = self._check_tokens(row, renderer.encode(row))[-1]
+        if last in self._end_tokens:
+            text = renderer.tokenizer.convert_ids_to_tokens(last)
+            rank_zero_warn(
+                f"prompts end with {text!r}, a token that ends a response, such as {describe(row)}: responses would "
+                "begin behind an end; the chat template should open the assistant's turn (`add_generation_prompt`)"
+            )
 
     def _skip(self, overlong: set[int]) -> None:
         """Take rows away, by their `id`, and say how many."""

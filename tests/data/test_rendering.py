@@ -221,6 +221,17 @@ def test_an_end_that_the_tokenizer_adds_is_left_out() -> None:
     assert render("1", tokenizer=make_tokenizer(end=" <eos>"), chat_template=False) == [dotted("<bos>", "1")]
 
 
+def test_a_prompt_that_ends_a_response_is_told() -> None:
+    closed = "{% for m in messages %}{{ m.content }}<eos>{% endfor %}"
+    with pytest.warns(
+        UserWarning, match="prompts end with '<eos>', a token that ends a response, such as the prompt '1'"
+    ):
+        render("1", tokenizer=make_tokenizer(closed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        render("1")
+
+
 # --- templates that fail
 
 
@@ -241,6 +252,7 @@ def test_an_end_that_the_tokenizer_adds_is_left_out() -> None:
         ("{% for i in range(10**12) %}{% endfor %}", "Range too big"),
         ("{{ 'x' * 10**12 }}", "MemoryError"),
         ("{% include 'x' %}", "cannot render"),
+        ("{# nothing #}", "the prompt '1' has no tokens"),
         ("{% macro a(x) %}{{ a(x) }}{% endmacro %}{{ a(1) }}", "RecursionError"),
     ],
 )
