@@ -49,6 +49,10 @@ class RolloutProgressBar(RichProgressBar, RolloutCallback):
             self.progress.remove_task(self._rollout_task)
             self._rollout_task = None
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Leave epochs out: a run is bounded by its updates, for which Lightning would show "Epoch 0/-2"."""
+        return "Updates   "  # as wide as "Validation", which takes turns with it
+
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)

@@ -61,7 +61,7 @@ class ReferenceUpdate(RolloutCallback):
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError(
                 "`ReferenceUpdate` mixes whole weights, and FSDP2 keeps them in shards; use `trainer.strategy: ddp` "
-                "(configs/hardware/ddp.yaml), or leave `ReferenceUpdate` out"
+                "(-c ddp), or leave `ReferenceUpdate` out"
             )
         self._policy = pl_module.policy
 

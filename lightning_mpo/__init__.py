@@ -1,6 +1,228 @@
 """lightning-mpo: RL post-training of language models in which what counts as one action is a choice.
 
-Importing the package imports nothing heavy; take what you need from its modules (`lightning_mpo.functional.actions`, …).
+`from lightning_mpo import Objective, PolicyOptimization, Rollout, TinyPolicy` takes the classes that a run is put together
+from. Importing the package itself imports nothing heavy: each name is looked up when it is first used.
 """
 
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_mpo.action_spaces import (
+        ActionSpace,
+        BlockActions,
+        ExplicitWeights,
+        FutureShare,
+        GeometricDecay,
+        SegmentActions,
+        SequenceActions,
+        TokenActions,
+    )
+    from lightning_mpo.advantages import (
+        Advantage,
+        GeneralizedAdvantage,
+        GroupRelative,
+        LeaveOneOut,
+        PrefixTree,
+        ReturnToGo,
+    )
+    from lightning_mpo.callbacks import (
+        ExactResume,
+        Export,
+        KLTracking,
+        MetricsCSV,
+        Predictions,
+        Preemption,
+        ReferenceUpdate,
+        Report,
+        Rollout,
+        RolloutProgressBar,
+        Samples,
+        Throughput,
+        Watchdog,
+    )
+    from lightning_mpo.corrections import Correction, MaskedWeights, TruncatedWeights
+    from lightning_mpo.data import Arithmetic, JsonLines, Multiplication, PromptDataModule, PromptFile, Splits, Svamp
+    from lightning_mpo.errors import UserError
+    from lightning_mpo.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
+    from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
+    from lightning_mpo.objective import Objective
+    from lightning_mpo.policies import (
+        CausalPolicy,
+        Lora,
+        MedusaHeads,
+        ParallelHeads,
+        Policy,
+        Quantization,
+        SeparateCritic,
+        SequentialHeads,
+        TinyPolicy,
+        ValueHead,
+    )
+    from lightning_mpo.reductions import ConstantLength, Reduction, SequenceMean, TokenMean
+    from lightning_mpo.rewards import Completion, ExactAnswer, Finished, MathAnswer, OverlongPenalty, Reward
+    from lightning_mpo.rollout import DynamicSampling, LocalSampler, PrefixReplay, Sampler
+    from lightning_mpo.segmenters import DelimiterSegmenter, EntropySegmenter, Segmenter
+    from lightning_mpo.selection import AllTokens, HighEntropyTokens, SampledTokens, Selection
+    from lightning_mpo.supports import FullVocabulary, MinP, Nucleus, Support, TopK
+    from lightning_mpo.surrogates import (
+        AsymmetricRatio,
+        BoundedTokens,
+        ClippedRatio,
+        ClippedWeight,
+        DivergenceMask,
+        PolicyGradient,
+        Surrogate,
+    )
+    from lightning_mpo.terms import EntropyBonus, HeadUpkeep, WeightPenalty
+    from lightning_mpo.types import PromptRow
+    from lightning_mpo.value_loss import ValueLoss
+
 __version__ = "0.1.0"
+
+_NAMES = {
+    "action_spaces": (
+        "ActionSpace BlockActions ExplicitWeights FutureShare GeometricDecay SegmentActions "
+        "SequenceActions TokenActions"
+    ),
+    "advantages": "Advantage GeneralizedAdvantage GroupRelative LeaveOneOut PrefixTree ReturnToGo",
+    "callbacks": (
+        "ExactResume Export KLTracking MetricsCSV Predictions Preemption ReferenceUpdate "
+        "Report Rollout RolloutProgressBar Samples Throughput Watchdog"
+    ),
+    "corrections": "Correction MaskedWeights TruncatedWeights",
+    "data": "Arithmetic JsonLines Multiplication PromptDataModule PromptFile Splits Svamp",
+    "errors": "UserError",
+    "kl": "AdaptiveCoefficient ConstantCoefficient KLPenalty",
+    "modules": "HeadWarmup PolicyOptimization SupervisedWarmup",
+    "objective": "Objective",
+    "policies": (
+        "CausalPolicy Lora MedusaHeads ParallelHeads Policy Quantization SeparateCritic "
+        "SequentialHeads TinyPolicy ValueHead"
+    ),
+    "reductions": "ConstantLength Reduction SequenceMean TokenMean",
+    "rewards": "Completion ExactAnswer Finished MathAnswer OverlongPenalty Reward",
+    "rollout": "DynamicSampling LocalSampler PrefixReplay Sampler",
+    "segmenters": "DelimiterSegmenter EntropySegmenter Segmenter",
+    "selection": "AllTokens HighEntropyTokens SampledTokens Selection",
+    "supports": "FullVocabulary MinP Nucleus Support TopK",
+    "surrogates": ("AsymmetricRatio BoundedTokens ClippedRatio ClippedWeight DivergenceMask PolicyGradient Surrogate"),
+    "terms": "EntropyBonus HeadUpkeep WeightPenalty",
+    "types": "PromptRow",
+    "value_loss": "ValueLoss",
+}
+"""Public names by the module that defines them."""
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = [
+    "ActionSpace",
+    "AdaptiveCoefficient",
+    "Advantage",
+    "AllTokens",
+    "Arithmetic",
+    "AsymmetricRatio",
+    "BlockActions",
+    "BoundedTokens",
+    "CausalPolicy",
+    "ClippedRatio",
+    "ClippedWeight",
+    "Completion",
+    "ConstantCoefficient",
+    "ConstantLength",
+    "Correction",
+    "DelimiterSegmenter",
+    "DivergenceMask",
+    "DynamicSampling",
+    "EntropyBonus",
+    "EntropySegmenter",
+    "ExactAnswer",
+    "ExactResume",
+    "ExplicitWeights",
+    "Export",
+    "Finished",
+    "FullVocabulary",
+    "FutureShare",
+    "GeneralizedAdvantage",
+    "GeometricDecay",
+    "GroupRelative",
+    "HeadUpkeep",
+    "HeadWarmup",
+    "HighEntropyTokens",
+    "JsonLines",
+    "KLPenalty",
+    "KLTracking",
+    "LeaveOneOut",
+    "LocalSampler",
+    "Lora",
+    "MaskedWeights",
+    "MathAnswer",
+    "MedusaHeads",
+    "MetricsCSV",
+    "MinP",
+    "Multiplication",
+    "Nucleus",
+    "Objective",
+    "OverlongPenalty",
+    "ParallelHeads",
+    "Policy",
+    "PolicyGradient",
+    "PolicyOptimization",
+    "Predictions",
+    "Preemption",
+    "PrefixReplay",
+    "PrefixTree",
+    "PromptDataModule",
+    "PromptFile",
+    "PromptRow",
+    "Quantization",
+    "Reduction",
+    "ReferenceUpdate",
+    "Report",
+    "ReturnToGo",
+    "Reward",
+    "Rollout",
+    "RolloutProgressBar",
+    "SampledTokens",
+    "Sampler",
+    "Samples",
+    "SegmentActions",
+    "Segmenter",
+    "Selection",
+    "SeparateCritic",
+    "SequenceActions",
+    "SequenceMean",
+    "SequentialHeads",
+    "Splits",
+    "SupervisedWarmup",
+    "Support",
+    "Surrogate",
+    "Svamp",
+    "Throughput",
+    "TinyPolicy",
+    "TokenActions",
+    "TokenMean",
+    "TopK",
+    "TruncatedWeights",
+    "UserError",
+    "ValueHead",
+    "ValueLoss",
+    "Watchdog",
+    "WeightPenalty",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'lightning_mpo' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+    value = getattr(importlib.import_module(f"lightning_mpo.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

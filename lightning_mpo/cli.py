@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import subprocess
@@ -20,10 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
 from lightning_mpo.callbacks import ExactResume, Predictions, Preemption, Rollout
 from lightning_mpo.callbacks.checkpoints import settle_checkpoint
-from lightning_mpo.errors import UserError
+from lightning_mpo.errors import UserError, user_error
 from lightning_mpo.messages import one_line, suggest
 from lightning_mpo.modules.parallel import check_strategy_options
 from lightning_mpo.modules.trainer_options import check_trainer_options, check_training
+from lightning_mpo.quiet import leave_noise_out
 from lightning_mpo.recipes import expand, find
 from lightning_mpo.rewards.functions import blame
 from lightning_mpo.storage import locate, read_checkpoint
@@ -108,6 +108,7 @@ class CLI(LightningCLI):
                 False  # one of files would delete the metrics of the run that made the weights
             )
         _take_own_classes(config)
+        _leave_bars_out(config)
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
         if warmup and checkpoint and not locate(checkpoint).exists():
@@ -140,6 +141,8 @@ class CLI(LightningCLI):
         options["ckpt_path"] = settle_checkpoint(
             self.trainer, self.model, options.get("ckpt_path"), stage=str(self.subcommand)
         )
+        if options["ckpt_path"] is not None:  # a run that goes on writes where it wrote before
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
     before_validate = before_test = before_predict = before_fit
 
@@ -162,6 +165,14 @@ def _take_own_classes(config: Any) -> None:
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if _nested(logger, "class_path") == "lightning.pytorch.loggers.CSVLogger":
             logger["class_path"] = "lightning_mpo.callbacks.MetricsCSV"
+
+
+def _leave_bars_out(config: Any) -> None:
+    """Let `enable_progress_bar: false` win over the bars of a recipe, where Lightning refuses both."""
+    callbacks = _nested(config, "trainer", "callbacks")
+    if _nested(config, "trainer", "enable_progress_bar") is False and isinstance(callbacks, list):
+        kept = [part for part in callbacks if not str(_nested(part, "class_path")).endswith("ProgressBar")]
+        config["trainer"]["callbacks"] = kept
 
 
 def _check_checkpoint(path: str | None) -> None:
@@ -214,12 +225,7 @@ def run(arguments: Sequence[object] | None = None) -> int:
 
 def guarded(call: Callable[[], object]) -> int:
     """Call something that parses a command line; a mistake of the user's prints one line and returns 2, not 0."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours keeps no position
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own call of torch
-    warnings.filterwarnings("ignore", message=".*Couldn't infer the batch indices.*")  # nobody asks for them
+    leave_noise_out()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
     try:
         call()
@@ -231,18 +237,11 @@ def guarded(call: Callable[[], object]) -> int:
         verb, _, key = str(error.full_key).partition(".")
         return _fail(f"`{key if verb in VERBS else error.full_key}`: {str(error.msg).splitlines()[0]}")
     except ValueError as error:  # the parser wraps what a constructor raises
-        cause = _user_error(error)
+        cause = user_error(error)
         if cause is None:
             raise
         return _fail(str(cause))
     return 0
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """Return the mistake of the user's that an exception was raised from."""
-    if error is None or isinstance(error, UserError):
-        return error
-    return _user_error(error.__cause__) or _user_error(error.__context__)
 
 
 def _fail(message: str) -> int:

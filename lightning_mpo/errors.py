@@ -10,3 +10,10 @@ def check_sizes(owner: str, **sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise UserError(f"`{owner}.{name}` must be at least 1, got {size}")
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """Return the mistake of the user's that an exception was raised from."""
+    if error is None or isinstance(error, UserError):
+        return error
+    return user_error(error.__cause__) or user_error(error.__context__)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +62,24 @@ class Objective:
 
     def __post_init__(self) -> None:
         check_composition(self)
+
+    @classmethod
+    def from_file(cls, *names: str | Path, max_new_tokens: int | None = None) -> Objective:
+        """Return the objective of a recipe, such as "grpo", or of a configuration file.
+
+        Args:
+            names: of recipes, or paths; later ones overlay earlier ones, key by key, as with `-c`.
+            max_new_tokens: longest response, for algorithms that count in it (`dr_grpo`); None: what the files set.
+
+        Raises:
+            UserError: a file is missing, none sets an objective, or what they set is none.
+
+        Example:
+            >>> Objective.from_file("grpo").reduction.__class__.__name__
+            'SequenceMean'
+        """
+        parser = importlib.import_module("lightning_mpo.objective_files")  # above this module: it knows every class
+        return parser.read_objective(names, max_new_tokens)
 
     @property
     def needs_entropy(self) -> bool:

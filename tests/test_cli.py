@@ -15,7 +15,7 @@ import yaml
 
 from lightning_mpo import __version__, cli, recipes
 from lightning_mpo.__main__ import main
-from lightning_mpo.errors import UserError
+from lightning_mpo.errors import UserError, user_error
 from lightning_mpo.policies import TinyPolicy
 from tests.test_bad_input import BASE
 
@@ -150,9 +150,9 @@ def test_rollout_is_a_section_with_defaults_and_one_callback(here, parsed, call,
 
 def test_short_class_names_and_appended_callbacks(here, parsed):
     config = parsed("-c", "base.yaml", "--trainer.callbacks+=Watchdog", "--trainer.callbacks.patience=5")
-    assert config["model"]["class_path"] == "lightning_mpo.modules.PolicyOptimization"
+    assert config["model"]["class_path"] == "lightning_mpo.PolicyOptimization"
     objective = config["model"]["init_args"]["objective"]
-    assert objective["reduction"]["class_path"] == "lightning_mpo.reductions.TokenMean"
+    assert objective["reduction"]["class_path"] == "lightning_mpo.TokenMean"
     assert config["data"]["class_path"].endswith(".Arithmetic")
     assert config["rollout"]["rewards"][0]["class_path"].endswith(".ExactAnswer")
     assert [c["class_path"].rsplit(".")[-1] for c in config["trainer"]["callbacks"]] == ["ModelCheckpoint", "Watchdog"]
@@ -226,6 +226,13 @@ def test_resuming_in_a_folder_that_has_a_configuration_and_the_command_line_beat
     assert runs[1].trainer.global_step == 2
     assert runs[1].model.source.counter == 2, "resumed, not begun anew"
     assert yaml.safe_load((here / "run" / "config.yaml").read_text())["model"]["init_args"]["temperature"] == 0.5
+
+
+def test_no_progress_bar_means_none_whatever_a_recipe_has(here, call, runs):
+    bars = {"trainer": {"callbacks": ["RolloutProgressBar"], "enable_progress_bar": False}}
+    write(here / "bars.yaml", bars)
+    assert call("fit", "-c", "base.yaml", "-c", "bars.yaml") == 0
+    assert not any("ProgressBar" in type(callback).__name__ for callback in runs[0].trainer.callbacks)
 
 
 def test_last_finds_the_checkpoint_of_the_same_folder(here, call, runs):
@@ -469,8 +476,8 @@ def test_help_is_quick_and_a_mistake_exits_with_two(tmp_path):
 def test_the_mistake_behind_an_error_is_found():
     mistake, wrapped = UserError("mend this"), ValueError("wrapped")
     wrapped.__cause__ = mistake
-    assert cli._user_error(wrapped) is mistake
+    assert user_error(wrapped) is mistake
     outer = ValueError("raised while another was handled")
     outer.__context__ = wrapped
-    assert cli._user_error(outer) is mistake
-    assert cli._user_error(ValueError("plain")) is None
+    assert user_error(outer) is mistake
+    assert user_error(ValueError("plain")) is None

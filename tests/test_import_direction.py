@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_mpo"
 LAYERS = [
-    ["errors", "checks", "types", "resident", "optimizers"],
+    ["errors", "checks", "quiet", "types", "resident", "optimizers"],
     ["headers", "recipes", "storage"],
     ["functional"],
     ["segmenters"],
@@ -40,6 +40,7 @@ LAYERS = [
     [
         "cli",
         "messages",
+        "objective_files",
         "methods",
         "recipes_command",
         "plan",

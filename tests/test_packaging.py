@@ -65,6 +65,23 @@ def test_malicious_releases_of_lightning_are_excluded():
     assert "2.6.6" in allowed
 
 
+def test_the_oldest_versions_are_admitted_and_as_old_as_the_bounds():
+    """What `make test-oldest` installs."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    lines = subprocess.run(
+        [sys.executable, ROOT / ".ci" / "oldest.py"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    wanted = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+    assert [line.partition("==")[0] for line in lines] == [requirement.name for requirement in wanted]
+    for line, requirement in zip(lines, wanted, strict=True):
+        bound = line.partition("==")[2].removesuffix(".*")
+        assert bound in requirement.specifier, line
+        (lower,) = [part.version for part in requirement.specifier if part.operator == ">="]
+        assert Version(bound) == Version(lower), line
+
+
 def test_every_import_is_a_dependency():
     """A package that is only there by chance is missing in the next environment."""
     import ast

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([path for path in (ROOT / "lightning_mpo").rglob("*.py") if "callbacks" not in path.parts])
 FILES += sorted((ROOT / "callbacks").glob("*.py"))
 FOREIGN = ("torch", "lightning", "transformers", "peft", "jsonargparse", "bitsandbytes", "datasets", "torchmetrics")
-STANDARD = {"_replace", "_exit", "_current_frames"}
-"""Of the standard library, and documented there."""
+STANDARD = {"_replace", "_exit", "_current_frames", "_actions"}
+"""Of the standard library."""
 
 
 def trainer() -> Any:
@@ -70,6 +70,12 @@ def metadata() -> Any:
     return metadata
 
 
+def progress_bar() -> Any:
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    return RichProgressBar
+
+
 def command_line() -> Any:
     from lightning.pytorch.cli import LightningCLI
 
@@ -84,10 +90,13 @@ ATTRIBUTES: dict[str, tuple[str, Callable[[], Any], str]] = {
     "_cdata": ("torch", lambda: torch.zeros(1).untyped_storage(), "_cdata"),
     "_data_fetcher": ("lightning", trainer, "fit_loop._data_fetcher"),
     "_experiment": ("lightning", csv_logger, "_experiment"),
+    "_flush_logs_every_n_steps": ("lightning", csv_logger, "_flush_logs_every_n_steps"),
     "_fs": ("lightning", csv_logger, "_fs"),
     "_get_default_store": ("torch", lambda: torch.distributed, "distributed_c10d._get_default_store"),
+    "_get_train_description": ("lightning", progress_bar, "_get_train_description"),
     "_is_mkldnn_bf16_supported": ("torch", lambda: torch.ops.mkldnn, "_is_mkldnn_bf16_supported"),
     "_is_mkldnn_fp16_supported": ("torch", lambda: torch.ops.mkldnn, "_is_mkldnn_fp16_supported"),
+    "_keys_to_ignore_on_load_unexpected": ("transformers", decoder, "_keys_to_ignore_on_load_unexpected"),
     "_local_scalar_dense": ("torch", lambda: torch.ops.aten, "_local_scalar_dense.default"),
     "_logger_connector": ("lightning", trainer, "_logger_connector.log_metrics"),
     "_no_split_modules": ("transformers", decoder, "_no_split_modules"),
@@ -101,6 +110,7 @@ ATTRIBUTES: dict[str, tuple[str, Callable[[], Any], str]] = {
     "_should_check_val_fx": ("lightning", trainer, "fit_loop.epoch_loop._should_check_val_fx"),
     "_signal_connector": ("lightning", trainer, "_signal_connector.received_sigterm"),
     "_train_time_interval": ("lightning", checkpoint, "_train_time_interval"),
+    "_version": ("lightning", csv_logger, "_version"),
 }
 """By name: the package, something that has it, and the paths from there."""
 

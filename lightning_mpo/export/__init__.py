@@ -15,6 +15,7 @@ from lightning_mpo.export.origin import Origin
 from lightning_mpo.export.usage import usage_of
 from lightning_mpo.export.verify import Check
 from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.quiet import no_loading_bars
 from lightning_mpo.types import PromptBatch
 
 __all__ = ["Check", "Origin", "Sampling", "check_form", "check_target", "export", "part_of"]
@@ -23,6 +24,7 @@ Form = Literal["adapter", "merged", "full"]
 Dtype = Literal["bfloat16", "float32"]
 
 
+@no_loading_bars()
 def export(
     policy: CausalPolicy,
     to: Path,

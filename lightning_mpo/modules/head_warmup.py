@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -17,6 +16,7 @@ from lightning_mpo.functional.actions import window
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
+from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import try_optimizer
 from lightning_mpo.policies.causal import CausalPolicy
@@ -26,7 +26,7 @@ from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import PromptBatch, PromptRow, Rollout, take_rows, to_device, trim_rollout
 
 
-class HeadWarmup(L.LightningModule):
+class HeadWarmup(Stage):
     """Trains the heads of a policy whose trunk stays as it is, bit for bit.
 
         L = (1/M) Σ_n mean_t -log q_n(o_{t+n} | h_t)        (the MTP loss, core-algorithms 1.5 [S])

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,6 +17,7 @@ from lightning_mpo.functional.sharded_rows import whole
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
+from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import try_optimizer
 from lightning_mpo.objective import Objective
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lightning_mpo.modules.source import RolloutSource
 
 
-class PolicyOptimization(L.LightningModule):
+class PolicyOptimization(Stage):
     """Updates a policy on rollouts that the `Rollout` callback provides.
 
     Args:
@@ -125,7 +125,7 @@ class PolicyOptimization(L.LightningModule):
         if self.objective.actions.future and "mtp" in self.policy.cold_parts and self.trainer.ckpt_path is None:
             rank_zero_warn(
                 "`policy.mtp` start untrained, so that the log-ratios of future offsets say little; warm them up with "
-                "`HeadWarmup` first (configs/experiment/quickstart_mtp_warmup.yaml) and give `policy.checkpoint`"
+                "`HeadWarmup` first (-c quickstart_mtp_warmup) and give `policy.checkpoint`"
             )
 
     def configure_optimizers(self) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -15,6 +14,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
+from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import try_optimizer
 from lightning_mpo.policies.base import Policy
@@ -22,7 +22,7 @@ from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.types import PromptRow, to_device
 
 
-class SupervisedWarmup(L.LightningModule):
+class SupervisedWarmup(Stage):
     """Trains a policy to imitate solutions: `-mean log pi(solution token)`, on solution tokens only.
 
     The reinforcement stage takes its checkpoint as `policy.checkpoint`.

@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:
     if not rest:
-        raise UserError("`plan` needs a configuration: lightning-mpo plan -c configs/experiment/….yaml")
+        raise UserError("`plan` needs a configuration: lightning-mpo plan -c quickstart")
     if options.gpu_gib is not None and not options.gpu_gib > CONTEXT:
         raise UserError(f"`--gpu-gib` must be above {CONTEXT:g}, got {options.gpu_gib:g}")
     from lightning_mpo.plan.predict import Planner

@@ -120,16 +120,10 @@ class CausalPolicy(Policy):
         if request.future > offsets:
             raise UserError(
                 f"blocks of {request.future + 1} tokens with `source: mtp` need {request.future} future offsets, but "
-                + (
-                    f"`policy.mtp` has {offsets}"
-                    if offsets
-                    else "the policy has none; give `policy.mtp` (-c configs/model/mtp.yaml)"
-                )
+                + (f"`policy.mtp` has {offsets}" if offsets else "the policy has none; give `policy.mtp` (-c mtp)")
             )
         if request.values and self.critic is None:
-            raise UserError(
-                "`objective.critic` needs `policy.critic`: give `ValueHead`, say (configs/model/critic.yaml)"
-            )
+            raise UserError("`objective.critic` needs `policy.critic`: give `ValueHead`, say (-c critic)")
         if self.lora is None and self.dtype != torch.float32:
             raise UserError(
                 "`policy.dtype: bfloat16` without LoRA trains bfloat16 weights, in which updates round away; set "
@@ -156,7 +150,7 @@ class CausalPolicy(Policy):
         if isinstance(self.critic, SeparateCritic):
             raise UserError(
                 "`SeparateCritic` trains a copy of the trunk and `policy.quantization` leaves none that can be trained; "
-                "use `ValueHead` (configs/model/critic.yaml)"
+                "use `ValueHead` (-c critic)"
             )
 
     # --- weights --------------------------------------------------------------------------------------------------

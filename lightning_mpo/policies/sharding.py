@@ -49,7 +49,7 @@ def build_in_shards(
     if policy.lora is not None:
         raise UserError(
             "FSDP2 is for full fine-tuning, and `policy.lora` trains next to nothing of what it would shard; use "
-            "`trainer.strategy: ddp` (configs/hardware/ddp.yaml), or leave `lora` out"
+            "`trainer.strategy: ddp` (-c ddp), or leave `lora` out"
         )
     decoder_layers(policy.outline_network().get_decoder())  # refuses before anything is loaded
     _agree(lambda: policy.build(device=torch.device("cpu"), reference=False) if dist.get_rank() == 0 else None)
