@@ -63,7 +63,15 @@ if TYPE_CHECKING:
         ValueHead,
     )
     from lightning_mpo.reductions import ConstantLength, Reduction, SequenceMean, TokenMean
-    from lightning_mpo.rewards import Completion, ExactAnswer, Finished, MathAnswer, OverlongPenalty, Reward
+    from lightning_mpo.rewards import (
+        Completion,
+        ExactAnswer,
+        Finished,
+        FunctionReward,
+        MathAnswer,
+        OverlongPenalty,
+        Reward,
+    )
     from lightning_mpo.rollout import DynamicSampling, LocalSampler, PrefixReplay, Sampler
     from lightning_mpo.segmenters import DelimiterSegmenter, EntropySegmenter, Segmenter
     from lightning_mpo.selection import AllTokens, HighEntropyTokens, SampledTokens, Selection
@@ -104,7 +112,7 @@ _NAMES = {
         "SequentialHeads TinyPolicy ValueHead"
     ),
     "reductions": "ConstantLength Reduction SequenceMean TokenMean",
-    "rewards": "Completion ExactAnswer Finished MathAnswer OverlongPenalty Reward",
+    "rewards": "Completion ExactAnswer Finished FunctionReward MathAnswer OverlongPenalty Reward",
     "rollout": "DynamicSampling LocalSampler PrefixReplay Sampler",
     "segmenters": "DelimiterSegmenter EntropySegmenter Segmenter",
     "selection": "AllTokens HighEntropyTokens SampledTokens Selection",
@@ -144,6 +152,7 @@ __all__ = [
     "Export",
     "Finished",
     "FullVocabulary",
+    "FunctionReward",
     "FutureShare",
     "GeneralizedAdvantage",
     "GeometricDecay",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,30 +37,39 @@ def read_folder(folder: Path) -> list[Method]:
     return [read(path) for path in paths]
 
 
-def table(methods: Sequence[Method]) -> str:
-    """Return the methods as a table of Markdown, and below it what goes without saying and what the tags mean."""
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *_rows(methods)]
+def table(methods: Sequence[Method], page: Path | None = None) -> str:
+    """Return the methods as a table of Markdown, and below it what goes without saying and what the tags mean.
+
+    Args:
+        methods: the rows.
+        page: the file that the table is for, which links are relative to; None: the repository's root.
+    """
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *_rows(methods, page)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([*lines, "", _note(methods)]) + "\n"
 
 
-def _rows(methods: Sequence[Method]) -> Iterator[tuple[str, ...]]:
+def _rows(methods: Sequence[Method], page: Path | None = None) -> Iterator[tuple[str, ...]]:
     plain = _plain(methods)
     for method in methods:
         said = [_choice(axis, value) for axis, value in method.choices.items() if value != plain.get(axis)]
         paper = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", method.header["paper"])
         yield (
-            f"[{method.path.stem}]({_link(method.path)}): {paper}",
+            f"[{method.path.stem}]({_link(method.path, page)}): {paper}",
             ", ".join(f"`{choice}`" for choice in said),
             method.header["values"],
             method.header["confidence"],
         )
 
 
-def _link(path: Path) -> str:
-    """Return where a file is, as in the repository for those of the package."""
-    inside = path.is_relative_to(recipes.FOLDER)
-    return (Path("configs") / path.relative_to(recipes.FOLDER) if inside else path).as_posix()
+def _link(path: Path, page: Path | None) -> str:
+    """Return where a file is: one of the package's in the repository, from the page if that is there as well."""
+    if not path.is_relative_to(recipes.FOLDER):
+        return path.as_posix()
+    root, inside = recipes.FOLDER.resolve().parent, Path("configs") / path.relative_to(recipes.FOLDER)
+    if page is None or not page.resolve().is_relative_to(root):
+        return inside.as_posix()
+    return Path(os.path.relpath(root / inside, page.resolve().parent)).as_posix()
 
 
 def _note(methods: Sequence[Method]) -> str:
@@ -147,7 +157,7 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(f"`methods` does not take {rest[0]!r}; it takes --configs DIR and --readme FILE")
         methods = read_folder(options.configs)
         if options.readme is not None:
-            refresh(options.readme, table(methods))
+            refresh(options.readme, table(methods, options.readme))
         elif sys.stdout.isatty():
             _show(methods)
         else:

@@ -110,7 +110,7 @@ def test_an_experiment_is_whole(build, path):
     assert set(wanted) <= built
     assert data is not None
     command = next((line for line in path.read_text().splitlines() if "lightning-mpo fit -c" in line), None)
-    assert command is None or f"configs/experiment/{path.name}" in command
+    assert command is None or f"-c {path.stem}" in command
 
 
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
@@ -236,11 +236,10 @@ def test_an_algorithm_is_the_one_it_says(build, path):
 
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
 def test_an_algorithm_names_the_overlays_without_which_it_is_refused(build, path):
-    overlays = re.findall(r"-c (configs/model/\w+\.yaml)", path.read_text())
+    overlays = re.findall(r"-c (\w+)", path.read_text())
+    assert all(recipes.find(overlay).parent.name == "model" for overlay in overlays)
     for count in range(len(overlays) + 1):
-        model, _, _ = build(
-            "-c", "base.yaml", "-c", path, *sum((["-c", CONFIGS.parent / o] for o in overlays[:count]), [])
-        )
+        model, _, _ = build("-c", "base.yaml", "-c", path, *sum((["-c", o] for o in overlays[:count]), []))
         with contextlib.nullcontext() if count == len(overlays) else pytest.raises(UserError, match="needs? "):
             model.policy.check(model.objective.request)
 

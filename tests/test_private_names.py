@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([path for path in (ROOT / "lightning_mpo").rglob("*.py") if "callbacks" not in path.parts])
 FILES += sorted((ROOT / "callbacks").glob("*.py"))
 FOREIGN = ("torch", "lightning", "transformers", "peft", "jsonargparse", "bitsandbytes", "datasets", "torchmetrics")
-STANDARD = {"_replace", "_exit", "_current_frames", "_actions"}
+STANDARD = {"_replace", "_exit", "_current_frames", "_actions", "_asdict"}
 """Of the standard library."""
 
 
