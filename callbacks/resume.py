@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -20,6 +21,10 @@ from lightning_mpo.modules.random_state import random_state, restore_random_stat
 from lightning_mpo.modules.resume import gather_ranks, place
 from lightning_mpo.modules.saving import check_folders, save_whole
 from lightning_mpo.modules.source import RolloutCallback
+
+
+SAVED = ("_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_until_validation")
+"""What `ModelCheckpoint` knows of its saves and leaves out of checkpoints."""
 
 
 class ExactResume(RolloutCallback):
@@ -53,9 +58,9 @@ class ExactResume(RolloutCallback):
             check_folders(folders(trainer))
         for logger in _csv_loggers(trainer) if stage != "fit" else ():
             logger.experiment.set_aside(str(getattr(stage, "value", stage)))
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
-                callback.on_train_batch_end = _behind_updates(callback.on_train_batch_end)  # type: ignore[method-assign]
+        for callback in _model_checkpoints(trainer):
+            callback.on_train_batch_end = _behind_updates(callback.on_train_batch_end)  # type: ignore[method-assign]
+            callback._save_checkpoint = partial(_save_marked, callback, callback._save_checkpoint)  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._configured = configured(trainer)
@@ -74,6 +79,10 @@ class ExactResume(RolloutCallback):
             "ranks": gather_ranks({"random": random_state()}),
             "rows": [logger.experiment.mark() for logger in _csv_loggers(trainer)],
             "metrics": _plain(trainer.callback_metrics),
+            "saved": {
+                callback.state_key: {name: getattr(callback, name) for name in SAVED}
+                for callback in _model_checkpoints(trainer)
+            },
         }
         loop = trainer.fit_loop.epoch_loop
         state["within_update"] = loop._should_accumulate()
@@ -107,6 +116,9 @@ class ExactResume(RolloutCallback):
             return
         self._say_what_changed(trainer, loaded)
         self._rewind(trainer, loaded["rows"])
+        for callback in _model_checkpoints(trainer):
+            for name, value in loaded.get("saved", {}).get(callback.state_key, {}).items():
+                setattr(callback, name, value)
         ranks, (rank, world) = loaded["ranks"], place()
         if len(ranks) == world:
             restore_random_state(ranks[rank]["random"])
@@ -180,8 +192,22 @@ def settings(trainer: L.Trainer) -> dict[str, Any]:
     return found
 
 
+def _model_checkpoints(trainer: L.Trainer) -> list[ModelCheckpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def _save_marked(callback: ModelCheckpoint, save: Callable[..., None], trainer: L.Trainer, filepath: str) -> None:
+    """Save with the mark that this step is saved, which Lightning sets behind the save: a resumed run needs it."""
+    callback._last_global_step_saved, callback._last_checkpoint_saved = trainer.global_step, filepath
+    save(trainer, filepath)
+
+
 def _behind_updates(hook: Callable[..., None]) -> Callable[..., None]:
-    """Let a save that the clock asks for wait for the end of an update: gradients are in no checkpoint."""
+    """Let a save wait for the end of an update, as gradients are in no checkpoint.
+
+    The clock may ask for one within an update. So does Lightning at the first micro-batch of a resumed run: it has
+    forgotten that the step is saved.
+    """
 
     def on_train_batch_end(trainer: L.Trainer, *arguments: Any) -> None:
         if not trainer.fit_loop._should_accumulate():

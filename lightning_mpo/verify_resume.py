@@ -3,20 +3,47 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import random
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_mpo.errors import UserError
 
 if TYPE_CHECKING:
     from lightning_mpo.callbacks import KillAt
 
-DROPPED = ("ModelCheckpoint", "Report", "RolloutProgressBar", "TQDMProgressBar", "RichProgressBar")
-"""Callbacks that a verification leaves out: it saves by itself, and the others take time or a terminal."""
+DROPPED = ("RolloutProgressBar", "TQDMProgressBar", "RichProgressBar")
+"""Callbacks that a verification leaves out: they need a terminal."""
+EVENTS = "events.json"
+"""Written by the undisturbed run: how many events of each kind it had."""
+MOST = 3
+"""Kills of one run, at most."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a run dies.
+
+    Args:
+        phase: an event of `KillAt`; "time": a share of the undisturbed run's seconds.
+        at: which event, from 1; with "time", the seconds.
+    """
+
+    phase: str
+    at: float
+
+    def __str__(self) -> str:
+        return f"time:{self.at:.2f}s" if self.phase == "time" else f"{self.phase}:{self.at:.0f}"
 
 
 def main(arguments: list[str]) -> int:
@@ -30,9 +57,15 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--updates", type=int, default=6, help="updates of a run (default: 6)")
     parser.add_argument("--kill", metavar="PHASE:N", help="the event to die at (default: the update behind the middle)")
+    parser.add_argument("--kills", type=int, help="kill this often, at random events and times, up to 3 times a run")
+    parser.add_argument("--seed", type=int, default=0, help="of the random kills (default: 0)")
     parser.add_argument("--folder", help="where the runs go (default: a temporary folder)")
     options, rest = parser.parse_known_args(arguments)
     try:
+        if options.kills is not None:
+            if options.kill:
+                raise UserError("`--kill` names one event and `--kills` draws them at random: give one of the two")
+            return verify_often(rest, options.updates, options.kills, options.seed, options.folder)
         return verify(rest, options.updates, options.kill or f"update:{options.updates // 2 + 1}", options.folder)
     except UserError as error:
         print(f"lightning-mpo: {error}", file=sys.stderr)
@@ -45,21 +78,18 @@ def verify(arguments: list[str], updates: int, kill: str, folder: str | None) ->
     Raises:
         UserError: the kill is no event of the run, or a run fails.
     """
-    if updates < 2:
-        raise UserError(f"`--updates` must be at least 2, got {updates}")
+    check_updates(updates)
     killer(kill)
-    made = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="verify-resume-"))
-    whole, killed = made / "whole", made / "killed"
-    for run in (whole, killed):
-        if run.exists():
-            raise UserError(f"`--folder` {str(made)!r} holds runs of a verification before: give another one")
-        run.mkdir(parents=True)
-    _run("undisturbed", whole, "none", updates, arguments)
-    _run("killed", killed, kill, updates, arguments)
-    _run("continued", killed, "none", updates, arguments)
+    made = _new_folder(folder, "whole", "killed")
+    with Runs(arguments, updates) as runs:
+        runs.run("undisturbed", made / "whole")
+        phase, _, count = kill.partition(":")
+        if not runs.run("killed", made / "killed", Kill(phase, int(count))):
+            raise UserError(f"the run ended before the kill at {kill!r}: give a smaller number, or more `--updates`")
+        runs.run("continued", made / "killed")
     from lightning_mpo.modules.comparison import compare_runs
 
-    found = compare_runs(whole, killed)
+    found = compare_runs(made / "whole", made / "killed")
     width = max(len(part.part) for part in found)
     for part in found:
         print(f"{part.part:{width}s}  {part.count:6d} values  {'differs' if part.difference else 'bit for bit'}")
@@ -68,22 +98,172 @@ def verify(arguments: list[str], updates: int, kill: str, folder: str | None) ->
     return int(first is not None)
 
 
-def _run(name: str, folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
-    """Run once, with the output in a file; die or finish as is expected."""
-    command = [sys.executable, "-m", "lightning_mpo.verify_resume", str(folder), kill, str(updates), *arguments]
-    log, started = Path(f"{folder}-{name}.log"), time.perf_counter()
-    with log.open("w") as file:
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-    if status == 0 and kill != "none":
-        raise UserError(f"the run ended before the kill at {kill!r}: give a smaller number, or more `--updates`")
-    if status == 2:  # the run has said it in one line
-        raise UserError(log.read_text().strip().rsplit("lightning-mpo: ", 1)[-1].splitlines()[0])
-    if status != (0 if kill == "none" else -9):
-        raise UserError(f"the {name} run failed with exit code {status}; its output is in {log}")
-    print(
-        f"{name:11s}  {updates} updates, {time.perf_counter() - started:.0f} s"
-        + ("" if kill == "none" else f", {kill}")
-    )
+def verify_often(arguments: list[str], updates: int, kills: int, seed: int, folder: str | None) -> int:
+    """Kill runs at random events and times until that many kills have happened; compare each with the undisturbed one.
+
+    Raises:
+        UserError: there is nothing to kill, or a run fails.
+    """
+    check_updates(updates)
+    if kills < 1:
+        raise UserError(f"`--kills` must be at least 1, got {kills}")
+    made = _new_folder(folder, "whole")
+    draw, left, bad, trial = random.Random(seed), kills, 0, 0
+    with Runs(arguments, updates) as runs:
+        runs.run("undisturbed", made / "whole")
+        from lightning_mpo.modules.comparison import compare_runs
+
+        while left:
+            trial += 1
+            run, done = made / f"killed-{trial}", []
+            for kill in draw_kills(draw, min(left, draw.randint(1, MOST)), runs.events(made / "whole"), runs.seconds):
+                if not runs.run("killed", run, kill, quiet=True):
+                    break
+                done.append(kill)
+            else:
+                runs.run("continued", run, quiet=True)
+            left -= len(done)
+            first = next((part.difference for part in compare_runs(made / "whole", run) if part.difference), None)
+            bad += first is not None
+            print(f"run {trial:3d}  {', '.join(map(str, done)) or 'no kill':40s}  {first or 'bit for bit'}", flush=True)
+    print(f"{kills} kills in {trial} runs: " + (f"{bad} runs differ" if bad else "all went on bit for bit"))
+    return int(bad > 0)
+
+
+def draw_kills(draw: random.Random, count: int, events: dict[str, int], seconds: float) -> list[Kill]:
+    """Return that many kills of one run, each in about its part of the run that is left."""
+    phases = [*(phase for phase, n in events.items() if n), "time"]
+    found = []
+    for i in range(count):
+        phase, share = draw.choice(phases), 1 / (count - i)
+        if phase == "time":
+            found.append(Kill(phase, draw.uniform(0.0, seconds * share)))
+        else:
+            found.append(Kill(phase, draw.randint(1, max(1, round(events[phase] * share / (i + 1))))))
+    return found
+
+
+def check_updates(updates: int) -> None:
+    """Refuse a run in which nothing is left behind a kill."""
+    if updates < 2:
+        raise UserError(f"`--updates` must be at least 2, got {updates}")
+
+
+def _new_folder(folder: str | None, *names: str) -> Path:
+    made = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="verify-resume-"))
+    if any((made / name).exists() for name in names):
+        raise UserError(f"`--folder` {str(made)!r} holds runs of a verification before: give another one")
+    made.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+class Runs:
+    """Runs of a configuration, each a fork of one process that has imported everything.
+
+    Args:
+        arguments: of the command line.
+        updates: of a run.
+    """
+
+    def __init__(self, arguments: list[str], updates: int) -> None:
+        self.arguments, self.updates = arguments, updates
+        self.seconds = 0.0
+        """Of the undisturbed run."""
+        self._server: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Runs:
+        command = [sys.executable, "-m", "lightning_mpo.verify_resume", "--serve"]
+        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.communicate()
+
+    def run(self, name: str, folder: Path, kill: Kill | None = None, quiet: bool = False) -> bool:
+        """Run once, with the output in a file; return whether it was killed.
+
+        Raises:
+            UserError: it failed.
+        """
+        folder.mkdir(exist_ok=True)
+        log = Path(f"{folder}-{name}.log")
+        timed = kill is not None and kill.phase == "time"
+        status, seconds = self._ask(
+            {
+                "arguments": [str(folder), "none" if kill is None or timed else str(kill), str(self.updates)]
+                + self.arguments,
+                "log": str(log),
+                "seconds": kill.at if kill is not None and timed else None,
+            }
+        )
+        if status == 2:  # the run has said it in one line
+            raise UserError(log.read_text().strip().rsplit("lightning-mpo: ", 1)[-1].splitlines()[0])
+        killed = kill is not None and status == -signal.SIGKILL
+        if status and not killed:
+            raise UserError(f"the {name} run failed with exit code {status}; its output is in {log}")
+        self.seconds = self.seconds or seconds
+        if not quiet:
+            print(f"{name:11s}  {self.updates} updates, {seconds:.0f} s" + (f", {kill}" if kill else ""), flush=True)
+        return killed
+
+    def events(self, folder: Path) -> dict[str, int]:
+        """Return how many events of each kind the undisturbed run had."""
+        found: dict[str, int] = json.loads((folder / EVENTS).read_text())
+        return found
+
+    def _ask(self, job: dict[str, Any]) -> tuple[int, float]:
+        server = self._server
+        assert server is not None and server.stdin is not None and server.stdout is not None
+        try:
+            server.stdin.write(json.dumps(job) + "\n")
+            server.stdin.flush()
+            status, seconds = server.stdout.readline().split()
+            return int(status), float(seconds)
+        except (OSError, ValueError) as error:
+            raise UserError("the process that runs are forked from has ended; its output is above") from error
+
+
+# --- in the process that runs are forked from ---------------------------------------------------------------------------
+
+
+def serve() -> int:
+    """Fork a run for each line of the standard input; write its exit status, negative for a signal, and its seconds."""
+    from lightning_mpo import cli  # noqa: F401  imported once
+
+    for line in sys.stdin:
+        job, started = json.loads(line), time.perf_counter()
+        run = os.fork()
+        if not run:
+            os._exit(_forked(job))
+        timer = threading.Timer(job["seconds"], os.kill, (run, signal.SIGKILL)) if job["seconds"] is not None else None
+        if timer is not None:
+            timer.start()
+        status = os.waitstatus_to_exitcode(os.waitpid(run, 0)[1])
+        if timer is not None:
+            timer.cancel()
+            timer.join()
+        print(status, time.perf_counter() - started, flush=True)
+    return 0
+
+
+def _forked(job: dict[str, Any]) -> int:
+    """Run with the output in a file."""
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv[1:] = job["arguments"]  # also of the processes that a strategy starts
+    try:
+        status = child()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
 
 
 def child() -> int:
@@ -100,6 +280,7 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
 
     from lightning_mpo import cli
     from lightning_mpo.callbacks import ExactResume, PromptOrder
+    from lightning_mpo.callbacks.kill import CountEvents
     from lightning_mpo.storage import locate
 
     class VerifyCLI(cli.CLI):
@@ -114,6 +295,9 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
             place = Namespace(save_dir=str(folder), name="", version="")
             trainer["logger"] = [Namespace(class_path="lightning_mpo.callbacks.MetricsCSV", init_args=place)]
             kept = [c for c in trainer["callbacks"] or [] if c["class_path"].rsplit(".", 1)[-1] not in DROPPED]
+            for i, callback in enumerate(kept):
+                if callback["class_path"].rsplit(".", 1)[-1] == "ModelCheckpoint":  # beside the verification's
+                    callback["init_args"]["dirpath"] = str(folder / f"checkpoints-{i}")
             trainer["callbacks"] = kept
             trainer["enable_progress_bar"] = trainer["enable_model_summary"] = False
             if trainer["limit_val_batches"] != 0:
@@ -123,14 +307,16 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
     save = ModelCheckpoint(
         folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=1, enable_version_counter=False
     )
-    own = [PromptOrder(), ExactResume(), *([killer(kill)] if kill != "none" else []), save]
+    last = folder / "checkpoints" / "last.ckpt"
+    fresh = not locate(last).exists()
+    die = killer(kill) if kill != "none" else CountEvents(folder / EVENTS)
+    own = [PromptOrder(), ExactResume(), die, save]
     made = VerifyCLI(
         **cli.OPTIONS
         | {"trainer_defaults": {"callbacks": own}, "save_config_callback": None, "run": False}
         | {"args": [*arguments, "--trainer.max_steps", str(updates)]}
     )
-    last = folder / "checkpoints" / "last.ckpt"
-    made.trainer.fit(made.model, datamodule=made.datamodule, ckpt_path=str(last) if locate(last).exists() else None)
+    made.trainer.fit(made.model, datamodule=made.datamodule, ckpt_path=None if fresh else str(last))
 
 
 def killer(kill: str) -> KillAt:
@@ -143,10 +329,15 @@ def killer(kill: str) -> KillAt:
     from lightning_mpo.callbacks.kill import PHASES
 
     phase, _, count = kill.partition(":")
-    if phase not in PHASES or not count.isdigit() or int(count) < 1:
+    if phase not in PHASES or not (count.isascii() and count.isdigit()) or int(count) < 1:
         raise UserError(f"`--kill` must be one of {', '.join(PHASES)} and a number, such as update:4, got {kill!r}")
     return KillAt(phase, int(count))
 
 
+def start(arguments: Sequence[str]) -> int:
+    """Serve, or be one run."""
+    return serve() if list(arguments) == ["--serve"] else child()
+
+
 if __name__ == "__main__":
-    sys.exit(child())
+    sys.exit(start(sys.argv[1:]))
