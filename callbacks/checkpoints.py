@@ -13,11 +13,19 @@ from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.identity import check_identity, identity
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.run_options import differences, run_options
 from lightning_mpo.modules.saving import check_folders
 from lightning_mpo.storage import find, locate, read_checkpoint
 
 
-def check_content(trainer: L.Trainer, own: dict[str, Any], path: Any, content: dict[str, Any], stage: str) -> None:
+def check_content(
+    trainer: L.Trainer,
+    own: dict[str, Any],
+    path: Any,
+    content: dict[str, Any],
+    stage: str,
+    options: dict[str, Any] | None = None,
+) -> None:
     """Refuse a checkpoint that this run cannot go on from, in one line.
 
     Args:
@@ -26,14 +34,21 @@ def check_content(trainer: L.Trainer, own: dict[str, Any], path: Any, content: d
         path: of the checkpoint.
         content: what was read from it.
         stage: "fit", where the algorithm and the number of processes count too.
+        options: those of the run (`run_options`), where they are to be compared.
 
     Raises:
         UserError: what differs, and the way out.
     """
+    if stage == "fit" and "callbacks" not in content:
+        raise UserError(
+            f"the checkpoint {path} holds weights alone, as `save_weights_only: true` writes them, and no run can go on "
+            "from it: for a new one from these weights give `policy.checkpoint` instead of `--ckpt_path`"
+        )
     state = content.get("callbacks", {}).get("ExactResume")
     if state is None:
         return
-    check_identity(path, state["identity"], own, algorithm=stage == "fit")
+    apart = differences(state["options"], options, "refused") if options and "options" in state else []
+    check_identity(path, state["identity"], own, algorithm=stage == "fit", options=apart)
     saved, now = len(state["ranks"]), trainer.world_size
     if stage == "fit" and saved != now:
         raise UserError(
@@ -42,7 +57,9 @@ def check_content(trainer: L.Trainer, own: dict[str, Any], path: Any, content: d
         )
 
 
-def settle_checkpoint(trainer: L.Trainer, module: L.LightningModule, wanted: str | None, *, stage: str) -> str | None:
+def settle_checkpoint(
+    trainer: L.Trainer, module: L.LightningModule, wanted: str | None, *, stage: str, data: Any = None
+) -> str | None:
     """Return the checkpoint to go on from, checked, or None to begin afresh; say which it is.
 
     Args:
@@ -51,6 +68,7 @@ def settle_checkpoint(trainer: L.Trainer, module: L.LightningModule, wanted: str
         wanted: a path, "last" (the newest `last*.ckpt` in the folders of the checkpoints), another name that Lightning
             knows, or None.
         stage: the verb.
+        data: the data module, whose rows are read to be compared.
 
     Raises:
         UserError: the checkpoint is damaged or of another run, there is none to evaluate, or a folder cannot be written.
@@ -75,7 +93,8 @@ def settle_checkpoint(trainer: L.Trainer, module: L.LightningModule, wanted: str
         if wanted != "last" or not others:
             raise
         raise UserError(f"{error}; there is also {max(others, key=lambda other: other.stat().st_mtime)}") from error
-    check_content(trainer, run_identity(trainer, module), path, content, stage)
+    options = run_options(trainer, module, data) if stage == "fit" and data is not None else None
+    check_content(trainer, run_identity(trainer, module), path, content, stage, options)
     if stage == "fit":
         rank_zero_info(f"resume     from {path}, update {content['global_step']}")
     return str(path)

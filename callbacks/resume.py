@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,15 +12,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.callbacks.checkpoints import check_content, folders, run_identity
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
-from lightning_mpo.callbacks.reference import ReferenceUpdate
-from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.modules.configured import check_kinds, configuration_wins, configured
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.random_state import random_state, restore_random_state
 from lightning_mpo.modules.resume import gather_ranks, place
+from lightning_mpo.modules.run_options import changed_callbacks, differences, run_options, shown
 from lightning_mpo.modules.saving import check_folders, save_whole
 from lightning_mpo.modules.source import RolloutCallback
-
 
 SAVED = ("_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_until_validation")
 """What `ModelCheckpoint` knows of its saves and leaves out of checkpoints."""
@@ -44,14 +41,17 @@ class ExactResume(RolloutCallback):
         self._trainer: L.Trainer | None = None
         self._limit: int | None = None
         self._identity: dict[str, Any] = {}
+        self._options: dict[str, Any] = {}
         self._configured: dict[str, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._trainer = trainer
         self._identity = run_identity(trainer, pl_module)
+        if stage == "fit":
+            self._options = run_options(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         save_whole(
             trainer.strategy,
-            lambda path, content: check_content(trainer, self._identity, path, content, stage),
+            lambda path, content: check_content(trainer, self._identity, path, content, stage, self._options),
             "all" if stage == "fit" else "weights",
         )
         if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -75,7 +75,8 @@ class ExactResume(RolloutCallback):
         state: dict[str, Any] = {
             "identity": self._identity,
             "configured": self._configured,
-            "settings": settings(trainer),
+            "options": self._options,
+            "callbacks": [type(callback).__name__ for callback in trainer.callbacks],  # type: ignore[attr-defined]
             "ranks": gather_ranks({"random": random_state()}),
             "rows": [logger.experiment.mark() for logger in _csv_loggers(trainer)],
             "metrics": _plain(trainer.callback_metrics),
@@ -134,12 +135,12 @@ class ExactResume(RolloutCallback):
 
     def _say_what_changed(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
         lines = configuration_wins(trainer, loaded["configured"], self._configured)
-        before, now = loaded["settings"], settings(trainer)
-        lines += [
-            f"{name} was {before[name]} and is {now.get(name)}" for name in before if before[name] != now.get(name)
-        ]
+        apart = differences(loaded.get("options", self._options), self._options, "told")
+        lines += [f"{shown(name)} was {before} and is {now}" for name, before, now in apart]
         for line in lines:
             rank_zero_info(f"resume     {line}: the configuration wins")
+        for line in changed_callbacks(loaded["callbacks"], trainer) if "callbacks" in loaded else ():
+            rank_zero_info(f"resume     {line}")
         if loaded["within_update"]:
             rank_zero_warn("the checkpoint was saved in the middle of an update, whose gradients are lost: not exact")
 
@@ -177,19 +178,6 @@ class ExactResume(RolloutCallback):
         if self._random is not None:
             restore_random_state(self._random)
             self._random = None
-
-
-def settings(trainer: L.Trainer) -> dict[str, Any]:
-    """Return options that may change within a run; one that does is no longer the run that it was."""
-    found: dict[str, Any] = {"seed_everything": os.environ.get("PL_GLOBAL_SEED")}
-    for name, owner in (("model", trainer.lightning_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
-        found |= {f"{name}.{key}": getattr(owner, key) for key in ("temperature", "seed") if hasattr(owner, key)}
-    for source in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(source, Rollout):
-            found |= {"rollout.seed": source.seed, "rollout.max_new_tokens": source.max_new_tokens}
-        if isinstance(source, ReferenceUpdate):
-            found |= {"ReferenceUpdate.every": source.every, "ReferenceUpdate.mixup": source.mixup}
-    return found
 
 
 def _model_checkpoints(trainer: L.Trainer) -> list[ModelCheckpoint]:

@@ -139,7 +139,7 @@ class CLI(LightningCLI):
         """Find `last`, and refuse a checkpoint that the run cannot go on from, before a model is loaded for it."""
         options = self.config_init[self.subcommand]
         options["ckpt_path"] = settle_checkpoint(
-            self.trainer, self.model, options.get("ckpt_path"), stage=str(self.subcommand)
+            self.trainer, self.model, options.get("ckpt_path"), stage=str(self.subcommand), data=self.datamodule
         )
         if options["ckpt_path"] is not None:  # a run that goes on writes where it wrote before
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

@@ -65,7 +65,12 @@ def main(arguments: list[str]) -> int:
         if options.kills is not None:
             if options.kill:
                 raise UserError("`--kill` names one event and `--kills` draws them at random: give one of the two")
-            return verify_often(rest, options.updates, options.kills, options.seed, options.folder)
+            check_updates(options.updates)
+            if options.kills < 1:
+                raise UserError(f"`--kills` must be at least 1, got {options.kills}")
+            made = _new_folder(options.folder, "whole")
+            with Runs(rest, options.updates) as runs:
+                return verify_often(runs, options.kills, options.seed, made)
         return verify(rest, options.updates, options.kill or f"update:{options.updates // 2 + 1}", options.folder)
     except UserError as error:
         print(f"lightning-mpo: {error}", file=sys.stderr)
@@ -87,6 +92,11 @@ def verify(arguments: list[str], updates: int, kill: str, folder: str | None) ->
         if not runs.run("killed", made / "killed", Kill(phase, int(count))):
             raise UserError(f"the run ended before the kill at {kill!r}: give a smaller number, or more `--updates`")
         runs.run("continued", made / "killed")
+        return report(runs, made, kill)
+
+
+def report(runs: Runs, made: Path, kill: str) -> int:
+    """Print what was compared after one kill; return 1 where something differs."""
     from lightning_mpo.modules.comparison import compare_runs
 
     found = compare_runs(made / "whole", made / "killed")
@@ -95,37 +105,59 @@ def verify(arguments: list[str], updates: int, kill: str, folder: str | None) ->
         print(f"{part.part:{width}s}  {part.count:6d} values  {'differs' if part.difference else 'bit for bit'}")
     first = next((part.difference for part in found if part.difference), None)
     print(f"first difference: {first}" if first else f"a run killed at {kill} goes on as if it had not been")
+    if first:
+        explain(runs, made)
     return int(first is not None)
 
 
-def verify_often(arguments: list[str], updates: int, kills: int, seed: int, folder: str | None) -> int:
+def explain(runs: Runs, made: Path) -> None:
+    """Say whether the run repeats itself at all: what differs without a kill is no matter of the resume."""
+    from lightning_mpo.modules.comparison import compare_runs
+
+    runs.run("again", made / "again", quiet=True)
+    first = next((part.difference for part in compare_runs(made / "whole", made / "again") if part.difference), None)
+    print(
+        f"two undisturbed runs differ as well ({first}): look for a reward or a kernel that does not repeat itself; "
+        "OMP_NUM_THREADS=1 or MKL_CBWR=COMPATIBLE may help"
+        if first
+        else "two undisturbed runs are the same bit for bit: the difference comes from the resume"
+    )
+
+
+def verify_often(runs: Runs, kills: int, seed: int, folder: Path) -> int:
     """Kill runs at random events and times until that many kills have happened; compare each with the undisturbed one.
 
-    Raises:
-        UserError: there is nothing to kill, or a run fails.
-    """
-    check_updates(updates)
-    if kills < 1:
-        raise UserError(f"`--kills` must be at least 1, got {kills}")
-    made = _new_folder(folder, "whole")
-    draw, left, bad, trial = random.Random(seed), kills, 0, 0
-    with Runs(arguments, updates) as runs:
-        runs.run("undisturbed", made / "whole")
-        from lightning_mpo.modules.comparison import compare_runs
+    Args:
+        runs: of the configuration.
+        kills: to make.
+        seed: of what is drawn.
+        folder: where the runs go.
 
-        while left:
-            trial += 1
-            run, done = made / f"killed-{trial}", []
-            for kill in draw_kills(draw, min(left, draw.randint(1, MOST)), runs.events(made / "whole"), runs.seconds):
-                if not runs.run("killed", run, kill, quiet=True):
-                    break
-                done.append(kill)
-            else:
-                runs.run("continued", run, quiet=True)
-            left -= len(done)
-            first = next((part.difference for part in compare_runs(made / "whole", run) if part.difference), None)
-            bad += first is not None
-            print(f"run {trial:3d}  {', '.join(map(str, done)) or 'no kill':40s}  {first or 'bit for bit'}", flush=True)
+    Returns:
+        1 where something differs.
+
+    Raises:
+        UserError: a run fails.
+    """
+    draw, left, bad, trial = random.Random(seed), kills, 0, 0
+    runs.run("undisturbed", folder / "whole")
+    from lightning_mpo.modules.comparison import compare_runs
+
+    while left:
+        trial += 1
+        run, done = folder / f"killed-{trial}", []
+        for kill in draw_kills(draw, min(left, draw.randint(1, MOST)), runs.events(folder / "whole"), runs.seconds):
+            if not runs.run("killed", run, kill, quiet=True):
+                break
+            done.append(kill)
+        else:
+            runs.run("continued", run, quiet=True)
+        left -= len(done)
+        first = next((part.difference for part in compare_runs(folder / "whole", run) if part.difference), None)
+        bad += first is not None
+        print(f"run {trial:3d}  {', '.join(map(str, done)) or 'no kill':40s}  {first or 'bit for bit'}", flush=True)
+    if bad:
+        explain(runs, folder)
     print(f"{kills} kills in {trial} runs: " + (f"{bad} runs differ" if bad else "all went on bit for bit"))
     return int(bad > 0)
 
@@ -189,10 +221,10 @@ class Runs:
         folder.mkdir(exist_ok=True)
         log = Path(f"{folder}-{name}.log")
         timed = kill is not None and kill.phase == "time"
+        event = "none" if kill is None or timed else str(kill)
         status, seconds = self._ask(
             {
-                "arguments": [str(folder), "none" if kill is None or timed else str(kill), str(self.updates)]
-                + self.arguments,
+                "arguments": [str(folder), event, str(self.updates), *self.arguments],
                 "log": str(log),
                 "seconds": kill.at if kill is not None and timed else None,
             }
@@ -214,7 +246,9 @@ class Runs:
 
     def _ask(self, job: dict[str, Any]) -> tuple[int, float]:
         server = self._server
-        assert server is not None and server.stdin is not None and server.stdout is not None
+        assert server is not None
+        assert server.stdin is not None
+        assert server.stdout is not None
         try:
             server.stdin.write(json.dumps(job) + "\n")
             server.stdin.flush()

@@ -20,6 +20,7 @@ from lightning_mpo.callbacks import Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.messages import _classes
 from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
+from lightning_mpo.modules.run_options import effect, run_options
 from lightning_mpo.objective import Objective
 from tests.test_bad_input import BASE
 
@@ -259,3 +260,45 @@ def test_a_quantised_run_keeps_the_rates_of_its_experiment(build, path):
     assert sum(type(callback).__name__ == "MemoryAccounting" for callback in trainer.callbacks) == 1
     size = re.search(r"\d+", path.stem)[0]
     assert f"one GPU of {size} GB" in path.read_text()
+
+
+def option_paths(value: object, place: str = ""):
+    """Yield the paths of a configuration as `run_options` writes them: without `init_args`, callbacks by their class."""
+    if isinstance(value, dict) and "class_path" in value:
+        yield place
+        yield from option_paths(value.get("init_args") or {}, place)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from option_paths(inner, f"{place}.{key}" if place else key)
+    elif place == "trainer.callbacks" and isinstance(value, list):
+        for callback in value:
+            yield from option_paths(callback, f"callbacks.{callback['class_path'].rsplit('.', 1)[-1]}")
+    else:
+        yield place
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_warmup", "quickstart_mtp_warmup", "smollm2_svamp"])
+def test_it_is_settled_of_every_option_what_a_change_means_for_a_resume(build, monkeypatch, name):
+    """An option that no rule of `EFFECTS` names fails here: say whether it moves numbers."""
+    monkeypatch.chdir(CONFIGS.parent)
+    _, _, trainer = build("-c", CONFIGS / "experiment" / f"{name}.yaml")
+    config = next(c.config for c in trainer.callbacks if isinstance(c, cli.SaveConfig))
+    paths = list(option_paths(config.as_dict()))
+    assert len(paths) > 60
+    assert [path for path in paths if effect(path) is None] == []
+    assert {effect(path) for path in paths} == {"refused", "told", "compared elsewhere", "none"}
+
+
+def test_every_argument_that_a_resume_compares_can_be_read(build, monkeypatch):
+    """What is told or refused by its path must be among the options that are compared."""
+    monkeypatch.chdir(CONFIGS.parent)
+    module, data, trainer = build("-c", CONFIGS / "experiment" / "quickstart.yaml", "--trainer.gradient_clip_val", 2)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    found = run_options(trainer, module, data)
+    config = next(c.config for c in trainer.callbacks if isinstance(c, cli.SaveConfig))
+    wanted = {path for path in option_paths(config.as_dict()) if effect(path) in ("refused", "told")}
+    unread = {path for path in wanted if not any(other.startswith(path) for other in found)}
+    assert {path for path in unread if not path.startswith("trainer.")} == set()
+    assert found["trainer.gradient_clip_val"] == 2
+    assert found["rollout.rewards[0]"] == "ExactAnswer"
+    assert all(value is None or isinstance(value, str | int | float | bool) for value in found.values())

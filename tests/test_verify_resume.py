@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,10 @@ def here(tmp_path, monkeypatch) -> Path:
         (["--kill", "lunch:2"], "`--kill` must be one of rollout, micro-batch, update"),
         (["--kill", "update"], "such as update:4, got 'update'"),
         (["--folder", "."], "holds runs of a verification before"),
+        (["--kill", "update:²"], "such as update:4, got 'update:²'"),
+        (["--kills", "0"], "`--kills` must be at least 1, got 0"),
+        (["--kills", "2", "--updates", "0"], "`--updates` must be at least 2, got 0"),
+        (["--kills", "2", "--kill", "update:1"], "give one of the two"),
     ],
 )
 def test_mistakes_are_one_line(here, capsys, arguments, said):
@@ -42,7 +47,9 @@ def test_mistakes_are_one_line(here, capsys, arguments, said):
 
 
 def test_the_first_difference_is_named_and_the_exit_code_is_1(here, capsys, monkeypatch):
-    monkeypatch.setattr(verify_resume, "_run", lambda *_: None)
+    monkeypatch.setattr(verify_resume.Runs, "__enter__", lambda self: self)
+    monkeypatch.setattr(verify_resume.Runs, "__exit__", lambda *_: None)
+    monkeypatch.setattr(verify_resume.Runs, "run", lambda *_, **__: True)
     found = [
         Comparison("weights", 12, None),
         Comparison("optimiser", 9, "optimiser[0]: 1 and 2"),
@@ -53,7 +60,19 @@ def test_the_first_difference_is_named_and_the_exit_code_is_1(here, capsys, monk
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["weights", "12", "values", "bit", "for", "bit"]
     assert lines[1].split()[-1] == "differs"
-    assert lines[-1] == "first difference: optimiser[0]: 1 and 2"
+    assert lines[-2] == "first difference: optimiser[0]: 1 and 2"
+    assert lines[-1].startswith("two undisturbed runs differ as well (optimiser[0]: 1 and 2)")
+
+
+def test_random_kills_are_drawn_from_the_events_that_there_are():
+    events = {"rollout": 12, "micro-batch": 0, "update": 8}
+    draws = [verify_resume.draw_kills(random.Random(seed), 3, events, 2.0) for seed in range(50)]
+    kills = [kill for drawn in draws for kill in drawn]
+    assert {kill.phase for kill in kills} == {"rollout", "update", "time"}
+    assert all(0 <= kill.at <= (2.0 if kill.phase == "time" else events[kill.phase]) for kill in kills)
+    assert all(kill.at >= 1 for kill in kills if kill.phase != "time")
+    assert draws == [verify_resume.draw_kills(random.Random(seed), 3, events, 2.0) for seed in range(50)]
+    assert str(verify_resume.Kill("update", 3)) == "update:3"
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -42,18 +42,27 @@ def identity(module: L.LightningModule) -> dict[str, Any]:
     return found
 
 
-def check_identity(path: object, saved: Mapping[str, Any], own: Mapping[str, Any], *, algorithm: bool = True) -> None:
+def check_identity(
+    path: object,
+    saved: Mapping[str, Any],
+    own: Mapping[str, Any],
+    *,
+    algorithm: bool = True,
+    options: Sequence[tuple[str, Any, Any]] = (),
+) -> None:
     """Refuse a checkpoint of another model, tokenizer, adapter or algorithm.
 
     Args:
         path: of the checkpoint, for the message.
         saved: the identity in it.
         own: that of the run.
-        algorithm: whether the objective and the batch arithmetic count: they do where training goes on.
+        algorithm: whether the objective, the batch arithmetic and `options` count: they do where training goes on.
+        options: further (name, what it was, what it is) that differ.
 
     Raises:
-        UserError: the first thing that differs, and the way out.
+        UserError: what differs, and the way out: the first part of the model, or all of the algorithm.
     """
+    apart: list[tuple[str, Any, Any]] = []
     for name in own:
         if (
             name not in saved
@@ -61,25 +70,34 @@ def check_identity(path: object, saved: Mapping[str, Any], own: Mapping[str, Any
             or (name == "policy.base" and None in (saved[name], own[name]))
         ):
             continue
-        if name == "objective" or name.startswith(("rollout.", "trainer.", *BASE)):
-            if algorithm:
-                raise UserError(_other_algorithm(path, name, saved[name], own[name]))
-            continue
+        if name == "objective":
+            apart += [("objective", *axis) for axis in _axes_apart(saved[name], own[name])]
+        elif name.startswith(("rollout.", "trainer.", *BASE)):
+            apart.append((f"`{name}`", saved[name], own[name]))
+        else:
+            raise UserError(
+                f"the checkpoint {path} has {_named(name)} {_first_apart(saved[name], own[name])}: give the options that "
+                "it was trained with, or another checkpoint"
+            )
+    apart += [(f"`{name}`", before, now) for name, before, now in options]
+    if apart and algorithm:
         raise UserError(
-            f"the checkpoint {path} has {_named(name)} {_first_apart(saved[name], own[name])}: give the options that it "
-            "was trained with, or another checkpoint"
+            f"the checkpoint {path} was saved with the "
+            + " and the ".join(f"{name} {_cut(before)}" for name, before, _ in apart)
+            + f", and the configuration has {' and '.join(_cut(now) for *_, now in apart)}: a run goes on as it began; for "
+            "a new one from these weights give `policy.checkpoint` instead of `--ckpt_path`"
         )
 
 
-def _other_algorithm(path: object, name: str, saved: Any, own: Any) -> str:
-    if name == "objective":
-        axes = zip(saved.split(" | "), own.split(" | "), strict=False)
-        saved, own = next(((one, other) for one, other in axes if one != other), (saved, own))
-    what = "objective" if name == "objective" else f"`{name}`"
-    return (
-        f"the checkpoint {path} was saved with the {what} {saved}, and the configuration has {own}: a run goes on as it "
-        "began; for a new one from these weights give `policy.checkpoint` instead of `--ckpt_path`"
-    )
+def _axes_apart(saved: str, own: str) -> list[tuple[str, str]]:
+    """Return the axes of an objective that differ."""
+    axes = zip(saved.split(" | "), own.split(" | "), strict=False)
+    return [(one, other) for one, other in axes if one != other] or [(saved, own)]
+
+
+def _cut(value: Any, length: int = 160) -> str:
+    text = repr(value) if isinstance(value, str) and (not value or "\n" in value) else str(value)
+    return text if len(text) <= length else f"{text[: length - 2]} …"
 
 
 def _named(name: str) -> str:

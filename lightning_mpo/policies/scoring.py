@@ -94,7 +94,7 @@ class ResponseTokens:
         """
         mask_BT = self.mask_BT
         head = _read(head)
-        hidden_nD = hidden_RLD.flatten(0, 1)[self.index_BT[mask_BT]]
+        hidden_nD = pick_hidden(hidden_RLD, self.index_BT[mask_BT])
         ids_n = self.ids_BT[mask_BT]
         options |= head.options | {"entropy_grad": entropy_grad}
         if candidates:
@@ -136,15 +136,24 @@ class ResponseTokens:
     def ranks(self, hidden_RLD: Tensor, head: nn.Module | Unembedding) -> Tensor:
         """Count the ids that are more probable than each token. Shape `[B, T]`, 0 where masked."""
         head = _read(head)
-        hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
+        hidden_BTD = pick_hidden(hidden_RLD, self.index_BT)
         return ranking.full_ranks(hidden_BTD, head.weight_VD, self.ids_BT, mask_BT=self.mask_BT, **head.options)
 
     def top_k(self, hidden_RLD: Tensor, head: nn.Module | Unembedding, k: int) -> Tensor:
         """Return the k most probable ids of the whole vocabulary. Shape `[B, T, k]`, int32, 0 where masked."""
         head = _read(head)
-        hidden_BTD = hidden_RLD.flatten(0, 1)[self.index_BT]
+        hidden_BTD = pick_hidden(hidden_RLD, self.index_BT)
         return ranking.full_top_k(hidden_BTD, head.weight_VD, k, mask_BT=self.mask_BT, **head.options)
 
 
 def _read(head: nn.Module | Unembedding) -> Unembedding:
     return head if isinstance(head, Unembedding) else Unembedding.of(head)
+
+
+def pick_hidden(hidden_RLD: Tensor, index: Tensor) -> Tensor:
+    """Return hidden states of places in the flattened lines, of the shape of `index` and D.
+
+    Responses that share a prompt share its last state. `index_select` adds their gradients in the order of the index;
+    indexing with brackets adds them in the order in which threads come to them, which rounds differently each time.
+    """
+    return hidden_RLD.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
+from lightning_mpo.policies.scoring import pick_hidden
 
 if TYPE_CHECKING:
     from lightning_mpo.policies.trunk import TrunkStates
@@ -74,7 +75,7 @@ class Critic(nn.Module, ABC):
         """
         if self.head is None:
             raise RuntimeError("`build` was not called")
-        hidden_nD = self._hidden(states).flatten(0, 1)[index_BT[mask_BT]]
+        hidden_nD = pick_hidden(self._hidden(states), index_BT[mask_BT])
         dtype = next(self.head.parameters()).dtype
         with torch.autocast(hidden_nD.device.type, enabled=False):
             values_n = self.head(hidden_nD.to(dtype))[:, 0]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.kl import AdaptiveCoefficient, KLPenalty
 from lightning_mpo.modules.comparison import compare, compare_runs
 from lightning_mpo.policies import CausalPolicy, Lora
+from lightning_mpo.rewards import ExactAnswer
+from lightning_mpo.rollout import DynamicSampling, LocalSampler
 from lightning_mpo.supports import TopK
-from tests.modules.runs import Probe, Run, adam, fit, make_objective, same, sgd
+from tests.modules.runs import Digits, Probe, Run, adam, fit, make_data, make_objective, make_policy, same, sgd
 
 STEPS = 8
 
@@ -241,23 +244,110 @@ def test_nothing_is_said_where_nothing_has_changed(tmp_path, caplog):
     assert "the configuration wins" not in caplog.text
 
 
+class Letters(Digits):
+    def __init__(self, weight=1.0, share=0.5):
+        super().__init__(weight)
+        self.share = share
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> Path:
+    """A run of one update, with what `changed` changes."""
+    folder = tmp_path_factory.mktemp("short")
+    save = ModelCheckpoint(folder, save_last=True)
+    rollout = {"rewards": [Letters()]}
+    fit(folder, callbacks=[KLTracking(), ExactResume(), save], rollout=rollout, max_steps=1)
+    return folder / "last.ckpt"
+
+
+def go_on(folder: Path, path: Path, *callbacks, rollout=None, **options) -> Run:
+    return fit(
+        folder,
+        callbacks=[*callbacks, ExactResume()],
+        rollout={"rewards": [Letters()]} | (rollout or {}),
+        max_steps=2,
+        ckpt_path=str(path),
+        enable_checkpointing=False,
+        **options,
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"objective": make_objective(support=TopK(4))}, "saved with the objective support FullVocabulary"),
         ({"rollout": {"completions": 2}}, r"`rollout\.completions` 4, and the configuration has 2"),
         ({"accumulate_grad_batches": 2}, r"`trainer\.accumulate_grad_batches` 1, and the configuration has 2"),
+        ({"rollout": {"rewards": [Digits()]}}, r"`rollout\.rewards\[0\]` Letters, and the configuration has Digits"),
+        ({"rollout": {"rewards": [Letters(2.0)]}}, r"`rollout\.rewards\[0\]\.weight` 1\.0, and .* has 2\.0"),
+        ({"rollout": {"rewards": [Letters(share=0.1)]}}, r"`rollout\.rewards\[0\]\.share` 0\.5, and .* has 0\.1"),
+        ({"rollout": {"rewards": [Letters(), Digits()]}}, r"`rollout\.rewards\[1\]` nothing, and .* has Digits"),
+        ({"rollout": {"mask_truncated": True}}, r"`rollout\.mask_truncated` False, and .* has True"),
+        (
+            {"rollout": {"rewards": [Letters(), ExactAnswer()], "dynamic": DynamicSampling(2)}},
+            r"`rollout\.dynamic` None and the `rollout\.rewards\[1\]` nothing, and .* has DynamicSampling and ExactAnswer:",
+        ),
+        ({"data": make_data(train_problems=11)}, r"`data\.rows\.train\w*` \w+"),
+        ({"data": make_data(instruction="Add: ")}, r"`data\.instruction` '', and the configuration has Add: "),
+        ({"data": make_data(digits=2)}, r"`data\.digits` 1 and the .*`data\.rows\.train\w*` \w+"),
+        (
+            {"rollout": {"completions": 2, "mask_truncated": True}, "accumulate_grad_batches": 2},
+            r"`rollout\.completions` 4 and the `trainer\.accumulate_grad_batches` 1 and the `rollout\.mask_truncated` "
+            r"False, and the configuration has 2 and 2 and True: a run goes on as it began",
+        ),
     ],
 )
-def test_another_run_is_refused_before_anything_is_restored(tmp_path, options, said):
-    save = ModelCheckpoint(tmp_path, save_last=True)
-    fit(tmp_path, callbacks=[ExactResume(), save], max_steps=1)
+def test_another_run_is_refused_before_anything_is_restored(tmp_path, short, options, said):
     never = Probe(on_load_checkpoint=lambda *_: pytest.fail("restored"), on_train_start=lambda *_: pytest.fail("began"))
-    with pytest.raises(UserError, match=said):
-        fit(
-            tmp_path, callbacks=[ExactResume(), never], max_steps=2, ckpt_path=f"{tmp_path}/last.ckpt",
-            enable_checkpointing=False, **options,
-        )  # fmt: skip
+    with pytest.raises(UserError, match=said) as caught:
+        go_on(tmp_path, short, never, KLTracking(), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rollout": {"max_new_tokens": 6}}, "rollout.max_new_tokens was 8 and is 6: the configuration wins"),
+        ({"rollout": {"sampler": LocalSampler(4)}}, "rollout.sampler.batch_size was None and is 4"),
+        ({"rollout": {"validation_completions": 2}}, "rollout.validation_completions was 1 and is 2"),
+        ({"rollout": {"parity_gate": False}}, "rollout.parity_gate was True and is False"),
+        ({"module": {"optimizer": adam(), "score_tokens": 64}}, "model.score_tokens was 16384 and is 64"),
+        ({"module": {"optimizer": adam(), "temperature": 0.9}}, "model.temperature was 1.0 and is 0.9"),
+        ({"policy": make_policy(share_prompts=False)}, "model.policy.share_prompts was True and is False"),
+        ({"gradient_clip_val": 0.5}, "trainer.gradient_clip_val was None and is 0.5"),
+        ({"precision": "bf16-mixed"}, "trainer.precision was 32-true and is bf16-mixed"),
+        ({"data": make_data(max_prompt_tokens=99)}, "data.max_prompt_tokens was 512 and is 99"),
+        ({"data": make_data(held_out_problems=3)}, "data.rows.validation was 4 and is 3"),
+    ],
+)
+def test_what_moves_numbers_and_may_change_is_told(tmp_path, short, caplog, options, said):
+    with caplog.at_level("INFO"):
+        go_on(tmp_path, short, KLTracking(), **options)
+    lines = [line for line in caplog.text.splitlines() if "resume     " in line]
+    assert any(said in line for line in lines), lines
+    assert all(said.split(" was ")[0].rsplit(".", 1)[0] in line for line in lines), lines
+
+
+def test_callbacks_that_are_gone_or_new_and_other_versions_are_told(tmp_path, short, caplog):
+    content = torch.load(short, weights_only=True)
+    content["callbacks"]["ExactResume"]["options"]["versions.torch"] = "1.0"
+    torch.save(content, tmp_path / "old.ckpt")
+    with caplog.at_level("INFO"):
+        go_on(tmp_path, tmp_path / "old.ckpt", Watchdog(), Samples(show=False))
+    lines = [line.split("resume     ", 1)[1] for line in caplog.text.splitlines() if "resume     " in line]
+    assert lines == [
+        f"torch was 1.0 and is {version('torch')}: the configuration wins",
+        "KLTracking was there and is gone",
+        "Watchdog is new and begins afresh",
+        "Samples is new and begins afresh",
+    ]
+
+
+def test_a_checkpoint_of_weights_alone_is_refused_in_one_line(tmp_path):
+    save = ModelCheckpoint(tmp_path, save_last=True, save_weights_only=True)
+    fit(tmp_path, callbacks=[ExactResume(), save], max_steps=1)
+    with pytest.raises(UserError, match="holds weights alone.* give `policy.checkpoint` instead of `--ckpt_path`"):
+        go_on(tmp_path, tmp_path / "last.ckpt")
 
 
 @pytest.mark.filterwarnings("error:the checkpoint was saved in the middle")
@@ -270,6 +360,55 @@ def test_a_save_that_the_clock_asks_for_waits_for_the_end_of_the_update(tmp_path
     assert saved[:4] == [3, 7, 11, 3]
     resumed = fit(tmp_path, callbacks=[ExactResume()], ckpt_path=f"{tmp_path}/step=2.ckpt", **shared)
     assert same(resumed.weights, whole.weights)
+
+
+@pytest.mark.filterwarnings("error:the checkpoint was saved in the middle")
+def test_a_resumed_run_saves_at_the_ends_of_updates_only(tmp_path):
+    """Lightning forgets which step is saved, and would save it again at the first micro-batch."""
+    saved: list[tuple[int, int]] = []
+    watch = Probe(
+        on_save_checkpoint=lambda trainer, *_: saved.append(
+            (trainer.global_step, trainer.fit_loop.epoch_loop.batch_idx)
+        )
+    )
+
+    def run(folder, steps, ckpt_path=None):
+        save = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        return fit(
+            folder, callbacks=[ExactResume(), watch, save], accumulate_grad_batches=2, max_steps=steps, ckpt_path=ckpt_path,
+        )  # fmt: skip
+
+    whole = run(tmp_path / "whole", 3)
+    undisturbed = list(saved)
+    run(tmp_path, 1)
+    saved.clear()
+    resumed = run(tmp_path, 3, f"{tmp_path}/step=1.ckpt")
+    assert saved == [at for at in undisturbed if at[0] > 1] == [(2, 3), (3, 5)]
+    assert same(resumed.weights, whole.weights)
+
+
+def test_where_the_numbers_lie_is_the_same_after_a_resume(whole, tmp_path, tiny_folder):
+    """Matrix libraries round differently where memory is aligned otherwise; strides and offsets are part of it."""
+
+    def lie(trainer, module, batch, batch_idx):
+        if trainer.global_step != 5 or places:
+            return
+        source, optimizer = module.source, trainer.optimizers[0]
+        experience = source.experience
+        tensors = {f"weights {n}": w for n, w in module.policy.named_parameters()}
+        tensors |= {f"rollout {n}": t for n, t in vars(experience.rollout).items() if isinstance(t, torch.Tensor)}
+        tensors |= {f"experience {n}": t for n, t in vars(experience).items() if isinstance(t, torch.Tensor)}
+        for i, state in enumerate(optimizer.state.values()):
+            tensors |= {f"optimiser {i} {n}": t for n, t in state.items()}
+        places.update({n: (t.data_ptr() % 64, t.stride(), t.storage_offset(), t.dtype) for n, t in tensors.items()})
+
+    places: dict[str, object] = {}
+    train(tmp_path / "again", tiny_folder, callbacks=[Probe(on_train_batch_start=lie)], max_steps=6)
+    expected, places = dict(places), {}
+    train(tmp_path, tiny_folder, ckpt_path=f"{whole}/checkpoints/step=5.ckpt", callbacks=[Probe(on_train_batch_start=lie)],
+          max_steps=6)  # fmt: skip
+    assert len(places) > 40
+    assert places == expected
 
 
 def test_a_save_within_an_update_is_named_when_the_run_goes_on(tmp_path):

@@ -1,0 +1,347 @@
+"""The options of a run, leaf by leaf, and what it means for a resume that one of them differs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from inspect import Parameter, signature
+from pathlib import Path
+from types import FunctionType, MethodType
+from typing import Any, Literal
+
+import lightning as L
+import torch
+
+from lightning_mpo.policies.causal import CausalPolicy
+
+Effect = Literal["refused", "told", "compared elsewhere", "none"]
+"""Of a difference: the run is refused; the configuration wins and says so; the same for another check; no number moves."""
+
+EFFECTS: dict[Effect, tuple[str, ...]] = {
+    "compared elsewhere": (
+        "model",  # `identity`
+        "model.objective*",
+        "model.policy",
+        "model.policy.lora*",
+        "model.policy.quantization*",
+        "model.policy.mtp*",
+        "model.policy.critic*",
+        "model.policy.characters",
+        "model.policy.hidden_size",
+        "model.policy.layers",
+        "model.policy.heads",
+        "model.policy.max_length",
+        "model.policy.intermediate_size",
+        "rollout.prompts",
+        "rollout.completions",
+        "rollout.minibatches",
+        "rollout.epochs",
+        "trainer.accumulate_grad_batches",
+        "trainer.devices",
+        "trainer.num_nodes",
+        "model.optimizer*",  # `configured`
+        "model.scheduler*",
+        "model.learning_rates*",
+        "model.policy.source",  # by their content
+        "model.policy.checkpoint",
+        "data.train",
+        "data.validation",
+        "data.path",
+        "data.folder",
+        "data.train_problems",
+        "data.held_out_problems",
+    ),
+    "told": (
+        "seed_everything",
+        "threads",
+        "versions.*",
+        "model.temperature",
+        "model.max_new_tokens",
+        "model.seed",
+        "model.score_tokens",
+        "model.batches_per_epoch",
+        "model.policy.*",
+        "data.seed",
+        "data.max_prompt_tokens",
+        "data.validation*",
+        "data.rows.*validation*",
+        "data.rows.*held_out*",
+        "rollout.seed",
+        "rollout.max_new_tokens",
+        "rollout.sampler*",
+        "rollout.validation_completions",
+        "rollout.parity_gate",
+        "trainer.precision",
+        "trainer.gradient_clip*",
+        "trainer.accelerator",
+        "trainer.strategy*",
+        "trainer.deterministic",
+        "trainer.benchmark",
+        "trainer.limit_train_batches",
+        "trainer.limit_val_batches",
+        "trainer.val_check_interval",
+        "trainer.check_val_every_n_epoch",
+        "trainer.detect_anomaly",
+        "trainer.plugins*",
+        "trainer.use_distributed_sampler",
+        "trainer.sync_batchnorm",
+        "trainer.overfit_batches",
+        "trainer.fast_dev_run",
+        "callbacks.EarlyStopping*",
+        "callbacks.KLTracking*",
+        "callbacks.ReferenceUpdate*",
+        "callbacks.*WeightAveraging*",
+    ),
+    "refused": (
+        "model.batch_size",
+        "model.prompts",
+        "model.completions",
+        "model.passes",
+        "model.solutions",
+        "data",
+        "data.*",
+        "rollout.rewards*",
+        "rollout.dynamic*",
+        "rollout.mask_truncated",
+        "rollout.replay*",
+    ),
+    "none": (
+        "ckpt_path",
+        "config",
+        "weights_only",
+        "include*",
+        "warmup",
+        "optimizer*",
+        "lr_scheduler*",
+        "trainer.max_*",
+        "trainer.min_*",
+        "trainer.default_root_dir",
+        "trainer.logger*",
+        "trainer.log_every_n_steps",
+        "trainer.enable_*",
+        "trainer.num_sanity_val_steps",
+        "trainer.limit_test_batches",
+        "trainer.limit_predict_batches",
+        "trainer.inference_mode",
+        "trainer.profiler*",
+        "trainer.barebones",
+        "trainer.reload_dataloaders_every_n_epochs",
+        "trainer.model_registry",
+        "trainer.callbacks",
+        "callbacks.*ProgressBar*",
+        "callbacks.*Checkpoint*",
+        "callbacks.ExactResume*",
+        "callbacks.Export*",
+        "callbacks.Heartbeat*",
+        "callbacks.KillAt*",
+        "callbacks.CountEvents*",
+        "callbacks.LearningRateMonitor*",
+        "callbacks.MemoryAccounting*",
+        "callbacks.ModelSummary*",
+        "callbacks.Predictions*",
+        "callbacks.Preemption*",
+        "callbacks.PromptOrder*",
+        "callbacks.Report*",
+        "callbacks.SaveConfig*",
+        "callbacks.Samples*",
+        "callbacks.SupportOverlap*",
+        "callbacks.Throughput*",
+        "callbacks.Watchdog*",
+    ),
+}
+"""By the path of an option, without `init_args`; the first match counts. Objects stand at their own path as their class."""
+TRAINER = (
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
+    "limit_val_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+)
+PACKAGES = ("torch", "transformers", "lightning", "peft", "lightning-mpo")
+NOTHING = "nothing"
+"""Stands for an option that one of the runs does not have."""
+
+
+def effect(path: str) -> Effect | None:
+    """Return what a difference at a path means; None where no rule names it, which counts as told."""
+    return next((name for name, rules in EFFECTS.items() for rule in rules if fnmatchcase(path, rule)), None)
+
+
+def run_options(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[str, Any]:
+    """Return the options of a run by path, as plain values; no weights are loaded for it.
+
+    An option is an argument of a class that its objects keep under its name, with or without an underscore in front.
+
+    Args:
+        trainer: with its callbacks.
+        module: not built yet, or built.
+        data: the data module, or None.
+    """
+    found: dict[str, Any] = {"seed_everything": os.environ.get("PL_GLOBAL_SEED"), "threads": torch.get_num_threads()}
+    found |= {f"versions.{name}": _version(name) for name in PACKAGES}
+    found |= dict(_leaves(module, "model"))
+    found |= {f"model.policy.{key}": value for key, value in _contents(getattr(module, "policy", None)).items()}
+    found |= dict(_leaves(data, "data")) | {f"data.rows.{key}": value for key, value in _rows(data).items()}
+    found |= {f"trainer.{name}": _plain(getattr(trainer, name, None)) for name in TRAINER}
+    found |= {
+        "trainer.precision": str(trainer.precision),
+        "trainer.accelerator": type(trainer.accelerator).__name__,
+        "trainer.strategy": type(trainer.strategy).__name__,
+        "trainer.deterministic": torch.are_deterministic_algorithms_enabled(),
+        "trainer.benchmark": torch.backends.cudnn.benchmark,
+    }
+    seen: dict[str, int] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = type(callback).__name__
+        seen[name] = seen.get(name, 0) + 1
+        place = "rollout" if name == "Rollout" else f"callbacks.{name}" + (f"[{seen[name]}]" if seen[name] > 1 else "")
+        leaves = dict(_leaves(callback, place))
+        leaves.pop(place)  # `changed_callbacks` says which are there
+        found |= leaves
+    return {path: value for path, value in found.items() if effect(path) not in ("none", "compared elsewhere")}
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], wanted: Effect) -> list[tuple[str, Any, Any]]:
+    """Return (option, what it was, what it is) of options that differ; those that no rule names are told.
+
+    Options of a part that is another one, new or gone as a whole are not listed beside it; callbacks that are new or gone
+    are those of `changed_callbacks`.
+    """
+    found = [
+        (path, saved.get(path, NOTHING), now.get(path, NOTHING))
+        for path in {**saved, **now}
+        if saved.get(path, NOTHING) != now.get(path, NOTHING) and (effect(path) or "told") == wanted
+    ]
+    found = [item for item in found if not item[0].startswith("callbacks.") or NOTHING not in item]
+    paths = {**saved, **now}
+    parts = [path for path, *_ in found if any(other.startswith(f"{path}.") for other in paths)]
+    return [item for item in found if not any(item[0].startswith(f"{path}.") for path in parts)]
+
+
+def changed_callbacks(saved: list[str], trainer: L.Trainer) -> list[str]:
+    """Return a line for each callback that is gone or new and has a state, or may move a number."""
+    now = {type(callback).__name__: callback for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    gone = [name for name in saved if name not in now and effect(f"callbacks.{name}") != "none"]
+    new = [
+        name
+        for name, callback in now.items()
+        if name not in saved
+        and (effect(f"callbacks.{name}") != "none" or type(callback).state_dict is not L.Callback.state_dict)
+        and not name.endswith("Checkpoint")
+    ]
+    return [f"{name} was there and is gone" for name in gone] + [f"{name} is new and begins afresh" for name in new]
+
+
+def shown(path: str) -> str:
+    """Return what messages call an option."""
+    return path.removeprefix("callbacks.").removeprefix("versions.")
+
+
+# --- reading options ----------------------------------------------------------------------------------------------------
+
+
+def _leaves(value: Any, place: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield path and plain value of an object's options, and of the objects among them."""
+    if _is_plain(value):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{place}.{key}", above)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for i, item in enumerate(sorted(value, key=str) if isinstance(value, set | frozenset) else value):
+            yield from _leaves(item, f"{place}[{i}]", above)
+    elif isinstance(value, Path | torch.dtype | torch.device):
+        yield place, str(value)
+    elif isinstance(value, FunctionType | MethodType | type):
+        yield place, f"{value.__module__}.{value.__qualname__}"
+    elif id(value) not in above:
+        yield place, type(value).__name__
+        for name in _arguments(type(value)):
+            inner = getattr(value, name, getattr(value, f"_{name}", _MISSING))
+            if inner is not _MISSING:
+                yield from _leaves(inner, f"{place}.{name}", (*above, id(value)))
+
+
+_MISSING = object()
+
+
+def _arguments(kind: type) -> list[str]:
+    """Return the names of a class's arguments, those that it hands on to the classes above it among them."""
+    found: list[str] = []
+    for part in kind.__mro__[:-1]:
+        if "__init__" not in vars(part):
+            continue
+        parameters = list(signature(vars(part)["__init__"]).parameters.values())[1:]
+        named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_ONLY)
+        found += [p.name for p in parameters if p.kind in named and p.name not in found]
+        if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _plain(value: Any) -> Any:
+    return value if _is_plain(value) else str(value)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _contents(policy: Any) -> dict[str, Any]:
+    """Return what tells the files that a policy starts from apart: the reference of a resumed run is made from them."""
+    if not isinstance(policy, CausalPolicy):
+        return {}
+    found: dict[str, Any] = {}
+    if policy.lora is None:  # with adapters it is part of the identity
+        found["source_content"] = policy.base_fingerprint
+    if policy.checkpoint is not None:
+        found["checkpoint_content"] = _file_mark(Path(policy.checkpoint))
+    return found
+
+
+def _file_mark(path: Path) -> str | None:
+    """Return a digest of a checkpoint's end, where the checksum of the whole stands, or of a folder's small files."""
+    files = sorted(path.glob("*")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if not file.is_file():
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name if path.is_dir() else ''} {size}".encode())
+        with file.open("rb") as handle:
+            handle.seek(max(size - (1 << 16), 0))
+            digest.update(handle.read())
+    return digest.hexdigest()[:12] if path.exists() else None
+
+
+def _rows(data: Any) -> dict[str, Any]:
+    """Return counts and a digest of the rows that a data module serves."""
+    if data is None:
+        return {}
+    identity = getattr(data, "identity", None)
+    if identity is not None:
+        return {name: _plain(value) for name, value in identity().items()}
+    splits = getattr(data, "splits", None)
+    if splits is None:
+        return {}
+    found: dict[str, Any] = {}
+    for name in ("train", "validation"):
+        rows, digest = getattr(splits, name), hashlib.sha256()
+        for row in rows:
+            content = {item.name: getattr(row, item.name) for item in fields(row)}
+            digest.update(json.dumps(content, sort_keys=True, default=str).encode())
+        found |= {name: len(rows), f"{name}_digest": digest.hexdigest()[:12]}
+    return found
