@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -117,9 +118,7 @@ class ExactResume(RolloutCallback):
             return
         self._say_what_changed(trainer, loaded)
         self._rewind(trainer, loaded["rows"])
-        for callback in _model_checkpoints(trainer):
-            for name, value in loaded.get("saved", {}).get(callback.state_key, {}).items():
-                setattr(callback, name, value)
+        self._remember_saves(trainer, loaded.get("saved", {}))
         ranks, (rank, world) = loaded["ranks"], place()
         if len(ranks) == world:
             restore_random_state(ranks[rank]["random"])
@@ -143,6 +142,16 @@ class ExactResume(RolloutCallback):
             rank_zero_info(f"resume     {line}")
         if loaded["within_update"]:
             rank_zero_warn("the checkpoint was saved in the middle of an update, whose gradients are lost: not exact")
+
+    @staticmethod
+    def _remember_saves(trainer: L.Trainer, saved: dict[str, dict[str, Any]]) -> None:
+        """Tell the callbacks that save what they saved last, unless it was in another folder."""
+        for callback in _model_checkpoints(trainer):
+            known = saved.get(callback.state_key, {})
+            path, folder = known.get("_last_checkpoint_saved"), callback.dirpath
+            if not path or (folder is not None and Path(path).parent == Path(folder)):
+                for name, value in known.items():
+                    setattr(callback, name, value)
 
     @staticmethod
     def _rewind(trainer: L.Trainer, rows: list[int]) -> None:

@@ -13,7 +13,7 @@ usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key va
        lightning-mpo predict --model FOLDER --data FILE.jsonl [--out FILE]
        lightning-mpo configs [copy NAME [DEST] | show NAME]
        lightning-mpo export -c NAME --checkpoint FILE --to FOLDER [--form adapter|merged|full]
-       lightning-mpo verify-resume -c NAME [...] [--updates N] [--kill PHASE:N]
+       lightning-mpo verify-resume -c NAME [...] [--updates N] [--kill PHASE:N | --kills N]
        lightning-mpo methods [--configs DIR] [--readme FILE]
        lightning-mpo plan -c NAME [--gpu-gib GIB] [--check]
 

@@ -94,15 +94,15 @@ def _show(one: Any, other: Any) -> str:
 
 def _parts(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Sort what a checkpoint holds into the parts that a resume has to bring back."""
-    callbacks = {key.split("{", 1)[0]: state for key, state in checkpoint["callbacks"].items()}
+    callbacks = dict(checkpoint["callbacks"])
     exact = callbacks.pop("ExactResume", {})
     buffer = callbacks.pop("Rollout", {})
     others = {
-        name: {key: value for key, value in state.items() if key not in ("seconds", "clocks")}
-        for name, state in callbacks.items()
-        if isinstance(state, dict) and not name.endswith(("Checkpoint", "Throughput"))
+        key: _ranking(state) if "Checkpoint" in key else _without_clocks(state)
+        for key, state in callbacks.items()
+        if isinstance(state, dict) and not key.startswith("Throughput") and ": datetime" not in key
     }
-    return {
+    parts = {
         "weights": checkpoint["state_dict"],
         "optimiser": checkpoint["optimizer_states"],
         "schedule": checkpoint["lr_schedulers"],
@@ -113,6 +113,18 @@ def _parts(checkpoint: dict[str, Any]) -> dict[str, Any]:
         "metrics so far": {k: v for k, v in exact.get("metrics", {}).items() if not k.startswith(CLOCKS)},
         "callbacks": others,
     }
+    averages = {"weights of the moment": "current_model_state", "averages": "averaging_state"}
+    return parts | {part: checkpoint[key] for part, key in averages.items() if key in checkpoint}
+
+
+def _without_clocks(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key not in ("seconds", "clocks")}
+
+
+def _ranking(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the scores of a `ModelCheckpoint`, whose paths are those of its folder."""
+    scores = {name: state.get(name) for name in ("best_model_score", "current_score", "kth_value")}
+    return scores | {"best_k_scores": sorted(float(score) for score in state.get("best_k_models", {}).values())}
 
 
 def _prompts(folder: Path) -> dict[str, list[str]]:

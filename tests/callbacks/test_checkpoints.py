@@ -32,7 +32,7 @@ def test_last_begins_afresh_in_one_line_where_there_is_none(tmp_path, caplog):
 def test_last_takes_the_newest_whole_file_and_names_it(tmp_path, caplog):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    torch.save({"state_dict": {}, "global_step": 7}, folder / "last.ckpt")
+    torch.save({"state_dict": {}, "global_step": 7, "callbacks": {}}, folder / "last.ckpt")
     (folder / ".last.ckpt.part").write_bytes(b"half")
     (folder / "epoch=9.ckpt").write_bytes(b"other")
     with caplog.at_level("INFO", logger=LOGGER):
