@@ -223,7 +223,8 @@ class PromptDataModule(L.LightningDataModule, ABC):
             digest = hashlib.sha256()
             for part in (loaded.train, loaded.validation):
                 for row in part:
-                    content = [row.prompt, row.target, row.solution, [dict(message) for message in row.messages]]
+                    messages = [dict(message) for message in row.messages]
+                    content = [row.prompt, row.target, row.solution, messages, dict(row.extra)]  # rewards read columns
                     digest.update(json.dumps(content, default=str).encode() + b"\n")
                 digest.update(b"\n")
             self._digest = digest.hexdigest()[:16]

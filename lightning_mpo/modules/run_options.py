@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from inspect import Parameter, signature
@@ -69,8 +67,6 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
         "data.seed",
         "data.max_prompt_tokens",
         "data.validation*",
-        "data.rows.*validation*",
-        "data.rows.*held_out*",
         "rollout.seed",
         "rollout.max_new_tokens",
         "rollout.sampler*",
@@ -187,7 +183,7 @@ def run_options(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dic
     found |= {f"versions.{name}": _version(name) for name in PACKAGES}
     found |= dict(_leaves(module, "model"))
     found |= {f"model.policy.{key}": value for key, value in _contents(getattr(module, "policy", None)).items()}
-    found |= dict(_leaves(data, "data")) | {f"data.rows.{key}": value for key, value in _rows(data).items()}
+    found |= dict(_leaves(data, "data")) | _rows(data)
     found |= {f"trainer.{name}": _plain(getattr(trainer, name, None)) for name in TRAINER}
     found |= {
         "trainer.precision": str(trainer.precision),
@@ -328,20 +324,9 @@ def _file_mark(path: Path) -> str | None:
 
 
 def _rows(data: Any) -> dict[str, Any]:
-    """Return counts and a digest of the rows that a data module serves."""
-    if data is None:
-        return {}
+    """Return counts and the digest of the rows that a data module serves."""
     identity = getattr(data, "identity", None)
-    if identity is not None:
-        return {name: _plain(value) for name, value in identity().items()}
-    splits = getattr(data, "splits", None)
-    if splits is None:
+    if identity is None:
         return {}
-    found: dict[str, Any] = {}
-    for name in ("train", "validation"):
-        rows, digest = getattr(splits, name), hashlib.sha256()
-        for row in rows:
-            content = {item.name: getattr(row, item.name) for item in fields(row)}
-            digest.update(json.dumps(content, sort_keys=True, default=str).encode())
-        found |= {name: len(rows), f"{name}_digest": digest.hexdigest()[:12]}
-    return found
+    found = identity()
+    return {"data.digest": found["digest"]} | {f"data.rows.{name}": count for name, count in found["rows"].items()}

@@ -287,9 +287,11 @@ def go_on(folder: Path, path: Path, *callbacks, rollout=None, **options) -> Run:
             {"rollout": {"rewards": [Letters(), ExactAnswer()], "dynamic": DynamicSampling(2)}},
             r"`rollout\.dynamic` None and the `rollout\.rewards\[1\]` nothing, and .* has DynamicSampling and ExactAnswer:",
         ),
-        ({"data": make_data(train_problems=11)}, r"`data\.rows\.train\w*` \w+"),
+        ({"data": make_data(train_problems=11)}, r"`data\.digest` \w+ and the `data\.rows\.train` 12, and .* and 11:"),
+        ({"data": make_data(held_out_problems=3)}, r"`data\.rows\.validation` 4, and .* and 3:"),
+        ({"data": make_data(order="file")}, r"`data\.order` shuffled, and the configuration has file"),
         ({"data": make_data(instruction="Add: ")}, r"`data\.instruction` '', and the configuration has Add: "),
-        ({"data": make_data(digits=2)}, r"`data\.digits` 1 and the .*`data\.rows\.train\w*` \w+"),
+        ({"data": make_data(digits=2)}, r"`data\.digits` 1 and the .*`data\.digest` \w+"),
         (
             {"rollout": {"completions": 2, "mask_truncated": True}, "accumulate_grad_batches": 2},
             r"`rollout\.completions` 4 and the `trainer\.accumulate_grad_batches` 1 and the `rollout\.mask_truncated` "
@@ -317,7 +319,7 @@ def test_another_run_is_refused_before_anything_is_restored(tmp_path, short, opt
         ({"gradient_clip_val": 0.5}, "trainer.gradient_clip_val was None and is 0.5"),
         ({"precision": "bf16-mixed"}, "trainer.precision was 32-true and is bf16-mixed"),
         ({"data": make_data(max_prompt_tokens=99)}, "data.max_prompt_tokens was 512 and is 99"),
-        ({"data": make_data(held_out_problems=3)}, "data.rows.validation was 4 and is 3"),
+        ({"data": make_data(validation_prompts=3)}, "data.validation_prompts was None and is 3"),
     ],
 )
 def test_what_moves_numbers_and_may_change_is_told(tmp_path, short, caplog, options, said):
