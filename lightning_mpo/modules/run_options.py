@@ -72,6 +72,7 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
         "rollout.sampler*",
         "rollout.validation_completions",
         "rollout.parity_gate",
+        "rollout.reward_*",
         "trainer.precision",
         "trainer.gradient_clip*",
         "trainer.accelerator",

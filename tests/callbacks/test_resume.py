@@ -290,7 +290,7 @@ def go_on(folder: Path, path: Path, *callbacks, rollout=None, **options) -> Run:
         ({"data": make_data(train_problems=11)}, r"`data\.digest` \w+ and the `data\.rows\.train` 12, and .* and 11:"),
         ({"data": make_data(held_out_problems=3)}, r"`data\.rows\.validation` 4, and .* and 3:"),
         ({"data": make_data(order="file")}, r"`data\.order` shuffled, and the configuration has file"),
-        ({"data": make_data(instruction="Add: ")}, r"`data\.instruction` '', and the configuration has Add: "),
+        ({"data": make_data(instruction="1+")}, r"`data\.instruction` '', and the configuration has 1\+:"),
         ({"data": make_data(digits=2)}, r"`data\.digits` 1 and the .*`data\.digest` \w+"),
         (
             {"rollout": {"completions": 2, "mask_truncated": True}, "accumulate_grad_batches": 2},
