@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from lightning_mpo import recipes
 from lightning_mpo.action_spaces import TokenActions
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rewards import Completion
+from tests.test_bad_input import BASE
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
@@ -51,6 +55,22 @@ def test_the_named_recipes_exist() -> None:
     assert {"quickstart", "gspo", "rlpt"} <= NAMES
     for name in NAMES:
         assert recipes.name_of(recipes.find(name)), name
+
+
+def test_the_function_trains_from_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "my_rewards.py").write_text(
+        "def ends_with_target(completions, target, **columns):\n"
+        "    return [float(text.strip().endswith(right)) for text, right in zip(completions, target)]\n"
+    )
+    reward = "{class_path: FunctionReward, init_args: {function: 'my_rewards.py:ends_with_target', accuracy: true}}"
+    (tmp_path / "base.yaml").write_text(BASE.replace("[ExactAnswer]", f"[{reward}]"))
+    command = [sys.executable, "-m", "lightning_mpo", "fit", "-c", "base.yaml", "--trainer.log_every_n_steps", "1"]
+    paths = {"PYTHONPATH": f"{README.parent}:{os.environ.get('PYTHONPATH', '')}"}
+    run = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "ends_with_target" in (tmp_path / "run" / "metrics.csv").read_text()
 
 
 def test_the_reward(examples: dict) -> None:

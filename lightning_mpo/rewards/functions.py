@@ -239,4 +239,5 @@ def blame(error: BaseException) -> UserError | None:
         if frame.f_code.co_name == "__init__" and isinstance(owner, Reward):
             return UserError(f"reward `{type(owner).__name__}` cannot be built: {describe(error)}")
         trace = trace.tb_next
-    return None
+    other = error.__cause__ or error.__context__
+    return None if other is None else blame(other)

@@ -33,7 +33,14 @@ def said(tmp_path, rewards, *, steps=4, watchdog=None, callbacks=(), **options) 
         warnings.simplefilter("always")
         rollout = {"rewards": rewards, "max_new_tokens": 24} | options.pop("rollout", {})
         fit(tmp_path, rollout=rollout, callbacks=[watchdog or Watchdog(), *callbacks], max_steps=steps, **options)
-    words = ("so nothing is learnt", "were cut off", "no answer could be parsed", "ratios off 1")
+    words = (
+        "so nothing is learnt",
+        "were cut off",
+        "no answer could be parsed",
+        "ratios off 1",
+        "no reward (each",
+        "`rollout.rewards` cancel",
+    )
     return [str(w.message) for w in caught if any(word in str(w.message) for word in words)]
 
 
@@ -82,6 +89,43 @@ def test_no_answer_parsed(tmp_path):
         "no answer could be parsed from any of the 16 completions: say in `data.instruction` how an answer is to be "
         "written, or choose another reward"
     )
+
+
+def test_what_nobody_judged_is_no_matter_of_difficulty(tmp_path):
+    class Silent(Digits):
+        def score(self, completions):
+            return [None] * len(completions)
+
+    (sentence,) = said(tmp_path, [Silent()])
+    assert sentence == (
+        "16 of 16 completions were judged by no reward (each returned None), and so nothing is learnt: give "
+        "`rollout.rewards` one that judges these rows, or take them out of `data`"
+    )
+
+
+def test_one_judged_completion_a_prompt_leaves_nothing_to_compare(tmp_path):
+    class One(Digits):
+        def score(self, completions):
+            return [float(i) if i % 4 == 0 else None for i in range(len(completions))]
+
+    sentences = said(tmp_path, [One()])
+    assert [s.split(",")[0] for s in sentences] == [
+        "12 of 16 completions were judged by no reward (each returned None)",
+        "no prompt of the last 2 rollouts has two completions that a reward judged",
+    ]
+
+
+def test_weights_that_cancel_are_named(tmp_path):
+    (sentence,) = said(tmp_path, [Digits(weight=1.0), Digits(weight=-1.0)])
+    assert "although `digits`, `digits_2` tells them apart: the weights of `rollout.rewards` cancel" in sentence
+
+
+def test_rewards_that_are_equal_in_float32_alone_are_learnt_from(tmp_path):
+    class Far(Digits):
+        def score(self, completions):
+            return [-1e9 + score for score in super().score(completions)]
+
+    assert said(tmp_path, [Far()]) == []
 
 
 def test_one_parsed_answer_is_enough(tmp_path):
