@@ -30,7 +30,7 @@ CONFIG = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 GOES_ON = re.compile(r"\{[^\n]*\}\s*\$?\s*(,|,?\s*and|,?\s*or)\s*\$?\s*")
 
 
-DASHES = dict.fromkeys(map(ord, "\u2212\u2013\u2010\u2011\ufe63\uff0d"), "-")
+DASHES = dict.fromkeys(map(ord, "\u2212\u2012\u2013\u2010\u2011\ufe63\uff0d"), "-")
 SIGNS = {
     0x66B: ".",
     0x66C: ",",
@@ -41,15 +41,39 @@ SIGNS = {
     0xA3: "",
     0xA5: "",
     0xB0: "^\\circ ",
-}
+    0x7E: " ",
+} | dict.fromkeys([*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF], "")
 SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "0123456789")
+
+
+THOUSANDS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+DRESS = [
+    (r"\\\$", ""),
+    (r"\\(?:framebox|fbox)(?=\s*\{)", r"\\boxed"),
+    (r"\\boxed\s*(-?\d[\d.,]*)", r"\\boxed{\1}"),
+    (r"\\(?:text)?color\{[^{}]*\}", ""),
+    (r"\\(?:underline|mathbf|boldsymbol|bm)\{([^{}]*[\d=][^{}]*)\}", r"\1"),
+    (r"\\text\{[^{}\d]*:\s*\}", ""),
+    (r"\\text\{\s*(-?\d[\d.,/]*)(\s[^{}\d]*)\}", r"\1\\text{\2}"),
+    (r"(?<=\d)(?:\\[ ,;!]|\s)*\(\\text\{[A-Za-z -]+\}\)", ""),
+    (r"\{:\}", ":"),
+    (r"(?<!\w)__([^_\n]+)__(?!\w)", r"\1"),
+    (r"(?<![\w*)\]}])\*([^*\s](?:[^*\n]*[^*\s])?)\*(?![\w*(\[{])", r"\1"),
+    (r"`+", " "),
+    (r"(?<![\\A-Za-z])sqrt\(([^()]{1,80})\)", r"\\sqrt{\1}"),
+    (r"((?:^|[:=({\[$]|\bis)[ \t]*)-[ \t]+(?=\d)", r"\1-"),
+]
+"""How an answer may be dressed up: emphasis, colours, units inside a box, a minus that stands apart."""
 
 
 def clean(text: str) -> str:
     """Write numbers in ASCII and in the forms that math-verify reads."""
     text = text.translate(DASHES | SIGNS)
+    for pattern, plain in DRESS:
+        text = re.sub(pattern, plain, text)
+    text = re.sub(r"(?<![\d.])(\d{0,20})\.(\d{0,20})\\overline\{(\d{1,20})\}", _repeating, text)
     text = re.sub(r"(?<=\d)(?:\\[,!;: ]|[\u202f\u2009\u00a0])(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"[\u00a0\u2000-\u200a\u202f\u3000]", " ", text).replace("\r\n", "\n").replace("\\fbox", "\\boxed")
+    text = re.sub(r"[\u00a0\u2000-\u200a\u202f\u3000]", " ", text).replace("\r\n", "\n")
     text = re.sub(r"[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+", lambda m: f"^{{{m[0].translate(SUPERSCRIPTS)}}}", text)
     text = re.sub(r"[\u00bc-\u00be\u2150-\u215e]", _vulgar, text)
     text = re.sub(r"\d", lambda m: str(unicodedata.digit(m[0])), text)
@@ -57,7 +81,7 @@ def clean(text: str) -> str:
     text = re.sub(r"(?<![\w.])(\d{1,40}(?:\.\d{1,40})?)[eE]([+-]?\d{1,2})(?!\w)", _scientific, text)
     text = re.sub(r"(?<![\w.^/}\\])(\d{1,9})\s+(\d{1,9})/(\d{1,9})(?![\d/])", _mixed, text)
     text = re.sub(r"(?<![\w.])(\d{1,400})_(?:\{(\d{1,2})\}|(\d{1,2}))(?!\w)", _based, text)
-    text = re.sub(r"(?<=\d)\.(?=\s*(\}|$))", "", text)
+    text = re.sub(r"(?<=\d)[.,;](?=\s*(\}|$))", "", text)
     return re.sub(r"(^|\{|\$)\s*\+(?=\s*\d)", r"\1", text)
 
 
@@ -68,6 +92,12 @@ def _vulgar(match: re.Match[str]) -> str:
 
 def _scientific(match: re.Match[str]) -> str:
     return f"{Decimal(match[0]):f}"
+
+
+def _repeating(match: re.Match[str]) -> str:
+    whole, start, period = match[1] or "0", match[2], match[3]
+    top = int(whole + start + period) - int(whole + start)
+    return f"{top}/{10 ** len(start) * (10 ** len(period) - 1)}"
 
 
 def _mixed(match: re.Match[str]) -> str:
@@ -83,14 +113,14 @@ def _based(match: re.Match[str]) -> str:
         return match[0]
 
 
-PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:\\?%|percent\b)")
+PERCENT = re.compile(rf"({THOUSANDS})\s*(?:\\?%|percent\b)")
 
 
 def forms(text: str) -> list[str]:
     """Return what a text with a percentage may mean: the number before the sign, or that of hundredths."""
     if not PERCENT.search(text):
         return [text]
-    return [PERCENT.sub(r"\1", text), PERCENT.sub(lambda m: f"{Decimal(m[1]) / 100:f}", text)]
+    return [PERCENT.sub(r"\1", text), PERCENT.sub(lambda m: f"{Decimal(m[1].replace(',', '')) / 100:f}", text)]
 
 
 def same_number(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
@@ -128,8 +158,19 @@ _numeric_eq = grader.sympy_numeric_eq
 grader.sympy_numeric_eq = same_number
 
 
+TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+LETTER = re.compile(
+    r"(?:answer(?:\s+is)?\s*:?|####)\W*(?:\\text\w*\W*)?\b([A-Z])\b\s*(?:[).:*]|$)", re.IGNORECASE | re.MULTILINE
+)
+
+
 def read(text: str) -> list[Any]:
-    """Parse the last answer of a text: `\\boxed{...}`, else what follows the last `####`, else math-verify's choice."""
+    """Parse the last answer of a text.
+
+    It is what `<answer>` holds, in it the last `\\boxed{...}`, else what follows the last `####`, else "the answer is C",
+    else math-verify's choice.
+    """
+    text = (TAGGED.findall(text) or [text])[-1]
     _, *boxes = text.split("\\boxed")
     if boxes:
         first = len(boxes) - 1
@@ -137,6 +178,9 @@ def read(text: str) -> list[Any]:
             first -= 1
         text = "".join("\\boxed" + box for box in boxes[first:])
     else:
+        letters = LETTER.findall(text)
+        if letters and letters[-1].isupper():
+            return parse(f"\\boxed{{{letters[-1]}}}", CONFIG, parsing_timeout=None)
         text = text.rpartition("####")[2]
     return parse(text, CONFIG, parsing_timeout=None)
 
@@ -148,8 +192,19 @@ def read_target(target: str) -> list[Any]:
     return read(target if marked else f"\\boxed{{{target}}}") or read(target)
 
 
+DATE = re.compile(r"(?<!\d)(?:\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}[-/]\d{1,2}[-/]\d{4})(?!\d)")
+
+
+def _numbers(date: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", date)]
+
+
 def judge(text: str, target: str) -> dict[str, bool]:
     """Compare a response with its target."""
+    if DATE.fullmatch(target.strip()):  # no difference of numbers
+        dates = DATE.findall(clean(text))
+        right = bool(dates) and _numbers(dates[-1]) == _numbers(target)
+        return {"judged": True, "answered": bool(dates or read(clean(text))), "correct": right}
     targets, texts = forms(clean(target.strip())), forms(clean(text))
     golds, answers = [read_target(form) for form in targets], [read(form) for form in texts]
     if len(golds) == len(answers) == 2:  # both are percentages
