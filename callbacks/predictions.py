@@ -16,7 +16,7 @@ from lightning_mpo.errors import UserError
 class Predictions(BasePredictionWriter):
     """Writes a record per completion to `completions/predictions.jsonl` in the run folder, as soon as its batch is done.
 
-    A record holds the other columns of its row, `prompt`, `completion`, `finished` (it ended by itself), and where rows have
+    A record holds the columns of its row, `prompt`, `completion`, `finished` (it ended by itself), and where rows have
     targets, `target` and `reward`. Lines are written one by one and unbuffered: a run that is killed leaves whole ones.
     With several processes each writes a file of its own.
 

@@ -268,9 +268,12 @@ class Rollout(RolloutEvaluation):
 
         def total(counts: torch.Tensor) -> torch.Tensor:
             tell_phase(trainer, "all-reduce")
-            return (
-                trainer.strategy.reduce(counts.to(module.device), reduce_op="sum") if trainer.world_size > 1 else counts
-            )
+            if trainer.world_size == 1:
+                return counts
+            counts = torch.cat([counts, counts.new_tensor([self.failures])])
+            *sums, failures = trainer.strategy.reduce(counts.to(module.device), reduce_op="sum")
+            self.end_failed(float(failures))
+            return torch.stack(sums)
 
         if self.dynamic is None:
             return *draw(0, places), None, seconds
@@ -320,14 +323,17 @@ class Rollout(RolloutEvaluation):
     def _sum_denominators(
         self, trainer: L.Trainer, module: PolicyOptimization, experience: Experience
     ) -> list[Denominators]:
-        """One all-reduce for the whole rollout: a denominator per update and loss term."""
+        """One all-reduce for the whole rollout: a denominator per update and loss term, and whether rewards failed."""
         device = experience.rewards_B.device
         local = [
             module.objective.denominators(take_rows(experience, torch.cat(update).to(device))) for update in self._plan
         ]
         sums = torch.stack([torch.stack([part.actions, part.tokens, part.credited]) for part in local])
         if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")
+            flat = torch.cat([sums.flatten(), sums.new_tensor([self.failures])])
+            flat = trainer.strategy.reduce(flat, reduce_op="sum")
+            self.end_failed(float(flat[-1]))
+            sums = flat[:-1].view_as(sums)
         return [Denominators(*parts) for parts in sums]
 
     def _steer_penalty(self, trainer: L.Trainer, module: PolicyOptimization, experience: Experience) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import lightning as L
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
@@ -230,7 +232,12 @@ def guarded(call: Callable[[], object]) -> int:
     try:
         call()
     except UserError as error:
-        return _fail(str(error))
+        return _fail_everywhere(error) if error.everywhere else _fail(str(error))
+    except SystemExit as error:
+        name = _exiting_module(error)
+        if name is None:
+            raise
+        return _fail(f"module `{name}` cannot be imported: it calls `sys.exit` where it is imported; take that out")
     except ArgumentError as error:
         return _fail(one_line(str(error)))
     except OmegaConfBaseException as error:
@@ -242,6 +249,26 @@ def guarded(call: Callable[[], object]) -> int:
             raise
         return _fail(str(cause))
     return 0
+
+
+def _fail_everywhere(error: UserError) -> int:
+    """End this process of several, which all fail: the first prints, and ends before those that it started."""
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        return _fail(str(error))
+    deadline = time.monotonic() + 60
+    while error.launcher == os.getppid() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return 2
+
+
+def _exiting_module(error: SystemExit) -> str | None:
+    """Return the module whose import ended in `sys.exit`, if that is where an exit comes from."""
+    name, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "<module>":
+            name = str(trace.tb_frame.f_globals.get("__name__"))
+        trace = trace.tb_next
+    return name
 
 
 def _fail(message: str) -> int:

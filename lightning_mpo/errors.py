@@ -4,6 +4,11 @@
 class UserError(ValueError):
     """What is wrong, where, and what to write instead. The command line prints it without a traceback."""
 
+    everywhere: bool = False
+    """All processes of a run raise it at the same place, and the first one alone prints it."""
+    launcher: int | None = None
+    """Process that started this one and ends first: Lightning kills it, unread, where another one is gone before."""
+
 
 def check_sizes(owner: str, **sizes: int) -> None:
     """Refuse options of a class or section that are below 1."""

@@ -505,6 +505,43 @@ CASES = {
         late=True,
     ),
     # --- rewards
+    "a module of rewards that exits": Case(
+        "module `exits` cannot be imported: it calls `sys.exit`",
+        ["--rollout.rewards", "[exits.f]"],
+        {"exits.py": "import sys\nsys.exit(3)\n"},
+    ),
+    "a module of a class that exits": Case(
+        "module `exits_too` cannot be imported: it calls `sys.exit`",
+        ["--rollout.rewards", "[{class_path: exits_too.Mine}]"],
+        {"exits_too.py": "raise SystemExit\n"},
+    ),
+    "a file of rewards that exits": Case(
+        "reward 'exits.py:f' cannot be imported: SystemExit: 3",
+        ["--rollout.rewards", "['exits.py:f']"],
+        {"exits.py": "import sys\nsys.exit(3)\n"},
+    ),
+    "a file of rewards that is not there": Case(
+        "there is no file 'none.py' with rewards", ["--rollout.rewards", "['none.py:f']"]
+    ),
+    "a file without that reward": Case(
+        "reward 'some.py:g': some.py has no `g`; it has f",
+        ["--rollout.rewards", "['some.py:g']"],
+        {"some.py": "def f(completions): return [1.0]\n"},
+    ),
+    "a function that takes what is no column": Case(
+        "reward `f` takes `answers`, which it is not given",
+        ["--rollout.rewards", "['columns.py:f']"],
+        {"columns.py": "def f(completions, answers): return [1.0]\n"},
+    ),
+    "a function within a class of rewards that exits": Case(
+        "reward 'exits_deep.f' cannot be imported: SystemExit",
+        ["--rollout.rewards", "[{class_path: FunctionReward, init_args: {function: exits_deep.f}}]"],
+        {"exits_deep.py": "raise SystemExit\n"},
+    ),
+    "a reward of infinite weight": Case(
+        "`MathAnswer.weight` must be", ["--rollout.rewards", "[{class_path: MathAnswer, init_args: {weight: .inf}}]"]
+    ),
+    "no time for rewards": Case("`rollout.reward_seconds` must be positive", ["--rollout.reward_seconds", "0"]),
     "a reward that raises": Case(
         "reward `Raises` raised ZeroDivisionError", ["--rollout.rewards", "[tests.test_bad_input.Raises]"], late=True
     ),

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_mpo.checks import at_least, one_of, seeds
 from lightning_mpo.data.rendering import HUGE, Renderer, describe
-from lightning_mpo.data.tables import contradictions
+from lightning_mpo.data.tables import contradictions, shared_prompts
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import Finish, PromptBatch, PromptRow, Rollout, Splits
 
@@ -116,7 +116,9 @@ class PromptDataModule(L.LightningDataModule, ABC):
         return True
 
     def setup(self, stage: str | None = None) -> None:
-        _ = self.splits
+        splits = self.splits
+        if stage == "fit":
+            warn_of_leaks(splits)
 
     def connect(self, tokenizer: PreTrainedTokenizerBase, end_tokens: Sequence[int] | None = None) -> None:
         """Take the policy's tokenizer, and try the rows with it.
@@ -300,10 +302,19 @@ class PromptDataModule(L.LightningDataModule, ABC):
             raise UserError(f"`{type(self).__name__}.connect(tokenizer)` must be called before prompts are encoded")
         return self._renderer
 
+    def check_solutions(self) -> None:
+        """Try all solutions, once, before any is imitated.
+
+        Raises:
+            UserError: a row has no solution, or one that cannot be encoded or that an end token ends early.
+        """
+        for rows in (self.splits.train, self.validation_rows):
+            self._need_renderer().encode_solutions(rows, self._end_tokens)
+
     def solutions(self, rows: Sequence[PromptRow]) -> Rollout:
         """Return the rows' solutions, closed by the token that ends a response, as if they had been sampled."""
         prompts, renderer = self.encode(rows), self._need_renderer()
-        ids = [renderer.encode_solution(row, self._end_tokens) for row in rows]
+        ids = renderer.encode_solutions(rows, self._end_tokens)
         B, T = len(ids), max(len(tokens) for tokens in ids)
         tokens_BT, mask_BT = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.bool)
         for i, tokens in enumerate(ids):
@@ -344,6 +355,16 @@ def seeded_generator(*numbers: int) -> torch.Generator:
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
     return torch.Generator().manual_seed(seed)
+
+
+def warn_of_leaks(splits: Splits) -> None:
+    """Warn of prompts that are trained on and validated on, which a `load` of one's own may return."""
+    shared = shared_prompts(splits.train, splits.validation)
+    if shared:
+        rank_zero_warn(
+            f"{len(shared)} of {len(splits.validation)} validation prompts are trained on as well, such as "
+            f"{describe(shared[0])}: validation measures memory; split rows by `split_rows` of `lightning_mpo.data.tables`"
+        )
 
 
 def warn_of_contradictions(rows: Sequence[PromptRow]) -> None:

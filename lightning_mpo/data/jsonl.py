@@ -14,7 +14,7 @@ from lightning_mpo.types import PromptRow, Splits
 
 
 class JsonLines(PromptDataModule):
-    """Prompts and targets from JSON lines; columns that are not named here reach the rewards as `Completion.row`.
+    """Prompts and targets from JSON lines; all columns reach the rewards as `Completion.row`, by their own names.
 
     A file holds one JSON object a line, or one JSON list of objects; gzip is unpacked. The prompt is text, or a list of
     messages `{"role": …, "content": …}` for the chat template; a row without the prompt's column may have `messages`.

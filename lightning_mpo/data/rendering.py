@@ -383,15 +383,33 @@ class Renderer:
         Raises:
             UserError: the row has no solution, or one that cannot be imitated.
         """
-        if row.solution is None:
-            raise UserError(f"{describe(row)} has no solution to imitate; give the data a solution column")
-        closing = self.closing_token(row, end_tokens)
-        tokens = self._tokenize([row.solution], [row])[0]
-        early = next((token for token in tokens if token in {closing, *end_tokens}), None)
-        if early is not None:
-            text = self.tokenizer.convert_ids_to_tokens(early)
-            raise UserError(f"the solution of {describe(row)} holds the end token {text!r}; leave it out, it is added")
-        return [*tokens, closing]
+        return self.encode_solutions([row], end_tokens)[0]
+
+    def encode_solutions(self, rows: Sequence[PromptRow], end_tokens: Sequence[int]) -> list[list[int]]:
+        """Return the tokens of the rows' solutions, as `encode_solution` does.
+
+        Raises:
+            UserError: a row has no solution, or one that cannot be imitated.
+        """
+        texts: list[str] = []
+        for row in rows:
+            if row.solution is None:
+                raise UserError(f"{describe(row)} has no solution to imitate; give the data a solution column")
+            if not row.solution.strip():
+                raise UserError(f"the solution of {describe(row)} is empty; a demonstration needs something to imitate")
+            texts.append(row.solution)
+        if not rows:
+            return []
+        closing = self.closing_token(rows[0], end_tokens)
+        encoded = self._tokenize(texts, rows)
+        for row, tokens in zip(rows, encoded, strict=True):
+            early = next((token for token in tokens if token in {closing, *end_tokens}), None)
+            if early is not None:
+                text = self.tokenizer.convert_ids_to_tokens(early)
+                raise UserError(
+                    f"the solution of {describe(row)} holds the end token {text!r}; leave it out, it is added"
+                )
+        return [[*tokens, closing] for tokens in encoded]
 
 
 def describe(row: PromptRow) -> str:

@@ -57,12 +57,13 @@ def prompt_row(line: Any, where: str, prompt: str, target: str | None, solution:
         answer = text_cell(line, solution, where)
     if answer is not None and not answer.strip():
         raise UserError(f"{where}: the solution is empty; a demonstration needs something to imitate")
-    read = {target, solution, None if messages else column}
+    right = "" if target is None else target_cell(line, target, where)
+    as_read = {"target": right if target == "target" else None, "solution": answer if solution == "solution" else None}
     return PromptRow(
         prompt=text,
-        target="" if target is None else target_cell(line, target, where),
+        target=right,
         solution=answer,
-        extra={key: line[key] for key in line if key not in read},
+        extra={key: value if (value := as_read.get(key)) is not None else line[key] for key in line},
         messages=messages,
         where=where,
     )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_mpo.data.base import seeded_generator
+from lightning_mpo.errors import UserError
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.resume import gather_ranks, place
 from lightning_mpo.modules.source import RolloutCallback, RolloutSource, evaluation_progress
-from lightning_mpo.rewards.base import Reward, Scores, completions_of, score_all
+from lightning_mpo.rewards.base import Reward, RewardError, Scores, completions_of, score_all, unjudged
 from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rollout.base import Sampler
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
@@ -33,6 +37,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
         self._tallies: dict[str, Tally] = {}
         self._weights = ExitStack()
         self._reported: set[str] = set()
+        self._failure: UserError | None = None
 
     @property
     @abstractmethod
@@ -46,6 +51,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._weights.close()
+        self._end_failed(trainer, pl_module)
         for prefix, tally in self._tallies.items():
             if tally.undecided and not trainer.sanity_checking:
                 self._tell_undecided(prefix, tally)
@@ -73,6 +79,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._weights.close()
+        self._end_failed(trainer, pl_module)
 
     def _draw(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int, decoding: Decoding) -> Rollout:
         with module.trainer.precision_plugin.forward_context():
@@ -89,10 +96,53 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
             )
 
     def judge(self, module: PolicyOptimization, rollout: Rollout) -> Scores:
-        """Call the rewards on sampled rows."""
-        return score_all(self.rewards, completions_of(rollout, module.policy.tokenizer), self.caller)
+        """Call the rewards on sampled rows.
+
+        Where they fail on one of several processes, its rows are not judged until `end_failed` ends all of them: the
+        others would wait in an all-reduce for a process that is gone.
+        """
+        if self._failure is None:
+            try:
+                return score_all(self.rewards, completions_of(rollout, module.policy.tokenizer), self.caller)
+            except UserError as error:
+                if place()[1] == 1:
+                    raise
+                self._failure = error
+        return unjudged(self.rewards, len(rollout.rows))
+
+    @property
+    def failures(self) -> float:
+        """1 if a reward has failed on this process, else 0; its sum over processes is what `end_failed` takes."""
+        return float(self._failure is not None)
+
+    def end_failed(self, failures: float) -> None:
+        """End this process where rewards failed on some; all of them call it together.
+
+        Args:
+            failures: processes on which they failed.
+
+        Raises:
+            RewardError: on every process, with the words of the first one that failed.
+        """
+        if not failures:
+            return
+        mine = {"error": None if self._failure is None else str(self._failure), "process": os.getpid()}
+        states = gather_ranks(mine)
+        rank = next(rank for rank, state in enumerate(states) if state["error"] is not None)
+        error = RewardError(f"{states[rank]['error']} (in process {rank} of {len(states)})")
+        error.everywhere = True
+        error.launcher = next((state["process"] for state in states if state["process"] == os.getppid()), None)
+        self._failure = None
+        raise error from None
+
+    def _end_failed(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if place()[1] > 1:
+            failures = torch.tensor(self.failures, device=module.device)
+            self.end_failed(float(trainer.strategy.reduce(failures, reduce_op="sum")))
 
     def validate(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> None:
+        if self._failure is not None:
+            return
         for prefix, decoding in decodings(module.objective.support, self.validation_completions).items():
             rollout = self._draw(module, prompts, batch_idx, decoding)
             tally = self._tallies.setdefault(prefix, Tally((1,), module.device))
@@ -106,6 +156,8 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
         ]
         if module.trainer.datamodule.judged:  # type: ignore[attr-defined]
             rewards = self.judge(module, rollout).rewards_B.tolist()
+            if self._failure is not None:
+                return []
             for record, row, reward in zip(records, rollout.rows, rewards, strict=True):
                 record |= {"target": row.target, "reward": reward}
         return records

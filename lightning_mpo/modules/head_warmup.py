@@ -115,6 +115,8 @@ class HeadWarmup(Stage):
             )
         self.policy.check(ScoreRequest(future=self.offsets))
         self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
+        if self.solutions:
+            self.data.check_solutions()
 
     def configure_model(self) -> None:
         build_policy(self, self.policy, reference=False, freeze=self._freeze_trunk)

@@ -67,6 +67,7 @@ class SupervisedWarmup(Stage):
             try_optimizer(self.optimizer, self.scheduler, updates=self.trainer.max_steps)
         self.policy.check()
         self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
+        self.data.check_solutions()
 
     def configure_model(self) -> None:
         build_policy(self, self.policy, reference=False, freeze=lambda: self.policy.freeze_unused(ScoreRequest()))

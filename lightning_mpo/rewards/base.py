@@ -47,7 +47,8 @@ class Completion:
         target: what is right.
         tokens: length of the response, its end token counted.
         finished: False where `max_new_tokens` cut the response off.
-        row: further columns of the data set.
+        row: all columns of the data set under their own names, as the file has them. A column that is called `target`
+            or `solution`, and is that, is text.
         thinking: the rendered prompt ends inside thoughts: it opened `<think>` and did not close it.
         token_ids: the response as sampled.
         solution: a worked solution of the data set, if it has one.
@@ -229,6 +230,14 @@ def score_all(
         parts[_free_name(reward.name, parts)] = scores_B
     _check_total(total, rewards)
     return Scores(total, valid, correct & decided, answered & valid, parts, decided)
+
+
+def unjudged(rewards: Sequence[Reward], count: int) -> Scores:
+    """Return the scores of rows that nobody judged: they stand in for those of rewards that failed."""
+    none_B, parts = torch.zeros(count, dtype=torch.bool), dict[str, Tensor]()
+    for reward in rewards:
+        parts[_free_name(reward.name, parts)] = torch.full((count,), math.nan, dtype=torch.float64)
+    return Scores(torch.zeros(count, dtype=torch.float64), none_B, none_B, none_B, parts, none_B)
 
 
 def _weight(reward: Reward) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import importlib.util
@@ -204,8 +205,16 @@ def load_object(path: str) -> Any:
     except UserError:
         raise
     except BaseException as error:
+        if isinstance(error, ModuleNotFoundError) and f"{file}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"no module `{error.name}` for `{path}`; looked in {Path.cwd()} and among the packages"
+            ) from error
         raise UserError(f"reward {path!r} cannot be imported: {describe(error)}") from error
     if not hasattr(module, name):
+        close = difflib.get_close_matches(name, list(vars(module)), n=1)
+        if close and colon == "":
+            place = f"`{file}` ({getattr(module, '__file__', None)})"
+            raise UserError(f"no `{name}` in {place}; did you mean `{close[0]}`?")
         near = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
         raise UserError(f"reward {path!r}: {file} has no `{name}`; it has {near[:200] or 'no functions'}")
     return getattr(module, name)
@@ -237,6 +246,8 @@ def blame(error: BaseException) -> UserError | None:
         frame = trace.tb_frame
         owner = frame.f_locals.get("self")
         if frame.f_code.co_name == "__init__" and isinstance(owner, Reward):
+            if isinstance(error, UserError):
+                return error
             return UserError(f"reward `{type(owner).__name__}` cannot be built: {describe(error)}")
         trace = trace.tb_next
     other = error.__cause__ or error.__context__

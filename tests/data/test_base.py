@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -181,3 +182,41 @@ def test_identity_tells_rows_order_and_rendering_apart() -> None:
         assert {name for name in first if first[name] != other[name]} == set(option)
     connected_one = connected()
     assert connected_one.identity() == first, "the tokenizer changes nothing"
+
+
+class Own(PromptDataModule):
+    """Rows as a user's own `load` returns them."""
+
+    def __init__(self, train: list[PromptRow], validation: list[PromptRow], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rows = Splits(train, validation)
+
+    def load(self) -> Splits:
+        return self.rows
+
+
+def test_leaks_of_an_own_load_are_told_before_training() -> None:
+    data = Own([PromptRow("1 ", "1"), PromptRow("2", "1")], [PromptRow(" 1", "1"), PromptRow("3", "1")])
+    with pytest.warns(UserWarning, match=r"^1 of 2 validation prompts are trained on as well, such as the prompt ' 1'"):
+        data.setup("fit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.setup("validate")
+        Numbers().setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("solution", "message"),
+    [(None, "has no solution to imitate"), (" ", "is empty"), ("2Ö", "characters that the tokenizer does not know")],
+)
+@pytest.mark.parametrize("held_out", [False, True])
+def test_solutions_are_tried_before_any_is_imitated(solution: str | None, message: str, held_out: bool) -> None:
+    good, bad = PromptRow("1", "1", solution="2"), PromptRow("3", "1", solution=solution)
+    data = Own([good], [bad]) if held_out else Own([good, bad], [good])
+    data.connect(tokenizer(), [1])
+    with pytest.raises(UserError, match=message) as caught:
+        data.check_solutions()
+    assert "'3'" in str(caught.value)
+    good_alone = Own([good], [good])
+    good_alone.connect(tokenizer(), [1])
+    good_alone.check_solutions()

@@ -25,7 +25,7 @@ def rows(start: int, stop: int) -> list[dict[str, Any]]:
 def test_two_files(tmp_path: Path) -> None:
     train, validation = write(tmp_path / "a.jsonl", rows(0, 3)), write(tmp_path / "b.jsonl", rows(3, 5))
     splits = JsonLines(train=train, validation=validation).splits
-    assert splits.train[0] == PromptRow("0+1", "1", None, {"level": 2})
+    assert splits.train[0] == PromptRow("0+1", "1", None, {"prompt": "0+1", "target": "1", "level": 2})
     assert [row.prompt for row in splits.validation] == ["3+1", "4+1"]
 
 
@@ -47,7 +47,7 @@ def test_named_columns_and_blank_lines(tmp_path: Path) -> None:
         solution="steps",
         validation_share=0,
     )
-    assert data.splits.train == [PromptRow("q é", "a", "s", {}), PromptRow("r", "72", "t", {})]
+    assert data.splits.train == [PromptRow("q é", "a", "s", lines[0]), PromptRow("r", "72", "t", lines[2])]
 
 
 @pytest.mark.parametrize(

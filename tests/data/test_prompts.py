@@ -21,7 +21,7 @@ def test_lines_in_order_with_their_other_columns(tmp_path):
     data = PromptFile(write(tmp_path, '{"prompt": "1+1=", "id": 4}', "", '{"id": 5, "prompt": "2+2="}'))
     rows = data.validation_rows
     assert [row.prompt for row in rows] == ["1+1=", "2+2="]
-    assert [dict(row.extra) for row in rows] == [{"id": 4}, {"id": 5}]
+    assert [dict(row.extra) for row in rows] == [{"prompt": "1+1=", "id": 4}, {"prompt": "2+2=", "id": 5}]
     assert not data.judged
 
 
@@ -29,7 +29,7 @@ def test_a_target_may_be_named(tmp_path):
     data = PromptFile(write(tmp_path, '{"q": "1+1=", "a": 2, "id": 1}'), prompt="q", target="a")
     assert data.judged
     assert data.validation_rows[0].target == "2"
-    assert dict(data.validation_rows[0].extra) == {"id": 1}
+    assert dict(data.validation_rows[0].extra) == {"q": "1+1=", "a": 2, "id": 1}, "columns keep their names"
 
 
 @pytest.mark.parametrize(

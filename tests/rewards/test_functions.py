@@ -166,7 +166,7 @@ def test_functions_and_classes_of_a_file(tmp_path: Path) -> None:
         (f"{file}.py:f", "there is no file"),
         ({"class_path": f"{file}:f", "init_args": {"a": 1}}, "is a function; write {class_path: FunctionReward"),
         ({"class_path": f"{file}:Two", "init_args": {"a": 1}}, "cannot be built: TypeError"),
-        ("nosuchmodule.f", "cannot be imported: ModuleNotFoundError"),
+        ("nosuchmodule.f", "^no module `nosuchmodule` for `nosuchmodule.f`; looked in "),
         ("nodot", "must be an import path"),
     ]:
         with pytest.raises(UserError, match=message):
