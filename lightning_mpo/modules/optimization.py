@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_mpo.checks import at_least, not_below, positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.sharded_rows import whole
+from lightning_mpo.modules.fitting import check_fit
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
@@ -103,6 +104,9 @@ class PolicyOptimization(Stage):
         connect = getattr(self.trainer.datamodule, "connect", None)  # type: ignore[attr-defined]
         if connect is not None:
             connect(self.policy.tokenizer)
+            self._check_fit(stage)
+        for remark in self.policy.remarks:
+            rank_zero_info(remark)
 
     def _try_optimizer(self) -> None:
         policy, request = self.policy, self.objective.request
@@ -116,6 +120,15 @@ class PolicyOptimization(Stage):
             learning_rates=self.learning_rates,
             updates=self.trainer.max_steps,
         )
+
+    def _check_fit(self, stage: str) -> None:
+        """Refuse prompts and responses that the model has no places for."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        longest = getattr(self.source, "max_new_tokens", None)
+        if longest is None or not hasattr(data, "validation_rows"):
+            return
+        rows = [*data.validation_rows, *(data.splits.train if stage == "fit" else ())]
+        check_fit(self.policy, data, rows, longest)
 
     def configure_model(self) -> None:
         freeze = partial(self.policy.freeze_unused, self.objective.request)

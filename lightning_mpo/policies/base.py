@@ -44,6 +44,21 @@ class Policy(nn.Module, ABC):
     def end_tokens(self) -> list[int]:
         """Ids that end a response."""
 
+    @property
+    def positions(self) -> int | None:
+        """The tokens of the longest row, prompt and response together; None: no limit."""
+        return None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the model before it is loaded, a line each."""
+        return []
+
+    @property
+    def unembedded(self) -> dict[str, int]:
+        """Texts of tokens that the tokenizer knows and the model has no embedding for, with their ids."""
+        return {}
+
     @abstractmethod
     def check(self, request: ScoreRequest = ScoreRequest()) -> None:  # noqa: B008  frozen
         """Refuse what can be refused before the weights are loaded, such as a request that cannot be served."""

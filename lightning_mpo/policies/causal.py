@@ -77,6 +77,7 @@ class CausalPolicy(Policy):
         self.critic = critic
         self.checkpoint = checkpoint
         self.gather_rollouts = gather_rollouts
+        self._dropouts: list[str] = []
         self.network: PreTrainedModel | None = None
         self.reference_network: PreTrainedModel | None = None
         self._adapters: Any = None
@@ -96,8 +97,10 @@ class CausalPolicy(Policy):
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The model's configuration."""
-        return loading.load_config(self._location)
+        """The model's configuration, without its dropouts."""
+        config = loading.load_config(self._location)
+        self._dropouts = loading.drop_nothing(config)
+        return config
 
     @cached_property
     def base_fingerprint(self) -> str | None:
@@ -110,10 +113,61 @@ class CausalPolicy(Policy):
 
     @property
     def end_tokens(self) -> list[int]:
-        ends = {self.tokenizer.eos_token_id}
+        """Ids that end a response: those of the tokenizer, the configuration and the generation options together."""
+        return sorted(set(self._ends))
+
+    @cached_property
+    def _ends(self) -> dict[int, str]:
+        """End tokens, and who names each.
+
+        Raises:
+            UserError: none is named, or one that is no token of the model.
+        """
         configured = self.config.get_text_config().eos_token_id
-        ends |= set(configured) if isinstance(configured, list) else {configured}
-        return sorted(end for end in ends if end is not None)
+        named = [(self.tokenizer.eos_token_id, "the tokenizer")]
+        named += [(end, "config.json") for end in (configured if isinstance(configured, list) else [configured])]
+        if self.source != "tiny":
+            named += [(end, "generation_config.json") for end in loading.end_tokens(self._location)]
+        ends: dict[int, str] = {}
+        for end, where in named:
+            if end is None:
+                continue
+            if not isinstance(end, int) or isinstance(end, bool) or not 0 <= end < self.vocabulary:
+                raise UserError(
+                    f"the model {self.source!r}: {where} names the end token {end!r}, which is none of the model's "
+                    f"{self.vocabulary} tokens; correct `eos_token_id`"
+                )
+            ends.setdefault(end, where)
+        if not ends:
+            raise UserError(
+                f"the model {self.source!r} names no token that ends a response: set `eos_token` in tokenizer_config.json "
+                "or `eos_token_id` in generation_config.json"
+            )
+        return ends
+
+    @property
+    def positions(self) -> int | None:
+        return loading.positions_of(self.config)
+
+    @property
+    def unembedded(self) -> dict[str, int]:
+        table = self.tokenizer.get_vocab()
+        return {text: id for text, id in table.items() if id >= self.vocabulary}
+
+    @property
+    def remarks(self) -> list[str]:
+        ends = ", ".join(f"{self.tokenizer.convert_ids_to_tokens(end)!r} ({end})" for end in self.end_tokens)
+        lines = [f"ends       a response ends with {ends}"]
+        if self._dropouts:
+            lines.append(
+                f"dropout    {', '.join(self._dropouts)} of the model set to 0: sampler and trainer must agree"
+            )
+        if self.unembedded:
+            text = min(self.unembedded, key=self.unembedded.__getitem__)
+            lines.append(
+                f"tokens     {len(self.unembedded)} of the tokenizer have no embedding ({text!r}, say): no prompt may hold them"
+            )
+        return lines
 
     def check(self, request: ScoreRequest = ScoreRequest()) -> None:  # noqa: B008  frozen
         offsets = 0 if self.mtp is None else self.mtp.offsets
@@ -130,6 +184,7 @@ class CausalPolicy(Policy):
                 "`policy.dtype: float32` (with `trainer.precision: bf16-mixed` for speed), or give `policy.lora`"
             )
         self._check_quantization()
+        _ = self._ends
         if self.lora is not None and self.lora.names:
             self.lora.check_targets(self.outline_network())
         if self.checkpoint is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ from lightning_mpo.policies.model_files import (
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DROPOUTS = r"^(?!classifier|summary)(.*_)?(drop|dropout|pdrop|layerdrop|dropout_(prob|rate|p))$"
+"""Names of dropout probabilities in configurations; those of classification heads are not used."""
 
 
 @contextmanager
@@ -73,6 +77,45 @@ def load_config(location: str) -> PretrainedConfig:
     if shapes is not None and getattr(config, "quantization_config", None) is None:
         check_shapes(outline(config, torch.float32, location), shapes, location)
     return config
+
+
+def end_tokens(location: str) -> list[Any]:
+    """Return the end tokens that a model's generation options name, as they stand there."""
+    named = read_descriptions(location).get("generation_config.json", {}).get("eos_token_id")
+    return named if isinstance(named, list) else [] if named is None else [named]
+
+
+def drop_nothing(config: PretrainedConfig) -> list[str]:
+    """Set the dropouts of a configuration to 0: random scores would part sampler and trainer.
+
+    Returns:
+        the names of those that were not.
+    """
+    names = []
+    for part in (config, config.get_text_config()):
+        for name, value in vars(part).items():
+            if re.search(DROPOUTS, name) and isinstance(value, float) and value > 0:
+                setattr(part, name, 0.0)
+                names.append(name)
+    return sorted(names)
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """Return how many tokens a model can tell the places of; None where nothing limits them.
+
+    `max_position_embeddings` may be the length before or after a scaling of rotary angles, so the longer one counts.
+    """
+    text = config.get_text_config()
+    known = getattr(text, "max_position_embeddings", None)
+    if not isinstance(known, int):
+        return None
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    longest = known
+    for scaling in [rope, *(value for value in rope.values() if isinstance(value, dict))]:  # by kind of layer
+        kind, factor = scaling.get("rope_type", scaling.get("type")), scaling.get("factor")
+        if kind not in (None, "default") and isinstance(factor, int | float):
+            longest = max(longest, int(factor * (scaling.get("original_max_position_embeddings") or known)))
+    return longest
 
 
 def outline(config: PretrainedConfig, dtype: torch.dtype, location: str) -> PreTrainedModel:

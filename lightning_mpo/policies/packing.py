@@ -100,12 +100,13 @@ def _fill(rollout: Rollout, lines: list[list[int]], prompts: list[int], response
     R, L = len(lines), max(*widths, 1) if len(widths) > 1 else max(widths[0], 1)
     tokens_BL = rollout.tokens_BL.cpu()
     input_ids_RL = torch.zeros(R, L, dtype=torch.long)
-    position_ids_RL = torch.arange(L).repeat(R, 1)
+    position_ids_RL = torch.zeros(R, L, dtype=torch.long)  # padding too: L may pass a table of positions
     segment_RL = torch.full((R, L), -1)
     index_BT = torch.zeros(B, T, dtype=torch.long)
     for r, rows in enumerate(lines):
         s = prompts[rows[0]]
         input_ids_RL[r, :s] = tokens_BL[rows[0], S - s : S]
+        position_ids_RL[r, :s] = torch.arange(s)
         segment_RL[r, :s] = 0
         start = s
         for number, row in enumerate(rows, start=1):

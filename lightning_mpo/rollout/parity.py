@@ -68,8 +68,7 @@ def check_parity(policy: Policy, rollout: Rollout, *, temperature: float, exact:
     if not padding.passes(exact):
         raise ParityError(
             f"the trainer scores padded and unpadded rows differently ({padding.mean:.3g} nats in the mean, "
-            f"{padding.max:.3g} at most): position ids or attention mask are wrong for this model; try "
-            "`policy.share_prompts: false`"
+            f"{padding.max:.3g} at most): {_why_padding_counts(policy, score(part, temperature)[mask_BT] - trainer)}"
         )
     parity = Parity.of(trainer - recorded)
     if parity.passes(exact):
@@ -79,6 +78,17 @@ def check_parity(policy: Policy, rollout: Rollout, *, temperature: float, exact:
         f"sampler and trainer disagree by {parity.mean:.3g} nats in the mean and {parity.max:.3g} at most over "
         f"{len(recorded)} tokens, so that every ratio would be wrong: {cause}"
     )
+
+
+def _why_padding_counts(policy: Policy, repeated: Tensor) -> str:
+    """Return the cause, as far as scoring the same rows a second time tells."""
+    if Parity.of(repeated).max > 0:
+        return (
+            f"scoring the same rows twice differs too ({Parity.of(repeated).max:.3g} nats), so that something in the model "
+            "is random; set its dropouts to 0 (`lora.dropout` among them)"
+        )
+    cause = "positions or attention of this model depend on padding"
+    return cause + ("; try `policy.share_prompts: false`" if getattr(policy, "share_prompts", False) else "")
 
 
 def _compared(rollout: Rollout) -> Tensor:

@@ -1,0 +1,57 @@
+"""Whether prompts and responses fit the model: its positions, and its table of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.policies.base import Policy
+from lightning_mpo.types import PromptRow
+
+
+def check_fit(policy: Policy, data: Any, rows: Sequence[PromptRow], max_new_tokens: int) -> None:
+    """Refuse rows that the model has no positions or no embeddings for.
+
+    Args:
+        policy: not built yet.
+        data: a data module that has the policy's tokenizer.
+        rows: that will be sampled.
+        max_new_tokens: the longest response.
+
+    Raises:
+        UserError: the longest prompt and the longest response are more tokens than positions, or a prompt holds a token
+            without an embedding.
+    """
+    if not rows:
+        return
+    _check_positions(policy.positions, data, rows, max_new_tokens)
+    unembedded = policy.unembedded
+    for row in rows if unembedded else ():
+        text = repr(row)
+        if not any(token in text for token in unembedded):
+            continue
+        highest = int(data.encode([row]).input_ids_PS.max())
+        if highest >= policy.vocabulary:
+            token = next(text for text, id in unembedded.items() if id == highest)
+            raise UserError(
+                f"the prompt {row.prompt[:60]!r} holds the token {token!r} ({highest}), and the model has embeddings for "
+                f"{policy.vocabulary} tokens only: take the token out, or a model whose embeddings were resized"
+            )
+
+
+def _check_positions(positions: int | None, data: Any, rows: Sequence[PromptRow], max_new_tokens: int) -> None:
+    limit = getattr(data, "max_prompt_tokens", None)
+    if positions is None or (limit is not None and limit + max_new_tokens <= positions):
+        return
+    # a token is at least a byte, and the first row has all that stands around a prompt
+    frame = data.encode([rows[0]]).input_ids_PS.shape[1]
+    long = [row for row in rows if frame + len(repr(row).encode()) + max_new_tokens > positions]
+    longest = max([frame, *(data.encode([row]).input_ids_PS.shape[1] for row in long)])
+    if longest + max_new_tokens > positions:
+        room = positions - longest
+        remedy = f"set `rollout.max_new_tokens` to at most {room}, or " if room > 0 else ""
+        raise UserError(
+            f"the longest prompt has {longest} tokens and `rollout.max_new_tokens` is {max_new_tokens}, together more than "
+            f"the model's {positions} positions: {remedy}drop long prompts (`data.max_prompt_tokens`)"
+        )
