@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_mpo.callbacks.restoring import restoring
 from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.identity import check_identity, identity
@@ -44,7 +45,13 @@ def check_content(
             f"the checkpoint {path} holds weights alone, as `save_weights_only: true` writes them, and no run can go on "
             "from it: for a new one from these weights give `policy.checkpoint` instead of `--ckpt_path`"
         )
-    state = content.get("callbacks", {}).get("ExactResume")
+    with restoring(path):
+        _check_state(trainer, own, path, content.get("callbacks", {}).get("ExactResume"), stage, options)
+
+
+def _check_state(
+    trainer: L.Trainer, own: dict[str, Any], path: Any, state: Any, stage: str, options: dict[str, Any] | None
+) -> None:
     if state is None:
         return
     apart = differences(state["options"], options, "refused") if options and "options" in state else []
@@ -96,6 +103,12 @@ def settle_checkpoint(
     options = run_options(trainer, module, data) if stage == "fit" and data is not None else None
     check_content(trainer, run_identity(trainer, module), path, content, stage, options)
     if stage == "fit":
+        lacking = [key for key in ("global_step", "pytorch-lightning_version", "loops") if key not in content]
+        if lacking:
+            raise UserError(
+                f"the checkpoint {path} has no {lacking[0]!r}, so a run cannot go on from it; for a new run from its "
+                "weights give `policy.checkpoint`"
+            )
         rank_zero_info(f"resume     from {path}, update {content['global_step']}")
     return str(path)
 

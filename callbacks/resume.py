@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.callbacks.checkpoints import check_content, folders, run_identity
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
+from lightning_mpo.callbacks.restoring import restore_in_one_line, restoring
 from lightning_mpo.modules.configured import check_kinds, configuration_wins, configured
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.random_state import random_state, restore_random_state
@@ -23,6 +24,11 @@ from lightning_mpo.modules.source import RolloutCallback
 
 SAVED = ("_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_until_validation")
 """What `ModelCheckpoint` knows of its saves and leaves out of checkpoints."""
+KEPT: dict[str, type] = {
+    **dict.fromkeys(("identity", "configured", "options", "metrics", "saved", "repeated", "row"), dict),
+    **dict.fromkeys(("ranks", "rows", "callbacks"), list),
+}
+"""Entries of the state, and what each is."""
 
 
 class ExactResume(RolloutCallback):
@@ -47,6 +53,7 @@ class ExactResume(RolloutCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._trainer = trainer
+        restore_in_one_line(trainer)
         self._identity = run_identity(trainer, pl_module)
         if stage == "fit":
             self._options = run_options(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
@@ -66,7 +73,8 @@ class ExactResume(RolloutCallback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._configured = configured(trainer)
         if self._loaded:
-            check_kinds(self._loaded["configured"], self._configured)
+            with restoring(trainer.ckpt_path):
+                check_kinds(self._loaded["configured"], self._configured)
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
@@ -102,6 +110,9 @@ class ExactResume(RolloutCallback):
     # --- going on -----------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, kind in KEPT.items():
+            if not isinstance(state_dict.get(name, kind()), kind):
+                raise TypeError(f"`{name}` of ExactResume must be a {kind.__name__}")
         self._loaded = state_dict
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -116,14 +127,9 @@ class ExactResume(RolloutCallback):
         loaded, self._loaded = self._loaded, {}
         if not loaded:
             return
-        self._say_what_changed(trainer, loaded)
-        self._rewind(trainer, loaded["rows"])
-        self._remember_saves(trainer, loaded.get("saved", {}))
-        ranks, (rank, world) = loaded["ranks"], place()
-        if len(ranks) == world:
-            restore_random_state(ranks[rank]["random"])
+        with restoring(trainer.ckpt_path):
+            self._take(trainer, loaded)
         connector = trainer._logger_connector
-        connector._callback_metrics.update(loaded["metrics"])
         self._repeated = loaded.get("repeated", {})
         self._settled = trainer.global_step
         if loaded.get("row"):
@@ -131,6 +137,15 @@ class ExactResume(RolloutCallback):
         if loaded.get("validate"):
             self._validate(trainer, loaded["epoch"])
         self._random = random_state()  # Lightning still makes iterators, which draw seeds
+
+    def _take(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
+        self._say_what_changed(trainer, loaded)
+        self._rewind(trainer, loaded["rows"])
+        self._remember_saves(trainer, loaded.get("saved", {}))
+        ranks, (rank, world) = loaded["ranks"], place()
+        if len(ranks) == world:
+            restore_random_state(ranks[rank]["random"])
+        trainer._logger_connector._callback_metrics.update(loaded["metrics"])
 
     def _say_what_changed(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
         lines = configuration_wins(trainer, loaded["configured"], self._configured)

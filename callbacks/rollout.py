@@ -376,11 +376,16 @@ class Rollout(RolloutEvaluation):
         if len(ranks) != world:
             raise UserError(f"the checkpoint was saved by {len(ranks)} processes and cannot be resumed by {world}")
         state_dict = ranks[rank]
+        if not isinstance(state_dict["counter"], int) or not isinstance(state_dict["gate_passed"], bool):
+            raise TypeError("`counter` of Rollout must be a number, and `gate_passed` a switch")
         self.counter = state_dict["counter"]
         self._gate_passed = state_dict["gate_passed"]
         if "experience" in state_dict:
             tensors = dict(state_dict["experience"])
             rollout = RolloutData(**tensors.pop("rollout"))
             self._experience = Experience(rollout=rollout, **tensors)
+            rows = torch.cat([rows for update in state_dict["plan"] for rows in update])
+            if sorted(set(rows.tolist())) != list(range(len(self._experience.rewards_B))):
+                raise ValueError("`plan` of Rollout does not name the rows of its experience")
             self._plan = state_dict["plan"]
             self._denominators = [Denominators(*parts) for parts in state_dict["denominators"]]

@@ -49,13 +49,6 @@ def _layers(value: Any) -> bool:
     return _text(value) or (isinstance(value, list) and bool(value) and all(map(_text, value)))
 
 
-def _plain(value: Any) -> bool:
-    """Whether a value is a small object of plain values."""
-    return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(inner, str | int | float | bool | None) for key, inner in value.items()
-    )
-
-
 def _of(*choices: Any) -> Check:
     return lambda value: any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices)
 
@@ -80,7 +73,8 @@ PROMPT: dict[str, tuple[Check, str]] = {
     "instruction": (_text, "text"),
     "system": (_or_none(_text), "text or null"),
     "suffix": (_text, "text"),
-    "template_arguments": (_or_none(_plain), "an object of plain values"),
+    "template_arguments": (_or_none(lambda value: isinstance(value, dict)), "an object"),
+    "control_tokens": (_of(True, False, None), "true, false or null"),
     "max_prompt_tokens": (_or_none(whole), "a whole number of at least 1"),
 }
 ADAPTER: dict[str, tuple[Check, str]] = {

@@ -15,7 +15,7 @@ def check_fit(policy: Policy, data: Any, rows: Sequence[PromptRow], max_new_toke
 
     Args:
         policy: not built yet.
-        data: a data module that has the policy's tokenizer.
+        data: a data module that has the policy's tokenizer, and knows its longest prompt.
         rows: that will be sampled.
         max_new_tokens: the longest response.
 
@@ -23,9 +23,7 @@ def check_fit(policy: Policy, data: Any, rows: Sequence[PromptRow], max_new_toke
         UserError: the longest prompt and the longest response are more tokens than positions, or a prompt holds a token
             without an embedding.
     """
-    if not rows:
-        return
-    _check_positions(policy.positions, data, rows, max_new_tokens)
+    _check_positions(policy.positions, data.longest_prompt, max_new_tokens)
     unembedded = policy.unembedded
     for row in rows if unembedded else ():
         text = repr(row)
@@ -40,18 +38,12 @@ def check_fit(policy: Policy, data: Any, rows: Sequence[PromptRow], max_new_toke
             )
 
 
-def _check_positions(positions: int | None, data: Any, rows: Sequence[PromptRow], max_new_tokens: int) -> None:
-    limit = getattr(data, "max_prompt_tokens", None)
-    if positions is None or (limit is not None and limit + max_new_tokens <= positions):
+def _check_positions(positions: int | None, longest: int, max_new_tokens: int) -> None:
+    if positions is None or longest + max_new_tokens <= positions:
         return
-    # a token is at least a byte, and the first row has all that stands around a prompt
-    frame = data.encode([rows[0]]).input_ids_PS.shape[1]
-    long = [row for row in rows if frame + len(repr(row).encode()) + max_new_tokens > positions]
-    longest = max([frame, *(data.encode([row]).input_ids_PS.shape[1] for row in long)])
-    if longest + max_new_tokens > positions:
-        room = positions - longest
-        remedy = f"set `rollout.max_new_tokens` to at most {room}, or " if room > 0 else ""
-        raise UserError(
-            f"the longest prompt has {longest} tokens and `rollout.max_new_tokens` is {max_new_tokens}, together more than "
-            f"the model's {positions} positions: {remedy}drop long prompts (`data.max_prompt_tokens`)"
-        )
+    room = positions - longest
+    remedy = f"set `rollout.max_new_tokens` to at most {room}, or " if room > 0 else ""
+    raise UserError(
+        f"the longest prompt has {longest} tokens and `rollout.max_new_tokens` is {max_new_tokens}, together more than "
+        f"the model's {positions} positions: {remedy}drop long prompts (`data.max_prompt_tokens`)"
+    )

@@ -125,7 +125,7 @@ class PolicyOptimization(Stage):
         """Refuse prompts and responses that the model has no places for."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         longest = getattr(self.source, "max_new_tokens", None)
-        if longest is None or not hasattr(data, "validation_rows"):
+        if longest is None or not hasattr(data, "longest_prompt"):
             return
         rows = [*data.validation_rows, *(data.splits.train if stage == "fit" else ())]
         check_fit(self.policy, data, rows, longest)

@@ -291,6 +291,12 @@ class CausalPolicy(Policy):
                 f"`policy.checkpoint` {self.checkpoint!r} does not fit the policy: {other[0]!r} has shape "
                 f"{list(state[other[0]].shape)}, the policy needs {list(own[other[0]].shape)}"
             )
+        whole = [key for key, value in state.items() if not value.is_floating_point() and key in own]
+        if whole and own[whole[0]].is_floating_point():
+            raise UserError(
+                f"`policy.checkpoint` {self.checkpoint!r} does not fit the policy: {whole[0]!r} is of {state[whole[0]].dtype}, "
+                f"the policy's of {own[whole[0]].dtype}"
+            )
         missing, unexpected = self.load_state_dict(state, strict=False)
         expected = self.trained_state(dict(self.named_parameters()))
         absent = [key for key in missing if key in expected and key.split(".", 1)[0] not in self.cold_parts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,7 @@ def read_checkpoint(path: str | Path, name: str = "the checkpoint", part: Part =
         _check(content, shown)
         if not isinstance(content.get("state_dict"), dict):
             raise UserError(f"{shown} cannot be read as a Lightning checkpoint: it holds no state_dict")
+        check_entries(content, shown)
         return content
 
 
@@ -49,6 +50,7 @@ def _read_folder(folder: Path, shown: str, part: Part) -> dict[str, Any]:
     described = check_folder(folder, shown)
     content = load_rest(folder)
     _check(content, shown)
+    check_entries(content, shown)
     if part == "outline":
         return content | {"state_dict": outline(described)}
     state = gather_folder(folder, {"state_dict"} if part == "weights" else None)
@@ -56,6 +58,63 @@ def _read_folder(folder: Path, shown: str, part: Part) -> dict[str, Any]:
     count = sum(key.startswith("optimizer_") for key in state)
     optimizers = [state[f"optimizer_{i}"] for i in range(count)]
     return content | {"state_dict": state["state_dict"], "optimizer_states": optimizers}
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(number, int | float) for number in value.values())
+
+
+def _dicts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(part, dict) for part in value)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "state_dict": (
+        lambda value: (
+            isinstance(value, dict)
+            and all(isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in value.items())
+        ),
+        "tensors by name",
+    ),
+    "epoch": (_count, "a count"),
+    "global_step": (_count, "a count"),
+    "pytorch-lightning_version": (
+        lambda value: isinstance(value, str) and re.match(r"\d+\.\d+", value) is not None,
+        "a version",
+    ),
+    "loops": (
+        lambda value: isinstance(value, dict) and all(isinstance(part, dict) for part in value.values()),
+        "a dict of dicts",
+    ),
+    "callbacks": (lambda value: isinstance(value, dict), "a dict"),
+    "optimizer_states": (_dicts, "a list of dicts"),
+    "lr_schedulers": (_dicts, "a list of dicts"),
+    "hyper_parameters": (lambda value: isinstance(value, dict), "a dict"),
+    "rollout_metrics": (_numbers, "numbers by name"),
+    "progress_bar": (
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        "a list of names",
+    ),
+    "mtp": (lambda value: value is None or isinstance(value, dict), "a dict or None"),
+    "kl_coefficient": (lambda value: isinstance(value, int | float), "a number"),
+}
+"""What the entries of a checkpoint are, where it has them."""
+
+
+def check_entries(content: dict[str, Any], shown: str) -> None:
+    """Refuse a checkpoint with an entry of another kind than Lightning or this package saves.
+
+    Raises:
+        UserError: names the entry; `shown` says what the user named.
+    """
+    for name, (check, kind) in ENTRIES.items():
+        if name in content and not check(content[name]):
+            got = type(content[name]).__name__
+            raise UserError(f"{shown} is damaged: its entry {name!r} must be {kind}, got {got}; take another one")
 
 
 def _check(content: Any, shown: str) -> None:

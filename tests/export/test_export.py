@@ -323,7 +323,13 @@ def test_how_a_folder_is_used_stands_beside_the_weights_as_data(tiny_folder, tmp
     policy = CausalPolicy(tiny_folder, **lora)
     policy.build(device=torch.device("cpu"), reference=False)
     data = Mock(
-        instruction="Add: ", chat_template=False, max_prompt_tokens=99, system=None, suffix="", template_arguments=None
+        control_tokens=None,
+        instruction="Add: ",
+        chat_template=False,
+        max_prompt_tokens=99,
+        system=None,
+        suffix="",
+        template_arguments=None,
     )
     export(policy, tmp_path, form, PROMPTS, sampling=SAMPLING, data=data, origin=Origin({"seed_everything": 5}))
     assert not list(tmp_path.glob("*.yaml"))

@@ -22,6 +22,7 @@ from lightning_mpo.policies import CausalPolicy, Lora, TinyPolicy
 from lightning_mpo.policies.loading import positions_of
 from lightning_mpo.policies.packing import lay_out
 from lightning_mpo.rollout.parity import ParityError, check_parity
+from lightning_mpo.types import Splits
 from tests.helpers import make_prompts, make_rollout
 from tests.modules.runs import Digits, make_data, make_objective, sgd
 
@@ -73,8 +74,9 @@ def test_a_family_as_shipped_trains_and_is_exported(tmp_path, name):
 
 def prompts_of(policy, *prompts: str):
     data = make_data()
-    data.connect(policy.tokenizer)
     rows = [replace(data.splits.train[0], prompt=prompt) for prompt in prompts]
+    data._splits = Splits(rows, rows)
+    data.connect(policy.tokenizer)
     return data, rows
 
 
@@ -214,7 +216,7 @@ def test_a_token_without_an_embedding_is_refused_where_a_prompt_holds_it(folder,
     assert "2 of the tokenizer have no embedding ('<x>', say)" in policy.remarks[-1]
     for prompt, fits in (("1+1=", True), ("1<y>1=", False)):
         (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": prompt}))
-        data = PromptFile(str(tmp_path / "prompts.jsonl"))
+        data = PromptFile(str(tmp_path / "prompts.jsonl"), control_tokens=True)
         data.connect(policy.tokenizer)
         if fits:
             check_fit(policy, data, data.splits.train, 5)

@@ -96,7 +96,7 @@ def test_position_ids_of_the_trainer_that_depend_on_the_batch_are_named(policy, 
     monkeypatch.setattr(causal, "lay_out", broken)
     text = refusal(policy, rollout)
     assert "the trainer scores padded and unpadded rows differently" in text
-    assert "position ids or attention mask are wrong for this model; try `policy.share_prompts: false`" in text
+    assert "positions or attention of this model depend on padding; try `policy.share_prompts: false`" in text
 
 
 def test_an_attention_mask_that_leaks_between_responses_is_named(policy, monkeypatch):

@@ -1,0 +1,57 @@
+"""Restores a checkpoint, or says in one line that it cannot be restored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import lightning as L
+
+from lightning_mpo.errors import UserError
+
+STEPS = ("resume_start", "restore_datamodule", "restore_model", "restore_callbacks", "restore_training_state")
+"""Lightning's own steps, each of which takes entries of a checkpoint as they are."""
+
+
+@contextmanager
+def restoring(path: object) -> Iterator[None]:
+    """Say in one line that entries of a checkpoint are not what such a run saves.
+
+    Args:
+        path: of the checkpoint.
+
+    Raises:
+        UserError: whatever was raised within.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or "no reason given"
+        raise UserError(
+            f"the checkpoint {path} cannot be restored: an entry is not what such a run saves "
+            f"({type(error).__name__}: {reason}); take another one"
+        ) from error
+
+
+def restore_in_one_line(trainer: L.Trainer) -> None:
+    """Have a trainer's steps of restoring end in one line where an entry of the checkpoint is wrong."""
+    connector = trainer._checkpoint_connector
+    for name in STEPS:
+        step = getattr(connector, name)
+        if not hasattr(step, "__wrapped__"):
+            setattr(connector, name, _in_one_line(step, trainer))
+
+
+def _in_one_line(step: Callable[..., Any], trainer: L.Trainer) -> Callable[..., Any]:
+    @wraps(step)
+    def run(*arguments: Any, **options: Any) -> Any:
+        if not trainer.ckpt_path:
+            return step(*arguments, **options)
+        with restoring(trainer.ckpt_path):
+            return step(*arguments, **options)
+
+    return run
