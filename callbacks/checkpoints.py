@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.callbacks.restoring import restoring
 from lightning_mpo.callbacks.rollout import Rollout
@@ -16,7 +16,7 @@ from lightning_mpo.modules.identity import check_identity, identity
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.run_options import differences, run_options
 from lightning_mpo.modules.saving import check_folders
-from lightning_mpo.storage import find, locate, read_checkpoint
+from lightning_mpo.storage import find, is_sealed, locate, read_checkpoint
 
 
 def check_content(
@@ -46,7 +46,23 @@ def check_content(
             "from it: for a new one from these weights give `policy.checkpoint` instead of `--ckpt_path`"
         )
     with restoring(path):
+        if stage == "fit":
+            _check_entries(trainer, own, path, content)
         _check_state(trainer, own, path, content.get("callbacks", {}).get("ExactResume"), stage, options)
+
+
+def _check_entries(trainer: L.Trainer, own: dict[str, Any], path: Any, content: dict[str, Any]) -> None:
+    """Refuse a checkpoint without what training goes on from; Lightning would begin those parts afresh."""
+    needed = ["global_step", "pytorch-lightning_version", "loops", "lr_schedulers"]
+    lacking = [repr(name) for name in needed if name not in content]
+    if "rollout.prompts" in own:
+        sources = [callback for callback in trainer.callbacks if isinstance(callback, Rollout)]  # type: ignore[attr-defined]
+        lacking += [f"state of {type(one).__name__}" for one in sources if not content["callbacks"].get(one.state_key)]
+    if lacking:
+        raise UserError(
+            f"the checkpoint {path} has no {lacking[0]}, so a run cannot go on from it; for a new run from its weights give "
+            "`policy.checkpoint`"
+        )
 
 
 def _check_state(
@@ -54,7 +70,7 @@ def _check_state(
 ) -> None:
     if state is None:
         return
-    apart = differences(state["options"], options, "refused") if options and "options" in state else []
+    apart = differences(state["options"], options, "refused") if options else []
     check_identity(path, state["identity"], own, algorithm=stage == "fit", options=apart)
     saved, now = len(state["ranks"]), trainer.world_size
     if stage == "fit" and saved != now:
@@ -103,11 +119,10 @@ def settle_checkpoint(
     options = run_options(trainer, module, data) if stage == "fit" and data is not None else None
     check_content(trainer, run_identity(trainer, module), path, content, stage, options)
     if stage == "fit":
-        lacking = [key for key in ("global_step", "pytorch-lightning_version", "loops") if key not in content]
-        if lacking:
-            raise UserError(
-                f"the checkpoint {path} has no {lacking[0]!r}, so a run cannot go on from it; for a new run from its "
-                "weights give `policy.checkpoint`"
+        if not is_sealed(path):
+            rank_zero_warn(
+                f"the checkpoint {path} has no checksum of this package, so it was written or changed elsewhere: its "
+                "entries are taken as they are"
             )
         rank_zero_info(f"resume     from {path}, update {content['global_step']}")
     return str(path)

@@ -52,6 +52,22 @@ def _in_one_line(step: Callable[..., Any], trainer: L.Trainer) -> Callable[..., 
         if not trainer.ckpt_path:
             return step(*arguments, **options)
         with restoring(trainer.ckpt_path):
+            if step.__name__ == "restore_training_state":
+                _check_optimizers(trainer)
             return step(*arguments, **options)
 
     return run
+
+
+def _check_optimizers(trainer: L.Trainer) -> None:
+    """Refuse a checkpoint with another number of optimisers: Lightning leaves those without a state as they are."""
+    content = trainer._checkpoint_connector._loaded_checkpoint
+    if (
+        trainer.state.fn != "fit"
+        or not trainer.strategy.lightning_restore_optimizer
+        or "optimizer_states" not in content
+    ):
+        return
+    saved, own = len(content["optimizer_states"]), len(trainer.strategy.optimizers)
+    if saved != own:
+        raise ValueError(f"it holds the state of {saved} optimisers, and the run has {own}")

@@ -141,7 +141,7 @@ class ExactResume(RolloutCallback):
     def _take(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
         self._say_what_changed(trainer, loaded)
         self._rewind(trainer, loaded["rows"])
-        self._remember_saves(trainer, loaded.get("saved", {}))
+        self._remember_saves(trainer, loaded["saved"])
         ranks, (rank, world) = loaded["ranks"], place()
         if len(ranks) == world:
             restore_random_state(ranks[rank]["random"])
@@ -149,11 +149,11 @@ class ExactResume(RolloutCallback):
 
     def _say_what_changed(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
         lines = configuration_wins(trainer, loaded["configured"], self._configured)
-        apart = differences(loaded.get("options", self._options), self._options, "told")
+        apart = differences(loaded["options"], self._options, "told")
         lines += [f"{shown(name)} was {before} and is {now}" for name, before, now in apart]
         for line in lines:
             rank_zero_info(f"resume     {line}: the configuration wins")
-        for line in changed_callbacks(loaded["callbacks"], trainer) if "callbacks" in loaded else ():
+        for line in changed_callbacks(loaded["callbacks"], trainer):
             rank_zero_info(f"resume     {line}")
         if loaded["within_update"]:
             rank_zero_warn("the checkpoint was saved in the middle of an update, whose gradients are lost: not exact")

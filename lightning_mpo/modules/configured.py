@@ -34,7 +34,7 @@ def check_kinds(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     Raises:
         UserError: which one differs, and the way out.
     """
-    for name, was in saved.get("kinds", {}).items():
+    for name, was in saved["kinds"].items():
         if was != own["kinds"][name]:
             raise UserError(
                 f"the checkpoint holds the state of {name} {_list(was)}, and the configuration has "

@@ -298,7 +298,9 @@ class PolicyOptimization(Stage):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         mend_epoch_end(checkpoint)
         self.policy.check_heads(checkpoint.get("mtp"), "the checkpoint")
-        self._carried = checkpoint.get("rollout_metrics", {})
-        self._progress_bar |= set(checkpoint.get("progress_bar", ()))
-        if self.objective.kl is not None and "kl_coefficient" in checkpoint:
+        if self.trainer.state.fn != "fit":
+            return
+        self._carried = checkpoint["rollout_metrics"]
+        self._progress_bar |= set(checkpoint["progress_bar"])
+        if self.objective.kl is not None:
             self.objective.kl.controller.coefficient = checkpoint["kl_coefficient"]

@@ -291,8 +291,12 @@ class CausalPolicy(Policy):
                 f"`policy.checkpoint` {self.checkpoint!r} does not fit the policy: {other[0]!r} has shape "
                 f"{list(state[other[0]].shape)}, the policy needs {list(own[other[0]].shape)}"
             )
-        whole = [key for key, value in state.items() if not value.is_floating_point() and key in own]
-        if whole and own[whole[0]].is_floating_point():
+        whole = [
+            key
+            for key, value in state.items()
+            if key in own and own[key].is_floating_point() > value.is_floating_point()
+        ]
+        if whole:
             raise UserError(
                 f"`policy.checkpoint` {self.checkpoint!r} does not fit the policy: {whole[0]!r} is of {state[whole[0]].dtype}, "
                 f"the policy's of {own[whole[0]].dtype}"

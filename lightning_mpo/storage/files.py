@@ -48,15 +48,23 @@ def check_file(path: Path, shown: str) -> None:
     Raises:
         UserError: content and checksum differ; `shown` says what the user named.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(size - TAIL, 0))
-        tail = file.read()
+    tail = _tail(path)
     if MARK in tail:
-        if MARK + sha256(path, size - TAIL).encode() != tail:
+        if MARK + sha256(path, path.stat().st_size - TAIL).encode() != tail:
             raise UserError(f"{shown} is not what was written: its checksum differs; take another one")
     elif zipfile.is_zipfile(path):  # torch does not look at checksums
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken:
             raise UserError(f"{shown} is damaged: the checksum of {broken!r} in it is wrong; take another one")
+
+
+def is_sealed(path: Path) -> bool:
+    """Return whether a checkpoint holds the checksum that it was written with: a folder always does."""
+    return path.is_dir() or MARK in _tail(path)
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - TAIL, 0))
+        return file.read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -32,10 +33,11 @@ def test_last_begins_afresh_in_one_line_where_there_is_none(tmp_path, caplog):
 def test_last_takes_the_newest_whole_file_and_names_it(tmp_path, caplog):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    torch.save({"state_dict": {}, "global_step": 7, "callbacks": {}}, folder / "last.ckpt")
+    content = {"state_dict": {}, "global_step": 7, "callbacks": {}, "loops": {}, "lr_schedulers": []}
+    torch.save(content | {"pytorch-lightning_version": L.__version__}, folder / "last.ckpt")
     (folder / ".last.ckpt.part").write_bytes(b"half")
     (folder / "epoch=9.ckpt").write_bytes(b"other")
-    with caplog.at_level("INFO", logger=LOGGER):
+    with caplog.at_level("INFO", logger=LOGGER), pytest.warns(UserWarning, match="no checksum of this package"):
         assert settle(tmp_path) == str(folder / "last.ckpt")
     assert "last.ckpt, update 7" in caplog.text
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:100])
