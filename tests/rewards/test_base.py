@@ -18,6 +18,7 @@ from lightning_mpo.rewards import (
     score_all,
     take_reward_scores,
 )
+from lightning_mpo.rewards.base import unjudged
 from lightning_mpo.types import PromptRow, Rollout
 
 
@@ -176,3 +177,39 @@ def test_scores_of_other_rewards_are_not_joined():
     first, second = (score_all([reward], [completion()]) for reward in (Fixed([1.0]), ExactAnswer()))
     with pytest.raises(ValueError, match="same rewards"):
         join_reward_scores([first, second])
+
+
+@pytest.mark.parametrize(("score", "right"), [(0.5, False), (0.51, True)])
+def test_right_begins_above_one_half(score: float, right: bool) -> None:
+    class Half(Reward):
+        is_accuracy = True
+
+        def score(self, completions: Sequence[Completion]) -> list[float | None]:
+            return [score] * len(completions)
+
+    done = [Completion("p", "t", "x", 1, True, {})]
+    assert score_all([Half()], done).correct_B.tolist() == [right]
+
+
+def test_a_sum_that_float32_does_not_hold_is_refused() -> None:
+    class Large(Reward):
+        def score(self, completions: Sequence[Completion]) -> list[float | None]:
+            return [3e38] * len(completions)
+
+    done = [Completion("p", "t", "x", 1, True, {})]
+    with pytest.raises(
+        RewardError, match=r"completion 0 is 6e\+38, more than float32 holds; lower the weights \(Large"
+    ):
+        score_all([Large(), Large()], done)
+
+
+def test_rows_that_nobody_judged_have_the_parts_of_all_rewards() -> None:
+    class Plain(Reward):
+        def score(self, completions: Sequence[Completion]) -> list[float | None]:
+            return [1.0] * len(completions)
+
+    rewards, done = [Plain(), Plain()], [Completion("p", "t", "x", 1, True, {})] * 2
+    none, some = unjudged(rewards, 2), score_all(rewards, done)
+    assert list(none.parts) == list(some.parts) == ["plain", "plain_2"]
+    assert not (none.judged_B | none.valid_B | none.correct_B | none.answered_B | none.decided_B).any()
+    assert join_reward_scores([none, some]).judged_B.tolist() == [False, False, True, True]

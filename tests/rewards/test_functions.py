@@ -177,3 +177,27 @@ def test_a_module_that_exits_is_refused(tmp_path: Path) -> None:
     (tmp_path / "exits.py").write_text("import sys; sys.exit(0)")
     with pytest.raises(UserError, match="cannot be imported: SystemExit: 0"):
         load_object(f"{tmp_path}/exits.py:f")
+
+
+def test_what_belongs_to_the_batch_is_not_taken_from_columns() -> None:
+    row = {"completions": "column", "prompts": "column", "completion_ids": "column", "target": "column"}
+    seen: dict[str, Any] = {}
+    FunctionReward(lambda completions, **columns: seen.update(columns, completions=completions) or [0.0]).score(
+        [Completion("p", "t", "x", 1, True, row, token_ids=(7,))]
+    )
+    assert (seen["completions"], seen["prompts"], seen["completion_ids"]) == (["t"], ["p"], [[7]])
+    assert seen["target"] == ["column"]
+
+
+def test_a_column_that_a_batch_lacks_is_named() -> None:
+    with pytest.raises(RewardError, match="takes `answer`, which it is not given"):
+        FunctionReward(only_names).score([Completion("p", "t", "x", 1, True, {})])
+
+
+def test_a_file_that_failed_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "again.py"
+    file.write_text("1 / 0")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        load_object(f"{file}:f")
+    file.write_text("def f(completions): return [2.0]\n")
+    assert load_object(f"{file}:f")(["a"]) == [2.0]
