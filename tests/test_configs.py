@@ -286,7 +286,7 @@ def test_it_is_settled_of_every_option_what_a_change_means_for_a_resume(build, m
     paths = list(option_paths(config.as_dict()))
     assert len(paths) > 60
     assert [path for path in paths if effect(path) is None] == []
-    assert {effect(path) for path in paths} == {"refused", "told", "compared elsewhere", "none"}
+    assert {effect(path) for path in paths} == {"refused", "reported", "compared elsewhere", "none"}
 
 
 def test_every_argument_that_a_resume_compares_can_be_read(build, monkeypatch):
@@ -296,7 +296,7 @@ def test_every_argument_that_a_resume_compares_can_be_read(build, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     found = run_options(trainer, module, data)
     config = next(c.config for c in trainer.callbacks if isinstance(c, cli.SaveConfig))
-    wanted = {path for path in option_paths(config.as_dict()) if effect(path) in ("refused", "told")}
+    wanted = {path for path in option_paths(config.as_dict()) if effect(path) in ("refused", "reported")}
     unread = {path for path in wanted if not any(other.startswith(path) for other in found)}
     assert {path for path in unread if not path.startswith("trainer.")} <= {"data.template_arguments"}  # empty here
     assert found["trainer.gradient_clip_val"] == 2

@@ -17,7 +17,7 @@ import torch
 
 from lightning_mpo.policies.causal import CausalPolicy
 
-Effect = Literal["refused", "told", "compared elsewhere", "none"]
+Effect = Literal["refused", "reported", "compared elsewhere", "none"]
 """Of a difference: the run is refused; the configuration wins and says so; the same for another check; no number moves."""
 
 EFFECTS: dict[Effect, tuple[str, ...]] = {
@@ -54,7 +54,7 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
         "data.train_problems",
         "data.held_out_problems",
     ),
-    "told": (
+    "reported": (
         "seed_everything",
         "threads",
         "versions.*",
@@ -166,7 +166,7 @@ NOTHING = "nothing"
 
 
 def effect(path: str) -> Effect | None:
-    """Return what a difference at a path means; None where no rule names it, which counts as told."""
+    """Return what a difference at a path means; None where no rule names it, which counts as reported."""
     return next((name for name, rules in EFFECTS.items() for rule in rules if fnmatchcase(path, rule)), None)
 
 
@@ -205,7 +205,7 @@ def run_options(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dic
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], wanted: Effect) -> list[tuple[str, Any, Any]]:
-    """Return (option, what it was, what it is) of options that differ; those that no rule names are told.
+    """Return (option, what it was, what it is) of options that differ; those that no rule names are reported.
 
     Options of a part that is another one, new or gone as a whole are not listed beside it; callbacks that are new or gone
     are those of `changed_callbacks`.
@@ -213,7 +213,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], wanted: Effect
     found = [
         (path, saved.get(path, NOTHING), now.get(path, NOTHING))
         for path in {**saved, **now}
-        if saved.get(path, NOTHING) != now.get(path, NOTHING) and (effect(path) or "told") == wanted
+        if saved.get(path, NOTHING) != now.get(path, NOTHING) and (effect(path) or "reported") == wanted
     ]
     found = [item for item in found if not item[0].startswith("callbacks.") or NOTHING not in item]
     paths = {**saved, **now}
