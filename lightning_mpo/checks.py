@@ -1,6 +1,7 @@
-"""Checks of options: each refuses a value in one line that says which option it is and which values it takes.
+"""Checks of options: a wrong value raises one line that names the option and the values that it takes.
 
-`None` passes everywhere, as it means that an option is not used.
+`None` passes every check, as it means that an option is not used. `owner` is the class or section that has the option,
+as a configuration writes it; options are keyword arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ LARGEST_SEED = 2**63 - 1
 
 
 def at_least(owner: str, least: int, *, most: int = LARGEST_SIZE, **options: Any) -> None:
-    """Refuse options that are no whole numbers from `least` to `most`.
+    """Refuse options that are not whole numbers from `least` to `most`.
+
+    Args:
+        owner: class or section, as a configuration writes it.
+        least: the smallest value.
+        most: the largest value.
+        options: values by name.
+
+    Raises:
+        UserError: an option is not a whole number, or out of range.
 
     Example:
         >>> at_least("rollout", 1, prompts=0)
@@ -39,12 +49,20 @@ def at_least(owner: str, least: int, *, most: int = LARGEST_SIZE, **options: Any
 
 
 def seeds(owner: str, **options: Any) -> None:
-    """Refuse options that are no seed of a random number generator."""
+    """Refuse options that no random number generator takes as a seed.
+
+    Raises:
+        UserError: an option is not a whole number from 0 to `LARGEST_SEED`.
+    """
     at_least(owner, 0, most=LARGEST_SEED, **options)
 
 
 def finite(owner: str, *, most: float = LARGEST_NUMBER, **options: Any) -> None:
-    """Refuse options that are no numbers from -`most` to `most`."""
+    """Refuse options that are not numbers from -`most` to `most`.
+
+    Raises:
+        UserError: an option is not a number, or out of range.
+    """
     for name, value in options.items():
         _check_number(owner, name, value)
         if value is not None and not -most <= value <= most:
@@ -52,33 +70,53 @@ def finite(owner: str, *, most: float = LARGEST_NUMBER, **options: Any) -> None:
 
 
 def positive(owner: str, *, most: float = LARGEST_NUMBER, note: str = "", **options: Any) -> None:
-    """Refuse options that are no numbers above 0.
+    """Refuse options that are not numbers above 0.
 
     Args:
         owner: class or section, as a configuration writes it.
         most: the largest value.
-        note: what to write instead; ends the message.
+        note: end of the message: advice on what to write instead.
         options: values by name.
+
+    Raises:
+        UserError: an option is not a number, not above 0, or above `most`.
     """
     for name, value in options.items():
         _check(owner, name, value, lambda x: x > 0, "be positive", most, note)
 
 
 def above(owner: str, bound: float, *, most: float = LARGEST_NUMBER, note: str = "", **options: Any) -> None:
-    """Refuse options that are no numbers above a bound."""
+    """Refuse options that are not numbers above a bound. Arguments are those of `positive`.
+
+    Raises:
+        UserError: an option is not a number, not above `bound`, or above `most`.
+    """
     for name, value in options.items():
         _check(owner, name, value, lambda x: x > bound, f"be above {bound:g}", most, note)
 
 
 def not_below(owner: str, bound: float, *, most: float = LARGEST_NUMBER, note: str = "", **options: Any) -> None:
-    """Refuse options that are no numbers from a bound on; fractions are taken, unlike in `at_least`."""
+    """Refuse options that are not numbers of at least a bound; unlike `at_least`, this takes fractions.
+
+    Raises:
+        UserError: an option is not a number, below `bound`, or above `most`.
+    """
     wanted = f"be at least {bound:g}" if bound else "not be negative"
     for name, value in options.items():
         _check(owner, name, value, lambda x: x >= bound, wanted, most, note)
 
 
 def share_or_count(owner: str, of: str, **options: Any) -> None:
-    """Refuse options that are neither a share from 0 to below 1 nor a whole number."""
+    """Refuse options that are neither a share, from 0 to below 1, nor a whole number.
+
+    Args:
+        owner: class or section, as a configuration writes it.
+        of: the things that are counted, for the message.
+        options: values by name.
+
+    Raises:
+        UserError: an option is neither.
+    """
     for name, value in options.items():
         _check_number(owner, name, value)
         if value is not None and not (0 <= value < 1 or (1 <= value <= LARGEST_SIZE and value == int(value))):
@@ -86,7 +124,15 @@ def share_or_count(owner: str, of: str, **options: Any) -> None:
 
 
 def within(owner: str, interval: str, **options: Any) -> None:
-    """Refuse options outside an interval; a round bracket leaves its end out.
+    """Refuse options outside an interval; a round bracket excludes its end.
+
+    Args:
+        owner: class or section, as a configuration writes it.
+        interval: such as "(0, 1]".
+        options: values by name.
+
+    Raises:
+        UserError: an option is not a number, or outside.
 
     Example:
         >>> within("Nucleus", "(0, 1]", p=0.0)
@@ -105,7 +151,11 @@ def within(owner: str, interval: str, **options: Any) -> None:
 
 
 def one_of(owner: str, choices: Iterable[Any], **options: Any) -> None:
-    """Refuse options that are none of the choices."""
+    """Refuse options that are not among the choices.
+
+    Raises:
+        UserError: an option is not among them.
+    """
     known = list(choices)
     for name, value in options.items():
         if value not in known:

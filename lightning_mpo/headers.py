@@ -60,7 +60,7 @@ def read(path: Path) -> Method:
     for key in ("model", "init_args", "objective"):
         content = content.get(key) if isinstance(content, dict) else None
     if not isinstance(content, dict):
-        raise UserError(f"{path} sets no `model.init_args.objective`, so it is no algorithm")
+        raise UserError(f"{path} sets no `model.init_args.objective`, so it is not an algorithm")
     method = Method(path, _header(path, text), content)
     _check_tags(method)
     _check_values(method)

@@ -174,4 +174,4 @@ def _check_out(options: argparse.Namespace) -> None:
     if out.resolve() == Path(options.data).expanduser().resolve():
         raise UserError(f"`--out` {options.out!r} is the file of the prompts; name another")
     if out.exists() and not out.is_file():
-        raise UserError(f"`--out` {options.out!r} is no regular file; name another")
+        raise UserError(f"`--out` {options.out!r} is not a regular file; name another")

@@ -339,10 +339,10 @@ CASES = {
     # --- data
     "missing data file": Case("there is no file rows.jsonl", DATA),
     "a row without the target": Case("line 2 of rows.jsonl has no 'target'", DATA, jsonl(ROW, '{"prompt": "1+2="}')),
-    "a row that is no JSON": Case("line 2 of rows.jsonl is no JSON", DATA, jsonl(ROW, "{")),
+    "a row that is not JSON": Case("line 2 of rows.jsonl is not JSON", DATA, jsonl(ROW, "{")),
     "no rows": Case("no training rows", DATA, jsonl("")),
     "rows in Latin-1": Case(
-        "line 1 of rows.jsonl is no JSON in UTF-8: byte 0xe9", DATA, {"rows.jsonl": b'{"prompt": "caf\xe9"}'}
+        "line 1 of rows.jsonl is not JSON in UTF-8: byte 0xe9", DATA, {"rows.jsonl": b'{"prompt": "caf\xe9"}'}
     ),
     "rows in Parquet": Case("rows.jsonl is Parquet, not JSON lines; convert it", DATA, {"rows.jsonl": b"PAR1"}),
     "a target of null": Case("line 1 of rows.jsonl: 'target' is null", DATA, jsonl('{"prompt": "1", "target": null}')),
@@ -571,7 +571,7 @@ CASES = {
         penalty("{limit: 6, buffer: 2, factor: -1}"),
     ),
     "a penalty that no response reaches": Case(
-        "`OverlongPenalty` begins behind 8 tokens (`limit - buffer`), and no response is longer than "
+        "`OverlongPenalty` begins after 8 tokens (`limit - buffer`), and no response is longer than "
         "`rollout.max_new_tokens` = 6; give `limit: ${rollout.max_new_tokens}`",
         OVERLAY,
         penalty("{limit: 10, buffer: 2}"),

@@ -113,7 +113,7 @@ def json_lines(path: Path) -> Iterator[tuple[Any, str]]:
             if line.strip():
                 yield json.loads(line), where
         except ValueError as error:
-            raise UserError(f"{where} is no JSON: {error}") from error
+            raise UserError(f"{where} is not JSON: {error}") from error
 
 
 def load_problems(text: str, count: int, seed: int) -> tuple[str, list[PromptRow]]:

@@ -1,4 +1,4 @@
-"""Prompts as a pure function of (seed, rollout counter, round), so that a resumed run goes on with the right ones."""
+"""Prompts as a pure function of (seed, rollout counter, round), so that a resumed run gets the same ones."""
 
 from __future__ import annotations
 
@@ -31,20 +31,23 @@ class PromptDataModule(L.LightningDataModule, ABC):
     call `prompts`.
 
     Args:
-        seed: order of the training prompts, and of the split where there is one.
+        seed: seed of the order of the training prompts.
         chat_template: apply the tokenizer's chat template to each row, once.
         instruction: text before each prompt; in a chat, before the last message.
         max_prompt_tokens: longest prompt.
         validation_prompts: how many rows `validate` takes, the first ones; None: all.
         validation_batch_size: prompts that are sampled together in validation.
         system: system message of the chat template, for rows that have none; None: none.
-        suffix: text behind each prompt; in a chat, behind the last message.
+        suffix: text after each prompt; in a chat, after the last message.
         template_arguments: variables of the chat template, such as `{enable_thinking: false}`.
-        control_tokens: what becomes of control tokens (such as `<|im_end|>`) that prompts write. False: they are
-            encoded as ordinary text. True: as control tokens, for prompts that are rendered already. None: as text,
-            unless there is no chat template and all prompts begin with the token that begins a prompt.
-        overlong: a longer prompt than `max_prompt_tokens` is refused, or its row is skipped; skipped rows are counted.
+        control_tokens: how control tokens in prompts, such as `<|im_end|>`, are encoded. False: as ordinary text. True: as
+            control tokens, for prompts that are already rendered. None: as text, unless there is no chat template and all
+            prompts begin with the token that begins a prompt.
+        overlong: a prompt over `max_prompt_tokens` is refused, or its row is skipped with a warning.
         order: training rows are shuffled anew in each pass, or taken in the order of the file.
+
+    Raises:
+        UserError: an option is out of range.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Return the rows. Called once per process, before any model is loaded; bad files are refused here."""
+        """Return the rows. It runs once per process, before a model is loaded, and refuses bad files."""
 
     @property
     def splits(self) -> Splits:
@@ -112,7 +115,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
 
     @property
     def judged(self) -> bool:
-        """Whether rows have targets that `predict` can hold completions against."""
+        """Whether rows have targets, so that `predict` can judge completions."""
         return True
 
     def setup(self, stage: str | None = None) -> None:
@@ -121,7 +124,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
             warn_of_leaks(splits)
 
     def connect(self, tokenizer: PreTrainedTokenizerBase, end_tokens: Sequence[int] | None = None) -> None:
-        """Take the policy's tokenizer, and try the rows with it.
+        """Take the policy's tokenizer, and render the rows with it once.
 
         Args:
             tokenizer: of the policy.
@@ -142,7 +145,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
         self.longest_prompt = max((n for n in lengths.values() if n <= self.max_prompt_tokens), default=0)
 
     def _make_renderer(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow]) -> Renderer:
-        """Return what renders rows, and say what becomes of control tokens in them."""
+        """Return the renderer, and warn if rows contain control tokens."""
         options = ("chat_template", "instruction", "suffix", "system", "template_arguments")
         renderer = Renderer(tokenizer, **{name: getattr(self, name) for name in options})
         if not self.chat_template and (chat := next((row for row in rows if row.messages), None)):
@@ -152,16 +155,16 @@ class PromptDataModule(L.LightningDataModule, ABC):
         if rendered is not None:
             renderer.control_tokens = True
             rank_zero_warn(
-                f"all prompts begin with {rendered!r}, so they are rendered already: what they write of control tokens "
-                "is encoded as such; set `data.control_tokens: false` to encode it as text, or `true` to accept this"
+                f"all prompts begin with {rendered!r}, so they seem to be rendered already: their control tokens are "
+                "encoded as control tokens; set `data.control_tokens: false` to encode them as text, or `true` to accept this"
             )
         elif not renderer.control_tokens:
             writing = [row for row in rows if renderer.written_control_token(row)]
             if writing:
                 rank_zero_warn(
-                    f"{len(writing)} of {len(rows)} prompts write control tokens, such as "
+                    f"{len(writing)} of {len(rows)} prompts contain control tokens, such as "
                     f"{renderer.written_control_token(writing[0])!r} in {describe(writing[0])}, which are encoded as "
-                    "text; set `data.control_tokens: true` if they are meant"
+                    "text; set `data.control_tokens: true` if they are meant as control tokens"
                 )
         return renderer
 
@@ -194,11 +197,11 @@ class PromptDataModule(L.LightningDataModule, ABC):
             text = renderer.tokenizer.convert_ids_to_tokens(last)
             rank_zero_warn(
                 f"prompts end with {text!r}, a token that ends a response, such as {describe(row)}: responses would "
-                "begin behind an end; the chat template should open the assistant's turn (`add_generation_prompt`)"
+                "begin after an end; the chat template should open the assistant's turn (`add_generation_prompt`)"
             )
 
     def _skip(self, overlong: set[int]) -> None:
-        """Take rows away, by their `id`, and say how many."""
+        """Remove rows, given by their `id`, with a warning."""
         if not overlong:
             return
         parts = self.splits.train, self.splits.validation
@@ -214,7 +217,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
         self._splits = Splits(*kept)
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells these rows, their order and their rendering from others. No tokenizer is needed.
+        """Return a description of the rows, their order and their rendering, to compare runs. It needs no tokenizer.
 
         Returns:
             The class, the numbers of rows, a digest of them all, their order, and the options of the rendering.
@@ -268,7 +271,11 @@ class PromptDataModule(L.LightningDataModule, ABC):
         return self._order[offset]
 
     def encode(self, rows: Sequence[PromptRow]) -> PromptBatch:
-        """Tokenise prompts and pad them on the left."""
+        """Tokenise prompts and pad them on the left.
+
+        Raises:
+            UserError: `connect` was not called, or a prompt is empty, too long or cannot be rendered.
+        """
         renderer = self._need_renderer()
         ids = [self._check_tokens(row, renderer.encode(row)) for row in rows]
         for row, tokens in zip(rows, ids, strict=True):
@@ -287,7 +294,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
     @staticmethod
     def _check_tokens(row: PromptRow, tokens: list[int]) -> list[int]:
         if not tokens:
-            raise UserError(f"{describe(row)} has no tokens; a response needs something to stand behind")
+            raise UserError(f"{describe(row)} has no tokens; write a prompt, or take the row out")
         return tokens
 
     def _too_long(self, row: PromptRow, length: int) -> str:
@@ -330,7 +337,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
         )
 
     def train_dataloader(self) -> Any:
-        """Return the module's own loader, which only has a length; Lightning asks the data module first."""
+        """Return the loader of the LightningModule, which only has a length; Lightning calls the data module first."""
         if self.trainer is None:
             raise RuntimeError("the training loader exists within a trainer")
         return self.trainer.lightning_module.train_dataloader()

@@ -26,10 +26,11 @@ class JsonLines(PromptDataModule):
         train: the file to train on.
         validation: the file to validate on. None: a part of `train` is held out.
         prompt: column of the prompt.
-        target: column of the right answer: text without the white space round it, or a number, which is written plainly
-            (1e-07 as 0.0000001, 72.0 as 72), or true or false.
-        solution: column of a solution to imitate, if there is one.
-        validation_share: of `train`, without a validation file: below 1 a share of the prompts, from 1 on their number.
+        target: column of the right answer: text (surrounding white space is dropped), true, false, or a number, which is
+            written plainly (1e-07 as 0.0000001, 72.0 as 72).
+        solution: column of a solution to imitate; None: none.
+        validation_share: part of `train` to hold out if there is no validation file: below 1 a share of the prompts, from 1 on
+            their number.
         split_seed: seed of that split.
         kwargs: as for `PromptDataModule`.
     """
@@ -61,7 +62,7 @@ class JsonLines(PromptDataModule):
         """Read both files.
 
         Raises:
-            UserError: a missing or broken file, a row without a named column, a prompt that stands in both files.
+            UserError: a file is missing or broken, a row lacks a column, or a prompt is in both files.
         """
         rows = self._read(self.train)
         if self.validation is None:

@@ -1,4 +1,4 @@
-"""Limits of time and memory for the templates of others."""
+"""Limits of time and memory for chat templates, which are programs written by others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 CPU_SECONDS = 5
 """CPU time of one call in `first_failure`."""
 WALL_SECONDS = 60.0
-"""Longest wait for one call in `first_failure`, on a machine that is busy with other work."""
+"""Seconds of real time that one call in `first_failure` may take, on a busy machine."""
 MEMORY = 2 * 2**30
 """Bytes that the calls of `first_failure` may take."""
 
@@ -28,10 +28,16 @@ class TimeLimitError(Exception):
 
 
 def first_failure(calls: Sequence[Callable[[], object]]) -> tuple[int, str] | None:
-    """Try calls in a child process; return the number of the first that fails, and its reason.
+    """Try calls in a child process, and find the first that fails.
 
-    A call that takes too much time or memory fails as well, also within a C function. Where processes cannot be forked,
-    nothing is tried.
+    A call that takes too much time or memory fails as well, even inside a C function. On a system without `fork`, nothing
+    is tried.
+
+    Args:
+        calls: without arguments; their results are dropped.
+
+    Returns:
+        The index of the call and the reason, in one line; None: all calls succeed.
     """
     if not calls or not hasattr(os, "fork"):
         return None
@@ -58,14 +64,14 @@ def first_failure(calls: Sequence[Callable[[], object]]) -> tuple[int, str] | No
 
 
 def _run(calls: Sequence[Callable[[], object]], writing: int) -> None:
-    """Write the number of each call before it begins, and (number, reason) of the first that fails."""
+    """Write the index of each call before it begins, and [index, reason] of the first that fails."""
     number, record = 0, ""
     try:
         with open("/proc/self/statm") as file:
             size = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
     except (OSError, ValueError):
-        pass  # not Linux, or a lower limit holds already
+        pass  # not Linux, or a lower limit is set already
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -85,12 +91,12 @@ def _run(calls: Sequence[Callable[[], object]], writing: int) -> None:
 
 
 def _plain(error: BaseException) -> bool:
-    """Whether an error's text is a sentence by itself."""
+    """Whether an error's text is understood without the name of its type."""
     return type(error).__name__ == "TemplateError" or isinstance(error, ValueError)
 
 
 def _records(reading: int) -> list[Any]:
-    """Read what `_run` writes until it ends, or writes nothing for too long."""
+    """Read the records of `_run` until it ends, or until it writes nothing for `WALL_SECONDS`."""
     data = b""
     while select.select([reading], [], [], WALL_SECONDS)[0]:
         part = os.read(reading, 65_536)
@@ -103,7 +109,14 @@ def _records(reading: int) -> list[Any]:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `TimeLimitError` in a block that takes longer. It works in any thread, but not within one call of a C function."""
+    """Limit the time of a block. It works in any thread, but cannot interrupt a call of a C function.
+
+    Args:
+        seconds: real time.
+
+    Raises:
+        TimeLimitError: in the block, once the time has passed.
+    """
     thread, lock, state = threading.get_ident(), threading.Lock(), {"inside": True}
 
     def interrupt() -> None:

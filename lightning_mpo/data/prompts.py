@@ -13,15 +13,15 @@ from lightning_mpo.types import Splits
 
 
 class PromptFile(PromptDataModule):
-    """JSON lines, each with a prompt, for `predict`; other columns are copied into what is written.
+    """JSON lines, each with a prompt, for `predict`; other columns are copied to the output.
 
     Files and prompts are read as `JsonLines` reads them.
 
     Args:
         path: the file.
         prompt: column of the prompt.
-        target: column of the right answer. None: completions are not judged, and no reward is written.
-        chat_template: apply the tokenizer's chat template. None: where it has one.
+        target: column of the right answer. None: completions are not judged, and the output has no rewards.
+        chat_template: apply the tokenizer's chat template. None: if it has one.
         kwargs: as for `PromptDataModule`.
     """
 
@@ -58,7 +58,7 @@ class PromptFile(PromptDataModule):
         """Read the file.
 
         Raises:
-            UserError: there is no such file, it is empty, or a line, which is named, is no JSON object with a prompt.
+            UserError: the file is missing or empty, or a line is not a JSON object with a prompt; the message names the line.
         """
         example = ', such as {"prompt": "…"}'
         rows = [

@@ -1,4 +1,4 @@
-"""Reads files of JSON rows, and says which line is wrong."""
+"""Reads files of JSON rows; a mistake in one names its line."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ FORMATS = {
     b"\xff\xfe": ("UTF-16", UTF_16),
     b"\xfe\xff": ("UTF-16", UTF_16),
 }
-"""First bytes of files that hold no JSON, with their name and the way to JSON lines."""
+"""First bytes of other formats, with the name of the format and the command that makes JSON lines of it."""
 
 
 class WrittenFloat(float):
-    """A number of a file, with the digits that it was written with."""
+    """A float with the digits that its file has."""
 
     digits: str
 
@@ -49,12 +49,12 @@ def read_rows(name: str, option: str = "", example: str = "") -> Iterator[tuple[
     """Yield (place, row) of a file with one JSON object a line, or with one JSON list; gzip is read too.
 
     Args:
-        name: of the file.
-        option: that names it, for messages.
-        example: text for messages about a line that is no JSON.
+        name: path of the file.
+        option: the option that holds the path, for messages; empty: none.
+        example: an example of a valid line, for messages; empty: none.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or it is no JSON; line and column are named.
+        UserError: the file is missing, cannot be read, or is not JSON; the message names the line.
     """
     text = _text(name, _bytes(name, option), example)
     lines = text.replace("\r\n", "\n").split("\n")
@@ -71,16 +71,16 @@ def read_rows(name: str, option: str = "", example: str = "") -> Iterator[tuple[
                 yield place, _parse(line)
             except json.JSONDecodeError as error:
                 hint = _hint(name, lines, number)
-                raise UserError(f"{place} is no JSON{example}: {_reason(error)}{hint}") from error
+                raise UserError(f"{place} is not JSON{example}: {_reason(error)}{hint}") from error
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{place} is no JSON{example}: {_reason(error)}") from error
+                raise UserError(f"{place} is not JSON{example}: {_reason(error)}") from error
 
 
 def _bytes(name: str, option: str) -> bytes:
-    """Return what a file holds, unpacked."""
+    """Return the bytes of a file, unpacked."""
     prefix = f"`{option}`: " if option else ""
     if not name.strip() or "\0" in name:
-        raise UserError(f"{prefix}{name[:200]!r} is no name of a file")
+        raise UserError(f"{prefix}{name[:200]!r} is not a file name")
     try:
         file = Path(name).expanduser()
         if file.is_dir():
@@ -89,7 +89,7 @@ def _bytes(name: str, option: str) -> bytes:
             written = repr(name) if option else name
             raise UserError(f"{prefix}there is no file {written} (seen from {Path.cwd()})")
         if not file.is_file():
-            raise UserError(f"{prefix}{name} is no regular file; write its rows to one")
+            raise UserError(f"{prefix}{name} is not a regular file; write its rows to one")
         data = file.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
@@ -101,7 +101,7 @@ def _bytes(name: str, option: str) -> bytes:
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{name} is gzip and cannot be unpacked ({error}); is it whole?") from error
+        raise UserError(f"{name} is gzip and cannot be unpacked ({error}); is it complete?") from error
 
 
 def _text(name: str, data: bytes, example: str) -> str:
@@ -111,7 +111,7 @@ def _text(name: str, data: bytes, example: str) -> str:
             raise UserError(f"{name} is {kind}, not JSON lines; convert it: {way}")
     if b"\0" in data:
         raise UserError(
-            f"line {data.count(10, 0, data.index(0)) + 1} of {name} is no JSON{example}: it holds a zero byte; "
+            f"line {data.count(10, 0, data.index(0)) + 1} of {name} is not JSON{example}: it holds a zero byte; "
             f"if the file is UTF-16, convert it: {UTF_16.replace('NAME', name)}"
         )
     try:
@@ -119,14 +119,14 @@ def _text(name: str, data: bytes, example: str) -> str:
     except UnicodeDecodeError as error:
         begin = data.rfind(b"\n", 0, error.start) + 1
         raise UserError(
-            f"line {data.count(10, 0, begin) + 1} of {name} is no JSON{example} in UTF-8: byte "
+            f"line {data.count(10, 0, begin) + 1} of {name} is not JSON{example} in UTF-8: byte "
             f"0x{data[error.start]:02x} at column {error.start - begin + 1}; if it is Latin-1, convert it: "
             f"iconv -f LATIN1 -t UTF-8 {name} > rows.jsonl"
         ) from error
 
 
 def _list(name: str, text: str, lines: list[str]) -> list[Any] | None:
-    """Parse a file that is one JSON list; None where its lines are lists by themselves."""
+    """Parse a file that is one JSON list; None: each line is a list by itself."""
     try:
         return list(_parse(text))
     except (ValueError, RecursionError) as error:
@@ -135,7 +135,7 @@ def _list(name: str, text: str, lines: list[str]) -> list[Any] | None:
             _parse(first)
         except (ValueError, RecursionError):
             number = f"line {error.lineno} of " if isinstance(error, json.JSONDecodeError) else ""
-            raise UserError(f"{number}{name} is no JSON: {_reason(error)}") from error
+            raise UserError(f"{number}{name} is not JSON: {_reason(error)}") from error
         return None
 
 
@@ -176,7 +176,7 @@ def _reason(error: Exception) -> str:
 
 
 def _hint(name: str, lines: list[str], number: int) -> str:
-    """Say what a line that is no JSON probably is."""
+    """Guess why a line is not JSON."""
     line, rest = lines[number - 1], lines[number:]
     if (
         number == 1
@@ -187,5 +187,5 @@ def _hint(name: str, lines: list[str], number: int) -> str:
     if line.strip() == "{" and any(part.strip() for part in rest):
         return "; an object must stand on one line"
     if number > 1 and not any(part.strip() for part in rest) and line.strip()[-1] != "}":
-        return "; the file ends within this line: is it whole?"
+        return "; the file ends within this line: is it complete?"
     return ""

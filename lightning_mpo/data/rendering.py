@@ -1,4 +1,4 @@
-"""From a prompt row to the tokens of its prompt: the one place that renders and encodes."""
+"""From a prompt row to the tokens of its prompt: the only place that renders and encodes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 THOUGHT = "<think>"
-"""Text at the end of a rendered prompt that opens a thought."""
+"""Text that opens a thought; a rendered prompt may end with it."""
 RENDER_SECONDS = 20.0
-"""Longest time of rendering one row."""
+"""Seconds that the rendering of one row may take."""
 TRIED = 1000
-"""Rows that are rendered in a child process before the first is rendered in this one."""
+"""Rows that are first rendered in a child process, with limits."""
 
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-"""A token for one byte of a character that has none: ordinary text, whatever the tokenizer calls it."""
+"""A token for one byte: ordinary text, also where a tokenizer marks it as special."""
 HUGE = 10**9
-"""Tokens of a text that is too long to be worth encoding."""
+"""Stands for the count of tokens of a text that is too long to encode."""
 
 Messages = list[dict[str, Any]]
 
@@ -33,20 +33,20 @@ Messages = list[dict[str, Any]]
 class Renderer:
     """Renders rows for one tokenizer.
 
-    Text of rows never becomes a control token, unless `control_tokens` allows it: a special token, or an added token
-    that the chat template writes.
+    Control tokens are special tokens, and added tokens that the chat template writes. Text of rows never becomes one,
+    unless `control_tokens` allows it.
 
     Args:
         tokenizer: of the policy.
         chat_template: apply the tokenizer's chat template.
         instruction: text before each prompt.
-        suffix: text behind each prompt.
+        suffix: text after each prompt.
         system: the system message of rows that have none.
         template_arguments: variables for the chat template.
-        control_tokens: encode control tokens that rows write as such.
+        control_tokens: encode control tokens in rows as control tokens.
 
     Raises:
-        UserError: options need a chat template, and there is none.
+        UserError: an option needs a chat template and there is none, or the template does not read an argument.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Renderer:
                     f"`data.template_arguments` sets `{argument}`, which the chat template of {self.name} does not read"
                 )
 
-    # --- what the tokenizer is ------------------------------------------------------------------------------------
+    # --- properties of the tokenizer ------------------------------------------------------------------------------
 
     @cached_property
     def _template(self) -> str:
@@ -97,7 +97,7 @@ class Renderer:
 
     @cached_property
     def _frame(self) -> list[int]:
-        """Tokens that the tokenizer itself puts in front of a text."""
+        """Tokens that the tokenizer adds in front of a text."""
         for token in range(min(100, len(self.tokenizer))):
             text = "" if token in self._special else str(self.tokenizer.decode([token]))
             plain = list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
@@ -129,7 +129,7 @@ class Renderer:
 
     @cached_property
     def _unknown(self) -> int | None:
-        """Id that stands for text that the tokenizer does not know."""
+        """Id of the token for unknown text; None: there is none."""
         if self.tokenizer.unk_token_id is not None:
             return self.tokenizer.unk_token_id
         model = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "model", None)
@@ -152,7 +152,7 @@ class Renderer:
         return messages
 
     def texts(self, row: PromptRow) -> list[str]:
-        """Return the texts of a row that are encoded: of each message, or of the prompt."""
+        """Return the texts of a row that are encoded: one of each message, or that of the prompt."""
         return [str(message["content"]) for message in self.messages(row)]
 
     def encode(self, row: PromptRow) -> list[int]:
@@ -170,7 +170,7 @@ class Renderer:
         return str(self.tokenizer.decode(list(tokens[-12:]))).rstrip().endswith(THOUGHT)
 
     def written_control_token(self, row: PromptRow) -> str | None:
-        """Return a control token that the texts of a row write, if there is one."""
+        """Return the first control token in the texts of a row; None: there is none."""
         for text in strings(self.messages(row)):
             if match := self._pattern.search(text):
                 return match[0]
@@ -226,7 +226,7 @@ class Renderer:
         return f"the chat template of {self.name} cannot render {describe(row)}: {sentence[:200]}{hint}"
 
     def _tokenize(self, texts: list[str], rows: Sequence[PromptRow], **options: Any) -> list[list[int]]:
-        """Return the tokens of texts, without those that the tokenizer adds.
+        """Return the tokens of texts, without tokens that the tokenizer adds.
 
         Raises:
             UserError: the tokenizer does not know a character, or fails.
@@ -251,14 +251,14 @@ class Renderer:
 
     @cached_property
     def _drops(self) -> bool:
-        """Whether the tokenizer leaves out text that it does not know."""
+        """Whether the tokenizer drops unknown text without a token."""
         try:
             return not self.tokenizer("\ue123\U000f0000", add_special_tokens=False)["input_ids"]
-        except Exception:  # it raises for such text: nothing is left out
+        except Exception:  # it raises for unknown text, so it drops none
             return False
 
     def _sample(self, text: str) -> str:
-        """Name the first character that is not known, where one can be found."""
+        """Name the first character that the tokenizer does not know, if one can be found."""
         for character in dict.fromkeys(text):
             try:
                 tokens = list(self.tokenizer(character, add_special_tokens=False)["input_ids"])
@@ -291,7 +291,7 @@ class Renderer:
         return tuple(str(message["role"]) for message in row.messages) or ("user",)
 
     def count_tokens(self, rows: Sequence[PromptRow], limit: int) -> list[int]:
-        """Return the tokens of each row's texts, without those of a template; `HUGE` for texts that must be over `limit`.
+        """Count the tokens of each row's texts, without those of a template; `HUGE` for a text that must be over `limit`.
 
         Raises:
             UserError: the tokenizer does not know a character, or reads control tokens out of text.
@@ -322,14 +322,14 @@ class Renderer:
         return counts
 
     def _reads_control_tokens(self, text: str, tokens: list[int], row: PromptRow) -> bool:
-        """Whether a text that writes no control token becomes one: some tokenizers match them after normalisation."""
+        """Whether a text without a control token becomes one: some tokenizers match them after normalisation."""
         if self.control_tokens or self._pattern.search(text) or self._special.isdisjoint(tokens):
             return False
         plain = self._tokenize([text], [row], split_special_tokens=True)[0]
         return self._count_special(plain) < self._count_special(tokens)
 
     def rendered_already(self, rows: Sequence[PromptRow]) -> str | None:
-        """Return the control token that all prompts begin with, if it is one that begins a prompt."""
+        """Return the control token that begins all prompts, as in rendered ones; None: there is no such token."""
         first = rows and self._pattern.match(self.texts(rows[0])[0])
         if not first or first[0] == self.tokenizer.eos_token:
             return None
@@ -340,7 +340,7 @@ class Renderer:
     # --- the end of a response ------------------------------------------------------------------------------------
 
     def closing_token(self, row: PromptRow, end_tokens: Sequence[int]) -> int:
-        """Return the token that ends a response: the template's, if it is an end token, else the end of sequence.
+        """Return the token that ends a response: that of the template, if it is an end token, else the end of sequence.
 
         Raises:
             UserError: there is no end token.
@@ -358,7 +358,7 @@ class Renderer:
                     apply = partial(self.tokenizer.apply_chat_template, tokenize=False)
                     before = str(apply(self.messages(row), add_generation_prompt=True, **self.template_arguments))
                     text = str(apply(messages, **self.template_arguments))
-            except Exception:  # the template takes no answer of the assistant: it ends no turn
+            except Exception:  # the template takes no message of the assistant
                 text = before = ""
             tail = text[len(before) :] if text.startswith(before) else text.rpartition(mark)[2]
             tokens = list(self.tokenizer(tail.removeprefix(mark), add_special_tokens=False)["input_ids"])
@@ -378,10 +378,10 @@ class Renderer:
     def encode_solution(self, row: PromptRow, end_tokens: Sequence[int]) -> list[int]:
         """Return the tokens of a row's solution, closed by the token that ends a response.
 
-        Control tokens in it are encoded as such, as the policy can write them, but none may end it early.
+        Control tokens in it are encoded as control tokens, as the policy can write them. None of them may end it early.
 
         Raises:
-            UserError: the row has no solution, or one that cannot be imitated.
+            UserError: the row has no solution, or one with an end token or unknown characters.
         """
         return self.encode_solutions([row], end_tokens)[0]
 
@@ -413,7 +413,7 @@ class Renderer:
 
 
 def describe(row: PromptRow) -> str:
-    """Name a row in a message, by its prompt and its place."""
+    """Describe a row for a message, by its prompt and its place."""
     place = f" ({row.where})" if row.where else ""
     return f"the prompt {row.prompt[:60]!r}{place}"
 
@@ -431,7 +431,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def _without(value: Any, pattern: re.Pattern[str]) -> Any:
-    """Return messages without the texts that a pattern matches."""
+    """Return messages with all matches of a pattern taken out."""
     if isinstance(value, str):
         while pattern.search(value):
             value = pattern.sub("", value)

@@ -1,4 +1,4 @@
-"""Makes a prompt row of a row of a file: a plain prompt, or the messages of a chat."""
+"""Makes a `PromptRow` of one row of a file: a plain prompt, or the messages of a chat."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.types import PromptRow
 
 MESSAGES = "messages"
-"""The column that is read where a row has no column of the prompt."""
+"""The column that is read if a row has no prompt column."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def check_columns(owner: str, **columns: str | None) -> None:
-    """Refuse two roles for one column: a prompt that is its own target gives the answer away."""
+    """Refuse one column in two roles: a prompt that is also the target gives the answer away.
+
+    Args:
+        owner: section of the options, for messages.
+        columns: names of columns by option; None: not used.
+
+    Raises:
+        UserError: a name is empty, or two options have the same one.
+    """
     names = [(option, column) for option, column in columns.items() if column is not None]
     for i, (option, column) in enumerate(names):
         if not column:
@@ -26,15 +34,15 @@ def check_columns(owner: str, **columns: str | None) -> None:
 
 
 def prompt_row(line: Any, where: str, prompt: str, target: str | None, solution: str | None = None) -> PromptRow:
-    """Return the prompt row of a row.
+    """Return the `PromptRow` of one row of a file.
 
     Args:
         line: the row: an object with columns.
-        where: it stands, for messages.
+        where: place of the row, for messages.
         prompt: column of the prompt, which is text or a list of messages. A row without it may have `messages`. A last
-            message of the assistant is no part of the prompt: it is the solution.
+            message of the assistant is not part of the prompt but the solution.
         target: column of the right answer; None: no answer is known.
-        solution: column of the solution, which goes before a message of the assistant.
+        solution: column of the solution, which takes precedence over a message of the assistant.
 
     Raises:
         UserError: a column is missing, null, empty or of another type.
@@ -52,7 +60,7 @@ def prompt_row(line: Any, where: str, prompt: str, target: str | None, solution:
     else:
         text = text_cell(line, column, where)
     if not text.strip():
-        raise UserError(f"{where}: {column!r} is empty; a completion needs something to stand behind")
+        raise UserError(f"{where}: {column!r} is empty; write a prompt, or take the row out")
     if solution is not None:
         answer = text_cell(line, solution, where)
     if answer is not None and not answer.strip():
@@ -76,9 +84,9 @@ def _messages(value: list[Any], where: str) -> tuple[tuple[Mapping[str, Any], ..
     if messages and messages[-1]["role"] == "assistant":
         answer = messages.pop()["content"]
     if not messages:
-        raise UserError(f"{where} has no message to answer; the last one but the assistant's is the prompt")
+        raise UserError(f"{where} has no message to answer; it needs a message of the user")
     if messages[-1]["role"] not in ("user", "tool"):
-        raise UserError(f"{where} ends with a message of the role {messages[-1]['role']!r}; the user's stands last")
+        raise UserError(f"{where} ends with a message of the role {messages[-1]['role']!r}; the last one before the answer must be the user's or a tool's")
     return tuple(messages), answer
 
 

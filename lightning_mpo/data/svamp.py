@@ -70,7 +70,7 @@ def _from_file(file: Path) -> Sequence[Any]:
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no JSON: {error}") from error
+        raise UserError(f"{file} is not JSON: {error}") from error
     if not isinstance(table, list):
         raise UserError(f"{file} must hold a list of rows, got {type(table).__name__}")
     return table

@@ -1,4 +1,4 @@
-"""What data modules that read tables share: cells, plain numbers, and a split that never leaks a prompt."""
+"""Shared by data modules that read tables: cells, plain numbers, and a split by prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cell(row: Any, column: str, where: str) -> Any:
     """Return `row[column]`.
 
     Raises:
-        UserError: the row is no mapping, or has no such column, or null in it; `where` says which row it is.
+        UserError: the row is not a mapping, or the column is missing or null; `where` is the place of the row.
     """
     if not isinstance(row, Mapping):
         raise UserError(f"{where} must be an object with columns, got {type(row).__name__}")
@@ -38,7 +38,11 @@ def cell(row: Any, column: str, where: str) -> Any:
 
 
 def text_cell(row: Any, column: str, where: str) -> str:
-    """Return `row[column]`, which must be text."""
+    """Return `row[column]`.
+
+    Raises:
+        UserError: it is missing, null or not text, or holds a zero character.
+    """
     value = cell(row, column, where)
     if not isinstance(value, str):
         raise UserError(f"{where}: {column!r} must be text, got {type(value).__name__}")
@@ -46,14 +50,14 @@ def text_cell(row: Any, column: str, where: str) -> str:
 
 
 def plain_number(value: Any, where: str) -> str:
-    """Write a number without exponent or trailing zeros; one of a file keeps all of its digits.
+    """Write a number without exponent or trailing zeros; a number of a file keeps all of its digits.
 
     Example:
         >>> plain_number(51.0, "row 1"), plain_number("0.50", "row 2"), plain_number(1e-07, "row 3")
         ('51', '0.5', '0.0000001')
 
     Raises:
-        UserError: it is no number, not finite, or too long to be written out.
+        UserError: it is not a number, not finite, or too long to be written out.
     """
     written = value.digits if isinstance(value, WrittenFloat) else str(value)
     try:
@@ -69,7 +73,7 @@ def plain_number(value: Any, where: str) -> str:
 
 
 def target_cell(row: Any, column: str, where: str) -> str:
-    """Return the right answer of a row as text, without white space round it; numbers are written plainly.
+    """Return the right answer of a row as text, without surrounding white space; numbers are written by `plain_number`.
 
     Raises:
         UserError: it is missing, null, NaN or infinite, or a list or an object.
@@ -84,20 +88,24 @@ def target_cell(row: Any, column: str, where: str) -> str:
             raise UserError(f"{where}: {column!r} is {value}; write a finite number, or text")
         return plain_number(value, f"{where}: {column!r}")
     raise UserError(
-        f"{where}: {column!r} must be text or a number, got {type(value).__name__}; write one text, and what only "
-        "your own reward reads into another column, which it gets as `Completion.row`"
+        f"{where}: {column!r} must be text or a number, got {type(value).__name__}; write one text; put values "
+        "for a reward of your own into another column, which it gets in `Completion.row`"
     )
 
 
 def checked_text(text: str, column: str, where: str) -> str:
-    """Return a text, which must hold no zero character."""
+    """Return a text as it is.
+
+    Raises:
+        UserError: it holds a zero character.
+    """
     if "\0" in text:
         raise UserError(f"{where}: {column!r} holds a zero character (\\u0000) at column {text.index(chr(0)) + 1}")
     return text
 
 
 def prompt_key(row: PromptRow) -> str:
-    """Return what two rows share whose prompts are the same but for white space."""
+    """Return a key that is equal for rows whose prompts differ in white space only."""
     texts = [row.prompt]
     if row.messages:
         texts = [f"{message.get('role')} {message.get('content')}" for message in row.messages]
@@ -105,13 +113,13 @@ def prompt_key(row: PromptRow) -> str:
 
 
 def shared_prompts(rows: Sequence[PromptRow], others: Sequence[PromptRow]) -> list[PromptRow]:
-    """Return the rows of `others` whose prompt stands in `rows` as well, but for white space."""
+    """Return the rows of `others` whose prompt is also in `rows`; white space does not count."""
     keys = {prompt_key(row) for row in rows}
     return [row for row in others if prompt_key(row) in keys]
 
 
 def contradictions(rows: Sequence[PromptRow]) -> list[tuple[PromptRow, PromptRow]]:
-    """Return pairs of rows with the same prompt and another target, one pair a prompt."""
+    """Return pairs of rows with the same prompt and different targets, one pair per prompt."""
     first: dict[str, PromptRow] = {}
     pairs: dict[str, tuple[PromptRow, PromptRow]] = {}
     for row in rows:
@@ -122,13 +130,18 @@ def contradictions(rows: Sequence[PromptRow]) -> list[tuple[PromptRow, PromptRow
 
 
 def split_rows(rows: Sequence[PromptRow], validation_share: float, split_seed: int) -> Splits:
-    """Split rows by their prompts, so that prompts which are equal but for white space stand on one side.
+    """Split rows by their prompts; prompts that differ in white space only go to the same side.
 
-    The split depends on the set of prompts and on `split_seed` only, not on the order of the rows. Both sides keep it.
+    The split depends on the set of prompts and on `split_seed` only, not on the order of the rows. Both sides keep that
+    order.
 
     Args:
+        rows: all rows.
         validation_share: below 1 a share of the prompts, from 1 on their number.
         split_seed: seed of the split.
+
+    Raises:
+        UserError: the share is not valid, or leaves no prompt to train on.
     """
     keys = [prompt_key(row) for row in rows]
     smallest: dict[str, str] = {}

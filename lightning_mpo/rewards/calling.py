@@ -1,4 +1,4 @@
-"""Calls one reward so that nothing it does reaches the run, and checks what it returns."""
+"""Calls one reward, protects the state of the process from it, and checks its result."""
 
 from __future__ import annotations
 
@@ -26,22 +26,25 @@ from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardErro
 
 
 class _OverdueError(BaseException):
-    """The time limit has passed; a reward that catches every `Exception` does not catch it."""
+    """The time limit has passed. It is no `Exception`, so a reward that catches those does not catch it."""
 
 
 def judge(reward: Reward, completions: Sequence[Completion], seconds: float | None = None) -> Judgement:
     """Call a reward in this process.
 
-    The working folder, torch's defaults and the random states are those from before when it returns. Random numbers that
-    a reward draws depend on the run's seed and the completions alone, so that a resumed run draws the same.
+    The working folder, torch's defaults and the random states are restored afterwards. Random numbers in a reward depend
+    on the run's seed and the completions alone, so a resumed run draws the same.
 
     Args:
-        reward: what is called.
+        reward: the reward to call.
         completions: B responses.
-        seconds: time limit, kept in the main thread alone; code in C is not interrupted. None: no limit.
+        seconds: time limit. It works in the main thread only and does not interrupt C code. None: no limit.
+
+    Returns:
+        A score and a flag "answered" for each completion.
 
     Raises:
-        RewardError: it raised, was overdue, returned what is no finite number, or returned a wrong count.
+        RewardError: the reward raised, took too long, returned a value that is not a finite number, or a wrong count.
     """
     with _undisturbed(completions), _limited(reward, len(completions), seconds):
         scores = _scores(reward, completions)
@@ -65,7 +68,7 @@ def _scores(reward: Reward, completions: Sequence[Completion]) -> list[float | N
 
 
 class _NotANumberError(Exception):
-    """Says what to return instead."""
+    """Its message is advice on what to return instead."""
 
 
 def _number(value: Any) -> float:
@@ -92,7 +95,7 @@ def _number(value: Any) -> float:
 
 
 def _call(reward: Reward, method: str, completions: Sequence[Completion]) -> list[Any]:
-    """Call `reward.score` or `reward.answered`; whatever comes back is a list of the right length."""
+    """Call `reward.score` or `reward.answered`; return its result as a list of the right length."""
     who = f"reward `{reward.title}`" + ("" if method == "score" else f", in `{method}`,")
     with _blamed(who):
         raw = getattr(reward, method)(completions)
@@ -111,7 +114,7 @@ def _call(reward: Reward, method: str, completions: Sequence[Completion]) -> lis
 
 
 def _listed(raw: Any, count: int) -> list[Any] | None:
-    """Return what a reward returned as a list, of at most one value too many; None where its order means nothing."""
+    """Return the result of a reward as a list, with at most one value too many; None: it has no order."""
     if isinstance(raw, Tensor):
         return list(raw.detach().cpu()) if raw.ndim else None
     if isinstance(raw, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(raw, Iterable):
@@ -120,7 +123,7 @@ def _listed(raw: Any, count: int) -> list[Any] | None:
 
 
 def _wait(awaitable: Any) -> Any:
-    """Run a coroutine to its end, also inside a notebook whose loop runs already."""
+    """Run a coroutine to its end, also in a notebook, where an event loop is already running."""
 
     async def run() -> Any:
         return await awaitable
@@ -134,7 +137,7 @@ def _wait(awaitable: Any) -> Any:
 
 
 def _close(values: Sequence[Any]) -> None:
-    """Close coroutines that nobody awaits, which would be complained of."""
+    """Close coroutines that are not awaited; Python would warn of them."""
     for value in values:
         if inspect.iscoroutine(value):
             value.close()
@@ -149,7 +152,7 @@ def _show(value: Any) -> str:
 
 @contextmanager
 def _blamed(who: str) -> Iterator[None]:
-    """Turn whatever a reward raises into one line; a Ctrl-C of the user's is none of its doing."""
+    """Turn an exception of a reward into one line; the Ctrl-C of a user passes through."""
     pressed: list[int] = []
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT) if main else None
@@ -185,7 +188,7 @@ def describe(error: BaseException) -> str:
 
 @contextmanager
 def _limited(reward: Reward, count: int, seconds: float | None) -> Iterator[None]:
-    """End a call that takes too long, by a signal of the main thread."""
+    """End a call that takes too long, by a signal in the main thread."""
     main = threading.current_thread() is threading.main_thread()
     if seconds is None or not main or signal.getitimer(signal.ITIMER_REAL)[0]:
         yield
@@ -206,7 +209,7 @@ def _limited(reward: Reward, count: int, seconds: float | None) -> Iterator[None
 
 
 def overdue(reward: Reward, count: int, seconds: float) -> RewardError:
-    """Return what is said of a reward that takes longer than its limit."""
+    """Return the error of a reward that takes longer than its limit."""
     return RewardError(
         f"reward `{reward.title}` took more than {seconds:g} seconds for {count} completions, the limit of "
         "`rollout.reward_seconds`; make it faster or raise the limit"
@@ -215,7 +218,7 @@ def overdue(reward: Reward, count: int, seconds: float) -> RewardError:
 
 @contextmanager
 def _undisturbed(completions: Sequence[Completion]) -> Iterator[None]:
-    """Put back what a reward may change in its process, and give it random numbers of its own."""
+    """Restore the process state that a reward may change, and seed its random numbers."""
     numpy = sys.modules.get("numpy")
     folder, states = _folder(), (random.getstate(), torch.get_rng_state())
     numpy_state = None if numpy is None else numpy.random.get_state()

@@ -1,4 +1,4 @@
-"""Functions as rewards, with the signature that TRL gives them, and rewards that are named by a path."""
+"""Functions as rewards, with the signature that TRL uses, and rewards given by a path."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from lightning_mpo.rewards.base import Completion, Reward, RewardError
 from lightning_mpo.rewards.calling import describe
 
 BATCH = ("prompts", "completions", "completion_ids", "prompt", "target", "solution")
-"""Names that a function may take whatever the data are."""
+"""Arguments that a function may take with any data."""
 
 
 class FunctionReward(Reward):
     """Calls `f(prompts=…, completions=…, completion_ids=…, **columns) -> list[float | None]`, as TRL does.
 
     Every argument is a list with one entry per completion; completions are strings, also for chats. A function without
-    `**kwargs` gets only the names that it takes. It may be `async`.
+    `**kwargs` gets only the arguments that it names. It may be `async`.
 
     Args:
         function: an import path such as `my_module.f`, a file and a name such as `rewards.py:f`, or any callable.
         weight: factor of this reward in the sum.
-        accuracy: a score over 0.5 means "right": what validation counts as solved.
+        accuracy: a score over 0.5 means "right", which validation counts as solved.
+
+    Raises:
+        UserError: there is no such function.
     """
 
     def __init__(self, function: str | Callable[..., Any], weight: float = 1.0, accuracy: bool = False) -> None:
@@ -53,10 +56,10 @@ class FunctionReward(Reward):
         return "".join(c if c.isalnum() else "_" for c in self.title).strip("_") or "function"
 
     def check_columns(self, columns: Sequence[str]) -> None:
-        """Refuse a function that takes what is neither of the batch nor a column.
+        """Refuse a function with an argument that is neither in `BATCH` nor a column.
 
         Raises:
-            RewardError: it does.
+            RewardError: there is such an argument.
         """
         missing = [name for name in self._required() if name not in (*BATCH, *columns)]
         if missing:
@@ -66,7 +69,11 @@ class FunctionReward(Reward):
             )
 
     def score(self, completions: Sequence[Completion]) -> Any:
-        """Return what the function returns, which may be a coroutine."""
+        """Return the result of the function, which may be a coroutine.
+
+        Raises:
+            RewardError: the function takes an argument that is neither in `BATCH` nor a column.
+        """
         columns = self._columns(completions)
         self.check_columns(list(columns))
         parameters = self._parameters()
@@ -80,7 +87,7 @@ class FunctionReward(Reward):
     def _columns(self, completions: Sequence[Completion]) -> dict[str, list[Any]]:
         names = dict.fromkeys(name for c in completions for name in c.row if isinstance(name, str))
         columns = {name: [c.row.get(name) for c in completions] for name in names}
-        own = {
+        batch = {
             "prompts": [c.prompt for c in completions],
             "completions": [c.text for c in completions],
             "completion_ids": [list(c.token_ids) for c in completions],
@@ -90,7 +97,7 @@ class FunctionReward(Reward):
             "target": [c.target for c in completions],
             "solution": [c.solution for c in completions],
         }
-        return row | columns | own
+        return row | columns | batch
 
     def _parameters(self) -> list[inspect.Parameter] | None:
         try:
@@ -104,10 +111,13 @@ class FunctionReward(Reward):
 
 
 class RewardPath:
-    """A reward of a configuration file that is a function, or that stands in a file: `my_module.f`, `file.py:Name`.
+    """A reward that a configuration gives by its path: a function `my_module.f`, or `file.py:name`.
 
     Args:
         value: the path, or a mapping with `class_path` and `init_args`.
+
+    Raises:
+        UserError: there is no such reward, or it cannot be built.
     """
 
     def __init__(self, value: str | Mapping[str, Any]) -> None:
@@ -117,7 +127,7 @@ class RewardPath:
 
 
 def _read(value: Any) -> RewardPath:
-    """Take what names a function or a class in a file; classes with an import path are the parser's."""
+    """Take the path of a function, or of a class in a file; the parser itself takes classes with an import path."""
     path = value if isinstance(value, str) else None
     if isinstance(value, Mapping) or hasattr(value, "class_path"):
         value = value if isinstance(value, Mapping) else vars(value)
@@ -145,7 +155,7 @@ else:
 
 
 def as_rewards(rewards: Any) -> list[Reward]:
-    """Return rewards as a list, with functions wrapped; one reward may stand without a list.
+    """Return rewards as a list, with functions wrapped; a single reward needs no list.
 
     Raises:
         UserError: something is neither a reward nor a function.
@@ -157,7 +167,11 @@ def as_rewards(rewards: Any) -> list[Reward]:
 
 
 def as_reward(reward: Any) -> Reward:
-    """Return a reward as it is, and a function wrapped."""
+    """Return a reward as it is, and a function wrapped.
+
+    Raises:
+        UserError: it is neither.
+    """
     if isinstance(reward, RewardPath):
         return reward.reward
     if isinstance(reward, Reward):
@@ -171,18 +185,18 @@ def as_reward(reward: Any) -> Reward:
     )
 
 
-def _make(path: str, found: Any, arguments: dict[str, Any]) -> Reward:
-    if not isinstance(found, type):
+def _make(path: str, target: Any, arguments: dict[str, Any]) -> Reward:
+    if not isinstance(target, type):
         if arguments:
             raise UserError(
                 f"reward {path!r} is a function; write {{class_path: FunctionReward, init_args: {{function: {path}, "
                 "weight: 1.0}}"
             )
-        return found if isinstance(found, Reward) else FunctionReward(found)
-    if not issubclass(found, Reward):
-        raise UserError(f"reward {path!r} is a class that is no subclass of `lightning_mpo.rewards.Reward`")
+        return target if isinstance(target, Reward) else FunctionReward(target)
+    if not issubclass(target, Reward):
+        raise UserError(f"reward {path!r} is a class but not a subclass of `lightning_mpo.rewards.Reward`")
     try:
-        return found(**arguments)
+        return target(**arguments)
     except UserError:
         raise
     except BaseException as error:
@@ -193,7 +207,7 @@ def load_object(path: str) -> Any:
     """Import `package.module.name`, or `file.py:name`.
 
     Raises:
-        UserError: there is no such module, file or name, or importing it raises.
+        UserError: there is no such module, file or name, or the import raises.
     """
     file, colon, name = path.rpartition(":")
     if not colon:
@@ -228,7 +242,7 @@ def _module_of_file(file: Path) -> Any:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise UserError(f"reward file {str(file)!r} is no Python file")
+        raise UserError(f"reward file {str(file)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -1,4 +1,4 @@
-"""A reward that compares mathematics, not strings."""
+"""A reward that compares mathematical expressions, not strings."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class MathAnswer(Reward):
     r"""1 if the last answer in the response equals the target as a mathematical expression, else 0.
 
     math-verify finds the answer: the last `\boxed{...}` (several, if "and" joins them), else what follows the last
-    `####`, else "the answer is ...", else the last expression or number. Where there are thoughts, what follows
-    `</think>` is read. 51, 51.0, \$51 and 102/2 are equal, and so are 1,000 and 1000; `docs/judging.md` has the rules.
+    `####`, else "the answer is ...", else the last expression or number. After thoughts, only the text behind `</think>`
+    is read. 51, 51.0, \$51 and 102/2 are equal, and so are 1,000 and 1000; `docs/judging.md` has the rules.
     Responses are untrusted and math-verify can hang or eat memory on them (`9^9^9^9`), so it runs in a helper process
     with limits; a response that passes them counts as not answered.
 
@@ -67,7 +67,7 @@ class _Verdict(NamedTuple):
 
 
 class _Helper:
-    """The process that runs `math_worker.py`: started when first asked, started again when it ended or after a fork."""
+    """The process that runs `math_worker.py`; it starts at the first question, and again after its end or a fork."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -75,7 +75,7 @@ class _Helper:
         self._owner = 0
 
     def ask(self, text: str, target: str, seconds: float) -> _Verdict:
-        """Judge one response; one that ends the process, by a limit or a crash, is not answered.
+        """Judge one response. If it ends the process, by a limit or a crash, it counts as not answered.
 
         Raises:
             UserError: the process cannot be started.

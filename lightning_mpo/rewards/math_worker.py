@@ -1,9 +1,9 @@
-"""The helper process of `MathAnswer`: a script, started by path, that knows math-verify and nothing of this package.
+"""The helper process of `MathAnswer`: a script, started by path, that imports math-verify and nothing of this package.
 
-Reads one JSON object a line (`text`, `target`, `seconds`) and answers each with one line (`judged`: the target could be
-read; `answered`: the response could; `correct`); `null` asks whether it is there. A question that takes more than
-`seconds` of CPU time ends the process: the timer's signal keeps its default action, which also stops C code that no
-Python exception could interrupt.
+It reads one JSON object a line (`text`, `target`, `seconds`) and answers with one line: `judged`, the target could be
+read; `answered`, the response could be read; `correct`. The line `null` tests whether the process is alive. A question
+that takes more than `seconds` of CPU time ends the process: the signal of the timer keeps its default action, which also
+stops C code that no Python exception could interrupt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sympy import Float, MatrixBase, Rational
 MEMORY = 4 * 2**30
 CONFIG = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 
-# math-verify makes a set of all boxes; only those are one answer that "and", "or" or a comma joins.
+# math-verify makes a set of all boxes; boxes are one answer only if "and", "or" or a comma joins them.
 GOES_ON = re.compile(r"\{[^\n]*\}\s*\$?\s*(,|,?\s*and|,?\s*or)\s*\$?\s*")
 
 
@@ -67,7 +67,7 @@ DRESS = [
 
 
 def clean(text: str) -> str:
-    """Write numbers in ASCII and in the forms that math-verify reads."""
+    """Rewrite numbers in ASCII and in forms that math-verify reads."""
     text = text.translate(DASHES | SIGNS)
     for pattern, plain in DRESS:
         text = re.sub(pattern, plain, text)
@@ -117,14 +117,14 @@ PERCENT = re.compile(rf"({THOUSANDS})\s*(?:\\?%|percent\b)")
 
 
 def forms(text: str) -> list[str]:
-    """Return what a text with a percentage may mean: the number before the sign, or that of hundredths."""
+    """Return the readings of a text with a percentage: the number before the sign, and the number divided by 100."""
     if not PERCENT.search(text):
         return [text]
     return [PERCENT.sub(r"\1", text), PERCENT.sub(lambda m: f"{Decimal(m[1].replace(',', '')) / 100:f}", text)]
 
 
 def same_number(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
-    """Compare two numbers exactly; a decimal equals what has no short decimal if six significant digits agree."""
+    """Compare two numbers exactly; a decimal equals a number without a short decimal if six significant digits agree."""
     if isinstance(a, MatrixBase) or isinstance(b, MatrixBase) or not (_is_real(a) and _is_real(b)):
         return bool(_numeric_eq(a, b, float_rounding, numeric_precision))
     a, b = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
@@ -144,7 +144,7 @@ def _is_real(x: Any) -> bool:
 
 
 def _terminates(x: Any) -> bool:
-    """Whether a number is written by a short decimal."""
+    """Whether a number has a finite decimal form."""
     if not isinstance(x, Rational):
         return False
     rest = int(x.q)

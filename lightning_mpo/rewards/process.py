@@ -1,4 +1,4 @@
-"""One helper process for rewards that are the user's, so that none of them can end, hang or change the run."""
+"""A helper process for the rewards of a user, so that none of them can hang or change the run."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from lightning_mpo.rewards.calling import describe, judge, overdue
 from lightning_mpo.rewards.functions import FunctionReward
 
 QUIET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals to a whole run, which are not meant for its helper."""
+"""Signals to a whole run, which its helper ignores."""
 
 
 class RewardCaller:
-    """Calls rewards: built-in ones here, a user's in a helper process where that is wanted.
+    """Calls rewards: built-in ones in this process, those of a user in a helper process if `process` is set.
 
-    The helper is a fork, so that rewards need not be pickled; it is made before a model is loaded. It ends with this
-    process, by whatever that ends.
+    The helper is a fork, so rewards need not be picklable. It is made before a model is loaded, and ends with this
+    process, however that ends.
 
     Args:
-        rewards: all of a run.
+        rewards: all rewards of a run.
         seconds: time limit of one call.
-        process: whether the user's rewards run in a helper process.
+        process: run the user's rewards in a helper process.
     """
 
     def __init__(self, rewards: Sequence[Reward], seconds: float, process: bool) -> None:
@@ -51,14 +51,14 @@ class RewardCaller:
         """Judge completions by one reward.
 
         Raises:
-            RewardError: it raised, ended its process, was overdue, or returned something else than numbers.
+            RewardError: it raised, ended its process, took too long, or did not return one number per completion.
         """
         if not self.process or not is_own(reward):
             return judge(reward, completions, self.seconds if is_own(reward) else None)
         self.start()
         if self._helper is None:
             return judge(reward, completions, self.seconds)
-        place = next(i for i, own in enumerate(self.rewards) if own is reward)
+        place = next(i for i, candidate in enumerate(self.rewards) if candidate is reward)
         try:
             return self._helper.ask(place, reward, completions, self.seconds)
         except RewardError:
@@ -67,12 +67,12 @@ class RewardCaller:
             raise
 
     def start(self) -> None:
-        """Make the helper, unless there is one of this process."""
+        """Make the helper, unless this process has one."""
         if self._helper is not None and self._helper.owner == os.getpid():
             return
         if torch.cuda.is_initialized():
             warnings.warn(
-                "rewards run in the process of the run, as the GPU is in use already; set `rollout.reward_process: false`",
+                "rewards run without a helper process, as the GPU is already in use; set `rollout.reward_process: false`",
                 stacklevel=2,
             )
             self.process = False
@@ -90,7 +90,7 @@ class RewardCaller:
 
 
 def is_own(reward: Reward) -> bool:
-    """Whether a reward is the user's code."""
+    """Whether a reward is code of the user."""
     return isinstance(reward, FunctionReward) or not type(reward).__module__.startswith("lightning_mpo.")
 
 
@@ -98,7 +98,7 @@ _open: weakref.WeakSet[_Helper] = weakref.WeakSet()
 
 
 def _forget() -> None:
-    """Close, in a process that was forked from the run, the pipes that are not its own."""
+    """Close the pipes of the run in a process that was forked from it."""
     for helper in list(_open):
         helper.pipe.close()
     _open.clear()
@@ -134,7 +134,7 @@ class _Helper:
             question = pickle.dumps((place, list(completions)))
         except Exception as error:
             raise RewardError(
-                f"the rows cannot be handed to the process of reward `{reward.title}` ({describe(error)}); set "
+                f"the rows cannot be sent to the helper process of reward `{reward.title}` ({describe(error)}); set "
                 "`rollout.reward_process: false`"
             ) from error
         try:
@@ -144,7 +144,7 @@ class _Helper:
             reply = json.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):
             raise RewardError(f"reward `{reward.title}` {_why(self._status())}") from None
-        except BaseException:  # a reply that comes later would be taken for that of the next question
+        except BaseException:  # a late reply would be read as that of the next question
             self.close()
             raise
         if "error" in reply:
@@ -152,11 +152,11 @@ class _Helper:
         return Judgement(reply["scores"], reply["answered"])
 
     def close(self) -> int | None:
-        """End the process and all that it started; return its status."""
+        """End the process and all that it started; return its exit status."""
         return self._end()
 
     def _status(self) -> int | None:
-        """Return how a process ended that closed its pipe."""
+        """Return the exit status of a process that closed its pipe; None: not known."""
         for _ in range(100):
             with contextlib.suppress(ChildProcessError):
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -195,14 +195,14 @@ def _why(status: int | None) -> str:
 
 
 def _serve(rewards: Sequence[Reward], pipe: Connection, parent: int) -> NoReturn:
-    """Answer until the pipe is closed. Nothing of the run that this process was forked from is ever gone on with."""
+    """Answer until the pipe is closed. This never returns, so the fork runs nothing else of the parent's code."""
     try:
         _settle(pipe, parent)
         while True:
             try:
                 question = pipe.recv_bytes()
             except (EOFError, OSError):
-                os.killpg(0, signal.SIGKILL)  # workers that rewards left behind among them
+                os.killpg(0, signal.SIGKILL)  # ends workers that rewards left behind as well
             place, completions = pickle.loads(question)
             try:
                 reply: dict[str, Any] = judge(rewards[place], completions)._asdict()
@@ -217,12 +217,12 @@ def _serve(rewards: Sequence[Reward], pipe: Connection, parent: int) -> NoReturn
 
 
 def _settle(pipe: Connection, parent: int) -> None:
-    """Make a process of its own: session, signals, standard input, and an end when its parent ends."""
+    """Separate the process from its parent: session, signals, standard input. It ends when the parent ends."""
     os.setsid()
     owner = os.getpid()
 
     def ignore(number: int, frame: Any) -> None:
-        if os.getpid() != owner:  # workers of a reward's pool are ended by signals
+        if os.getpid() != owner:  # a worker of a reward's pool: signals end it
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 

@@ -13,7 +13,7 @@ from lightning_mpo.rewards.base import Completion, Reward
 
 
 class Finished(Reward):
-    """1 if the response ended by itself, 0 if `max_new_tokens` cut it off. A graded part beside an answer's reward.
+    """1 if the response ended by itself, 0 if `max_new_tokens` cut it off. Use it beside a reward of the answer.
 
     Args:
         weight: factor of this reward in the sum.
@@ -26,12 +26,12 @@ class Finished(Reward):
 class OverlongPenalty(Reward):
     """DAPO's soft punishment of long responses: 0 up to `limit - buffer` tokens, `-factor` at `limit`, straight between.
 
-    The end token counts. It stands beside an answer's reward; dynamic sampling does not look at it.
+    The end token counts. Use it beside a reward of the answer; dynamic sampling ignores it.
 
     Args:
-        limit: tokens from which on the whole penalty is due, usually `"${rollout.max_new_tokens}"`; DAPO takes 20480.
-        buffer: tokens before the limit over which it grows; DAPO takes 4096.
-        factor: the whole penalty.
+        limit: length in tokens from which the whole penalty applies, usually `"${rollout.max_new_tokens}"`; DAPO takes 20480.
+        buffer: tokens before the limit over which the penalty grows; DAPO takes 4096.
+        factor: size of the whole penalty.
         weight: factor of this reward in the sum.
     """
 
@@ -46,7 +46,7 @@ class OverlongPenalty(Reward):
     def check(self, max_new_tokens: int) -> None:
         if max_new_tokens <= self.limit - self.buffer:
             raise UserError(
-                f"`OverlongPenalty` begins behind {self.limit - self.buffer} tokens (`limit - buffer`), and no response is "
+                f"`OverlongPenalty` begins after {self.limit - self.buffer} tokens (`limit - buffer`), and no response is "
                 f"longer than `rollout.max_new_tokens` = {max_new_tokens}; give `limit: ${{rollout.max_new_tokens}}`"
             )
 

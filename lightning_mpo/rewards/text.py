@@ -12,10 +12,10 @@ from lightning_mpo.rewards.thoughts import after_thoughts
 
 
 class ExactAnswer(Reward):
-    """1 if what stands after the last `separator` equals the target, else 0; a response that did not finish gets 0.
+    """1 if the text after the last `separator` equals the target, else 0; a response that did not finish gets 0.
 
-    White space around both is left out, and so are zeros at the end of a decimal: 72.0 equals 72. Where there are
-    thoughts, what follows `</think>` is read.
+    Surrounding white space and zeros at the end of a decimal do not count: 72.0 equals 72. After thoughts, only the text
+    behind `</think>` is read. A row with an empty target is not judged.
 
     Args:
         separator: the text before the answer.
@@ -51,7 +51,7 @@ class ExactAnswer(Reward):
 
 
 def _plain(text: str) -> str:
-    """Write a decimal without zeros behind its last digit: pandas makes 72.0 of 72 where a column has gaps.
+    """Write a decimal without trailing zeros: pandas writes 72 as 72.0 if its column has gaps.
 
     Example:
         >>> _plain("72.0"), _plain("-0.50"), _plain("1.2.0")

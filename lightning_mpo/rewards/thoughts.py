@@ -16,14 +16,14 @@ def ends_in_thoughts(text: str) -> bool:
 
 
 def after_thoughts(text: str, thinking: bool = False) -> str | None:
-    """Return the part of a response that answers: what follows the last `</think>`.
+    """Return the answer part of a response: the text after the last `</think>`.
 
     Args:
         text: the response.
         thinking: the prompt opened the thoughts.
 
     Returns:
-        The whole text where there are no thoughts, None where they were opened and not closed.
+        The whole text if there are no thoughts; None if they were opened and not closed.
 
     Example:
         >>> after_thoughts("<think>7?</think> It is 5."), after_thoughts("7? no"), after_thoughts("7? no", thinking=True)

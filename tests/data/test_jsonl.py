@@ -53,7 +53,7 @@ def test_named_columns_and_blank_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{oops", r"line 3 of .*a.jsonl is no JSON: Expecting property name"),
+        ("{oops", r"line 3 of .*a.jsonl is not JSON: Expecting property name"),
         ("[1]", "line 3 of .*a.jsonl must be an object with columns, got list"),
         (
             {"prompts": "1", "target": "2"},

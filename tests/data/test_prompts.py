@@ -35,8 +35,8 @@ def test_a_target_may_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"prompt": "1"', r'line 3 of .*prompts.jsonl is no JSON, such as \{"prompt": "…"\}'),
-        (b'{"prompt": "\xff"}', "line 3 of .* is no JSON"),
+        ('{"prompt": "1"', r'line 3 of .*prompts.jsonl is not JSON, such as \{"prompt": "…"\}'),
+        (b'{"prompt": "\xff"}', "line 3 of .* is not JSON"),
         ('["1"]', "line 3 of .* must be an object with columns, got list"),
         ('{"promt": "1"}', "line 3 of .* has no 'prompt'; its columns are 'promt'; did you mean 'promt'"),
         ('{"prompt": 1}', "line 3 of .*: 'prompt' must be text, got int"),

@@ -140,7 +140,7 @@ def test_missing_column_suggests_the_near_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "SVAMP.json is no JSON: Expecting property name"),
+        ("{", "SVAMP.json is not JSON: Expecting property name"),
         ("{}", "SVAMP.json must hold a list of rows, got dict"),
         ("[3]", "row 1 of .*SVAMP.json must be an object with columns, got int"),
         ("[]", "`Svamp` found no training rows"),

@@ -155,7 +155,7 @@ def test_the_hub_is_asked_for_descriptions_first(folder, monkeypatch):
         ("names another file of weights", entry("config.json", transformers_weights="../x.safetensors")),
         ("holds adapters (adapter_config.json)", entry("adapter_config.json", base_model_name_or_path="/else")),
         ("pytorch_model.bin is a pickle, which is code, and is never read", lambda f: pickled(f)),
-        ("names 'pytorch_model.bin', which is no safetensors file", index({"a": "pytorch_model.bin"})),
+        ("names 'pytorch_model.bin', which is not a safetensors file", index({"a": "pytorch_model.bin"})),
     ],
 )
 def test_what_leads_to_code_or_elsewhere(folder, said, edit):
@@ -247,7 +247,7 @@ WRONG_TYPE = [
         ("'model.embed_tokens.weight' is [19, 32] there and [608] in the file",
          tensors(lambda s: {k: v.flatten() for k, v in s.items()})),
         ("names '../model/a.safetensors', which is no", index({"a": "../model/a.safetensors"})),
-        ("names '/etc/passwd', which is no safetensors file of this folder", index({"a": "/etc/passwd"})),
+        ("names '/etc/passwd', which is not a safetensors file of this folder", index({"a": "/etc/passwd"})),
         ("names 'b.safetensors', which is missing", index({"a": "b.safetensors"})),
         ("says that a.safetensors holds 'nope', which it does not", index({"nope": "a.safetensors"})),
         ("`weight_map` of model.safetensors.index.json must say", index({})),

