@@ -1,7 +1,7 @@
-"""lightning-mpo: RL post-training of language models in which what counts as one action is a choice.
+"""lightning-mpo: RL post-training of language models; one action may be a token, a block of tokens or a whole response.
 
-`from lightning_mpo import Objective, PolicyOptimization, Rollout, TinyPolicy` takes the classes that a run is put together
-from. Importing the package itself imports nothing heavy: each name is looked up when it is first used.
+`from lightning_mpo import Objective, PolicyOptimization, Rollout, TinyPolicy` imports the classes of a run. The package
+itself imports nothing heavy: each name is loaded at its first use.
 """
 
 from __future__ import annotations

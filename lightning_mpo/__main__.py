@@ -17,22 +17,22 @@ usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key va
        lightning-mpo methods [--configs DIR] [--readme FILE]
        lightning-mpo plan -c NAME [--gpu-gib GIB] [--check]
 
-RL post-training of language models in which what counts as one action is a choice.
+RL post-training of language models; one action may be a token, a block of tokens or a whole response.
 
   fit        train
   validate   sample held-out prompts and report pass@1
   test       the same under the name `test`
   predict    sample completions
-  configs    list the recipes that the package carries; write one out to change it
+  configs    list the recipes of the package; print one, or copy one to change it
   export     write a checkpoint's policy as a Hugging Face folder, load it again and compare
-  methods    print the algorithm files as a table: choices, papers, values and where they come from
-  plan       predict the peak memory of a run by part; say what fits a GPU; measure two rollouts beside it
+  methods    print the algorithms as a table: choices, papers, values and their sources
+  plan       predict the peak memory of a run by part and whether it fits a GPU; measure two rollouts
 
   verify-resume
-             kill a run of the configuration, let it go on, and compare it with an undisturbed one, bit for bit
+             kill a run of the configuration, resume it, and compare it bit for bit with an undisturbed one
 
   -c NAME           a recipe, or a YAML file; later ones win, key by key, and the command line wins over files. A file
-                    names classes to build, so it is code: run only what you have read. Exported folders hold none.
+                    names classes to build, so it is code: run only files that you have read. Exported folders are data.
   --print_config    show the resulting configuration and stop
   --help            after a verb: every option
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _import_from_here() -> None:
-    """Let modules of the working folder be imported, as `python -m` does: rewards are named by import path."""
+    """Make modules of the working folder importable, as `python -m` does, for rewards given by import path."""
     try:
         here = os.getcwd()
     except OSError:  # the folder is gone

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": its message is a single clear line."""
+"""The exception for a mistake that the user can correct. Its message is one line."""
 
 
 class UserError(ValueError):
@@ -18,7 +18,7 @@ def check_sizes(owner: str, **sizes: int) -> None:
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """Return the mistake of the user's that an exception was raised from."""
+    """Return the `UserError` behind an exception: itself, its cause or its context; None: there is none."""
     if error is None or isinstance(error, UserError):
         return error
     return user_error(error.__cause__) or user_error(error.__context__)

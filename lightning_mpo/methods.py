@@ -1,4 +1,4 @@
-"""`lightning-mpo methods`: the table of methods, each algorithm file a row, made from what the files set and say."""
+"""`lightning-mpo methods`: the table of methods, one row per algorithm file, made from the files and their headers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FOLDER = recipes.FOLDER / "algorithm"
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 COLUMNS = ("method, and its paper", "choices", "values, and where they come from", "confidence in the equations")
 NEARLY_ALL = 0.8
-"""Share of files from which on a choice is said once, under the table, instead of in each row."""
+"""A choice of at least this share of files stands once, under the table, instead of in each row."""
 MANY = 5
-"""Files from which on it is: a table of two or three rows is whole without that."""
+"""Least number of files for that."""
 
 
 def read_folder(folder: Path) -> list[Method]:
     """Read every algorithm file of a folder, in the order of their names.
 
     Raises:
-        UserError: there is no such folder, or it holds no YAML file, or one of its files is not as it must be.
+        UserError: there is no such folder, it holds no YAML file, or a file or its header is wrong.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {str(folder)!r}; give `--configs` a folder of algorithm files")
@@ -38,11 +38,11 @@ def read_folder(folder: Path) -> list[Method]:
 
 
 def table(methods: Sequence[Method], page: Path | None = None) -> str:
-    """Return the methods as a table of Markdown, and below it what goes without saying and what the tags mean.
+    """Return the methods as a Markdown table, with a note below on common choices and the meaning of tags.
 
     Args:
         methods: the rows.
-        page: the file that the table is for, which links are relative to; None: the repository's root.
+        page: the file for the table; links are relative to it. None: relative to the root of the repository.
     """
     rows = [COLUMNS, ("---",) * len(COLUMNS), *_rows(methods, page)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -63,7 +63,7 @@ def _rows(methods: Sequence[Method], page: Path | None = None) -> Iterator[tuple
 
 
 def _link(path: Path, page: Path | None) -> str:
-    """Return where a file is: one of the package's in the repository, from the page if that is there as well."""
+    """Return the link to a file; one of the package is linked in the repository, relative to a page in it."""
     if not path.is_relative_to(recipes.FOLDER):
         return path.as_posix()
     root, inside = recipes.FOLDER.resolve().parent, Path("configs") / path.relative_to(recipes.FOLDER)
@@ -82,7 +82,7 @@ def _note(methods: Sequence[Method]) -> str:
 
 
 def _plain(methods: Sequence[Method]) -> dict[str, Any]:
-    """Return, by axis, what goes without saying: nothing, where an axis may be empty, else what nearly all files choose."""
+    """Return the common choice by axis: none if a file leaves the axis empty, else that of nearly all files."""
     plain: dict[str, Any] = {}
     for axis in dict.fromkeys(axis for method in methods for axis in method.choices):
         chosen = [method.choices.get(axis) for method in methods]
@@ -95,7 +95,7 @@ def _plain(methods: Sequence[Method]) -> dict[str, Any]:
 
 
 def _choice(axis: str, value: Any) -> str:
-    """Write a choice as in `ClippedRatio(0.2, 0.28)`; what has no class of its own is called by its axis.
+    """Write a choice as in `ClippedRatio(0.2, 0.28)`; a choice without a class has the name of its axis.
 
     Numbers in front and plain words have no name; `null` and switches that are off are left out.
 

@@ -69,36 +69,36 @@ class Objective:
 
         Args:
             names: of recipes, or paths; later ones overlay earlier ones, key by key, as with `-c`.
-            max_new_tokens: longest response, for algorithms that count in it (`dr_grpo`); None: what the files set.
+            max_new_tokens: longest response, for algorithms that depend on it (`dr_grpo`); None: that of the files.
 
         Raises:
-            UserError: a file is missing, none sets an objective, or what they set is none.
+            UserError: a file is missing, no file sets an objective, or an option is wrong.
 
         Example:
             >>> Objective.from_file("grpo").reduction.__class__.__name__
             'SequenceMean'
         """
-        parser = importlib.import_module("lightning_mpo.objective_files")  # above this module: it knows every class
+        parser = importlib.import_module("lightning_mpo.objective_files")  # a module above this one, hence no import at the top
         return parser.read_objective(names, max_new_tokens)
 
     @property
     def needs_entropy(self) -> bool:
-        """Whether entropies at rollout weights are wanted, by any axis."""
+        """Whether an axis uses entropies at rollout weights."""
         return self.actions.needs_entropy or self.selection.needs_entropy or self.surrogate.needs_entropy
 
     @property
     def needs_behaviour(self) -> bool:
-        """Whether the sampler's own log-probs are used, and not only compared."""
+        """Whether the loss uses the sampler's log-probs; otherwise only the parity gate compares them."""
         return self.surrogate.at_behaviour or self.correction is not None
 
     @property
     def kl_in_loss(self) -> bool:
-        """Whether the loss needs reference log-probs."""
+        """Whether the KL penalty is a term of the loss."""
         return self.kl is not None and self.kl.place == "loss"
 
     @property
     def kl_in_reward(self) -> bool:
-        """Whether rewards are less the divergence from the reference."""
+        """Whether the KL penalty is subtracted from the rewards."""
         return self.kl is not None and self.kl.place == "reward"
 
     def describe(self) -> str:
@@ -107,14 +107,14 @@ class Objective:
         return " | ".join(f"{name} {_describe(part)}" for name, part in parts)
 
     def denominators(self, experience: Experience) -> Denominators:
-        """Return these rows' part of the denominators, known before any policy is asked."""
+        """Return these rows' part of the denominators; they do not depend on scores of the policy."""
         whole_BU, whole_BT = self._whole(experience)
         credited = (experience.advantages_BT * experience.token_weights_BT * experience.mask_BT != 0).sum()
         tokens = self.reduction.denominator(whole_BT)
         return Denominators(self.reduction.denominator(whole_BU), tokens, credited.to(tokens))
 
     def idle(self, denominators: Denominators) -> bool:
-        """Whether a mini-batch has nothing to teach: no token, or no advantage and no other term of the loss."""
+        """Whether the gradient is zero: no token carries loss, or all advantages are 0 and no other loss term is on."""
         others = (
             self.kl_in_loss,
             self.critic is not None,
@@ -125,7 +125,7 @@ class Objective:
         return not bool(denominators.tokens) or (not bool(denominators.credited) and not any(others))
 
     def _whole(self, experience: Experience) -> tuple[Tensor, Tensor]:
-        """Return the weights of actions and of tokens that means are taken over."""
+        """Return the weights in the denominators: per action and per token."""
         if self.selection.of_whole:
             whole_BT = experience.whole_mask_BT.to(experience.token_weights_BT)
             return whole_BT, whole_BT
@@ -134,7 +134,7 @@ class Objective:
         return self._weigh(weights_BU, experience), tokens_BT
 
     def _weigh(self, weights_BU: Tensor, experience: Experience) -> Tensor:
-        """Let tokens weigh what selection and advantage say, where an action is one token."""
+        """Multiply by the token weights of selection and advantage, if an action is one token."""
         return weights_BU * experience.token_weights_BT if self.actions.token_level else weights_BU
 
     @property

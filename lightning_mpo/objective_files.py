@@ -1,4 +1,4 @@
-"""Objectives from configuration files, for use from Python: the parser and the files are those of the command line."""
+"""Objectives from configuration files, for use from Python, read by the parser of the command line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lightning_mpo.recipes import find, read, with_includes
 
 
 def read_objective(names: Sequence[str | Path], max_new_tokens: int | None = None) -> Objective:
-    """Return the objective that recipes or configuration files set; later ones overlay earlier ones, key by key.
+    """Return the objective of recipes or configuration files; later ones overlay earlier ones, key by key.
 
     Args:
         names: of recipes, or paths.
-        max_new_tokens: longest response, for algorithms that count in it (`dr_grpo`); None: what the files set.
+        max_new_tokens: longest response, for algorithms that depend on it (`dr_grpo`); None: that of the files.
 
     Raises:
-        UserError: a file is missing, none sets an objective, or what they set is none.
+        UserError: a file is missing, no file sets an objective, or an option is wrong.
     """
     if not names:
         raise UserError('`Objective.from_file` needs a recipe or a file, such as "grpo"')
@@ -36,7 +36,7 @@ def read_objective(names: Sequence[str | Path], max_new_tokens: int | None = Non
         raise UserError(f"{listed} sets no `model.init_args.objective`; `lightning-mpo configs` lists the algorithms")
     lengths = [_nested(content, "rollout", "max_new_tokens") for content in contents] + [max_new_tokens]
     if "${rollout.max_new_tokens}" in json.dumps(objectives) and not any(lengths):
-        raise UserError(f"{listed}: an axis counts in the longest response: give `max_new_tokens`")
+        raise UserError(f"{listed}: an axis depends on the longest response: give `max_new_tokens`")
     arguments: list[str] = []
     for content, objective in zip(contents, objectives, strict=True):
         length = _nested(content, "rollout", "max_new_tokens")
@@ -48,7 +48,7 @@ def read_objective(names: Sequence[str | Path], max_new_tokens: int | None = Non
     dynamic = [part for content in contents if (part := _nested(content, "rollout", "dynamic"))]
     if dynamic:
         kind = dynamic[-1].get("class_path", dynamic[-1]) if isinstance(dynamic[-1], dict) else dynamic[-1]
-        warnings.warn(f"{listed} also draws prompts by `{kind}`: give `Rollout(dynamic=…)` one", stacklevel=3)
+        warnings.warn(f"{listed} also sets `rollout.dynamic` to `{kind}`, which is not part of the objective: give it to `Rollout(dynamic=…)`", stacklevel=3)
     return objective
 
 
@@ -56,7 +56,7 @@ def _parse(arguments: list[str], listed: str) -> Objective:
     """Build an objective as the command line does.
 
     Raises:
-        UserError: the arguments name no objective.
+        UserError: an option is wrong.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     parser = ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)

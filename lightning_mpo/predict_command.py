@@ -1,4 +1,4 @@
-"""`lightning-mpo predict --model FOLDER --data FILE`: complete prompts with a model folder, which brings data and no code."""
+"""`lightning-mpo predict --model FOLDER --data FILE`: complete prompts with a model folder, without running its code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lightning_mpo.surrogates import PolicyGradient
 
 
 def wanted(arguments: Sequence[str]) -> bool:
-    """Return whether `predict` is given a model folder, and nothing of a configuration."""
+    """Return whether `predict` is called with a model folder, and without options of a configuration."""
     of_configurations = (
         "-c",
         "--config",
@@ -68,17 +68,17 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lightning-mpo predict",
-        description="Complete the prompts of a file with an exported folder or another model folder. Nothing in the folder "
-        "is run. With a configuration of your own (-c FILE), `predict` takes that instead; `predict -c FILE --help` lists "
-        "its options.",
+        description="Complete the prompts of a file with an exported folder or another model folder. No code of the folder is "
+        "run. With a configuration of your own (-c FILE), `predict` uses that instead; `predict -c FILE --help` lists its "
+        "options.",
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument("--model", metavar="FOLDER", help="an exported folder, or another model as in `policy.source`")
     parser.add_argument("--data", metavar="FILE", help='JSON lines: {"prompt": "…"}')
     parser.add_argument("--out", metavar="FILE", help="default: completions/predictions.jsonl")
-    parser.add_argument("--prompt", default="prompt", metavar="COLUMN", help="of the prompts (default: prompt)")
-    parser.add_argument("--base", metavar="SOURCE", help="of adapters, in place of the one that the folder names")
+    parser.add_argument("--prompt", default="prompt", metavar="COLUMN", help="column of the prompts (default: prompt)")
+    parser.add_argument("--base", metavar="SOURCE", help="base model of adapters, in place of the one that the folder names")
     parser.add_argument("--rollout.max_new_tokens", "--max_new_tokens", dest="max_new_tokens", type=int, metavar="N")
     parser.add_argument(
         *("--rollout.validation_completions", "--completions"),
@@ -99,7 +99,7 @@ def predict(options: argparse.Namespace) -> None:
     """Write completions of prompts.
 
     Args:
-        options: of the command line.
+        options: parsed options of the command line.
 
     Raises:
         UserError: an option, the folder or the file is wrong.
@@ -118,7 +118,7 @@ def predict(options: argparse.Namespace) -> None:
             else ""
         )
         print(
-            f"note       {folder} has no {USAGE}{old}: sampled at temperature 1, at most 256 tokens, unless you say so"
+            f"note       {folder} has no {USAGE}{old}: sampling at temperature 1, at most 256 tokens, unless options set others"
         )
     chosen = {name: _number(options, name, getattr(usage, name)) for name in ("temperature", "max_new_tokens", "seed")}
     for name in ("completions", "batch_size"):
@@ -165,7 +165,7 @@ def _number(options: argparse.Namespace, name: str, default: Any) -> Any:
 
 
 def _check_out(options: argparse.Namespace) -> None:
-    """Refuse to write over the prompts, or into the model."""
+    """Refuse an output that is a folder, the file of the prompts, or not a regular file."""
     if options.out is None:
         return
     out = Path(options.out)

@@ -1,4 +1,4 @@
-"""Leaves out what other packages print and nobody can act on; warnings that say something about a run stay."""
+"""Filters messages of other packages that need no action; warnings about a run stay."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 TIPS = ("💡", "TPU available")
-"""Lightning's advertisements, and a device that nothing here runs on."""
+"""Parts of Lightning's advertisements, and of its line on a device that is not supported here."""
 WARNINGS = (
     ".*does not have many workers.*",
     ".*in eval mode at the start of training.*",
-    ".*dataloader is not resumable.*",  # ours keeps no position
-    ".*Couldn't infer the batch indices.*",  # nobody asks for them
+    ".*dataloader is not resumable.*",  # ours has no position to save
+    ".*Couldn't infer the batch indices.*",  # no code here uses them
 )
-"""What Lightning warns of whatever is configured."""
+"""Warnings of Lightning that come with every configuration."""
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:
@@ -25,24 +25,24 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
 
 
 def leave_tips_out() -> None:
-    """Leave out Lightning's tips, and the warning that its own call of torch brings, from Python as well."""
+    """Filter Lightning's tips, and a warning of torch that Lightning causes. Runs from Python use this too."""
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
 
 
 def leave_noise_out() -> None:
-    """Leave out what a command line need not show, and show the package's warnings without a line of its code."""
+    """Filter noise on the command line, and show this package's warnings without the line of code."""
     leave_tips_out()
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    # misses an optional kernel, and works without
+    # it reports a missing optional kernel, and works without it
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not hasattr(warnings.formatwarning, "behind"):
         warnings.formatwarning = _plain(warnings.formatwarning)
 
 
 def _plain(behind: Callable[..., str]) -> Callable[..., str]:
-    """Return a format that writes warnings of this package as its other lines: a word, then what there is to say."""
+    """Return a format that writes warnings of this package like its other lines: a word, then the message."""
     package = Path(__file__).parent
 
     def write(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
@@ -56,7 +56,7 @@ def _plain(behind: Callable[..., str]) -> Callable[..., str]:
 
 @contextmanager
 def no_loading_bars() -> Iterator[None]:
-    """Keep transformers from drawing bars, which run over those of a run."""
+    """Keep transformers from drawing progress bars, which would overwrite those of a run."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

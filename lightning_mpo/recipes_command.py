@@ -1,4 +1,4 @@
-"""`lightning-mpo configs`: list the recipes that the package carries, show one, or write one out to change it."""
+"""`lightning-mpo configs`: list the recipes of the package, print one, or copy one to change it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_mpo.recipes import SUFFIXES, find, includes_of, name_of, read, sh
 HELP = """\
 usage: lightning-mpo configs                       list the recipes
        lightning-mpo configs show NAME             print one
-       lightning-mpo configs copy NAME [DEST]      write one out, to change it
+       lightning-mpo configs copy NAME [DEST]      copy one, to change it
 
   NAME   a recipe: `quickstart`, or with its folder `experiment/quickstart`
-  DEST   a folder (default: configs), which also takes the files that the recipe includes;
-         or a file that ends in .yaml: one file, which includes the others by their names
+  DEST   a folder (default: configs), for the recipe and the files that it includes;
+         or a file that ends in .yaml, which includes the other recipes by their names
 
-Files that are there already stay as they are.
+Existing files are not changed.
 """
 FOLDERS = {
     "experiment": "whole runs",
@@ -32,7 +32,7 @@ FOLDERS = {
     "hardware": "processes, precision, memory",
     "report": "evaluation before and after",
 }
-"""What each folder holds, in the order of the list."""
+"""Content of each folder, in the order of the list."""
 ACTIONS = ("copy", "show")
 
 
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def answer(arguments: Sequence[str]) -> str:
-    """Return what the verb prints.
+    """Return the output of `lightning-mpo configs`; `copy` also writes files.
 
     Raises:
-        UserError: the arguments are not as in `HELP`, there is no such recipe, or a file would be overwritten.
+        UserError: the arguments are not as in `HELP`, there is no such recipe, or a file exists or cannot be written.
     """
     if not arguments:
         return listing()
@@ -75,7 +75,7 @@ def answer(arguments: Sequence[str]) -> str:
 
 
 def listing() -> str:
-    """Return the recipes by folder, each with the first sentence of its header."""
+    """Return the list of recipes by folder, each with the first sentence of its header."""
     by_folder: dict[str, list[tuple[str, str]]] = {}
     for key, path in shipped().items():
         folder, _, name = key.partition("/")
@@ -105,38 +105,38 @@ def first_sentence(text: str) -> str:
         if not line or line.partition(":")[0] in FIELDS:
             break
         header.append(line)
-    whole = " ".join(header)
-    end = re.search(r"(?<!Dr)[.;](?= |$)", whole)
-    return whole[: end.start()] + "." if end else whole
+    text = " ".join(header)
+    end = re.search(r"(?<!Dr)[.;](?= |$)", text)
+    return text[: end.start()] + "." if end else text
 
 
 def _cut(line: str) -> str:
-    """Keep a line within a terminal; in a file or a pipe it stays whole."""
+    """Cut a line to the width of a terminal; in a file or a pipe it stays as it is."""
     width = shutil.get_terminal_size().columns
     return line[: width - 1] + "…" if sys.stdout.isatty() and len(line) > width else line
 
 
 def _recipe(name: str) -> Path:
-    """Return a recipe, whatever files there are beside."""
+    """Return the path of a recipe, whether or not the working folder has a file of that name."""
     known = shipped()
     matches = [key for key in known if name in (key, key.partition("/")[2])]
     if len(matches) == 1:
         return known[matches[0]]
     path = find(name)
     if name_of(path) is None:
-        raise UserError(f"{name!r} is a file and no recipe; `lightning-mpo configs` lists the recipes")
+        raise UserError(f"{name!r} is a file, not a recipe; `lightning-mpo configs` lists the recipes")
     return path
 
 
 def _copy_all(path: Path, destination: Path) -> str:
-    """Write a recipe and what it includes into a folder, each below the folder that it has here."""
+    """Write a recipe and its includes into a folder, each below the folder that it has here."""
     needed = _needed(path)
     targets = {source: destination / source.parent.name / source.name for source in needed}
     target = targets[path]
     if destination.exists() and not destination.is_dir():
         raise UserError(f"{str(destination)!r} is a file; give a folder, or a new file that ends in .yaml")
     if target.exists() and target.read_bytes() != path.read_bytes():
-        raise UserError(f"{target} is there already and differs from the recipe; give another folder")
+        raise UserError(f"{target} exists and differs from the recipe; give another folder")
     lines: list[str] = []
     for source, copy in targets.items():
         if copy.exists():
@@ -149,23 +149,23 @@ def _copy_all(path: Path, destination: Path) -> str:
 
 
 def _needed(path: Path) -> list[Path]:
-    """Return a recipe and all the recipes that it leads to, each once."""
-    found: list[Path] = []
+    """Return a recipe, all that it includes and its warm-up stages, each once."""
+    needed: list[Path] = []
     waiting = [path]
     while waiting:
         source = waiting.pop(0)
-        if source in found:
+        if source in needed:
             continue
-        found.append(source)
+        needed.append(source)
         stage = warmup_of(source)
         waiting += [*includes_of(source), *([stage] if stage is not None else [])]
-    return found
+    return needed
 
 
 def _copy_one(path: Path, target: Path) -> str:
-    """Write a recipe as one file, which names the others as recipes."""
+    """Write a recipe as one file, which includes the others by their names."""
     if target.exists():
-        raise UserError(f"{target} is there already; give another file")
+        raise UserError(f"{target} exists; give another file")
     text = path.read_text(encoding="utf-8")
     content = read(path)
     entries = content.get("include") or []
@@ -184,13 +184,13 @@ def _copy_one(path: Path, target: Path) -> str:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:  # never over a file that came meanwhile
+        with path.open("x", encoding="utf-8") as file:  # "x": never over a file that appeared meanwhile
             file.write(text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {os.strerror(error.errno or 0)}") from error
 
 
 def _how(source: Path, target: Path) -> str:
-    """Say how a written recipe is used."""
+    """Return the line that says how to run a copied recipe."""
     below = "" if source.parent.name == "experiment" else "-c quickstart "
     return f"run it     lightning-mpo fit {below}-c {target}"

@@ -1,4 +1,4 @@
-"""`lightning-mpo verify-resume`: a run of one's own configuration is killed, goes on, and is compared bit for bit."""
+"""`lightning-mpo verify-resume`: kill a run of a configuration, resume it, and compare it bit for bit."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from lightning_mpo.callbacks import KillAt
 
 DROPPED = ("RolloutProgressBar", "TQDMProgressBar", "RichProgressBar")
-"""Callbacks that a verification leaves out: they need a terminal."""
+"""Callbacks that a verification leaves out, as they need a terminal."""
 EVENTS = "events.json"
 """Written by the undisturbed run: how many events of each kind it had."""
 MOST = 3
-"""Kills of one run, at most."""
+"""Most kills of one run."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class Kill:
 
 
 def main(arguments: list[str]) -> int:
-    """Run a configuration undisturbed, and killed and continued; print what was compared.
+    """Run a configuration undisturbed, then killed and resumed; print the comparison.
 
     Returns:
-        0 where everything is the same, 1 where something differs, 2 for a mistake of the user's.
+        0: all is the same; 1: something differs; 2: a mistake of the user.
     """
     parser = argparse.ArgumentParser(
         "lightning-mpo verify-resume", description=__doc__, usage="%(prog)s -c CONFIG [-c CONFIG ...] [options]"
     )
     parser.add_argument("--updates", type=int, default=6, help="updates of a run (default: 6)")
-    parser.add_argument("--kill", metavar="PHASE:N", help="the event to die at (default: the update behind the middle)")
-    parser.add_argument("--kills", type=int, help="kill this often, at random events and times, up to 3 times a run")
-    parser.add_argument("--seed", type=int, default=0, help="of the random kills (default: 0)")
-    parser.add_argument("--folder", help="where the runs go (default: a temporary folder)")
+    parser.add_argument("--kill", metavar="PHASE:N", help="the event to kill at (default: the update after the middle)")
+    parser.add_argument("--kills", type=int, help="number of kills, at random events and times, up to 3 in one run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random kills (default: 0)")
+    parser.add_argument("--folder", help="folder of the runs (default: a temporary one)")
     options, rest = parser.parse_known_args(arguments)
     try:
         if options.kills is not None:
@@ -78,10 +78,19 @@ def main(arguments: list[str]) -> int:
 
 
 def verify(arguments: list[str], updates: int, kill: str, folder: str | None) -> int:
-    """Make the runs, each as a process of its own, and compare what they left.
+    """Make the runs, each as a separate process, and compare their results.
+
+    Args:
+        arguments: of the command line, for `fit`.
+        updates: updates of a run.
+        kill: `PHASE:N`.
+        folder: folder of the runs; None: a temporary one.
+
+    Returns:
+        0: all is the same; 1: something differs.
 
     Raises:
-        UserError: the kill is no event of the run, or a run fails.
+        UserError: the kill is not an event of the run, or a run fails.
     """
     check_updates(updates)
     killer(kill)
@@ -96,14 +105,14 @@ def verify(arguments: list[str], updates: int, kill: str, folder: str | None) ->
 
 
 def report(runs: Runs, made: Path, kill: str) -> int:
-    """Print what was compared after one kill; return 1 where something differs."""
+    """Print the comparison after one kill; return 1 if something differs."""
     from lightning_mpo.modules.comparison import compare_runs
 
-    found = compare_runs(made / "whole", made / "killed")
-    width = max(len(part.part) for part in found)
-    for part in found:
+    parts = compare_runs(made / "whole", made / "killed")
+    width = max(len(part.part) for part in parts)
+    for part in parts:
         print(f"{part.part:{width}s}  {part.count:6d} values  {'differs' if part.difference else 'bit for bit'}")
-    first = next((part.difference for part in found if part.difference), None)
+    first = next((part.difference for part in parts if part.difference), None)
     print(f"first difference: {first}" if first else f"a run killed at {kill} goes on as if it had not been")
     if first:
         explain(runs, made)
@@ -111,7 +120,7 @@ def report(runs: Runs, made: Path, kill: str) -> int:
 
 
 def explain(runs: Runs, made: Path) -> None:
-    """Say whether the run repeats itself at all: what differs without a kill is no matter of the resume."""
+    """Print whether two undisturbed runs are equal; if not, the resume is not the cause of a difference."""
     from lightning_mpo.modules.comparison import compare_runs
 
     runs.run("again", made / "again", quiet=True)
@@ -125,16 +134,16 @@ def explain(runs: Runs, made: Path) -> None:
 
 
 def verify_often(runs: Runs, kills: int, seed: int, folder: Path) -> int:
-    """Kill runs at random events and times until that many kills have happened; compare each with the undisturbed one.
+    """Kill runs at random events and times, and compare each run with the undisturbed one.
 
     Args:
-        runs: of the configuration.
-        kills: to make.
-        seed: of what is drawn.
-        folder: where the runs go.
+        runs: runs of the configuration.
+        kills: number of kills.
+        seed: seed of the random kills.
+        folder: folder of the runs.
 
     Returns:
-        1 where something differs.
+        0: all is the same; 1: something differs.
 
     Raises:
         UserError: a run fails.
@@ -163,20 +172,24 @@ def verify_often(runs: Runs, kills: int, seed: int, folder: Path) -> int:
 
 
 def draw_kills(draw: random.Random, count: int, events: dict[str, int], seconds: float) -> list[Kill]:
-    """Return that many kills of one run, each in about its part of the run that is left."""
+    """Return kills of one run, in order; each falls into an equal share of the rest of the run."""
     phases = [*(phase for phase, n in events.items() if n), "time"]
-    found = []
+    kills = []
     for i in range(count):
         phase, share = draw.choice(phases), 1 / (count - i)
         if phase == "time":
-            found.append(Kill(phase, draw.uniform(0.0, seconds * share)))
+            kills.append(Kill(phase, draw.uniform(0.0, seconds * share)))
         else:
-            found.append(Kill(phase, draw.randint(1, max(1, round(events[phase] * share / (i + 1))))))
-    return found
+            kills.append(Kill(phase, draw.randint(1, max(1, round(events[phase] * share / (i + 1))))))
+    return kills
 
 
 def check_updates(updates: int) -> None:
-    """Refuse a run in which nothing is left behind a kill."""
+    """Refuse a run with no update after a kill.
+
+    Raises:
+        UserError: `updates` is below 2.
+    """
     if updates < 2:
         raise UserError(f"`--updates` must be at least 2, got {updates}")
 
@@ -184,7 +197,7 @@ def check_updates(updates: int) -> None:
 def _new_folder(folder: str | None, *names: str) -> Path:
     made = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="verify-resume-"))
     if any((made / name).exists() for name in names):
-        raise UserError(f"`--folder` {str(made)!r} holds runs of a verification before: give another one")
+        raise UserError(f"`--folder` {str(made)!r} holds runs of an earlier verification: give another folder")
     made.mkdir(parents=True, exist_ok=True)
     return made
 
@@ -193,14 +206,14 @@ class Runs:
     """Runs of a configuration, each a fork of one process that has imported everything.
 
     Args:
-        arguments: of the command line.
-        updates: of a run.
+        arguments: of the command line, for `fit`.
+        updates: updates of a run.
     """
 
     def __init__(self, arguments: list[str], updates: int) -> None:
         self.arguments, self.updates = arguments, updates
         self.seconds = 0.0
-        """Of the undisturbed run."""
+        """Duration of the undisturbed run."""
         self._server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Runs:
@@ -215,8 +228,14 @@ class Runs:
     def run(self, name: str, folder: Path, kill: Kill | None = None, quiet: bool = False) -> bool:
         """Run once, with the output in a file; return whether it was killed.
 
+        Args:
+            name: of the run, for its log and messages.
+            folder: folder of the run; a checkpoint in it is resumed.
+            kill: when to kill; None: never.
+            quiet: print nothing.
+
         Raises:
-            UserError: it failed.
+            UserError: the run failed.
         """
         folder.mkdir(exist_ok=True)
         log = Path(f"{folder}-{name}.log")
@@ -229,7 +248,7 @@ class Runs:
                 "seconds": kill.at if kill is not None and timed else None,
             }
         )
-        if status == 2:  # the run has said it in one line
+        if status == 2:  # the run has printed its mistake in one line
             raise UserError(log.read_text().strip().rsplit("lightning-mpo: ", 1)[-1].splitlines()[0])
         killed = kill is not None and status == -signal.SIGKILL
         if status and not killed:
@@ -240,9 +259,9 @@ class Runs:
         return killed
 
     def events(self, folder: Path) -> dict[str, int]:
-        """Return how many events of each kind the undisturbed run had."""
-        found: dict[str, int] = json.loads((folder / EVENTS).read_text())
-        return found
+        """Return the number of events of each kind in the undisturbed run."""
+        counts: dict[str, int] = json.loads((folder / EVENTS).read_text())
+        return counts
 
     def _ask(self, job: dict[str, Any]) -> tuple[int, float]:
         server = self._server
@@ -255,7 +274,7 @@ class Runs:
             status, seconds = server.stdout.readline().split()
             return int(status), float(seconds)
         except (OSError, ValueError) as error:
-            raise UserError("the process that runs are forked from has ended; its output is above") from error
+            raise UserError("the parent process of the runs has ended; its output is above") from error
 
 
 # --- in the process that runs are forked from ---------------------------------------------------------------------------
@@ -318,7 +337,7 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
     from lightning_mpo.storage import locate
 
     class VerifyCLI(cli.CLI):
-        """Sends what a run writes to the folder."""
+        """Sends all output of a run to the folder."""
 
         fits = True
 
@@ -328,11 +347,11 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
             trainer["default_root_dir"] = str(folder)
             place = Namespace(save_dir=str(folder), name="", version="")
             trainer["logger"] = [Namespace(class_path="lightning_mpo.callbacks.MetricsCSV", init_args=place)]
-            kept = [c for c in trainer["callbacks"] or [] if c["class_path"].rsplit(".", 1)[-1] not in DROPPED]
-            for i, callback in enumerate(kept):
-                if callback["class_path"].rsplit(".", 1)[-1] == "ModelCheckpoint":  # beside the verification's
+            callbacks = [c for c in trainer["callbacks"] or [] if c["class_path"].rsplit(".", 1)[-1] not in DROPPED]
+            for i, callback in enumerate(callbacks):
+                if callback["class_path"].rsplit(".", 1)[-1] == "ModelCheckpoint":  # apart from that of the verification
                     callback["init_args"]["dirpath"] = str(folder / f"checkpoints-{i}")
-            trainer["callbacks"] = kept
+            trainer["callbacks"] = callbacks
             trainer["enable_progress_bar"] = trainer["enable_model_summary"] = False
             if trainer["limit_val_batches"] != 0:
                 trainer["limit_val_batches"], trainer["check_val_every_n_epoch"] = 1, None
@@ -344,20 +363,20 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
     last = folder / "checkpoints" / "last.ckpt"
     fresh = not locate(last).exists()
     die = killer(kill) if kill != "none" else CountEvents(folder / EVENTS)
-    own = [PromptOrder(), ExactResume(), die, save]
+    needed = [PromptOrder(), ExactResume(), die, save]
     made = VerifyCLI(
         **cli.OPTIONS
-        | {"trainer_defaults": {"callbacks": own}, "save_config_callback": None, "run": False}
+        | {"trainer_defaults": {"callbacks": needed}, "save_config_callback": None, "run": False}
         | {"args": [*arguments, "--trainer.max_steps", str(updates)]}
     )
     made.trainer.fit(made.model, datamodule=made.datamodule, ckpt_path=None if fresh else str(last))
 
 
 def killer(kill: str) -> KillAt:
-    """Return the callback behind `PHASE:N`.
+    """Return the callback for `PHASE:N`.
 
     Raises:
-        UserError: it is no such pair.
+        UserError: the phase is unknown, or N is not a number from 1 on.
     """
     from lightning_mpo.callbacks import KillAt
     from lightning_mpo.callbacks.kill import PHASES
@@ -369,7 +388,7 @@ def killer(kill: str) -> KillAt:
 
 
 def start(arguments: Sequence[str]) -> int:
-    """Serve, or be one run."""
+    """Run the server of forks (`--serve`), or one run."""
     return serve() if list(arguments) == ["--serve"] else child()
 
 

@@ -58,7 +58,7 @@ lightning_mpo.UserError; print([m for m in {HEAVY} if m in sys.modules])"
 # --- objectives from files ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*also draws prompts")
+@pytest.mark.filterwarnings("ignore:.*also sets `rollout.dynamic`")
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_is_the_one_that_the_command_line_builds(name):
     """Compared class by class and argument by argument with what the file says."""
@@ -101,7 +101,8 @@ def test_a_length_comes_from_the_argument_or_the_files(tmp_path):
 
 
 def test_a_run_that_draws_prompts_its_own_way_says_so():
-    with pytest.warns(UserWarning, match=r"dapo also draws prompts by `DynamicSampling`: give `Rollout\(dynamic=…\)`"):
+    message = r"dapo also sets `rollout.dynamic` to `DynamicSampling`, .*: give it to `Rollout\(dynamic=…\)`"
+    with pytest.warns(UserWarning, match=message):
         Objective.from_file("dapo")
 
 
@@ -145,5 +146,5 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, names, wanted):
 def test_loading_a_module_from_a_checkpoint_says_how_weights_are_loaded(name):
     module = getattr(lightning_mpo, name)
     for arguments in ((), ("last.ckpt",)):
-        with pytest.raises(UserError, match=f"`{name}.load_from_checkpoint` cannot know the policy, .*`ckpt_path="):
+        with pytest.raises(UserError, match=f"`{name}.load_from_checkpoint` cannot build the policy, .*`ckpt_path="):
             module.load_from_checkpoint(*arguments)

@@ -246,12 +246,12 @@ def test_nothing_is_overwritten(capsys):
     experiment.write_text("{}")
     code, shown, said = call(capsys, "copy", "quickstart")
     assert (code, shown) == (2, "")
-    assert "configs/experiment/quickstart.yaml is there already and differs from the recipe; give another" in said
+    assert "configs/experiment/quickstart.yaml exists and differs from the recipe; give another" in said
     assert hardware.read_text() == "trainer: {devices: 2}\n"
     assert experiment.read_text() == "{}"
     Path("mine.yaml").write_text("{}")
     assert (
-        call(capsys, "copy", "gspo", "mine.yaml")[2] == "lightning-mpo: mine.yaml is there already; give another file\n"
+        call(capsys, "copy", "gspo", "mine.yaml")[2] == "lightning-mpo: mine.yaml exists; give another file\n"
     )
     Path("file").touch()
     assert "'file' is a file; give a folder" in call(capsys, "copy", "gspo", "file")[2]
@@ -270,7 +270,7 @@ def test_nothing_is_overwritten(capsys):
         (["copy", "grpo", "a", "b"], "`configs copy` takes NAME [DEST]"),
         (["copy", "grpo", "--force"], "`configs copy` has no option '--force'"),
         (["show", "grop"], "no configuration file or recipe 'grop'; did you mean `grpo`?"),
-        (["show", "mine.yaml"], "'mine.yaml' is a file and no recipe; `lightning-mpo configs` lists the recipes"),
+        (["show", "mine.yaml"], "'mine.yaml' is a file, not a recipe; `lightning-mpo configs` lists the recipes"),
         (["show"], "`configs show` takes NAME: lightning-mpo configs show NAME"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The options of a run, leaf by leaf, and what it means for a resume that one of them differs."""
+"""The options of a run, one by one, and the effect of a difference on a resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import torch
 from lightning_mpo.policies.causal import CausalPolicy
 
 Effect = Literal["refused", "reported", "compared elsewhere", "none"]
-"""Of a difference: the run is refused; the configuration wins and says so; the same for another check; no number moves."""
+"""Effect of a difference. "refused": the run does not start. "reported": the configuration wins, with a message.
+"compared elsewhere": another check handles it. "none": no number changes."""
 
 EFFECTS: dict[Effect, tuple[str, ...]] = {
     "compared elsewhere": (
@@ -151,7 +152,7 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
         "callbacks.Watchdog*",
     ),
 }
-"""By the path of an option, without `init_args`; the first match counts. Objects stand at their own path as their class."""
+"""Patterns for paths of options, without `init_args`; the first match counts. An object's path holds its class name."""
 TRAINER = (
     "gradient_clip_val",
     "gradient_clip_algorithm",
@@ -162,11 +163,11 @@ TRAINER = (
 )
 PACKAGES = ("torch", "transformers", "lightning", "peft", "lightning-mpo")
 NOTHING = "nothing"
-"""Stands for an option that one of the runs does not have."""
+"""The value of an option that one of the runs does not have."""
 
 
 def effect(path: str) -> Effect | None:
-    """Return what a difference at a path means; None where no rule names it, which counts as reported."""
+    """Return the effect of a difference at a path; None: no pattern matches, which counts as "reported"."""
     return next((name for name, rules in EFFECTS.items() for rule in rules if fnmatchcase(path, rule)), None)
 
 
@@ -205,10 +206,15 @@ def run_options(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dic
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], wanted: Effect) -> list[tuple[str, Any, Any]]:
-    """Return (option, what it was, what it is) of options that differ; those that no rule names are reported.
+    """Return (option, saved value, present value) of options that differ and have a given effect.
 
-    Options of a part that is another one, new or gone as a whole are not listed beside it; callbacks that are new or gone
-    are those of `changed_callbacks`.
+    If a whole part is new, gone or of another class, its options are not listed as well. Callbacks that are new or gone
+    are left to `changed_callbacks`.
+
+    Args:
+        saved: options in the checkpoint, by path.
+        now: options of this run, by path.
+        wanted: the effect.
     """
     found = [
         (path, saved.get(path, NOTHING), now.get(path, NOTHING))
@@ -222,7 +228,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], wanted: Effect
 
 
 def changed_callbacks(saved: list[str], trainer: L.Trainer) -> list[str]:
-    """Return a line for each callback that is gone or new and has a state, or may move a number."""
+    """Return a line for each callback that is gone or new, and has a state or may change a number."""
     now = {type(callback).__name__: callback for callback in trainer.callbacks}  # type: ignore[attr-defined]
     gone = [name for name in saved if name not in now and effect(f"callbacks.{name}") != "none"]
     new = [
@@ -236,7 +242,7 @@ def changed_callbacks(saved: list[str], trainer: L.Trainer) -> list[str]:
 
 
 def shown(path: str) -> str:
-    """Return what messages call an option."""
+    """Return the name of an option for messages."""
     return path.removeprefix("callbacks.").removeprefix("versions.")
 
 
@@ -244,7 +250,7 @@ def shown(path: str) -> str:
 
 
 def _leaves(value: Any, place: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield path and plain value of an object's options, and of the objects among them."""
+    """Yield path and plain value of an object's options, and of those of objects among them."""
     if _is_plain(value):
         yield place, value
     elif isinstance(value, Mapping):
@@ -269,17 +275,17 @@ _MISSING = object()
 
 
 def _arguments(kind: type) -> list[str]:
-    """Return the names of a class's arguments, those that it hands on to the classes above it among them."""
-    found: list[str] = []
+    """Return the names of a class's arguments, with those that it passes on to its base classes."""
+    names: list[str] = []
     for part in kind.__mro__[:-1]:
         if "__init__" not in vars(part):
             continue
         parameters = list(signature(vars(part)["__init__"]).parameters.values())[1:]
-        named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_ONLY)
-        found += [p.name for p in parameters if p.kind in named and p.name not in found]
+        kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_ONLY)
+        names += [p.name for p in parameters if p.kind in kinds and p.name not in names]
         if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
             break
-    return found
+    return names
 
 
 def _is_plain(value: Any) -> bool:
@@ -298,7 +304,7 @@ def _version(package: str) -> str | None:
 
 
 def _contents(policy: Any) -> dict[str, Any]:
-    """Return what tells the files that a policy starts from apart: the reference of a resumed run is made from them."""
+    """Return digests of the files that a policy starts from, as the reference of a resumed run is made from them."""
     if not isinstance(policy, CausalPolicy):
         return {}
     found: dict[str, Any] = {}
@@ -310,7 +316,7 @@ def _contents(policy: Any) -> dict[str, Any]:
 
 
 def _file_mark(path: Path) -> str | None:
-    """Return a digest of a checkpoint's end, where the checksum of the whole stands, or of a folder's small files."""
+    """Return a digest of the end of a checkpoint, which holds its checksum, or of the ends of a folder's files."""
     files = sorted(path.glob("*")) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
@@ -329,5 +335,5 @@ def _rows(data: Any) -> dict[str, Any]:
     identity = getattr(data, "identity", None)
     if identity is None:
         return {}
-    found = identity()
-    return {"data.digest": found["digest"]} | {f"data.rows.{name}": count for name, count in found["rows"].items()}
+    rows = identity()
+    return {"data.digest": rows["digest"]} | {f"data.rows.{name}": count for name, count in rows["rows"].items()}

@@ -1,4 +1,4 @@
-"""What the LightningModules of all stages share."""
+"""The base class of all LightningModules here."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lightning_mpo.errors import UserError
 
 
 class Stage(L.LightningModule):
-    """A stage of training: its policy is an argument, and a checkpoint holds the weights alone."""
+    """A stage of training. Its policy is an argument; a checkpoint holds weights, not the policy's options."""
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: Lightning would load nothing, without a word, as weights are made in `configure_model`.
+        """Refuse: Lightning would silently load nothing, as `configure_model` makes the weights.
 
         Raises:
-            UserError: always; it says what to write instead.
+            UserError: always, with the two ways to load weights.
         """
         given = repr(str(checkpoint_path)) if checkpoint_path is not None else "…"
         raise UserError(
-            f"`{cls.__name__}.load_from_checkpoint` cannot know the policy, as a checkpoint holds weights alone: build the "
+            f"`{cls.__name__}.load_from_checkpoint` cannot build the policy, as a checkpoint holds weights only: build the "
             f"policy with `checkpoint={given}`, or give `ckpt_path={given}` to `Trainer.fit`, `validate` or `predict`"
         )

@@ -1,4 +1,4 @@
-"""A trial of optimizer and scheduler on one small weight: their mistakes show before a model is loaded."""
+"""A trial of optimizer and scheduler on one small weight, so that mistakes show before a model is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lightning_mpo.errors import UserError
 
 STEPS = 1000
-"""Most updates that a scheduler is tried for."""
+"""Largest number of updates of a trial."""
 LARGEST_RATE = 1e6
 _MISTAKES = (ValueError, TypeError, ImportError, AssertionError, KeyError, IndexError, ZeroDivisionError, OverflowError)
 
@@ -28,17 +28,17 @@ def try_optimizer(
     learning_rates: Mapping[str, float] | None = None,
     updates: int = -1,
 ) -> None:
-    """Make both for weights of 2 x 2, and step them.
+    """Build both for weights of 2 x 2, and step the scheduler.
 
     Args:
-        optimizer: of the module.
-        scheduler: of the module.
-        parts: parts of the policy that are trained, each of which is a group of parameters.
-        learning_rates: of parts.
+        optimizer: makes the optimizer of the module.
+        scheduler: makes its scheduler; None: none.
+        parts: parts of the policy that are trained; each is a group of parameters.
+        learning_rates: learning rates by part.
         updates: `trainer.max_steps`; -1: not known.
 
     Raises:
-        UserError: one refuses its options, or gives a learning rate that cannot be.
+        UserError: one refuses its options, or sets a value that is not finite or a learning rate out of range.
     """
     rates = learning_rates or {}
     unknown = [name for name in rates if name not in parts]
@@ -59,7 +59,7 @@ def try_optimizer(
 
 
 def _make(name: str, factory: Callable[[Any], Any], argument: Any) -> Any:
-    """Call a factory; None where it fails for a reason that need not hold for real weights."""
+    """Call a factory; None: it fails for a reason that may not apply to real weights."""
     try:
         return factory(argument)
     except UserError:
@@ -71,13 +71,13 @@ def _make(name: str, factory: Callable[[Any], Any], argument: Any) -> Any:
 
 
 def first_sentence(error: BaseException) -> str:
-    """Return the message of an exception in one line, with its type where the message says little."""
+    """Return the message of an exception in one line, with its type if the message is short."""
     text = " ".join(str(error).split())
     return text if len(text) > 15 else f"{type(error).__name__}: {text}"
 
 
 def _check_groups(optimizer: Any, owner: str, update: int) -> None:
-    """Refuse numbers of parameter groups that are not finite, and learning rates below 0 or beyond any use."""
+    """Refuse values of parameter groups that are not finite, and learning rates below 0 or above `LARGEST_RATE`."""
     for group in getattr(optimizer, "param_groups", ()):
         for key, value in group.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -115,7 +115,7 @@ def _check_scheduler(optimizer: Any, scheduler: Any, updates: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what optimizers and schedulers say of themselves: they say it again when a run makes them."""
+    """Suppress log lines and warnings of optimizers and schedulers: the run itself will repeat them."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,7 +1,7 @@
-"""What the files of a model say, read as plain data before transformers sees them.
+"""Reads the description files of a model as plain data, before transformers does.
 
-A model may come from anybody. Files that ask for code, that lead out of their folder, or that describe a model of other
-sizes than its weights are refused here, in one line.
+A model may come from anybody. This module refuses files that request code, that lead out of their folder, or that
+describe a model of other sizes than its weights. Each message is one line.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ DESCRIPTIONS = (
     *(CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
 )
-"""Small files that transformers reads by itself, each an object."""
+"""Small JSON files that transformers reads; each holds an object."""
 LARGEST = 2**28
-"""Bytes of a JSON file; vocabularies of 256 k tokens take 3·10^7."""
+"""Most bytes of a JSON file; one with a vocabulary of 256 k tokens has 3·10^7."""
 DEEPEST = 10_000
-"""Layers, where the weights are not at hand to say how many there are."""
+"""Most layers, if the weights are not on this machine to compare with."""
 LAYERS = (
     r"(n|num|encoder|decoder|num_hidden|num_encoder|num_decoder|n_encoder|n_decoder)_?layers?|num_nextn_predict_layers"
 )
@@ -40,16 +40,16 @@ def read_json(path: Path, shown: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        shown: what the user named, for messages.
+        shown: the model or folder, for messages.
 
     Raises:
-        UserError: it is not a regular file, larger than any such file is, no JSON, or no object.
+        UserError: it is not a regular file, too large, not JSON, or not an object.
     """
     try:
         if not path.is_file():  # a pipe or a device would never end
-            raise UserError(f"{shown}: {path.name} is missing or no regular file")
+            raise UserError(f"{shown}: {path.name} is missing, or not a regular file")
         if path.stat().st_size > LARGEST:
-            raise UserError(f"{shown}: {path.name} has {path.stat().st_size} bytes, which is too long for such a file")
+            raise UserError(f"{shown}: {path.name} has {path.stat().st_size} bytes, too many for such a file")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
@@ -61,20 +61,20 @@ def read_json(path: Path, shown: str) -> dict[str, Any]:
 
 
 def read_descriptions(location: str) -> dict[str, dict[str, Any]]:
-    """Return the descriptions of a model by file name: those that are there, checked.
+    """Return the description files of a model that exist, by name, and check them.
 
     Args:
-        location: a folder, or an id on the hub, whose descriptions are fetched.
+        location: a folder, or an id on the hub, from which the files are fetched.
 
     Raises:
-        UserError: a file cannot be read, or asks for code.
+        UserError: a file cannot be read, or requests code.
     """
     shown = f"the model {location!r}"
     paths = dict(_paths(location))
-    found = {name: read_json(path, shown) for name, path in paths.items()}
-    for name, content in found.items():
+    descriptions = {name: read_json(path, shown) for name, path in paths.items()}
+    for name, content in descriptions.items():
         _refuse_code(content, f"{shown}: {name}")
-    return found
+    return descriptions
 
 
 def _paths(location: str) -> Iterator[tuple[str, Path]]:
@@ -96,7 +96,7 @@ def _paths(location: str) -> Iterator[tuple[str, Path]]:
 
 
 def _refuse_code(content: Any, where: str) -> None:
-    """Refuse entries that have transformers import or fetch code, at any depth."""
+    """Refuse entries, at any depth, with which transformers would import or fetch code."""
     todo = [content]
     while todo:
         part = todo.pop()
@@ -105,13 +105,13 @@ def _refuse_code(content: Any, where: str) -> None:
             if key in ("auto_map", "custom_pipelines") and value:
                 raise UserError(
                     f"{where} names code of its own (`{key}`), and code in model folders is never run; take a model that "
-                    "transformers itself knows, or delete the entry from a copy if it knows this one"
+                    "transformers supports itself, or delete the entry from a copy if it supports this one"
                 )
             if re.fullmatch(r"_?(attn|experts)_implementation(_internal)?", key):
                 names = value.values() if isinstance(value, dict) else [value]
                 if any(name not in PLAIN_ATTENTION for name in names):
                     raise UserError(
-                        f"{where} asks for the kernel {value!r} (`{key}`), which would be fetched and run; delete the entry"
+                        f"{where} requests the kernel {value!r} (`{key}`), which would be fetched and run; delete the entry"
                     )
             if key == "transformers_weights" and value is not None:
                 raise UserError(f"{where} names another file of weights (`{key}`: {value!r}); call it {WEIGHTS}")
@@ -124,7 +124,7 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor in the safetensors files of a model folder, from their headers alone.
 
     Raises:
-        UserError: there are none, or one is damaged, missing or outside of the folder.
+        UserError: there is no such file, or one is damaged, missing or outside the folder.
     """
     from safetensors import safe_open
 
@@ -133,13 +133,13 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     for name, tensors in _weight_files(folder, shown).items():
         try:
             with safe_open(str(folder / name), "pt") as file:
-                found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except Exception as error:
             raise UserError(f"{shown}: {name} cannot be read as safetensors: {_first_line(error)}") from error
-        missing = sorted(set(tensors) - set(found))
+        missing = sorted(set(tensors) - set(held))
         if missing:
             raise UserError(f"{shown}: {INDEX} says that {name} holds {missing[0]!r}, which it does not")
-        shapes |= found
+        shapes |= held
     return shapes
 
 
@@ -173,12 +173,12 @@ def _weight_files(folder: Path, shown: str) -> dict[str, list[str]]:
 
 
 def check_sizes_said(config: Mapping[str, Any], location: str, shapes: Mapping[str, tuple[int, ...]] | None) -> None:
-    """Refuse a description whose sizes its weights cannot have, before a model is made from it.
+    """Refuse sizes in `config.json` that contradict the weights, before a model is built from it.
 
     Args:
-        config: of `config.json`.
-        location: of the model, for messages.
-        shapes: of its tensors; None: not at hand.
+        config: content of `config.json`.
+        location: folder or id of the model, for messages.
+        shapes: shapes of its tensors; None: not known.
 
     Raises:
         UserError: a size is negative, or larger than the weights allow.
@@ -207,33 +207,33 @@ def check_sizes_said(config: Mapping[str, Any], location: str, shapes: Mapping[s
 
 
 def check_shapes(network: Any, shapes: Mapping[str, tuple[int, ...]], location: str) -> None:
-    """Refuse weights of other shapes than the described model's.
+    """Refuse weights with other shapes than those of the described model.
 
     Args:
         network: the model on the meta device.
-        shapes: of the tensors in its files.
-        location: of the model, for messages.
+        shapes: shapes of the tensors in its files.
+        location: folder or id of the model, for messages.
 
     Raises:
-        UserError: a tensor has another shape, or the model is much larger than its files.
+        UserError: a tensor has another shape or no layer, or the model is much larger than its files.
     """
     where = f"the model {location!r}: {CONFIG} and weights do not agree"
-    own = dict(network.named_parameters())
-    for name, weight in own.items():
+    weights = dict(network.named_parameters())
+    for name, weight in weights.items():
         if name in shapes and shapes[name] != tuple(weight.shape):
-            raise UserError(f"{where}: {name!r} is {list(weight.shape)} there and {list(shapes[name])} in the file")
-    described, held = sum(weight.numel() for weight in own.values()), sum(map(math.prod, shapes.values()))
+            raise UserError(f"{where}: {name!r} is {list(weight.shape)} by the description and {list(shapes[name])} in the file")
+    described, held = sum(weight.numel() for weight in weights.values()), sum(map(math.prod, shapes.values()))
     buffers = sum(buffer.numel() for buffer in network.buffers())
-    placed = {re.sub(r"\.\d+\.", ".N.", name) for name in own}
-    extra = [name for name in shapes if name not in own and re.sub(r"\.\d+\.", ".N.", name) in placed]
+    placed = {re.sub(r"\.\d+\.", ".N.", name) for name in weights}
+    extra = [name for name in shapes if name not in weights and re.sub(r"\.\d+\.", ".N.", name) in placed]
     ignored = [re.compile(rule) for rule in getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()]
     extra = [name for name in extra if not any(rule.search(name) for rule in ignored)]
     if extra:
         raise UserError(f"{where}: the files hold {extra[0]!r}, for which the described model has no layer")
     if described > 2 * held + 2**20:
-        raise UserError(f"{where}: {described} numbers are described and the files hold {held}")
+        raise UserError(f"{where}: the description has {described} numbers and the files hold {held}")
     if buffers > 4 * held + 2**30:
-        raise UserError(f"{where}: tables of {buffers} numbers are described beside {held} weights")
+        raise UserError(f"{where}: the description has tables of {buffers} numbers beside {held} weights")
 
 
 def _first_line(error: BaseException) -> str:
