@@ -46,9 +46,9 @@ class Watchdog(RolloutCallback):
             self._tell(cause, holds, sentence)
 
     def diagnose(self, event: RolloutEvent, trainer: L.Trainer) -> list[tuple[str, bool, str]]:
-        """Return (cause, whether it holds, the sentence) for each thing that can be seen in a rollout.
+        """Return (name, whether it holds, message) for each problem that a rollout can show.
 
-        A rollout that teaches nothing has one cause here: the first of those that hold. Difficulty is the last one.
+        A rollout without a gradient has only one cause here: the first that holds. Difficulty is the last one.
         """
         rollout, scores = event.experience.rollout, event.scores
         rows, longest = len(scores.rewards_B), rollout.response_mask_BT.shape[1]
@@ -82,7 +82,7 @@ class Watchdog(RolloutCallback):
         ]
 
     def _why_flat(self, event: RolloutEvent) -> str:
-        """Say why no completion is better than another of its prompt."""
+        """Return why no completion is better than another of the same prompt."""
         scores, critic = event.scores, event.experience.values_BT is not None
         rewards_B, span = scores.rewards_B[scores.judged_B], f"of the last {self._flat} rollouts"
         level = f"{rewards_B.mean():.3g}" if len(rewards_B) else "none"
@@ -106,7 +106,7 @@ class Watchdog(RolloutCallback):
             )
         if critic:
             return (
-                f"all completions {span} have the reward {level}, so nothing is learnt but the critic's errors: change "
+                f"all completions {span} have the reward {level}, so only errors of the critic give a gradient: change "
                 "the difficulty of `data`, or give a graded reward"
             )
         return (
@@ -154,5 +154,6 @@ def _flat(event: RolloutEvent) -> bool:
 
 
 def _differ(values_B: Tensor, group_B: Tensor) -> bool:
-    """Whether two completions of one prompt have different values; nan is none."""
-    return any(len(own_G[~own_G.isnan()].unique()) > 1 for own_G in (values_B[group_B == g] for g in group_B.unique()))
+    """Whether two completions of one prompt have different values; nan does not count."""
+    groups = (values_B[group_B == g] for g in group_B.unique())
+    return any(len(values_G[~values_G.isnan()].unique()) > 1 for values_G in groups)

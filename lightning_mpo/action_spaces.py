@@ -23,7 +23,7 @@ LONGEST_BLOCK = 4096
 
 @dataclass(frozen=True)
 class TokenTerms:
-    """What only single tokens have: probabilities, which no ratio of a block tells."""
+    """Per-token quantities that exist only if each action is one token."""
 
     logprobs_BT: Tensor  # of the policy, nats, carries gradient
     anchor_logprobs_BT: Tensor  # of the same tokens, where the log-ratio is 0

@@ -43,7 +43,7 @@ class Finish(IntEnum):
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One row of a data set: what is asked, what is right, and (for a supervised warm-up) a solution to imitate.
+    """One row of a data set: the prompt, the right answer, and a solution to imitate in a supervised warm-up.
 
     `messages` is the chat that the response continues; empty: `prompt` alone is the user's message. With messages,
     `prompt` is the text of the last one.
@@ -98,7 +98,7 @@ class Rollout:
     kept_mass_BT: Tensor | None = None  # probability of the support under the full softmax
     candidates_BTK: Tensor | None = None  # int32; the most probable ids of each step, where a surrogate compares them
     candidate_logprobs_BTK: Tensor | None = None  # float32 nats, of the distribution that was sampled from
-    outside_BT: Tensor | None = None  # bool; sampled tokens that their support lacked before it was united with them
+    outside_BT: Tensor | None = None  # bool; sampled tokens that were missing from the recorded support and were added to it
     texts: tuple[str, ...] = ()
     rows: tuple[PromptRow, ...] = ()
     policy_version: int = 0
@@ -116,7 +116,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout with everything that the updates on it need; all of it computed once, at rollout weights."""
+    """A rollout with everything that its updates need, computed once, at rollout weights."""
 
     rollout: Rollout
     rewards_B: Tensor  # float32

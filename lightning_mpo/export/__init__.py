@@ -36,22 +36,23 @@ def export(
     origin: Origin = Origin(),  # noqa: B008  frozen
     data: Any = None,
 ) -> tuple[Check, tuple[str, ...]]:
-    """Write a policy, load it again as a user would, and compare; only an export that holds it gets the folder's name.
+    """Write a policy to a temporary folder, load it again as a user would, and compare.
 
-    One that does not stays beside it, in `part_of(to)`. See `check_target` before a policy is loaded or trained.
+    If the comparison passes, the folder is renamed to `to`; else it stays at `part_of(to)`. Call `check_target` before a
+    policy is loaded or trained.
 
     Args:
         policy: a built one; it comes back as it was.
         to: the folder; what an earlier export wrote there is replaced, and nothing else.
         form: `adapter` for peft; `merged`, adapters added to the unquantised base; `full`, all weights.
-        prompts: what policy and reloaded model are compared on.
+        prompts: prompts for the comparison.
         dtype: of merged weights.
         sampling: as in training.
         origin: the run, for the model card.
         data: the run's data module, whose options `predict --model` needs again.
 
     Returns:
-        the comparison, whose `problems` are empty if the folder holds the policy, and what a user must be told.
+        the comparison, whose `problems` are empty if the folder holds the policy, and notes for the user.
     """
     from transformers import GenerationConfig
 

@@ -1,4 +1,4 @@
-"""Lets the configuration win over a checkpoint's optimiser and schedule, out loud."""
+"""On resume, applies optimiser and scheduler options that the configuration changed, and logs each change."""
 
 from __future__ import annotations
 

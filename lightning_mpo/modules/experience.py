@@ -74,9 +74,9 @@ def build_experience(
 
 
 def working_precision(rewards_B: Tensor, group_B: Tensor) -> Tensor:
-    """Return rewards as float32, or as they are where that would blur what tells the rewards of a group apart.
+    """Return rewards as float32, or as float64 if rounding would hide differences within a group.
 
-    Rewards such as -1e9 and -1e9 + 1 are equal in float32; a group's mean is then taken off in float64.
+    Rewards such as -1e9 and -1e9 + 1 are equal in float32. The mean of their group is then subtracted in float64.
 
     Args:
         rewards_B: float64.
@@ -91,13 +91,13 @@ def working_precision(rewards_B: Tensor, group_B: Tensor) -> Tensor:
 
     spread_P = over_groups(rewards_B, "amax") - over_groups(rewards_B, "amin")
     error_P = over_groups((rewards_B - rewards_B.float().double()).abs(), "amax")
-    rounding_P = 1e-12 * over_groups(rewards_B.abs(), "amax")  # of sums in float64 that mean the same
+    rounding_P = 1e-12 * over_groups(rewards_B.abs(), "amax")  # rounding of float64 sums of equal terms
     blurred = (spread_P > rounding_P) & (error_P > 1e-3 * spread_P)
     return rewards_B if blurred.any() else rewards_B.float()
 
 
 def divergence_from_reference(experience: Experience) -> Tensor | None:
-    """Return k3 of each response token at rollout weights, nats, one-dimensional; None where the reference was not asked."""
+    """Return k3 of each response token at rollout weights, nats, one-dimensional; None: there are no reference log-probs."""
     reference_BT, rollout = experience.reference_logprobs_BT, experience.rollout
     if reference_BT is None:
         return None

@@ -1,4 +1,4 @@
-"""What the trainer's own counts must be, so that they come out even with rollouts."""
+"""Checks that the batch limits of the trainer are multiples of a rollout."""
 
 from __future__ import annotations
 

@@ -70,12 +70,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def save_whole(strategy: Strategy, check: Check | None, part: Part = "all") -> None:
-    """Have a strategy write and read through `AtomicCheckpointIO`, whose place a plugin may have taken already.
+    """Install `AtomicCheckpointIO` in a strategy, unless a plugin has set another `CheckpointIO`.
 
     Args:
-        strategy: of the trainer.
-        check: as there.
-        part: as there.
+        strategy: strategy of the trainer.
+        check: as in `AtomicCheckpointIO`.
+        part: as in `AtomicCheckpointIO`.
     """
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = AtomicCheckpointIO()

@@ -108,19 +108,19 @@ def _support_sums(rollout: Rollout, ends: Sequence[int]) -> dict[str, tuple[floa
 
 
 class RolloutCallback(L.Callback):
-    """A callback that is also told of rollouts."""
+    """A callback with further hooks, for rollouts."""
 
     def on_rollout_start(self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int) -> None:
         """Called before `sequences` responses of at most `limit` tokens are sampled."""
 
     def on_rollout_phase(self, phase: str) -> None:
-        """Called when work of another kind begins: sampling, reward function, scoring, all-reduce, evaluation."""
+        """Called when a phase begins: sampling, reward function, scoring, all-reduce, evaluation."""
 
     def on_rollout_tokens(self, tokens: int, running: int) -> None:
         """Called after each step of the sampler with the tokens drawn and the rows still running."""
 
     def on_evaluation_tokens(self, tokens: int, running: int) -> None:
-        """Called likewise where held-out prompts are sampled, which is no part of a rollout."""
+        """Called likewise while held-out prompts are sampled, outside of rollouts."""
 
     def on_rollout_sampled(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
         """Called once the completions of a round are sampled, before anything judges or scores them."""
@@ -130,22 +130,22 @@ class RolloutCallback(L.Callback):
 
 
 def listeners(trainer: L.Trainer) -> list[RolloutCallback]:
-    """Return the callbacks that are told of rollouts."""
+    """Return the callbacks with rollout hooks."""
     return [callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
 
 
 def tell_phase(trainer: L.Trainer, phase: str) -> None:
-    """Tell them that work of another kind begins."""
+    """Call `on_rollout_phase` of all callbacks with rollout hooks."""
     for callback in listeners(trainer):
         callback.on_rollout_phase(phase)
 
 
 def evaluation_progress(trainer: L.Trainer) -> Progress:
-    """Return what a sampler of held-out prompts tells them through."""
-    told = listeners(trainer)
+    """Return the progress function for sampling of held-out prompts."""
+    callbacks = listeners(trainer)
 
     def progress(tokens: int, running: int) -> None:
-        for callback in told:
+        for callback in callbacks:
             callback.on_evaluation_tokens(tokens, running)
 
     return progress

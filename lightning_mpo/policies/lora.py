@@ -71,7 +71,7 @@ def add_adapters(network: PreTrainedModel, lora: Lora) -> Any:
 
 
 class FrozenAdapters:
-    """The adapters of a network as they are now, to be put back for a while: the reference of a run that began with them.
+    """A frozen copy of the present adapters, swapped in as the reference policy.
 
     Args:
         network: with adapters.

@@ -120,7 +120,7 @@ class Quantization:
 
 
 def _unmap(network: nn.Module) -> None:
-    """Copy what was not quantised: such a weight, if its type is the file's, keeps all that was read of the file in memory."""
+    """Copy unquantised weights: if their dtype is that of the file, they are views that keep the whole file in memory."""
     for weight in network.parameters():
         if weight.is_floating_point():
             weight.data = weight.data.clone()
@@ -146,10 +146,10 @@ def keep_layout(network: nn.Module) -> None:
 
 
 def refuse_stored_otherwise(config: PretrainedConfig, quantization: Quantization | None) -> None:
-    """Refuse weights that their folder holds quantised, unless that is what is asked for.
+    """Refuse a folder with quantised weights, unless `quantization` asks for the same method.
 
     Raises:
-        UserError: they are, by another method, or without `quantization`.
+        UserError: they are quantised by another method, or `quantization` is not set.
     """
     held: Any = getattr(config, "quantization_config", None)
     if held is None:

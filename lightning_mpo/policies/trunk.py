@@ -108,7 +108,7 @@ class TrunkStates:
 
 @contextmanager
 def watch_norm(decoder: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what goes into the decoder's final norm: heads that are layers read the stream before it."""
+    """Record the input of the decoder's final norm: heads that are decoder layers need the residual stream before it."""
     seen: list[Tensor] = []
     handle = decoder.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))  # type: ignore[union-attr]
     try:

@@ -57,7 +57,7 @@ class Unembedding:
         return cls(base.weight_VD, bias_V, LowRank(down.weight, up.weight, factor, probability))
 
     def detached(self) -> Unembedding:
-        """Return it without gradient, with the values that it has now: those of a reference stand there for a while."""
+        """Return the same values without gradient."""
         bias_V = None if self.bias_V is None else self.bias_V.detach()
         adapter = self.adapter
         if adapter is not None:

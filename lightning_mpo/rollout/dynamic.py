@@ -24,7 +24,7 @@ Draw = Callable[[int, int], Judged]
 
 @dataclass
 class Account:
-    """What the rounds of one rollout came to, on one rank.
+    """Counts over the sampling rounds of one rollout, on this rank.
 
     Args:
         places: groups that the rollout holds.
@@ -34,13 +34,13 @@ class Account:
     rounds: int = 0
     mixed: int = 0  # groups with right and wrong completions
     right: int = 0  # groups without a wrong one
-    wrong: int = 0  # groups of which some are wrong, none is right
+    wrong: int = 0  # groups with wrong completions and no right one
     undecided: int = 0  # groups that no accuracy reward judged
     rows: int = 0
     decided: int = 0  # rows that an accuracy reward judged
     correct: int = 0
-    tokens: int = 0  # that were sampled
-    kept_tokens: int = 0  # of groups that are trained on
+    tokens: int = 0  # sampled tokens
+    kept_tokens: int = 0  # tokens of groups that are trained on
 
     @property
     def missing(self) -> int:
@@ -49,7 +49,7 @@ class Account:
 
     @property
     def wanted(self) -> int:
-        """Prompts of the next round: what fills the free places at the share of useful groups so far, at most all."""
+        """Prompts of the next round: enough for the free places at the share of useful groups so far, at most all."""
         if not self.missing or not self.mixed:
             return self.places if self.missing else 0
         seen = self.mixed + self.right + self.wrong + self.undecided

@@ -30,9 +30,10 @@ class Decoding:
 
 
 def decodings(support: Support, completions: int) -> dict[str, Decoding]:
-    """Return how an evaluation samples, by the prefix of its metrics: untruncated, and with a truncated training support.
+    """Return the decodings of an evaluation by the prefix of their metrics.
 
-    Training over a support never touches the tail of the distribution, so that both must be watched (core spec 2.4).
+    They are the full vocabulary and, if it is truncated, the training support: training over a support does not change the
+    tail of the distribution, so both are needed (core spec 2.4).
     """
     found = {"": Decoding(FullVocabulary(), completions)}
     if not isinstance(support, FullVocabulary):
@@ -43,11 +44,11 @@ def decodings(support: Support, completions: int) -> dict[str, Decoding]:
 class Tally:
     """Adds up accuracy, reward and length over batches.
 
-    pass@k is over the prompts all of whose completions an accuracy reward judged; the mean reward is over judged rows.
+    pass@k covers prompts of which an accuracy reward judged all completions; the mean reward covers judged rows.
 
     Args:
         ks: the k of each pass@k.
-        device: where the counts are kept, which processes add up.
+        device: device of the counts, which are summed over processes.
     """
 
     def __init__(self, ks: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -73,7 +74,7 @@ class Tally:
         self.rows += len(scores.rewards_B)
 
     def compute(self) -> dict[str, float]:
-        """Return means by name; pass@k is left out where no accuracy reward judged anything."""
+        """Return means by name; without judged prompts there is no pass@k."""
         if not self.rows:
             return {}
         values = {f"pass@{k}": torch.as_tensor(metric.compute()).item() for k, metric in self.passes.items()}

@@ -79,14 +79,14 @@ def put(disk: Disk, part: Path, target: Path) -> None:
 
 
 def locate(path: str | Path) -> Path:
-    """Return where a checkpoint is: under its name, or aside if a run was killed between two renames."""
+    """Return the path of a checkpoint, or of its backup if a run was killed while replacing it."""
     path = Path(path)
     before = beside(path, BEFORE)
     return before if before.exists() and not path.exists() else path
 
 
 def find(folder: Path, pattern: str) -> list[Path]:
-    """Return the checkpoints of a folder whose names match, those that are only aside among them."""
+    """Return the checkpoints of a folder whose names match, with those of which only the backup is left."""
     aside = [path.with_name(path.name[1 : -len(BEFORE)]) for path in folder.glob(f".{pattern}{BEFORE}")]
     return [locate(path) for path in sorted({*folder.glob(pattern), *aside})]
 
