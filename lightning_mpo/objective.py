@@ -78,7 +78,9 @@ class Objective:
             >>> Objective.from_file("grpo").reduction.__class__.__name__
             'SequenceMean'
         """
-        parser = importlib.import_module("lightning_mpo.objective_files")  # a module above this one, hence no import at the top
+        parser = importlib.import_module(
+            "lightning_mpo.objective_files"
+        )  # a module above this one, hence no import at the top
         return parser.read_objective(names, max_new_tokens)
 
     @property

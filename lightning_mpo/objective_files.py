@@ -48,7 +48,11 @@ def read_objective(names: Sequence[str | Path], max_new_tokens: int | None = Non
     dynamic = [part for content in contents if (part := _nested(content, "rollout", "dynamic"))]
     if dynamic:
         kind = dynamic[-1].get("class_path", dynamic[-1]) if isinstance(dynamic[-1], dict) else dynamic[-1]
-        warnings.warn(f"{listed} also sets `rollout.dynamic` to `{kind}`, which is not part of the objective: give it to `Rollout(dynamic=…)`", stacklevel=3)
+        warnings.warn(
+            f"{listed} also sets `rollout.dynamic` to `{kind}`, which is not part of the objective: give it to "
+            "`Rollout(dynamic=…)`",
+            stacklevel=3,
+        )
     return objective
 
 

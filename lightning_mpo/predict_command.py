@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="FILE", help='JSON lines: {"prompt": "…"}')
     parser.add_argument("--out", metavar="FILE", help="default: completions/predictions.jsonl")
     parser.add_argument("--prompt", default="prompt", metavar="COLUMN", help="column of the prompts (default: prompt)")
-    parser.add_argument("--base", metavar="SOURCE", help="base model of adapters, in place of the one that the folder names")
+    parser.add_argument(
+        "--base", metavar="SOURCE", help="base model of adapters, in place of the one that the folder names"
+    )
     parser.add_argument("--rollout.max_new_tokens", "--max_new_tokens", dest="max_new_tokens", type=int, metavar="N")
     parser.add_argument(
         *("--rollout.validation_completions", "--completions"),

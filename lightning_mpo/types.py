@@ -98,7 +98,9 @@ class Rollout:
     kept_mass_BT: Tensor | None = None  # probability of the support under the full softmax
     candidates_BTK: Tensor | None = None  # int32; the most probable ids of each step, where a surrogate compares them
     candidate_logprobs_BTK: Tensor | None = None  # float32 nats, of the distribution that was sampled from
-    outside_BT: Tensor | None = None  # bool; sampled tokens that were missing from the recorded support and were added to it
+    outside_BT: Tensor | None = (
+        None  # bool; sampled tokens that were missing from the recorded support and were added to it
+    )
     texts: tuple[str, ...] = ()
     rows: tuple[PromptRow, ...] = ()
     policy_version: int = 0

@@ -349,7 +349,9 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
             trainer["logger"] = [Namespace(class_path="lightning_mpo.callbacks.MetricsCSV", init_args=place)]
             callbacks = [c for c in trainer["callbacks"] or [] if c["class_path"].rsplit(".", 1)[-1] not in DROPPED]
             for i, callback in enumerate(callbacks):
-                if callback["class_path"].rsplit(".", 1)[-1] == "ModelCheckpoint":  # apart from that of the verification
+                if (
+                    callback["class_path"].rsplit(".", 1)[-1] == "ModelCheckpoint"
+                ):  # apart from that of the verification
                     callback["init_args"]["dirpath"] = str(folder / f"checkpoints-{i}")
             trainer["callbacks"] = callbacks
             trainer["enable_progress_bar"] = trainer["enable_model_summary"] = False

@@ -250,9 +250,7 @@ def test_nothing_is_overwritten(capsys):
     assert hardware.read_text() == "trainer: {devices: 2}\n"
     assert experiment.read_text() == "{}"
     Path("mine.yaml").write_text("{}")
-    assert (
-        call(capsys, "copy", "gspo", "mine.yaml")[2] == "lightning-mpo: mine.yaml exists; give another file\n"
-    )
+    assert call(capsys, "copy", "gspo", "mine.yaml")[2] == "lightning-mpo: mine.yaml exists; give another file\n"
     Path("file").touch()
     assert "'file' is a file; give a folder" in call(capsys, "copy", "gspo", "file")[2]
     assert "file/mine.yaml cannot be written: " in call(capsys, "copy", "gspo", "file/mine.yaml")[2]

@@ -86,7 +86,10 @@ def _messages(value: list[Any], where: str) -> tuple[tuple[Mapping[str, Any], ..
     if not messages:
         raise UserError(f"{where} has no message to answer; it needs a message of the user")
     if messages[-1]["role"] not in ("user", "tool"):
-        raise UserError(f"{where} ends with a message of the role {messages[-1]['role']!r}; the last one before the answer must be the user's or a tool's")
+        raise UserError(
+            f"{where} ends with a message of the role {messages[-1]['role']!r}; the last one before the answer must be the "
+            "user's or a tool's"
+        )
     return tuple(messages), answer
 
 

@@ -221,7 +221,9 @@ def check_shapes(network: Any, shapes: Mapping[str, tuple[int, ...]], location: 
     weights = dict(network.named_parameters())
     for name, weight in weights.items():
         if name in shapes and shapes[name] != tuple(weight.shape):
-            raise UserError(f"{where}: {name!r} is {list(weight.shape)} by the description and {list(shapes[name])} in the file")
+            raise UserError(
+                f"{where}: {name!r} is {list(weight.shape)} by the description and {list(shapes[name])} in the file"
+            )
     described, held = sum(weight.numel() for weight in weights.values()), sum(map(math.prod, shapes.values()))
     buffers = sum(buffer.numel() for buffer in network.buffers())
     placed = {re.sub(r"\.\d+\.", ".N.", name) for name in weights}

@@ -191,7 +191,9 @@ def completions_of(rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None =
     ids = [tuple(row[mask].tolist()) for row, mask in zip(responses_BT, mask_BT, strict=True)]
     finish, thinking = rollout.finish_B.tolist(), _thinking(rollout, tokenizer)
     return [
-        Completion(row.prompt, text, row.target, len(tokens), end == Finish.STOP, row.extra, opened, tokens, row.solution)
+        Completion(
+            row.prompt, text, row.target, len(tokens), end == Finish.STOP, row.extra, opened, tokens, row.solution
+        )
         for row, text, tokens, end, opened in zip(rollout.rows, rollout.texts, ids, finish, thinking, strict=True)
     ]
 

@@ -93,7 +93,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "commas between rows": (ROW.strip() + b",\n" + ROW, r"line 1 of .* is not JSON: Extra data \(column 31\)"),
     "two rows on a line": (ROW.strip() * 2, r"line 1 of .* is not JSON: Extra data \(column 31\)"),
     "a row over lines": (b'{\n "prompt": "1"\n}\n', "line 1 of .* is not JSON: .*; an object must stand on one line"),
-    "cut within a text": (ROW + b'{"prompt": "1", "tar', "line 2 of .*; the file ends within this line: is it complete"),
+    "cut within a text": (
+        ROW + b'{"prompt": "1", "tar',
+        "line 2 of .*; the file ends within this line: is it complete",
+    ),
     "cut before the end": (ROW + ROW.strip()[:-1], "line 2 of .*; the file ends within this line: is it complete"),
     "a list cut off": (b'[{"prompt": "1", "target": "2"},', r"line 1 of .* is not JSON: .* \(column 33\)"),
     "a broken list": (

@@ -201,7 +201,10 @@ def test_a_template_that_undoes_the_protection_is_refused() -> None:
 
     marks = utils._CONTROL_TOKEN_START + utils._CONTROL_TOKEN_END
     undone = TEMPLATE.replace("m.content", "".join(["m.content", *(f".replace('{mark}', '')" for mark in marks)]))
-    with pytest.warns(UserWarning, match="contain control tokens"), pytest.raises(UserError, match="be encoded as text"):
+    with (
+        pytest.warns(UserWarning, match="contain control tokens"),
+        pytest.raises(UserError, match="be encoded as text"),
+    ):
         render(FORGED, tokenizer=make_tokenizer(undone))
 
 
