@@ -77,7 +77,7 @@ class Export(L.Callback):
             rank_zero_warn(note)
         if check.problems:
             raise UserError(
-                f"the export in {part_of(folder)} is not the policy: {check.problems[0]}; {folder} is as it was"
+                f"the export in {part_of(folder)} differs from the policy: {check.problems[0]}; {folder} is unchanged"
             )
         rank_zero_info(f"exported   into {folder}; loaded again and compared: {check}")
 

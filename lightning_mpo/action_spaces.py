@@ -228,7 +228,7 @@ class SequenceActions(ActionSpace):
         one_of("SequenceActions", ("sequence", "token"), form=form)
         if form == "token" and not mean:
             raise UserError(
-                "`SequenceActions.form: token` is of the mean log-ratio; use `mean: true`, or `form: sequence`"
+                "`SequenceActions.form: token` needs the mean log-ratio; use `mean: true`, or `form: sequence`"
             )
         self.mean, self.form = mean, form
 

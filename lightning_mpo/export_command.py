@@ -106,7 +106,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
     cli = Reader(**OPTIONS | {"args": arguments})
     policy = cli.model.policy
     if not isinstance(policy, CausalPolicy):
-        raise UserError(f"`export` knows policies that are a `CausalPolicy`, got {type(policy).__name__}")
+        raise UserError(f"`export` takes a `CausalPolicy`, got {type(policy).__name__}")
     policy.checkpoint, policy.critic = str(options.checkpoint), None
     form: Any = options.form or ("full" if policy.lora is None else "adapter")
     check_form(policy, form)
@@ -134,7 +134,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
         print(f"warning    {note}")
     if check.problems:
         print(
-            f"lightning-mpo: the export in {folder} is not the policy: {check.problems[0]}; {options.to} is as it was",
+            f"lightning-mpo: the export in {folder} differs from the policy: {check.problems[0]}; {options.to} is unchanged",
             file=sys.stderr,
         )
         return 1

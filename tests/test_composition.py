@@ -129,7 +129,7 @@ OUT_OF_RANGE = {
     "`TruncatedWeights.level` must be 'token' or 'sequence', got 'row'": lambda: TruncatedWeights("row"),
     "`MaskedWeights.low` must be in [0, cap), got 3 and a cap of 3.0": lambda: MaskedWeights(low=3),
     "`SequenceActions.form` must be 'sequence' or 'token', got 'row'": lambda: SequenceActions(form="row"),
-    "`SequenceActions.form: token` is of the mean log-ratio": lambda: SequenceActions(mean=False, form="token"),
+    "`SequenceActions.form: token` needs the mean log-ratio": lambda: SequenceActions(mean=False, form="token"),
     "`GroupRelative.scale` must be 'std', 'none' or 'batch', got 'mean'": lambda: GroupRelative("mean"),
     "`KLPenalty.estimator` must be 'k1', 'k2', 'k3' or 'exact', got 'k4'": lambda: KLPenalty(HALF, "k4"),
     "`KLPenalty.place` must be 'loss' or 'reward', got 'lose'": lambda: KLPenalty(HALF, "k3", "lose"),

@@ -295,8 +295,8 @@ def test_what_is_not_the_policy_exits_with_one_and_stays(here, call, capsys, mon
     said = capsys.readouterr()
     lines = [line for line in said.err.splitlines() if line.startswith("lightning-mpo: ")]
     assert len(lines) == 1
-    assert f"the export in {here}/.out.part is not the policy: log-probs differ by up to" in lines[0]
-    assert lines[0].endswith("; out is as it was")
+    assert f"the export in {here}/.out.part differs from the policy: log-probs differ by up to" in lines[0]
+    assert lines[0].endswith("; out is unchanged")
     assert "checked" not in said.out
     assert (here / ".out.part" / "adapter_model.safetensors").is_file()
     assert {path: path.read_bytes() for path in (here / "out").iterdir()} == earlier
@@ -331,7 +331,7 @@ def break_checkpoint(path: Path, kind: str) -> None:
         ("`--checkpoint` 'malicious.ckpt' cannot be read as a Lightning checkpoint: it asks to run", "malicious"),
         ("`--checkpoint` 'truncated.ckpt' cannot be read as a Lightning checkpoint", "truncated"),
         ("`--checkpoint` 'tampered.ckpt' is damaged: the checksum of", "tampered"),
-        ("the form 'full' is of policies without `policy.lora`", ["--form", "full"]),
+        ("the form 'full' is for policies without `policy.lora`", ["--form", "full"]),
         ("argument --form: invalid choice: 'gguf' (choose from", ["--form", "gguf"]),
         ("the form 'adapter' needs adapters", ["--form", "adapter", *PLAIN]),
         ("the form 'merged' needs adapters", ["--form", "merged", *PLAIN]),

@@ -89,7 +89,7 @@ def _bytes(name: str, option: str) -> bytes:
             written = repr(name) if option else name
             raise UserError(f"{prefix}there is no file {written} (seen from {Path.cwd()})")
         if not file.is_file():
-            raise UserError(f"{prefix}{name} is not a regular file; write its rows to one")
+            raise UserError(f"{prefix}{name} is not a regular file; write the rows to one")
         data = file.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):

@@ -32,7 +32,7 @@ def check_form(policy: CausalPolicy, form: str) -> None:
     if form != "full" and policy.lora is None:
         raise UserError(f"the form {form!r} needs adapters and the policy has no `policy.lora`: take the form 'full'")
     if form == "full" and policy.lora is not None:
-        raise UserError("the form 'full' is of policies without `policy.lora`: take 'adapter', or 'merged'")
+        raise UserError("the form 'full' is for policies without `policy.lora`: take 'adapter', or 'merged'")
     if form == "merged" and getattr(policy.config, "quantization_config", None) is not None:
         raise UserError(
             f"the base {policy.source!r} is stored quantised, and adapters are only merged into unquantised weights: give "

@@ -49,7 +49,7 @@ def test_what_is_not_the_policy_is_told(tmp_path, monkeypatch):
         policy.network.save_pretrained(folder)
 
     monkeypatch.setattr(forms, "write_full", damage)
-    with pytest.raises(UserError, match=r"the export in .*\.part is not the policy: log-probs differ by up to"):
+    with pytest.raises(UserError, match=r"the export in .*\.part differs from the policy: log-probs differ by up to"):
         fit(tmp_path, callbacks=[Export()], max_steps=1)
     assert not (tmp_path / "export").exists()
 

@@ -385,7 +385,7 @@ def test_a_base_that_is_only_there_quantised_is_refused(tiny_folder):
             "the form 'adapter' needs adapters and the policy has no `policy.lora`: take the form 'full'",
         ),
         (None, "merged", "the form 'merged' needs adapters"),
-        (Lora(), "full", "the form 'full' is of policies without `policy.lora`: take 'adapter', or 'merged'"),
+        (Lora(), "full", "the form 'full' is for policies without `policy.lora`: take 'adapter', or 'merged'"),
         (Lora(), "gguf", "the form must be one of adapter, merged, full, got 'gguf'"),
     ],
 )
