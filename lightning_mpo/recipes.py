@@ -1,6 +1,6 @@
-"""Recipes: the configuration files that the package carries, found by name, with the files that they include.
+"""Recipes: the configuration files of the package, found by name, with the files that they include.
 
-A recipe is called by its name (`quickstart`) or by folder and name (`experiment/quickstart`). A file of that name wins.
+A recipe has a name (`quickstart`), also with its folder (`experiment/quickstart`). A file of that name takes precedence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning_mpo.errors import UserError
 FOLDER = Path(__file__).parent / "configs"
 """Where the recipes are: a link to `configs/` in the repository, a folder in the wheel."""
 OLD_USAGE = "lightning_mpo.yaml"
-"""A configuration that exported folders may carry, which is not run."""
+"""A configuration that exported folders may hold, and which is never run."""
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -29,7 +29,7 @@ def shipped() -> dict[str, Path]:
 
 
 def name_of(path: Path) -> str | None:
-    """Return folder and name of a recipe; None: the file is none."""
+    """Return folder and name of a recipe; None: the file is not a recipe."""
     known = shipped().get(f"{path.parent.name}/{path.stem}")
     return f"{path.parent.name}/{path.stem}" if known and path.is_file() and known.samefile(path) else None
 
@@ -40,10 +40,10 @@ def find(name: str, folder: Path = Path(), place: str = "") -> Path:
     Args:
         name: a path, `quickstart`, or `experiment/quickstart`.
         folder: what a relative path is relative to.
-        place: of the name, for the message: "`warmup`: ", say.
+        place: start of messages: the place of the name, such as "`warmup`: ".
 
     Raises:
-        UserError: there is no such file, or more than one thing has that name.
+        UserError: there is no such file, or the name is ambiguous.
     """
     path = Path(os.path.normpath(folder / name)) if name else folder
     if path.is_file():
@@ -69,7 +69,7 @@ def _either(names: Iterable[object]) -> str:
 
 
 def _near(name: str, folder: Path, known: Iterable[str]) -> str:
-    """Say which file or recipe was meant, where one has nearly that name."""
+    """Suggest a file or recipe with a similar name."""
     stem = Path(name).stem.casefold()
     same = [key for key in known if key.partition("/")[2] == stem]
     if same:
@@ -116,7 +116,7 @@ def includes_of(path: Path) -> list[Path]:
 def warmup_of(path: Path) -> Path | None:
     """Return the stage that a file names under `warmup:`: relative to the file, or to the working folder, or a recipe.
 
-    None: it names none, or nothing that is there.
+    None: it names none, or a file that does not exist.
 
     Raises:
         UserError: the file cannot be read.
@@ -133,7 +133,7 @@ def warmup_of(path: Path) -> Path | None:
 
 
 def call(path: Path) -> str:
-    """Return what `-c` calls a file from the working folder: the name of a recipe, wherever the package is installed."""
+    """Return an argument for `-c` that means this file: the name of a recipe, or a path."""
     name = name_of(path)
     if name is None:
         return str(path)
@@ -144,7 +144,7 @@ def call(path: Path) -> str:
 
 
 def with_includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """Return a file behind all those that it includes, which it overlays.
+    """Return a file, after all files that it includes and overlays.
 
     Raises:
         UserError: a file is missing or is no mapping, or files include each other.
@@ -161,7 +161,7 @@ def with_includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Write out what `-c NAME` means in a command line: the files, each behind those that it includes.
+    """Replace each `-c NAME` of a command line by its files: first those that it includes, then the file itself.
 
     Raises:
         UserError: a file is missing or is no mapping, or files include each other.

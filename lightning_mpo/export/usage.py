@@ -1,7 +1,7 @@
-"""How an exported folder is used again: a small JSON of plain values, each checked, in place of a configuration.
+"""`lightning_mpo.json` of an exported folder: how to use it, as plain values, each of which is checked.
 
-A configuration names classes to build and is code. A folder may come from anybody, so it carries data alone: which form
-it has, what stands around a prompt, how the policy was sampled from. `predict --model` builds everything else itself.
+A configuration names classes to build and is code. A folder may come from anybody, so it holds data only: its form, the
+text around a prompt, and the sampling options. `predict --model` builds everything else itself.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Check = Callable[[Any], bool]
 
 
 def whole(value: Any) -> bool:
-    """Whether a value is a whole number of at least 1 that is no switch."""
+    """Whether a value is a whole number of at least 1, and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
 
 
 def positive(value: Any) -> bool:
-    """Whether a value is a finite number above 0 that is no switch."""
+    """Whether a value is a finite number above 0, and not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
@@ -95,15 +95,15 @@ QUANTIZATION: dict[str, tuple[Check, str]] = {
 
 @dataclass(frozen=True)
 class Usage:
-    """How a folder is used.
+    """How to use an exported folder.
 
     Args:
-        form: what it holds: adapters, or all weights.
-        dtype: of the weights of an adapter's base.
-        seed: of sampling.
-        temperature: of sampling.
+        form: content of the folder: `adapter`, `merged` or `full`.
+        dtype: dtype of the weights; with adapters, that of their base.
+        seed: seed of the sampling.
+        temperature: temperature of the sampling.
         max_new_tokens: longest response.
-        prompt: what stands around a prompt, as options of a `PromptDataModule`.
+        prompt: options of a `PromptDataModule` for the text around a prompt.
         adapter: base and sizes of adapters; empty for other forms.
     """
 
@@ -150,17 +150,17 @@ class Usage:
         """Return the policy of a folder; nothing is loaded.
 
         Args:
-            folder: the exported folder; for other forms than adapters also another name of a model.
-            base: of adapters, in place of the one that the folder names.
+            folder: the exported folder; without adapters also another name of a model.
+            base: base model of adapters; None: the one that the folder names.
         """
         if self.form != "adapter":
             return CausalPolicy(folder)
-        own = self.adapter
-        quantization = own.get("quantization")
+        adapter = self.adapter
+        quantization = adapter.get("quantization")
         dtype: Any = self.dtype
         return CausalPolicy(
-            base or own["base"],
-            lora=Lora(own["rank"], own["alpha"], own["targets"], own.get("dropout", 0.0)),
+            base or adapter["base"],
+            lora=Lora(adapter["rank"], adapter["alpha"], adapter["targets"], adapter.get("dropout", 0.0)),
             dtype=dtype,
             checkpoint=folder,
             quantization=None if quantization is None else Quantization(**quantization),
@@ -179,16 +179,16 @@ def _check(content: Mapping[str, Any], known: Mapping[str, tuple[Check, str]], w
 def usage_of(
     policy: CausalPolicy, form: str, temperature: float, max_new_tokens: int, data: Any, seed: Any, dtype: str
 ) -> Usage:
-    """Return how an export of a policy is used.
+    """Return how to use an export of a policy.
 
     Args:
-        policy: what is exported.
-        form: how.
-        temperature: of sampling in training.
+        policy: the policy to export.
+        form: form of the export.
+        temperature: temperature of the sampling in training.
         max_new_tokens: longest response.
-        data: the run's data module, whose options prompts need again; None: unknown.
-        seed: of the run, or None.
-        dtype: of the weights; of adapters, that of their base.
+        data: the run's data module, whose options shape prompts; None: not known.
+        seed: seed of the run, or None.
+        dtype: dtype of the weights; with adapters, that of their base.
     """
     prompt = {name: getattr(data, name) for name in prompt_options() if hasattr(data, name)}
     adapter: dict[str, Any] = {}

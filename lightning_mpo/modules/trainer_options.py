@@ -1,4 +1,4 @@
-"""Numbers of the trainer, refused where Lightning would take them for something else or only fail later."""
+"""Checks of the trainer's numbers that Lightning would misread, or refuse only later."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _COUNTS: dict[str, tuple[int, int]] = {
     "reload_dataloaders_every_n_epochs": (0, MOST_UPDATES),
     "fast_dev_run": (0, MOST_UPDATES),
 }
-"""Least and most of options that are whole numbers."""
+"""Smallest and largest values of options that are whole numbers."""
 _SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 """Options that are a share from 0.0 to 1.0, or a whole number."""
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of the trainer that make no sense.
+    """Refuse options of the trainer that are out of range.
 
     Args:
-        options: by name, as in `trainer:`; what is missing or null is passed over.
+        options: options by name, as in `trainer:`; missing ones and null are not checked.
 
     Raises:
         UserError: an option is out of its range.
@@ -57,13 +57,21 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
 
 
 def check_trainer(trainer: L.Trainer) -> None:
-    """Refuse numbers of a trainer that was made in Python; the command line has looked at them already."""
+    """Refuse numbers of a trainer that was built in Python; the command line has checked them already.
+
+    Raises:
+        UserError: an option is out of range.
+    """
     names = ("gradient_clip_val", "accumulate_grad_batches", "log_every_n_steps")
     check_trainer_options({name: getattr(trainer, name, None) for name in names})
 
 
 def check_training(options: Mapping[str, Any]) -> None:
-    """Refuse limits under which `fit` would train nothing, and still end well."""
+    """Refuse limits with which `fit` would train nothing and still succeed.
+
+    Raises:
+        UserError: a limit is 0.
+    """
     for name in ("max_steps", "max_epochs", "limit_train_batches"):
         if options.get(name) == 0 and not isinstance(options.get(name), bool):
             raise UserError(f"`trainer.{name}: 0` trains nothing; use the verb `validate` to look at a policy")

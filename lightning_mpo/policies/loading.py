@@ -1,4 +1,4 @@
-"""Loads configuration, tokenizer and weights of a model, from files that were checked, and never runs code of theirs."""
+"""Loads configuration, tokenizer and weights of a model from checked files, and never runs their code."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DROPOUTS = r"^(?!classifier|summary)(.*_)?(drop|dropout|pdrop|layerdrop|dropout_
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Say in one line that a part of a model cannot be loaded.
+    """Turn any exception within into one line that says which part of a model cannot be loaded.
 
     Args:
-        what: names the part and the model.
+        what: the part and the model, for the message.
 
     Raises:
-        UserError: whatever was raised within.
+        UserError: instead of the exception.
     """
     try:
         yield
@@ -56,7 +56,7 @@ def load_config(location: str) -> PretrainedConfig:
         location: a folder or an id on the hub.
 
     Raises:
-        UserError: its files ask for code, cannot be read, or describe no causal language model that fits its weights.
+        UserError: its files request code, cannot be read, or do not describe a causal language model that fits its weights.
     """
     from transformers import AutoConfig
 
@@ -122,7 +122,7 @@ def outline(config: PretrainedConfig, dtype: torch.dtype, location: str) -> PreT
     """Return the model of a configuration without weights, on the meta device.
 
     Raises:
-        UserError: no model can be made of it.
+        UserError: no model can be built from it.
     """
     from transformers import AutoModelForCausalLM
 
@@ -134,7 +134,7 @@ def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model.
 
     Raises:
-        UserError: its files ask for code, are missing, or cannot be read.
+        UserError: its files request code, are missing, or cannot be read.
     """
     from transformers import AutoTokenizer
 
