@@ -106,7 +106,7 @@ class Watchdog(RolloutCallback):
             )
         if critic:
             return (
-                f"all completions {span} have the reward {level}, so only errors of the critic give a gradient: change "
+                f"all completions {span} have the reward {level}, so nothing is learnt except from errors of the critic: change "
                 "the difficulty of `data`, or give a graded reward"
             )
         return (

@@ -64,7 +64,7 @@ def test_no_reward_variance_with_a_critic(tmp_path, reward, sentences):
         objective=make_objective(advantage=GeneralizedAdvantage(), critic=ValueLoss()),
     )  # fmt: skip
     assert found == sentences * [
-        "all completions of the last 2 rollouts have the reward 0.25, so only errors of the critic give a gradient: "
+        "all completions of the last 2 rollouts have the reward 0.25, so nothing is learnt except from errors of the critic: "
         "change the difficulty of `data`, or give a graded reward"
     ]
 
