@@ -149,7 +149,7 @@ class ExactResume(RolloutCallback):
 
     def _say_what_changed(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
         lines = configuration_wins(trainer, loaded["configured"], self._configured)
-        apart = differences(loaded["options"], self._options, "told")
+        apart = differences(loaded["options"], self._options, "reported")
         lines += [f"{shown(name)} was {before} and is {now}" for name, before, now in apart]
         for line in lines:
             rank_zero_info(f"resume     {line}: the configuration wins")
