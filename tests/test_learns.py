@@ -1,8 +1,15 @@
-"""A run learns: from two habits that imitation taught, blocks over promising tokens find the one that is rewarded."""
+"""A run learns: from two habits that imitation taught, blocks over promising tokens find the one that is rewarded.
+
+Nothing here hangs on a seed or on how a CPU rounds. Imitation goes on until the held-out loss is near its floor, so
+that every run starts from two habits of equal weight: rewards of one half, and of one once the habit is found. A gain
+is a difference of means over four rollouts and two, each of 144 samples: its standard error is at most 0.036, so that
+the bound of 0.2 lies 5.5 of them above no gain (false alarm below 1e-7) and 5.5 or more below the gain of 0.4 to come.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_mpo.action_spaces import BlockActions, FutureShare
 from lightning_mpo.data.base import PromptDataModule, Splits
@@ -20,9 +27,12 @@ from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rewards.text import ExactAnswer
 from lightning_mpo.supports import TopK
 from lightning_mpo.types import PromptRow
-from tests.modules.runs import adam, fit, make_objective, make_trainer
+from tests.modules.runs import Run, adam, fit, make_objective, make_trainer, same
 
 ROLLOUTS = 20
+SEEDS = [int(seed) for seed in os.environ.get("LEARNING_SEEDS", "0 1 2").split()]
+FLOOR = math.log(2) / 7
+"""Nats a token, of which a solution has seven: its first digit is one of two, and all that follows from it is known."""
 
 
 class Copies(PromptDataModule):
@@ -43,18 +53,20 @@ def tiny(checkpoint: str | None = None) -> TinyPolicy:
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory) -> str:
-    """Imitate both habits."""
+    """Imitate both habits until the rest is known."""
     folder = tmp_path_factory.mktemp("warm")
-    torch.manual_seed(0)
+    torch.manual_seed(SEEDS[0])
     module = SupervisedWarmup(tiny(), batch_size=30, batches_per_epoch=30, optimizer=adam(5e-3))
+    stop = EarlyStopping("val/loss", stopping_threshold=FLOOR + 0.02, patience=1000)
     save = ModelCheckpoint(dirpath=folder, save_last=True)
-    make_trainer(folder, [save], max_steps=240, gradient_clip_val=1.0).fit(module, datamodule=Copies())
+    trainer = make_trainer(folder, [stop, save], max_steps=1500, gradient_clip_val=1.0, limit_val_batches=1.0)
+    trainer.fit(module, datamodule=Copies())
+    assert trainer.global_step < 1500
     return f"{folder}/last.ckpt"
 
 
-def rewards(folder: Path, checkpoint: str, seed: int, lr: float, **trainer: Any) -> list[float]:
-    """Return the mean reward of each rollout, over all processes."""
-    run = fit(
+def learn(folder: Path, checkpoint: str, seed: int, lr: float, rollouts: int = ROLLOUTS, **trainer: Any) -> Run:
+    return fit(
         folder,
         policy=tiny(checkpoint),
         data=Copies(),
@@ -68,10 +80,15 @@ def rewards(folder: Path, checkpoint: str, seed: int, lr: float, **trainer: Any)
             "max_new_tokens": 8,
             "seed": seed,
         },
-        max_steps=2 * ROLLOUTS,
+        max_steps=2 * rollouts,
         gradient_clip_val=1.0,
         **trainer,
     )
+
+
+def rewards(folder: Path, checkpoint: str, seed: int, lr: float, **trainer: Any) -> list[float]:
+    """Return the mean reward of each rollout, over all processes."""
+    run = learn(folder, checkpoint, seed, lr, **trainer)
     assert run.trainer.global_step == 2 * ROLLOUTS
     return run.record.column("reward/mean")[::2]
 
@@ -80,16 +97,19 @@ def gain(curve: list[float]) -> float:
     return sum(curve[-4:]) / 4 - sum(curve[:2]) / 2
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_the_reward_rises(tmp_path, warm, seed):
     curve = rewards(tmp_path, warm, seed, 1e-3)
-    assert 0.15 < curve[0] < 0.7, "there must be something to learn, and something to learn from"
+    assert 0.2 < curve[0] < 0.7, "there must be something to learn, and something to learn from"
     assert gain(curve) > 0.2, curve
 
 
-def test_without_a_learning_rate_it_does_not(tmp_path, warm):
-    curve = rewards(tmp_path, warm, 0, 0.0)
-    assert abs(gain(curve)) < 0.1, curve
+def test_without_a_learning_rate_it_cannot(tmp_path, warm):
+    """The weights stay bit for bit; with one they do not."""
+    state = torch.load(warm, weights_only=False)["state_dict"]
+    for lr in (0.0, 1e-3):
+        weights = learn(tmp_path, warm, 0, lr, rollouts=2).weights
+        assert same({name: state[f"policy.{name}"] for name in weights}, weights) == (lr == 0)
 
 
 @pytest.mark.slow
