@@ -21,15 +21,30 @@ from tests.policies.test_quantization import built, folder  # noqa: F401  a fixt
 WORK = 96 * 2**20
 
 
-class Works(RolloutCallback):
-    """Holds memory for a moment in one phase; put it behind the accounting."""
+def let_it_read(watch: PhasePeaks) -> None:
+    """Wait until the watching thread has read everything, however busy the machine is."""
+    read, readings = watch.read, []
 
-    def __init__(self, hook: str) -> None:
+    def counted() -> int:
+        readings.append(read())
+        return readings[-1]
+
+    watch.read = counted
+    while len(readings) < 2 * watch.heap_every:
+        time.sleep(0.002)
+    watch.read = read
+
+
+class Works(RolloutCallback):
+    """Holds memory in one phase until it was seen; put it behind the accounting."""
+
+    def __init__(self, hook: str, memory: MemoryAccounting) -> None:
         setattr(self, hook, self.work)
+        self.memory = memory
 
     def work(self, *args, **kwargs):
         block = torch.ones(WORK, dtype=torch.uint8)
-        time.sleep(0.05)
+        let_it_read(self.memory.watch)
         del block
 
 
@@ -44,7 +59,9 @@ class Works(RolloutCallback):
 )
 def test_a_peak_belongs_to_the_phase_it_was_in(tmp_path, hook, phase):
     memory = MemoryAccounting()
-    fit(tmp_path, callbacks=[memory, Works(hook)], max_steps=2, rollout={"minibatches": 2, "parity_gate": False})
+    fit(
+        tmp_path, callbacks=[memory, Works(hook, memory)], max_steps=2, rollout={"minibatches": 2, "parity_gate": False}
+    )
     peaks = memory.peaks()
     assert list(peaks) == list(PHASES)
     others = [size for name, size in peaks.items() if name != phase]
@@ -73,13 +90,13 @@ def test_what_the_heap_keeps_of_freed_memory_is_not_in_use():
     watch = PhasePeaks(interval=0.002)
     watch.start("held")
     blocks = [torch.ones(2**14, dtype=torch.uint8) for _ in range(4096)]
-    time.sleep(0.05)
+    let_it_read(watch)
     last = blocks[-1]  # keeps the heap from giving its top back
     before = heap_free_bytes()
     del blocks
     kept = heap_free_bytes() - before
     watch.enter("freed")
-    time.sleep(0.05)
+    let_it_read(watch)
     watch.stop()
     assert last.numel() == 2**14
     assert kept > 40 * 2**20

@@ -93,7 +93,8 @@ def test_a_share_of_the_solutions_is_careless_and_each_is_so_throughout():
         answer = row.solution.split(";")[1]
         assert answer in (row.target, carry_free(*operands(row.prompt)))
         careless.append(answer != row.target)
-    assert sum(careless) / len(rows) == pytest.approx(0.6, abs=0.03)
+    # five standard errors: a false alarm in 6e-7 of generators
+    assert sum(careless) / len(rows) == pytest.approx(0.6, abs=5 * (0.6 * 0.4 / len(rows)) ** 0.5)
 
 
 def test_carelessness_changes_no_problem():
