@@ -1,7 +1,8 @@
-"""The README's claim, on one seed and fewer held-out problems: the quickstart learns, and does not at learning rate 0.
+"""The README's claim, on one seed and fewer held-out problems: the quickstart learns, on any CPU.
 
-How well the warm-up does, and with it what there is to gain, differs between kinds of CPU, which round differently: seed 0 gains
-0.34 with AVX512 and 0.19 without. So a gain is asked for that 300 problems tell from none: intervals that do not overlap.
+The warm-up ends at a held-out loss, so that pass@1 is near 0.44 there on every CPU and seed; RESULTS.md has the table, in
+which every run ends above 0.90. Of 300 problems with 4 completions the standard error is at most 0.029, where completions
+of a problem agree, so that five of them stand between the bounds here and what the table has.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learnt(summary: dict[str, Any]) -> None:
-    """See that the 95 % intervals of before and after are apart."""
+    """See the README's gain: at least 25 points, to above 0.8 (0.90 less five standard errors of 300 problems)."""
     before, after = summary["warmup"], summary["final"]
+    assert 0.25 < before["pass@1"] < 0.65, "both habits, and room for one"
+    assert after["pass@1"] > 0.8
     for name in ("pass@1", "support pass@1", "greedy accuracy"):
-        if f"{name} interval" in after:  # two processes leave the support out
-            assert after[f"{name} interval"][0] > before[f"{name} interval"][1], name
+        if name in after:  # two processes leave the support out
+            assert after[name] - before[name] > 0.25, name
 
 
 @pytest.mark.slow
@@ -57,13 +60,13 @@ def test_the_quickstart_learns(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_at_learning_rate_0_it_gains_nothing(folder: Path) -> None:
-    """Runs on the warm-up checkpoint of the test above, or makes one."""
+def test_at_learning_rate_0_nothing_changes(folder: Path) -> None:
+    """Runs on the warm-up checkpoint of the test above, or makes one. Equal weights draw equal samples."""
     lr = "--model.init_args.scheduler.init_args.max_lr=0.0"
-    summary = fit(folder, lr, "--model.init_args.optimizer.init_args.lr=0.0", "--trainer.max_steps=16")
+    summary = fit(folder, lr, "--model.init_args.optimizer.init_args.lr=0.0", "--trainer.max_steps=8")
     before, after = summary["warmup"], summary["final"]
-    assert abs(after["pass@1"] - before["pass@1"]) < 0.03
-    assert 0.2 < before["pass@1"] < 0.8, "a warm-up that leaves room both ways"
+    assert after.pop("clip_fraction") == 0
+    assert before == after
 
 
 @pytest.mark.slow
