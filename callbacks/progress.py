@@ -50,8 +50,9 @@ class RolloutProgressBar(RichProgressBar, RolloutCallback):
             self._rollout_task = None
 
     def _get_train_description(self, current_epoch: int) -> str:
-        """Leave epochs out: a run is bounded by its updates, for which Lightning would show "Epoch 0/-2"."""
-        return "Updates   "  # as wide as "Validation", which takes turns with it
+        """Count updates, or a warm-up's epochs, of which Lightning would show the bound as "-2"."""
+        counts = "Updates" if isinstance(self.trainer.lightning_module, PolicyOptimization) else f"Epoch {current_epoch}"
+        return counts.ljust(10)  # as wide as "Validation", which takes turns with it
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

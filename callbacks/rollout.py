@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from functools import partial
+from textwrap import fill
 from typing import Any
 
 import lightning as L
@@ -181,7 +182,8 @@ class Rollout(RolloutEvaluation):
         fit_limits(trainer, self.schedule)
         self._data = trainer.datamodule  # type: ignore[attr-defined]
         rank_zero_info(f"rollout    {self.schedule.describe()}")
-        rank_zero_info(f"objective  {module.objective.describe()}")
+        axes = [axis for axis in module.objective.describe().split(" | ") if not axis.endswith(" none")]
+        rank_zero_info(fill(" | ".join(axes), 80, initial_indent="objective  ", subsequent_indent=" " * 11))
 
     @property
     def slots_per_epoch(self) -> int:

@@ -84,12 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _import_from_here() -> None:
-    """Make modules of the working folder importable, as `python -m` does, for rewards given by import path."""
+    """Make modules of the working folder importable, as `python -m` does, for rewards given by import path.
+
+    An empty entry is not enough: a file is parsed in its folder.
+    """
     try:
         here = os.getcwd()
     except OSError:  # the folder is gone
         return
-    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+    if not sys.flags.safe_path and here not in sys.path:
         sys.path.insert(0, here)
 
 

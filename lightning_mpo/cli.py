@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,12 +15,13 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
-from lightning_mpo.callbacks import ExactResume, Predictions, Preemption, Rollout
+from lightning_mpo.callbacks import ExactResume, Predictions, Preemption, Rollout, RolloutProgressBar
 from lightning_mpo.callbacks.checkpoints import settle_checkpoint
 from lightning_mpo.errors import UserError, user_error
 from lightning_mpo.messages import one_line, suggest
@@ -131,7 +133,12 @@ class CLI(LightningCLI):
             raise blamed from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        options = self.config_init[self.subcommand]["trainer"]
+        parts: list[L.Callback] = list(options["callbacks"] or [])
+        bars = options["enable_progress_bar"] is not False and not options["barebones"]
+        if bars and not any(isinstance(part, ProgressBar) for part in parts):
+            parts.append(RolloutProgressBar())  # Lightning's own counts epochs that a run does not have
+        trainer = super().instantiate_trainer(**{"callbacks": parts} | kwargs)
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if self.subcommand == "predict" and not any(isinstance(callback, Predictions) for callback in callbacks):
             callbacks.append(Predictions())  # what is sampled would be lost
@@ -244,7 +251,7 @@ def guarded(call: Callable[[], object]) -> int:
         verb, _, key = str(error.full_key).partition(".")
         return _fail(f"`{key if verb in VERBS else error.full_key}`: {str(error.msg).splitlines()[0]}")
     except ValueError as error:  # the parser wraps what a constructor raises
-        cause = user_error(error)
+        cause = user_error(error) or _missing_package(error)
         if cause is None:
             raise
         return _fail(str(cause))
@@ -269,6 +276,20 @@ def _exiting_module(error: SystemExit) -> str | None:
             name = str(trace.tb_frame.f_globals.get("__name__"))
         trace = trace.tb_next
     return name
+
+
+def _missing_package(error: BaseException) -> UserError | None:
+    """Return the refusal of a class that needs a package which is not installed, such as a logger; None: another."""
+    place = re.search(r"class_path '(?:\w+\.)*(\w+)'", str(error))
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ModuleNotFoundError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None or place is None:
+        return None
+    wanted = re.search(r"Requirement '([^']+)'|No module named '([^']+)'", str(cause))
+    package = next(filter(None, wanted.groups()), "") if wanted else ""
+    hint = f"pip install '{package}'" if package else " ".join(str(cause).split())[:200]
+    return UserError(f"`{place[1]}` needs a package that is not installed: {hint}")
 
 
 def _fail(message: str) -> int:

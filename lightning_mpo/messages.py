@@ -50,6 +50,17 @@ _ROOTS: tuple[type, ...] = (
     rollout.DynamicSampling,
     data.PromptDataModule,
 )
+_ELSEWHERE = {
+    "rollout": {
+        "num_generations": "completions",
+        "max_completion_length": "max_new_tokens",
+        "num_iterations": "epochs",
+        "reward_funcs": "rewards",
+    },
+    "Lora": {"r": "rank", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"},
+}
+"""Names that TRL and peft give to options, by the section or class that has them."""
+
 _SECTIONS = ("model", "data", "rollout", "trainer", "seed_everything", "ckpt_path", "warmup", "include", "config")
 
 
@@ -57,6 +68,12 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
     """Return "; did you mean …?" where a candidate is close, else nothing."""
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _translate(owner: str, name: str) -> str:
+    """Return the hint for an option that another library names otherwise, else nothing."""
+    known = _ELSEWHERE.get(owner, {}).get(name)
+    return f"; it is `{known}` here" if known else ""
 
 
 def one_line(report: str) -> str:
@@ -78,15 +95,20 @@ def _no_option(report: str, option: str) -> str:
     section, _, name = option.rpartition(".")
     owner: Any = {"rollout": Rollout, "trainer": L.Trainer}.get(section)
     known = _parameters(owner) if owner else _SECTIONS
-    hint = suggest(name, known)
+    hint = _translate(section, name) or suggest(name, known)
     return f"no option `{option}`{hint.replace('`', f'`{section}.', 1) if section and hint else hint}"
+
+
+def _no_word(report: str, word: str) -> str:
+    return f"`{word}` stands alone; a recipe or a file follows `-c`: `-c {word}`, and a value follows its option"
 
 
 def _no_argument(report: str, class_path: str, option: str) -> str:
     name = class_path.rsplit(".", 1)[-1]
     known = _parameters(_classes().get(name))
     listed = f"; it takes {', '.join(known)}" if known else "; it takes none"
-    return f"{_place(report)}`{name}` has no argument `{option}`{suggest(option, known) or listed}"
+    hint = _translate(name, option) or suggest(option, known) or listed
+    return f"{_place(report)}`{name}` has no argument `{option}`{hint}"
 
 
 def _no_class(report: str, name: str) -> str:
@@ -112,7 +134,10 @@ def _no_attribute(report: str, class_path: str, name: str) -> str:
 
 
 def _wrong_type(report: str, wanted: str, value: str) -> str:
-    kind = "a list" if "Sequence" in wanted else wanted.removeprefix("<class '").removesuffix("'>")
+    if "Sequence" in wanted:
+        hint = f"; write '[{value}]'" if re.fullmatch(r"[\w./:-]+", value) else ""
+        return f"{_place(report)}must be a list, got {value[:80]}{hint}"
+    kind = wanted.removeprefix("<class '").removesuffix("'>")
     return f"{_place(report)}must be {kind}, got {value[:80]}"
 
 
@@ -121,7 +146,8 @@ def _no_choice(report: str, choices: str, value: str) -> str:
 
 
 def _missing_argument(report: str, class_path: str, name: str) -> str:
-    return f"{_place(report)}`{class_path.rsplit('.', 1)[-1]}` needs the argument `{name}`"
+    hint = "; an algorithm sets it: add one, such as `-c grpo`" if name.startswith("objective") else ""
+    return f"{_place(report)}`{class_path.rsplit('.', 1)[-1]}` needs the argument `{name}`{hint}"
 
 
 def _required(report: str, key: str) -> str:
@@ -144,6 +170,7 @@ _RULES = (
     (r"Not of type RewardPath: ((?:reward|there is no file) .+?) Given value type", _reward_path),
     (r"does not accept option '([^']+)'", _no_option),
     (r"unrecognized arguments: --([^\s=]+)", _no_option),
+    (r"unrecognized arguments: ([^-\s]\S*)", _no_word),
     (
         r".*Problem with given class_path '([^']+)': (?:Parser key \"[^\"]*\": )?Option '([^']+)' is not accepted",
         _no_argument,
@@ -180,6 +207,7 @@ def _classes() -> dict[str, type]:
     found: dict[str, type] = {name: getattr(callback_classes, name) for name in callback_classes.__all__}
     found |= {name: getattr(modules, name) for name in modules.__all__}
     found |= {known.__name__: known for known in (kl.KLPenalty, rollout.DynamicSampling)}
+    found |= {known.__name__: known for known in (policies.Lora, policies.Quantization)}
     todo: list[Any] = list(_ROOTS)
     while todo:
         for child in todo.pop().__subclasses__():

@@ -167,6 +167,10 @@ def malicious() -> bytes:
 
 
 OVERLAY = ["-c", "o.yaml"]
+BARE = """
+model: {class_path: PolicyOptimization, init_args: {policy: {class_path: TinyPolicy}}}
+rollout: {rewards: [ExactAnswer]}
+"""
 HEADS = "{mtp: {class_path: ParallelHeads, init_args: {offsets: 2}}, checkpoint: heads.ckpt}"
 MTP = "{length: 3, source: mtp}"
 DATA = ["--data", "JsonLines", "--data.train", "rows.jsonl", "--data.chat_template", "false"]
@@ -316,6 +320,50 @@ CASES = {
     "missing argument of a class": Case(
         "`model.policy`: `CausalPolicy` needs the argument `source`", [f"--{POLICY}", "CausalPolicy"]
     ),
+    "no objective": Case(
+        "needs the argument `objective.support`; an algorithm sets it: add one, such as `-c grpo`",
+        ["--data", "Arithmetic"],
+        {"base.yaml": BARE},
+    ),
+    "a logger whose package is missing": Case(
+        "`CloudLogger` needs a package that is not installed: pip install 'cloud>=0.12'",
+        ["--trainer.logger", "cloud_logger.CloudLogger"],
+        {
+            "cloud_logger.py": "from lightning.pytorch.loggers import CSVLogger\n"
+            "class CloudLogger(CSVLogger):\n"
+            "    def __init__(self):\n"
+            "        raise ModuleNotFoundError(\"Requirement 'cloud>=0.12' not met. HINT: Try running `pip install`\")\n"
+        },
+    ),
+    "a recipe without -c": Case("`quickstart` stands alone…`-c quickstart`", ["quickstart"]),
+    "one reward, and no list": Case(
+        "`rollout.rewards`: must be a list, got my_rewards.f; write '[my_rewards.f]'",
+        ["--rollout.rewards", "my_rewards.f"],
+    ),
+    "a name of peft": Case(
+        "`model.policy.lora`: `Lora` has no argument `target_modules`; it is `targets` here",
+        [f"--{POLICY}", "CausalPolicy", f"--{POLICY}.init_args.source", "x"]
+        + [f"--{POLICY}.init_args.lora", "{target_modules: [q_proj]}"],
+    ),
+    "an option of adapters that is none": Case(
+        "`Lora` has no argument `scale`; it takes rank, alpha, targets, dropout",
+        [
+            f"--{POLICY}",
+            "CausalPolicy",
+            f"--{POLICY}.init_args.source",
+            "x",
+            f"--{POLICY}.init_args.lora",
+            "{scale: 2}",
+        ],
+    ),
+    "a name of TRL": Case(
+        "no option `rollout.num_generations`; it is `rollout.completions` here", ["--rollout.num_generations", "8"]
+    ),
+    "a name of TRL in a file": Case(
+        "no option `rollout.max_completion_length`; it is `rollout.max_new_tokens` here",
+        OVERLAY,
+        {"o.yaml": "rollout: {max_completion_length: 8}"},
+    ),
     "a verb that is none": Case("no verb 'fitt'; did you mean `fit`", verb="fitt"),
     # --- files
     "missing file": Case("no configuration file 'missing.yaml'", ["-c", "missing.yaml"]),
@@ -355,9 +403,19 @@ CASES = {
         jsonl(ROW, '{"prompt": "1Ä=", "target": "2"}'),
     ),
     "a chat without a template": Case(
-        "'1+1=' (line 2 of rows.jsonl) is a chat, which needs a template; set `data.chat_template: true`",
+        "'1+1=' (line 2 of rows.jsonl) is a chat, but the tokenizer of the policy has no chat template; take a model that",
         DATA,
         jsonl(ROW, '{"messages": [{"role": "user", "content": "1+1="}], "target": "2"}'),
+    ),
+    "a chat without a template, which is applied": Case(
+        "'1+1=' (line 1 of rows.jsonl) is a chat, but the tokenizer of the policy has no chat template",
+        [*DATA[:-1], "true", "--data.system", "x"],
+        jsonl('{"messages": [{"role": "user", "content": "1+1="}], "target": "2"}', ROW),
+    ),
+    "text without a template, which is applied": Case(
+        "the tokenizer of the policy has no chat template; set `data.chat_template: false` for prompts that are text",
+        [*DATA[:-1], "true"],
+        jsonl(ROW, ROW.replace("1+1", "1+2")),
     ),
     "a system message without a template": Case(
         "`data.system` is for a chat template", [*DATA, "--data.system", "x"], jsonl(ROW, ROW.replace("1+1", "1+2"))

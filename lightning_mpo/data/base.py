@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_mpo.checks import at_least, one_of, seeds
-from lightning_mpo.data.rendering import HUGE, Renderer, describe
+from lightning_mpo.data.rendering import HUGE, Renderer, describe, no_template
 from lightning_mpo.data.tables import contradictions, shared_prompts
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import Finish, PromptBatch, PromptRow, Rollout, Splits
@@ -147,9 +147,10 @@ class PromptDataModule(L.LightningDataModule, ABC):
     def _make_renderer(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow]) -> Renderer:
         """Return the renderer, and warn if rows contain control tokens."""
         options = ("chat_template", "instruction", "suffix", "system", "template_arguments")
+        chat = next((row for row in rows if row.messages), None)
+        if chat and not (self.chat_template and tokenizer.chat_template):
+            raise no_template(tokenizer, chat)
         renderer = Renderer(tokenizer, **{name: getattr(self, name) for name in options})
-        if not self.chat_template and (chat := next((row for row in rows if row.messages), None)):
-            raise UserError(f"{describe(chat)} is a chat, which needs a template; set `data.chat_template: true`")
         renderer.control_tokens = bool(self.control_tokens)
         rendered = None if self.chat_template or self.control_tokens is not None else renderer.rendered_already(rows)
         if rendered is not None:

@@ -30,6 +30,20 @@ HUGE = 10**9
 Messages = list[dict[str, Any]]
 
 
+def no_template(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> UserError:
+    """Return the refusal of a chat to which no template is applied: the option is off, or the tokenizer has none."""
+    if tokenizer.chat_template:
+        return UserError(f"{describe(row)} is a chat, which needs a template; set `data.chat_template: true`")
+    return UserError(
+        f"{describe(row)} is a chat, but the tokenizer of {_name(tokenizer)} has no chat template; take a model that "
+        "has one, or prompts that are text"
+    )
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return repr(tokenizer.name_or_path) if tokenizer.name_or_path else "the policy"
+
+
 class Renderer:
     """Renders rows for one tokenizer.
 
@@ -65,15 +79,15 @@ class Renderer:
         self.instruction, self.suffix, self.system = instruction, suffix, system
         self.template_arguments = dict(template_arguments or {})
         self.control_tokens = control_tokens
-        self.name = repr(tokenizer.name_or_path or "the policy")
+        self.name = _name(tokenizer)
         self._closing: int | None = None
         self._check_options()
 
     def _check_options(self) -> None:
         if self.chat_template and not self._template:
             raise UserError(
-                f"`data.chat_template` is true, but the tokenizer of {self.name} has none; set "
-                "`data.chat_template: false`"
+                f"the tokenizer of {self.name} has no chat template; set `data.chat_template: false` for prompts that "
+                "are text"
             )
         if not self.chat_template:
             for option in ("system", "template_arguments"):
@@ -162,7 +176,7 @@ class Renderer:
             UserError: the template refuses the row, takes too long, or a text cannot be encoded.
         """
         if row.messages and not self.chat_template:
-            raise UserError(f"{describe(row)} is a chat, which needs a template; set `data.chat_template: true`")
+            raise no_template(self.tokenizer, row)
         return self._encode_chat(row) if self.chat_template else self._encode_text(row)
 
     def thinks(self, tokens: Sequence[int]) -> bool:

@@ -142,4 +142,6 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> int:
         return 0
     said, off = check(rest, prediction.peaks)
     print(said)
+    if abs(off) > TOLERANCE:
+        print(f"exit code 1: the predicted peak is off by more than {TOLERANCE:.0%}")
     return int(abs(off) > TOLERANCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from lightning_mpo.callbacks import RolloutProgressBar
+from lightning_mpo.modules import PolicyOptimization
 from tests.modules.runs import fit
 
 
@@ -88,3 +89,11 @@ def test_metrics_without_a_short_name_stay(monkeypatch):
 
     monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *_: {"v_num": 1, "val/pass@1": 0.5, "loss": 2.0})
     assert RolloutProgressBar().get_metrics(SimpleNamespace(), SimpleNamespace()) == {"val pass@1": 0.5, "loss": 2.0}
+
+
+def test_it_counts_updates_and_a_warm_ups_epochs():
+    bar = RolloutProgressBar()
+    bar._trainer = SimpleNamespace(lightning_module=PolicyOptimization.__new__(PolicyOptimization))
+    assert bar._get_train_description(0) == "Updates   "
+    bar._trainer = SimpleNamespace(lightning_module=SimpleNamespace())
+    assert bar._get_train_description(3) == "Epoch 3   "

@@ -138,7 +138,7 @@ def test_without_chat_template() -> None:
 
 
 def test_missing_chat_template_is_refused() -> None:
-    with pytest.raises(UserError, match=r"`data.chat_template` is true, but the tokenizer of .* has none; set"):
+    with pytest.raises(UserError, match=r"the tokenizer of .* has no chat template; set `data.chat_template: false`"):
         Numbers().connect(tokenizer(None))
     Numbers(chat_template=False).connect(tokenizer(None))
 
