@@ -51,7 +51,9 @@ class RolloutProgressBar(RichProgressBar, RolloutCallback):
 
     def _get_train_description(self, current_epoch: int) -> str:
         """Count updates, or a warm-up's epochs, of which Lightning would show the bound as "-2"."""
-        counts = "Updates" if isinstance(self.trainer.lightning_module, PolicyOptimization) else f"Epoch {current_epoch}"
+        counts = (
+            "Updates" if isinstance(self.trainer.lightning_module, PolicyOptimization) else f"Epoch {current_epoch}"
+        )
         return counts.ljust(10)  # as wide as "Validation", which takes turns with it
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from lightning_mpo.rewards.base import Reward
 from lightning_mpo.segmenters import Segmenter
 
 POLICY = "model.init_args.policy"
+LORA = f"--{POLICY}.init_args.lora"
 OBJECTIVE = "--model.init_args.objective"
 BASE = """
 seed_everything: 0
@@ -342,8 +343,7 @@ CASES = {
     ),
     "a name of peft": Case(
         "`model.policy.lora`: `Lora` has no argument `target_modules`; it is `targets` here",
-        [f"--{POLICY}", "CausalPolicy", f"--{POLICY}.init_args.source", "x"]
-        + [f"--{POLICY}.init_args.lora", "{target_modules: [q_proj]}"],
+        [f"--{POLICY}", "CausalPolicy", f"--{POLICY}.init_args.source", "x", LORA, "{target_modules: [q_proj]}"],
     ),
     "an option of adapters that is none": Case(
         "`Lora` has no argument `scale`; it takes rank, alpha, targets, dropout",

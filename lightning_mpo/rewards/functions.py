@@ -235,6 +235,8 @@ def load_object(path: str) -> Any:
 
 
 def _module_of_file(file: Path) -> Any:
+    if not file.is_file():  # a configuration is parsed in its folder; a run's copy of one lies elsewhere
+        file = next((there for entry in sys.path if (there := Path(entry) / file).is_file()), file)
     if not file.is_file():
         raise UserError(f"there is no file {str(file)!r} with rewards (seen from {Path.cwd()})")
     name = f"reward_file_{file.resolve().with_suffix('').as_posix().strip('/').replace('/', '_')}"

@@ -201,3 +201,13 @@ def test_a_file_that_failed_is_read_again(tmp_path: Path) -> None:
         load_object(f"{file}:f")
     file.write_text("def f(completions): return [2.0]\n")
     assert load_object(f"{file}:f")(["a"]) == [2.0]
+
+
+def test_a_file_is_also_looked_for_where_modules_are(tmp_path, monkeypatch):
+    (tmp_path / "lengths.py").write_text("def length(completions):\n    return [float(len(c)) for c in completions]\n")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path / "runs")
+    with pytest.raises(UserError, match="there is no file"):
+        FunctionReward("lengths.py:length")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert FunctionReward("lengths.py:length").title == "length"
