@@ -21,8 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
 from lightning_mpo.callbacks import ExactResume, Predictions, Preemption, Rollout
 from lightning_mpo.callbacks.checkpoints import settle_checkpoint
-from lightning_mpo.errors import UserError, user_error
+from lightning_mpo.errors import UserError
 from lightning_mpo.messages import one_line, suggest
+from lightning_mpo.mistakes import explain
 from lightning_mpo.modules.parallel import check_strategy_options
 from lightning_mpo.modules.trainer_options import check_trainer_options, check_training
 from lightning_mpo.quiet import leave_noise_out
@@ -94,6 +95,9 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
+        for section in ("trainer", "rollout"):
+            if not isinstance(config.get(section), Namespace):
+                raise UserError(f"`{section}` must be a mapping of options, got {config.get(section)!r}")
         _check_numbers(config)
         check_trainer_options(config["trainer"])
         if self.fits:
@@ -179,8 +183,10 @@ def _leave_bars_out(config: Any) -> None:
 
 def _check_checkpoint(path: str | None) -> None:
     """Refuse a checkpoint that cannot be read before a model is loaded for it."""
-    if path is None or path in ("last", "best", "hpc"):
+    if path is None or path == "last":
         return
+    if path in ("", "best", "hpc", "registry") or path.startswith("registry:"):
+        raise UserError(f"`ckpt_path` must be `last` or a checkpoint file, got {path!r}: name the file itself")
     read_checkpoint(path, "`ckpt_path`", part="outline")
 
 
@@ -243,11 +249,11 @@ def guarded(call: Callable[[], object]) -> int:
     except OmegaConfBaseException as error:
         verb, _, key = str(error.full_key).partition(".")
         return _fail(f"`{key if verb in VERBS else error.full_key}`: {str(error.msg).splitlines()[0]}")
-    except ValueError as error:  # the parser wraps what a constructor raises
-        cause = user_error(error)
-        if cause is None:
+    except Exception as error:
+        line = explain(error)
+        if line is None:
             raise
-        return _fail(str(cause))
+        return _fail(line)
     return 0
 
 

@@ -86,6 +86,11 @@ class PolicyOptimization(Stage):
                 f"`trainer.precision: {self.trainer.precision}` trains half-precision weights, in which updates at RL "
                 "learning rates round away; use `bf16-mixed`, or `policy.dtype: bfloat16` with `policy.lora`"
             )
+        if self.trainer.precision in ("64-true", "transformer-engine", "transformer-engine-float16"):
+            raise UserError(
+                f"`trainer.precision: {self.trainer.precision}` is not supported: sampler and trainer would compute "
+                "differently; use `32-true` or `bf16-mixed`"
+            )
         if self.trainer.precision == "16-mixed":
             raise UserError(
                 "`trainer.precision: 16-mixed` scales losses and leaves out the updates whose gradients overflow; use "
