@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
-from lightning_mpo.callbacks import ExactResume, Predictions, Preemption, Rollout
-from lightning_mpo.callbacks.checkpoints import settle_checkpoint
+from lightning_mpo.callbacks import ExactResume, Heartbeat, Predictions, Preemption, Rollout
+from lightning_mpo.callbacks.checkpoints import last_path, settle_checkpoint
 from lightning_mpo.errors import UserError
+from lightning_mpo.hyperparameters import flatten
 from lightning_mpo.messages import one_line, suggest
 from lightning_mpo.mistakes import explain
 from lightning_mpo.modules.parallel import check_strategy_options
@@ -30,6 +33,7 @@ from lightning_mpo.quiet import leave_noise_out
 from lightning_mpo.recipes import expand, find
 from lightning_mpo.rewards.functions import blame
 from lightning_mpo.storage import locate, read_checkpoint
+from lightning_mpo.storage.lock import FolderLock
 
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
 VERBS = (*TRAINER_VERBS, "export", "configs", "methods", "plan", "verify-resume")
@@ -39,11 +43,45 @@ VERBS = (*TRAINER_VERBS, "export", "configs", "methods", "plan", "verify-resume"
 class SaveConfig(SaveConfigCallback):
     """Writes `config.yaml` once a run begins: one that is refused must not overwrite that of the run before."""
 
+    _locks: tuple[FolderLock, ...] = ()
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        return
+        """Take the run's folders, so that a second run in them is refused; other verbs may look at them meanwhile."""
+        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run or self._locks:  # type: ignore[attr-defined]
+            return
+        places = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+        folders = {Path(place) for place in places if place}
+        if trainer.loggers and isinstance(trainer.loggers[0], CSVLogger | TensorBoardLogger):
+            folders.add(Path(trainer.loggers[0].log_dir))
+        for folder in sorted({folder.resolve() for folder in folders}):
+            self._locks = (*self._locks, FolderLock(folder))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for lock in reversed(self._locks):
+            lock.release()
+        self._locks = ()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
+        shared = trainer.loggers and not isinstance(trainer.loggers[0], CSVLogger | TensorBoardLogger)
+        if not shared:
+            super().setup(trainer, pl_module, "fit")
+        elif trainer.is_global_zero:  # the `save_dir` of such a logger belongs to all its runs
+            folder = last_path(trainer).parent
+            folder = folder.parent if folder.name == "checkpoints" else folder
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(
+                self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False
+            )
+            self.save_config(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the resolved configuration to every logger."""
+        options = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(flatten(options))
 
 
 OPTIONS: dict[str, Any] = {
@@ -139,6 +177,8 @@ class CLI(LightningCLI):
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if self.subcommand == "predict" and not any(isinstance(callback, Predictions) for callback in callbacks):
             callbacks.append(Predictions())  # what is sampled would be lost
+        if self.fits and trainer.world_size > 1 and not any(isinstance(callback, Heartbeat) for callback in callbacks):
+            callbacks.insert(0, Heartbeat())  # a process that waits for another says nothing by itself
         return trainer
 
     def before_fit(self) -> None:
@@ -185,7 +225,7 @@ def _check_checkpoint(path: str | None) -> None:
     """Refuse a checkpoint that cannot be read before a model is loaded for it."""
     if path is None or path == "last":
         return
-    if path in ("", "best", "hpc", "registry") or path.startswith("registry:"):
+    if not Path(path).name or path in ("best", "hpc", "registry") or path.startswith("registry:"):
         raise UserError(f"`ckpt_path` must be `last` or a checkpoint file, got {path!r}: name the file itself")
     read_checkpoint(path, "`ckpt_path`", part="outline")
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
+from yaml.representer import RepresenterError
 
 from lightning_mpo.errors import UserError
 
@@ -40,6 +41,8 @@ def explain(error: BaseException) -> str | None:
         missing = _missing_package(root)
         if missing:
             return missing
+    if isinstance(root, RepresenterError):
+        return f"the configuration holds {root.args[-1]!r}, which is no text: write it out, such as `interval: step` of `Timer`"
     if isinstance(root, OSError) and root.filename and root.errno in _DISK:
         return f"{str(root.filename)!r} cannot be used: {root.strerror}"
     training = any(name in _TRAINING for link in chain for _, name in _frames(link))

@@ -28,7 +28,7 @@ def check_callbacks(trainer: L.Trainer) -> None:
     Raises:
         UserError: a callback is unsupported, watches a metric in the wrong direction, or one that is never logged.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in getattr(trainer, "callbacks", ()):
         name = type(callback).__name__
         if name in UNSUPPORTED and type(callback).__module__.startswith("lightning."):
             raise UserError(f"`{name}` is not supported: {UNSUPPORTED[name]}")

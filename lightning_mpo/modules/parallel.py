@@ -33,6 +33,8 @@ def check_strategy_options(trainer: Any) -> None:
     wanted = str(int(devices) * int(nodes)) if known else "N"
     if name.lower().startswith("fsdp"):
         raise UserError(f"`trainer.strategy: {name}` is FSDP1, which is not supported; write {SHARDED % wanted}")
+    if name in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
+        raise UserError(f"`trainer.strategy: {name}` copies this process, which hangs or loses the run; write `ddp`")
     if name != "ModelParallelStrategy":
         return
     options = strategy.get("init_args") or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -15,32 +16,54 @@ class FolderLock:
     """A lock on a folder, held until `release` or the end of the process.
 
     Args:
-        folder: of the run; made where it is missing.
+        folder: of the run; made where it is missing, and taken away again if nothing was written to it.
 
     Raises:
         UserError: another process holds it.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self._made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        self._file: int | None = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file: int | None = None
+        while not self._take():
+            pass
+
+    def _take(self) -> bool:
+        """Lock the file; False where its holder has just removed it, so that the next one has another file."""
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.pread(self._file, 20, 0).decode(errors="replace").strip()
-            os.close(self._file)
-            self._file = None
+            owner = os.pread(file, 20, 0).decode(errors="replace").strip()
+            os.close(file)
             raise UserError(
-                f"another run (process {owner or 'unknown'}) is writing to {str(folder)!r}: give "
-                "`trainer.default_root_dir` and the loggers another folder, or wait for its end"
+                f"another run (process {owner or 'unknown'}) is writing to {str(self.path.parent)!r}: wait for its end, "
+                "or give `trainer.default_root_dir`, the loggers and `ModelCheckpoint` another folder"
             ) from error
         except OSError:  # a file system without locks: nothing can be told
-            return
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+            os.close(file)
+            return True
+        try:
+            same = os.path.samestat(os.fstat(file), os.stat(self.path))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            os.close(file)
+            return False
+        os.ftruncate(file, 0)
+        os.pwrite(file, str(os.getpid()).encode(), 0)
+        self._file = file
+        return True
 
     def release(self) -> None:
         """Let the folder go."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        if self._file is None:
+            return
+        self.path.unlink(missing_ok=True)
+        os.close(self._file)
+        self._file = None
+        with contextlib.suppress(OSError):  # it holds something by now
+            for folder in self._made:
+                folder.rmdir()
