@@ -27,9 +27,10 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.hyperparameters import flatten
 from lightning_mpo.messages import one_line, suggest
 from lightning_mpo.mistakes import explain
-from lightning_mpo.modules.parallel import check_strategy_options
+from lightning_mpo.modules.monitors import check_callbacks
+from lightning_mpo.modules.parallel import check_nodes, check_strategy_options
 from lightning_mpo.modules.trainer_options import check_trainer_options, check_training
-from lightning_mpo.quiet import leave_noise_out
+from lightning_mpo.quiet import NOTES, leave_noise_out
 from lightning_mpo.recipes import expand, find
 from lightning_mpo.rewards.functions import blame
 from lightning_mpo.storage import locate, read_checkpoint
@@ -64,7 +65,13 @@ class SaveConfig(SaveConfigCallback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")
 
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        NOTES.show()
+
+    on_validation_start = on_test_start = on_predict_start = on_sanity_check_start
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        NOTES.show()
         shared = trainer.loggers and not isinstance(trainer.loggers[0], CSVLogger | TensorBoardLogger)
         if not shared:
             super().setup(trainer, pl_module, "fit")
@@ -125,6 +132,9 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning's version lets a checkpoint's hyper-parameters beat it silently."""
 
+    starts = True
+    """Whether the processes of a run are started."""
+
     @property
     def fits(self) -> bool:
         """Whether a warm-up stage is fitted first where its checkpoint is missing."""
@@ -177,12 +187,18 @@ class CLI(LightningCLI):
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if self.subcommand == "predict" and not any(isinstance(callback, Predictions) for callback in callbacks):
             callbacks.append(Predictions())  # what is sampled would be lost
+        if self.starts:
+            check_nodes(trainer)
+        if trainer.world_size > 1:
+            NOTES.show()  # processes wait for each other from here on, and say so
         if self.fits and trainer.world_size > 1 and not any(isinstance(callback, Heartbeat) for callback in callbacks):
             callbacks.insert(0, Heartbeat())  # a process that waits for another says nothing by itself
         return trainer
 
     def before_fit(self) -> None:
         """Find `last`, and refuse a checkpoint that the run cannot go on from, before a model is loaded for it."""
+        if self.fits:
+            check_callbacks(self.trainer, self.model)  # some fail in their own set-up, which comes before the module's
         options = self.config_init[self.subcommand]
         options["ckpt_path"] = settle_checkpoint(
             self.trainer, self.model, options.get("ckpt_path"), stage=str(self.subcommand), data=self.datamodule
@@ -275,25 +291,26 @@ def guarded(call: Callable[[], object]) -> int:
     """Call something that parses a command line; a mistake of the user's prints one line and returns 2, not 0."""
     leave_noise_out()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
+    NOTES.hold()
     try:
         call()
     except UserError as error:
+        NOTES.drop()
         return _fail_everywhere(error) if error.everywhere else _fail(str(error))
     except SystemExit as error:
         name = _exiting_module(error)
         if name is None:
             raise
+        NOTES.drop()
         return _fail(f"module `{name}` cannot be imported: it calls `sys.exit` where it is imported; take that out")
-    except ArgumentError as error:
-        return _fail(one_line(str(error)))
-    except OmegaConfBaseException as error:
-        verb, _, key = str(error.full_key).partition(".")
-        return _fail(f"`{key if verb in VERBS else error.full_key}`: {str(error.msg).splitlines()[0]}")
     except Exception as error:
-        line = explain(error)
+        line = _mistake(error)
         if line is None:
             raise
+        NOTES.drop()
         return _fail(line)
+    finally:
+        NOTES.show()
     return 0
 
 
@@ -315,6 +332,16 @@ def _exiting_module(error: SystemExit) -> str | None:
             name = str(trace.tb_frame.f_globals.get("__name__"))
         trace = trace.tb_next
     return name
+
+
+def _mistake(error: Exception) -> str | None:
+    """Return the line for a mistake of the user's; None for anything else."""
+    if isinstance(error, ArgumentError):
+        return one_line(str(error))
+    if isinstance(error, OmegaConfBaseException):
+        verb, _, key = str(error.full_key).partition(".")
+        return f"`{key if verb in VERBS else error.full_key}`: {str(error.msg).splitlines()[0]}"
+    return explain(error)
 
 
 def _fail(message: str) -> int:

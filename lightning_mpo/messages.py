@@ -245,7 +245,6 @@ def _innermost(report: str) -> str:
 
 _KINDS = {"NoneType": "null", "Sequence": "a list", "list": "a list", "Iterable": "a list", "dict": "a mapping"}
 _RULES = (
-    (r"Not of type RewardPath: ((?:reward|there is no file) .+?) Given value type", _reward_path),
     (r"Group '([^']+)' does not accept option '([^']+)'", _no_axis),
     (r"does not accept option '([^']+)'", _no_option),
     (r"unrecognized arguments: --([^\s=]+)", _no_option),
@@ -268,6 +267,7 @@ _RULES = (
         r".*Problem with given class_path '([^']+)': (?:module|type object) '[^']+' has no attribute '([^']+)'",
         _no_attribute,
     ),
+    (r"Not of type RewardPath: ((?:reward|there is no file) .+?) Given value type", _reward_path),
     (r"No module named '([^']+)'", _no_factory_module),
     (r".*Not of type \w+: (.+?) - Expected", _not_of_type),
     (r".*Expected a (<class '[^']+'>)\.? Got value: (.+?)(?: - |$)", _wrong_type),

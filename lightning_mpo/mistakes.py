@@ -53,7 +53,8 @@ def explain(error: BaseException) -> str | None:
         return _line(root) if where.startswith(("lightning.pytorch.callbacks", "lightning.pytorch.loggers")) else None
     if where.split(".")[0] == "lightning_mpo":
         return None
-    if not any(name == "_run_subcommand" for link in chain for _, name in _frames(link)):
+    frames = [frame for link in chain for frame in _frames(link)]
+    if ("lightning.pytorch.cli", "__init__") in frames and not any(name == "_run_subcommand" for _, name in frames):
         return _line(root)
     return _line(root) if where.split(".")[0] in _LIBRARIES else None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.test_bad_input import Case, run_case
+from lightning_mpo.__main__ import main
+from tests.test_bad_input import BASE, Case, run_case
 
 TRAINER = {
     "accelerator=foo": "invalid accelerator name",
@@ -29,12 +30,15 @@ TRAINER = {
     "callbacks=[BatchSizeFinder]": "`BatchSizeFinder` is not supported",
     "callbacks=[Timer]": "write it out, such as `interval: step`",
     "profiler=foo": "profiler",
+    "num_nodes=2": "needs a launcher that starts a process on each node",
+    "callbacks=[BackboneFinetuning]": "`BackboneFinetuning` is not supported: a policy has no `backbone`",
     "gpus=2": "no option `trainer.gpus`: it is `trainer.devices`",
 }
 OTHERS = {
     "--ckpt_path=best": "`ckpt_path` must be `last` or a checkpoint file, got 'best'",
     "--ckpt_path=": "`ckpt_path` must be `last`",
     "--ckpt_path=.": "`ckpt_path` must be `last`",
+    "--ckpt_path=/": "`ckpt_path` must be `last`",
     "--rollout.top_p=0.9": "class_path: Nucleus",
     "--rollout.top_k=5": "class_path: TopK",
     "--rollout.temperature=1": "it is `model.temperature`",
@@ -101,6 +105,19 @@ FILES: dict[str, tuple[str | bytes, str]] = {
         "monitor: val/pass@1}}]}",
         "`ModelCheckpoint` watches `val/pass@1` with `mode: min` and would keep the worst",
     ),
+    "a metric that is never logged": (
+        "trainer: {limit_val_batches: 1, callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_reward, "
+        "mode: max}}]}",
+        "`EarlyStopping` watches `val_reward`, which no PolicyOptimization logs; did you mean `val/reward`?",
+    ),
+    "pruning": (
+        "trainer: {callbacks: [{class_path: ModelPruning, init_args: {pruning_fn: l1_unstructured}}]}",
+        "`ModelPruning` is not supported: sampler and trainer would use different weights",
+    ),
+    "an optimizer of matrices": (
+        "model: {init_args: {optimizer: {class_path: torch.optim.Muon, init_args: {lr: 0.1}}}}",
+        "`model.optimizer` takes no weights of one dimension, and norms have such: Muon only supports 2D",
+    ),
     "peft's names": (
         "model: {init_args: {policy: {class_path: CausalPolicy, init_args: {source: x, lora: {r: 4}}}}}",
         "`model.policy.lora`: `Lora` has no argument `r`; it is `rank`",
@@ -128,3 +145,44 @@ def test_one_line_without_a_model(tmp_path, name):
     assert len(lines[0]) < 450
     assert not outcome.loaded
     assert outcome.left == []
+
+
+VERBS = {
+    "methods x": "`methods` does not take 'x'",
+    "methods --configs": "argument --configs: expected one argument",
+    "methods --configs base.yaml": "no folder 'base.yaml'",
+    "methods --configs latin": "is no UTF-8 text",
+    "methods --configs lists": "must hold a mapping of options, got list",
+    "methods --configs twice": "gives `model` twice",
+    "methods --readme latin/a.yaml": "latin/a.yaml is no UTF-8 text",
+    "configs show nope": "nope",
+    "plan": "`plan` needs a configuration",
+    "plan -c base.yaml --gpu-gib x": "argument --gpu-gib: invalid float value: 'x'",
+    "plan -c base.yaml --gpu-gib nan": "`--gpu-gib` must be above 0.6, got nan",
+    "plan -c base.yaml --trainer.accelerator=foo": "invalid accelerator name",
+    "plan -c base.yaml --trainer.devices=0": "`Trainer(devices='0')` value is not a valid input",
+    "export --checkpoint base.yaml --to o --form foo": "argument --form: invalid choice: 'foo'",
+    "export --checkpoint base.yaml --to o": "`--checkpoint` 'base.yaml' cannot be read",
+    "export --checkpoint . --to o": "`--checkpoint` '.' ",
+    "verify-resume -c base.yaml --kill update:²": "`--kill` must be one of",
+    "verify-resume -c base.yaml --kill update:0": "`--kill` must be one of",
+    "verify-resume -c base.yaml --kill update:1e3": "`--kill` must be one of",
+    "verify-resume -c base.yaml --updates x": "argument --updates: invalid int value: 'x'",
+    "verify-resume -c base.yaml --updates 99999999999999999999": "`--updates` must be from 2 to 1,000,000",
+    "verify-resume -c base.yaml --folder base.yaml": "`--folder` 'base.yaml' is a file: give a folder",
+    "verify-resume -c base.yaml --folder=": "`--folder` needs the name of a folder",
+    "predict --model": "argument --model: expected one argument",
+}
+
+
+@pytest.mark.parametrize("words", VERBS)
+def test_one_line_of_the_other_verbs(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text(BASE)
+    for folder, text in {"latin": b"caf\xe9: 1", "lists": b"- 1", "twice": b"model: {}\nmodel: {}"}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.yaml").write_bytes(text)
+    assert main(words.split(" ")) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert VERBS[words] in lines[0]

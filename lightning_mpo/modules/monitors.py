@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from fnmatch import fnmatchcase
 from typing import Any
 
 import lightning as L
@@ -22,8 +23,12 @@ UNSUPPORTED = {
 """Callbacks of Lightning that cannot work here, and why."""
 
 
-def check_callbacks(trainer: L.Trainer) -> None:
+def check_callbacks(trainer: L.Trainer, module: L.LightningModule | None = None) -> None:
     """Refuse callbacks that cannot work, and those that would keep the worst of what they watch.
+
+    Args:
+        trainer: with its callbacks.
+        module: that will be trained; None: the one that is attached.
 
     Raises:
         UserError: a callback is unsupported, watches a metric in the wrong direction, or one that is never logged.
@@ -35,7 +40,7 @@ def check_callbacks(trainer: L.Trainer) -> None:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor:
             check_direction(name, monitor, getattr(callback, "mode", None))
-            _check_validated(trainer, name, monitor)
+            _check_logged(trainer, module, name, monitor)
 
 
 def check_direction(owner: str, monitor: str, mode: Any) -> None:
@@ -59,18 +64,46 @@ def check_direction(owner: str, monitor: str, mode: Any) -> None:
         )
 
 
-VALIDATED = ("val/pass@1", "val/reward", "val/length", "val/truncated", "val/loss", "val/cross_entropy")
-"""Metrics of a validation; others that begin with `val/` may come from callbacks."""
+EVALUATED = ("pass@1", "reward", "judged", "length", "truncated")
+"""Of held-out completions; those that are sampled over a truncated support stand under `val/support …`."""
+LOGGED: dict[str, tuple[str, ...]] = {
+    "PolicyOptimization": (
+        *(f"val/{name}" for name in EVALUATED),
+        *(f"val/support {name}" for name in EVALUATED),
+        *("loss/surrogate", "policy/entropy", "kl/*", "ratio/*", "trust/*", "heads/*", "correction/*", "value/*"),
+        *("optim/*", "reward/*", "rollout/*", "support/*", "memory/*", "throughput/*", "time/*", "parity/*"),
+    ),
+    "SupervisedWarmup": ("loss", "val/loss"),
+    "HeadWarmup": ("loss", "cross_entropy_*", "val/cross_entropy", "val/cross_entropy_*", "val/accuracy_*"),
+}
+"""Metrics of a stage, and of the package's callbacks."""
+OURS = ("lightning.", "lightning_mpo.")
 
 
-def _check_validated(trainer: L.Trainer, owner: str, monitor: str) -> None:
-    if not monitor.startswith("val/") or trainer.fast_dev_run:  # type: ignore[attr-defined]
+def _check_logged(trainer: L.Trainer, module: Any, owner: str, monitor: str) -> None:
+    """Refuse a metric that nothing logs: without a class of the user's own, all that is logged is known."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
-    if trainer.limit_val_batches == 0:
+    if monitor.startswith("val/") and trainer.limit_val_batches == 0:
         raise UserError(
             f"`{owner}` watches `{monitor}`, which is never logged: `trainer.limit_val_batches` is 0, so that nothing is "
             "validated"
         )
-    near = difflib.get_close_matches(monitor, VALIDATED, n=1, cutoff=0.8)
-    if monitor not in VALIDATED and near:
-        raise UserError(f"`{owner}` watches `{monitor}`, which no run logs; did you mean `{near[0]}`?")
+    module = getattr(trainer, "lightning_module", None) if module is None else module
+    parts = [type(part) for part in (module, *trainer.callbacks)]  # type: ignore[attr-defined]
+    known = LOGGED.get(parts[0].__name__)
+    if known is None or not all(part.__module__.startswith(OURS) for part in parts):
+        return
+    names = [name for name in known if not name.startswith("val/support") or _is_truncated(module)]
+    if any(fnmatchcase(monitor, name) for name in names):
+        return
+    plain = [name for name in names if "*" not in name]
+    near = difflib.get_close_matches(monitor, plain, n=1, cutoff=0.5)
+    word = re.split(r"[_/]", monitor)[-1]
+    near = near or [name for name in plain if word in re.split(r"[@/]", name)][:1]
+    there = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(plain)}, and others"
+    raise UserError(f"`{owner}` watches `{monitor}`, which no {parts[0].__name__} logs{there}")
+
+
+def _is_truncated(module: Any) -> bool:
+    return type(module.objective.support).__name__ != "FullVocabulary"

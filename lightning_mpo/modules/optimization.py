@@ -20,7 +20,7 @@ from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
 from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
-from lightning_mpo.modules.trial import try_optimizer
+from lightning_mpo.modules.trial import has_vectors, make_optimizer, try_optimizer
 from lightning_mpo.objective import Objective
 from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups, rollout_mode
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores, join_scores
@@ -122,6 +122,7 @@ class PolicyOptimization(Stage):
             self.optimizer,
             self.scheduler,
             parts=tuple(parts),
+            vectors=has_vectors(policy),
             learning_rates=self.learning_rates,
             updates=self.trainer.max_steps,
         )
@@ -147,7 +148,7 @@ class PolicyOptimization(Stage):
             )
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter_groups(self.policy, self.learning_rates))
+        optimizer = make_optimizer(self.optimizer, parameter_groups(self.policy, self.learning_rates))
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.hyperparameters import flatten
 from lightning_mpo.modules.monitors import check_callbacks
+from lightning_mpo.supports import FullVocabulary
 
 
-def trainer(*callbacks, limit=1.0):
-    return SimpleNamespace(callbacks=list(callbacks), limit_val_batches=limit, fast_dev_run=False)
+class PolicyOptimization:
+    """Stands for the stage."""
+
+    __module__ = "lightning_mpo.modules"
+    objective = SimpleNamespace(support=FullVocabulary())
+
+
+class SubclassOfAUser(PolicyOptimization):
+    __module__ = "mine"
+
+
+class CallbackOfAUser(L.Callback):
+    __module__ = "mine"
+
+
+def trainer(*callbacks, limit=1.0, module=None):
+    return SimpleNamespace(
+        callbacks=list(callbacks), limit_val_batches=limit, fast_dev_run=False, lightning_module=module
+    )
 
 
 @pytest.mark.parametrize("kind", [EarlyStopping, ModelCheckpoint])
@@ -46,9 +66,32 @@ def test_metrics_of_ones_own_are_left_alone():
         check_callbacks(trainer(EarlyStopping(monitor="my/number", mode=mode), ModelCheckpoint(monitor=None)))
 
 
-def test_a_metric_that_is_never_logged():
-    with pytest.raises(UserError, match="`val/pass1`, which no run logs; did you mean `val/pass@1`"):
-        check_callbacks(trainer(EarlyStopping(monitor="val/pass1", mode="max")))
+@pytest.mark.parametrize(
+    ("monitor", "hint"),
+    [
+        ("val/pass1", "did you mean `val/pass@1`"),
+        ("val_reward", "did you mean `val/reward`"),
+        ("val/loss", "which no PolicyOptimization logs"),
+        ("loss", "did you mean `loss/surrogate`"),
+        ("loss/policy", "which no PolicyOptimization logs"),
+        ("accuracy", "which no PolicyOptimization logs"),
+        ("val/support pass@1", "which no PolicyOptimization logs"),
+    ],
+)
+def test_a_metric_that_no_stage_logs(monitor, hint):
+    callback = EarlyStopping(monitor=monitor, mode="min" if "loss" in monitor else "max")
+    with pytest.raises(UserError, match=re.escape(hint)):
+        check_callbacks(trainer(callback, module=PolicyOptimization()))
+    check_callbacks(trainer(callback, module=SubclassOfAUser()))
+    check_callbacks(trainer(callback, CallbackOfAUser(), module=PolicyOptimization()))
+
+
+@pytest.mark.parametrize("monitor", ["val/pass@1", "val/judged", "reward/mean", "reward/MathAnswer", "value/error"])
+def test_a_metric_that_the_stage_logs(monitor):
+    check_callbacks(trainer(EarlyStopping(monitor=monitor, mode="max"), module=PolicyOptimization()))
+
+
+def test_a_metric_of_a_validation_that_never_is():
     with pytest.raises(UserError, match="never logged: `trainer.limit_val_batches` is 0"):
         check_callbacks(trainer(EarlyStopping(monitor="val/pass@1", mode="max"), limit=0))
 
