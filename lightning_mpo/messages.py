@@ -70,7 +70,7 @@ _OTHERS: tuple[type, ...] = (
 _SECTIONS = ("model", "data", "rollout", "trainer", "seed_everything", "ckpt_path", "warmup", "include", "config")
 
 
-NEAR = 0.7
+NEAR = 0.66
 """Least similarity of a name that is suggested: one that is further away leads astray."""
 
 
