@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import subprocess
 import sys
 import time
@@ -14,23 +13,36 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
-from lightning_mpo.callbacks import ExactResume, Predictions, Preemption, Rollout, RolloutProgressBar
-from lightning_mpo.callbacks.checkpoints import settle_checkpoint
-from lightning_mpo.errors import UserError, user_error
+from lightning_mpo.callbacks import (
+    ExactResume,
+    Heartbeat,
+    Predictions,
+    Preemption,
+    Rollout,
+    RolloutProgressBar,
+)
+from lightning_mpo.callbacks.checkpoints import last_path, settle_checkpoint
+from lightning_mpo.errors import UserError
+from lightning_mpo.hyperparameters import flatten
 from lightning_mpo.messages import one_line, suggest
-from lightning_mpo.modules.parallel import check_strategy_options
+from lightning_mpo.mistakes import explain
+from lightning_mpo.modules.monitors import check_callbacks
+from lightning_mpo.modules.parallel import check_nodes, check_strategy_options
 from lightning_mpo.modules.trainer_options import check_trainer_options, check_training
-from lightning_mpo.quiet import leave_noise_out
+from lightning_mpo.quiet import NOTES, leave_noise_out
 from lightning_mpo.recipes import expand, find
 from lightning_mpo.rewards.functions import blame
 from lightning_mpo.storage import locate, read_checkpoint
+from lightning_mpo.storage.lock import FolderLock
 
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
 VERBS = (*TRAINER_VERBS, "export", "configs", "methods", "plan", "verify-resume")
@@ -40,11 +52,51 @@ VERBS = (*TRAINER_VERBS, "export", "configs", "methods", "plan", "verify-resume"
 class SaveConfig(SaveConfigCallback):
     """Writes `config.yaml` once a run begins: one that is refused must not overwrite that of the run before."""
 
+    _locks: tuple[FolderLock, ...] = ()
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        return
+        """Take the run's folders, so that a second run in them is refused; other verbs may look at them meanwhile."""
+        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run or self._locks:  # type: ignore[attr-defined]
+            return
+        places = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+        folders = {Path(place) for place in places if place}
+        if trainer.loggers and isinstance(trainer.loggers[0], CSVLogger | TensorBoardLogger):
+            folders.add(Path(trainer.loggers[0].log_dir))
+        for folder in sorted({folder.resolve() for folder in folders}):
+            self._locks = (*self._locks, FolderLock(folder))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for lock in reversed(self._locks):
+            lock.release()
+        self._locks = ()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        NOTES.show()
+
+    on_validation_start = on_test_start = on_predict_start = on_sanity_check_start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
+        NOTES.show()
+        shared = trainer.loggers and not isinstance(trainer.loggers[0], CSVLogger | TensorBoardLogger)
+        if not shared:
+            super().setup(trainer, pl_module, "fit")
+        elif trainer.is_global_zero:  # the `save_dir` of such a logger belongs to all its runs
+            folder = last_path(trainer).parent
+            folder = folder.parent if folder.name == "checkpoints" else folder
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(
+                self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False
+            )
+            self.save_config(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the resolved configuration to every logger."""
+        options = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(flatten(options))
 
 
 OPTIONS: dict[str, Any] = {
@@ -88,6 +140,9 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning's version lets a checkpoint's hyper-parameters beat it silently."""
 
+    starts = True
+    """Whether the processes of a run are started."""
+
     @property
     def fits(self) -> bool:
         """Whether a warm-up stage is fitted first where its checkpoint is missing."""
@@ -96,6 +151,9 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
+        for section in ("trainer", "rollout"):
+            if not isinstance(config.get(section), Namespace):
+                raise UserError(f"`{section}` must be a mapping of options, got {config.get(section)!r}")
         _check_numbers(config)
         check_trainer_options(config["trainer"])
         if self.fits:
@@ -142,10 +200,18 @@ class CLI(LightningCLI):
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if self.subcommand == "predict" and not any(isinstance(callback, Predictions) for callback in callbacks):
             callbacks.append(Predictions())  # what is sampled would be lost
+        if self.starts:
+            check_nodes(trainer)
+        if trainer.world_size > 1:
+            NOTES.show()  # processes wait for each other from here on, and say so
+        if self.fits and trainer.world_size > 1 and not any(isinstance(callback, Heartbeat) for callback in callbacks):
+            callbacks.insert(0, Heartbeat())  # a process that waits for another says nothing by itself
         return trainer
 
     def before_fit(self) -> None:
         """Find `last`, and refuse a checkpoint that the run cannot go on from, before a model is loaded for it."""
+        if self.fits:
+            check_callbacks(self.trainer, self.model)  # some fail in their own set-up, which comes before the module's
         options = self.config_init[self.subcommand]
         options["ckpt_path"] = settle_checkpoint(
             self.trainer, self.model, options.get("ckpt_path"), stage=str(self.subcommand), data=self.datamodule
@@ -186,8 +252,10 @@ def _leave_bars_out(config: Any) -> None:
 
 def _check_checkpoint(path: str | None) -> None:
     """Refuse a checkpoint that cannot be read before a model is loaded for it."""
-    if path is None or path in ("last", "best", "hpc"):
+    if path is None or path == "last":
         return
+    if not Path(path).name or path in ("best", "hpc", "registry") or path.startswith("registry:"):
+        raise UserError(f"`ckpt_path` must be `last` or a checkpoint file, got {path!r}: name the file itself")
     read_checkpoint(path, "`ckpt_path`", part="outline")
 
 
@@ -236,25 +304,26 @@ def guarded(call: Callable[[], object]) -> int:
     """Call something that parses a command line; a mistake of the user's prints one line and returns 2, not 0."""
     leave_noise_out()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${seed_everything}` under `fit` as well
+    NOTES.hold()
     try:
         call()
     except UserError as error:
+        NOTES.drop()
         return _fail_everywhere(error) if error.everywhere else _fail(str(error))
     except SystemExit as error:
         name = _exiting_module(error)
         if name is None:
             raise
+        NOTES.drop()
         return _fail(f"module `{name}` cannot be imported: it calls `sys.exit` where it is imported; take that out")
-    except ArgumentError as error:
-        return _fail(one_line(str(error)))
-    except OmegaConfBaseException as error:
-        verb, _, key = str(error.full_key).partition(".")
-        return _fail(f"`{key if verb in VERBS else error.full_key}`: {str(error.msg).splitlines()[0]}")
-    except ValueError as error:  # the parser wraps what a constructor raises
-        cause = user_error(error) or _missing_package(error)
-        if cause is None:
+    except Exception as error:
+        line = _mistake(error)
+        if line is None:
             raise
-        return _fail(str(cause))
+        NOTES.drop()
+        return _fail(line)
+    finally:
+        NOTES.show()
     return 0
 
 
@@ -278,18 +347,14 @@ def _exiting_module(error: SystemExit) -> str | None:
     return name
 
 
-def _missing_package(error: BaseException) -> UserError | None:
-    """Return the refusal of a class that needs a package which is not installed, such as a logger; None: another."""
-    place = re.search(r"class_path '(?:\w+\.)*(\w+)'", str(error))
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ModuleNotFoundError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None or place is None:
-        return None
-    wanted = re.search(r"Requirement '([^']+)'|No module named '([^']+)'", str(cause))
-    package = next(filter(None, wanted.groups()), "") if wanted else ""
-    hint = f"pip install '{package}'" if package else " ".join(str(cause).split())[:200]
-    return UserError(f"`{place[1]}` needs a package that is not installed: {hint}")
+def _mistake(error: Exception) -> str | None:
+    """Return the line for a mistake of the user's; None for anything else."""
+    if isinstance(error, ArgumentError):
+        return one_line(str(error))
+    if isinstance(error, OmegaConfBaseException):
+        verb, _, key = str(error.full_key).partition(".")
+        return f"`{key if verb in VERBS else error.full_key}`: {str(error.msg).splitlines()[0]}"
+    return explain(error)
 
 
 def _fail(message: str) -> int:

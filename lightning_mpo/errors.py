@@ -1,5 +1,11 @@
 """The exception for a mistake that the user can correct. Its message is one line."""
 
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
 
 class UserError(ValueError):
     """What is wrong, where, and what to write instead. The command line prints it without a traceback."""
@@ -22,3 +28,23 @@ def user_error(error: BaseException | None) -> UserError | None:
     if error is None or isinstance(error, UserError):
         return error
     return user_error(error.__cause__) or user_error(error.__context__)
+
+
+def plainly(call: Callable[[], int]) -> int:
+    """Call a verb that reads no configuration; a mistake of the user's prints one line and returns 2.
+
+    Args:
+        call: the verb, which returns its exit code.
+    """
+    try:
+        return call()
+    except UserError as error:
+        line = str(error)
+    except argparse.ArgumentError as error:
+        line = " ".join(str(error).split())
+    except OSError as error:
+        if not error.filename:
+            raise
+        line = f"{str(error.filename)!r} cannot be used: {error.strerror}"
+    print(f"lightning-mpo: {line}", file=sys.stderr)
+    return 2

@@ -92,11 +92,7 @@ def main(arguments: Sequence[str]) -> int:
             )
         outcome.append(_export(options, rest))
 
-    try:
-        return guarded(action) or outcome[0]
-    except argparse.ArgumentError as error:
-        print(f"lightning-mpo: {error}", file=sys.stderr)
-        return 2
+    return guarded(action) or outcome[0]
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> int:

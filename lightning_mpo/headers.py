@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_mpo.errors import UserError
+from lightning_mpo.yaml_files import read_mapping
 
 FIELDS = ("paper", "values", "confidence")
 TAGS = {
@@ -52,11 +51,8 @@ def read(path: Path) -> Method:
     Raises:
         UserError: the file has no objective, or no whole header, or one that does not agree with the file.
     """
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    content: Any = read_mapping(path)
+    text = path.read_text(encoding="utf-8-sig")
     for key in ("model", "init_args", "objective"):
         content = content.get(key) if isinstance(content, dict) else None
     if not isinstance(content, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import os
 import re
@@ -27,9 +28,13 @@ from lightning_mpo import (
     selection,
     supports,
     surrogates,
+    terms,
+    value_loss,
 )
 from lightning_mpo import callbacks as callback_classes
 from lightning_mpo.callbacks import Rollout
+from lightning_mpo.objective import Objective
+from lightning_mpo.other_names import ARGUMENTS, OPTIONS
 
 _ROOTS: tuple[type, ...] = (
     supports.Support,
@@ -50,30 +55,29 @@ _ROOTS: tuple[type, ...] = (
     rollout.DynamicSampling,
     data.PromptDataModule,
 )
-_ELSEWHERE = {
-    "rollout": {
-        "num_generations": "completions",
-        "max_completion_length": "max_new_tokens",
-        "num_iterations": "epochs",
-        "reward_funcs": "rewards",
-    },
-    "Lora": {"r": "rank", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"},
-}
-"""Names that TRL and peft give to options, by the section or class that has them."""
-
+_OTHERS: tuple[type, ...] = (
+    kl.KLPenalty,
+    rollout.DynamicSampling,
+    policies.Lora,
+    policies.Quantization,
+    Objective,
+    terms.EntropyBonus,
+    terms.WeightPenalty,
+    terms.HeadUpkeep,
+    value_loss.ValueLoss,
+)
+"""Classes without a base of their own that a configuration fills in."""
 _SECTIONS = ("model", "data", "rollout", "trainer", "seed_everything", "ckpt_path", "warmup", "include", "config")
+
+
+NEAR = 0.66
+"""Least similarity of a name that is suggested: one that is further away leads astray."""
 
 
 def suggest(name: str, candidates: Iterable[str]) -> str:
     """Return "; did you mean …?" where a candidate is close, else nothing."""
-    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=NEAR)
     return f"; did you mean `{close[0]}`?" if close else ""
-
-
-def _translate(owner: str, name: str) -> str:
-    """Return the hint for an option that another library names otherwise, else nothing."""
-    known = _ELSEWHERE.get(owner, {}).get(name)
-    return f"; it is `{known}` here" if known else ""
 
 
 def one_line(report: str) -> str:
@@ -88,15 +92,27 @@ def one_line(report: str) -> str:
         found = re.search(pattern, report)
         if found:
             return rewrite(report, *found.groups())
-    return report if len(report) < 400 else report[:400] + " …"
+    return _innermost(report)
 
 
 def _no_option(report: str, option: str) -> str:
     section, _, name = option.rpartition(".")
+    pointer = OPTIONS.get(name)
+    place = _place(report)
+    if pointer:
+        return f"{place}no option `{option}`: {pointer}"
     owner: Any = {"rollout": Rollout, "trainer": L.Trainer}.get(section)
-    known = _parameters(owner) if owner else _SECTIONS
-    hint = _translate(section, name) or suggest(name, known)
-    return f"no option `{option}`{hint.replace('`', f'`{section}.', 1) if section and hint else hint}"
+    if owner is None and section:  # the whole section may be unknown
+        first = option.split(".")[0]
+        return f"{place}no option `{option}`{suggest(first, _SECTIONS) if first not in _SECTIONS else ''}"
+    hint = suggest(name, _parameters(owner) if owner else _SECTIONS)
+    return f"{place}no option `{option}`{hint.replace('`', f'`{section}.', 1) if section and hint else hint}"
+
+
+def _no_axis(report: str, group: str, option: str) -> str:
+    known = _parameters(Objective) if group.rsplit(".", 1)[-1] == "objective" else []
+    listed = f"; there are {', '.join(known)}" if known else ""
+    return f"{_place(report)}`{group}` has no option `{option}`{suggest(option, known) or listed}"
 
 
 def _no_word(report: str, word: str) -> str:
@@ -105,9 +121,14 @@ def _no_word(report: str, word: str) -> str:
 
 def _no_argument(report: str, class_path: str, option: str) -> str:
     name = class_path.rsplit(".", 1)[-1]
-    known = _parameters(_classes().get(name))
+    pointer = ARGUMENTS.get(name, {}).get(option)
+    if pointer:
+        return f"{_place(report)}`{name}` has no argument `{option}`; it is {pointer}"
+    known = _parameters(_classes().get(name) or _find(class_path))
+    if option.split(".")[0] == "initargs":
+        return f"{_place(report)}`initargs` must be written `init_args`"
     listed = f"; it takes {', '.join(known)}" if known else "; it takes none"
-    hint = _translate(name, option) or suggest(option, known) or listed
+    hint = suggest(option, known) or listed
     return f"{_place(report)}`{name}` has no argument `{option}`{hint}"
 
 
@@ -137,8 +158,9 @@ def _wrong_type(report: str, wanted: str, value: str) -> str:
     if "Sequence" in wanted:
         hint = f"; write '[{value}]'" if re.fullmatch(r"[\w./:-]+", value) else ""
         return f"{_place(report)}must be a list, got {value[:80]}{hint}"
-    kind = wanted.removeprefix("<class '").removesuffix("'>")
-    return f"{_place(report)}must be {kind}, got {value[:80]}"
+    kind = wanted.removeprefix("<class '").removesuffix("'>").rsplit(".", 1)[-1]
+    value = re.split(r" Given value type|\. Got value", value)[0]
+    return f"{_place(report)}must be {_KINDS.get(kind, kind)}, got {value[:80]}"
 
 
 def _no_choice(report: str, choices: str, value: str) -> str:
@@ -150,7 +172,17 @@ def _missing_argument(report: str, class_path: str, name: str) -> str:
     return f"{_place(report)}`{class_path.rsplit('.', 1)[-1]}` needs the argument `{name}`{hint}"
 
 
+def _missing_in_factory(report: str, name: str, class_path: str) -> str:
+    owner = class_path.rsplit(".", 1)[-1]
+    if name in ("optimizer", "params"):
+        return f"{_place(report)}`{owner}` is a function, and a class is needed, such as one of torch.optim"
+    return f"{_place(report)}`{owner}` needs the argument `{name}`"
+
+
 def _required(report: str, key: str) -> str:
+    place = _place(report)
+    if place:
+        return f"{place}needs the argument `{key.strip(',')}`"
     key = key.strip(",").split(".", 1)[-1]
     return f"`{key}` is required; give it in a configuration file (-c) or on the command line"
 
@@ -166,8 +198,63 @@ def _no_reward(report: str, value: str) -> str:
     )
 
 
+def _ambiguous(report: str, name: str, paths: str) -> str:
+    return f"{_place(report)}several classes are called `{name}`; write the whole path: {paths.strip(' .')}"
+
+
+def _no_factory_module(report: str, module: str) -> str:
+    return f"{_place(report)}no module `{module}`: it must be installed, or lie in the working folder"
+
+
+def _other_kind(report: str, path: str, kind: str) -> str:
+    name = path.strip() or _given(report)
+    if "pytorch_lightning" in name:
+        return f"{_place(report)}{name} is of another package; write lightning.pytorch in place of pytorch_lightning"
+    return f"{_place(report)}{name} is no `{kind}`, which is needed here"
+
+
+def _no_class_given(report: str, value: str) -> str:
+    return f"{_place(report)}must name a class (`class_path`), got {value[:80]}"
+
+
+def _not_of_kind(report: str, kind: str) -> str:
+    return f"{_place(report)}must name a `{kind}` (`class_path`, and `init_args`), got {_given(report)[:80]}"
+
+
+def _no_mapping(report: str, value: str) -> str:
+    return f"{_place(report)}must be a mapping of options, got {value[:80]}"
+
+
+def _not_of_type(report: str, reason: str) -> str:
+    return f"{_place(report)}{reason[:200].strip()}"
+
+
+def _no_member(report: str, kinds: str) -> str:
+    """Name the simple types and words that a union takes."""
+    literals = re.findall(r"Literal\[([^\]]*)\]", kinds)
+    plain = re.findall(r"<class '([\w.]+)'>", kinds)
+    names = [_KINDS.get(name.rsplit(".", 1)[-1], name.rsplit(".", 1)[-1]) for name in plain]
+    names = [", ".join(literals), *names] if literals else names
+    return f"{_place(report)}must be {' or '.join(dict.fromkeys(names))}, got {_given(report)[:80]}"
+
+
+def _given(report: str) -> str:
+    """Return the value that the innermost report is about."""
+    found = re.findall(r"Given value: (.*?)(?= - |$)", report)
+    return found[0] if found else "something else"
+
+
+def _innermost(report: str) -> str:
+    """Return the reason that stands deepest in a report, with its place."""
+    parts = re.split(r"Problem with given class_path '[^']+': |Parser key \"[^\"]+\": ", report)
+    reason = re.split(r" - Expected a <class 'NoneType'>| Given value type| - Not a valid subclass", parts[-1])[0]
+    place = _place(report)
+    return f"{place}{reason if len(reason) < 300 else reason[:300] + ' …'}"
+
+
+_KINDS = {"NoneType": "null", "Sequence": "a list", "list": "a list", "Iterable": "a list", "dict": "a mapping"}
 _RULES = (
-    (r"Not of type RewardPath: ((?:reward|there is no file) .+?) Given value type", _reward_path),
+    (r"Group '([^']+)' does not accept option '([^']+)'", _no_axis),
     (r"does not accept option '([^']+)'", _no_option),
     (r"unrecognized arguments: --([^\s=]+)", _no_option),
     (r"unrecognized arguments: ([^-\s]\S*)", _no_word),
@@ -175,39 +262,69 @@ _RULES = (
         r".*Problem with given class_path '([^']+)': (?:Parser key \"[^\"]*\": )?Option '([^']+)' is not accepted",
         _no_argument,
     ),
+    (r"(?=.*callable class: Option '[^']+' is not accepted.*?class_path='([^']+)').*Option '([^']+)' is", _no_argument),
+    (r"callable class: the following arguments are required: (\w+).*?class_path='([^']+)'", _missing_in_factory),
+    (
+        r"Multiple subclasses with name (\w+)\. Give the full class path to avoid ambiguity: ([\w., ]+?)(?= - |$)",
+        _ambiguous,
+    ),
+    (r"Expected '([^']+)' to be a subclass of <class '(\w+)'>", _other_kind),
+    (r"Expected an import path or a subclass spec, but got (.+?)(?:\. Got value| - |$)", _no_class_given),
+    (r".*Import path (\S* ?)does not correspond to a subclass of (\w+)", _other_kind),
     (r".*Expected a dot import path string: (\S+)", _no_class),
     (r".*Problem with given class_path '([^']+)': No module named '([^']+)'", _no_module),
     (
         r".*Problem with given class_path '([^']+)': (?:module|type object) '[^']+' has no attribute '([^']+)'",
         _no_attribute,
     ),
+    (r"Not of type RewardPath: ((?:reward|there is no file) .+?) Given value type", _reward_path),
+    (r"No module named '([^']+)'", _no_factory_module),
+    (r".*Not of type \w+: (.+?) - Expected", _not_of_type),
     (r".*Expected a (<class '[^']+'>)\.? Got value: (.+?)(?: - |$)", _wrong_type),
     (r".*Expected a typing\.Literal\[([^\]]+)\]\. Got value: (\S+)", _no_choice),
     (r".*given class_path '([^']+)': the following arguments are required: ([^\s,]+)", _missing_argument),
     (r"Key \"([^\"]+)\" is required", _required),
     (r"arguments are required: (\S+)", _required),
     (r"Not of type RewardPath: .* Given value: (.+)$", _no_reward),
+    (r"Unable to load config '([^']*)'", _no_mapping),
+    (r".*Not a valid subclass of (\w+)(?!.*Problem with given class_path)", _not_of_kind),
+    (r".*Union subtypes Subtypes: \[(.*?)\] Errors:(?!.*Problem with given class_path)", _no_member),
 )
 
 
 def _place(report: str) -> str:
-    keys = re.findall(r"Parser key \"([^\"]+)\"", report)
-    path = ".".join(keys)
+    """Return the dotted key that a report is about; keys of inner parsers may repeat those of outer ones."""
+    path = ""
+    for key in re.findall(r"Parser key \"([^\"]+)\"", report):
+        inside = key == path or key.startswith(f"{path}.") or path.endswith(f".{key}")
+        path = (path if len(path) > len(key) else key) if path and inside else f"{path}.{key}".lstrip(".")
     return f"`{path}`: " if path else ""
 
 
 def _parameters(owner: Any) -> list[str]:
-    if owner is None:
-        return []
-    return [name for name in inspect.signature(owner.__init__).parameters if name not in ("self", "kwargs")]
+    """Return the arguments of a class; where it passes others on, those of its base as well."""
+    found: list[str] = []
+    for base in getattr(owner, "__mro__", ()):
+        if "__init__" not in vars(base):
+            continue
+        own = inspect.signature(base.__init__).parameters
+        found += [name for name, p in own.items() if name != "self" and p.kind not in (2, 4) and name not in found]
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            break
+    return found
+
+
+def _find(class_path: str) -> Any:
+    """Return a class that the parser has imported already."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name, None) if module in sys.modules else None
 
 
 def _classes() -> dict[str, type]:
     """Every class that a configuration may name, by its short name."""
     found: dict[str, type] = {name: getattr(callback_classes, name) for name in callback_classes.__all__}
     found |= {name: getattr(modules, name) for name in modules.__all__}
-    found |= {known.__name__: known for known in (kl.KLPenalty, rollout.DynamicSampling)}
-    found |= {known.__name__: known for known in (policies.Lora, policies.Quantization)}
+    found |= {known.__name__: known for known in _OTHERS}
     todo: list[Any] = list(_ROOTS)
     while todo:
         for child in todo.pop().__subclasses__():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mpo import recipes
-from lightning_mpo.errors import UserError
+from lightning_mpo.errors import UserError, plainly
 from lightning_mpo.headers import FIELDS, TAGS, Method, is_number, read, tags, word
 
 FOLDER = recipes.FOLDER / "algorithm"
@@ -129,7 +129,10 @@ def refresh(readme: Path, text: str) -> None:
     """
     if not readme.is_file():
         raise UserError(f"`--readme`: no file {str(readme)!r}")
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    try:
+        before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{readme} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{readme} must hold the lines `{BEGIN}` and `{END}`; the table goes between them")
@@ -151,20 +154,19 @@ def main(arguments: Sequence[str]) -> int:
         metavar="FILE",
         help=f"write the table between `{BEGIN}` and `{END}` of this file instead",
     )
-    try:
-        options, rest = parser.parse_known_args(arguments)
-        if rest:
-            raise UserError(f"`methods` does not take {rest[0]!r}; it takes --configs DIR and --readme FILE")
-        methods = read_folder(options.configs)
-        if options.readme is not None:
-            refresh(options.readme, table(methods, options.readme))
-        elif sys.stdout.isatty():
-            _show(methods)
-        else:
-            print(table(methods), end="")
-    except (UserError, argparse.ArgumentError) as error:
-        print(f"lightning-mpo: {error}", file=sys.stderr)
-        return 2
+    return plainly(lambda: _run(*parser.parse_known_args(arguments)))
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise UserError(f"`methods` does not take {rest[0]!r}; it takes --configs DIR and --readme FILE")
+    methods = read_folder(options.configs)
+    if options.readme is not None:
+        refresh(options.readme, table(methods, options.readme))
+    elif sys.stdout.isatty():
+        _show(methods)
+    else:
+        print(table(methods), end="")
     return 0
 
 

@@ -46,10 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = _parser()
 
     def action() -> None:
-        try:
-            options, rest = parser.parse_known_args(arguments)
-        except argparse.ArgumentError as error:
-            raise UserError(str(error)) from error
+        options, rest = parser.parse_known_args(arguments)
         if rest:
             known = [name for option in parser._actions for name in option.option_strings]
             name = rest[0].partition("=")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -66,3 +67,76 @@ def no_loading_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+class Notes:
+    """What libraries say of a run before it begins: held back, so that a refused command says why and nothing else.
+
+    Records of `logging` and warnings are kept in their order. Errors are shown at once.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[Callable[[], object]] = []
+        self._handlers: list[logging.Handler] = []
+        self._warn: Any = None
+
+    @property
+    def holding(self) -> bool:
+        """Whether notes are held back."""
+        return self._warn is not None
+
+    def hold(self) -> None:
+        """Hold notes back until `show` or `drop`, at the latest until the process ends."""
+        if self.holding:
+            return
+        atexit.register(self.show)
+        loggers = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+        handlers = [handler for logger in (logging.root, *loggers) for handler in logger.handlers]
+        self._handlers = [handler for handler in (*handlers, logging.lastResort) if handler is not None]
+        for handler in self._handlers:
+            handler.addFilter(_Held(self._kept, handler))
+        self._warn = warnings.showwarning
+
+        def keep(*what: Any, **options: Any) -> None:
+            self._kept.append(lambda: warn(*what, **options))
+
+        warn, warnings.showwarning = self._warn, keep
+
+    def show(self) -> None:
+        """Show what was held back, and all that follows."""
+        kept = self._let_go()
+        for note in kept:
+            note()
+
+    def drop(self) -> None:
+        """Forget what was held back; what follows is shown."""
+        self._let_go()
+
+    def _let_go(self) -> list[Callable[[], object]]:
+        if not self.holding:
+            return []
+        atexit.unregister(self.show)
+        for handler in self._handlers:
+            for held in [known for known in handler.filters if isinstance(known, _Held)]:
+                handler.removeFilter(held)
+        warnings.showwarning, self._warn = self._warn, None
+        kept, self._kept, self._handlers = self._kept, [], []
+        return kept
+
+
+class _Held(logging.Filter):
+    """Keeps a handler's records below errors."""
+
+    def __init__(self, kept: list[Callable[[], object]], handler: logging.Handler) -> None:
+        super().__init__()
+        self.kept, self.handler = kept, handler
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return True
+        self.kept.append(lambda: self.handler.handle(record))
+        return False
+
+
+NOTES = Notes()
+"""Of this process."""

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_mpo.errors import UserError
+from lightning_mpo.yaml_files import read_mapping
 
 FOLDER = Path(__file__).parent / "configs"
 """Where the recipes are: a link to `configs/` in the repository, a folder in the wheel."""
@@ -89,15 +88,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no text, no valid YAML or no mapping.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read as text: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a mapping of options, got {type(content).__name__}")
-    return content
+    return read_mapping(path)
 
 
 def includes_of(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_mpo.errors import UserError
+from lightning_mpo.errors import UserError, plainly
 from lightning_mpo.headers import FIELDS
 from lightning_mpo.recipes import SUFFIXES, find, includes_of, name_of, read, shipped, warmup_of
 
@@ -38,12 +38,7 @@ ACTIONS = ("copy", "show")
 
 def main(arguments: Sequence[str]) -> int:
     """Run `lightning-mpo configs`; return the exit code."""
-    try:
-        print(answer(arguments), end="")
-    except UserError as error:
-        print(f"lightning-mpo: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return plainly(lambda: print(answer(arguments), end="") or 0)
 
 
 def answer(arguments: Sequence[str]) -> str:

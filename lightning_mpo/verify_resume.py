@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_mpo.errors import UserError
+from lightning_mpo.errors import UserError, plainly
 
 if TYPE_CHECKING:
     from lightning_mpo.callbacks import KillAt
@@ -28,6 +29,7 @@ EVENTS = "events.json"
 """Written by the undisturbed run: how many events of each kind it had."""
 MOST = 3
 """Most kills of one run."""
+MOST_UPDATES, MOST_KILLS = 1_000_000, 100_000
 
 
 @dataclass(frozen=True)
@@ -53,28 +55,32 @@ def main(arguments: list[str]) -> int:
         0: all is the same; 1: something differs; 2: a mistake of the user.
     """
     parser = argparse.ArgumentParser(
-        "lightning-mpo verify-resume", description=__doc__, usage="%(prog)s -c CONFIG [-c CONFIG ...] [options]"
+        "lightning-mpo verify-resume",
+        description=__doc__,
+        usage="%(prog)s -c CONFIG [-c CONFIG ...] [options]",
+        allow_abbrev=False,
+        exit_on_error=False,
     )
     parser.add_argument("--updates", type=int, default=6, help="updates of a run (default: 6)")
     parser.add_argument("--kill", metavar="PHASE:N", help="the event to kill at (default: the update after the middle)")
     parser.add_argument("--kills", type=int, help="number of kills, at random events and times, up to 3 in one run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random kills (default: 0)")
     parser.add_argument("--folder", help="folder of the runs (default: a temporary one)")
-    options, rest = parser.parse_known_args(arguments)
-    try:
-        if options.kills is not None:
-            if options.kill:
-                raise UserError("`--kill` names one event and `--kills` draws them at random: give one of the two")
-            check_updates(options.updates)
-            if options.kills < 1:
-                raise UserError(f"`--kills` must be at least 1, got {options.kills}")
-            made = _new_folder(options.folder, "whole")
-            with Runs(rest, options.updates) as runs:
-                return verify_often(runs, options.kills, options.seed, made)
-        return verify(rest, options.updates, options.kill or f"update:{options.updates // 2 + 1}", options.folder)
-    except UserError as error:
-        print(f"lightning-mpo: {error}", file=sys.stderr)
-        return 2
+    return plainly(lambda: _verify(*parser.parse_known_args(arguments)))
+
+
+def _verify(options: argparse.Namespace, rest: list[str]) -> int:
+    check_updates(options.updates)
+    if options.kills is None:
+        kill = f"update:{options.updates // 2 + 1}" if options.kill is None else options.kill
+        return verify(rest, options.updates, kill, options.folder)
+    if options.kill is not None:
+        raise UserError("`--kill` names one event and `--kills` draws them at random: give one of the two")
+    if not 1 <= options.kills <= MOST_KILLS:
+        raise UserError(f"`--kills` must be from 1 to {MOST_KILLS:,}, got {options.kills}")
+    made = _new_folder(options.folder, "whole")
+    with Runs(rest, options.updates) as runs:
+        return verify_often(runs, options.kills, options.seed, made)
 
 
 def verify(arguments: list[str], updates: int, kill: str, folder: str | None) -> int:
@@ -185,17 +191,21 @@ def draw_kills(draw: random.Random, count: int, events: dict[str, int], seconds:
 
 
 def check_updates(updates: int) -> None:
-    """Refuse a run with no update after a kill.
+    """Refuse a run with no update after a kill, and one without an end.
 
     Raises:
-        UserError: `updates` is below 2.
+        UserError: `updates` is below 2 or above `MOST_UPDATES`.
     """
-    if updates < 2:
-        raise UserError(f"`--updates` must be at least 2, got {updates}")
+    if not 2 <= updates <= MOST_UPDATES:
+        raise UserError(f"`--updates` must be from 2 to {MOST_UPDATES:,}, got {updates}")
 
 
 def _new_folder(folder: str | None, *names: str) -> Path:
-    made = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="verify-resume-"))
+    if folder is not None and not folder.strip():
+        raise UserError("`--folder` needs the name of a folder")
+    made = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="verify-resume-"))
+    if made.exists() and not made.is_dir():
+        raise UserError(f"`--folder` {str(made)!r} is a file: give a folder")
     if any((made / name).exists() for name in names):
         raise UserError(f"`--folder` {str(made)!r} holds runs of an earlier verification: give another folder")
     made.mkdir(parents=True, exist_ok=True)
@@ -384,7 +394,7 @@ def killer(kill: str) -> KillAt:
     from lightning_mpo.callbacks.kill import PHASES
 
     phase, _, count = kill.partition(":")
-    if phase not in PHASES or not (count.isascii() and count.isdigit()) or int(count) < 1:
+    if phase not in PHASES or not re.fullmatch(r"0*[1-9][0-9]{0,11}", count):
         raise UserError(f"`--kill` must be one of {', '.join(PHASES)} and a number, such as update:4, got {kill!r}")
     return KillAt(phase, int(count))
 

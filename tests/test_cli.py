@@ -14,7 +14,8 @@ import yaml
 
 from lightning_mpo import __version__, cli, recipes
 from lightning_mpo.__main__ import main
-from lightning_mpo.errors import UserError, user_error
+from lightning_mpo.errors import UserError
+from lightning_mpo.mistakes import explain
 from lightning_mpo.policies import TinyPolicy
 from tests.test_bad_input import BASE
 
@@ -472,11 +473,22 @@ def test_help_is_quick_and_a_mistake_exits_with_two(tmp_path):
     assert done.stderr == "lightning-mpo: no verb 'fot'; did you mean `fit`?\n"
 
 
+def _raised_by_us() -> Exception:
+    """An exception that comes out of this package, as a fault of its own would."""
+    from lightning_mpo.checks import within
+
+    try:
+        within("A", "no interval", x=1)
+    except ValueError as error:
+        return error
+    raise AssertionError
+
+
 def test_the_mistake_behind_an_error_is_found():
     mistake, wrapped = UserError("mend this"), ValueError("wrapped")
     wrapped.__cause__ = mistake
-    assert user_error(wrapped) is mistake
+    assert explain(wrapped) == "mend this"
     outer = ValueError("raised while another was handled")
     outer.__context__ = wrapped
-    assert user_error(outer) is mistake
-    assert user_error(ValueError("plain")) is None
+    assert explain(outer) == "mend this"
+    assert explain(_raised_by_us()) is None

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_mpo"
 LAYERS = [
-    ["errors", "checks", "quiet", "types", "resident", "optimizers"],
+    ["errors", "checks", "hyperparameters", "quiet", "yaml_files", "types", "resident", "optimizers"],
     ["headers", "recipes", "storage"],
     ["functional"],
     ["segmenters"],
@@ -43,6 +43,8 @@ LAYERS = [
         "objective_files",
         "methods",
         "recipes_command",
+        "other_names",
+        "mistakes",
         "plan",
         "export_command",
         "predict_command",

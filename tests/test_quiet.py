@@ -9,7 +9,8 @@ import pytest
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 import lightning_mpo.modules  # noqa: F401  leaves tips out
-from lightning_mpo import quiet
+from lightning_mpo import cli, quiet
+from lightning_mpo.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +54,66 @@ def test_bars_of_loading_come_back():
     with quiet.no_loading_bars():
         assert not transformers_logging.is_progress_bar_enabled()
     assert transformers_logging.is_progress_bar_enabled() == before
+
+
+@pytest.fixture
+def spoken(monkeypatch):
+    """What two handlers and the warnings show, in order."""
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger("lightning.fabric.held"), Handler()
+    warnings.simplefilter("always")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: lines.append(str(message)))
+    yield logger, lines
+    logger.removeHandler(handler)
+
+
+def test_notes_are_held_back_until_a_run_begins(spoken):
+    logger, lines = spoken
+    notes = quiet.Notes()
+    notes.hold()
+    logger.info("Seed set to 0")
+    warnings.warn("a warning", stacklevel=1)
+    logger.error("an error")
+    assert lines == ["an error"]
+    notes.show()
+    assert lines == ["an error", "Seed set to 0", "a warning"]
+    logger.info("after")
+    assert lines[3:] == ["after"]
+
+
+def test_notes_of_a_refused_command_are_dropped(spoken):
+    logger, lines = spoken
+    notes = quiet.Notes()
+    notes.hold()
+    logger.info("Seed set to 0")
+    notes.drop()
+    notes.show()
+    assert lines == []
+    logger.info("after")
+    assert lines == ["after"]
+
+
+def test_a_refused_command_line_says_one_line(spoken):
+    logger, lines = spoken
+
+    def call():
+        logger.info("Seed set to 0")
+        raise UserError("no")
+
+    assert cli.guarded(call) == 2
+    assert lines == []
+
+    def fault():
+        logger.info("Seed set to 0")
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        cli.guarded(fault)
+    assert lines == ["Seed set to 0"]

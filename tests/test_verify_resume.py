@@ -28,13 +28,13 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--updates", "1"], "`--updates` must be at least 2, got 1"),
+        (["--updates", "1"], "`--updates` must be from 2 to 1,000,000, got 1"),
         (["--kill", "lunch:2"], "`--kill` must be one of rollout, micro-batch, update"),
         (["--kill", "update"], "such as update:4, got 'update'"),
         (["--folder", "."], "holds runs of an earlier verification"),
         (["--kill", "update:²"], "such as update:4, got 'update:²'"),
-        (["--kills", "0"], "`--kills` must be at least 1, got 0"),
-        (["--kills", "2", "--updates", "0"], "`--updates` must be at least 2, got 0"),
+        (["--kills", "0"], "`--kills` must be from 1 to 100,000, got 0"),
+        (["--kills", "2", "--updates", "0"], "`--updates` must be from 2 to 1,000,000, got 0"),
         (["--kills", "2", "--kill", "update:1"], "give one of the two"),
     ],
 )

@@ -18,7 +18,7 @@ from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
 from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
-from lightning_mpo.modules.trial import try_optimizer
+from lightning_mpo.modules.trial import make_optimizer, try_optimizer
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.scores import ScoreRequest
@@ -126,7 +126,9 @@ class HeadWarmup(Stage):
             weight.requires_grad_(name.startswith("mtp."))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([weight for weight in self.policy.parameters() if weight.requires_grad])
+        optimizer = make_optimizer(
+            self.optimizer, [weight for weight in self.policy.parameters() if weight.requires_grad]
+        )
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}

@@ -20,7 +20,7 @@ from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
 from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
-from lightning_mpo.modules.trial import try_optimizer
+from lightning_mpo.modules.trial import has_vectors, make_optimizer, try_optimizer
 from lightning_mpo.objective import Objective
 from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups, rollout_mode
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores, join_scores
@@ -86,6 +86,11 @@ class PolicyOptimization(Stage):
                 f"`trainer.precision: {self.trainer.precision}` trains half-precision weights, in which updates at RL "
                 "learning rates round away; use `bf16-mixed`, or `policy.dtype: bfloat16` with `policy.lora`"
             )
+        if self.trainer.precision in ("64-true", "transformer-engine", "transformer-engine-float16"):
+            raise UserError(
+                f"`trainer.precision: {self.trainer.precision}` is not supported: sampler and trainer would compute "
+                "differently; use `32-true` or `bf16-mixed`"
+            )
         if self.trainer.precision == "16-mixed":
             raise UserError(
                 "`trainer.precision: 16-mixed` scales losses and leaves out the updates whose gradients overflow; use "
@@ -117,6 +122,7 @@ class PolicyOptimization(Stage):
             self.optimizer,
             self.scheduler,
             parts=tuple(parts),
+            vectors=has_vectors(policy),
             learning_rates=self.learning_rates,
             updates=self.trainer.max_steps,
         )
@@ -142,7 +148,7 @@ class PolicyOptimization(Stage):
             )
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter_groups(self.policy, self.learning_rates))
+        optimizer = make_optimizer(self.optimizer, parameter_groups(self.policy, self.learning_rates))
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)

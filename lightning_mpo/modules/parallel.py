@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lightning_mpo.errors import UserError
@@ -33,6 +35,8 @@ def check_strategy_options(trainer: Any) -> None:
     wanted = str(int(devices) * int(nodes)) if known else "N"
     if name.lower().startswith("fsdp"):
         raise UserError(f"`trainer.strategy: {name}` is FSDP1, which is not supported; write {SHARDED % wanted}")
+    if name in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
+        raise UserError(f"`trainer.strategy: {name}` copies this process, which hangs or loses the run; write `ddp`")
     if name != "ModelParallelStrategy":
         return
     options = strategy.get("init_args") or {}
@@ -42,6 +46,31 @@ def check_strategy_options(trainer: Any) -> None:
             f"`ModelParallelStrategy` has data_parallel_size {sizes[0]} and tensor_parallel_size {sizes[1]}, and there are "
             f"{wanted} processes (`trainer.devices` x `trainer.num_nodes`); write {SHARDED % wanted}"
         )
+
+
+def check_nodes(trainer: L.Trainer) -> None:
+    """Refuse several nodes that nothing brings together; the first one would wait for half an hour.
+
+    Raises:
+        UserError: no launcher started this process, and the variables of the environment are missing that say where the
+            first node is.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes < 2 or not isinstance(environment, LightningEnvironment):
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)]
+    if "NODE_RANK" in missing and os.environ.get("GROUP_RANK"):
+        missing.remove("NODE_RANK")
+    if missing:
+        raise UserError(
+            f"`trainer.num_nodes: {trainer.num_nodes}` needs a launcher that starts a process on each node, such as torchrun "
+            f"or srun; or set {', '.join(missing)} yourself on each node"
+        )
+    print(
+        f"nodes      {environment.node_rank() + 1} of {trainer.num_nodes}: waits at {environment.main_address}:"
+        f"{environment.main_port} until all are there",
+        flush=True,
+    )
 
 
 def check_strategy(trainer: L.Trainer) -> None:

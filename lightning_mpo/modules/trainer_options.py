@@ -9,6 +9,7 @@ import lightning as L
 
 from lightning_mpo.checks import above, at_least, not_below, one_of, within
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.monitors import check_callbacks
 
 MOST_UPDATES = 10**12
 MOST_DEVICES, MOST_NODES = 1024, 100_000
@@ -62,6 +63,8 @@ def check_trainer(trainer: L.Trainer) -> None:
     Raises:
         UserError: an option is out of range.
     """
+    if getattr(getattr(trainer, "state", None), "fn", None) in (None, "fit"):
+        check_callbacks(trainer)
     names = ("gradient_clip_val", "accumulate_grad_batches", "log_every_n_steps")
     check_trainer_options({name: getattr(trainer, name, None) for name in names})
 

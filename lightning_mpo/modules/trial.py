@@ -13,6 +13,8 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.policies.base import Policy
+from lightning_mpo.policies.causal import CausalPolicy
 
 STEPS = 1000
 """Largest number of updates of a trial."""
@@ -25,6 +27,7 @@ def try_optimizer(
     scheduler: Callable[[Any], Any] | None,
     *,
     parts: tuple[str, ...] = ("policy",),
+    vectors: bool = False,
     learning_rates: Mapping[str, float] | None = None,
     updates: int = -1,
 ) -> None:
@@ -34,6 +37,7 @@ def try_optimizer(
         optimizer: makes the optimizer of the module.
         scheduler: makes its scheduler; None: none.
         parts: parts of the policy that are trained; each is a group of parameters.
+        vectors: some weights have one dimension, as scales of norms do.
         learning_rates: learning rates by part.
         updates: `trainer.max_steps`; -1: not known.
 
@@ -53,6 +57,8 @@ def try_optimizer(
         if made is None:
             return
         _check_groups(made, "`model.optimizer`", 0)
+        if vectors:
+            _try_vectors(optimizer)
         plan = _make("scheduler", scheduler, made) if scheduler is not None else None
         if plan is not None:
             _check_scheduler(made, plan, updates)
@@ -68,6 +74,39 @@ def _make(name: str, factory: Callable[[Any], Any], argument: Any) -> Any:
         raise UserError(f"`model.{name}`: {first_sentence(error)}") from error
     except Exception:
         return None
+
+
+def _try_vectors(optimizer: Callable[[Any], Any]) -> None:
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(2))])
+    except _MISTAKES as error:
+        raise UserError(
+            f"`model.optimizer` takes no weights of one dimension, and norms have such: {first_sentence(error)}; use "
+            "torch.optim.AdamW, or `policy.lora`, whose weights are matrices"
+        ) from error
+
+
+def has_vectors(policy: Policy) -> bool:
+    """Return whether weights of norms are trained: all of a language model are, but for those of adapters alone."""
+    return isinstance(policy, CausalPolicy) and policy.lora is None
+
+
+def make_optimizer(factory: Callable[[Any], Any], weights: Any) -> Any:
+    """Make the optimizer of a run.
+
+    Args:
+        factory: `model.optimizer`.
+        weights: that are trained, or groups of them.
+
+    Raises:
+        UserError: it refuses them, as one does that takes matrices alone.
+    """
+    try:
+        return factory(weights)
+    except _MISTAKES as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"`model.optimizer` does not take the weights: {first_sentence(error)}") from error
 
 
 def first_sentence(error: BaseException) -> str:

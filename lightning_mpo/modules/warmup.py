@@ -16,7 +16,7 @@ from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
 from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
-from lightning_mpo.modules.trial import try_optimizer
+from lightning_mpo.modules.trial import has_vectors, make_optimizer, try_optimizer
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.types import PromptRow, to_device
@@ -64,7 +64,9 @@ class SupervisedWarmup(Stage):
         check_strategy(self.trainer)
         check_trainer(self.trainer)
         if stage == "fit":
-            try_optimizer(self.optimizer, self.scheduler, updates=self.trainer.max_steps)
+            try_optimizer(
+                self.optimizer, self.scheduler, vectors=has_vectors(self.policy), updates=self.trainer.max_steps
+            )
         self.policy.check()
         self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
         self.data.check_solutions()
@@ -73,7 +75,9 @@ class SupervisedWarmup(Stage):
         build_policy(self, self.policy, reference=False, freeze=lambda: self.policy.freeze_unused(ScoreRequest()))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([weight for weight in self.policy.parameters() if weight.requires_grad])
+        optimizer = make_optimizer(
+            self.optimizer, [weight for weight in self.policy.parameters() if weight.requires_grad]
+        )
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}

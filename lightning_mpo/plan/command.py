@@ -16,7 +16,6 @@ from jsonargparse import set_parsing_settings
 
 from lightning_mpo.cli import CLI, OPTIONS, guarded
 from lightning_mpo.errors import UserError
-from lightning_mpo.messages import one_line
 
 MIB, GIB = 2**20, 2**30
 CONTEXT = 0.6
@@ -27,6 +26,8 @@ TOLERANCE = 0.15
 
 class PlanCLI(CLI):
     """Does without a checkpoint that a warm-up has yet to make: weights of other values take no other memory."""
+
+    starts = False
 
     def without_warmup(self, config: Any, warmup: str, checkpoint: str) -> None:
         config["model"]["init_args"]["policy"]["init_args"]["checkpoint"] = None
@@ -110,14 +111,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--check", action="store_true", help="run a rollout, its updates and a second rollout, and compare"
     )
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore")
     outcome: list[int] = []
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     try:
-        return guarded(lambda: outcome.append(_plan(*parser.parse_known_args(arguments)))) or outcome[0]
-    except argparse.ArgumentError as error:
-        print(f"lightning-mpo: {one_line(str(error))}", file=sys.stderr)
-        return 2
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore")
+            return guarded(lambda: outcome.append(_plan(*parser.parse_known_args(arguments)))) or outcome[0]
+    finally:
+        logger.setLevel(level)
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:

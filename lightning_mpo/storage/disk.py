@@ -81,6 +81,8 @@ def put(disk: Disk, part: Path, target: Path) -> None:
 def locate(path: str | Path) -> Path:
     """Return the path of a checkpoint, or of its backup if a run was killed while replacing it."""
     path = Path(path)
+    if not path.name:  # the working folder, or the root
+        return path
     before = beside(path, BEFORE)
     return before if before.exists() and not path.exists() else path
 

@@ -7,14 +7,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules.parallel import check_strategy_options
+from lightning_mpo.modules.parallel import check_nodes, check_strategy_options
 from tests.modules.many_ranks import CASES, gradients
 
 SCRIPT = str(Path(__file__).with_name("many_ranks.py"))
@@ -122,3 +124,19 @@ def test_a_strategy_that_would_not_train_is_refused_with_what_to_write(given, sa
 )
 def test_other_strategies_are_not(given):
     check_strategy_options(given)
+
+
+def test_several_nodes_need_a_launcher(monkeypatch, capsys):
+    trainer = SimpleNamespace(num_nodes=2, strategy=SimpleNamespace(cluster_environment=LightningEnvironment()))
+    variables = {"MASTER_ADDR": "first", "MASTER_PORT": "29500", "NODE_RANK": "1"}
+    for name in (*variables, "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="torchrun or srun; or set MASTER_ADDR, MASTER_PORT, NODE_RANK yourself"):
+        check_nodes(trainer)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check_nodes(trainer)
+    assert capsys.readouterr().out == "nodes      2 of 2: waits at first:29500 until all are there\n"
+    monkeypatch.delenv("MASTER_ADDR")
+    check_nodes(SimpleNamespace(num_nodes=1, strategy=trainer.strategy))
+    check_nodes(SimpleNamespace(num_nodes=2, strategy=SimpleNamespace(cluster_environment=TorchElasticEnvironment())))

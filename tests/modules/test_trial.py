@@ -9,7 +9,7 @@ import torch
 from torch.optim import lr_scheduler as S
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules.trial import try_optimizer
+from lightning_mpo.modules.trial import make_optimizer, try_optimizer
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
@@ -77,3 +77,16 @@ def test_a_failure_that_real_weights_need_not_have_passes():
         raise RuntimeError("no kernel for the CPU")
 
     try_optimizer(needs_cuda, None)
+
+
+def test_an_optimizer_of_matrices():
+    def muon(weights):
+        return torch.optim.Muon(weights, lr=0.1)
+
+    try_optimizer(muon, None)
+    with pytest.raises(
+        UserError, match="takes no weights of one dimension, and norms have such: Muon only supports 2D"
+    ):
+        try_optimizer(muon, None, vectors=True)
+    with pytest.raises(UserError, match="`model.optimizer` does not take the weights: Muon only supports 2D"):
+        make_optimizer(muon, [torch.nn.Parameter(torch.zeros(3))])
