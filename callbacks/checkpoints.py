@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_mpo.callbacks.entries import check_callbacks, check_loops
 from lightning_mpo.callbacks.restoring import restoring
 from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.errors import UserError
@@ -48,6 +49,8 @@ def check_content(
     with restoring(path):
         if stage == "fit":
             _check_entries(trainer, own, path, content)
+            check_callbacks(trainer, content)
+        check_loops(trainer, content, stage)
         _check_state(trainer, own, path, content.get("callbacks", {}).get("ExactResume"), stage, options)
 
 
@@ -69,7 +72,15 @@ def _check_state(
     trainer: L.Trainer, own: dict[str, Any], path: Any, state: Any, stage: str, options: dict[str, Any] | None
 ) -> None:
     if state is None:
+        if stage == "fit":
+            rank_zero_warn(
+                f"the checkpoint {path} has no state of ExactResume: its options are not compared with the run's, and the "
+                "random numbers begin afresh"
+            )
         return
+    lacking = [name for name in own if name not in state["identity"]] if stage == "fit" else []
+    if lacking:
+        raise ValueError(f"`identity` of ExactResume has no {lacking[0]!r}")
     apart = differences(state["options"], options, "refused") if options else []
     check_identity(path, state["identity"], own, algorithm=stage == "fit", options=apart)
     saved, now = len(state["ranks"]), trainer.world_size

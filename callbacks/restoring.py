@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from lightning_mpo.callbacks.entries import check_complete, check_optimizer, check_weights
 from lightning_mpo.errors import UserError
 
 STEPS = ("resume_start", "restore_datamodule", "restore_model", "restore_callbacks", "restore_training_state")
@@ -52,15 +53,32 @@ def _in_one_line(step: Callable[..., Any], trainer: L.Trainer) -> Callable[..., 
         if not trainer.ckpt_path:
             return step(*arguments, **options)
         with restoring(trainer.ckpt_path):
+            if step.__name__ == "restore_model":
+                _check_weights(trainer)
             if step.__name__ == "restore_training_state":
                 _check_optimizers(trainer)
+                return _restore_training(trainer, step)
             return step(*arguments, **options)
 
     return run
 
 
+def _restore_training(trainer: L.Trainer, step: Callable[..., Any]) -> None:
+    before = [[dict(group) for group in optimizer.param_groups] for optimizer in trainer.strategy.optimizers]
+    step()
+    for groups, optimizer in zip(before, trainer.strategy.optimizers, strict=True):
+        check_complete(groups, optimizer.param_groups)
+
+
+def _check_weights(trainer: L.Trainer) -> None:
+    """Refuse a checkpoint without a trained weight: loading is not strict, as checkpoints hold what is trained."""
+    content = trainer._checkpoint_connector._loaded_checkpoint
+    if content:
+        check_weights(trainer.lightning_module, content, str(trainer.state.fn))
+
+
 def _check_optimizers(trainer: L.Trainer) -> None:
-    """Refuse a checkpoint with another number of optimisers: Lightning leaves those without a state as they are."""
+    """Refuse states of optimisers that Lightning and torch would take: too few of them, or parts of another kind."""
     content = trainer._checkpoint_connector._loaded_checkpoint
     if (
         trainer.state.fn != "fit"
@@ -71,3 +89,10 @@ def _check_optimizers(trainer: L.Trainer) -> None:
     saved, own = len(content["optimizer_states"]), len(trainer.strategy.optimizers)
     if saved != own:
         raise ValueError(f"it holds the state of {saved} optimisers, and the run has {own}")
+    described = content.get("callbacks", {}).get("ExactResume", {}).get("moments")
+    if described is not None and (not isinstance(described, list) or len(described) != saved):
+        raise ValueError(f"`moments` of ExactResume must describe {saved} optimisers")
+    names = {id(weight): name for name, weight in trainer.lightning_module.named_parameters()}
+    for i, optimizer in enumerate(trainer.strategy.optimizers):
+        state = content["optimizer_states"][i]
+        check_optimizer(optimizer, state, None if described is None else described[i], names)

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.callbacks.checkpoints import check_content, folders, run_identity
+from lightning_mpo.callbacks.entries import SAVED, check_metrics, describe_state
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
 from lightning_mpo.callbacks.restoring import restore_in_one_line, restoring
 from lightning_mpo.modules.configured import check_kinds, configuration_wins, configured
@@ -22,13 +23,15 @@ from lightning_mpo.modules.run_options import changed_callbacks, differences, ru
 from lightning_mpo.modules.saving import check_folders, save_whole
 from lightning_mpo.modules.source import RolloutCallback
 
-SAVED = ("_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_until_validation")
-"""What `ModelCheckpoint` knows of its saves and leaves out of checkpoints."""
 KEPT: dict[str, type] = {
     **dict.fromkeys(("identity", "configured", "options", "metrics", "saved", "repeated", "row"), dict),
-    **dict.fromkeys(("ranks", "rows", "callbacks"), list),
+    **dict.fromkeys(("ranks", "rows", "callbacks", "moments"), list),
+    **dict.fromkeys(("within_update", "validate"), bool),
+    "epoch": int,
 }
 """Entries of the state, and what each is."""
+FILLED = ("identity", "configured", "options")
+"""Entries that are never empty in a checkpoint of training."""
 
 
 class ExactResume(RolloutCallback):
@@ -89,6 +92,7 @@ class ExactResume(RolloutCallback):
             "ranks": gather_ranks({"random": random_state()}),
             "rows": [logger.experiment.mark() for logger in _csv_loggers(trainer)],
             "metrics": _plain(trainer.callback_metrics),
+            "moments": [describe_state(optimizer) for optimizer in trainer.strategy.optimizers],
             "saved": {
                 callback.state_key: {name: getattr(callback, name) for name in SAVED}
                 for callback in _model_checkpoints(trainer)
@@ -113,6 +117,10 @@ class ExactResume(RolloutCallback):
         for name, kind in KEPT.items():
             if not isinstance(state_dict.get(name, kind()), kind):
                 raise TypeError(f"`{name}` of ExactResume must be a {kind.__name__}")
+        trainer = self._trainer
+        empty = [name for name in FILLED if not state_dict.get(name)]
+        if empty and trainer is not None and trainer.state.fn == "fit":
+            raise ValueError(f"`{empty[0]}` of ExactResume is empty")
         self._loaded = state_dict
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -139,6 +147,8 @@ class ExactResume(RolloutCallback):
         self._random = random_state()  # Lightning still makes iterators, which draw seeds
 
     def _take(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
+        for name in ("repeated", "metrics", "row"):
+            check_metrics(name, loaded.get(name, {}))
         self._say_what_changed(trainer, loaded)
         self._rewind(trainer, loaded["rows"])
         self._remember_saves(trainer, loaded["saved"])

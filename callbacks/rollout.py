@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_mpo.callbacks.entries import is_count
 from lightning_mpo.checks import at_least, seeds
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
@@ -21,7 +22,7 @@ from lightning_mpo.modules.evaluation import RolloutEvaluation
 from lightning_mpo.modules.experience import build_experience, divergence_from_reference, mean_over_ranks
 from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.resume import gather_ranks, place, plain_state
+from lightning_mpo.modules.resume import check_state, gather_ranks, place, plain_state
 from lightning_mpo.modules.source import RolloutEvent, listeners, tell_phase
 from lightning_mpo.rewards.base import Scores
 from lightning_mpo.rewards.functions import RewardLike, as_rewards
@@ -378,12 +379,16 @@ class Rollout(RolloutEvaluation):
         if len(ranks) != world:
             raise UserError(f"the checkpoint was saved by {len(ranks)} processes and cannot be resumed by {world}")
         state_dict = ranks[rank]
-        if not isinstance(state_dict["counter"], int) or not isinstance(state_dict["gate_passed"], bool):
-            raise TypeError("`counter` of Rollout must be a number, and `gate_passed` a switch")
+        if not is_count(state_dict["counter"]) or not isinstance(state_dict["gate_passed"], bool):
+            raise TypeError("`counter` of Rollout must be a count, and `gate_passed` true or false")
+        if state_dict["counter"] and "experience" not in state_dict:
+            raise ValueError(f"Rollout has made {state_dict['counter']} rollouts, and its state holds none")
         self.counter = state_dict["counter"]
         self._gate_passed = state_dict["gate_passed"]
         if "experience" in state_dict:
             tensors = dict(state_dict["experience"])
+            check_state(Experience, tensors)
+            check_state(RolloutData, tensors["rollout"])
             rollout = RolloutData(**tensors.pop("rollout"))
             self._experience = Experience(rollout=rollout, **tensors)
             rows = torch.cat([rows for update in state_dict["plan"] for rows in update])

@@ -310,14 +310,27 @@ class PromptDataModule(L.LightningDataModule, ABC):
             raise UserError(f"`{type(self).__name__}.connect(tokenizer)` must be called before prompts are encoded")
         return self._renderer
 
-    def check_solutions(self) -> None:
+    def check_solutions(self, positions: int | None = None) -> None:
         """Try all solutions, once, before any is imitated.
 
+        Args:
+            positions: tokens that the model has places for; None: no limit.
+
         Raises:
-            UserError: a row has no solution, or one that cannot be encoded or that an end token ends early.
+            UserError: a row has no solution, or one that cannot be encoded, that an end token ends early, or that is
+                too long for the model together with its prompt.
         """
         for rows in (self.splits.train, self.validation_rows):
-            self._need_renderer().encode_solutions(rows, self._end_tokens)
+            solutions = self._need_renderer().encode_solutions(rows, self._end_tokens)
+            for row, solution in zip(rows, solutions, strict=True):
+                if positions is None or self.longest_prompt + len(solution) <= positions:
+                    continue
+                prompt = int(self.encode([row]).attention_mask_PS.sum())
+                if prompt + len(solution) > positions:
+                    raise UserError(
+                        f"{describe(row)} has {prompt} tokens and its solution {len(solution)}, together more than the "
+                        f"model's {positions} positions: shorten or drop the row"
+                    )
 
     def solutions(self, rows: Sequence[PromptRow]) -> Rollout:
         """Return the rows' solutions, closed by the token that ends a response, as if they had been sampled."""

@@ -33,14 +33,23 @@ def check_kinds(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
     Raises:
         UserError: which one differs, and the way out.
+        ValueError: an entry is not what `configured` returns.
     """
-    for name, was in saved["kinds"].items():
+    for name in own["kinds"]:
+        was = saved["kinds"][name]
         if was != own["kinds"][name]:
             raise UserError(
                 f"the checkpoint holds the state of {name} {_list(was)}, and the configuration has "
                 f"{_list(own['kinds'][name])}: a run goes on as it began; for a new one from its weights give "
                 "`policy.checkpoint` instead of `--ckpt_path`"
             )
+
+    for name in ("groups", "schedules"):
+        parts = saved[name]
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise TypeError(f"`configured.{name}` must be a list of dicts")
+        if len(parts) != len(own[name]):
+            raise ValueError(f"`configured.{name}` must have {len(own[name])} parts, got {len(parts)}")
 
 
 def _kinds(trainer: L.Trainer) -> dict[str, list[str]]:

@@ -10,7 +10,13 @@ from lightning_mpo.policies.base import Policy
 from lightning_mpo.types import PromptRow
 
 
-def check_fit(policy: Policy, data: Any, rows: Sequence[PromptRow], max_new_tokens: int) -> None:
+def check_fit(
+    policy: Policy,
+    data: Any,
+    rows: Sequence[PromptRow],
+    max_new_tokens: int,
+    option: str = "rollout.max_new_tokens",
+) -> None:
     """Refuse rows that the model has no positions or no embeddings for.
 
     Args:
@@ -18,12 +24,13 @@ def check_fit(policy: Policy, data: Any, rows: Sequence[PromptRow], max_new_toke
         data: a data module that has the policy's tokenizer, and knows its longest prompt.
         rows: that will be sampled.
         max_new_tokens: the longest response.
+        option: that sets it, for messages.
 
     Raises:
         UserError: the longest prompt and the longest response are more tokens than positions, or a prompt holds a token
             without an embedding.
     """
-    _check_positions(policy.positions, data.longest_prompt, max_new_tokens)
+    _check_positions(policy.positions, data.longest_prompt, max_new_tokens, option)
     unembedded = policy.unembedded
     for row in rows if unembedded else ():
         text = repr(row)
@@ -38,12 +45,12 @@ def check_fit(policy: Policy, data: Any, rows: Sequence[PromptRow], max_new_toke
             )
 
 
-def _check_positions(positions: int | None, longest: int, max_new_tokens: int) -> None:
+def _check_positions(positions: int | None, longest: int, max_new_tokens: int, option: str) -> None:
     if positions is None or longest + max_new_tokens <= positions:
         return
     room = positions - longest
-    remedy = f"set `rollout.max_new_tokens` to at most {room}, or " if room > 0 else ""
+    remedy = f"set `{option}` to at most {room}, or " if room > 0 else ""
     raise UserError(
-        f"the longest prompt has {longest} tokens and `rollout.max_new_tokens` is {max_new_tokens}, together more than "
+        f"the longest prompt has {longest} tokens and `{option}` is {max_new_tokens}, together more than "
         f"the model's {positions} positions: {remedy}drop long prompts (`data.max_prompt_tokens`)"
     )

@@ -13,6 +13,7 @@ from lightning_mpo.checks import at_least, positive, seeds
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
+from lightning_mpo.modules.fitting import check_fit
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
@@ -116,7 +117,10 @@ class HeadWarmup(Stage):
         self.policy.check(ScoreRequest(future=self.offsets))
         self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
         if self.solutions:
-            self.data.check_solutions()
+            self.data.check_solutions(self.policy.positions)
+        else:
+            prompted = [*self.data.validation_rows, *(self.data.splits.train if stage == "fit" else ())]
+            check_fit(self.policy, self.data, prompted, self.max_new_tokens, "HeadWarmup.max_new_tokens")
 
     def configure_model(self) -> None:
         build_policy(self, self.policy, reference=False, freeze=self._freeze_trunk)

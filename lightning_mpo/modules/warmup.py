@@ -69,7 +69,7 @@ class SupervisedWarmup(Stage):
             )
         self.policy.check()
         self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
-        self.data.check_solutions()
+        self.data.check_solutions(self.policy.positions)
 
     def configure_model(self) -> None:
         build_policy(self, self.policy, reference=False, freeze=lambda: self.policy.freeze_unused(ScoreRequest()))

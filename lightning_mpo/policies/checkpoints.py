@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 PREFIX = "policy."
 """What a module's state dict puts in front of a policy's names."""
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
+    **dict.fromkeys(("use_rslora", "use_dora", "use_qalora", "lora_bias"), ()),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication"), ()),
+    **dict.fromkeys(("target_parameters", "trainable_token_indices", "alora_invocation_tokens"), ()),
+    **dict.fromkeys(("arrow_config", "ensure_weight_tying"), ()),
+}
+"""Entries of peft's description that change what adapters compute, and their plain values; empty ones are plain."""
 HEADS, HEADS_CONFIG = "mtp_heads.safetensors", "mtp_heads.json"
 
 
@@ -111,6 +121,13 @@ def check_adapters(content: dict[str, Any], lora: Lora | None, where: str) -> No
     if lora is None:
         return
     described = content["adapters"] or {}
+    for name, plain in PLAIN.items():
+        if described.get(name) not in plain and described.get(name):
+            raise UserError(
+                f"{where} holds adapters with `{name}: {described[name]!r}` ({ADAPTER_CONFIG}), and `policy.lora` makes "
+                "plain ones, which would compute something else: merge them into their base with peft "
+                "(`merge_and_unload`), and name that folder as `policy.source`"
+            )
     found = {"rank": next(iter(ranks - {lora.rank}), lora.rank), "alpha": described.get("lora_alpha", lora.alpha)}
     for name, value in found.items():
         if value != getattr(lora, name):

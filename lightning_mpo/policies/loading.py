@@ -14,6 +14,7 @@ import torch
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.model_files import (
     CONFIG,
+    check_dtypes,
     check_shapes,
     check_sizes_said,
     read_descriptions,
@@ -75,7 +76,9 @@ def load_config(location: str) -> PretrainedConfig:
         if not isinstance(text.vocab_size, int) or not isinstance(text.hidden_size, int):
             raise TypeError("`vocab_size` and `hidden_size` must be whole numbers")
     if shapes is not None and getattr(config, "quantization_config", None) is None:
-        check_shapes(outline(config, torch.float32, location), shapes, location)
+        network = outline(config, torch.float32, location)
+        check_shapes(network, shapes, location)
+        check_dtypes(network, folder)
     return config
 
 

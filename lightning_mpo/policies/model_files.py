@@ -143,6 +143,31 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def check_dtypes(network: Any, folder: Path) -> None:
+    """Refuse files that hold whole numbers for a weight; they would be taken as they are, without a scale.
+
+    Args:
+        network: the model on the meta device.
+        folder: of the model, whose files can be read.
+
+    Raises:
+        UserError: names the weight.
+    """
+    from safetensors import safe_open
+
+    weights = {name for name, weight in network.named_parameters() if weight.is_floating_point()}
+    endings = {name.partition(".")[2] for name in weights}  # a base model's files leave the first part out
+    for file_name in _weight_files(folder, f"the model {str(folder)!r}"):
+        with safe_open(str(folder / file_name), "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                kind = file.get_slice(name).get_dtype()
+                if re.match(r"[IUB](\d|OOL)", kind) and (name in weights or name in endings):
+                    raise UserError(
+                        f"the model {str(folder)!r}: {name!r} in {file_name} holds whole numbers ({kind}), and {CONFIG} "
+                        "names no quantisation that says their scale; take a folder with float weights"
+                    )
+
+
 def _weight_files(folder: Path, shown: str) -> dict[str, list[str]]:
     """Return the weight files of a folder, and the tensors that the index says they hold."""
     if (folder / WEIGHTS).is_file():

@@ -33,7 +33,10 @@ def test_last_begins_afresh_in_one_line_where_there_is_none(tmp_path, caplog):
 def test_last_takes_the_newest_whole_file_and_names_it(tmp_path, caplog):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    content = {"state_dict": {}, "global_step": 7, "callbacks": {}, "loops": {}, "lr_schedulers": []}
+    loop = make_trainer(folder, []).fit_loop
+    loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = 7
+    content = {"state_dict": {}, "global_step": 7, "callbacks": {}, "lr_schedulers": []}
+    content["loops"] = {"fit_loop": loop.state_dict()}
     torch.save(content | {"pytorch-lightning_version": L.__version__}, folder / "last.ckpt")
     (folder / ".last.ckpt.part").write_bytes(b"half")
     (folder / "epoch=9.ckpt").write_bytes(b"other")

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.callbacks import ExactResume, Rollout
 from lightning_mpo.callbacks.checkpoints import settle_checkpoint
+from lightning_mpo.callbacks.entries import check_optimizer, check_weights, describe_state
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.storage import read_checkpoint
@@ -87,6 +88,12 @@ NEEDED = [
     ("callbacks", "Rollout", "ranks", 0, "plan"), ("callbacks", "Rollout", "ranks", 0, "experience", "rollout"),
     ("callbacks", "ExactResume", "identity"), ("callbacks", "ExactResume", "configured"),
     ("callbacks", "ExactResume", "options"), ("callbacks", "ExactResume", "rows"),
+    ("callbacks", "ExactResume", "configured", "kinds"), ("callbacks", "ExactResume", "identity", "model"),
+    ("callbacks", "ExactResume", "configured", "groups"),
+    ("callbacks", "Rollout", "ranks", 0, "experience"), ("callbacks", "Rollout", "ranks", 0, "experience", "valid_B"),
+    ("loops", "fit_loop", "epoch_progress", "current", "processed"),
+    ("loops", "fit_loop", "epoch_loop.batch_progress", "is_last_batch"),
+    ("loops", "fit_loop", "epoch_loop.val_loop.batch_progress", "total"),
 ]  # fmt: skip
 
 
@@ -113,3 +120,120 @@ def test_whole_numbers_are_no_weights(saved, tmp_path):
     policy = make_policy(checkpoint=str(path))
     with pytest.raises(UserError, match=r"is of torch.int64, the policy's of torch.float32"):
         policy.build(device=torch.device("cpu"), reference=False)
+
+
+def refused(saved: dict, place: tuple, other: object, tmp_path: Path, stage: str = "fit") -> str:
+    with pytest.raises(UserError) as error:
+        go(tmp_path, changed(saved, place, other, tmp_path), 4, stage)
+    assert "\n" not in str(error.value)
+    assert "other.ckpt" in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_a_missing_weight_is_named(saved, tmp_path, stage):
+    for name in list(saved["state_dict"])[1::5]:
+        said = refused(saved, ("state_dict", name), ..., tmp_path, stage)
+        assert f"no weight {name.removeprefix('policy.')!r}" in said
+
+
+def test_whole_numbers_for_a_weight_are_refused_on_resume(saved, tmp_path):
+    weight = saved["state_dict"][WEIGHT].long()
+    assert "is of torch.int64" in refused(saved, ("state_dict", WEIGHT), weight, tmp_path)
+
+
+def test_a_tied_weight_may_be_there_under_one_name():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    policy = torch.nn.Module()
+    policy.one = policy.two = weight
+    policy.trained_state = lambda state: state
+    module = torch.nn.Module()
+    module.policy = policy
+    check_weights(module, {"state_dict": {"policy.two": weight}}, "fit")
+    with pytest.raises(ValueError, match="no weight 'one'"):
+        check_weights(module, {"state_dict": {}}, "fit")
+
+
+MOMENTS = [
+    (("state", 5), ...), (("state", 5), {}), (("state", 5), None), (("state",), {}), (("state",), [1]),
+    (("state", 5, "exp_avg"), ...), (("state", 5, "exp_avg"), 3), (("state", 5, "exp_avg"), {"a": 1}),
+    (("state", 5, "exp_avg"), torch.zeros(3)), (("state", 5, "exp_avg"), torch.zeros(3).long()),
+    (("state", 5, "step"), "x"), (("state", 5, "step"), ...), (("state", 5, "other"), 1), (("state", 77), {"step": 1}),
+    (("param_groups", 0, "weight_decay"), [1]), (("param_groups", 0, "lr"), -7), (("param_groups", 0, "lr"), None),
+    (("param_groups", 0, "lr"), float("nan")), (("param_groups", 0, "betas"), "x"),
+    (("param_groups", 0, "betas"), [0.9]), (("param_groups", 0, "fused"), -7), (("param_groups", 0, "amsgrad"), 1),
+    (("param_groups", 0, "lr"), ...), (("param_groups", 0, "eps"), ...), (("param_groups", 0, "params"), [0]), (("param_groups", 0), {}), (("param_groups",), []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "other"), MOMENTS, ids=str)
+def test_the_state_of_the_optimiser_is_that_of_the_save(saved, tmp_path, place, other):
+    refused(saved, ("optimizer_states", 0, *place), other, tmp_path)
+
+
+def test_weights_without_a_step_have_no_state():
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = torch.optim.AdamW(weights)
+    weights[0].grad = torch.ones(2)
+    optimizer.step()
+    described, saved = describe_state(optimizer), optimizer.state_dict()
+    assert described == {0: {"step": "float32 []", "exp_avg": "float32 [2]", "exp_avg_sq": "float32 [2]"}}
+    names = {id(weights[0]): "a", id(weights[1]): "b"}
+    check_optimizer(optimizer, saved, described, names)
+    saved["state"][1] = saved["state"].pop(0)
+    with pytest.raises(ValueError, match="'step' of 'a' was float32 .* and is not there"):
+        check_optimizer(optimizer, saved, described, names)
+    check_optimizer(optimizer, saved, None, names)  # other writers note nothing
+
+
+COUNTS = ["x", None, -7, True, 2.0, {}]
+
+
+@pytest.mark.parametrize("other", COUNTS, ids=str)
+def test_counters_of_loops_are_counts(saved, tmp_path, other):
+    place = ("loops", "fit_loop", "epoch_loop.batch_progress", "total", "ready")
+    assert f"`{'.'.join(place)}` must be a whole number" in refused(saved, place, other, tmp_path)
+
+
+def test_the_update_is_that_of_the_loops(saved, tmp_path):
+    assert "its loops have counted 3 updates" in refused(saved, ("global_step",), 2, tmp_path)
+
+
+@pytest.mark.parametrize("other", [None, {}, [], "x"], ids=str)
+@pytest.mark.parametrize("callback", ["ExactResume", "Rollout", "ModelCheckpoint"])
+def test_states_of_callbacks_are_not_empty(saved, tmp_path, callback, other):
+    key = next(key for key in saved["callbacks"] if key.startswith(callback))
+    refused(saved, ("callbacks", key), other, tmp_path)
+
+
+@pytest.mark.parametrize("other", [None, -7, [1], ...], ids=str)
+@pytest.mark.parametrize("name", ["best_model_path", "last_model_path", "kth_best_model_path", "best_k_models"])
+def test_paths_of_saves_are_texts(saved, tmp_path, name, other):
+    key = next(key for key in saved["callbacks"] if key.startswith("ModelCheckpoint"))
+    assert name in refused(saved, ("callbacks", key, name), other, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["identity", "options", "configured"])
+def test_what_a_run_was_is_not_empty(saved, tmp_path, name):
+    refused(saved, ("callbacks", "ExactResume", name), {}, tmp_path)
+
+
+@pytest.mark.parametrize("other", [{}, None, 3, torch.ones(2, dtype=torch.bool), torch.ones(8)], ids=str)
+def test_fields_of_a_rollout_are_of_their_kind(saved, tmp_path, other):
+    refused(saved, ("callbacks", "Rollout", "ranks", 0, "experience", "valid_B"), other, tmp_path)
+
+
+@pytest.mark.parametrize("other", [None, "x", {}, torch.ones(2)], ids=str)
+@pytest.mark.parametrize("name", ["repeated", "metrics", "row"])
+def test_logged_values_are_numbers(saved, tmp_path, name, other):
+    refused(saved, ("callbacks", "ExactResume", name), {"reward/mean": other}, tmp_path)
+
+
+def test_the_state_of_a_callback_that_saved_is_there(saved, tmp_path):
+    key = next(key for key in saved["callbacks"] if key.startswith("ModelCheckpoint"))
+    refused(saved, ("callbacks", key), ..., tmp_path)
+    refused(saved, ("callbacks", "ExactResume", "saved", key), {}, tmp_path)
+
+
+def test_a_rollout_that_was_made_is_counted(saved, tmp_path):
+    refused(saved, ("callbacks", "Rollout", "ranks", 0, "counter"), -7, tmp_path)

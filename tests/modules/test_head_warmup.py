@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning_mpo.action_spaces import BlockActions, FutureShare
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import HeadWarmup
-from lightning_mpo.policies import MedusaHeads, ParallelHeads, SequentialHeads
+from lightning_mpo.policies import MedusaHeads, ParallelHeads, SequentialHeads, TinyPolicy
 from lightning_mpo.terms import HeadUpkeep
 from tests.modules.runs import Probe, Record, adam, fit, make_data, make_objective, make_policy, make_trainer, same
 
@@ -160,3 +160,16 @@ def test_passes_that_do_not_divide_the_pool_of_one_process_are_refused(world, so
                 module.setup("fit")
         else:
             module.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("solutions", "said"), [(True, "and its solution"), (False, "`HeadWarmup.max_new_tokens` is 8, together")]
+)
+def test_rows_that_the_model_has_no_positions_for_are_refused_at_set_up(solutions, said):
+    policy = TinyPolicy("0123456789+-*=;, ", max_length=5, mtp=ParallelHeads())
+    module = HeadWarmup(policy, solutions=solutions, prompts=4, completions=8, passes=1, max_new_tokens=8)
+    module._trainer = SimpleNamespace(
+        world_size=1, max_steps=-1, strategy=SingleDeviceStrategy(), datamodule=make_data(digits=2)
+    )
+    with pytest.raises(UserError, match=f"{said}.* more than the model's 5 positions"):
+        module.setup("fit")

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import SupervisedWarmup
+from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.types import PromptRow
 from tests.modules.runs import Probe, Record, adam, fit, make_data, make_policy, make_trainer, same
 
@@ -100,3 +101,10 @@ def test_other_data_modules_are_refused(tmp_path):
 
     with pytest.raises(UserError, match="PromptDataModule"):
         warm_up(tmp_path, 1, data=L.LightningDataModule())
+
+
+def test_rows_that_the_model_has_no_positions_for_are_refused_at_set_up(tmp_path):
+    policy = TinyPolicy("0123456789+-*=;, ", max_length=5)
+    policy.load_network = lambda: pytest.fail("loaded")
+    with pytest.raises(UserError, match="and its solution .* more than the model's 5 positions"):
+        warm_up(tmp_path, 1, policy=policy, data=make_data(digits=2))

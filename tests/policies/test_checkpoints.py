@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -156,6 +157,34 @@ def test_other_adapters_are_refused_before_a_model_is_loaded(adapters, tiny_fold
 def test_another_scale_is_refused_where_the_file_says_it(adapters, tiny_folder):
     with pytest.raises(UserError, match="holds adapters of alpha 8, `policy.lora` has 32"):
         adapted(tiny_folder, lora=Lora(rank=4), checkpoint=str(adapters)).check()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 8}}, {"alpha_pattern": {"q_proj": 4}},
+        {"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"init_lora_weights": "pissa"}, {"peft_type": "IA3"},
+        {"trainable_token_indices": [1]}, {"lora_bias": True}, {"layer_replication": [[0, 1]]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_adapters_that_are_not_plain_are_refused(adapters, tiny_folder, tmp_path, entry):
+    folder = shutil.copytree(adapters, tmp_path / "elsewhere")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | entry))
+    with pytest.raises(UserError, match=f"`{next(iter(entry))}: .* merge them into their base") as error:
+        adapted(tiny_folder, checkpoint=str(folder)).check()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"use_rslora": False}, {"rank_pattern": {}}, {"init_lora_weights": "gaussian"}, {"modules_to_save": None}]
+)
+def test_plain_adapters_from_elsewhere_are_taken(adapters, tiny_folder, tmp_path, entry):
+    folder = shutil.copytree(adapters, tmp_path / "elsewhere")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | entry))
+    adapted(tiny_folder, checkpoint=str(folder)).check()
 
 
 def test_whole_weights_are_refused_by_a_policy_with_adapters(tiny_policy, tiny_folder, tmp_path):
