@@ -162,7 +162,8 @@ MOMENTS = [
     (("param_groups", 0, "weight_decay"), [1]), (("param_groups", 0, "lr"), -7), (("param_groups", 0, "lr"), None),
     (("param_groups", 0, "lr"), float("nan")), (("param_groups", 0, "betas"), "x"),
     (("param_groups", 0, "betas"), [0.9]), (("param_groups", 0, "fused"), -7), (("param_groups", 0, "amsgrad"), 1),
-    (("param_groups", 0, "lr"), ...), (("param_groups", 0, "eps"), ...), (("param_groups", 0, "params"), [0]), (("param_groups", 0), {}), (("param_groups",), []),
+    (("param_groups", 0, "lr"), ...), (("param_groups", 0, "eps"), ...),
+    (("param_groups", 0, "params"), [0]), (("param_groups", 0), {}), (("param_groups",), []),
 ]  # fmt: skip
 
 
