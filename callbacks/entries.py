@@ -298,20 +298,23 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def check_complete(before: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse groups of an optimiser that lost an option by loading, where its class has no default.
+def complete(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]], saved: Sequence[Any]) -> None:
+    """Give an optimiser the run's value of options that a checkpoint lacks and its class fills in, as newer ones do.
 
     Args:
-        before: the groups before.
-        groups: the groups after.
+        optimizer: whose state was loaded.
+        before: its groups before.
+        saved: the groups in the checkpoint.
 
     Raises:
-        ValueError: names the option.
+        ValueError: an option is lacking, and the class has no default for it.
     """
-    for old, new in zip(before, groups, strict=True):
-        for name in old:
-            if name not in new:
+    for group, own, stored in zip(optimizer.param_groups, before, saved, strict=True):
+        for name, value in own.items():
+            if name not in group:
                 raise ValueError(f"its optimiser has no option {name!r}")
+            if name not in stored:
+                group[name] = value
 
 
 def _show(value: Any) -> str:

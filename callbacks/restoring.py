@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_mpo.callbacks.entries import check_complete, check_optimizer, check_weights
+from lightning_mpo.callbacks.entries import check_optimizer, check_weights, complete
 from lightning_mpo.errors import UserError
 
 STEPS = ("resume_start", "restore_datamodule", "restore_model", "restore_callbacks", "restore_training_state")
@@ -65,9 +65,18 @@ def _in_one_line(step: Callable[..., Any], trainer: L.Trainer) -> Callable[..., 
 
 def _restore_training(trainer: L.Trainer, step: Callable[..., Any]) -> None:
     before = [[dict(group) for group in optimizer.param_groups] for optimizer in trainer.strategy.optimizers]
+    saved = _optimizer_states(trainer) or []
     step()
-    for groups, optimizer in zip(before, trainer.strategy.optimizers, strict=True):
-        check_complete(groups, optimizer.param_groups)
+    for optimizer, groups, state in zip(trainer.strategy.optimizers, before, saved, strict=False):
+        complete(optimizer, groups, state["param_groups"])
+
+
+def _optimizer_states(trainer: L.Trainer) -> list[Any] | None:
+    """Return the states that Lightning is about to load; None: it loads none."""
+    content = trainer._checkpoint_connector._loaded_checkpoint
+    if trainer.state.fn != "fit" or not trainer.strategy.lightning_restore_optimizer:
+        return None
+    return content.get("optimizer_states")
 
 
 def _check_weights(trainer: L.Trainer) -> None:
@@ -79,20 +88,16 @@ def _check_weights(trainer: L.Trainer) -> None:
 
 def _check_optimizers(trainer: L.Trainer) -> None:
     """Refuse states of optimisers that Lightning and torch would take: too few of them, or parts of another kind."""
-    content = trainer._checkpoint_connector._loaded_checkpoint
-    if (
-        trainer.state.fn != "fit"
-        or not trainer.strategy.lightning_restore_optimizer
-        or "optimizer_states" not in content
-    ):
+    states = _optimizer_states(trainer)
+    if states is None:
         return
-    saved, own = len(content["optimizer_states"]), len(trainer.strategy.optimizers)
+    saved, own = len(states), len(trainer.strategy.optimizers)
     if saved != own:
         raise ValueError(f"it holds the state of {saved} optimisers, and the run has {own}")
+    content = trainer._checkpoint_connector._loaded_checkpoint
     described = content.get("callbacks", {}).get("ExactResume", {}).get("moments")
     if described is not None and (not isinstance(described, list) or len(described) != saved):
         raise ValueError(f"`moments` of ExactResume must describe {saved} optimisers")
     names = {id(weight): name for name, weight in trainer.lightning_module.named_parameters()}
     for i, optimizer in enumerate(trainer.strategy.optimizers):
-        state = content["optimizer_states"][i]
-        check_optimizer(optimizer, state, None if described is None else described[i], names)
+        check_optimizer(optimizer, states[i], None if described is None else described[i], names)

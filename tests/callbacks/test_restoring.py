@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.callbacks import ExactResume, Rollout
 from lightning_mpo.callbacks.checkpoints import settle_checkpoint
-from lightning_mpo.callbacks.entries import check_optimizer, check_weights, describe_state
+from lightning_mpo.callbacks.entries import check_optimizer, check_weights, complete, describe_state
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.storage import read_checkpoint
@@ -185,6 +185,19 @@ def test_weights_without_a_step_have_no_state():
     with pytest.raises(ValueError, match="'step' of 'a' was float32 .* and is not there"):
         check_optimizer(optimizer, saved, described, names)
     check_optimizer(optimizer, saved, None, names)  # other writers note nothing
+
+
+def test_an_option_that_the_class_fills_in_is_the_run_s():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], maximize=True)
+    before, saved = [dict(group) for group in optimizer.param_groups], optimizer.state_dict()
+    del saved["param_groups"][0]["maximize"]
+    optimizer.load_state_dict(saved)
+    complete(optimizer, before, saved["param_groups"])
+    assert optimizer.param_groups[0]["maximize"] is True
+    del saved["param_groups"][0]["eps"]
+    optimizer.load_state_dict(saved)
+    with pytest.raises(ValueError, match="no option 'eps'"):
+        complete(optimizer, before, saved["param_groups"])
 
 
 COUNTS = ["x", None, -7, True, 2.0, {}]

@@ -207,3 +207,22 @@ def test_adapters_of_another_architecture(adapters, tiny_policy, tmp_path):
         UserError, match=r"does not fit the policy: .* has shape \[4, 128\], the policy needs \[4, 256\]"
     ):
         adapted(str(tmp_path), checkpoint=str(adapters)).build(device=torch.device("cpu"), reference=False)
+
+
+def test_a_weight_that_is_missing_is_named(adapters, tiny_folder, tiny_policy, tmp_path):
+    """`export` and `predict` load checkpoints so."""
+    content = torch.load(adapters / "last.ckpt", weights_only=True)
+    gone = next(name for name in content["state_dict"] if "q_proj" in name)
+    del content["state_dict"][gone]
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="1 weights are missing") as error:
+        adapted(tiny_folder, checkpoint=str(tmp_path / "last.ckpt")).build(device=torch.device("cpu"), reference=False)
+    assert gone.removeprefix("policy.") in str(error.value)
+    state = tiny_policy().state_dict()
+    gone = next(name for name in state if "q_proj" in name)
+    whole = {f"policy.{name}": value for name, value in state.items() if name != gone}
+    torch.save({"state_dict": whole}, tmp_path / "whole.ckpt")
+    policy = CausalPolicy(tiny_folder, checkpoint=str(tmp_path / "whole.ckpt"))
+    with pytest.raises(UserError, match="1 weights are missing") as error:
+        policy.build(device=torch.device("cpu"), reference=False)
+    assert gone in str(error.value)
