@@ -9,12 +9,12 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_mpo.callbacks.entries import check_callbacks, check_loops
-from lightning_mpo.callbacks.restoring import restoring
 from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.entries import check_callbacks, check_loops
 from lightning_mpo.modules.identity import check_identity, identity
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.restoring import restoring
 from lightning_mpo.modules.run_options import differences, run_options
 from lightning_mpo.modules.saving import check_folders
 from lightning_mpo.storage import find, is_sealed, locate, read_checkpoint

@@ -12,12 +12,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.callbacks.checkpoints import check_content, folders, run_identity
-from lightning_mpo.callbacks.entries import SAVED, check_metrics, describe_state
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
-from lightning_mpo.callbacks.restoring import restore_in_one_line, restoring
 from lightning_mpo.modules.configured import check_kinds, configuration_wins, configured
+from lightning_mpo.modules.entries import SAVED, check_metrics, describe_state
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.random_state import random_state, restore_random_state
+from lightning_mpo.modules.restoring import restore_in_one_line, restoring
 from lightning_mpo.modules.resume import gather_ranks, place
 from lightning_mpo.modules.run_options import changed_callbacks, differences, run_options, shown
 from lightning_mpo.modules.saving import check_folders, save_whole

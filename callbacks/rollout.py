@@ -14,10 +14,10 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_mpo.callbacks.entries import is_count
-from lightning_mpo.checks import at_least, seeds
+from lightning_mpo.checks import at_least, positive, seeds
 from lightning_mpo.data.base import PromptDataModule, seeded_generator
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.entries import is_count
 from lightning_mpo.modules.evaluation import RolloutEvaluation
 from lightning_mpo.modules.experience import build_experience, divergence_from_reference, mean_over_ranks
 from lightning_mpo.modules.limits import fit_limits
@@ -87,8 +87,7 @@ class Rollout(RolloutEvaluation):
         at_least("rollout", 1, prompts=prompts, completions=completions, max_new_tokens=max_new_tokens)
         at_least("rollout", 1, minibatches=minibatches, epochs=epochs, validation_completions=validation_completions)
         seeds("rollout", seed=seed)
-        if not 0 < reward_seconds < float("inf"):
-            raise UserError(f"`rollout.reward_seconds` must be positive and finite, got {reward_seconds}")
+        positive("rollout", reward_seconds=reward_seconds)
         self.rewards = as_rewards(rewards)
         self.reward_seconds, self.reward_process = reward_seconds, reward_process
         self.caller = RewardCaller(self.rewards, reward_seconds, reward_process)

@@ -191,7 +191,8 @@ class CLI(LightningCLI):
             raise blamed from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        options = self.config_init[self.subcommand]["trainer"]
+        verb = self.config_init[self.subcommand] if self.subcommand else self.config_init
+        options = verb["trainer"]
         parts: list[L.Callback] = list(options["callbacks"] or [])
         bars = options["enable_progress_bar"] is not False and not options["barebones"]
         if bars and not any(isinstance(part, ProgressBar) for part in parts):

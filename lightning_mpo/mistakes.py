@@ -91,11 +91,11 @@ def _raised_in(error: BaseException) -> str:
 
 def _missing_package(error: ImportError) -> str | None:
     text = " ".join(str(error).split())
-    found = re.search(r"Requirement '([\w.-]+)[^']*' not met", text) or re.search(
-        r"pip install (?:-U )?'?([\w.-]+)", text
+    match = re.search(r"Requirement '(([\w.-]+)[^']*)' not met", text) or re.search(
+        r"pip install (?:-U )?'?(([\w.-]+)(?:[<>=!~][\w.,<>=!~]+)?)", text
     )
-    if found:
-        return f"the package `{found.group(1)}` is not installed, and the configuration needs it: pip install {found.group(1)}"
+    if match:
+        return f"the package `{match[2]}` is not installed, and the configuration needs it: pip install '{match[1]}'"
     return f"no module `{error.name}`: it must be installed, or lie in the working folder" if error.name else None
 
 

@@ -28,7 +28,8 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
 def leave_tips_out() -> None:
     """Filter Lightning's tips, and a warning of torch that Lightning causes. Runs from Python use this too."""
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    for package in ("lightning.pytorch", "pytorch_lightning"):  # whichever is imported last logs for both
+        logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_is_no_tip)
 
 
 def leave_noise_out() -> None:

@@ -327,7 +327,7 @@ CASES = {
         {"base.yaml": BARE},
     ),
     "a logger whose package is missing": Case(
-        "`CloudLogger` needs a package that is not installed: pip install 'cloud>=0.12'",
+        "the package `cloud` is not installed, and the configuration needs it: pip install 'cloud>=0.12'",
         ["--trainer.logger", "cloud_logger.CloudLogger"],
         {
             "cloud_logger.py": "from lightning.pytorch.loggers import CSVLogger\n"
@@ -342,7 +342,7 @@ CASES = {
         ["--rollout.rewards", "my_rewards.f"],
     ),
     "a name of peft": Case(
-        "`model.policy.lora`: `Lora` has no argument `target_modules`; it is `targets` here",
+        "`model.policy.lora`: `Lora` has no argument `target_modules`; it is `targets`",
         [f"--{POLICY}", "CausalPolicy", f"--{POLICY}.init_args.source", "x", LORA, "{target_modules: [q_proj]}"],
     ),
     "an option of adapters that is none": Case(
@@ -357,10 +357,11 @@ CASES = {
         ],
     ),
     "a name of TRL": Case(
-        "no option `rollout.num_generations`; it is `rollout.completions` here", ["--rollout.num_generations", "8"]
+        "no option `rollout.num_generations`: completions per prompt are `rollout.completions`",
+        ["--rollout.num_generations", "8"],
     ),
     "a name of TRL in a file": Case(
-        "no option `rollout.max_completion_length`; it is `rollout.max_new_tokens` here",
+        "no option `rollout.max_completion_length`: it is `rollout.max_new_tokens`",
         OVERLAY,
         {"o.yaml": "rollout: {max_completion_length: 8}"},
     ),

@@ -133,10 +133,10 @@ OUT_OF_RANGE = {
     "`GroupRelative.scale` must be 'std', 'none' or 'batch', got 'mean'": lambda: GroupRelative("mean"),
     "`KLPenalty.estimator` must be 'k1', 'k2', 'k3' or 'exact', got 'k4'": lambda: KLPenalty(HALF, "k4"),
     "`KLPenalty.place` must be 'loss' or 'reward', got 'lose'": lambda: KLPenalty(HALF, "k3", "lose"),
-    "`ConstantCoefficient.coefficient` must be a number from 0 on, got -1": lambda: ConstantCoefficient(-1),
-    "`AdaptiveCoefficient.coefficient` must be above 0, got 0: 0 never": lambda: AdaptiveCoefficient(0.1, 0),
-    "`AdaptiveCoefficient.coefficient` must be above 0, got -0.1": lambda: AdaptiveCoefficient(0.1, -0.1),
-    "`HeadUpkeep.coef` must be a number from 0 on, got -1": lambda: HeadUpkeep(-1),
+    "`ConstantCoefficient.coefficient` must not be negative, got -1": lambda: ConstantCoefficient(-1),
+    "`AdaptiveCoefficient.coefficient` must be positive, got 0: 0 never": lambda: AdaptiveCoefficient(0.1, 0),
+    "`AdaptiveCoefficient.coefficient` must be positive, got -0.1": lambda: AdaptiveCoefficient(0.1, -0.1),
+    "`HeadUpkeep.coef` must not be negative, got -1": lambda: HeadUpkeep(-1),
     "`WeightPenalty.coef` must be positive, got 0; `penalty: null` leaves it out": lambda: WeightPenalty(0),
 }
 

@@ -76,7 +76,7 @@ def test_a_file_is_short_and_says_what_it_is(path):
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "experiment"], ids=name_of)
-def test_a_part_can_be_laid_over_a_run(build, path):
+def test_a_part_can_be_laid_over_a_run(build, path, monkeypatch):
     content = yaml.safe_load(path.read_text())
     touched = {
         "model": {"model"},
@@ -88,6 +88,8 @@ def test_a_part_can_be_laid_over_a_run(build, path):
     quantised = path.stem.startswith("qlora")  # what a GPU holds is a matter of how the base is stored, too
     assert set(content) <= touched[path.parent.name] | ({"model"} if quantised else set()), "one choice a file"
     below = ["-c", CONFIGS / "model" / "smollm2.yaml"] if quantised else []
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):  # a launcher's
+        monkeypatch.setenv(name, {"MASTER_ADDR": "127.0.0.1"}.get(name, "0"))
     model, data, trainer = build("-c", "base.yaml", *below, "-c", path)
     assert isinstance(model, PolicyOptimization)
     if path.parent.name == "data":

@@ -21,6 +21,7 @@ def _restore(monkeypatch):
 
 
 def test_lightnings_tips_are_left_out_from_python_too(caplog):
+    caplog.set_level(logging.INFO, logger="pytorch_lightning.utilities.rank_zero")  # another test may import it
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         rank_zero_info("💡 Tip: for seamless cloud uploads, install litmodels")
         rank_zero_info("TPU available: False, using: 0 TPU cores")

@@ -126,13 +126,13 @@ def test_a_name_of_nothing_is_one_line(name, wanted):
     ("text", "wanted"),
     [
         (b"include: grop", "mine.yaml: no configuration file or recipe 'grop'; did you mean `grpo`?"),
-        (b"include: [3]", "mine.yaml: `include` must be a file, a recipe, or a list of these, got [3]"),
-        (b"include: {a: b}", "`include` must be a file, a recipe, or a list of these, got {'a': 'b'}"),
+        (b"include: [3]", "`include:` of mine.yaml must be the name of a file, or a list of names, got [3]"),
+        (b"include: {a: b}", "`include:` of mine.yaml must be the name of a file, or a list of names, got {'a': 'b'}"),
         (b"include: mine.yaml", "these files `include:` each other: mine.yaml"),
         (b"- a", "mine.yaml must hold a mapping of options, got list"),
-        (b"", "mine.yaml must hold a mapping of options, got NoneType"),
+        (b"", "mine.yaml must hold a mapping of options, got nothing"),
         (b"a: [", "mine.yaml is no valid YAML"),
-        (b"a: caf\xe9", "mine.yaml cannot be read as text"),
+        (b"a: caf\xe9", "mine.yaml is no UTF-8 text (byte 6): save it as UTF-8"),
         (b"a: \x00", "mine.yaml is no valid YAML"),
     ],
 )

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.callbacks import ExactResume, Rollout
 from lightning_mpo.callbacks.checkpoints import settle_checkpoint
-from lightning_mpo.callbacks.entries import check_optimizer, check_weights, complete, describe_state
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
+from lightning_mpo.modules.entries import check_optimizer, check_weights, complete, describe_state
 from lightning_mpo.storage import read_checkpoint
 from lightning_mpo.storage.reading import ENTRIES
 from tests.modules.runs import Digits, adam, make_data, make_objective, make_policy

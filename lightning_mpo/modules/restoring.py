@@ -9,8 +9,8 @@ from typing import Any
 
 import lightning as L
 
-from lightning_mpo.callbacks.entries import check_optimizer, check_weights, complete
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.entries import check_optimizer, check_weights, complete
 
 STEPS = ("resume_start", "restore_datamodule", "restore_model", "restore_callbacks", "restore_training_state")
 """Lightning's own steps, each of which takes entries of a checkpoint as they are."""
