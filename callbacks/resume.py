@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_mpo.callbacks.checkpoints import check_content, folders, run_identity
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
 from lightning_mpo.modules.configured import check_kinds, configuration_wins, configured
-from lightning_mpo.modules.entries import SAVED, check_metrics, describe_state
+from lightning_mpo.modules.entries import SAVED, check_metrics, check_weights, describe_state
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.random_state import random_state, restore_random_state
 from lightning_mpo.modules.restoring import restore_in_one_line, restoring
@@ -60,9 +60,15 @@ class ExactResume(RolloutCallback):
         self._identity = run_identity(trainer, pl_module)
         if stage == "fit":
             self._options = run_options(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+
+        def check(path: Any, content: dict[str, Any]) -> None:
+            check_content(trainer, self._identity, path, content, stage, self._options)
+            with restoring(path):  # loading is not strict, as checkpoints hold what is trained
+                check_weights(pl_module, content, stage)
+
         save_whole(
             trainer.strategy,
-            lambda path, content: check_content(trainer, self._identity, path, content, stage, self._options),
+            check,
             "all" if stage == "fit" else "weights",
         )
         if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]

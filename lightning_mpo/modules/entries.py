@@ -160,16 +160,16 @@ def check_weights(module: L.LightningModule, content: Mapping[str, Any], stage: 
 
     Args:
         module: with a `policy` that is built.
-        content: of the checkpoint; without `state_dict`, the weights are restored already.
+        content: of the checkpoint; its tensors may be outlines.
         stage: the verb. Heads that no training has made may be missing where nothing is trained.
 
     Raises:
         ValueError: names the weight.
     """
     policy: Any = getattr(module, "policy", None)
-    state = content.get("state_dict")
-    if state is None or not hasattr(policy, "trained_state"):
+    if not hasattr(policy, "trained_state"):
         return
+    state = content["state_dict"]
     every = dict(policy.named_parameters(remove_duplicate=False))
     names: dict[int, list[str]] = {}  # a tied weight has several
     for name, weight in every.items():

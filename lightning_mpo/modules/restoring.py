@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules.entries import check_optimizer, check_weights, complete
+from lightning_mpo.modules.entries import check_optimizer, complete
 
 STEPS = ("resume_start", "restore_datamodule", "restore_model", "restore_callbacks", "restore_training_state")
 """Lightning's own steps, each of which takes entries of a checkpoint as they are."""
@@ -53,8 +53,6 @@ def _in_one_line(step: Callable[..., Any], trainer: L.Trainer) -> Callable[..., 
         if not trainer.ckpt_path:
             return step(*arguments, **options)
         with restoring(trainer.ckpt_path):
-            if step.__name__ == "restore_model":
-                _check_weights(trainer)
             if step.__name__ == "restore_training_state":
                 _check_optimizers(trainer)
                 return _restore_training(trainer, step)
@@ -77,13 +75,6 @@ def _optimizer_states(trainer: L.Trainer) -> list[Any] | None:
     if trainer.state.fn != "fit" or not trainer.strategy.lightning_restore_optimizer:
         return None
     return content.get("optimizer_states")
-
-
-def _check_weights(trainer: L.Trainer) -> None:
-    """Refuse a checkpoint without a trained weight: loading is not strict, as checkpoints hold what is trained."""
-    content = trainer._checkpoint_connector._loaded_checkpoint
-    if content:
-        check_weights(trainer.lightning_module, content, str(trainer.state.fn))
 
 
 def _check_optimizers(trainer: L.Trainer) -> None:
