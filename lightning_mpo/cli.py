@@ -116,6 +116,10 @@ OPTIONS: dict[str, Any] = {
 class CLI(LightningCLI):
     """Adds the `rollout:` section, `include:` and `warmup:`; the command line wins over checkpoints."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Take whole names of options only: a shortened one would be another option after a release."""
+        return super().init_parser(**kwargs | {"allow_abbrev": False})
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Rollout, "rollout")
         parser.set_defaults({"rollout.reward_process": True})

@@ -356,6 +356,9 @@ CASES = {
             "{scale: 2}",
         ],
     ),
+    "a shortened name": Case(
+        "no option `rollout.completion`; did you mean `rollout.completions`?", ["--rollout.completion", "8"]
+    ),
     "a name of TRL": Case(
         "no option `rollout.num_generations`: completions per prompt are `rollout.completions`",
         ["--rollout.num_generations", "8"],
