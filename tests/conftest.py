@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # `python -m pytest` puts it there, plain `pytest` does not
     sys.path.insert(0, str(ROOT))
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub; without a network a look-up takes half a minute
 torch.set_num_threads(1)
 
 CHARACTERS = "0123456789+-*=;, "

@@ -190,7 +190,7 @@ def test_the_configuration_of_an_export_is_refused_by_name(exported, call, capsy
 def test_a_folder_without_a_word_on_its_use_takes_defaults(exported, call, capsys):
     (exported / "lightning_mpo.json").unlink()
     assert call("predict", *EXPORTED, "--max_new_tokens", 3) == 0
-    assert "note       out has no lightning_mpo.json: sampled at temperature 1" in capsys.readouterr().out
+    assert "note       out has no lightning_mpo.json: sampling at temperature 1" in capsys.readouterr().out
     assert len(predicted()) == 1
 
 
@@ -257,7 +257,14 @@ def test_form_and_version_are_needed(tmp_path, name):
     [
         ([], "`predict` needs --model and --data"),
         (["--model", "out"], "`predict` needs --data: lightning-mpo predict --model FOLDER --data FILE.jsonl"),
-        (["--model", "gone", "--data", "prompts.jsonl"], "could not find the model 'gone'"),
+        (
+            ["--model", "gone", "--data", "prompts.jsonl"],
+            "could not find the model 'gone' (no such folder, and a hub id",
+        ),
+        (
+            ["--model", "runs/gone", "--data", "prompts.jsonl"],
+            "could not find the model 'runs/gone' (no such folder, and",
+        ),
         (["--model", "out", "--data", "gone.jsonl"], "there is no file 'gone.jsonl'"),
         ([*EXPORTED, "--tmperature", "1"], "no option `--tmperature`; did you mean `--temperature`?"),
         ([*EXPORTED, "--temperature", "nan"], "`--temperature` must be a number above 0, got nan"),
@@ -271,7 +278,9 @@ def test_form_and_version_are_needed(tmp_path, name):
 )
 def test_mistakes_of_predict_are_one_line(exported, call, capsys, monkeypatch, arguments, said):
     monkeypatch.setattr(CausalPolicy, "load_network", lambda self: pytest.fail("loaded"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.get_hf_file_metadata", lambda *a, **k: pytest.fail("asked the hub")
+    )
     before = sorted(exported.parent.rglob("*"))
     assert call("predict", *arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lightning-mpo: ")]

@@ -62,13 +62,44 @@ def fingerprint(location: str) -> str | None:
     return digest.hexdigest()[:12] if files else None
 
 
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    variable = os.environ.get("HF_HUB_OFFLINE", "")  # the library reads it once, on import
+    return bool(constants.HF_HUB_OFFLINE) or variable.upper() in constants.ENV_VARS_TRUE_VALUES
+
+
+def _find_in_cache(source: str, otherwise: str) -> None:
+    """Look a model up without the network, whose retries take half a minute where there is none.
+
+    Raises:
+        OSError: it is not there, for the reason `otherwise`; or it is no hub id.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from transformers.utils import cached_file
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise OSError(f"no such folder, and not a hub id: {error}") from error
+    try:
+        cached_file(source, "config.json", local_files_only=True)
+    except OSError as error:
+        raise OSError(otherwise) from error
+
+
 def _find_on_hub(source: str) -> None:
     from transformers.utils import cached_file
 
     try:
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
             raise OSError("not a hub id, and no such folder")
-        cached_file(source, "config.json")
+        if "/" not in source:
+            _find_in_cache(source, "no such folder, and a hub id is OWNER/NAME")
+        elif _is_offline():
+            _find_in_cache(source, "no such folder, and not in the hub's cache, with HF_HUB_OFFLINE set")
+        else:
+            cached_file(source, "config.json")
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(

