@@ -16,13 +16,6 @@ class UserError(ValueError):
     """Process that started this one and ends first: Lightning kills it, unread, where another one is gone before."""
 
 
-def check_sizes(owner: str, **sizes: int) -> None:
-    """Refuse options of a class or section that are below 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"`{owner}.{name}` must be at least 1, got {size}")
-
-
 def user_error(error: BaseException | None) -> UserError | None:
     """Return the `UserError` behind an exception: itself, its cause or its context; None: there is none."""
     if error is None or isinstance(error, UserError):

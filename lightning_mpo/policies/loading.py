@@ -14,9 +14,9 @@ import torch
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.model_files import (
     CONFIG,
+    check_declared_sizes,
     check_dtypes,
     check_shapes,
-    check_sizes_said,
     read_descriptions,
     weight_shapes,
 )
@@ -69,7 +69,7 @@ def load_config(location: str) -> PretrainedConfig:
         )
     folder = Path(location)
     shapes = weight_shapes(folder) if folder.is_dir() else None
-    check_sizes_said(described.get(CONFIG, {}), location, shapes)
+    check_declared_sizes(described.get(CONFIG, {}), location, shapes)
     with one_line(f"{CONFIG} of the model {location!r}"):
         config = AutoConfig.from_pretrained(location, trust_remote_code=False)
         text = config.get_text_config()

@@ -197,7 +197,9 @@ def _weight_files(folder: Path, shown: str) -> dict[str, list[str]]:
     return files
 
 
-def check_sizes_said(config: Mapping[str, Any], location: str, shapes: Mapping[str, tuple[int, ...]] | None) -> None:
+def check_declared_sizes(
+    config: Mapping[str, Any], location: str, shapes: Mapping[str, tuple[int, ...]] | None
+) -> None:
     """Refuse sizes in `config.json` that contradict the weights, before a model is built from it.
 
     Args:
