@@ -122,8 +122,11 @@ def _without_clocks(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ranking(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the scores of a `ModelCheckpoint`, whose paths are those of its folder."""
-    scores = {name: state.get(name) for name in ("best_model_score", "current_score", "kth_value")}
+    """Return the scores of a `ModelCheckpoint` that rank checkpoints; its paths are those of its folder.
+
+    Lightning does not load `current_score` back, and sets it before each use.
+    """
+    scores = {name: state.get(name) for name in ("best_model_score", "kth_value")}
     return scores | {"best_k_scores": sorted(float(score) for score in state.get("best_k_models", {}).values())}
 
 
