@@ -162,9 +162,10 @@ def expand(arguments: Sequence[str]) -> list[str]:
     any_file = False
     for argument in arguments:
         given = re.fullmatch(r"(?:--config=|-c=?)(.+)", argument, re.S)
-        if waiting or given:
+        name = argument if waiting else given[1] if given else None
+        if name is not None:
             any_file = True
-            for path in with_includes(find(argument if waiting or given is None else given[1])):
+            for path in with_includes(find(name)):
                 expanded += ["-c", str(path)]
                 stage = warmup_of(path)
                 expanded += [f"--warmup={call(stage)}"] if stage is not None else []

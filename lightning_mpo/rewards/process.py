@@ -74,7 +74,7 @@ class RewardCaller:
             return
         if torch.cuda.is_initialized():
             warnings.warn(
-                "rewards run without a helper process, as the GPU is already in use; set `rollout.reward_process: false`",
+                "rewards run in the process of the run, as the GPU is already in use; nothing ends one that hangs in C code",
                 stacklevel=2,
             )
             self.process = False
