@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -96,8 +97,6 @@ trainer:
     - {class_path: lightning.pytorch.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}
 """
 REPLAY = "rollout: {replay: {class_path: PrefixReplay, init_args: {share: 0.5}}}\n"
-HEADS = [ROOT / "configs/model/mtp.yaml"]
-CRITIC = [ROOT / "configs/model/critic.yaml"]
 WARMUP = """
 seed_everything: 0
 model:
@@ -127,7 +126,10 @@ HEAD_WARMUP = (
 
 
 def algorithm(name: str, *more: Path | str) -> list[Path | str]:
-    return [BASE, ROOT / f"configs/algorithm/{name}.yaml", *more]
+    """Return an algorithm's layers, with the models that its file says it needs (`-c mtp`)."""
+    path = ROOT / f"configs/algorithm/{name}.yaml"
+    models = [ROOT / f"configs/model/{model}.yaml" for model in re.findall(r"-c (\w+)", path.read_text())]
+    return [BASE, path, *models, *more]
 
 
 FAMILIES: dict[str, list[Path | str]] = {
@@ -137,20 +139,8 @@ FAMILIES: dict[str, list[Path | str]] = {
     "callbacks on supports": algorithm("mpo_backbone_rlpt", ADAPTIVE, CALLBACKS),
     "Report": [BASE, REPORT],
     "EMAWeightAveraging": [BASE, AVERAGE],
-    "grpo": algorithm("grpo"),
-    "ppo": algorithm("ppo", *CRITIC),
-    "mpo": algorithm("mpo", *HEADS),
-    "mpo_ppo": algorithm("mpo_ppo", *HEADS, *CRITIC),
-    "rlpt": algorithm("rlpt"),
-    "mpo_rlpt": algorithm("mpo_rlpt", *HEADS),
-    "dppo_topk": algorithm("dppo_topk"),
-    "dapo": algorithm("dapo"),
     "t_spmo with replay": algorithm("t_spmo", REPLAY),
-    "s_grpo": algorithm("s_grpo"),
-    "gspo": algorithm("gspo"),
-    "reinforce_plus_plus": algorithm("reinforce_plus_plus"),
-    "mpo_segments": algorithm("mpo_segments"),
-    "grpo_high_entropy": algorithm("grpo_high_entropy"),
+    **{path.stem: algorithm(path.stem) for path in sorted((ROOT / "configs/algorithm").glob("*.yaml"))},
 }  # fmt: skip
 
 

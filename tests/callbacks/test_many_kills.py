@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("many_kills.py")
 
 @pytest.mark.slow
 def test_random_kills_go_on_bit_for_bit(tmp_path):
-    """`many_kills.py FOLDER` does so with all families, 20 kills each, in a quarter of an hour."""
+    """`many_kills.py FOLDER` does so with all families, 20 kills each, in half an hour."""
     families = ["HeadWarmup", "mpo_ppo", "callbacks"]
     assert set(families) < set(FAMILIES)
     command = [sys.executable, str(SCRIPT), str(tmp_path), "--kills", "4", "--seed", "3", *families]
