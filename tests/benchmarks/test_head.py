@@ -45,6 +45,7 @@ def test_ratios_are_of_the_least_times_and_the_bounds_are_named():
     assert head.table([small, large]).count("\n") == 3
 
 
+@pytest.mark.slow
 def test_a_small_grid_runs_to_its_table_and_picture(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "head.py"), "--vocabularies", "50", "80", "--sizes", "4"]
     command += ["--widths", "16", "--tokens", "30", "--repeats", "1", "--rounds", "1", "--out", str(tmp_path)]

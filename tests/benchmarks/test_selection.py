@@ -79,6 +79,7 @@ def test_every_surrogate_is_measured():
     assert names == {found.__name__ for found in subclasses(Surrogate)}
 
 
+@pytest.mark.slow
 def test_a_small_grid_runs_to_its_tables(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "selection.py"), "--vocabularies", "50", "--widths", "16"]
     command += ["--tokens", "30", "--repeats", "1", "--rounds", "1", "--surrogate-repeats", "1", "--out", str(tmp_path)]

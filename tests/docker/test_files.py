@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from lightning_mpo import cli
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -26,7 +28,7 @@ def test_an_image_copies_what_is_there_and_both_folders_of_the_package(name):
     assert any("whl/cpu" in line for line in lines) == (name == "cpu")
 
 
-def test_the_nodes_of_the_compose_file_run_one_command_that_the_command_line_takes(tmp_path):
+def test_the_nodes_of_the_compose_file_run_one_command_that_the_command_line_takes(capsys):
     services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
     assert services["node0"]["command"] == services["node1"]["command"]
     command = shlex.split(services["node0"]["command"])
@@ -34,10 +36,10 @@ def test_the_nodes_of_the_compose_file_run_one_command_that_the_command_line_tak
     assert agent[0] == "torchrun"
     assert "--rdzv-endpoint=node0:29500" in agent
     assert services["node0"]["hostname"] == "node0"
-    printed = subprocess.run(
-        [sys.executable, *rest, "--print_config"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    trainer = yaml.safe_load(printed.stdout)["trainer"]
+    assert rest[:2] == ["-m", "lightning_mpo"]
+    with contextlib.chdir(ROOT), pytest.raises(SystemExit, match="^0?$"):
+        cli.run([*rest[2:], "--print_config"])
+    trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
     processes = int(next(part for part in agent if part.startswith("--nnodes=")).split("=")[1])
     assert trainer["num_nodes"] == processes
     assert trainer["devices"] in (1, "1")

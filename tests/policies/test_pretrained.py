@@ -213,6 +213,7 @@ def race(source: str) -> int:
     return "".join(output).count("converted")
 
 
+@pytest.mark.slow
 def test_two_processes_convert_once(cache: Path) -> None:
     assert race("pypi:llm-tiny") == 1
 
