@@ -74,5 +74,5 @@ def test_at_learning_rate_0_nothing_changes(folder: Path) -> None:
 def test_two_processes_learn_it_as_one_does(folder: Path, hardware: str) -> None:
     two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.precision=32-true"]
     summary = fit(folder, "-c", f"configs/hardware/{hardware}.yaml", *two)
-    assert summary["updates"] == 160
+    assert summary["updates"] == 240
     learnt(summary)
