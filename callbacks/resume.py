@@ -78,6 +78,7 @@ class ExactResume(RolloutCallback):
         for callback in _model_checkpoints(trainer):
             callback.on_train_batch_end = _behind_updates(callback.on_train_batch_end)  # type: ignore[method-assign]
             callback._save_checkpoint = partial(_save_marked, callback, callback._save_checkpoint)  # type: ignore[method-assign]
+            callback.on_train_end = partial(_save_end, callback, callback.on_train_end)  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._configured = configured(trainer)
@@ -228,6 +229,17 @@ def _save_marked(callback: ModelCheckpoint, save: Callable[..., None], trainer: 
     """Save with the mark that this step is saved, which Lightning sets behind the save: a resumed run needs it."""
     callback._last_global_step_saved, callback._last_checkpoint_saved = trainer.global_step, filepath
     save(trainer, filepath)
+
+
+def _save_end(
+    callback: ModelCheckpoint, hook: Callable[..., None], trainer: L.Trainer, pl_module: L.LightningModule
+) -> None:
+    """Save the end of a run as `last`; Lightning leaves there what the last validation saved, if there was one."""
+    hook(trainer, pl_module)
+    if callback.save_last and not callback._should_skip_saving_checkpoint(trainer):
+        kind, callback.save_last = callback.save_last, True  # a link would lead to an older file
+        callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
+        callback.save_last = kind
 
 
 def _behind_updates(hook: Callable[..., None]) -> Callable[..., None]:

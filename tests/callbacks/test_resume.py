@@ -353,6 +353,27 @@ def test_a_checkpoint_of_weights_alone_is_refused_in_one_line(tmp_path):
 
 
 @pytest.mark.filterwarnings("error:the checkpoint was saved in the middle")
+@pytest.mark.parametrize("kind", [True, "link", False])
+def test_the_end_of_a_run_is_saved_as_last(tmp_path, kind):
+    def end(steps, path=None):
+        save = ModelCheckpoint(tmp_path, "{step}", save_last=kind, every_n_train_steps=2, enable_version_counter=False)
+        return fit(tmp_path, callbacks=[ExactResume(), save], max_steps=steps, ckpt_path=path)
+
+    last = tmp_path / "last.ckpt"
+    run = end(3)
+    assert last.exists() == bool(kind)
+    if kind:
+        found = torch.load(last, weights_only=True)
+        assert found["global_step"] == 3
+        weights = run.module.state_dict()
+        assert found["state_dict"]
+        assert all(torch.equal(value, weights[name]) for name, value in found["state_dict"].items())
+        end(5, str(last))
+        assert torch.load(last, weights_only=True)["global_step"] == 5, "of a run that went on, too"
+    names = {path.name for path in tmp_path.glob("step*.ckpt")}
+    assert names <= {"step=2.ckpt", "step=4.ckpt"}
+
+
 def test_a_save_that_the_clock_asks_for_waits_for_the_end_of_the_update(tmp_path):
     saved: list[int] = []
     watch = Probe(on_save_checkpoint=lambda trainer, *_: saved.append(trainer.fit_loop.epoch_loop.batch_idx))
