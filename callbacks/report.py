@@ -183,7 +183,7 @@ class Report(RolloutCallback):
             "curve": self.curve,
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        draw_learning_curve(self.curve, self.stages, folder / "learning_curve.png")
+        draw_learning_curve(self.curve, self.stages, folder / "learning_curve.png", updates=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"stages": self.stages, "curve": self.curve, "seconds": self.seconds, "clipped": self._clipped}
@@ -219,7 +219,7 @@ def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def _print_table(stages: dict[str, dict[str, Any]], problems: int) -> None:
-    from rich.console import Console
+    from rich import get_console
     from rich.table import Table
 
     table = Table("", *stages, title=f"{problems} held-out problems, 95 % intervals", title_justify="left")
@@ -239,31 +239,35 @@ def _print_table(stages: dict[str, dict[str, Any]], problems: int) -> None:
             )
             cells.append(cell + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
         table.add_row(name, *cells)
-    Console().print(table)
+    get_console().print(table)  # that of the progress bar, which it is printed above
 
 
-def draw_learning_curve(curve: list[dict[str, float]], stages: dict[str, dict[str, Any]], path: Path) -> None:
+def draw_learning_curve(
+    curve: list[dict[str, float]], stages: dict[str, dict[str, Any]], path: Path, updates: int | None = None
+) -> None:
     """Plot training and held-out accuracy over updates, with the evaluated stages and their intervals.
 
     Args:
         curve: points with `step` and either `accuracy` (a rollout's) or `validation`.
         stages: the evaluations before and after.
         path: the picture.
+        updates: of the run, where the last stage stands; None: the curve's last step.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     rollouts = [point for point in curve if "accuracy" in point]
     validation = [point for point in curve if "validation" in point]
-    last = max([point["step"] for point in curve], default=0)
+    last = max([updates or 0, *(point["step"] for point in curve)])
     seen = [p["accuracy"] for p in rollouts] + [p["validation"] for p in validation]
     seen += [stage[name] for stage in stages.values() for name in ("pass@1", "greedy accuracy") if name in stage]
     top = min(1.02, 1.4 * max([*seen, 0.02]))
-    axes.plot([p["step"] for p in rollouts], [p["accuracy"] for p in rollouts], color="tab:gray", lw=1,
-              label="training rollouts (sampled with the training support)")  # fmt: skip
+    axes.plot([p["step"] for p in rollouts], [p["accuracy"] for p in rollouts], "." if len(rollouts) == 1 else "-",
+              color="tab:gray", lw=1, label="training rollouts (sampled with the training support)")  # fmt: skip
     if validation:
         axes.plot([p["step"] for p in validation], [p["validation"] for p in validation], "o-", ms=3,
                   color="tab:blue", label="held-out pass@1 during training")  # fmt: skip
@@ -278,8 +282,10 @@ def draw_learning_curve(curve: list[dict[str, float]], stages: dict[str, dict[st
             step, stage["greedy accuracy"], "^", color="tab:green", label="held-out greedy" if index == 0 else None
         )
         axes.annotate(f"{name} {value:.2f}", (step, value), xytext=(6 if index == 0 else -6, 8 if value < top / 4 else -14),
-                      textcoords="offset points", ha="left" if index == 0 else "right")  # fmt: skip
+                      textcoords="offset points", ha="left" if index == 0 else "right",
+                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
     axes.set(xlabel="update", ylabel="accuracy", ylim=(0, top))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right" if top > 1 else "upper left")
     figure.savefig(path, dpi=130)

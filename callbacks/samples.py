@@ -76,7 +76,7 @@ class Samples(RolloutCallback):
 
     @staticmethod
     def _print(counter: int, records: list[dict[str, object]]) -> None:
-        from rich.console import Console
+        from rich import get_console
         from rich.markup import escape
         from rich.table import Table
 
@@ -85,4 +85,4 @@ class Samples(RolloutCallback):
             texts = (escape(str(record[key]).strip().replace("\n", "⏎")) for key in ("prompt", "completion", "target"))
             cut = [text if len(text) <= 160 else text[:79] + " … " + text[-79:] for text in texts]
             table.add_row(*cut, f"{record['reward']:.2f}")
-        Console().print(table)
+        get_console().print(table)  # that of the progress bar, which it is printed above

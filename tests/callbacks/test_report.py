@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+import rich
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from rich.progress import Progress
 
-from lightning_mpo.callbacks import KillAt, Report
-from lightning_mpo.callbacks.report import draw_learning_curve
+from lightning_mpo.callbacks import KillAt, Report, Samples
+from lightning_mpo.callbacks.report import _print_table, draw_learning_curve
 from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
@@ -194,6 +198,40 @@ def test_the_learning_curve_is_a_picture(tmp_path, monkeypatch):
     assert drawn["training rollouts (sampled with the training support)"][0] == [0, 1, 2, 3]
     assert drawn["held-out pass@1 during training"][0] == [2, 4]
     assert drawn["held-out greedy"][1] == summary["before"]["greedy accuracy"]
+
+
+def test_the_picture_of_a_short_run(tmp_path, monkeypatch):
+    drawn = {}
+    from matplotlib.axes import Axes
+
+    plot, errorbar = Axes.plot, Axes.errorbar
+    monkeypatch.setattr(
+        Axes,
+        "plot",
+        lambda self, x, y, *a, **k: drawn.setdefault(k.get("label"), (x, *a)) and plot(self, x, y, *a, **k),
+    )
+    bars = []
+    monkeypatch.setattr(Axes, "errorbar", lambda self, x, *a, **k: bars.append(x) or errorbar(self, x, *a, **k))
+    stage = {"pass@1": 0.5, "pass@1 interval": [0.4, 0.6], "greedy accuracy": 0.4}
+    stages = {"before": stage, "final": stage}
+    draw_learning_curve([{"step": 0, "accuracy": 0.4}], stages, tmp_path / "short.png", updates=3)
+    assert drawn["training rollouts (sampled with the training support)"] == ([0], "."), "a line needs two points"
+    assert bars == [0, 3], "the final stage stands at the last update, not at the last rollout"
+
+
+@pytest.mark.parametrize("what", ["report", "samples"])
+def test_tables_are_printed_above_the_bar(monkeypatch, what):
+    console = Console(file=io.StringIO(), force_terminal=True, width=60)
+    monkeypatch.setattr(rich, "_console", console)
+    with Progress(console=console, auto_refresh=False) as bar:
+        bar.add_task("bar")
+        bar.refresh()
+        before = len(console.file.getvalue())
+        if what == "report":
+            _print_table({"before": {"length": 3.0}}, 4)
+        else:
+            Samples._print(0, [{"prompt": "p", "completion": "c", "target": "t", "reward": 1.0}])
+    assert console.file.getvalue()[before:].startswith("\r\x1b[2K"), "the bar's line is cleared first"
 
 
 def test_a_resumed_run_keeps_its_first_evaluation_and_curve(tmp_path):
