@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,10 +38,29 @@ def leave_noise_out() -> None:
     leave_tips_out()
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+    _write_above_bars()
     # it reports a missing optional kernel, and works without it
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not hasattr(warnings.formatwarning, "behind"):
         warnings.formatwarning = _plain(warnings.formatwarning)
+
+
+class _Stderr:
+    """Stands for `sys.stderr` of the moment: a progress bar puts its own there, which writes above it."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _write_above_bars() -> None:
+    """Let Lightning's handlers, which keep the stream of their making, write to that of the moment."""
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(package).handlers:
+            if type(handler) is logging.StreamHandler and not isinstance(handler.stream, _Stderr):
+                handler.setStream(_Stderr())
 
 
 def _plain(behind: Callable[..., str]) -> Callable[..., str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import warnings
 
 import pytest
@@ -118,3 +120,14 @@ def test_a_refused_command_line_says_one_line(spoken):
     with pytest.raises(MemoryError):
         cli.guarded(fault)
     assert lines == ["Seed set to 0"]
+
+
+def test_lightnings_lines_go_where_a_progress_bar_writes_above_itself(monkeypatch):
+    shown = io.StringIO()
+    for package in ("lightning.pytorch", "lightning.fabric"):  # under pytest they have no handlers
+        monkeypatch.setattr(logging.getLogger(package), "handlers", [logging.StreamHandler()])
+    quiet.leave_noise_out()
+    monkeypatch.setattr(sys, "stderr", shown)  # as rich does while a bar is drawn
+    logging.getLogger("lightning.pytorch").warning("a line")
+    logging.getLogger("lightning.fabric").warning("another")
+    assert shown.getvalue() == "a line\nanother\n"
