@@ -115,7 +115,9 @@ def settle_checkpoint(
     if wanted == "last":
         path = find_last(trainer)
         if path is None and stage == "fit":
-            rank_zero_info(f"resume     no last.ckpt in {last_path(trainer).parent}: starting afresh")
+            rank_zero_info(
+                f"resume     no last.ckpt in {last_path(trainer).parent}: starting afresh{_elsewhere(trainer)}"
+            )
             return None
         if path is None:
             raise UserError(f"`--ckpt_path last`: there is no last.ckpt in {last_path(trainer).parent}")
@@ -156,6 +158,15 @@ def find_last(trainer: L.Trainer) -> Path | None:
     }
     found = [path for folder in sorted(places) for path in find(folder, "last*.ckpt")]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _elsewhere(trainer: L.Trainer) -> str:
+    """Name the newest checkpoint of a `ModelCheckpoint` without `dirpath`: each run has a folder of its own there."""
+    versions = Path(trainer.default_root_dir) / "lightning_logs"
+    saved = [path for folder in sorted(versions.glob("version_*/checkpoints")) for path in find(folder, "*.ckpt")]
+    if not saved:
+        return ""
+    return f" (to go on from an earlier run: --ckpt_path '{max(saved, key=lambda path: path.stat().st_mtime)}')"
 
 
 def folders(trainer: L.Trainer) -> list[str]:

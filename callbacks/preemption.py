@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,16 +14,22 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_mpo.callbacks.checkpoints import last_path
+from lightning_mpo.callbacks.checkpoints import find_last, last_path
+from lightning_mpo.errors import UserError
+from lightning_mpo.storage import read_checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+STAGE_CODE = "LIGHTNING_MPO_PREEMPTED"
+"""A variable with the exit code of a preempted warm-up stage, which the run that waits for it tells from its end."""
 
 
 class Preempted(SystemExit):
     """Ends a run that has saved and was asked to go; the process exits with 0."""
 
     def __init__(self) -> None:
-        super().__init__(0)
+        super().__init__(int(os.environ.get(STAGE_CODE, 0)))
 
 
 class Preemption(L.Callback):
@@ -62,7 +69,10 @@ class Preemption(L.Callback):
         if asked:
             path = last_path(trainer)
             trainer.save_checkpoint(path)
-            rank_zero_info(f"preempted  {signal.Signals(asked).name}: saved {path} at update {trainer.global_step}")
+            advice = "" if STAGE_CODE in os.environ else "; the same command goes on with `--ckpt_path last`"
+            rank_zero_info(
+                f"preempted  {signal.Signals(asked).name}: saved {path} at update {trainer.global_step}{advice}"
+            )
             if asked == signal.SIGUSR1 and trainer.is_global_zero:
                 requeue()
             raise Preempted
@@ -79,11 +89,30 @@ class Preemption(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
+        alone = trainer.is_global_zero and STAGE_CODE not in os.environ
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and alone:
+            rank_zero_info(_where_it_stands(trainer))
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _where_it_stands(trainer: L.Trainer) -> str:
+    """Return the line for a run that Ctrl-C stopped, which saves nothing: what is there to go on from."""
+    line = f"stopped    at update {trainer.global_step}: "
+    path = find_last(trainer)
+    if path is None:
+        return line + "there is no checkpoint to go on from (`kill PID` lets a run save first)"
+    return line + f"the same command goes on with `--ckpt_path last` from {path}, {_saved_at(path)}"
+
+
+def _saved_at(path: Path) -> str:
+    try:
+        return f"update {read_checkpoint(path, part='outline')['global_step']}"
+    except UserError:
+        return "which cannot be read"
 
 
 def requeue() -> None:

@@ -45,6 +45,14 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, of this process or as given; return the exit code."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:  # a fit that has begun says more, and exits by itself
+        print("lightning-mpo: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _import_from_here()
     if not arguments or arguments[0] in ("-h", "--help"):

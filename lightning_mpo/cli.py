@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,6 +34,7 @@ from lightning_mpo.callbacks import (
     RolloutProgressBar,
 )
 from lightning_mpo.callbacks.checkpoints import last_path, settle_checkpoint
+from lightning_mpo.callbacks.preemption import SIGNALS, STAGE_CODE, Preempted
 from lightning_mpo.errors import UserError
 from lightning_mpo.hyperparameters import flatten
 from lightning_mpo.messages import one_line, suggest
@@ -45,6 +48,8 @@ from lightning_mpo.rewards.functions import blame
 from lightning_mpo.storage import locate, read_checkpoint
 from lightning_mpo.storage.lock import FolderLock
 
+EARLY = 75
+"""Exit code of a warm-up stage that was asked to go, and saved (EX_TEMPFAIL of sysexits.h)."""
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
 VERBS = (*TRAINER_VERBS, "export", "configs", "methods", "plan", "verify-resume")
 """What `lightning-mpo` can be asked for; those behind `predict` are answered elsewhere."""
@@ -81,17 +86,18 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         NOTES.show()
-        shared = trainer.loggers and not isinstance(trainer.loggers[0], CSVLogger | TensorBoardLogger)
-        if not shared:
-            super().setup(trainer, pl_module, "fit")
-        elif trainer.is_global_zero:  # the `save_dir` of such a logger belongs to all its runs
-            folder = last_path(trainer).parent
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # agreed on by all processes
+        if not trainer.is_global_zero:
+            return
+        if trainer.loggers and not isinstance(trainer.loggers[0], CSVLogger | TensorBoardLogger):
+            folder = last_path(trainer).parent  # the `save_dir` of such a logger belongs to all its runs
             folder = folder.parent if folder.name == "checkpoints" else folder
-            folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(
-                self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False
-            )
-            self.save_config(trainer, pl_module, "fit")
+        options = self.parser.dump(self.config, skip_none=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".{self.config_filename}.part"  # a run that is stopped here leaves the file as it was
+        part.write_text(options)
+        part.replace(folder / self.config_filename)
+        self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the resolved configuration to every logger."""
@@ -194,7 +200,7 @@ class CLI(LightningCLI):
         _leave_bars_out(config)
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
-        if warmup and checkpoint and not locate(checkpoint).exists():
+        if warmup and checkpoint and (not locate(checkpoint).exists() or _mark(checkpoint).exists()):
             self.without_warmup(config, warmup, checkpoint)
 
     def without_warmup(self, config: Any, warmup: str, checkpoint: str) -> None:
@@ -289,18 +295,61 @@ def _check_checkpoint(path: str | None) -> None:
     read_checkpoint(path, "`ckpt_path`", part="outline")
 
 
+def _mark(checkpoint: str) -> Path:
+    """Return the file that is there while the stage that makes a checkpoint has not ended."""
+    path = locate(checkpoint)
+    return path.with_name(f".{path.name}.unfinished")
+
+
 def _fit_first(config: str, checkpoint: str, seed: Any) -> None:
-    """Run the stage that makes a checkpoint, as a process of its own."""
+    """Run the stage that makes a checkpoint, as a process of its own; one that was stopped before goes on."""
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"`policy.checkpoint` {checkpoint!r} is missing; make it first: lightning-mpo fit -c {config}")
     find(config, place="`warmup`: ")
-    print(f"warm-up    {checkpoint} is missing: fitting {config} first", flush=True)
+    path, mark = locate(checkpoint), _mark(checkpoint)
+    state = "unfinished" if path.exists() else "missing"
+    print(f"warm-up    {checkpoint} is {state}: fitting {config} first", flush=True)
     command = [sys.executable, "-m", "lightning_mpo", "fit", "-c", config]
-    done = subprocess.run([*command, "--seed_everything", str(seed)] if seed is not None else command, check=False)
-    if done.returncode:
-        raise UserError(f"the warm-up stage {config!r} failed with exit code {done.returncode}")
-    if not Path(checkpoint).exists():
+    command += ["--seed_everything", str(seed)] if seed is not None else []
+    command += ["--ckpt_path", checkpoint] if path.exists() else []
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    code = _run_stage(command)
+    if code == EARLY:
+        print(f"warm-up    {config} was stopped; the same command goes on with it", flush=True)
+        raise Preempted
+    if code:
+        advice = f"; to begin it afresh, delete {checkpoint}" if path.exists() else ""
+        raise UserError(f"the warm-up stage {config!r} failed with exit code {code}{advice}")
+    mark.unlink(missing_ok=True)
+    if not path.exists():
         raise UserError(f"the warm-up stage {config!r} did not write `policy.checkpoint` {checkpoint!r}")
+
+
+def _run_stage(command: list[str]) -> int:
+    """Run a process that is stopped with this one, and return its exit code: `EARLY` if it was asked to go."""
+    process = subprocess.Popen(command, env=os.environ | {STAGE_CODE: str(EARLY)})
+    passed: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        passed.append(number)
+        process.send_signal(number)
+
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS} if here else {}
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # of a terminal, which interrupts the stage as well
+        try:
+            process.wait(10)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.kill()
+            process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return EARLY if passed and code == -passed[0] else code
 
 
 def _nested(config: Any, *keys: str) -> Any:

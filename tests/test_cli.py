@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -302,6 +306,23 @@ def test_only_a_run_that_begins_writes_a_configuration(here, call, capsys):
     assert "val/pass@1" in capsys.readouterr().out
 
 
+def test_a_run_that_is_stopped_as_it_begins_leaves_the_configuration_whole(here, call, monkeypatch):
+    assert call("fit", "-c", "base.yaml") == 0
+    path = here / "run" / "config.yaml"
+    config = path.read_text()
+    dump = cli.LightningArgumentParser.dump
+
+    def stop(parser, *arguments, **options):
+        if options.get("skip_none") is False:
+            raise KeyboardInterrupt
+        return dump(parser, *arguments, **options)
+
+    monkeypatch.setattr(cli.LightningArgumentParser, "dump", stop)
+    with pytest.raises(SystemExit):
+        call("fit", "-c", "base.yaml")
+    assert path.read_text() == config
+
+
 def test_fast_dev_run_writes_nothing(here, call, capsys):
     base = yaml.safe_load(BASE)
     names = [("Report", {"problems": 2, "completions": 2}), ("Samples", {"every": 1}), ("MemoryAccounting", {})]
@@ -333,6 +354,15 @@ def test_fast_dev_run_writes_nothing(here, call, capsys):
     assert files() == earlier
 
 
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupt)
+    assert main(["fit"]) == 130
+    assert capsys.readouterr().err == "lightning-mpo: stopped by Ctrl-C\n"
+
+
 def test_other_errors_keep_their_traceback(here, call, monkeypatch):
     from lightning_mpo.policies import TinyPolicy
 
@@ -353,7 +383,7 @@ def warmed(here, monkeypatch):
     commands: list[list[str]] = []
     outcome = SimpleNamespace(code=0, writes=True)
 
-    def run(command, check):
+    def run(command):
         commands.append(command)
         if outcome.writes:
             policy = yaml.safe_load(BASE)["model"]["init_args"]["policy"]["init_args"]
@@ -363,9 +393,9 @@ def warmed(here, monkeypatch):
             made.build(device=torch.device("cpu"), reference=False)
             state = {f"policy.{key}": value for key, value in made.state_dict().items()}
             torch.save({"state_dict": state}, "warm.ckpt")
-        return SimpleNamespace(returncode=outcome.code)
+        return outcome.code
 
-    monkeypatch.setattr(cli.subprocess, "run", run)
+    monkeypatch.setattr(cli, "_run_stage", run)
     (here / "warmup.yaml").write_text("{}")
     write(
         here / "warm.yaml",
@@ -401,6 +431,41 @@ def test_a_warm_up_that_fails(call, warmed, capsys):
     warmed.outcome.code = 0
     assert call("fit", "-c", "warm.yaml") == 2
     assert "the warm-up stage 'warmup.yaml' did not write `policy.checkpoint` 'warm.ckpt'" in capsys.readouterr().err
+
+
+def test_a_warm_up_that_was_stopped_goes_on(call, warmed, runs, capsys):
+    warmed.outcome.code = cli.EARLY  # it has saved half of its work
+    with pytest.raises(SystemExit) as stop:
+        call("fit", "-c", "warm.yaml")
+    assert stop.value.code == 0
+    assert "the same command goes on with it" in capsys.readouterr().out
+    warmed.outcome.code = 1
+    assert call("fit", "-c", "warm.yaml") == 2
+    assert "to begin it afresh, delete warm.ckpt" in capsys.readouterr().err
+    warmed.outcome.code = 0
+    assert call("fit", "-c", "warm.yaml") == 0
+    assert [command[8:] for command in warmed.commands] == [[], *[["--ckpt_path", "warm.ckpt"]] * 2]
+    assert len(runs) == 1
+    assert call("fit", "-c", "warm.yaml") == 0
+    assert len(warmed.commands) == 3, "it has ended"
+
+
+@pytest.mark.parametrize(("saves", "code"), [(True, cli.EARLY), (False, cli.EARLY), (None, 3)])
+def test_a_stage_is_stopped_with_the_run_that_waits_for_it(tmp_path, monkeypatch, saves, code):
+    ends = "signal.signal(15, lambda *_: os._exit(int(os.environ[NAME])))" if saves else "pass"
+    wait = f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(60)" if saves is not None else "os._exit(3)"
+    stage = f"import os, signal, time; NAME = {cli.STAGE_CODE!r}; {ends}; {wait}"
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ask():
+        while not (tmp_path / "up").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if saves is not None:
+        threading.Thread(target=ask, daemon=True).start()
+    assert cli._run_stage([sys.executable, "-c", stage]) == code
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_only_the_first_process_of_a_node_warms_up(call, warmed, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import lightning as L
@@ -25,9 +26,21 @@ def test_last_begins_afresh_in_one_line_where_there_is_none(tmp_path, caplog):
     with caplog.at_level("INFO", logger=LOGGER):
         assert settle(tmp_path) is None
     assert f"no last.ckpt in {tmp_path}/checkpoints: starting afresh" in caplog.text
+    assert "to go on" not in caplog.text
     with pytest.raises(UserError, match=r"there is no last\.ckpt in"):
         settle(tmp_path, stage="validate")
     assert settle(tmp_path, None) is None
+
+
+def test_a_run_that_begins_afresh_names_what_an_earlier_one_left_by_lightnings_default(tmp_path, caplog):
+    for version in (9, 10):
+        folder = tmp_path / "lightning_logs" / f"version_{version}" / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "epoch=0-step=3.ckpt").write_bytes(b"")
+        os.utime(folder / "epoch=0-step=3.ckpt", (version, version))
+    with caplog.at_level("INFO", logger=LOGGER):
+        assert settle(tmp_path) is None
+    assert f"afresh (to go on from an earlier run: --ckpt_path '{folder}/epoch=0-step=3.ckpt')" in caplog.text
 
 
 def test_last_takes_the_newest_whole_file_and_names_it(tmp_path, caplog):

@@ -11,6 +11,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.callbacks import ExactResume, Preemption
+from lightning_mpo.callbacks.preemption import STAGE_CODE
 from tests.modules.runs import Probe, fit, same
 
 
@@ -88,6 +89,33 @@ def test_a_requeue_that_fails_is_said(tmp_path, monkeypatch):
     said = r"`scontrol requeue 123` failed .*submit the job again with `--ckpt_path last`"
     with pytest.warns(UserWarning, match=said), pytest.raises(SystemExit):
         run(tmp_path, probe=asked(signal.SIGUSR1, 0))
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_ctrl_c_says_what_there_is_to_go_on_from(tmp_path, caplog, saved):
+    def press(trainer, module, batch, batch_idx):
+        if trainer.global_step == 3:
+            if saved:
+                trainer.save_checkpoint(tmp_path / "last.ckpt")
+            raise KeyboardInterrupt
+
+    with caplog.at_level("INFO"), pytest.raises(SystemExit):
+        run(tmp_path, probe=Probe(on_train_batch_start=press))
+    (line,) = [message for message in caplog.messages if message.startswith("stopped")]
+    last = f"goes on with `--ckpt_path last` from {tmp_path / 'last.ckpt'}, update 3"
+    assert line.startswith("stopped    at update 3: ")
+    assert line.endswith(last) == saved
+    assert ("there is no checkpoint to go on from" in line) != saved
+
+
+@pytest.mark.parametrize("value", [None, "75"])
+def test_a_stage_that_another_run_waits_for_ends_with_a_code_of_its_own(tmp_path, monkeypatch, caplog, value):
+    if value:
+        monkeypatch.setenv(STAGE_CODE, value)
+    with caplog.at_level("INFO"), pytest.raises(SystemExit) as stop:
+        run(tmp_path, probe=asked(signal.SIGTERM, 0))
+    assert stop.value.code == int(value or 0)
+    assert ("--ckpt_path" in caplog.text) == (value is None), "the other run goes on with it"
 
 
 def test_lightnings_own_requeue_is_off(tmp_path):
