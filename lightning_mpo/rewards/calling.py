@@ -12,17 +12,25 @@ import os
 import random
 import signal
 import sys
+import sysconfig
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError
+
+LIBRARIES = [
+    Path(__file__).parents[1],
+    *map(Path, {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}),
+]
+"""Folders whose code is not the user's: this package, Python and what is installed."""
 
 
 class _OverdueError(BaseException):
@@ -170,10 +178,23 @@ def _blamed(who: str) -> Iterator[None]:
     except BaseException as error:
         if pressed and isinstance(error, KeyboardInterrupt):
             raise
-        raise RewardError(f"{who} raised {describe(error)}") from error
+        raise RewardError(f"{who} raised {describe(error)}{_place(error)}") from error
     finally:
         if callable(before):
             signal.signal(signal.SIGINT, before)
+
+
+def _place(error: BaseException) -> str:
+    """Return the line of the user's code that an exception comes from: the innermost outside packages."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        if path.is_absolute() and not any(path.is_relative_to(folder) for folder in LIBRARIES):
+            here = _folder()
+            shown = path.relative_to(here) if here is not None and path.is_relative_to(here) else path
+            place = f" ({shown}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return place
 
 
 def describe(error: BaseException) -> str:

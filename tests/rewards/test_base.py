@@ -11,6 +11,7 @@ import torch
 from lightning_mpo.rewards import (
     Completion,
     ExactAnswer,
+    FunctionReward,
     Reward,
     RewardError,
     completions_of,
@@ -213,3 +214,17 @@ def test_rows_that_nobody_judged_have_the_parts_of_all_rewards() -> None:
     assert list(none.parts) == list(some.parts) == ["plain", "plain_2"]
     assert not (none.judged_B | none.valid_B | none.correct_B | none.answered_B | none.decided_B).any()
     assert join_reward_scores([none, some]).judged_B.tolist() == [False, False, True, True]
+
+
+def test_an_exception_names_the_line_of_the_users_code(tmp_path, monkeypatch):
+    (tmp_path / "placed_rewards.py").write_text(
+        "import json\n\n\ndef reads(completions, **columns):\n    return [json.loads('{') for _ in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    from placed_rewards import reads
+
+    with pytest.raises(RewardError) as raised:
+        score_all([FunctionReward(reads)], PAIR)
+    assert str(raised.value).startswith("reward `reads` raised JSONDecodeError: ")
+    assert str(raised.value).endswith(" (placed_rewards.py, line 5)"), "not the line within json"
