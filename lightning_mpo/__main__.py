@@ -42,6 +42,12 @@ examples:
   lightning-mpo fit -c smollm2_svamp --trainer.max_steps 80
 """
 
+PROCESS = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "JSM_NAMESPACE_RANK"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS"),
+)
+"""Variables of the environment that launchers set, all of them whole numbers."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, of this process or as given; return the exit code."""
@@ -54,13 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    _import_from_here()
+    import_from_here()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
         return 0
     if arguments[0] == "--version":
         print(f"lightning-mpo {lightning_mpo.__version__}")
         return 0
+    wrong = next((name for name in PROCESS if not os.environ.get(name, "0").isdecimal()), None)
+    if wrong is not None:  # the import of Lightning would end in a traceback
+        print(
+            f"lightning-mpo: the environment variable {wrong} is {os.environ[wrong]!r}, which is no number of a process: "
+            "unset it, or start the run with a launcher, such as torchrun or srun, which sets it",
+            file=sys.stderr,
+        )
+        return 2
     if arguments[0] == "methods":
         from lightning_mpo import methods
 
@@ -91,7 +105,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     return run(arguments)
 
 
-def _import_from_here() -> None:
+def import_from_here() -> None:
     """Make modules of the working folder importable, as `python -m` does, for rewards given by import path.
 
     An empty entry is not enough: a file is parsed in its folder.

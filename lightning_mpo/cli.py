@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
@@ -40,7 +41,7 @@ from lightning_mpo.hyperparameters import flatten
 from lightning_mpo.messages import one_line, suggest
 from lightning_mpo.mistakes import explain
 from lightning_mpo.modules.monitors import check_callbacks
-from lightning_mpo.modules.parallel import check_nodes, check_strategy_options
+from lightning_mpo.modules.parallel import check_alone, check_nodes, check_strategy_options
 from lightning_mpo.modules.trainer_options import check_trainer_options, check_training
 from lightning_mpo.quiet import NOTES, leave_noise_out
 from lightning_mpo.recipes import expand, find
@@ -68,8 +69,18 @@ class SaveConfig(SaveConfigCallback):
         folders = {Path(place) for place in places if place}
         if trainer.loggers and isinstance(trainer.loggers[0], CSVLogger | TensorBoardLogger):
             folders.add(Path(trainer.loggers[0].log_dir))
+            self._refuse_folders(Path(trainer.loggers[0].log_dir))
         for folder in sorted({folder.resolve() for folder in folders}):
             self._locks = (*self._locks, FolderLock(folder))
+
+    def _refuse_folders(self, folder: Path) -> None:
+        """Refuse folders that stand where the run writes its files."""
+        for path in (folder / name for name in (self.config_filename, "metrics.csv", "hparams.yaml")):
+            if path.is_dir():
+                raise UserError(
+                    f"{str(path)!r} is a folder, and the run writes a file of that name: move it away, or give the logger "
+                    "another `save_dir`"
+                )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for lock in reversed(self._locks):
@@ -104,6 +115,8 @@ class SaveConfig(SaveConfigCallback):
         options = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         for logger in trainer.loggers:
             logger.log_hyperparams(flatten(options))
+            if isinstance(logger, TensorBoardLogger):  # its file is there already, empty, and it writes no second one
+                save_hparams_to_yaml(Path(logger.log_dir) / logger.NAME_HPARAMS_FILE, logger.hparams)
 
 
 OPTIONS: dict[str, Any] = {
@@ -220,7 +233,8 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         verb = self.config_init[self.subcommand] if self.subcommand else self.config_init
         options = verb["trainer"]
-        parts: list[L.Callback] = list(options["callbacks"] or [])
+        given = options["callbacks"] or []
+        parts: list[L.Callback] = [given] if isinstance(given, L.Callback) else list(given)
         bars = options["enable_progress_bar"] is not False and not options["barebones"]
         if bars and not any(isinstance(part, ProgressBar) for part in parts):
             parts.append(RolloutProgressBar())  # Lightning's own counts epochs that a run does not have
@@ -229,6 +243,7 @@ class CLI(LightningCLI):
         if self.subcommand == "predict" and not any(isinstance(callback, Predictions) for callback in callbacks):
             callbacks.append(Predictions())  # what is sampled would be lost
         if self.starts:
+            check_alone(trainer)
             check_nodes(trainer)
         if trainer.world_size > 1:
             NOTES.show()  # processes wait for each other from here on, and say so
@@ -367,13 +382,14 @@ def run(arguments: Sequence[object] | None = None) -> int:
     Returns:
         the exit code.
     """
+    from lightning_mpo.__main__ import import_from_here, main
+
     words = sys.argv[1:] if arguments is None else [str(word) for word in arguments]
+    import_from_here()
     if not words or words[0] not in VERBS:
         verb = words[0] if words else ""
         return _fail(f"no verb {verb!r}{suggest(verb, VERBS) or '; there are ' + ', '.join(VERBS)}")
     if words[0] not in TRAINER_VERBS or words[:2] == ["predict", "--model"]:
-        from lightning_mpo.__main__ import main
-
         return main(words)
     own = {"args": words, "trainer_defaults": {"callbacks": [ExactResume(), Preemption()]}}
     return guarded(lambda: CLI(**OPTIONS | own))

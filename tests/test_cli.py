@@ -15,11 +15,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mpo import __version__, cli, recipes
 from lightning_mpo.__main__ import main
+from lightning_mpo.callbacks import Watchdog
 from lightning_mpo.errors import UserError
 from lightning_mpo.mistakes import explain
+from lightning_mpo.modules.parallel import check_alone
+from lightning_mpo.plan.command import build
 from lightning_mpo.policies import TinyPolicy
 from tests.test_bad_input import BASE
 
@@ -473,6 +477,55 @@ def test_only_the_first_process_of_a_node_warms_up(call, warmed, capsys, monkeyp
     assert call("fit", "-c", "warm.yaml") == 2
     assert warmed.commands == []
     assert "make it first: lightning-mpo fit -c warmup.yaml" in capsys.readouterr().err
+
+
+# --- the environment ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["x", "", "-1", "²"])
+def test_a_process_number_that_is_none_is_refused_before_lightning_reads_it(monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    assert main(["fit", "-c", "missing.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"lightning-mpo: the environment variable {name} is {value!r}, which is no number of a process"
+    )
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_one_process_that_is_called_a_later_one_is_refused(here, call, capsys, monkeypatch, name):
+    """It would train, save checkpoints and write no metrics."""
+    monkeypatch.setenv(name, "3")
+    monkeypatch.setattr(rank_zero_only, "rank", 3)
+    assert call("fit", "-c", "base.yaml") == 2
+    assert f"{name} is 3, which makes this one of several processes" in capsys.readouterr().err
+    check_alone(SimpleNamespace(world_size=4))
+
+
+def test_a_run_from_python_imports_from_the_working_folder(here, capsys, monkeypatch):
+    (here / "rewards_from_here.py").write_text("def f(completions): return [1.0]\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(here))])
+    assert cli.run(["fit", "-c", "base.yaml", "--rollout.rewards", "[rewards_from_here.g]"]) == 2
+    assert "no `g` in `rewards_from_here`" in capsys.readouterr().err
+
+
+# --- what loggers and the trainer get -----------------------------------------------------------------------------------
+
+
+def test_tensorboard_has_the_configuration_in_its_file_as_well(here, call):
+    logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "board"}}
+    write(here / "o.yaml", {"trainer": {"logger": logger, "callbacks": None}})
+    assert call("fit", "-c", "base.yaml", "-c", "o.yaml") == 0
+    (path,) = (here / "board").rglob("hparams.yaml")
+    saved = yaml.safe_load(path.read_text())
+    assert saved["model.policy"] == "TinyPolicy"
+    assert saved["rollout.prompts"] == 2
+
+
+def test_one_callback_needs_no_list(here):
+    _, _, trainer = build(["-c", "base.yaml", "--trainer.callbacks", "Watchdog"])
+    assert any(isinstance(callback, Watchdog) for callback in trainer.callbacks)
 
 
 # --- the entry point ----------------------------------------------------------------------------------------------------

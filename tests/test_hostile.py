@@ -17,6 +17,8 @@ TRAINER = {
     "max_steps=1e30": "`trainer.max_steps`: must be int, got 1e+30",
     "max_epochs=x": "`trainer.max_epochs`: must be int or null, got x",
     "max_time=soon": "`Timer(duration='soon')` is not a valid duration",
+    "max_time=00:00:00:00": "`trainer.max_time` must be positive, got '00:00:00:00'",
+    "max_time={seconds: -1}": "`trainer.max_time` must be positive, got {'seconds': -1}",
     "val_check_interval=-1": "`trainer.val_check_interval` must be at least 1",
     "gradient_clip_val=-1": "`trainer.gradient_clip_val` must not be negative, got -1",
     "gradient_clip_val=.nan": "`trainer.gradient_clip_val` is .nan",
@@ -130,6 +132,10 @@ FILES: dict[str, tuple[str | bytes, str]] = {
 CASES = {
     **{f"trainer.{key}": Case(said, [f"--trainer.{key}"]) for key, said in TRAINER.items()},
     **{key: Case(said, [key]) for key, said in OTHERS.items()},
+    **{
+        f"a folder for {name}": Case(f"run/{name}' is a folder, and the run writes a file", (), {f"run/{name}/x": ""})
+        for name in ("config.yaml", "metrics.csv", "hparams.yaml")
+    },
     **{f"file: {key}": Case(said, ["-c", "o.yaml"], {"o.yaml": text}) for key, (text, said) in FILES.items()},
 }
 
@@ -158,7 +164,8 @@ VERBS = {
     "configs show nope": "nope",
     "plan": "`plan` needs a configuration",
     "plan -c base.yaml --gpu-gib x": "argument --gpu-gib: invalid float value: 'x'",
-    "plan -c base.yaml --gpu-gib nan": "`--gpu-gib` must be above 0.6, got nan",
+    "plan -c base.yaml --gpu-gib nan": "`--gpu-gib` must be above 0.6 and finite, got nan",
+    "plan -c base.yaml --gpu-gib inf": "`--gpu-gib` must be above 0.6 and finite, got inf",
     "plan -c base.yaml --trainer.accelerator=foo": "invalid accelerator name",
     "plan -c base.yaml --trainer.devices=0": "`Trainer(devices='0')` value is not a valid input",
     "export --checkpoint base.yaml --to o --form foo": "argument --form: invalid choice: 'foo'",

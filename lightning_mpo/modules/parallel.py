@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy
@@ -17,6 +18,8 @@ SHARDED = (
     "`strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel_size: %s, tensor_parallel_size: 1}}`"
 )
 """What to write instead."""
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Variables of the environment that number a process, as Lightning reads them."""
 
 
 def check_strategy_options(trainer: Any) -> None:
@@ -45,6 +48,21 @@ def check_strategy_options(trainer: Any) -> None:
         raise UserError(
             f"`ModelParallelStrategy` has data_parallel_size {sizes[0]} and tensor_parallel_size {sizes[1]}, and there are "
             f"{wanted} processes (`trainer.devices` x `trainer.num_nodes`); write {SHARDED % wanted}"
+        )
+
+
+def check_alone(trainer: L.Trainer) -> None:
+    """Refuse a run of one process that the environment calls a later one of several: it would write no metrics.
+
+    Raises:
+        UserError: a variable of the environment names this process as another than the first.
+    """
+    rank = getattr(rank_zero_only, "rank", 0)
+    name = next((name for name in RANKS if rank and os.environ.get(name) == str(rank)), None)
+    if trainer.world_size == 1 and name is not None:
+        raise UserError(
+            f"the environment variable {name} is {rank}, which makes this one of several processes, but `trainer.devices` and "
+            f"`trainer.strategy` make it the only one: unset {name}, or give `trainer.strategy: ddp` and the number of devices"
         )
 
 

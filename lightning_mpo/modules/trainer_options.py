@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
@@ -73,11 +75,25 @@ def check_training(options: Mapping[str, Any]) -> None:
     """Refuse limits with which `fit` would train nothing and still succeed.
 
     Raises:
-        UserError: a limit is 0.
+        UserError: a limit is 0, or a time limit is not positive.
     """
+    if _is_no_time(options.get("max_time")):
+        raise UserError(f"`trainer.max_time` must be positive, got {options['max_time']!r}: it would train nothing")
     for name in ("max_steps", "max_epochs", "limit_train_batches"):
         if options.get(name) == 0 and not isinstance(options.get(name), bool):
             raise UserError(f"`trainer.{name}: 0` trains nothing; use the verb `validate` to look at a policy")
+
+
+def _is_no_time(limit: Any) -> bool:
+    """Return whether a time limit is over before it begins; Lightning refuses one that it cannot read."""
+    if isinstance(limit, str):
+        return bool(re.fullmatch(r"[0:]*0[0:]*", limit.strip()))
+    if isinstance(limit, Mapping):
+        try:
+            limit = timedelta(**limit)
+        except (TypeError, OverflowError):
+            return False
+    return isinstance(limit, timedelta) and limit <= timedelta(0)
 
 
 def _check_share(name: str, value: Any) -> None:

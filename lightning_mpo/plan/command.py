@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
+import os
 import subprocess
 import sys
 import warnings
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import torch
 from jsonargparse import set_parsing_settings
 
 from lightning_mpo.cli import CLI, OPTIONS, guarded
@@ -99,6 +102,21 @@ def check(arguments: Sequence[str], peaks: dict[str, int]) -> tuple[str, float]:
     return "\n".join(lines), off
 
 
+def _check_room(peak: int, device: torch.device) -> None:
+    """Refuse to run what the machine cannot hold."""
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[1]
+    elif "SC_PHYS_PAGES" in os.sysconf_names:
+        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if peak > room:
+        raise UserError(
+            f"`--check` runs two rollouts, for which {peak / GIB:,.1f} GiB are predicted, and this machine has {room / GIB:,.1f} "
+            "GiB: leave `--check` out, or take a smaller model"
+        )
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run `lightning-mpo plan`; return the exit code: 1 where a check is further off than 15 %."""
     parser = argparse.ArgumentParser(
@@ -126,8 +144,8 @@ def main(arguments: Sequence[str]) -> int:
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:
     if not rest:
         raise UserError("`plan` needs a configuration: lightning-mpo plan -c quickstart")
-    if options.gpu_gib is not None and not options.gpu_gib > CONTEXT:
-        raise UserError(f"`--gpu-gib` must be above {CONTEXT:g}, got {options.gpu_gib:g}")
+    if options.gpu_gib is not None and not CONTEXT < options.gpu_gib < math.inf:
+        raise UserError(f"`--gpu-gib` must be above {CONTEXT:g} and finite, got {options.gpu_gib:g}")
     from lightning_mpo.plan.predict import Planner
 
     planner = Planner(*build(rest))
@@ -143,6 +161,7 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> int:
         print(fitting(planner, options.gpu_gib))
     if not options.check:
         return 0
+    _check_room(max(prediction.peaks.values()), planner.trainer.strategy.root_device)
     said, off = check(rest, prediction.peaks)
     print(said)
     if abs(off) > TOLERANCE:

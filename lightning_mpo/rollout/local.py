@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.checks import at_least
+from lightning_mpo.errors import UserError
 from lightning_mpo.functional.supports import candidates as most_probable
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
@@ -100,6 +101,11 @@ class LocalSampler(Sampler):
                 mask_PS = prompts.attention_mask_PS[start:stop].to(policy.device)
                 uniform = uniform_BT[start * G : stop * G].to(policy.device)
                 records.append(_decode(policy, ids_PS, mask_PS, G, uniform, step, progress))
+        if any(bool(record.logprobs_BT.isnan().any()) for record in records):
+            raise UserError(
+                "the policy gives no probabilities, only nan: its weights are nan or infinite, or too large for the precision "
+                "of the run; take another checkpoint or model"
+            )
         return _assemble(policy, prompts, G, records)
 
 

@@ -72,6 +72,14 @@ def test_what_fits_is_said(base, capsys):
     assert "nothing fits" in capsys.readouterr().out
 
 
+def test_a_check_that_the_machine_cannot_hold_is_refused(base, capsys, monkeypatch):
+    monkeypatch.setattr(command.os, "sysconf", lambda name: {"SC_PHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}[name])
+    monkeypatch.setattr(command.subprocess, "run", lambda *a, **k: pytest.fail("it ran"))
+    assert command.main(["-c", base, "--check"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lightning-mpo: ")]
+    assert "`--check` runs two rollouts, for which 0.0 GiB are predicted, and this machine has 0.0 GiB" in line
+
+
 def test_spare_room_of_the_cache_counts_on_a_gpu_alone(base):
     from lightning_mpo.plan.predict import Planner
     from lightning_mpo.rollout.cache import ROOM

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_mpo.errors import UserError
 from lightning_mpo.policies import CausalPolicy, Lora
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.scores import ScoreRequest
@@ -128,6 +129,16 @@ def test_a_token_of_probability_zero_is_never_drawn(policy, monkeypatch):
     monkeypatch.setattr(policy, "logits", lambda hidden, reference: logits.expand(len(hidden), -1).clone())
     rollout = sample(policy)
     assert responses(rollout) == [[3, VOCABULARY - 2] * (T // 2)] * (len(PROMPTS) * G)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("options", [{}, {"greedy": True}, {"support": TopK(3)}])
+def test_weights_that_are_no_numbers_are_named(tiny_policy, value, options):
+    broken = tiny_policy()
+    with torch.no_grad():
+        broken.network.model.layers[0].mlp.up_proj.weight[0, 0] = value
+    with pytest.raises(UserError, match="gives no probabilities, only nan: its weights are nan or infinite"):
+        sample(broken, **options)
 
 
 def test_greedy_takes_what_generate_takes(policy):
