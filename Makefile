@@ -1,5 +1,5 @@
 # make train   a small model learns multi-step arithmetic: warm-up, then reinforcement learning (minutes on two cores)
-# make test    the default test suite (CPU, offline)
+# make test    the default test suite (CPU, offline); THREADS=2: with two threads for each of its two processes
 # make test-newest, make test-oldest    the default suite with the newest, and the oldest, versions that pyproject.toml
 #              admits, each in an environment of its own (gigabytes where pip finds no CPU build of torch)
 # make lint    ruff and mypy
@@ -7,6 +7,7 @@
 # make bench   the measurements of RESULTS.md
 PYTHON ?= python3
 SEED ?= 0
+THREADS ?= 1
 BIN := .venv/bin
 
 .PHONY: train test test-slow test-newest test-oldest lint study bench
@@ -20,10 +21,10 @@ train: $(BIN)/.installed
 	$(BIN)/lightning-mpo fit -c configs/experiment/quickstart.yaml --seed_everything $(SEED)
 
 test: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=15
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m slow --durations=15
 
 # Private names first: a break names itself before the suite shows what came of it.
 define suite

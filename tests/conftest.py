@@ -1,4 +1,4 @@
-"""One thread, one seed, and small policies."""
+"""One thread unless `OMP_NUM_THREADS` says otherwise, one seed, and small policies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if str(ROOT) not in sys.path:  # `python -m pytest` puts it there, plain `pytest
     sys.path.insert(0, str(ROOT))
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub; without a network a look-up takes half a minute
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 CHARACTERS = "0123456789+-*=;, "
 

@@ -37,11 +37,14 @@ def test_both_processes_end_with_the_same_words(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"lines{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
-    one = "reward `Fails` raised ValueError: on 1 (in process 1 of 2) True"
+    code = Path(__file__).with_name("two_ranks_failing.py")
+    line = 1 + next(i for i, text in enumerate(code.read_text().splitlines()) if "raise ValueError" in text)
+    at = f"({code}, line {line})"
+    one = f"reward `Fails` raised ValueError: on 1 {at} (in process 1 of 2) True"
     assert first == {
         "none": "no error",
         "second rollout": one,
-        "first process": "reward `Fails` raised ValueError: on 0 (in process 0 of 2) True",
+        "first process": f"reward `Fails` raised ValueError: on 0 {at} (in process 0 of 2) True",
         "dynamic": one,
         "validation": one,
     }
