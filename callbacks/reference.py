@@ -21,7 +21,7 @@ class ReferenceUpdate(RolloutCallback):
 
         reference <- mixup · policy + (1 - mixup) · reference        every `every` rollouts
 
-    as TRL's `ref_model_mixup_alpha` and `ref_model_sync_steps` do, which count updates [CODE]; TRL takes them from TR-DPO,
+    as TRL's `ref_model_mixup_alpha` and `ref_model_sync_steps` do, which count updates [C]; TRL takes them from TR-DPO,
     arXiv:2404.09656 [S]. A rollout is sampled and scored with one reference. `mixup: 1` makes the reference the policy of that
     moment, a smaller one an exponential moving average of its weights.
 

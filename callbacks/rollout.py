@@ -58,7 +58,7 @@ class Rollout(RolloutEvaluation):
         dynamic: replaces prompts that all completions answer right, or none; None: every prompt is trained on.
         mask_truncated: responses that `max_new_tokens` cut off carry no loss and stand in no denominator. Their rewards
             still count in the mean and deviation of their group, and their accuracy in `dynamic`, as with TRL's
-            `mask_truncated_completions` [CODE].
+            `mask_truncated_completions` [C].
         reward_seconds: longest time that one reward may take for one batch.
         reward_process: rewards of your own run in a helper process, which can crash, hang or be ended without the run;
             false: in the process of the run, where the time limit does not interrupt code in C. The command line takes

@@ -107,7 +107,7 @@ class BlockWeights(ABC):
 
 
 class FutureShare(BlockWeights):
-    """`beta_0 = 1 - share`, the other offsets share the rest evenly: MPO-10 … MPO-40 [S, core spec 1.1 row 10; I].
+    """`beta_0 = 1 - share`, the other offsets share the rest evenly: MPO-10 … MPO-40 [S, I] (docs/algorithms.md 3.3).
 
     Args:
         share: weight of the future tokens, probability in [0, 1); 0.2 by default [I].
@@ -122,7 +122,7 @@ class FutureShare(BlockWeights):
 
 
 class GeometricDecay(BlockWeights):
-    """`beta_n ∝ decay^n`, closest to the log-COP-TD discount that inspired the paper [I, core spec 1.4].
+    """`beta_n ∝ decay^n`, closest to the log-COP-TD discount that inspired the paper [I] (docs/algorithms.md 3.3).
 
     Args:
         decay: factor from one offset to the next, in (0, 1]; 1 gives uniform weights.
@@ -137,7 +137,7 @@ class GeometricDecay(BlockWeights):
 
 
 class ExplicitWeights(BlockWeights):
-    """The weights as given, not normalised: all ones give the exact product of the ratios (Eq. 11).
+    """The weights as given, not normalised: all ones give the exact product of the ratios (MPO Eq. 11 [S]).
 
     Args:
         values: one weight per offset.
@@ -214,8 +214,8 @@ class SequenceActions(ActionSpace):
     """The whole response is one action: GSPO.
 
     The token form gives each token the value of its response's ratio and a gradient of its own, so that tokens may have
-    advantages of their own (GSPO-token; verl's form, related spec 9.4 [CODE]). With one advantage for all tokens and
-    `SequenceMean` its gradient is that of the sequence form [NUM].
+    advantages of their own (GSPO-token, verl's form [C]; docs/algorithms.md 3.6). With one advantage for all tokens and
+    `SequenceMean` its gradient is that of the sequence form [V].
 
         s_t = sg(s) · π(o_t) / sg(π(o_t)),      s = exp(mean_t ell_t)
 

@@ -77,8 +77,8 @@ class GroupRelative(Advantage):
 
     Args:
         scale: "std" divides by the group's standard deviation (Bessel-corrected, TRL's form [C]); "none" does not;
-            "batch" whitens over all response tokens of the rollout and all ranks instead (REINFORCE++ with a baseline,
-            related spec 9.8 [CODE]).
+            "batch" whitens over all response tokens of the rollout and all ranks instead (REINFORCE++ with a baseline
+            [C, verl and OpenRLHF]; docs/algorithms.md 4.1).
     """
 
     compares_group: ClassVar[bool] = True
@@ -127,7 +127,7 @@ class LeaveOneOut(Advantage):
 class ReturnToGo(Advantage):
     """The discounted return from a token on, without a baseline: REINFORCE, and whitened REINFORCE++.
 
-        A_t = Σ_{k>=t} γ^(k-t) r_k                           (related spec 9.8 [CODE, verl and OpenRLHF])
+        A_t = Σ_{k>=t} γ^(k-t) r_k                           ([C, verl and OpenRLHF]; docs/algorithms.md 4.3)
 
     One completion per prompt is enough.
 
@@ -164,7 +164,7 @@ class ReturnToGo(Advantage):
 class GeneralizedAdvantage(Advantage):
     """Generalised advantage estimation from a critic's values (PPO); one completion per prompt is enough.
 
-        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t      (GAE Eq. 16; 9.6)
+        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t      (GAE Eq. 16; docs/algorithms.md 4.4)
 
     Rows that are not valid get advantage 0 and are their own returns. Returns are those of the raw advantages.
 
@@ -207,10 +207,10 @@ class PrefixTree(Advantage):
         A(v | p) = V(pv) - V(p),   V(p) = mean reward of the completions that start with prefix p
 
     Each distinct pair (p, v) counts once, at a branching prefix only; `TokenMean` divides by their number |U| in the
-    mini-batch, so that a prompt with many branches weighs more than one with few. The specification's sketch divides by the
-    |U| of each prompt [INF].
-    arXiv:2504.20834: matching of prefixes in a trie, critic-free token credit, under 5 % of the tokens [2ND]; the formula
-    and the choices are [REC]/[INF], related spec 1.2. Rows without a valid reward stand outside of the tree.
+    mini-batch, so that a prompt with many branches weighs more than one with few. Dividing by the |U| of each prompt
+    would be another reading [I].
+    arXiv:2504.20834: matching of prefixes in a trie, critic-free token credit, under 5 % of the tokens [S]; the formula
+    and the choices are [REC, I] (docs/algorithms.md 4.6). Rows without a valid reward stand outside of the tree.
 
     Args:
         count: True: a pair counts once per completion that goes through it.

@@ -44,7 +44,7 @@ class TruncatedWeights(Correction):
 
     Args:
         level: "token" or "sequence".
-        cap: largest weight, above 0; 2 is a common choice [REC], 3 is TRL's cap for its sequence mask [CODE].
+        cap: largest weight, above 0; 2 is a common choice [REC], 3 is TRL's cap for its sequence mask [C].
     """
 
     def __init__(self, level: Literal["token", "sequence"] = "token", cap: float = 2.0) -> None:
@@ -60,7 +60,7 @@ class MaskedWeights(Correction):
     """`w` where `low <= w <= cap`, else 0, w = π_old / μ: what the two disagree on too much is not learnt from.
 
     Args:
-        level: "token" or "sequence"; "sequence" with a cap of 3 is TRL's default [CODE].
+        level: "token" or "sequence"; "sequence" with a cap of 3 is TRL's default [C] (docs/algorithms.md 9).
         cap: largest weight that is kept.
         low: smallest weight that is kept, in [0, cap).
     """

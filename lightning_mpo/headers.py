@@ -5,7 +5,7 @@ the next one begins.
 
     # GRPO: token ratios, group-relative advantages, mean over responses.
     # paper: arXiv:2402.03300
-    # values: low = high = 0.2 [C, TRL and verl]; no KL [C, TRL and verl; paper: 0.04, P]
+    # values: low = high = 0.2 [C, TRL and verl]; no KL [C, TRL and verl; paper: 0.04, REC]
     # confidence: [C] TRL and verl
 
 `values:` is clauses between semicolons, each with its source in brackets. What it says as `name = value` outside of

@@ -64,7 +64,7 @@ class KLPenalty:
     Args:
         controller: the coefficient, constant or adaptive.
         estimator: per token, from the sampled token, Schulman's k1, k2 or k3; or "exact", the sum over a stored
-            support, policy and reference both renormalised on it (core spec 2.4 [I]): no sampling noise, K logits more.
+            support, policy and reference both renormalised on it [I] (docs/algorithms.md 8.2): no sampling noise, K logits more.
         place: "loss" adds it to the loss; "reward" subtracts the response's sum of it from the reward.
 
     Raises:

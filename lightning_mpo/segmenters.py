@@ -109,7 +109,7 @@ class DelimiterSegmenter(Segmenter):
 class EntropySegmenter(Segmenter):
     """A block starts where the policy hesitates: at tokens of high entropy, H_t = -Σ_v π(v | s_t) log π(v | s_t).
 
-    That forks in a chain of thought are tokens of high entropy is what arXiv:2506.01939 observes [P abstract]; cutting
+    That forks in a chain of thought are tokens of high entropy is what arXiv:2506.01939 observes [P, abstract]; cutting
     blocks there is ours [I]. Give one of the two arguments. Neither depends on other responses, so the blocks do not
     depend on the number of processes.
 

@@ -47,17 +47,17 @@ class SampledTokens(Selection):
     """The first tokens of each response, and some of those behind them by chance (S-GRPO).
 
         t in T_i  <=>  t < prefix,   or   u_t < probability and fewer than cap tokens are chosen so far
-                                                  (arXiv:2504.20834 [2ND]; related spec 1.1)
+                                                  (arXiv:2504.20834 [S]; docs/algorithms.md 6.1)
 
-    The scan from the left is what the formula says: a binding cap leaves the end of long responses out [INF].
-    No number of the paper was found; the defaults are ours [INF].
+    The scan from the left is what the formula says: a binding cap leaves the end of long responses out [I].
+    No number of the paper was found; the defaults are ours [I].
 
     Args:
         prefix: alpha, tokens at the start that are always chosen.
         cap: k, most tokens of a response; None: no cap.
         probability: P, of every later token, in (0, 1].
         cap_mode: "scan" stops at the cap from the left; "uniform" thins all that were drawn evenly down to it, as a
-            re-implementation does [CODE].
+            re-implementation does [C].
         unbiased: weigh later tokens by 1 / P and take means over the whole response (Horvitz-Thompson), so that the
             expected loss is that of all tokens; needs `cap: null`.
     """
@@ -112,9 +112,9 @@ class SampledTokens(Selection):
 class HighEntropyTokens(Selection):
     """The tokens of each response at which the policy was least certain.
 
-    Top fifth by entropy at rollout weights ("Beyond the 80/20 Rule", arXiv:2506.01939 [REC]); TRL's
-    `top_entropy_quantile` takes the quantile over a batch [CODE]. Here it is that of one response, so that the choice is the
-    same on one process and on eight [INF]. Means are over whole responses, as in TRL [CODE] and the paper [REC]: the other
+    Top fifth by entropy at rollout weights ("Beyond the 80/20 Rule", arXiv:2506.01939 [REC]; docs/algorithms.md 6.2);
+    TRL's `top_entropy_quantile` takes the quantile over a batch [C]. Here it is that of one response, so that the choice is the
+    same on one process and on eight [I]. Means are over whole responses, as in TRL [C] and the paper [REC]: the other
     tokens count with a loss of 0. A KL penalty, which TRL puts on all tokens, is on the chosen ones here.
 
     Args:

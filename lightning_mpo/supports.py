@@ -48,9 +48,9 @@ class PromisingTokens(Support):
         slots: ids that are stored per step.
         from_reference: rank by the frozen reference, an ablation: the paper's abstract speaks of "base model" priors, a
             summary of "current policy" ranks. The default, the policy at rollout time, is the only reading under which
-            the ratio's support condition holds by construction [I, core spec 2.1 row 4]. Costs a second pass per token.
+            the ratio's support condition holds by construction [I] (docs/algorithms.md 2.2). Costs a second pass per token.
         outside: a token that the sampler drew from outside its stored support, as an external engine may, is refused;
-            or united with the support and counted; or united, counted and left without loss [I, core spec 2.4].
+            or united with the support and counted; or united, counted and left without loss [I] (docs/algorithms.md 2.4).
     """
 
     slots_name = "k"
@@ -70,7 +70,7 @@ class PromisingTokens(Support):
 class TopK(PromisingTokens):
     """The k most probable tokens (RLPT).
 
-        P_t = {v : rank(v | s_t) <= k}                       [S, core spec 2.1 row 3]; ties by (value desc, id asc)
+        P_t = {v : rank(v | s_t) <= k}                       [S]; ties by (value desc, id asc); docs/algorithms.md 2.2
 
     Args:
         k: tokens kept per step; 8, 16 and 32 are reported for the paper [S], 16 is our default [I].
@@ -89,7 +89,7 @@ class TopK(PromisingTokens):
 class Nucleus(PromisingTokens):
     """The smallest set of most probable tokens with mass p, at most `max_k` of them: a support of varying size.
 
-    Reported second-hand as a variant of RLPT [S, core spec 2.1 row 8]. The bound is ours: a flat distribution would
+    Reported second-hand as a variant of RLPT [S] (docs/algorithms.md 2.3). The bound is ours: a flat distribution would
     otherwise store thousands of ids per step [I].
 
     Args:
@@ -115,7 +115,8 @@ class Nucleus(PromisingTokens):
 class MinP(PromisingTokens):
     """The tokens that are at least `ratio` times as probable as the most probable one, at most `max_k` of them.
 
-    The rule by which vocabularies are pruned in arXiv:2512.23087 [S, core spec 2.5]; its threshold is not known [N].
+    The rule by which vocabularies are pruned in arXiv:2512.23087 [S]; its threshold is not known [N]
+    (docs/algorithms.md 2.3).
 
     Args:
         ratio: in (0, 1], after temperature.

@@ -97,12 +97,12 @@ class ClippedRatio(Surrogate):
 class ClippedWeight(Surrogate):
     """`-sg(clip(R, 1 - low, 1 + high))·A·log R`: the weight is bounded, and no action loses its gradient (CISPO).
 
-    The gradient is that of the policy gradient with the bounded importance weight. arXiv:2506.13585; related spec 9.5
-    [CODE, verl and TRL]; MiniMax-M1 bounds from above only and publishes no value [REC].
+    The gradient is that of the policy gradient with the bounded importance weight. arXiv:2506.13585
+    [C, verl and TRL]; docs/algorithms.md 5.3. MiniMax-M1 bounds from above only and publishes no value [REC].
 
     Args:
-        low: how far the weight may fall below 1, in (0, 1]; 1 is no bound, as in TRL. verl takes 0.2 [CODE].
-        high: how far it may rise above 1, positive; 4 is TRL's recommended cap of 5 [CODE].
+        low: how far the weight may fall below 1, in (0, 1]; 1 is no bound, as in TRL. verl takes 0.2 [C].
+        high: how far it may rise above 1, positive; 4 is TRL's recommended cap of 5 [C].
     """
 
     def __init__(self, low: float = 1.0, high: float = 4.0) -> None:
@@ -119,8 +119,8 @@ class AsymmetricRatio(Surrogate):
     """`-sg(M·w)·A·log R` with w = min(1/R, cap) for good actions and min(R, cap) for bad ones (ASPO).
 
     Good actions that have become unlikely learn most, and those beyond the trust region nothing: M is PPO's mask.
-    arXiv:2510.06062 Eq. 3 [P][C]; core spec 4. On the policy that sampled it is GRPO, so it needs several updates per
-    rollout to differ.
+    arXiv:2510.06062 Eq. 3 [P, C]; docs/algorithms.md 5.4. On the policy that sampled it is GRPO, so it needs several
+    updates per rollout to differ.
 
     Args:
         low: how far the ratio of a bad action may fall below 1, in (0, 1); 0.2 [P].
@@ -189,8 +189,8 @@ class BoundedTokens(Surrogate):
 
         ell'_t = min(ell_t, high) where A > 0,   max(ell_t, -low) where A < 0;       log R = mean_t ell'_t
 
-    With `SequenceActions(mean=True)` it is GMPO, the geometric mean of clipped ratios (arXiv:2507.20673 [AB]; form and
-    clip as in verl [CODE]); other action spaces are a generalisation of ours [I].
+    With `SequenceActions(mean=True)` it is GMPO, the geometric mean of clipped ratios (arXiv:2507.20673 [P, abstract];
+    form and clip as in verl [C]; docs/algorithms.md 5.5); other action spaces are a generalisation of ours [I].
 
     Args:
         low: bound from below, nats, positive; 0.4 is the paper's [REC].
@@ -213,12 +213,12 @@ class DivergenceMask(Surrogate):
     """`-sg(M·min(r, cap))·A·log π`: a token stops learning once its distribution has moved too far (DPPO).
 
     The trust region is a divergence from the policy that sampled, and not a ratio, so that unlikely tokens may grow by
-    large factors and likely ones may not lose much. arXiv:2602.04879 Eq. 12-16 [P][C]; core spec 3. Ratios are against
-    the sampler's own log-probs: recomputed ones collapse [P 6], and nothing has to be recomputed.
+    large factors and likely ones may not lose much. arXiv:2602.04879 Eq. 12-16 [P, C]; docs/algorithms.md 5.6. Ratios
+    are against the sampler's own log-probs: recomputed ones collapse [P], and nothing has to be recomputed.
 
     Args:
         delta: bound for tokens whose probability falls, and also for those that rise unless `delta_up` is given;
-            positive. 0.15 in probability for "tv" [P, verl and TRL C]; take 0.05 nats for "kl" [P].
+            positive. 0.15 in probability for "tv" [P, C]; take 0.05 nats for "kl" [P].
         delta_up: bound for tokens whose probability rises; None: `delta`.
         divergence: "tv" total variation, "kl" from the sampler's policy to the current one.
         cap: largest weight, at least 1; 5 in the paper's scaling runs [P], 20 in verl and TRL [C]; None: none.

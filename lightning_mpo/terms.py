@@ -26,11 +26,11 @@ class WeightPenalty:
     """Adds `coef·Σ θ²` over the weights of the policy's adapters to the loss: the L2 term of T-SPMO.
 
     That the paper holds its adapters in place by an L2 term instead of a KL penalty is [REC], its size is not known
-    (related spec 1.2). Unlike AdamW's weight decay it goes through the optimizer's moments. Weights that are no adapter's
+    [N] (docs/algorithms.md 12). Unlike AdamW's weight decay it goes through the optimizer's moments. Weights that are no adapter's
     are left alone: pulled towards 0 they would forget the model; a policy without adapters is told so once.
 
     Args:
-        coef: factor, positive; 0.01 is ours [INF].
+        coef: factor, positive; 0.01 is ours [I].
     """
 
     coef: float = 0.01
@@ -43,7 +43,7 @@ class WeightPenalty:
 class HeadUpkeep:
     """Keeps multi-token heads on the drifting policy: cross-entropy on its own samples, trunk detached.
 
-        coef · (1/M) · Σ_n mean_t -log q_n(o_{t+n} | h_t)            (core-algorithms 1.5, the warm-up loss [S])
+        coef · (1/M) · Σ_n mean_t -log q_n(o_{t+n} | h_t)            (the warm-up loss [S]; docs/algorithms.md 11.2)
 
     Whether MPO trains its heads during reinforcement learning is not known; small and detached is our choice [I].
 

@@ -13,7 +13,7 @@ from lightning_mpo.functional.values import explained_variance, value_errors
 
 @dataclass(frozen=True)
 class ValueLoss:
-    """Fits the critic to the returns (PPO2's clipped form, related-algorithms 9.6 [C]).
+    """Fits the critic to the returns (PPO2's clipped form [C]; docs/algorithms.md 10).
 
         coef · mean_t ½ max((V - R)², (V_old + clip(V - V_old, ±clip) - R)²)
 

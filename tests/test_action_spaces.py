@@ -156,7 +156,7 @@ def test_the_gradient_reaches_tokens_of_the_mask_and_every_action_the_token_it_s
 
 @pytest.mark.parametrize("space", [s for s in SPACES if not isinstance(s, SequenceActions)], ids=name)
 def test_windows_end_at_a_gap(space):
-    """Core specification 1.8, invariant 7. Sequences go on behind it; they have no windows."""
+    """docs/algorithms.md 16.1, invariant 7. Sequences go on behind it; they have no windows."""
     values = ratios(GAPS).requires_grad_()
     log_ratios, starts, _ = group(space, values, GAPS)
     for b, u in starts.nonzero().tolist():
@@ -237,7 +237,7 @@ def test_a_response_without_a_cut_is_a_sequence():
 
 
 def test_equal_log_ratios_give_that_ratio_to_every_full_window():
-    """Core specification 1.8, invariant 3."""
+    """docs/algorithms.md 16.1, invariant 3."""
     mask = right_padded([8])
     for weights in WEIGHTS:
         log_ratios = group(BlockActions(weights, length=3), torch.full((1, 8), 0.7).double(), mask)[0]

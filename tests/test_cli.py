@@ -1,4 +1,4 @@
-"""The command line: each trap of LightningCLI that design section 5 decides about, in process."""
+"""The command line: each trap of LightningCLI, in process."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ FILES = sorted(CONFIGS.rglob("*.yaml"))
 ALGORITHMS = sorted((CONFIGS / "algorithm").glob("*.yaml"))
 SECTIONS = {"model", "report", "data", "algorithm", "hardware", "experiment"}
 LINES = {"experiment": 60}
-"""Lines of content; the design says under 40, experiments may be a little longer."""
+"""Lines of content; experiments may be a little longer."""
 
 
 def name_of(path: Path) -> str:
@@ -60,7 +60,7 @@ def build(tmp_path, monkeypatch):
     return run
 
 
-def test_the_folders_are_those_of_the_design():
+def test_the_folders_are_one_per_concern():
     assert {path.parent.name for path in FILES} == SECTIONS
     assert all(path.parent.parent == CONFIGS for path in FILES)
 

@@ -1,4 +1,4 @@
-"""MPO with multi-token heads, through the whole loss: the invariants of core-algorithms 1.8 and a naive loop.
+"""MPO with multi-token heads, through the whole loss: the invariants of docs/algorithms.md 16.1 and a naive loop.
 
 Policy and heads are tables of logits in float64: `[B, T, V]` for the token, `[B, T, M, V]` for the offsets behind it.
 """

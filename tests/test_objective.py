@@ -165,7 +165,7 @@ def loss_and_gradient(objective: Objective, batch: Experience, parts: list[list[
 
 
 def token_coefficients(objective: Objective, mask: Tensor) -> Tensor:
-    """Return by how much each token's score counts on-policy, before the reduction (core specification 1.7)."""
+    """Return by how much each token's score counts on-policy, before the reduction (docs/algorithms.md 3.4)."""
     actions, coefficients = objective.actions, mask.double()
     for b, length in enumerate(mask.sum(1).tolist()):
         if isinstance(actions, SequenceActions):
@@ -228,7 +228,7 @@ ON_POLICY = {path.stem: from_yaml(path) for path in ALGORITHMS} | COMPOSITIONS
 
 @pytest.mark.parametrize("objective", ON_POLICY.values(), ids=ON_POLICY)
 def test_on_policy_every_algorithm_is_reinforce_with_its_own_reduction(objective):
-    """The universal identity (core specification 5): ratio 1, whole vocabulary, reference = policy."""
+    """The universal identity (docs/algorithms.md 16.6): ratio 1, whole vocabulary, reference = policy."""
     batch = experience(off_policy=False)
     coefficients = token_coefficients(objective, MASK) * row_weights(objective, MASK)
     error = relative_error(on_policy_gradient(objective, batch), reinforce_gradient(coefficients, batch))
@@ -253,7 +253,7 @@ def test_on_policy_interior_tokens_learn_as_in_the_token_method(path):
 
 
 def test_algorithms_with_one_reduction_agree_on_policy():
-    """grpo = gspo, dr_grpo proportional to dapo (related specification 9.10, invariant 2)."""
+    """grpo = gspo, dr_grpo proportional to dapo (docs/algorithms.md 16.4, invariant 2)."""
     batch = experience(off_policy=False)
     by_name = {path.stem: on_policy_gradient(from_yaml(path), batch) for path in ALGORITHMS}
     assert relative_error(by_name["gspo"], by_name["grpo"]) < 1e-6
@@ -288,7 +288,7 @@ def token_loss(ratio: Tensor, advantage: Tensor, low: float, high: float, dual: 
 def divergence_loss(
     surrogate: DivergenceMask, now: Tensor, then: Tensor, advantage: Tensor, known: list[tuple[float, float]]
 ) -> Tensor:
-    """What a token costs in DPPO, from the equations of core 3.1; `known` are probabilities of candidates, then and now."""
+    """What a token costs in DPPO, from docs/algorithms.md 5.6; `known` are probabilities of candidates, then and now."""
     p, q = now.exp().item(), then.exp().item()
     buckets = known if surrogate.top_k else [(q, p)]
     buckets = [*buckets, (1 - sum(old for old, _ in buckets), 1 - sum(new for _, new in buckets))]
@@ -312,7 +312,7 @@ def bounded(surrogate: Surrogate, log_ratio: Tensor, advantage: Tensor) -> Tenso
 
 
 def surrogate_loss(surrogate: Surrogate, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-    """What an action costs, from the equations of core 0 and 4 and related 9.5."""
+    """What an action costs, from the equations of docs/algorithms.md 5.1 to 5.4."""
     if isinstance(surrogate, BoundedTokens):
         return -log_ratio.exp() * advantage
     if isinstance(surrogate, ClippedRatio):
@@ -330,7 +330,7 @@ def surrogate_loss(surrogate: Surrogate, log_ratio: Tensor, advantage: Tensor) -
 
 
 def naive_actions(actions, ell: list[Tensor], ids: list[int]) -> list[tuple[Tensor, int, int]]:
-    """Return (log-ratio, start, tokens it stands for) of each action of one response, as in core 1.3 to 1.6."""
+    """Return (log-ratio, start, tokens it stands for) of each action of one response, as in docs/algorithms.md 3.2 to 3.6."""
     if not ell:
         return []
     if isinstance(actions, TokenActions):
@@ -423,7 +423,7 @@ def test_off_policy_loss_and_gradient_equal_a_loop_over_tokens(objective):
 
 
 def test_the_token_form_of_gspo_has_the_gradient_of_the_sequence_form_until_tokens_differ():
-    """Off-policy, both clips reached: related specification 9.4 [NUM]."""
+    """Off-policy, both clips reached: docs/algorithms.md 3.6 [V]."""
     batch = experience()
     sequence, token = COMPOSITIONS["gspo"], COMPOSITIONS["gspo_token"]
     (loss, gradient, _), (expected_loss, expected, _) = (loss_and_gradient(form, batch) for form in (token, sequence))
@@ -524,7 +524,7 @@ def test_a_batch_without_any_action_has_no_loss_and_no_gradient(objective):
 
 @pytest.mark.parametrize("surrogate", [DivergenceMask(0.02), DivergenceMask(0.02, top_k=4)], ids=["binary", "top"])
 def test_tokens_beyond_the_trust_region_stay_in_the_denominator(surrogate):
-    """Core specification 3.8, invariant 10: those that are left keep the weight that they had without a mask."""
+    """docs/algorithms.md 16.3, invariant 10: those that are left keep the weight that they had without a mask."""
     batch = experience()
     masked, free = (loss_and_gradient(compose(surrogate=s), batch) for s in (surrogate, DivergenceMask(1e9)))
     stopped = ~masked[1].any(-1) & MASK

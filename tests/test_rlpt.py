@@ -1,4 +1,4 @@
-"""RLPT: the ten invariants of core-algorithms 2.7, by their numbers, on the head, the sampler's step and the loss.
+"""RLPT: the ten invariants of docs/algorithms.md 16.2, by their numbers, on the head, the sampler's step and the loss.
 
 With the identity as unembedding hidden states are logits, so that gradients of logits can be read off.
 """

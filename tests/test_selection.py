@@ -67,7 +67,7 @@ def loss_and_gradient(weights: torch.Tensor, **axes) -> tuple[torch.Tensor, torc
 
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=lambda r: type(r).__name__)
 def test_the_expected_gradient_of_an_unbiased_sample_is_that_of_all_tokens(reduction):
-    """Exactly: the sum over all samples of a batch, each times its probability (related spec 1.5, 3)."""
+    """Exactly: the sum over all samples of a batch, each times its probability (docs/algorithms.md 16.5, invariant 3)."""
     selection = SampledTokens(prefix=1, cap=None, probability=0.4, unbiased=True)
     late = (ROWS.cumsum(1) > 1) & ROWS
     places = late.nonzero().tolist()
@@ -87,7 +87,7 @@ def test_the_expected_gradient_of_an_unbiased_sample_is_that_of_all_tokens(reduc
 
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=lambda r: type(r).__name__)
 def test_choosing_everything_is_choosing_nothing(reduction):
-    """P = 1, alpha = 0, no cap: on-policy GRPO (related spec 1.5, 1)."""
+    """P = 1, alpha = 0, no cap: on-policy GRPO (docs/algorithms.md 16.5, invariant 1)."""
     selection = SampledTokens(prefix=0, cap=None, probability=1.0)
     weights = selection.choose(ROWS, seeded(0))
     whole = loss_and_gradient(ROWS.double(), selection=AllTokens(), reduction=reduction)
@@ -111,7 +111,7 @@ def test_a_sample_is_averaged_over_the_tokens_that_were_chosen():
 
 
 def test_a_prefix_tree_counts_each_branch_once():
-    """J = 1/|U| sum over distinct pairs at branches (related spec 1.2), against a loop over prefixes."""
+    """J = 1/|U| sum over distinct pairs at branches (docs/algorithms.md 4.6), against a loop over prefixes."""
     tokens = torch.tensor([[5, 6, 7, 1], [5, 6, 8, 1], [5, 9, 1, 0], [5, 6, 7, 1]])
     mask, rewards = right_padded([4, 4, 3, 4]), torch.tensor([1.0, 0.0, 0.5, 0.0], dtype=torch.float64)
     advantage = PrefixTree()

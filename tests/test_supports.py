@@ -81,7 +81,7 @@ def test_a_constant_on_all_logits_changes_nothing_and_rows_are_independent(suppo
 
 @each
 def test_restriction_does_not_raise_the_variance_of_the_score(support):
-    """Core specification 2.7, invariant 10: 1 - |p_M|² <= 1 - |p|²."""
+    """1 - |p_M|² <= 1 - |p|² (docs/algorithms.md 16.2, invariant 10)."""
     x = logits(200)
     for row, chosen in zip(x, sets(support, x), strict=True):
         index = torch.tensor(sorted(chosen))

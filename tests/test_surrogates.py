@@ -180,7 +180,7 @@ def test_a_clipped_weight_never_stops_a_gradient():
 
 
 def test_the_weights_of_the_asymmetric_ratio_are_those_of_the_table():
-    """core specification 4.1, clip 0.2, caps 3: what multiplies A times the gradient of the log-prob."""
+    """docs/algorithms.md 5.4, clip 0.2, caps 3: what multiplies A times the gradient of the log-prob."""
     log_ratios = torch.tensor([[0.2, 0.5, 0.9, 1.1, 1.19, 1.5, 4.0]]).double().log()
     good, bad = torch.ones_like(log_ratios), -torch.ones_like(log_ratios)
     table = {

@@ -1,6 +1,6 @@
 """Weights of single tokens through the composed loss: sampled tokens (S-GRPO), prefix trees (T-SPMO), corrections.
 
-The policy of these tests is a table of logits `[B, T, V]` in float64; related specification 1.5 numbers the invariants.
+The policy of these tests is a table of logits `[B, T, V]` in float64; docs/algorithms.md 16.5 numbers the invariants.
 """
 
 from __future__ import annotations

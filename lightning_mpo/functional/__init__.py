@@ -12,8 +12,11 @@
 ``segments``             where blocks of unequal length begin and end
 ``advantages``           rewards -> advantages
 ``groups``               which groups of completions tell right from wrong
+``selections``           which tokens of a response carry gradient
 ``lengths``              the length of a response -> a penalty
 ``surrogates``           (log-ratio, advantage) -> loss of each action
+``trust_regions``        how far the distribution behind a token has moved since it was sampled
+``corrections``          importance weights for a sampler that differs from the trainer
 ``values``               the loss of a critic
 ``divergences``          how far two policies are apart: k1, k2, k3, exact on a support
 ``reductions``           masked sums with an explicit denominator
@@ -22,6 +25,7 @@
 ``shapes``               the checks that name the argument
 =======================  ========================================================================================
 
-Letters: B rows, T response tokens, U = T actions (one stands at its first token), V vocabulary, K support size, N block
-length or a flat number of positions, M = N - 1 future offsets, D hidden size.
+docs/algorithms.md 1.4 leads from a YAML key to its functions. Letters (docs/algorithms.md 1.2): B rows, T response tokens,
+U = T actions (one stands at its first token), V vocabulary, K support size, N block length or a flat number of positions,
+M = N - 1 future offsets, D hidden size.
 """

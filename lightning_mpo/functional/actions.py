@@ -2,7 +2,7 @@
 
 A token (GRPO, DAPO), a block of N consecutive tokens (MPO, Multi-token Policy Gradient Optimization, arXiv:2602.14386),
 a segment, or the whole sequence (GSPO, arXiv:2507.18071). MPO's equations were not seen in print; what stands here
-follows core-algorithms 1.3 and 1.4, tags included.
+and its evidence: docs/algorithms.md 3.2 to 3.4.
 
 Every function returns the same three tensors of shape ``[B, T]`` (an action stands at its first token, U = T): the
 log-ratios (0 where no action starts), where actions start, and how many tokens each action stands for. The last sums to
@@ -20,7 +20,7 @@ from lightning_mpo.functional.shapes import check
 def block_weights(n: int, future_share: float) -> Tensor:
     """Split the weight of a block between its first token and the future ones.
 
-        β_0 = 1 - p,   β_i = p / (n - 1)  for i = 1 .. n-1    (MPO-10 .. MPO-40 %, [I] from [S]; core-algorithms 1.4)
+        β_0 = 1 - p,   β_i = p / (n - 1)  for i = 1 .. n-1    (MPO-10 .. MPO-40 % [I, from S]; docs/algorithms.md 3.3)
 
     Args:
         n: Tokens in a block, the current one included; 1 gives the base algorithm.
@@ -45,7 +45,7 @@ def block_weights(n: int, future_share: float) -> Tensor:
 def geometric_weights(n: int, decay: float) -> Tensor:
     """Let the weight of a token fall by a constant factor per offset.
 
-        β_i = decay^i / Σ_j decay^j                           (closest to log-COP-TD, [I]; core-algorithms 1.4)
+        β_i = decay^i / Σ_j decay^j                           (closest to log-COP-TD [I]; docs/algorithms.md 3.3)
 
     Args:
         n: Tokens in a block, the current one included.
@@ -77,10 +77,10 @@ def block_log_ratios(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take one weighted log-ratio over each block of N consecutive tokens.
 
-        log R_t = Σ_n β_n ℓ_n(t) alive_n(t),   alive_n(t) = mask_t · … · mask_{t+n}   (MPO Eq. 12, [I]; core 1.6)
+        log R_t = Σ_n β_n ℓ_n(t) alive_n(t),   alive_n(t) = mask_t · … · mask_{t+n}   (MPO Eq. 12 [I]; docs/algorithms.md 3.2)
 
     With weights that sum to 1, R is a geometric mean of the block's ratios and not their product, so it is biased as an
-    importance ratio; with weights of 1 it is the product (MPO Eq. 11, [S]). A block ends at the first gap of the mask.
+    importance ratio; with weights of 1 it is the product (MPO Eq. 11 [S]). A block ends at the first gap of the mask.
     At stride 1 blocks slide and overlap; at a larger stride they start at every stride-th token of a run of the mask,
     anew after each gap.
 
@@ -130,7 +130,7 @@ def block_log_ratios(
 def sequence_log_ratios(log_ratios_BT: Tensor, mask_BT: Tensor, *, mean: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Take one log-ratio over the whole response.
 
-        log s = (1/|o|) Σ_t ℓ_t    (mean: GSPO, related-algorithms 9.4 [CODE])
+        log s = (1/|o|) Σ_t ℓ_t    (mean: GSPO [C, TRL and verl]; docs/algorithms.md 3.6)
         log s = Σ_t ℓ_t            (the true sequence ratio)
 
     Args:
@@ -156,7 +156,7 @@ def sequence_log_ratios(log_ratios_BT: Tensor, mask_BT: Tensor, *, mean: bool = 
 def sequence_token_log_ratios(log_ratios_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Give every token the log-ratio of its response, with the gradient of its own.
 
-        log s_t = sg(log s) + ℓ_t - sg(ℓ_t),     log s = (1/|o|) Σ_t ℓ_t       (GSPO-token, related-algorithms 9.4 [CODE])
+        log s_t = sg(log s) + ℓ_t - sg(ℓ_t),     log s = (1/|o|) Σ_t ℓ_t       (GSPO-token [C, verl]; docs/algorithms.md 3.6)
 
     Args:
         log_ratios_BT: log(π / π_old) of the tokens, shape ``[B, T]``, nats. Never read outside the mask.
@@ -223,7 +223,7 @@ def segment_log_ratios(
 def window(mask_BT: Tensor, n: int) -> Tensor:
     """Tell where a token and the n tokens behind it all count.
 
-        alive_n(t) = mask_t · mask_{t+1} · … · mask_{t+n}          (core-algorithms 1.4: windows stop at masked gaps [I])
+        alive_n(t) = mask_t · mask_{t+1} · … · mask_{t+n}          (windows stop at masked gaps [I]; docs/algorithms.md 3.4)
 
     Args:
         mask_BT: Tokens that count, shape ``[B, T]``.

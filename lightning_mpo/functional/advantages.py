@@ -25,7 +25,7 @@ def group_relative(
     """Compare each reward with the mean of its group.
 
         A_i = (R_i - mean) / (std + 1e-4)   ("std": GRPO)      or      R_i - mean   ("none": Dr. GRPO)
-                                                   [CODE] TRL, Bessel-corrected; related-algorithms 0.3, 9.1, 9.2
+                                                   Bessel-corrected [C, TRL]; docs/algorithms.md 4.1
 
     Groups of equal rewards give exactly 0. Rows that are not valid are in no mean and get 0, as do all rows of a group
     with fewer than two valid ones.
@@ -59,7 +59,7 @@ def group_relative(
 def leave_one_out(rewards_B: Tensor, group_size: int, *, valid_B: Tensor | None = None) -> Tensor:
     """Compare each reward with the mean of the others in its group.
 
-        A_i = R_i - mean_{j≠i} R_j = n / (n - 1) · (R_i - mean)                (RLOO; related-algorithms 9.7)
+        A_i = R_i - mean_{j≠i} R_j = n / (n - 1) · (R_i - mean)                (RLOO; docs/algorithms.md 4.2)
 
     Groups of equal rewards give exactly 0; rows that are not valid are treated as in :func:`group_relative`.
 
@@ -87,10 +87,10 @@ def generalized_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Estimate advantages from a critic, as an exponential mean of n-step returns.
 
-        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t      (GAE Eq. 16; 9.6)
+        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t      (GAE Eq. 16; docs/algorithms.md 4.4)
 
     The value after the last token is 0. ``t+1`` is the next token of the mask: tokens of others, such as tool output,
-    are no step of the policy, and values are carried across them as in verl [CODE].
+    are no step of the policy, and values are carried across them as in verl [C].
 
     Args:
         rewards_BT: Reward of each token, shape ``[B, T]``.
@@ -169,7 +169,7 @@ def moments(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
 def whiten(values_BT: Tensor, mask_BT: Tensor, sums: Tensor) -> Tensor:
     """Give masked values mean 0 and standard deviation 1.
 
-        (x - mean) / sqrt(var + 1e-8),   var = (Σ x² - n mean²) / (n - 1)      ([CODE] TRL, verl; related-algorithms 9.6)
+        (x - mean) / sqrt(var + 1e-8),   var = (Σ x² - n mean²) / (n - 1)      ([C, TRL and verl]; docs/algorithms.md 4.5)
 
     Args:
         values_BT: Values, shape ``[B, T]``.
@@ -199,7 +199,7 @@ def prefix_tree(
 
         V(p) = mean reward of the completions that start with prefix p,   A(v | p) = V(pv) - V(p)
         weight = 1 / (number of completions through pv) where p branches, else 0
-                                                              (T-SPMO, [REC]/[INF]; related-algorithms 1.2)
+                                                              (T-SPMO [REC, I]; docs/algorithms.md 4.6)
 
     Each distinct pair (p, v) thus counts once, and the weights sum to |U|. A completion that ends where another goes on
     is a branch. Tokens outside the mask but before a row's end are part of the prefix; they get advantage and weight 0.

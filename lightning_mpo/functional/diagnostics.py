@@ -1,6 +1,6 @@
 """Numbers that say how training goes, per element or as sums, to be added over micro-batches and ranks.
 
-None of them carries a gradient. What a ratio, a support or a score is: core-algorithms 1.7, 2.3 and 2.2.
+None of them carries a gradient. The list is in docs/algorithms.md 15.
 """
 
 import math
@@ -17,10 +17,10 @@ from lightning_mpo.functional.surrogates import safe_ratio
 def clip_fraction(log_ratios_BU: Tensor, advantages_BU: Tensor, *, low: float, high: float) -> Tensor:
     """Mark the actions whose gradient the clip has stopped.
 
-        1 if (A > 0 and r > 1 + high) or (A < 0 and r < 1 - low), else 0      (core-algorithms 0, the mask form)
+        1 if (A > 0 and r > 1 + high) or (A < 0 and r < 1 - low), else 0      (docs/algorithms.md 5.2)
 
-    The fraction falls mechanically with the share of future tokens in a block (core-algorithms 1.7 [V]): it is no
-    evidence of better credit.
+    The fraction falls mechanically with the share of future tokens in a block [V] (docs/algorithms.md 15): it
+    is no evidence of better credit.
 
     Args:
         log_ratios_BU: log(π / π_old) of each action, shape ``[B, U]``, nats.

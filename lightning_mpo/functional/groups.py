@@ -10,7 +10,7 @@ from lightning_mpo.functional.shapes import check
 def mixed_groups(correct_mask_B: Tensor, group_size: int, *, valid_B: Tensor | None = None) -> Tensor:
     """Mark the groups in which some completions are right and some are wrong.
 
-        0 < |{i : o_i is right}| < G                 ([CODE] verl's filter on the accuracy metric; related-algorithms 9.3)
+        0 < |{i : o_i is right}| < G                 ([C, verl's filter on accuracy]; docs/algorithms.md 4.7)
 
     The criterion is accuracy and not the reward: a penalty on lengths breaks ties between completions that are all right.
     Rows that are not valid are neither right nor wrong.

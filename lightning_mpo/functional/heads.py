@@ -135,7 +135,7 @@ def support_logits(
 ) -> Tensor:
     """Compute the logits of the ids of a support, and no others.
 
-        z_t[v]   for v in P_t                                 (RLPT; core-algorithms 2.3, the gather-matmul head [I])
+        z_t[v]   for v in P_t                                 (RLPT; the gather-matmul head [I]; docs/algorithms.md 2.1)
 
     Args:
         hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.
@@ -201,7 +201,7 @@ def support_logprobs(
 ) -> tuple[Tensor, ...]:
     """Score tokens under the softmax over a stored support.
 
-        log π_P(o_t) = z_t[o_t] - log Σ_{v∈P_t} exp z_t[v]    (RLPT, masked policy; core-algorithms 2.2 [S])
+        log π_P(o_t) = z_t[o_t] - log Σ_{v∈P_t} exp z_t[v]    (RLPT, masked policy [S]; docs/algorithms.md 2.2)
 
     Args:
         hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.

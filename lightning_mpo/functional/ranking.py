@@ -70,7 +70,7 @@ def full_top_k(
 ) -> Tensor:
     """Pick the k most probable ids of the whole vocabulary, by logit (highest first), then by id (lowest first).
 
-        P_t = {v : rank(v | s_t) <= k}                        (RLPT; ties as in core-algorithms 2.4)
+        P_t = {v : rank(v | s_t) <= k}                        (RLPT; docs/algorithms.md 2.2)
 
     Temperature, a positive scale and a soft cap change no rank, so they are not asked for. No gradient.
 

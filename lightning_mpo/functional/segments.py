@@ -1,7 +1,7 @@
 """Segments of a response: numbers that tokens of one action share.
 
-A segment is a run of neighbouring response tokens; it ends where the mask has a gap, as windows do (core-algorithms 1.4
-[I]). All of it is computed once per rollout and carries no gradient.
+A segment is a run of neighbouring response tokens; it ends where the mask has a gap, as windows do [I]
+(docs/algorithms.md 3.4 and 3.5). All of it is computed once per rollout and carries no gradient.
 """
 
 import math

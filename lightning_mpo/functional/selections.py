@@ -1,6 +1,6 @@
 """Which tokens of a response carry gradient: a sample, or those of highest entropy.
 
-S-GRPO (arXiv:2504.20834) learns from 30 to 50 % of the tokens [2ND]; what is not chosen needs no head and no loss.
+S-GRPO (arXiv:2504.20834) learns from 30 to 50 % of the tokens [S]; what is not chosen needs no head and no loss.
 """
 
 import torch
@@ -38,10 +38,10 @@ def sampled_tokens(
     """Choose the first tokens of a row, and later ones by chance up to a cap.
 
         t in T_i  <=>  t < prefix,   or   u_t < probability and fewer than cap tokens of row i are chosen before t
-                                                              (S-GRPO [2ND]; related-algorithms 1.1)
+                                                              (S-GRPO [S]; docs/algorithms.md 6.1)
 
     t counts response tokens. With `uniform_cap` the later ones that were drawn are thinned evenly to the cap instead of
-    from the left [CODE, a re-implementation]; the order of thinning is that of the same uniform numbers.
+    from the left [C, a re-implementation]; the order of thinning is that of the same uniform numbers.
 
     Args:
         mask_BT: Response tokens, shape ``[B, T]``.

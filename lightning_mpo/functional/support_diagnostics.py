@@ -1,4 +1,4 @@
-"""Numbers that say how well the stored supports fit the policy (core-algorithms 2.2, 2.3 and 2.8). None carries a gradient."""
+"""Numbers that say how well the stored supports fit the policy (docs/algorithms.md 2.5). None carries a gradient."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from lightning_mpo.functional.shapes import check, same
 def kept_mass(logprobs: Tensor, support_logprobs: Tensor) -> Tensor:
     """Compute the probability that the full policy gives to a support, from one token's two log-probabilities.
 
-        Z = Σ_{v∈P} π(v) = exp(log π(o) - log π_P(o))         (core-algorithms 2.7 invariant 7 [V])
+        Z = Σ_{v∈P} π(v) = exp(log π(o) - log π_P(o))         ([V]; docs/algorithms.md 16.2, invariant 7)
 
     A ratio that equals Z on policy is the classic bug: a full-vocabulary numerator over a truncated denominator.
 
@@ -37,7 +37,7 @@ def kept_mass(logprobs: Tensor, support_logprobs: Tensor) -> Tensor:
 def support_overlap(support_BTK: Tensor, candidates_BTK: Tensor, support_mask_BTK: Tensor | None = None) -> Tensor:
     """Measure how much of a stored support would still be chosen: its overlap with the best tokens of today's policy.
 
-        |top-n(π_θ) ∩ P| / n,   n = |P|                       (core-algorithms 2.3, metrics)
+        |top-n(π_θ) ∩ P| / n,   n = |P|                       (docs/algorithms.md 2.5)
 
     Args:
         support_BTK: Ids of the supports, shape ``[B, T, K]``.
@@ -69,7 +69,7 @@ def could_not_stop(
 ) -> Tensor:
     """Mark the responses that ran into the length limit and had an end token in none of their supports.
 
-    Outside a support a token has probability 0: such a response could not have stopped (core-algorithms 2.8).
+    Outside a support a token has probability 0: such a response could not have stopped (docs/algorithms.md 2.5).
 
     Args:
         support_BTK: Ids of the supports, shape ``[B, T, K]``.
@@ -99,7 +99,7 @@ def could_not_stop(
 def score_variance(logits_BTK: Tensor, support_mask_BTK: Tensor | None = None) -> Tensor:
     """Compute the variance of the score, the gradient of a sampled token's log-probability with respect to the logits.
 
-        tr Cov(e_o - π_P) = 1 - Σ_{v∈P} π_P(v)²               (core-algorithms 2.2 [I][V]; not the authors' theorem)
+        tr Cov(e_o - π_P) = 1 - Σ_{v∈P} π_P(v)²               ([I, V], not the authors' theorem; docs/algorithms.md 2.5)
 
     On a top-K set it is never above that of the full softmax.
 

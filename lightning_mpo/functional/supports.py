@@ -1,7 +1,7 @@
 """From logits to promising sets: the few tokens on which the policy is defined and trained.
 
 RLPT (Reinforcement Learning with Promising Tokens, arXiv:2602.03195): P_t = {v : rank(v | s_t) <= K}, taken from the
-policy at rollout time, stored, and never recomputed (core-algorithms 2.1 row 3 [S] and the resolution of row 4 [I]).
+policy at rollout time, stored, and never recomputed [S, I] (docs/algorithms.md 2.2).
 """
 
 import math
@@ -15,7 +15,7 @@ from lightning_mpo.functional.shapes import check
 def top_k(logits_BV: Tensor, k: int) -> Tensor:
     """Pick exactly k tokens per row, by value (highest first), then by id (lowest first).
 
-        P = {v : rank(v) <= k}                                (RLPT, [S]; ties as in core-algorithms 2.4)
+        P = {v : rank(v) <= k}                                (RLPT [S]; ties [I]; docs/algorithms.md 2.2)
 
     Equal logits are common in bfloat16, and ``torch.topk`` breaks such ties arbitrarily; here the result is a function
     of the values alone.
@@ -47,7 +47,7 @@ def top_k(logits_BV: Tensor, k: int) -> Tensor:
 def nucleus(logits_BV: Tensor, p: float, max_k: int) -> tuple[Tensor, Tensor]:
     """Pick the smallest set of most likely tokens with mass p, at most max_k of them.
 
-        P = {v : Σ_{u ranked before v} π(u) < p and rank(v) <= max_k}  (core-algorithms 2.3; bound as in prime-rl [S])
+        P = {v : Σ_{u ranked before v} π(u) < p and rank(v) <= max_k}  (bound as in prime-rl [S]; docs/algorithms.md 2.3)
 
     Args:
         logits_BV: Logits, temperature applied, shape ``[B, V]``.
@@ -80,7 +80,7 @@ def nucleus(logits_BV: Tensor, p: float, max_k: int) -> tuple[Tensor, Tensor]:
 def min_p(logits_BV: Tensor, ratio: float, max_k: int) -> tuple[Tensor, Tensor]:
     """Pick the tokens that are not much less likely than the most likely one, at most max_k of them.
 
-        P = {v : π(v) >= ratio · max_u π(u) and rank(v) <= max_k}           (min-p; core-algorithms 2.5 [S])
+        P = {v : π(v) >= ratio · max_u π(u) and rank(v) <= max_k}           (min-p [S]; docs/algorithms.md 2.3)
 
     Args:
         logits_BV: Logits, temperature applied, shape ``[B, V]``.
@@ -138,7 +138,7 @@ def unite(
 ) -> tuple[Tensor, Tensor]:
     """Add a slot to every support, which holds the sampled token where the support lacks it and nothing elsewhere.
 
-        P'_t = P_t ∪ {o_t}                                    (the tolerant mode of core-algorithms 2.4 [I])
+        P'_t = P_t ∪ {o_t}                                    ([I]; docs/algorithms.md 2.4)
 
     Args:
         tokens_BT: Ids of the sampled tokens, shape ``[B, T]``.
@@ -165,7 +165,7 @@ def unite(
 def candidates(logits_BV: Tensor, tokens_B: Tensor, k: int, support_BV: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Pick the k most probable ids of one step, and the sampled one if it is not among them.
 
-        A' = TopK(μ, k) ∪ {o}                                 (DPPO top-K, [P]; core-algorithms 3.1; ties as in 2.4)
+        A' = TopK(μ, k) ∪ {o}                                 (DPPO top-K [P]; docs/algorithms.md 5.6 and 2.2)
 
     Stable-RL puts the sampled token in the place of the k-th id instead [C].
 
@@ -209,7 +209,7 @@ def logprobs_at(
 ) -> Tensor:
     """Look ids up among the log-probabilities over a support.
 
-        log π_P(c) = z[c] - log Σ_{v∈P} exp z[v]   for c in P,   -inf elsewhere            (core-algorithms 2.2 [S], 3.7)
+        log π_P(c) = z[c] - log Σ_{v∈P} exp z[v]   for c in P,   -inf elsewhere            (RLPT [S]; docs/algorithms.md 2.2)
 
     Args:
         candidates_BTK: Ids to look up, shape ``[B, T, K]``; ``BT`` stands for any leading shape.

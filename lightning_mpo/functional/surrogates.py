@@ -15,13 +15,13 @@ from lightning_mpo.functional.shapes import check, same
 from lightning_mpo.functional.trust_regions import outside_trust_region
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios are clamped to this size before they are exponentiated (core-algorithms 1.6, verl)."""
+"""Log-ratios are clamped to this size before they are exponentiated, as in verl [C] (docs/algorithms.md 5)."""
 
 
 def safe_ratio(log_ratios: Tensor) -> Tensor:
     """Exponentiate log-ratios, clamped to ±20 so that neither ratio nor gradient overflows.
 
-        r = exp(clamp(log r, -20, 20))                        [CODE, verl; core-algorithms 1.6]
+        r = exp(clamp(log r, -20, 20))                        ([C, verl]; docs/algorithms.md 5)
 
     Args:
         log_ratios: Summed log-ratios of actions, any shape, nats.
@@ -64,8 +64,8 @@ def clipped_ratio(
 ) -> Tensor:
     """Clip the ratio of an action, so that an update earns nothing beyond the trust region.
 
-        loss = -min(r A, clip(r, 1 - low, 1 + high) A)        (PPO Eq. 7; core-algorithms 0; MPO Eq. 13, [I])
-        loss = min(loss, -dual A)   where A < 0               (dual clip; related-algorithms 9.1, [CODE] verl)
+        loss = -min(r A, clip(r, 1 - low, 1 + high) A)        (PPO Eq. 7; MPO Eq. 13 [I]; docs/algorithms.md 5.2)
+        loss = min(loss, -dual A)   where A < 0               (dual clip [C, verl]; docs/algorithms.md 5.2)
 
     The gradient with respect to log r is ``-M r A``, with M = 0 if A > 0 and r > 1 + high, or if A < 0 and either r < 1
     - low or r > dual; else M = 1.
@@ -103,7 +103,7 @@ def clipped_weight(
 ) -> Tensor:
     """Clip the importance weight and not the gradient, so that every token goes on learning.
 
-        loss = -sg(clip(r, 1 - low, 1 + high)) A log π(o)  (CISPO, arXiv:2506.13585; related-algorithms 9.5 [CODE] verl)
+        loss = -sg(clip(r, 1 - low, 1 + high)) A log π(o)     (CISPO, arXiv:2506.13585 [C, verl]; docs/algorithms.md 5.3)
 
     MiniMax-M1 and TRL bound the weight from above only: ``low=1``.
 
@@ -145,7 +145,7 @@ def asymmetric_ratio(
     """Weigh good tokens with the inverse ratio, so that the unlikely ones learn most, and bad ones with the ratio.
 
         loss = -sg(M w) A log π(o),   w = min(1/r, cap_positive) where A >= 0,   min(r, cap_negative) where A < 0
-                                                              (ASPO, arXiv:2510.06062 Eq. 3 [P][C]; core-algorithms 4.2)
+                                                              (ASPO, arXiv:2510.06062 Eq. 3 [P, C]; docs/algorithms.md 5.4)
 
     M = 0 if A > 0 and r > 1 + high, or if A < 0 and r < 1 - low; else M = 1. The caps weigh, they stop no gradient.
 
@@ -184,10 +184,10 @@ def asymmetric_ratio(
 def bounded_log_ratios(log_ratios: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:
     """Bound the log-ratio of each token on the side where the objective would grow, before tokens are averaged.
 
-        ell' = min(ell, high) where A > 0,   max(ell, -low) where A < 0      (GMPO, arXiv:2507.20673 [CODE, verl])
+        ell' = min(ell, high) where A > 0,   max(ell, -low) where A < 0   (GMPO [C, verl]; docs/algorithms.md 5.5)
 
-    The exponential of their mean is GMPO's ratio, a geometric mean of clipped ratios. Bounds are in nats: e^-0.4 to e^0.4
-    is the paper's range [REC].
+    The exponential of their mean is GMPO's ratio (arXiv:2507.20673), a geometric mean of clipped ratios. Bounds are in
+    nats: e^-0.4 to e^0.4 is the paper's range [REC].
 
     Args:
         log_ratios: Log-ratios of tokens, any shape, nats. Carries the gradient.
@@ -225,7 +225,7 @@ def divergence_mask(
 ) -> Tensor:
     """Stop tokens by how far their distribution has moved, and not by their ratio.
 
-        loss = -sg(M min(r, cap)) A log π(o),   r = π(o) / μ(o)    (DPPO Eq. 12, 23 [P][C]; core-algorithms 3)
+        loss = -sg(M min(r, cap)) A log π(o),   r = π(o) / μ(o)    (DPPO Eq. 12, 23 [P, C]; docs/algorithms.md 5.6)
 
     μ is the policy as it sampled, never recomputed: a recomputed anchor collapses [P]. M is 0 where
     :func:`outside_trust_region` holds, else 1. Masked tokens stay in the denominator of a reduction. Probabilities are

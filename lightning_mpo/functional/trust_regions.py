@@ -1,7 +1,7 @@
 """How far the distribution behind a token has moved since it was sampled, over what little of it is known.
 
 The binary divergence knows the sampled token and all others, the bucketed one the most probable ids and all others
-(DPPO, arXiv:2602.04879 [P][C]; core-algorithms 3.1). Both are lower bounds of the divergence over the vocabulary, of the
+(DPPO, arXiv:2602.04879 [P, C]; docs/algorithms.md 5.6). Both are lower bounds of the divergence over the vocabulary, of the
 policy that sampled from the current one, and the finer one is not below the coarser.
 """
 
@@ -19,7 +19,7 @@ CLOSEST_TO_CERTAIN = 1e-7
 def binary_tv(logprobs: Tensor, behaviour_logprobs: Tensor) -> Tensor:
     """Measure how far the probability of the sampled token has moved: the total variation of (token, all others).
 
-        D_TV = |μ(o) - π(o)| = μ(o) |r - 1|                   (DPPO Eq. 14-16 [P][C]; core-algorithms 3.1)
+        D_TV = |μ(o) - π(o)| = μ(o) |r - 1|                   (DPPO Eq. 14-16 [P, C]; docs/algorithms.md 5.6)
 
     A lower bound of the total variation over the vocabulary.
 
@@ -43,7 +43,7 @@ def binary_tv(logprobs: Tensor, behaviour_logprobs: Tensor) -> Tensor:
 def binary_kl(logprobs: Tensor, behaviour_logprobs: Tensor) -> Tensor:
     """Measure the KL divergence of (token, all others) from the policy that sampled to the current one.
 
-        D_KL = μ log(μ / π) + (1 - μ) log((1 - μ) / (1 - π))  (DPPO Eq. 14-16 [P][C]; core-algorithms 3.1)
+        D_KL = μ log(μ / π) + (1 - μ) log((1 - μ) / (1 - π))  (DPPO Eq. 14-16 [P, C]; docs/algorithms.md 5.6)
 
     At least 2 D_TV² (Pinsker), and a lower bound of the divergence over the vocabulary. 1 - e^x is taken through expm1
     and log1p, exact up to probabilities of 1 - 1e-7.
@@ -70,7 +70,7 @@ def binary_kl(logprobs: Tensor, behaviour_logprobs: Tensor) -> Tensor:
 def bucket_tv(logprobs_K: Tensor, behaviour_logprobs_K: Tensor) -> Tensor:
     """Measure the total variation over some ids and one bucket for all others.
 
-        D_TV = 1/2 Σ_bucket |μ - π|                           (DPPO top-K [P][C]; core-algorithms 3.1)
+        D_TV = 1/2 Σ_bucket |μ - π|                           (DPPO top-K [P, C]; docs/algorithms.md 5.6)
 
     Not below :func:`binary_tv` of any of the ids, not above the total variation over the vocabulary.
 
@@ -95,7 +95,7 @@ def bucket_tv(logprobs_K: Tensor, behaviour_logprobs_K: Tensor) -> Tensor:
 def bucket_kl(logprobs_K: Tensor, behaviour_logprobs_K: Tensor) -> Tensor:
     """Measure the KL divergence over some ids and one bucket for all others, from the policy that sampled.
 
-        D_KL = Σ_bucket μ log(μ / π)                          (DPPO top-K [P][C]; core-algorithms 3.1)
+        D_KL = Σ_bucket μ log(μ / π)                          (DPPO top-K [P, C]; docs/algorithms.md 5.6)
 
     Args:
         logprobs_K: Log-probabilities of distinct ids, shape ``[..., K]``, nats; -inf where a slot holds none.
@@ -126,7 +126,7 @@ def trust_divergence(
     """Measure how far the distribution behind each token has moved, over the ids that are known, in float32.
 
     The binary divergence of (token, all others), or that over the candidates and one bucket for all others
-    (DPPO Eq. 14-16 and top-K [P][C]; core-algorithms 3.1).
+    (DPPO Eq. 14-16 and top-K [P, C]; docs/algorithms.md 5.6).
 
     Args:
         logprobs_BT: Log-probabilities of the tokens, shape ``[B, T]``, nats.
@@ -173,7 +173,7 @@ def outside_trust_region(
 ) -> Tensor:
     """Tell which tokens have moved further than a divergence allows, in the direction that their advantage pushes.
 
-        (A > 0 and r > 1 and D > up)   or   (A < 0 and r < 1 and D > down)   (DPPO Eq. 13 [P][C]; core-algorithms 3.1)
+        (A > 0 and r > 1 and D > up)   or   (A < 0 and r < 1 and D > down)   (DPPO Eq. 13 [P, C]; docs/algorithms.md 5.6)
 
     Args:
         logprobs_BT: Log-probabilities of the tokens, shape ``[B, T]``, nats.

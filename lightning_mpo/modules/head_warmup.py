@@ -30,7 +30,7 @@ from lightning_mpo.types import PromptBatch, PromptRow, Rollout, take_rows, to_d
 class HeadWarmup(Stage):
     """Trains the heads of a policy whose trunk stays as it is, bit for bit.
 
-        L = (1/M) Σ_n mean_t -log q_n(o_{t+n} | h_t)        (the MTP loss, core-algorithms 1.5 [S])
+        L = (1/M) Σ_n mean_t -log q_n(o_{t+n} | h_t)        (the MTP loss [S]; docs/algorithms.md 11.2)
 
     The paper is silent on data, steps and learning rate [N]. By default the tokens are the policy's own samples: theirs
     is the distribution whose ratios will be needed [I]. Logged per offset: cross-entropy in nats, and on validation the

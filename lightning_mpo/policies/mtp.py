@@ -4,7 +4,7 @@ The trunk's hidden state h_t predicts o_t; head n predicts o_{t+n}, n = 1 … M.
 
 ==============  ==================================================================================================
 parallel        one decoder layer of the trunk's own class per offset, all on h_t (arXiv:2404.19737; the family that
-                MPO's reported parameter counts point to, core-algorithms 1.2 [I])
+                MPO's reported parameter counts point to [I]; docs/algorithms.md 11.1)
 sequential      a chain: depth n also reads the embeddings of o_t … o_{t+n-1} (DeepSeek-V3, arXiv:2412.19437)
 Medusa          a residual linear layer with SiLU per offset, zero at the start (arXiv:2401.10774)
 ==============  ==================================================================================================
@@ -46,7 +46,7 @@ class MTPHeads(nn.Module, ABC):
         offsets: M, the future tokens that are predicted; blocks may be up to 1 + M long.
         own_unembedding: give every head its own unembedding, started as a copy of the trunk's; else all share it.
         detach_trunk: keep the policy loss of future offsets out of the trunk. False by default: otherwise future terms
-            would train the heads alone (core-algorithms 1.4 [I]).
+            would train the heads alone [I] (docs/algorithms.md 11.1).
         support: over what offset n is a distribution where rollouts store a support: "stored" takes the one that the
             sampler stored at t+n, "full" the whole vocabulary.
         checkpointing: recompute a head's activations in the backward pass.
@@ -212,7 +212,7 @@ class SequentialHeads(MTPHeads):
     """DeepSeek-V3's modules: `h^n = Layer(P_n [norm(e(o_{t+n-1})) ; norm(h^{n-1})])`, teacher-forced.
 
     The order is [embedding ; hidden], as published checkpoints have it, and not that of the paper's formula
-    (core-algorithms 1.5 [S]). Each depth has its own final norm.
+    [S] (docs/algorithms.md 11.1). Each depth has its own final norm.
     """
 
     family: ClassVar[str] = "sequential"

@@ -75,11 +75,11 @@ class DynamicSampling:
     Groups are judged by accuracy and never by the whole reward, in which a penalty on lengths breaks ties. Those that are
     all right or all wrong are dropped, further prompts fill their places, and what the last round has too many of is cut
     off. A redraw takes as many prompts as fill the free places at the share of useful groups seen so far (verl draws a
-    whole batch each time [CODE, related spec 9.3]). Places that stay free are kept by dropped groups of the first round,
+    whole batch each time [C]; docs/algorithms.md 4.7). Places that stay free are kept by dropped groups of the first round,
     as rows that carry no loss and stand in no denominator, so that a rollout always has the same number of rows.
 
     Args:
-        rounds: of sampling, the first one counted; 10 is verl's `max_num_gen_batches` [CODE].
+        rounds: of sampling, the first one counted; 10 is verl's `max_num_gen_batches` [C].
     """
 
     def __init__(self, rounds: int = 10) -> None:

@@ -33,7 +33,7 @@ def decodings(support: Support, completions: int) -> dict[str, Decoding]:
     """Return the decodings of an evaluation by the prefix of their metrics.
 
     They are the full vocabulary and, if it is truncated, the training support: training over a support does not change the
-    tail of the distribution, so both are needed (core spec 2.4).
+    tail of the distribution, so both are needed (docs/algorithms.md 2.5).
     """
     found = {"": Decoding(FullVocabulary(), completions)}
     if not isinstance(support, FullVocabulary):

@@ -21,7 +21,7 @@ class PrefixReplay:
     """Samples a part of a prompt's completions from the prompt, and the others from a position within one of these.
 
     Completions sampled from the prompt part early, and a prefix tree gives late tokens no credit then. The paper of T-SPMO
-    has such a variant [REC]; the rule is ours [INF], related spec 1.2: source and position are uniform, and what is copied
+    has such a variant [REC]; the rule is ours [I] (docs/algorithms.md 4.8): source and position are uniform, and what is copied
     keeps the log-probs and supports that were recorded, token in, token out. At branches above a restart the copied
     child counts with its copies in the means, as it does in the sample.
 

@@ -1,6 +1,6 @@
 """Random kills of every stage, objective and callback with a state: prints a row for each.
 
-python tests/callbacks/many_kills.py FOLDER [--kills 20] [--seed 0] [FAMILY ...]      exits 1 where a run is not bit for bit
+`python tests/callbacks/many_kills.py FOLDER [--kills 20] [--seed 0] [FAMILY ...]` exits 1 where a run is not bit for bit.
 
 Each family is an undisturbed run of the command line, and runs that are killed up to three times at random events and
 times, as `lightning-mpo verify-resume --kills` does with a configuration of one's own.

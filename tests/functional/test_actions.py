@@ -1,4 +1,4 @@
-"""Action log-ratios against plain loops, and the invariants of MPO (core specification, 1.8)."""
+"""Action log-ratios against plain loops, and the invariants of MPO (docs/algorithms.md 16.1)."""
 
 import math
 
@@ -131,7 +131,7 @@ def test_sliding_on_policy_gradient_is_the_token_gradient():  # invariant 5
     assert coefficients(5, 0.3, 1) == pytest.approx(expected, rel=1e-12)
     assert max(coefficients(5, 0.3, 1, tail="renorm")) == pytest.approx(
         1.34, abs=0.005
-    )  # what the specification warns of
+    )  # what docs/algorithms.md 3.4 warns of
 
 
 def test_disjoint_on_policy_gradient():  # invariant 8, and why disjoint blocks want uniform weights

@@ -43,7 +43,7 @@ def test_leave_one_out_is_the_definition():
         assert result[i] == pytest.approx(reward - statistics.mean(others), rel=1e-10)
 
 
-def test_group_identities():  # related specification, 9.10 invariant 1
+def test_group_identities():  # docs/algorithms.md 16.4, invariant 1
     given = rewards()
     centred = group_relative(given, 4, scale="none")
     for advantages in (centred, group_relative(given, 4), leave_one_out(given, 4)):
@@ -137,7 +137,7 @@ def test_generalized_advantages_are_the_definition(gamma, lam):
         assert (returns[b][~MASK[b]] == 0).all()
 
 
-def test_limits_of_the_estimator():  # related specification, 9.10 invariant 6
+def test_limits_of_the_estimator():  # docs/algorithms.md 16.4, invariant 6
     r, v = critic()
     to_go = r[:1].flip(1).cumsum(1).flip(1)
     advantages, returns = generalized_advantages(r[:1], v[:1], MASK[:1], gamma=1.0, lam=1.0)
@@ -243,7 +243,7 @@ def test_prefix_tree_is_the_definition(seed):
     assert (weights[mask] == 0).any()
 
 
-def test_advantages_telescope_and_cancel_at_every_node():  # related specification, 1.5 invariants 4 and 6
+def test_advantages_telescope_and_cancel_at_every_node():  # docs/algorithms.md 16.5, invariants 4 and 6
     tokens, mask, given, size = trees(3, groups=1)
     full = torch.ones_like(mask)
     advantages, _ = prefix_tree(tokens, full, given, size)
@@ -255,7 +255,7 @@ def test_advantages_telescope_and_cancel_at_every_node():  # related specificati
             assert abs(float(advantages[start, t].sum())) < 1e-12
 
 
-def test_extremes_of_prefix_trees():  # related specification, 1.5 invariant 7
+def test_extremes_of_prefix_trees():  # docs/algorithms.md 16.5, invariant 7
     given, mask = rewards(4), torch.ones(4, 3, dtype=torch.bool)
     advantages, weights = prefix_tree(torch.tensor([[1, 2, 3]]).expand(4, 3), mask, given, 4)
     assert not advantages.any()
@@ -267,7 +267,7 @@ def test_extremes_of_prefix_trees():  # related specification, 1.5 invariant 7
     assert not advantages[:, 1:].any()
 
 
-def test_order_of_a_group_does_not_matter():  # related specification, 1.5 invariant 8
+def test_order_of_a_group_does_not_matter():  # docs/algorithms.md 16.5, invariant 8
     tokens, mask, given, size = trees(1, groups=1)
     order = [3, 0, 5, 1, 4, 2]
     for one, other in zip(

@@ -28,7 +28,7 @@ def test_estimators_are_their_formulas():
     assert k3(a, b).tolist() == pytest.approx([math.exp(-x) + x - 1 for x in d])
 
 
-def test_k1_and_k3_are_unbiased_and_k3_is_never_negative():  # related specification, 9.10 invariant 5
+def test_k1_and_k3_are_unbiased_and_k3_is_never_negative():  # docs/algorithms.md 16.4, invariant 5
     logits, reference = categorical()
     lp, ref = logits.log_softmax(0), reference.log_softmax(0)
     exact = loop_kl(logits.tolist(), reference.tolist())
@@ -38,7 +38,7 @@ def test_k1_and_k3_are_unbiased_and_k3_is_never_negative():  # related specifica
     assert (k3(lp, lp) == 0).all()
 
 
-def test_expected_gradients_of_the_estimators():  # 9.10 invariant 5: k2's is the KL's; k1's is zero
+def test_expected_gradients_of_the_estimators():  # docs/algorithms.md 16.4, invariant 5: k1's is 0
     logits, reference = categorical(1)
     logits.requires_grad_()
     lp, ref = logits.log_softmax(0), reference.log_softmax(0)

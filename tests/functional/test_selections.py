@@ -35,7 +35,7 @@ def test_a_scan_chooses_what_a_loop_chooses(prefix, cap, probability):
 
 @pytest.mark.parametrize("uniform_cap", [False, True])
 def test_invariants_of_a_sample(uniform_cap):
-    """keep[:, :alpha] = m[:, :alpha]; at most max(k, alpha) per row; nothing outside the mask (related spec 1.5, 2)."""
+    """The prefix whole, at most max(k, alpha) per row, none outside the mask: docs/algorithms.md 16.5, invariant 2."""
     chosen = sampled_tokens(MASK, UNIFORM, prefix=2, cap=5, probability=0.8, uniform_cap=uniform_cap)
     first = first_tokens(MASK, 2)
     assert torch.equal(chosen & first, first)

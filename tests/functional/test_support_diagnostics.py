@@ -30,7 +30,7 @@ def test_score_variance_is_the_trace_of_the_covariance():
             assert float(result[b, t]) == pytest.approx(trace, rel=1e-10, abs=1e-14)
 
 
-def test_a_top_k_softmax_never_has_the_larger_variance():  # core specification, 2.7 invariant 10
+def test_a_top_k_softmax_never_has_the_larger_variance():  # docs/algorithms.md 16.2, invariant 10
     logits = randn(1, 500, 20) * torch.linspace(0.1, 4, 500).view(1, 500, 1).double()
     full = score_variance(logits)
     for k in (1, 2, 5, 19):

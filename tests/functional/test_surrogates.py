@@ -46,7 +46,7 @@ def gradient(ratio, advantage, dual=None):
     return log_ratio.grad.item()
 
 
-def test_where_the_gradient_stops():  # related specification, 9.10 invariant 3
+def test_where_the_gradient_stops():  # docs/algorithms.md 16.4, invariant 3
     assert gradient(1.31, 1.0) == 0
     assert gradient(0.5, 1.0) == pytest.approx(-0.5)
     assert gradient(0.79, -1.0) == 0
@@ -118,7 +118,7 @@ def token_loss(log_ratios, advantages):
     return clipped_ratio(log_ratios, advantages, low=0.2, high=0.28)
 
 
-def test_on_policy_a_sequence_action_has_the_gradient_of_its_tokens():  # 9.10 invariant 2: grpo == gspo (sequence mean)
+def test_on_policy_a_sequence_action_has_the_gradient_of_its_tokens():  # docs/algorithms.md 16.4, invariant 2
     logprobs, _, advantages = batch()
     grads = []
     for sequence in (False, True):
@@ -133,7 +133,7 @@ def test_on_policy_a_sequence_action_has_the_gradient_of_its_tokens():  # 9.10 i
     assert grads[0].abs().max() > 0.01
 
 
-def test_off_policy_a_block_of_one_is_the_token_method():  # core specification, 1.8 invariant 1
+def test_off_policy_a_block_of_one_is_the_token_method():  # docs/algorithms.md 16.1, invariant 1
     logprobs, old, advantages = batch()
     grads = []
     for blocks in (False, True):
@@ -148,7 +148,7 @@ def test_off_policy_a_block_of_one_is_the_token_method():  # core specification,
         assert torch.equal(one, other)
 
 
-def test_no_mask_no_gradient_and_splits_do_not_matter():  # 9.10 invariants 8 and 9
+def test_no_mask_no_gradient_and_splits_do_not_matter():  # docs/algorithms.md 16.4, invariants 8 and 9
     logprobs, old, advantages = batch()
     whole = logprobs.clone().requires_grad_()
     weighted_sum(token_loss(whole - old, advantages), MASK.double(), 14.0).backward()
@@ -171,7 +171,7 @@ def token_gradient(surrogate, ratio, advantage, **options):
 
 
 @pytest.mark.parametrize("advantage", [2.0, -2.0])
-def test_clipped_weight_never_stops_learning(advantage):  # related specification, 9.10 invariant 4
+def test_clipped_weight_never_stops_learning(advantage):  # docs/algorithms.md 16.4, invariant 4
     for ratio, weight in [(0.5, 0.8), (0.9, 0.9), (1.0, 1.0), (1.2, 1.2), (9.0, 1.3)]:
         assert token_gradient(clipped_weight, ratio, advantage, low=0.2, high=0.3) == pytest.approx(weight, rel=1e-9)
     assert token_gradient(clipped_weight, 0.01, advantage, low=1.0, high=0.3) == pytest.approx(0.01, rel=1e-9)
@@ -180,7 +180,7 @@ def test_clipped_weight_never_stops_learning(advantage):  # related specificatio
 ASPO = {"low": 0.2, "high": 0.2, "cap_positive": 3.0, "cap_negative": 3.0}
 
 
-def test_asymmetric_ratio_is_the_table_of_the_specification():  # core specification, 4.1
+def test_asymmetric_ratio_is_the_table_of_weights():  # docs/algorithms.md 5.4
     ratios = [0.2, 0.5, 0.9, 1.1, 1.19, 1.5, 4.0]
     good = [3.0, 2.0, 1 / 0.9, 1 / 1.1, 1 / 1.19, 0.0, 0.0]
     bad = [0.0, 0.0, 0.9, 1.1, 1.19, 1.5, 3.0]
@@ -189,7 +189,7 @@ def test_asymmetric_ratio_is_the_table_of_the_specification():  # core specifica
         assert token_gradient(asymmetric_ratio, ratio, -0.7, **ASPO) == pytest.approx(down, rel=1e-9)
 
 
-def test_on_policy_all_surrogates_have_one_gradient():  # core specification, 5; related specification, 9.10 invariant 2
+def test_on_policy_all_surrogates_have_one_gradient():  # docs/algorithms.md 16.6 and 16.4, invariant 2
     logprobs, _, advantages = batch()
     grads = []
     for loss in (

@@ -1,4 +1,4 @@
-"""DPPO's divergences and mask: the invariants of core specification 3.8, by their numbers."""
+"""DPPO's divergences and mask: the invariants of docs/algorithms.md 16.3, by their numbers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Run by `test_parallel.py`: gradients of every reduction on one process, and on two under DDP and FSDP2.
 
-python many_ranks.py FOLDER STRATEGY [NODES]
+`python many_ranks.py FOLDER STRATEGY [NODES]`
 """
 
 from __future__ import annotations

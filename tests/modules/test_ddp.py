@@ -1,4 +1,4 @@
-"""N ranks with 1/N of the prompts each are one rank (design section 4, 8)."""
+"""N ranks with 1/N of the prompts each are one rank."""
 
 from __future__ import annotations
 

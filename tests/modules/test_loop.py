@@ -1,4 +1,4 @@
-"""The training loop is Lightning's own: each line of design section 3 on real, tiny runs."""
+"""The training loop is Lightning's own, on real, tiny runs."""
 
 from __future__ import annotations
 

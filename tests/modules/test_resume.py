@@ -1,4 +1,4 @@
-"""A run that was killed anywhere goes on as if it had not been: weights and metrics bit for bit (design section 4, 6)."""
+"""A run that was killed anywhere goes on as if it had not been: weights and metrics bit for bit (docs/resume.md)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From rewards to the gradient, for the algorithms that no oracle has: a loop over tokens in float64.
 
 RLOO, REINFORCE and REINFORCE++ as their files in `configs/algorithm` name them, with the KL penalty in the reward,
-returns, whitening, ratio and reduction, against scalars written from related spec 9.7 and 9.8.
+returns, whitening, ratio and reduction, against scalars written from docs/algorithms.md 4.2 and 4.3.
 """
 
 from __future__ import annotations

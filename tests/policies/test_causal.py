@@ -79,7 +79,7 @@ def test_scores_and_gradients_equal_plain_transformers_row_by_row(double, option
 
 
 def test_a_support_of_the_whole_vocabulary_is_the_full_softmax(double):
-    """Core specification 2.7, invariant 2."""
+    """A support of the whole vocabulary: docs/algorithms.md 16.2, invariant 2."""
     full = make_rollout(PROMPTS, RESPONSES)
     whole = make_rollout(PROMPTS, RESPONSES, support=VOCABULARY)
     assert torch.equal(full.tokens_BL, whole.tokens_BL)

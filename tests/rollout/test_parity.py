@@ -79,7 +79,7 @@ def test_full_logprobs_beside_a_stored_support_are_named(policy):
 
 
 def test_a_support_that_the_trainer_does_not_apply_is_named(policy):
-    """The classic bug: the ratio is then the kept mass (core specification 2.7, invariant 7)."""
+    """The classic bug: the ratio is then the kept mass (docs/algorithms.md 16.2, invariant 7)."""
     rollout = sample(policy, TOP)
     dropped = replace(rollout, support_BTK=None, support_mask_BTK=None)
     assert "the sampler drew from a truncated support that the trainer does not apply" in refusal(policy, dropped)
