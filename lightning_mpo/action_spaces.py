@@ -1,4 +1,4 @@
-"""Axis "action space": over which tokens one importance ratio is taken."""
+"""Axis "action space": over which tokens one importance ratio is taken (docs/algorithms.md 3)."""
 
 from __future__ import annotations
 
@@ -161,8 +161,9 @@ class ExplicitWeights(BlockWeights):
 class BlockActions(ActionSpace):
     """N consecutive tokens are one action (MPO): `R_t = exp(Σ_n beta_n · ell_n(t))`, `ell_0` the token's own log-ratio.
 
-    With weights that sum to 1, R is a weighted geometric mean (Eq. 12-like [I]) and biased as an importance ratio; with
-    `ratio="joint"` and weights of 1 it is the exact product (Eq. 11 [S]).
+    Equations and evidence: docs/algorithms.md 3.2 to 3.4.
+    With weights that sum to 1, R is a weighted geometric mean (MPO Eq. 12 [I]) and biased as an importance ratio; with
+    `ratio="joint"` and weights of 1 it is the exact product (MPO Eq. 11 [S]).
 
     Args:
         weights: the betas; None: `FutureShare(0.2)` for the weighted ratio, all 1 for the joint one.
@@ -245,10 +246,10 @@ class SegmentActions(ActionSpace):
 
         log R_j = (1/n_j) Σ_{t in block j} ell_t    (mean)     or     Σ_{t in block j} ell_t    (joint)
 
-    A generalisation of MPO's blocks of N tokens, not the paper's (arXiv:2602.14386) [I]. "mean" is GSPO's ratio, block by
-    block: a geometric mean, biased as an importance ratio, whose spread falls with the block's length, so the clip range
-    wants tuning anew. "joint" is the exact ratio of the block. Blocks are cut once per rollout and end at gaps of the
-    response mask.
+    A generalisation of MPO's blocks of N tokens, not the paper's (arXiv:2602.14386) [I]; docs/algorithms.md 3.5. "mean" is
+    GSPO's ratio, block by block: a geometric mean, biased as an importance ratio, whose spread falls with the block's
+    length, so the clip range wants tuning anew. "joint" is the exact ratio of the block. Blocks are cut once per rollout
+    and end at gaps of the response mask.
 
     Args:
         segmenter: where blocks are cut.

@@ -1,4 +1,4 @@
-"""Axis "advantage": how much better an action was than what it is compared with."""
+"""Axis "advantage": how much better an action was than what it is compared with (docs/algorithms.md 4)."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class GroupRelative(Advantage):
 
 
 class LeaveOneOut(Advantage):
-    """`R_i - mean of the others` (RLOO)."""
+    """`R_i - mean of the others` (RLOO; docs/algorithms.md 4.2)."""
 
     compares_group: ClassVar[bool] = True
 

@@ -1,4 +1,7 @@
-"""Axis "correction": what if the sampler's log-probs differ from the trainer's at the same weights?"""
+"""Axis "correction": what if the sampler's log-probs differ from the trainer's at the same weights?
+
+Equations and sources: docs/algorithms.md 9.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Axis "kl": what holds the policy near its reference."""
+"""Axis "kl": what holds the policy near its reference (docs/algorithms.md 8)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class ConstantCoefficient(Controller):
 
 
 class AdaptiveCoefficient(Controller):
-    """`coef ← coef · (1 + clip(KL / target - 1, ±0.2) · min(rows / horizon, 1))` (Ziegler et al., 2019).
+    """`coef ← coef · (1 + clip(KL / target - 1, ±0.2) · min(rows / horizon, 1))` (docs/algorithms.md 8.4).
+
+    After Ziegler et al., 2019 [REC].
 
     Args:
         coefficient: where it starts.

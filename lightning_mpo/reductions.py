@@ -1,4 +1,4 @@
-"""Axis "reduction": what is averaged over what.
+"""Axis "reduction": what is averaged over what (docs/algorithms.md 7).
 
 A reduction is written as `sum(coefficients · losses) / denominator`. The coefficients depend on one row only and the
 denominator adds up over rows, so that any split into micro-batches or over ranks gives the same gradient once the

@@ -1,4 +1,7 @@
-"""Where the blocks of `SegmentActions` are cut: at delimiters, where the policy hesitates, or by your own rule."""
+"""Where the blocks of `SegmentActions` are cut: at delimiters, where the policy hesitates, or by your own rule.
+
+The ratio of a segment is docs/algorithms.md 3.5.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Axis "selection": which tokens carry gradient."""
+"""Axis "selection": which tokens carry gradient (docs/algorithms.md 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Axis "support": over which part of the vocabulary the softmax of the policy is taken."""
+"""Axis "support": over which part of the vocabulary the softmax of the policy is taken (docs/algorithms.md 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Axis "surrogate": how far the policy may move in one rollout."""
+"""Axis "surrogate": how far the policy may move in one rollout (docs/algorithms.md 5)."""
 
 from __future__ import annotations
 
@@ -67,6 +67,8 @@ class PolicyGradient(Surrogate):
 
 class ClippedRatio(Surrogate):
     """`-min(R·A, clip(R, 1 - low, 1 + high)·A)`, with an optional dual clip for negative advantages (PPO).
+
+    The form of PPO, GRPO, DAPO and MPO: docs/algorithms.md 5.2.
 
     Args:
         low: lower clip distance, in (0, 1).

@@ -1,4 +1,7 @@
-"""Loss terms beside the surrogate that are a number and a formula: entropy bonus, weight penalty, upkeep of heads."""
+"""Loss terms beside the surrogate that are a number and a formula: entropy bonus, weight penalty, upkeep of heads.
+
+Equations and sources: docs/algorithms.md 11.2 and 12.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Axis "critic": how values are fitted to returns."""
+"""Axis "critic": how values are fitted to returns (docs/algorithms.md 10)."""
 
 from __future__ import annotations
 

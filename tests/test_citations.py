@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from lightning_mpo.headers import TAGS
 
@@ -37,6 +39,20 @@ EQUATIONS = [
     "values",
 ]
 """Files of functional/ each of whose functions the page names."""
+AXES = {
+    "supports": "2",
+    "action_spaces": "3",
+    "segmenters": "3.5",
+    "advantages": "4",
+    "surrogates": "5",
+    "selection": "6",
+    "reductions": "7",
+    "kl": "8",
+    "corrections": "9",
+    "value_loss": "10",
+    "terms": "12",
+}
+"""Files of axes, and the chapter of each."""
 
 SECTION = r"\d+(?:\.\d+)?"
 CITATION = re.compile(
@@ -141,6 +157,34 @@ def anchor(heading: str) -> str:
 
 def functions(path: Path) -> set[str]:
     return {node.name for node in ast.parse(read(path)).body if isinstance(node, ast.FunctionDef)}
+
+
+@cache
+def options() -> dict[str, set[str]]:
+    """Return the arguments of each class of the package: those of its constructor, or the fields of a dataclass."""
+    found: dict[str, set[str]] = {}
+    for path in files():
+        if path.suffix == ".py" and path.is_relative_to(ROOT / "lightning_mpo"):
+            for node in ast.walk(ast.parse(read(path))):
+                if isinstance(node, ast.ClassDef):
+                    found[node.name] = {
+                        inner.target.id
+                        for inner in node.body
+                        if isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name)
+                    }
+                    for inner in node.body:
+                        if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
+                            found[node.name] = {argument.arg for argument in inner.args.args[1:]}
+    return found
+
+
+def choices(value: Any) -> Iterator[tuple[str, set[str]]]:
+    """Yield each class of a configuration with its arguments."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            yield value["class_path"], set(value.get("init_args", {}))
+        for inner in value.values():
+            yield from choices(inner)
 
 
 # --- the finders are right ----------------------------------------------------------------------------------------------
@@ -282,6 +326,31 @@ def test_functions_of_the_page_exist_and_those_with_equations_are_on_it():
     assert {module for module in re.findall(r"`functional\.(\w+)`", read(PAGE))} <= {m for m, _ in known}
     public = {(module, name) for module, name in known if module in EQUATIONS and not name.startswith("_")}
     assert public - named - {("actions", "shift_left")} == set()
+
+
+def test_options_of_the_page_exist():
+    """Each `key: {class_path: …}` of the page names a class and arguments that it takes."""
+    spans = re.findall(r"`((?:\w|\.)+: \{[^`]*\})`", read(PAGE))
+    found = [choice for span in spans for choice in choices(yaml.safe_load(span))]
+    assert len(found) > 15
+    assert [(name, arguments - options()[name]) for name, arguments in found if arguments - options()[name]] == []
+
+
+def test_classes_of_the_page_exist():
+    names = set(re.findall(r"`([A-Z][a-z]+[A-Z]\w+)(?:\([^`]*\))?`", read(PAGE)))
+    assert len(names) > 15
+    assert names - set(options()) == set()
+
+
+@pytest.mark.parametrize("module", sorted(AXES))
+def test_a_file_of_an_axis_cites_its_chapter(module):
+    text = ast.get_docstring(ast.parse(read(ROOT / "lightning_mpo" / f"{module}.py"))) or ""
+    assert AXES[module] in [number for number, _ in citations(text)]
+
+
+@pytest.mark.parametrize("module", EQUATIONS)
+def test_a_file_of_equations_cites_the_page(module):
+    assert list(citations(read(FUNCTIONAL / f"{module}.py")))
 
 
 def test_links_of_the_page_open():

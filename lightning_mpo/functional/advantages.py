@@ -2,7 +2,8 @@
 
 Within a group of completions of one prompt: GRPO (arXiv:2402.03300), Dr. GRPO (arXiv:2503.20783), RLOO
 (arXiv:2402.14740), and the prefix tree of T-SPMO (arXiv:2504.20834). With a critic: generalised advantage estimation
-(arXiv:1506.02438). Rows of a group are consecutive. Advantages are data: nothing here carries a gradient.
+(arXiv:1506.02438). Rows of a group are consecutive. Advantages are data: nothing here carries a gradient
+(docs/algorithms.md 4).
 """
 
 from typing import Literal

@@ -2,7 +2,8 @@
 
 The full head takes the softmax over the vocabulary, a chunk of tokens at a time. The support head takes it over the few
 ids that were stored at rollout time (RLPT, Reinforcement Learning with Promising Tokens, arXiv:2602.03195), and touches
-only those rows of the weight, so that its cost does not grow with V. Both describe the same logits,
+only those rows of the weight, so that its cost does not grow with V. Both describe the same logits
+(docs/algorithms.md 2.1),
 
     z = cap(scale · (h W + b)) / temperature,   cap(x) = softcap · tanh(x / softcap)     (Gemma 2, arXiv:2408.00118)
 

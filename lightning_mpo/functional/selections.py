@@ -1,6 +1,7 @@
 """Which tokens of a response carry gradient: a sample, or those of highest entropy.
 
-S-GRPO (arXiv:2504.20834) learns from 30 to 50 % of the tokens [S]; what is not chosen needs no head and no loss.
+S-GRPO (arXiv:2504.20834) learns from 30 to 50 % of the tokens [S]; what is not chosen needs no head and no loss
+(docs/algorithms.md 6).
 """
 
 import torch

@@ -209,7 +209,7 @@ def logprobs_at(
 ) -> Tensor:
     """Look ids up among the log-probabilities over a support.
 
-        log π_P(c) = z[c] - log Σ_{v∈P} exp z[v]   for c in P,   -inf elsewhere            (RLPT [S]; docs/algorithms.md 2.2)
+        log π_P(c) = z[c] - log Σ_{v∈P} exp z[v]   for c in P,   -inf elsewhere                 (docs/algorithms.md 5.6)
 
     Args:
         candidates_BTK: Ids to look up, shape ``[B, T, K]``; ``BT`` stands for any leading shape.

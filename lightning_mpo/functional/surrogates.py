@@ -3,7 +3,8 @@
 PPO's clipped surrogate (Schulman et al. 2017, arXiv:1707.06347) with the clip-higher of DAPO (arXiv:2503.14476) and the
 dual clip (Ye et al. 2020, arXiv:1912.09729). An action is whatever the log-ratio was taken over: a token gives GRPO and
 DAPO, a block MPO, a sequence GSPO. CISPO, ASPO and DPPO weigh the log-probabilities of tokens; GMPO bounds their
-log-ratios before they are averaged. All losses are unreduced, to be minimised.
+log-ratios before they are averaged. All losses are unreduced, to be minimised
+(docs/algorithms.md 5).
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The loss of a critic, and how much of the returns it explains."""
+"""The loss of a critic, and how much of the returns it explains (docs/algorithms.md 10)."""
 
 import torch
 from torch import Tensor
