@@ -48,7 +48,8 @@ class HeadUpkeep:
 
         coef · (1/M) · Σ_n mean_t -log q_n(o_{t+n} | h_t)            (the warm-up loss [S]; docs/algorithms.md 11.2)
 
-    Whether MPO trains its heads during reinforcement learning is not known; small and detached is our choice [I].
+    The mean is over all tokens of the loss; one without a target at offset n counts 0 there. Whether MPO trains its heads
+    during reinforcement learning is not known [N]; small and detached is our choice [I].
 
     Args:
         coef: factor, per nat.

@@ -32,13 +32,14 @@ class HeadWarmup(Stage):
 
         L = (1/M) Σ_n mean_t -log q_n(o_{t+n} | h_t)        (the MTP loss [S]; docs/algorithms.md 11.2)
 
-    The paper is silent on data, steps and learning rate [N]. By default the tokens are the policy's own samples: theirs
-    is the distribution whose ratios will be needed [I]. Logged per offset: cross-entropy in nats, and on validation the
-    share of tokens that the head ranks first (offset 0: the ordinary head). `EarlyStopping` on `val/cross_entropy` ends
-    the stage on a plateau. The reinforcement stage takes the checkpoint as `policy.checkpoint`.
+    The mean is over the tokens that have a target at offset n. The paper is silent on data, steps and learning rate [N].
+    By default the tokens are the policy's own samples: theirs is the distribution whose ratios will be needed [I]. Logged
+    per offset: cross-entropy in nats, and on validation the share of tokens that the head ranks first (offset 0: the
+    ordinary head). `EarlyStopping` on `val/cross_entropy` ends the stage on a plateau. The reinforcement stage takes the
+    checkpoint as `policy.checkpoint`.
 
     Args:
-        policy: with `heads`.
+        policy: with `mtp`, the heads.
         solutions: imitate the data's solutions instead of sampling.
         prompts: prompts of a pool of samples, over all processes.
         completions: samples per prompt.
