@@ -34,6 +34,7 @@ TAGS = {
     "N": "looked for and not found",
     "REC": "from memory",
 }
+"""The only tags of evidence, in every docstring, header and page (docs/algorithms.md 1.1)."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import yaml
 
 from lightning_mpo.headers import TAGS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "algorithms.md"
 FUNCTIONAL = ROOT / "lightning_mpo" / "functional"
 FOLDERS = ("lightning_mpo", "callbacks", "tests", "benchmarks", "configs", "docs", "docker")
@@ -78,7 +78,7 @@ def files() -> list[Path]:
     found = [ROOT / "README.md", ROOT / "RESULTS.md"]
     for folder in FOLDERS:
         inside = sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml"))
-        found += [path for path in inside if path != Path(__file__) and path.resolve() == path.absolute()]
+        found += [path for path in inside if path != Path(__file__).resolve() and path == path.resolve()]
     return found
 
 
@@ -101,15 +101,17 @@ def prose(path: Path) -> Iterator[str]:
         yield from python_prose(text)
 
 
-def python_prose(text: str) -> Iterator[str]:
-    """Yield the docstrings and comments of a module, without code in backticks."""
+@cache
+def python_prose(text: str) -> list[str]:
+    """Return the docstrings and comments of a module, without code in backticks."""
+    found = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            yield re.sub(SPAN, "", re.sub(r"^ *(>>>|\.\.\.).*\n.*", "", node.value.value, flags=re.MULTILINE))
-    if re.search(r"#.*\[[A-Z0-9]", text):  # tokens are slow
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            if token.type == tokenize.COMMENT:
-                yield re.sub(SPAN, "", token.string)
+            found.append(re.sub(r"^ *(>>>|\.\.\.).*\n.*", "", node.value.value, flags=re.MULTILINE))
+    if re.search(r"#.*\[[A-Z0-9]|#.*\.(?:md|py|yaml)", text):  # tokens are slow
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        found += [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return [re.sub(SPAN, "", part) for part in found]
 
 
 def stray_tags(text: str) -> list[str]:
@@ -268,11 +270,7 @@ def test_evidence_has_tags_of_one_table():
 
 
 def test_no_document_outside_of_the_repository_is_cited():
-    cited = [
-        (str(path.relative_to(ROOT)), found[0])
-        for path in files()
-        for found in ELSEWHERE.finditer("\n".join(prose(path)))
-    ]
+    cited = [(str(path.relative_to(ROOT)), found[0]) for path in files() for found in ELSEWHERE.finditer(read(path))]
     assert cited == []
 
 
