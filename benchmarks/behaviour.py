@@ -41,7 +41,7 @@ model:
     optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 3.0e-3}}
 data: {class_path: Arithmetic, init_args: {digits: 2, train_problems: 12, held_out_problems: 4}}
 rollout:
-  rewards: [REWARD]
+  rewards: [{class_path: FunctionReward, init_args: {function: "REWARD", accuracy: true}}]
   reward_process: false
   prompts: 4
   completions: 4
@@ -175,7 +175,7 @@ def record(names: list[str]) -> dict[str, Any]:
     records: dict[str, Any] = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            Path("base.yaml").write_text(BASE.replace("REWARD", f'"{Path(__file__).resolve()}:low_first"'))
+            Path("base.yaml").write_text(BASE.replace("REWARD", f"{Path(__file__).resolve()}:low_first"))
             path = ROOT / "configs" / "algorithm" / f"{name}.yaml"
             records[name] = quickstart() if name == "quickstart" else algorithm(path)
         print(f"{name}: {len(records[name]['weights'])} weights", file=sys.stderr, flush=True)
