@@ -65,7 +65,8 @@ def test_a_peak_belongs_to_the_phase_it_was_in(tmp_path, hook, phase):
     peaks = memory.peaks()
     assert list(peaks) == list(PHASES)
     others = [size for name, size in peaks.items() if name != phase]
-    assert peaks[phase] > max(others) + 0.8 * WORK
+    # half-way between a peak in this phase and one in another: resident memory wanders by tens of MB between phases
+    assert peaks[phase] > max(others) + 0.5 * WORK
     assert memory.watch.phase is None
 
 
