@@ -19,6 +19,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent, evaluation_progress, tell_phase
+from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import Rollout as RolloutData
@@ -123,14 +124,11 @@ class Report(RolloutCallback):
             generator = seeded_generator(source.seed, start, 3)
             with trainer.precision_plugin.forward_context():
                 rollout = source.sampler.sample(
-                    module.policy,  # type: ignore[arg-type]
+                    module.policy,
                     data.encode(rows[start : start + size]),
                     decoding.completions,
-                    support=decoding.support,
-                    temperature=module.temperature,
-                    max_new_tokens=source.max_new_tokens,
+                    SamplingRequest(decoding.support, module.temperature, source.max_new_tokens, decoding.greedy),
                     generator=generator,
-                    greedy=decoding.greedy,
                     progress=evaluation_progress(trainer),
                 )
             scores = source.judge(module, rollout)

@@ -28,7 +28,7 @@ from lightning_mpo.rewards.base import Scores
 from lightning_mpo.rewards.functions import RewardLike, as_rewards
 from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rollout.admission import admit
-from lightning_mpo.rollout.base import Sampler, candidate_options
+from lightning_mpo.rollout.base import Sampler, SamplingRequest
 from lightning_mpo.rollout.dynamic import Account, DynamicSampling
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import check_parity
@@ -127,7 +127,7 @@ class Rollout(RolloutEvaluation):
         if self.dynamic is not None:
             self.dynamic.check(self.rewards, self.completions)
         pl_module.objective.advantage.check(self.completions)
-        candidate_options(self.sampler, pl_module.objective.surrogate.candidates)
+        self.sampler.check(pl_module.objective.surrogate.candidates)
         if self.mask_truncated and pl_module.objective.advantage.weighs_tokens:
             raise UserError(
                 f"`rollout.mask_truncated` takes completions away that `{type(pl_module.objective.advantage).__name__}` "
@@ -292,19 +292,19 @@ class Rollout(RolloutEvaluation):
             for callback in told:
                 callback.on_rollout_tokens(tokens, running)
 
+        request = SamplingRequest(
+            objective.support, module.temperature, self.max_new_tokens, candidates=objective.surrogate.candidates
+        )
         sample = self.sampler.sample if self.replay is None else partial(self.replay.sample, self.sampler)
         # outside training_step autocast is not active
         with module.policy.in_step(), trainer.precision_plugin.forward_context():
             rollout = sample(
-                module.policy,  # type: ignore[arg-type]
+                module.policy,
                 data.encode(rows),
                 self.completions,
-                support=objective.support,
-                temperature=module.temperature,
-                max_new_tokens=self.max_new_tokens,
+                request,
                 generator=seeded_generator(self.seed, self.counter, rank, *((3, round) if round else ())),
                 progress=progress,
-                **candidate_options(self.sampler, objective.surrogate.candidates),
             )
         return admit(
             rollout,

@@ -10,7 +10,7 @@ import torch
 from lightning_mpo.data import Arithmetic
 from lightning_mpo.functional import heads
 from lightning_mpo.policies import TinyPolicy
-from lightning_mpo.rollout import LocalSampler
+from lightning_mpo.rollout import LocalSampler, SamplingRequest
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.supports import FullVocabulary, Support, TopK
 
@@ -30,7 +30,7 @@ def test_sampler_and_trainer_agree_on_the_device(policy: TinyPolicy, support: Su
     data = Arithmetic(train_problems=100, held_out_problems=10)
     data.connect(policy.tokenizer)
     rollout = LocalSampler().sample(
-        policy, data.prompts(0, 16), 4, support=support, temperature=0.8, max_new_tokens=32,
+        policy, data.prompts(0, 16), 4, SamplingRequest(support, 0.8, 32),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     parity = check_parity(policy, rollout, temperature=0.8, exact=True)

@@ -20,7 +20,7 @@ from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.diagnostics import clip_distance, matching_clip
 from lightning_mpo.policies import MedusaHeads, MTPHeads, ParallelHeads, SequentialHeads, TinyPolicy
-from lightning_mpo.rollout import LocalSampler, load_rollout
+from lightning_mpo.rollout import LocalSampler, SamplingRequest, load_rollout
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.surrogates import ClippedRatio
 from lightning_mpo.types import PromptRow, Rollout
@@ -138,9 +138,7 @@ def sample(
         policy,
         data.encode(rows),
         completions,
-        support=FullVocabulary(),
-        temperature=1.0,
-        max_new_tokens=max_new_tokens,
+        SamplingRequest(FullVocabulary(), 1.0, max_new_tokens),
         generator=seeded_generator(seed),
     )
 

@@ -25,7 +25,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.diagnostics import clustered_mean
 from lightning_mpo.policies import CausalPolicy
-from lightning_mpo.rollout import LocalSampler
+from lightning_mpo.rollout import LocalSampler, SamplingRequest
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import PromptRow, Rollout, take_rows, to_device, trim_rollout
 
@@ -126,9 +126,7 @@ def own_tokens(policy: CausalPolicy, data: Problems, name: str, arguments: argpa
             policy,
             data.encode(rows),
             G,
-            support=FullVocabulary(),
-            temperature=arguments.temperature,
-            max_new_tokens=arguments.max_new_tokens,
+            SamplingRequest(FullVocabulary(), arguments.temperature, arguments.max_new_tokens),
             generator=generator,
         )
         rollout = to_device(rollout, torch.device("cpu"))

@@ -37,7 +37,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.diagnostics import jackknife_error
 from lightning_mpo.functional.supports import outside
 from lightning_mpo.policies import CausalPolicy, Lora, rollout_mode
-from lightning_mpo.rollout import LocalSampler, load_rollout, save_rollout
+from lightning_mpo.rollout import LocalSampler, SamplingRequest, load_rollout, save_rollout
 from lightning_mpo.supports import FullVocabulary, Support, TopK
 from lightning_mpo.types import Rollout, take_rows, trim_rollout
 
@@ -107,9 +107,7 @@ def frozen(policy: CausalPolicy, path: Path, options: argparse.Namespace, suppor
             policy,
             data.encode(data.training_rows(0, options.prompts)),
             options.completions,
-            support=support,
-            temperature=options.temperature,
-            max_new_tokens=options.max_new_tokens,
+            SamplingRequest(support, options.temperature, options.max_new_tokens),
             generator=seeded_generator(options.seed),
         )
         save_rollout(path, rollout, tokenizer=policy.tokenizer)

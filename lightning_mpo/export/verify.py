@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.checkpoints import HEADS, read_safetensors
-from lightning_mpo.rollout.base import decode_tokens
+from lightning_mpo.rollout.base import SamplingRequest, decode_tokens
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import PromptBatch, Rollout
@@ -90,12 +90,11 @@ def observe(policy: CausalPolicy, prompts: PromptBatch, temperature: float, toke
         temperature: of the sampling and of the log-probs.
         tokens: longest response.
     """
-    options: dict[str, Any] = {"support": FullVocabulary(), "temperature": temperature, "max_new_tokens": tokens}
+    request = SamplingRequest(FullVocabulary(), temperature, tokens)
     with in_float32(policy._network()), rollout_mode(policy):
-        sampled = LocalSampler().sample(policy, prompts, 1, generator=seeded_generator(0), **options)
-        greedy = LocalSampler().sample(
-            policy, prompts, 1, generator=seeded_generator(0), greedy=True, candidates=2, **options
-        )
+        sampled = LocalSampler().sample(policy, prompts, 1, request, generator=seeded_generator(0))
+        best = replace(request, greedy=True, candidates=2)
+        greedy = LocalSampler().sample(policy, prompts, 1, best, generator=seeded_generator(0))
         mask_BT = sampled.response_mask_BT
 
         def logprobs() -> Tensor:

@@ -18,7 +18,7 @@ from lightning_mpo.modules.resume import gather_ranks, place
 from lightning_mpo.modules.source import RolloutCallback, RolloutSource, evaluation_progress
 from lightning_mpo.rewards.base import Reward, RewardError, Scores, completions_of, score_all, unjudged
 from lightning_mpo.rewards.process import RewardCaller
-from lightning_mpo.rollout.base import Sampler
+from lightning_mpo.rollout.base import Sampler, SamplingRequest
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import Finish, PromptBatch, Rollout
@@ -84,14 +84,11 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
     def _draw(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int, decoding: Decoding) -> Rollout:
         with module.trainer.precision_plugin.forward_context():
             return self.sampler.sample(
-                module.policy,  # type: ignore[arg-type]
+                module.policy,
                 prompts,
                 decoding.completions,
-                support=decoding.support,
-                temperature=module.temperature,
-                max_new_tokens=self.max_new_tokens,
+                SamplingRequest(decoding.support, module.temperature, self.max_new_tokens, decoding.greedy),
                 generator=seeded_generator(self.seed, batch_idx, module.trainer.global_rank, 2),
-                greedy=decoding.greedy,
                 progress=evaluation_progress(module.trainer),
             )
 

@@ -21,6 +21,7 @@ from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import make_optimizer, try_optimizer
 from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.supports import FullVocabulary
@@ -149,9 +150,7 @@ class HeadWarmup(Stage):
                 self.policy,
                 prompts,
                 completions,
-                support=FullVocabulary(),
-                temperature=self.temperature,
-                max_new_tokens=self.max_new_tokens,
+                SamplingRequest(FullVocabulary(), self.temperature, self.max_new_tokens),
                 generator=generator,
             )
 

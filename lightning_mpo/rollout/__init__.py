@@ -1,6 +1,6 @@
 """Sampling of responses."""
 
-from lightning_mpo.rollout.base import Progress, Sampler
+from lightning_mpo.rollout.base import Progress, Sampler, SamplingRequest
 from lightning_mpo.rollout.dynamic import DynamicSampling
 from lightning_mpo.rollout.joining import join_rollouts
 from lightning_mpo.rollout.local import LocalSampler
@@ -13,6 +13,7 @@ __all__ = [
     "PrefixReplay",
     "Progress",
     "Sampler",
+    "SamplingRequest",
     "join_rollouts",
     "load_rollout",
     "save_rollout",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from inspect import Parameter, signature
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy
-from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.supports import Support
 from lightning_mpo.types import PromptBatch, Rollout
 
@@ -20,23 +19,42 @@ Progress = Callable[[int, int], None]
 """Called with (tokens sampled since the last call, rows still running)."""
 
 
+@dataclass(frozen=True)
+class SamplingRequest:
+    """How responses are sampled; the policy, the prompts and the randomness stand beside it.
+
+    Args:
+        support: tokens that each step may draw; stored in the rollout.
+        temperature: logits are divided by it before the support is chosen.
+        max_new_tokens: longest response.
+        greedy: take the most probable token instead; temperature then only scales the recorded log-probs.
+        candidates: K, how many of the most probable ids of each step are recorded with their log-probs, besides the
+            sampled token (`functional.supports.candidates`); 0: none.
+    """
+
+    support: Support
+    temperature: float
+    max_new_tokens: int
+    greedy: bool = False
+    candidates: int = 0
+
+
 class Sampler(ABC):
     """Draws responses from a policy and records what the objective needs of the distribution it drew from."""
+
+    records_candidates: ClassVar[bool] = False
+    """True where `SamplingRequest.candidates` is served."""
 
     @abstractmethod
     def sample(
         self,
-        policy: CausalPolicy,
+        policy: Policy,
         prompts: PromptBatch,
         completions: int,
+        request: SamplingRequest,
         *,
-        support: Support,
-        temperature: float,
-        max_new_tokens: int,
         generator: torch.Generator,
-        greedy: bool = False,
         progress: Progress | None = None,
-        candidates: int = 0,
     ) -> Rollout:
         """Return `completions` responses per prompt, a group's rows side by side.
 
@@ -44,32 +62,26 @@ class Sampler(ABC):
             policy: weights to sample from.
             prompts: P prompts.
             completions: G.
-            support: restricts every step; stored in the rollout.
-            temperature: logits are divided by it before the support is chosen.
-            max_new_tokens: longest response.
+            request: how to sample.
             generator: source of all randomness, on the CPU.
-            greedy: take the most probable token instead; temperature then only scales the recorded log-probs.
-            progress: told after every step.
-            candidates: K, how many of the most probable ids of each step are recorded with their log-probs, besides the
-                sampled token (`functional.supports.candidates`); 0: none.
+            progress: called after every step.
         """
 
+    def check(self, candidates: int) -> None:
+        """Refuse an objective that compares candidates which this sampler does not record.
 
-def candidate_options(sampler: Sampler, candidates: int) -> dict[str, Any]:
-    """Return what `sample` is told of candidates: nothing unless they are asked for, so that it may do without.
+        Args:
+            candidates: K of the objective's surrogate; 0: none.
 
-    Raises:
-        UserError: they are asked for, and the sampler's `sample` does not take the argument.
-    """
-    if not candidates:
-        return {}
-    takes = signature(sampler.sample).parameters
-    if "candidates" not in takes and not any(p.kind is Parameter.VAR_KEYWORD for p in takes.values()):
-        raise UserError(
-            f"`rollout.sampler` {type(sampler).__name__} records no candidates, of which `objective.surrogate` compares "
-            f"{candidates}: give `sample` the argument `candidates`, use LocalSampler, or set `top_k: null`"
-        )
-    return {"candidates": candidates}
+        Raises:
+            UserError: `records_candidates` is False and `candidates` is not 0.
+        """
+        if candidates and not self.records_candidates:
+            raise UserError(
+                f"`rollout.sampler` {type(self).__name__} records no candidates, of which `objective.surrogate` compares "
+                f"{candidates}: record them and set `records_candidates = True` in the class, use LocalSampler, or set "
+                "`top_k: null`"
+            )
 
 
 def decode(policy: Policy, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[str, ...]:

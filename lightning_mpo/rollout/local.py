@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,9 +11,9 @@ from torch import Tensor
 from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.supports import candidates as most_probable
-from lightning_mpo.policies.base import rollout_mode
+from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
-from lightning_mpo.rollout.base import Progress, Sampler, decode
+from lightning_mpo.rollout.base import Progress, Sampler, SamplingRequest, decode
 from lightning_mpo.supports import Support
 from lightning_mpo.types import Finish, PromptBatch, Rollout
 
@@ -71,28 +72,31 @@ class LocalSampler(Sampler):
         batch_size: rows that are decoded together; None decodes all at once.
     """
 
+    records_candidates: ClassVar[bool] = True
+
     def __init__(self, batch_size: int | None = None) -> None:
         at_least("LocalSampler", 1, batch_size=batch_size)
         self.batch_size = batch_size
 
     def sample(
         self,
-        policy: CausalPolicy,
+        policy: Policy,
         prompts: PromptBatch,
         completions: int,
+        request: SamplingRequest,
         *,
-        support: Support,
-        temperature: float,
-        max_new_tokens: int,
         generator: torch.Generator,
-        greedy: bool = False,
         progress: Progress | None = None,
-        candidates: int = 0,
     ) -> Rollout:
+        if not isinstance(policy, CausalPolicy):
+            raise UserError(
+                f"`LocalSampler` decodes with the KV cache of a causal model, which {type(policy).__name__} has not: give "
+                "`rollout.sampler` a sampler of that policy"
+            )
         P, G = len(prompts), completions
-        uniform_BT = torch.rand(P * G, max_new_tokens, generator=generator)
+        uniform_BT = torch.rand(P * G, request.max_new_tokens, generator=generator)
         size = max(1, (self.batch_size or P * G) // G)
-        step = _Step(support, temperature, greedy, candidates)
+        step = _Step(request.support, request.temperature, request.greedy, request.candidates)
         records = []
         with rollout_mode(policy):
             for start in range(0, P, size):

@@ -12,8 +12,8 @@ from torch import Tensor
 from lightning_mpo.advantages import Advantage, PrefixTree
 from lightning_mpo.checks import within
 from lightning_mpo.errors import UserError
-from lightning_mpo.policies.causal import CausalPolicy
-from lightning_mpo.rollout.base import Sampler, decode
+from lightning_mpo.policies.base import Policy
+from lightning_mpo.rollout.base import Progress, Sampler, SamplingRequest, decode
 from lightning_mpo.types import Finish, PromptBatch, Rollout, take_rows
 
 
@@ -55,13 +55,13 @@ class PrefixReplay:
     def sample(
         self,
         sampler: Sampler,
-        policy: CausalPolicy,
+        policy: Policy,
         prompts: PromptBatch,
         completions: int,
+        request: SamplingRequest,
         *,
-        max_new_tokens: int,
         generator: torch.Generator,
-        **options: Any,
+        progress: Progress | None = None,
     ) -> Rollout:
         """Return `completions` responses per prompt, those that restarted behind the others of their group.
 
@@ -70,13 +70,13 @@ class PrefixReplay:
             policy: weights to sample from.
             prompts: P prompts.
             completions: G.
-            max_new_tokens: longest response, the copied part included.
+            request: how to sample; `max_new_tokens` is the longest response, the copied part included.
             generator: source of all randomness, on the CPU.
-            options: all else that `Sampler.sample` takes.
+            progress: called after every step.
         """
         P, F = len(prompts), self.fresh(completions)
-        R, options = completions - F, {"generator": generator} | options
-        first = sampler.sample(policy, prompts, F, max_new_tokens=max_new_tokens, **options)
+        R = completions - F
+        first = sampler.sample(policy, prompts, F, request, generator=generator, progress=progress)
         source_PR = (torch.rand(P, R, generator=generator) * F).long() + F * torch.arange(P)[:, None]
         source = source_PR.flatten().to(first.group_B.device)
         uniform = torch.rand(P * R, generator=generator).to(source.device)
@@ -86,13 +86,14 @@ class PrefixReplay:
             policy,
             prompts_up_to(take_rows(first, source), position, rows),
             1,
-            max_new_tokens=max_new_tokens - int(position.min()),
-            **options,
+            replace(request, max_new_tokens=request.max_new_tokens - int(position.min())),
+            generator=generator,
+            progress=progress,
         )
         place = torch.arange(P * completions, device=source.device) % completions
         group = torch.arange(P * completions, device=source.device) // completions
         order = torch.where(place < F, group * F + place, P * F + group * R + place - F)
-        return _put_together(policy, first, again, source, position, order, max_new_tokens)
+        return _put_together(policy, first, again, source, position, order, request.max_new_tokens)
 
 
 def restart_positions(lengths_B: Tensor, uniform_B: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ def _stitch(head_BT: Tensor, tail_BT: Tensor, position_B: Tensor, width: int) ->
 
 
 def _put_together(
-    policy: CausalPolicy,
+    policy: Policy,
     first: Rollout,
     again: Rollout,
     source: Tensor,

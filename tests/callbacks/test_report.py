@@ -20,6 +20,7 @@ from lightning_mpo.functional.divergences import k3
 from lightning_mpo.metrics import PassAtK
 from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.rewards.base import completions_of, score_all
+from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.supports import FullVocabulary, TopK
 from tests.modules.runs import Digits, adam, fit, make_objective
 
@@ -101,11 +102,8 @@ def test_the_numbers_are_those_of_the_policy(tmp_path):
                 module.policy,
                 data.encode(rows[start : start + size]),
                 completions,
-                support=support,
-                temperature=0.8,
-                max_new_tokens=6,
+                SamplingRequest(support, 0.8, 6, greedy),
                 generator=seeded_generator(1, start, 3),
-                greedy=greedy,
             )
             for metric in metrics.values():
                 metric.update(score_all(rollout.rewards, completions_of(part)).correct_B.view(-1, completions))

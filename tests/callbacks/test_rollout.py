@@ -13,6 +13,7 @@ from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.rewards.base import completions_of, score_all
 from lightning_mpo.rewards.text import ExactAnswer
+from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.supports import FullVocabulary, TopK
 from tests.modules.runs import Digits, fit, make_data, make_objective, make_policy, make_trainer, same
 
@@ -44,9 +45,7 @@ def draw(module, rollout, data, completions, seed=7):
                 module.policy,
                 data.encode(list(data.splits.validation)[start : start + 3]),
                 completions,
-                support=FullVocabulary(),
-                temperature=0.7,
-                max_new_tokens=6,
+                SamplingRequest(FullVocabulary(), 0.7, 6),
                 generator=seeded_generator(seed, index, 0, 2),
             )
         )

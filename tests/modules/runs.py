@@ -74,14 +74,14 @@ class Record(Logger):
 class ByPrompt(LocalSampler):
     """Draws each prompt's completions from a generator of its own, so that they are the same on every rank."""
 
-    def sample(self, policy, prompts, completions, *, generator, **options):
+    def sample(self, policy, prompts, completions, request, *, generator, **options):
         parts = []
         for p in range(len(prompts)):
             one = PromptBatch(
                 prompts.input_ids_PS[p : p + 1], prompts.attention_mask_PS[p : p + 1], prompts.rows[p : p + 1]
             )
             seed = torch.Generator().manual_seed(int(one.input_ids_PS.sum() * 1000 + one.input_ids_PS[0, 0]))
-            parts.append(super().sample(policy, one, completions, generator=seed, **options))
+            parts.append(super().sample(policy, one, completions, request, generator=seed, **options))
         return join_rollouts(parts)
 
 

@@ -54,9 +54,9 @@ class Watch(RolloutCallback, LocalSampler):
         LocalSampler.__init__(self)
         self.drawn, self.events, self.tokens = [], [], 0
 
-    def sample(self, policy, prompts, completions, **options):
+    def sample(self, policy, prompts, completions, request, **options):
         state = options["generator"].get_state()
-        rollout = super().sample(policy, prompts, completions, **options)
+        rollout = super().sample(policy, prompts, completions, request, **options)
         if options.get("progress") is not None:
             self.drawn.append((rollout, state))
         return rollout

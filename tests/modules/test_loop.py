@@ -490,7 +490,11 @@ def test_the_parity_gate_refuses_before_any_update(tmp_path, monkeypatch):
 
     sample = LocalSampler.sample
     monkeypatch.setattr(
-        LocalSampler, "sample", lambda self, *args, **kwargs: sample(self, *args, **(kwargs | {"temperature": 0.5}))
+        LocalSampler,
+        "sample",
+        lambda self, policy, prompts, completions, request, **options: sample(
+            self, policy, prompts, completions, replace(request, temperature=0.5), **options
+        ),
     )
     steps = []
     probe = Probe(on_before_optimizer_step=lambda *_: steps.append(1))

@@ -185,39 +185,25 @@ def test_what_the_sampler_recorded_wrongly_is_weighed(tmp_path, correction, upda
     assert torch.equal(before.tokens, after.tokens)
 
 
-class Old(LocalSampler):
-    """Written before candidates were."""
+class Plain(LocalSampler):
+    """Records no candidates."""
 
-    def sample(
-        self, policy, prompts, completions, *, support, temperature, max_new_tokens, generator, greedy=False,
-        progress=None,
-    ):  # fmt: skip
-        return super().sample(
-            policy,
-            prompts,
-            completions,
-            support=support,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            generator=generator,
-            greedy=greedy,
-            progress=progress,
-        )
+    records_candidates = False
 
 
 def test_a_sampler_without_candidates_serves_whoever_asks_for_none(tmp_path):
-    fit(tmp_path, objective=make_objective(surrogate=DivergenceMask()), rollout={"sampler": Old()}, max_steps=1)
+    fit(tmp_path, objective=make_objective(surrogate=DivergenceMask()), rollout={"sampler": Plain()}, max_steps=1)
     policy = make_policy()
     objective = make_objective(surrogate=DivergenceMask(top_k=4))
-    with pytest.raises(UserError, match="`rollout.sampler` Old records no candidates, .* compares 4"):
-        fit(tmp_path, objective=objective, rollout={"sampler": Old()}, policy=policy, max_steps=1)
+    with pytest.raises(UserError, match="`rollout.sampler` Plain records no candidates, .* compares 4"):
+        fit(tmp_path, objective=objective, rollout={"sampler": Plain()}, policy=policy, max_steps=1)
     assert policy.network is None  # refused before any weights were loaded
 
 
 def test_a_sampler_that_takes_the_argument_and_records_nothing_is_refused(tmp_path):
     class Forgetful(LocalSampler):
-        def sample(self, *args, candidates=0, **options):
-            return super().sample(*args, **options)
+        def sample(self, policy, prompts, completions, request, **options):
+            return super().sample(policy, prompts, completions, replace(request, candidates=0), **options)
 
     objective = make_objective(surrogate=DivergenceMask(top_k=4))
     with pytest.raises(UserError, match="the rollout has no `candidates_BTK` with log-probs"):

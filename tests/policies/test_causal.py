@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import CausalPolicy, Lora, TinyPolicy, rollout_mode
+from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.supports import FullVocabulary
@@ -315,9 +316,7 @@ def test_sampling_from_a_training_policy_equals_sampling_from_one_in_eval_mode(t
             policy,
             make_prompts([5, 3]),
             3,
-            support=FullVocabulary(),
-            temperature=1.0,
-            max_new_tokens=8,
+            SamplingRequest(FullVocabulary(), 1.0, 8),
             generator=seeded(0),
         )
 

@@ -189,12 +189,12 @@ def test_a_pad_token_that_is_the_end_token_or_none_hides_no_end(folder, pad):
         policy.network.model.norm.weight.fill_(5.0)
         for layer in policy.network.model.layers:
             layer.mlp.down_proj.weight.zero_()
-    from lightning_mpo.rollout import LocalSampler
+    from lightning_mpo.rollout import LocalSampler, SamplingRequest
     from lightning_mpo.supports import FullVocabulary
 
     prompts = replace(make_prompts([2, 3]), input_ids_PS=torch.ones(2, 3, dtype=torch.long))
     rollout = LocalSampler().sample(
-        policy, prompts, 1, support=FullVocabulary(), temperature=1.0, max_new_tokens=4, greedy=True,
+        policy, prompts, 1, SamplingRequest(FullVocabulary(), 1.0, 4, greedy=True),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert rollout.response_mask_BT.sum(1).tolist() == [1, 1], "the end token belongs to the response"

@@ -21,6 +21,7 @@ from lightning_mpo.policies import (
     rollout_mode,
 )
 from lightning_mpo.policies.footprint import footprint
+from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.scores import ScoreRequest
@@ -109,7 +110,7 @@ def test_scores_equal_plain_transformers_row_by_row(folder, options, targets):
 def test_sampler_and_trainer_agree(folder, support):
     policy = built(folder)
     rollout = LocalSampler().sample(
-        policy, make_prompts([4, 6]), 3, support=support, temperature=0.9, max_new_tokens=6, generator=seeded(0)
+        policy, make_prompts([4, 6]), 3, SamplingRequest(support, 0.9, 6), generator=seeded(0)
     )
     assert check_parity(policy, rollout, temperature=0.9, exact=True).max < 1e-3
 
@@ -158,9 +159,7 @@ def test_gradients_are_the_same_before_and_after_a_rollout(folder):
         policy,
         make_prompts([4, 6]),
         2,
-        support=FullVocabulary(),
-        temperature=1.0,
-        max_new_tokens=3,
+        SamplingRequest(FullVocabulary(), 1.0, 3),
         generator=seeded(0),
     )
     policy.state_dict()
@@ -206,7 +205,7 @@ def test_activations_are_recomputed_in_updates_and_not_in_rollouts(folder):
         assert len(calls) == 2
         calls.clear()
         LocalSampler().sample(
-            policy, make_prompts([4, 6]), 2, support=FullVocabulary(), temperature=1.0, max_new_tokens=4,
+            policy, make_prompts([4, 6]), 2, SamplingRequest(FullVocabulary(), 1.0, 4),
             generator=seeded(0),
         )  # fmt: skip
         assert 1 <= len(calls) <= 4

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import CausalPolicy, Lora
+from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.supports import FullVocabulary, Nucleus, Support, TopK
@@ -28,9 +29,12 @@ def policy(tiny_policy):
 
 def sample(policy, prompts: PromptBatch | None = None, completions: int = G, **options) -> Rollout:
     batch_size = options.pop("batch_size", None)
-    arguments = {"support": FullVocabulary(), "temperature": 1.0, "max_new_tokens": T, "generator": seeded(0)} | options
+    generator, progress = options.pop("generator", seeded(0)), options.pop("progress", None)
+    request = SamplingRequest(**{"support": FullVocabulary(), "temperature": 1.0, "max_new_tokens": T} | options)
     prompts = make_prompts(PROMPTS) if prompts is None else prompts
-    return LocalSampler(batch_size).sample(policy, prompts, completions, **arguments)
+    return LocalSampler(batch_size).sample(
+        policy, prompts, completions, request, generator=generator, progress=progress
+    )
 
 
 def lora_policy(folder: str) -> CausalPolicy:

@@ -10,6 +10,7 @@ import torch
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import causal
 from lightning_mpo.policies.packing import lay_out
+from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import Parity, ParityError, check_parity
 from lightning_mpo.supports import FullVocabulary, TopK
@@ -36,9 +37,7 @@ def sample(policy, support=FULL, temperature=1.0):
         policy,
         make_prompts([6, 3, 5]),
         4,
-        support=support,
-        temperature=temperature,
-        max_new_tokens=10,
+        SamplingRequest(support, temperature, 10),
         generator=seeded(0),
     )
 

@@ -9,7 +9,7 @@ import torch
 
 from lightning_mpo.advantages import GroupRelative, PrefixTree
 from lightning_mpo.errors import UserError
-from lightning_mpo.rollout import LocalSampler, PrefixReplay
+from lightning_mpo.rollout import LocalSampler, PrefixReplay, SamplingRequest
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.replay import prompts_up_to, restart_positions
 from lightning_mpo.supports import FullVocabulary, Nucleus, TopK
@@ -30,9 +30,9 @@ class Watched(LocalSampler):
         super().__init__()
         self.asked, self.drawn = [], []
 
-    def sample(self, policy, prompts, completions, **options):
-        self.asked.append((prompts, completions, options["max_new_tokens"]))
-        self.drawn.append(super().sample(policy, prompts, completions, **options))
+    def sample(self, policy, prompts, completions, request, **options):
+        self.asked.append((prompts, completions, request.max_new_tokens))
+        self.drawn.append(super().sample(policy, prompts, completions, request, **options))
         return self.drawn[-1]
 
 
@@ -43,9 +43,7 @@ def draw(policy, support, share=0.5, seed=0, limit=LIMIT, completions=G):
         policy,
         make_prompts([6, 3, 5, 2, 4]),
         completions,
-        support=support,
-        temperature=0.8,
-        max_new_tokens=limit,
+        SamplingRequest(support, 0.8, limit),
         generator=seeded(seed),
     )
     return rollout, sampler
