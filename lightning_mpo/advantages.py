@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -19,6 +20,41 @@ class Estimate(NamedTuple):
     advantages_BT: Tensor
     returns_BT: Tensor | None = None  # what a critic is fitted to
     weights_BT: Tensor | None = None  # what tokens weigh in the loss, 0: nothing; None: all alike
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The judged responses of a rollout, as an advantage sees them.
+
+    Args:
+        rewards_BT: reward per token: a response's reward stands at its last token.
+        mask_BT: response tokens.
+        group_size: G; the rows of a prompt are neighbours.
+        valid_B: rows whose reward counts.
+        values_BT: of a critic, where `needs_values`.
+        tokens_BT: response ids.
+    """
+
+    rewards_BT: Tensor
+    mask_BT: Tensor
+    group_size: int
+    valid_B: Tensor
+    values_BT: Tensor | None = None
+    tokens_BT: Tensor | None = None
+
+    @property
+    def rewards_B(self) -> Tensor:
+        """Reward of each response."""
+        return self.rewards_BT.sum(1)
+
+    @property
+    def valid_BT(self) -> Tensor:
+        """Response tokens of valid rows."""
+        return self.mask_BT & self.valid_B[:, None]
+
+    def spread(self, values_B: Tensor) -> Tensor:
+        """Give each token of a response the value of the response."""
+        return values_B[:, None].expand(self.mask_BT.shape) * self.mask_BT
 
 
 class Advantage(ABC):
@@ -43,25 +79,8 @@ class Advantage(ABC):
     """Whether the advantages of a rollout, over all ranks, are given mean 0 and standard deviation 1 afterwards."""
 
     @abstractmethod
-    def estimate(
-        self,
-        rewards_BT: Tensor,
-        mask_BT: Tensor,
-        group_size: int,
-        valid_B: Tensor,
-        values_BT: Tensor | None = None,
-        tokens_BT: Tensor | None = None,
-    ) -> Estimate:
-        """Return advantages per token; rows that are not valid get 0.
-
-        Args:
-            rewards_BT: reward per token: a response's reward stands at its last token.
-            mask_BT: response tokens.
-            group_size: G; the rows of a prompt are neighbours.
-            valid_B: rows whose reward counts.
-            values_BT: of a critic, where `needs_values`.
-            tokens_BT: response ids.
-        """
+    def estimate(self, outcome: Outcome) -> Estimate:
+        """Return advantages per token; rows that are not valid get 0."""
 
     def check(self, group_size: int) -> None:
         """Refuse a group in which there is nothing to compare."""
@@ -92,18 +111,10 @@ class GroupRelative(Advantage):
         """Whether the module whitens afterwards."""
         return self.scale == "batch"
 
-    def estimate(
-        self,
-        rewards_BT: Tensor,
-        mask_BT: Tensor,
-        group_size: int,
-        valid_B: Tensor,
-        values_BT: Tensor | None = None,
-        tokens_BT: Tensor | None = None,
-    ) -> Estimate:
+    def estimate(self, outcome: Outcome) -> Estimate:
         scale: Literal["std", "none"] = "std" if self.scale == "std" else "none"
-        advantages_B = F.group_relative(rewards_BT.sum(1), group_size, scale=scale, valid_B=valid_B)
-        return Estimate(advantages_B[:, None].expand(mask_BT.shape) * mask_BT)
+        advantages_B = F.group_relative(outcome.rewards_B, outcome.group_size, scale=scale, valid_B=outcome.valid_B)
+        return Estimate(outcome.spread(advantages_B))
 
 
 class LeaveOneOut(Advantage):
@@ -111,17 +122,9 @@ class LeaveOneOut(Advantage):
 
     compares_group: ClassVar[bool] = True
 
-    def estimate(
-        self,
-        rewards_BT: Tensor,
-        mask_BT: Tensor,
-        group_size: int,
-        valid_B: Tensor,
-        values_BT: Tensor | None = None,
-        tokens_BT: Tensor | None = None,
-    ) -> Estimate:
-        advantages_B = F.leave_one_out(rewards_BT.sum(1), group_size, valid_B=valid_B)
-        return Estimate(advantages_B[:, None].expand(mask_BT.shape) * mask_BT)
+    def estimate(self, outcome: Outcome) -> Estimate:
+        advantages_B = F.leave_one_out(outcome.rewards_B, outcome.group_size, valid_B=outcome.valid_B)
+        return Estimate(outcome.spread(advantages_B))
 
 
 class ReturnToGo(Advantage):
@@ -148,17 +151,12 @@ class ReturnToGo(Advantage):
         """Whether the discount tells the tokens apart."""
         return self.gamma != 1
 
-    def estimate(
-        self,
-        rewards_BT: Tensor,
-        mask_BT: Tensor,
-        group_size: int,
-        valid_B: Tensor,
-        values_BT: Tensor | None = None,
-        tokens_BT: Tensor | None = None,
-    ) -> Estimate:
-        none_BT, valid_BT = torch.zeros_like(rewards_BT), mask_BT & valid_B[:, None]
-        return Estimate(F.generalized_advantages(rewards_BT, none_BT, valid_BT, gamma=self.gamma, lam=1.0)[0])
+    def estimate(self, outcome: Outcome) -> Estimate:
+        zeros_BT = torch.zeros_like(outcome.rewards_BT)
+        advantages_BT, _ = F.generalized_advantages(
+            outcome.rewards_BT, zeros_BT, outcome.valid_BT, gamma=self.gamma, lam=1.0
+        )
+        return Estimate(advantages_BT)
 
 
 class GeneralizedAdvantage(Advantage):
@@ -183,20 +181,12 @@ class GeneralizedAdvantage(Advantage):
         within("GeneralizedAdvantage", "[0, 1]", gamma=gamma, lam=lam)
         self.gamma, self.lam, self.whiten = gamma, lam, whiten
 
-    def estimate(
-        self,
-        rewards_BT: Tensor,
-        mask_BT: Tensor,
-        group_size: int,
-        valid_B: Tensor,
-        values_BT: Tensor | None = None,
-        tokens_BT: Tensor | None = None,
-    ) -> Estimate:
+    def estimate(self, outcome: Outcome) -> Estimate:
+        values_BT, valid_BT = outcome.values_BT, outcome.valid_BT
         if values_BT is None:
             raise RuntimeError("`GeneralizedAdvantage` needs the values of a critic")
-        valid_BT = mask_BT & valid_B[:, None]
         advantages_BT, returns_BT = F.generalized_advantages(
-            rewards_BT, values_BT, valid_BT, gamma=self.gamma, lam=self.lam
+            outcome.rewards_BT, values_BT, valid_BT, gamma=self.gamma, lam=self.lam
         )
         return Estimate(advantages_BT, torch.where(valid_BT, returns_BT, values_BT))
 
@@ -223,18 +213,12 @@ class PrefixTree(Advantage):
     def __init__(self, count: bool = False) -> None:
         self.count = count
 
-    def estimate(
-        self,
-        rewards_BT: Tensor,
-        mask_BT: Tensor,
-        group_size: int,
-        valid_B: Tensor,
-        values_BT: Tensor | None = None,
-        tokens_BT: Tensor | None = None,
-    ) -> Estimate:
-        if tokens_BT is None:
+    def estimate(self, outcome: Outcome) -> Estimate:
+        if outcome.tokens_BT is None:
             raise RuntimeError("`PrefixTree` needs the tokens of the responses")
-        advantages_BT, weights_BT = F.prefix_tree(tokens_BT, mask_BT, rewards_BT.sum(1), group_size, valid_B=valid_B)
+        advantages_BT, weights_BT = F.prefix_tree(
+            outcome.tokens_BT, outcome.mask_BT, outcome.rewards_B, outcome.group_size, valid_B=outcome.valid_B
+        )
         if self.count:
             weights_BT = (weights_BT > 0).to(weights_BT)
         return Estimate(advantages_BT, weights_BT=weights_BT)

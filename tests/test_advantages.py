@@ -12,6 +12,7 @@ from lightning_mpo.advantages import (
     GeneralizedAdvantage,
     GroupRelative,
     LeaveOneOut,
+    Outcome,
     PrefixTree,
     ReturnToGo,
 )
@@ -39,7 +40,7 @@ def rewards(seed: int = 0) -> torch.Tensor:
 
 def estimate(advantage: Advantage, rewards_B: torch.Tensor, valid_B: torch.Tensor = ALL) -> torch.Tensor:
     """Return the advantage of each row, after a look at how it lies on the tokens."""
-    advantages_BT = advantage.estimate(at_last_token(rewards_B, MASK), MASK, G, valid_B).advantages_BT
+    advantages_BT = advantage.estimate(Outcome(at_last_token(rewards_B, MASK), MASK, G, valid_B)).advantages_BT
     assert not advantages_BT[~MASK].any()
     assert (advantages_BT == torch.where(MASK, advantages_BT[:, :1], 0)).all()  # every token of a row the same
     return advantages_BT[:, 0]
@@ -94,7 +95,7 @@ def test_rows_that_are_not_valid_get_nothing_and_influence_nobody(advantage):
             assert not values[p * G : (p + 1) * G].any()
             continue
         alone = advantage.estimate(
-            at_last_token(rewards()[rows], MASK[rows]), MASK[rows], len(rows), ALL[: len(rows)]
+            Outcome(at_last_token(rewards()[rows], MASK[rows]), MASK[rows], len(rows), ALL[: len(rows)])
         ).advantages_BT[:, 0]
         torch.testing.assert_close(values[rows], alone)
 
@@ -109,7 +110,7 @@ def test_groups_and_rows_may_come_in_any_order(advantage):
 @each
 def test_advantages_carry_no_gradient(advantage):
     rewards_BT = at_last_token(rewards().requires_grad_(), MASK)
-    assert not advantage.estimate(rewards_BT, MASK, G, ALL).advantages_BT.requires_grad
+    assert not advantage.estimate(Outcome(rewards_BT, MASK, G, ALL)).advantages_BT.requires_grad
 
 
 def test_against_the_statistics_module():
@@ -142,7 +143,7 @@ def test_returns_to_go_are_a_loop_over_the_tokens_of_each_row():
     rewards_BT = torch.randn(MASK.shape, generator=seeded(8), dtype=torch.float64) * MASK
     advantage = ReturnToGo(gamma=0.9)
     advantage.check(1)
-    estimated = advantage.estimate(rewards_BT, MASK, 1, SOME)
+    estimated = advantage.estimate(Outcome(rewards_BT, MASK, 1, SOME))
     assert estimated.returns_BT is None
     for b, length in enumerate(MASK.sum(1).tolist()):
         ahead = 0.0
@@ -166,7 +167,7 @@ def critic(advantage: GeneralizedAdvantage, valid_B: torch.Tensor = ALL, poison:
     """Return advantages and returns of rewards on every token, under random values; poison lies on rows not valid."""
     rewards_BT, values_BT = (torch.randn(MASK.shape, generator=seeded(s), dtype=torch.float64) for s in (8, 9))
     rewards_BT = torch.where(valid_B[:, None], rewards_BT, poison) * MASK
-    estimated = advantage.estimate(rewards_BT, MASK, group_size, valid_B, values_BT * MASK)
+    estimated = advantage.estimate(Outcome(rewards_BT, MASK, group_size, valid_B, values_BT * MASK))
     return estimated[:2], rewards_BT, values_BT * MASK
 
 
@@ -209,7 +210,7 @@ def test_a_reward_at_the_end_reaches_every_token():
     rewards_BT = at_last_token(rewards(), MASK)
     zero_BT = torch.zeros_like(rewards_BT)
     for lam, reach in ((1.0, 1.0), (0.5, 0.5), (0.0, 0.0)):
-        advantages_BT = GeneralizedAdvantage(lam=lam).estimate(rewards_BT, MASK, G, ALL, zero_BT).advantages_BT
+        advantages_BT = GeneralizedAdvantage(lam=lam).estimate(Outcome(rewards_BT, MASK, G, ALL, zero_BT)).advantages_BT
         row = advantages_BT[2]  # six tokens
         expected = [rewards()[2].item() * reach**k for k in range(5, -1, -1)]
         assert row.tolist() == pytest.approx(expected)
@@ -220,4 +221,4 @@ def test_options_out_of_range_are_refused():
         with pytest.raises(UserError, match=rf"`GeneralizedAdvantage.{name}` must be in \[0, 1\], got 1.5"):
             GeneralizedAdvantage(**{name: 1.5})
     with pytest.raises(RuntimeError, match="needs the values of a critic"):
-        GeneralizedAdvantage().estimate(at_last_token(rewards(), MASK), MASK, G, ALL)
+        GeneralizedAdvantage().estimate(Outcome(at_last_token(rewards(), MASK), MASK, G, ALL))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_mpo.advantages import PrefixTree
+from lightning_mpo.advantages import Outcome, PrefixTree
 from lightning_mpo.functional.advantages import at_last_token, prefix_tree
 from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.selection import AllTokens, HighEntropyTokens, SampledTokens, Selection
@@ -115,7 +115,9 @@ def test_a_prefix_tree_counts_each_branch_once():
     tokens = torch.tensor([[5, 6, 7, 1], [5, 6, 8, 1], [5, 9, 1, 0], [5, 6, 7, 1]])
     mask, rewards = right_padded([4, 4, 3, 4]), torch.tensor([1.0, 0.0, 0.5, 0.0], dtype=torch.float64)
     advantage = PrefixTree()
-    estimate = advantage.estimate(at_last_token(rewards, mask), mask, 4, torch.ones(4, dtype=torch.bool), None, tokens)
+    estimate = advantage.estimate(
+        Outcome(at_last_token(rewards, mask), mask, 4, torch.ones(4, dtype=torch.bool), None, tokens)
+    )
     values: dict[tuple, list[float]] = {}
     rows = [tokens[b][mask[b]].tolist() for b in range(4)]
     for row, reward in zip(rows, rewards.tolist(), strict=True):
@@ -165,10 +167,10 @@ def test_rows_without_a_reward_stand_outside_of_the_tree():
 def test_counted_branches_weigh_one_per_completion():
     tokens, mask = torch.tensor([[5], [5], [6]]), torch.ones(3, 1, dtype=torch.bool)
     estimate = PrefixTree(count=True).estimate(
-        torch.tensor([[1.0], [0.0], [0.0]]), mask, 3, torch.ones(3, dtype=torch.bool), None, tokens
+        Outcome(torch.tensor([[1.0], [0.0], [0.0]]), mask, 3, torch.ones(3, dtype=torch.bool), None, tokens)
     )
     assert estimate.weights_BT.tolist() == [[1.0], [1.0], [1.0]]
     once = PrefixTree().estimate(
-        torch.tensor([[1.0], [0.0], [0.0]]), mask, 3, torch.ones(3, dtype=torch.bool), None, tokens
+        Outcome(torch.tensor([[1.0], [0.0], [0.0]]), mask, 3, torch.ones(3, dtype=torch.bool), None, tokens)
     )
     assert once.weights_BT.tolist() == [[0.5], [0.5], [1.0]]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.action_spaces import TokenActions
-from lightning_mpo.advantages import GroupRelative, PrefixTree
+from lightning_mpo.advantages import GroupRelative, Outcome, PrefixTree
 from lightning_mpo.corrections import MaskedWeights, TruncatedWeights
 from lightning_mpo.functional.advantages import at_last_token
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
@@ -206,7 +206,7 @@ def tree_experience(tree: PrefixTree, seed: int = 0, order: list[int] | None = N
         batch, rewards = take_rows(batch, torch.tensor(order)), rewards[order]
     mask, valid = batch.rollout.response_mask_BT, batch.valid_B
     rewards_BT = at_last_token(rewards, mask)  # a response without tokens has nowhere to put one
-    estimate = tree.estimate(rewards_BT, mask, GROUP, valid, None, batch.rollout.responses_BT)
+    estimate = tree.estimate(Outcome(rewards_BT, mask, GROUP, valid, None, batch.rollout.responses_BT))
     batch = replace(batch, advantages_BT=estimate.advantages_BT, token_weights_BT=estimate.weights_BT)
     return batch, rewards_BT.sum(1)
 
@@ -272,7 +272,7 @@ def test_equal_completions_teach_a_tree_nothing_and_different_first_tokens_all_t
     tokens = torch.full((B, T), 3)
     for first in (tokens[:, 0], torch.arange(B)):
         tokens[:, 0] = first
-        estimate = tree.estimate(at_last_token(rewards, mask), mask, GROUP, batch.valid_B, None, tokens)
+        estimate = tree.estimate(Outcome(at_last_token(rewards, mask), mask, GROUP, batch.valid_B, None, tokens))
         learnt = replace(batch, advantages_BT=estimate.advantages_BT, token_weights_BT=estimate.weights_BT)
         gradient = loss_and_gradient(objective, learnt)[1]
         assert not gradient[:, 1:].any()
@@ -281,7 +281,7 @@ def test_equal_completions_teach_a_tree_nothing_and_different_first_tokens_all_t
     )
     expected = loss_and_gradient(compose(), replace(plain, token_weights_BT=torch.eye(1, T).expand(B, T)))[1]
     assert relative_error(gradient[:, 0], expected[:, 0]) < 1e-6
-    same = tree.estimate(at_last_token(rewards, mask), mask, GROUP, batch.valid_B, None, torch.full((B, T), 3))
+    same = tree.estimate(Outcome(at_last_token(rewards, mask), mask, GROUP, batch.valid_B, None, torch.full((B, T), 3)))
     nothing = replace(batch, advantages_BT=same.advantages_BT, token_weights_BT=same.weights_BT)
     assert loss_and_gradient(objective, nothing)[0] == 0
     assert not loss_and_gradient(objective, nothing)[1].any()

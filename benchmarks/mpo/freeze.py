@@ -20,7 +20,7 @@ from common import Frozen, add_threads, at_least, load_policy, offsets_of, run, 
 from torch import Tensor
 
 from lightning_mpo.action_spaces import TokenActions
-from lightning_mpo.advantages import GroupRelative
+from lightning_mpo.advantages import GroupRelative, Outcome
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.advantages import at_last_token
@@ -98,7 +98,7 @@ def judge(rollout: Rollout, completions: int) -> Experience:
     """Reward right sums; an advantage compares the completions of a prompt."""
     scores, mask_BT = score_all([ExactAnswer()], completions_of(rollout)), rollout.response_mask_BT
     rewards_BT = at_last_token(scores.rewards_B, mask_BT)
-    advantages_BT = GroupRelative().estimate(rewards_BT, mask_BT, completions, scores.valid_B).advantages_BT
+    advantages_BT = GroupRelative().estimate(Outcome(rewards_BT, mask_BT, completions, scores.valid_B)).advantages_BT
     if not advantages_BT.any():
         raise UserError("all completions of every prompt have the same reward: there is no advantage to learn from")
     return Experience(rollout, scores.rewards_B, scores.valid_B, advantages_BT, mask_BT.float())

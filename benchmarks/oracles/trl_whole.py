@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trl_bridge import CPU, MAX_TOKENS, VOCABULARY, quiet, score_completions, trainer
 from trl_differences import Difference, Measured
 
-from lightning_mpo.advantages import Advantage, GroupRelative, LeaveOneOut
+from lightning_mpo.advantages import Advantage, GroupRelative, LeaveOneOut, Outcome
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.modules import PolicyOptimization
@@ -179,7 +179,7 @@ def both_advantages(
     made = trainer(folder, num_generations=size, per_device_train_batch_size=len(rewards), **compared.trl)
     mask_BT, valid_B = rollout.response_mask_BT, scores.valid_B
     rewards_BT = at_last_token(scores.rewards_B, mask_BT)
-    advantages_BT = compared.ours.estimate(rewards_BT, mask_BT, size, valid_B).advantages_BT
+    advantages_BT = compared.ours.estimate(Outcome(rewards_BT, mask_BT, size, valid_B)).advantages_BT
     if compared.ours.whiten:
         valid_BT = mask_BT & valid_B[:, None]
         advantages_BT = whiten(advantages_BT, valid_BT, moments(advantages_BT, valid_BT))

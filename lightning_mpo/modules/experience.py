@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_mpo.advantages import Estimate
+from lightning_mpo.advantages import Estimate, Outcome
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.functional.divergences import k3
@@ -173,7 +173,9 @@ def _estimate(
     mask_BT = rollout.response_mask_BT
     group_size = int((rollout.group_B == rollout.group_B[0]).sum())
     values_BT = None if old is None else old.values_BT
-    estimate = objective.advantage.estimate(rewards_BT, mask_BT, group_size, valid_B, values_BT, rollout.responses_BT)
+    estimate = objective.advantage.estimate(
+        Outcome(rewards_BT, mask_BT, group_size, valid_B, values_BT, rollout.responses_BT)
+    )
     if not objective.advantage.whiten:
         return estimate
     valid_BT = mask_BT & valid_B[:, None]
