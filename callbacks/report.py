@@ -14,13 +14,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.checks import at_least
-from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback, RolloutEvent, evaluation_progress, tell_phase
 from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import Rollout as RolloutData
 
@@ -121,14 +121,14 @@ class Report(RolloutCallback):
         divergence, tokens, kept = 0.0, 0, []
         for start in range(0, len(rows), size):
             tell_phase(trainer, "evaluation")
-            generator = seeded_generator(source.seed, start, 3)
+            draws = generator_of(source.seed, Stream.REPORT, start)
             with trainer.precision_plugin.forward_context():
                 rollout = source.sampler.sample(
                     module.policy,
                     data.encode(rows[start : start + size]),
                     decoding.completions,
                     SamplingRequest(decoding.support, module.temperature, source.max_new_tokens, decoding.greedy),
-                    generator=generator,
+                    generator=draws,
                     progress=evaluation_progress(trainer),
                 )
             scores = source.judge(module, rollout)

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.checks import at_least, positive, seeds
-from lightning_mpo.data.base import PromptDataModule, seeded_generator
+from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.entries import is_count
 from lightning_mpo.modules.evaluation import RolloutEvaluation
@@ -35,6 +35,7 @@ from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.replay import PrefixReplay
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.scores import Denominators
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.types import Experience, Finish, take_rows, to_device
 from lightning_mpo.types import Rollout as RolloutData
 
@@ -232,13 +233,13 @@ class Rollout(RolloutEvaluation):
         started = time.perf_counter()
         rollout, scores, account, sample_seconds = self._fill(trainer, module)
         tell_phase(trainer, "scoring")
-        generator = seeded_generator(self.seed, self.counter, trainer.global_rank, 1)
+        draws = generator_of(self.seed, Stream.PLAN, self.counter, trainer.global_rank)
         whole_B = rollout.finish_B == Finish.STOP if self.mask_truncated else None
         self._experience = experience = build_experience(
-            module, rollout, scores, generator, counter=self.counter, updates=schedule.updates, scored_B=whole_B
+            module, rollout, scores, draws, counter=self.counter, updates=schedule.updates, scored_B=whole_B
         )
         tokens_B = rollout.attention_mask_BL.sum(1)
-        self._plan = schedule.plan(rollout.group_B, tokens_B, generator)
+        self._plan = schedule.plan(rollout.group_B, tokens_B, draws)
         tell_phase(trainer, "all-reduce")
         self._denominators = self._sum_denominators(trainer, module, experience)
         prepare_seconds = time.perf_counter() - started - sample_seconds
@@ -292,6 +293,9 @@ class Rollout(RolloutEvaluation):
             for callback in told:
                 callback.on_rollout_tokens(tokens, running)
 
+        draws = generator_of(self.seed, Stream.SAMPLE, self.counter, rank)
+        if round:
+            draws = generator_of(self.seed, Stream.RESAMPLE, self.counter, rank, round)
         request = SamplingRequest(
             objective.support, module.temperature, self.max_new_tokens, candidates=objective.surrogate.candidates
         )
@@ -303,7 +307,7 @@ class Rollout(RolloutEvaluation):
                 data.encode(rows),
                 self.completions,
                 request,
-                generator=seeded_generator(self.seed, self.counter, rank, *((3, round) if round else ())),
+                generator=draws,
                 progress=progress,
             )
         return admit(

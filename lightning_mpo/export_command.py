@@ -12,12 +12,13 @@ import torch
 import yaml
 
 from lightning_mpo.cli import CLI, OPTIONS, guarded
-from lightning_mpo.data.base import PromptDataModule, seeded_generator
+from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, part_of
 from lightning_mpo.export.origin import read_summary
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.recipes import find
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.storage import read_checkpoint
 from lightning_mpo.types import PromptBatch, PromptRow
 
@@ -162,6 +163,6 @@ def _prompts(policy: CausalPolicy, data: Any) -> tuple[PromptBatch, PromptDataMo
         return data.encode(list(data.validation_rows or data.splits.train)[:COMPARED]), data
     except UserError as error:
         print(f"note       compared on random tokens, as the run's data cannot be had: {error}")
-    ids_PS = torch.randint(policy.vocabulary, (COMPARED, 8), generator=seeded_generator(0))
+    ids_PS = torch.randint(policy.vocabulary, (COMPARED, 8), generator=generator_of(0, Stream.CHECK))
     rows = tuple(PromptRow(str(policy.tokenizer.decode(ids)), "") for ids in ids_PS)
     return PromptBatch(ids_PS, torch.ones_like(ids_PS, dtype=torch.bool), rows), None

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_mpo"
 LAYERS = [
-    ["errors", "checks", "hyperparameters", "quiet", "yaml_files", "types", "resident", "optimizers"],
+    ["errors", "checks", "hyperparameters", "quiet", "yaml_files", "types", "seeding", "resident", "optimizers"],
     ["headers", "recipes", "storage"],
     ["functional"],
     ["segmenters"],

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from lightning_mpo.action_spaces import Actions, ActionSpace, BlockActions, BlockWeights
 from lightning_mpo.data.arithmetic import Arithmetic
-from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.diagnostics import clip_distance, matching_clip
 from lightning_mpo.policies import MedusaHeads, MTPHeads, ParallelHeads, SequentialHeads, TinyPolicy
 from lightning_mpo.rollout import LocalSampler, SamplingRequest, load_rollout
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.surrogates import ClippedRatio
 from lightning_mpo.types import PromptRow, Rollout
@@ -139,7 +139,7 @@ def sample(
         data.encode(rows),
         completions,
         SamplingRequest(FullVocabulary(), 1.0, max_new_tokens),
-        generator=seeded_generator(seed),
+        generator=generator_of(seed, Stream.CHECK),
     )
 
 

@@ -20,12 +20,12 @@ from coverage_picture import POSITIONS, SOURCES, draw, summary
 from problems import DOMAINS, Problems, load_problems, right_answers, right_programs, serve
 from torch import Tensor
 
-from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.diagnostics import clustered_mean
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.rollout import LocalSampler, SamplingRequest
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import PromptRow, Rollout, take_rows, to_device, trim_rollout
 
@@ -120,14 +120,14 @@ def own_tokens(policy: CausalPolicy, data: Problems, name: str, arguments: argpa
         print(f"{name}: no own completions, as judging them needs --execute, which runs code that the model wrote")
     if not G or (code and not arguments.execute):
         return Tokens.join([])
-    generator, parts, correct = seeded_generator(arguments.seed), [], 0
+    draws, parts, correct = generator_of(arguments.seed, Stream.CHECK), [], 0
     for first, rows in chunks(data, max(1, arguments.batch // G)):
         rollout = LocalSampler().sample(
             policy,
             data.encode(rows),
             G,
             SamplingRequest(FullVocabulary(), arguments.temperature, arguments.max_new_tokens),
-            generator=generator,
+            generator=draws,
         )
         rollout = to_device(rollout, torch.device("cpu"))
         right_B, mask_BT = right_programs(rollout, policy.tokenizer) if code else right_answers(rollout)

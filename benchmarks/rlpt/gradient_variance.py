@@ -32,12 +32,12 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.data import Svamp
-from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.diagnostics import jackknife_error
 from lightning_mpo.functional.supports import outside
 from lightning_mpo.policies import CausalPolicy, Lora, rollout_mode
 from lightning_mpo.rollout import LocalSampler, SamplingRequest, load_rollout, save_rollout
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary, Support, TopK
 from lightning_mpo.types import Rollout, take_rows, trim_rollout
 
@@ -86,7 +86,13 @@ def moments(policy: CausalPolicy, rollout: Rollout, mask_BT: Tensor, temperature
 
 
 def compare(one: Moments, base: Moments) -> tuple[float, float, float]:
-    """Return the ratio of two variances with its 95 % interval, from a jackknife of its logarithm over prompts."""
+    """Return the ratio of two variances with its 95 % interval, from a jackknife of its logarithm over prompts.
+
+    Raises:
+        UserError: all gradients are equal with some prompt left out, so that there is no logarithm.
+    """
+    if not all(part.variance(p) > 0 for part in (one, base) for p in (None, *range(len(part.counts_P)))):
+        raise UserError("the gradients do not vary: sample more prompts or completions")
     ratio = one.variance() / base.variance()
     parts = [math.log(one.variance(p) / base.variance(p)) for p in range(len(one.counts_P))]
     factor = math.exp(1.96 * jackknife_error(parts))
@@ -108,7 +114,7 @@ def frozen(policy: CausalPolicy, path: Path, options: argparse.Namespace, suppor
             data.encode(data.training_rows(0, options.prompts)),
             options.completions,
             SamplingRequest(support, options.temperature, options.max_new_tokens),
-            generator=seeded_generator(options.seed),
+            generator=generator_of(options.seed, Stream.CHECK),
         )
         save_rollout(path, rollout, tokenizer=policy.tokenizer)
     return load_rollout(path, policy.tokenizer)[0]

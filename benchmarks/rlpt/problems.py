@@ -14,12 +14,13 @@ import torch
 from execute import passes
 from torch import Tensor
 
-from lightning_mpo.data.base import PromptDataModule, Splits, seeded_generator
+from lightning_mpo.data.base import PromptDataModule, Splits
 from lightning_mpo.data.svamp import Svamp
 from lightning_mpo.data.tables import text_cell
 from lightning_mpo.errors import UserError
 from lightning_mpo.rewards import MathAnswer
 from lightning_mpo.rewards.base import completions_of
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.types import PromptRow, Rollout
 
 LONGEST_PROMPT = 4096
@@ -131,7 +132,7 @@ def load_problems(text: str, count: int, seed: int) -> tuple[str, list[PromptRow
     rows = DOMAINS[name].read(file)
     if not rows:
         raise UserError(f"{path} holds no problems")
-    order = torch.randperm(len(rows), generator=seeded_generator(seed)).tolist()
+    order = torch.randperm(len(rows), generator=generator_of(seed, Stream.SHUFFLE)).tolist()
     return name, [rows[i] for i in order[:count]]
 
 

@@ -18,6 +18,7 @@ from lightning_mpo.checks import at_least, one_of, seeds
 from lightning_mpo.data.rendering import HUGE, Renderer, describe, no_template
 from lightning_mpo.data.tables import contradictions, shared_prompts
 from lightning_mpo.errors import UserError
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.types import Finish, PromptBatch, PromptRow, Rollout, Splits
 
 if TYPE_CHECKING:
@@ -257,7 +258,9 @@ class PromptDataModule(L.LightningDataModule, ABC):
         """The rows behind `prompts`."""
         rows = self.splits.train
         if round:
-            index = torch.randint(len(rows), (count,), generator=seeded_generator(self.seed, counter, round)).tolist()
+            index = torch.randint(
+                len(rows), (count,), generator=generator_of(self.seed, Stream.REDRAW, counter, round)
+            ).tolist()
         else:
             index = [self._position(counter * count + i) for i in range(count)]
         return [rows[i] for i in index]
@@ -267,7 +270,9 @@ class PromptDataModule(L.LightningDataModule, ABC):
         if self.order == "file":
             return offset
         if self._order_of != (epoch, len(self.splits.train)):
-            self._order = torch.randperm(len(self.splits.train), generator=seeded_generator(self.seed, epoch)).tolist()
+            self._order = torch.randperm(
+                len(self.splits.train), generator=generator_of(self.seed, Stream.SHUFFLE, epoch)
+            ).tolist()
             self._order_of = epoch, len(self.splits.train)
         return self._order[offset]
 
@@ -368,14 +373,6 @@ class PromptDataModule(L.LightningDataModule, ABC):
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
-
-
-def seeded_generator(*numbers: int) -> torch.Generator:
-    """A generator that is a pure function of a few small integers."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
-    return torch.Generator().manual_seed(seed)
 
 
 def warn_of_leaks(splits: Splits) -> None:

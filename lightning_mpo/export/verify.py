@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.checkpoints import HEADS, read_safetensors
 from lightning_mpo.rollout.base import SamplingRequest, decode_tokens
 from lightning_mpo.rollout.local import LocalSampler
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import PromptBatch, Rollout
 
@@ -92,9 +92,9 @@ def observe(policy: CausalPolicy, prompts: PromptBatch, temperature: float, toke
     """
     request = SamplingRequest(FullVocabulary(), temperature, tokens)
     with in_float32(policy._network()), rollout_mode(policy):
-        sampled = LocalSampler().sample(policy, prompts, 1, request, generator=seeded_generator(0))
+        sampled = LocalSampler().sample(policy, prompts, 1, request, generator=generator_of(0, Stream.CHECK))
         best = replace(request, greedy=True, candidates=2)
-        greedy = LocalSampler().sample(policy, prompts, 1, best, generator=seeded_generator(0))
+        greedy = LocalSampler().sample(policy, prompts, 1, best, generator=generator_of(0, Stream.CHECK))
         mask_BT = sampled.response_mask_BT
 
         def logprobs() -> Tensor:

@@ -11,7 +11,6 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.resume import gather_ranks, place
@@ -20,6 +19,7 @@ from lightning_mpo.rewards.base import Reward, RewardError, Scores, completions_
 from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rollout.base import Sampler, SamplingRequest
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import Finish, PromptBatch, Rollout
 
@@ -88,7 +88,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
                 prompts,
                 decoding.completions,
                 SamplingRequest(decoding.support, module.temperature, self.max_new_tokens, decoding.greedy),
-                generator=seeded_generator(self.seed, batch_idx, module.trainer.global_rank, 2),
+                generator=generator_of(self.seed, Stream.EVALUATE, batch_idx, module.trainer.global_rank),
                 progress=evaluation_progress(module.trainer),
             )
 

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_mpo.checks import at_least, positive, seeds
-from lightning_mpo.data.base import PromptDataModule, seeded_generator
+from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.modules.fitting import check_fit
@@ -24,6 +24,7 @@ from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.scores import ScoreRequest
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import PromptBatch, PromptRow, Rollout, take_rows, to_device, trim_rollout
 
@@ -167,8 +168,8 @@ class HeadWarmup(Stage):
             if self.solutions:
                 pool = to_device(self.data.solutions(prompts), self.device)
             else:
-                generator = seeded_generator(self.seed, number, self.trainer.global_rank)
-                pool = self._draw(self.data.encode(prompts), self.completions, generator)
+                draws = generator_of(self.seed, Stream.HEADS, number, self.trainer.global_rank)
+                pool = self._draw(self.data.encode(prompts), self.completions, draws)
             self._pool = number, pool
         pool = self._pool[1]
         index = torch.arange(part, len(pool.group_B), self.passes, device=pool.group_B.device)
@@ -207,8 +208,8 @@ class HeadWarmup(Stage):
         if self.solutions:
             rollout = to_device(self.data.solutions(list(batch.rows)), self.device)
         else:  # the same samples each time
-            generator = seeded_generator(self.seed, batch_idx, self.trainer.global_rank, 1)
-            rollout = self._draw(batch, 1, generator)
+            draws = generator_of(self.seed, Stream.HEADS_HELD_OUT, batch_idx, self.trainer.global_rank)
+            rollout = self._draw(batch, 1, draws)
         mask_BT = rollout.response_mask_BT
         ranks_BTN = self.policy.ranks(rollout, mask_BT, self.offsets)
         errors_M, _ = self._errors(rollout)

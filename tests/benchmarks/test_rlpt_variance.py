@@ -108,9 +108,9 @@ def test_the_command_prints_its_table_and_goes_on_from_frozen_rollouts(tiny_poli
         "--prompts",
         "3",
         "--completions",
-        "2",
+        "8",
     ]
-    arguments += ["--max-new-tokens", "4", "--out", str(tmp_path)]
+    arguments += ["--max-new-tokens", "6", "--out", str(tmp_path)]
     study.main(arguments)
     first = (tmp_path / "variance.csv").read_text()
     assert "| K | kept mass |" in capsys.readouterr().out

@@ -14,13 +14,13 @@ from rich.progress import Progress
 
 from lightning_mpo.callbacks import KillAt, Report, Samples
 from lightning_mpo.callbacks.report import _print_table, draw_learning_curve
-from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.metrics import PassAtK
 from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.rewards.base import completions_of, score_all
 from lightning_mpo.rollout.base import SamplingRequest
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary, TopK
 from tests.modules.runs import Digits, adam, fit, make_objective
 
@@ -103,7 +103,7 @@ def test_the_numbers_are_those_of_the_policy(tmp_path):
                 data.encode(rows[start : start + size]),
                 completions,
                 SamplingRequest(support, 0.8, 6, greedy),
-                generator=seeded_generator(1, start, 3),
+                generator=generator_of(1, Stream.REPORT, start),
             )
             for metric in metrics.values():
                 metric.update(score_all(rollout.rewards, completions_of(part)).correct_B.view(-1, completions))

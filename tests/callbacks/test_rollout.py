@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lightning_mpo.callbacks import Rollout
-from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.rewards.base import completions_of, score_all
 from lightning_mpo.rewards.text import ExactAnswer
 from lightning_mpo.rollout.base import SamplingRequest
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary, TopK
 from tests.modules.runs import Digits, fit, make_data, make_objective, make_policy, make_trainer, same
 
@@ -24,7 +24,7 @@ class Below5(Digits):
     is_accuracy = True
 
 
-def stage(folder, verb, *, completions=3, seed=7, objective=None, data=None, **trainer):
+def stage(folder, verb, *, completions=3, seed=8, objective=None, data=None, **trainer):
     """Run `validate`, `test` or `predict` and return its result with all that was used."""
     rollout = Rollout(
         [Below5()], max_new_tokens=6, prompts=4, completions=4, seed=seed, validation_completions=completions
@@ -36,7 +36,7 @@ def stage(folder, verb, *, completions=3, seed=7, objective=None, data=None, **t
     return getattr(machine, verb)(module, datamodule=data), module, rollout, data
 
 
-def draw(module, rollout, data, completions, seed=7):
+def draw(module, rollout, data, completions, seed=8):
     """Sample held-out prompts as validation says it does."""
     rollouts = []
     for index, start in enumerate(range(0, 4, 3)):
@@ -46,7 +46,7 @@ def draw(module, rollout, data, completions, seed=7):
                 data.encode(list(data.splits.validation)[start : start + 3]),
                 completions,
                 SamplingRequest(FullVocabulary(), 0.7, 6),
-                generator=seeded_generator(seed, index, 0, 2),
+                generator=generator_of(seed, Stream.EVALUATE, index, 0),
             )
         )
     return rollouts

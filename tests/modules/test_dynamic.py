@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_mpo.action_spaces import BlockActions, FutureShare
 from lightning_mpo.advantages import GeneralizedAdvantage, GroupRelative, LeaveOneOut, ReturnToGo
 from lightning_mpo.callbacks import Throughput, Watchdog
-from lightning_mpo.data.base import seeded_generator
 from lightning_mpo.functional.advantages import group_relative
 from lightning_mpo.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
 from lightning_mpo.modules.source import RolloutCallback
@@ -23,6 +22,7 @@ from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.rewards import OverlongPenalty
 from lightning_mpo.rewards.base import completions_of, score_all
 from lightning_mpo.rollout import DynamicSampling, LocalSampler
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import Nucleus, TopK
 from lightning_mpo.types import Finish
 from lightning_mpo.value_loss import ValueLoss
@@ -86,15 +86,15 @@ def train(folder: Path, rewards=None, *, rounds: int | None = 4, callbacks=(), r
 def test_a_rollout_holds_the_first_useful_groups_of_its_rounds(tmp_path, support):
     """Against loops; prompts and random numbers are functions of (seed, rollout, rank, round) alone."""
     objective = make_objective(**({} if support is None else {"support": support}))
-    run, watch = train(tmp_path, objective=objective, max_steps=4)
+    run, watch = train(tmp_path, objective=objective, max_steps=8)
     data, kinds = run.trainer.datamodule, set()
     for counter, (event, drawn) in enumerate(watch.events):
         kept, dropped = [], []
         for round, (part, state) in enumerate(drawn):
             rows = data.training_rows(counter, 4, round)[: len(part.rows) // 4]
             assert list(part.rows[::4]) == rows
-            numbers = (1, counter, 0, 3, round) if round else (1, counter, 0)
-            assert torch.equal(state, seeded_generator(*numbers).get_state())
+            stream, place = (Stream.RESAMPLE, (counter, 0, round)) if round else (Stream.SAMPLE, (counter, 0))
+            assert torch.equal(state, generator_of(1, stream, *place).get_state())
             for start in range(0, len(part.texts), 4):
                 texts = part.texts[start : start + 4]
                 right = [sum(c in "01234" for c in text) / max(len(text), 1) > 0.75 for text in texts]
