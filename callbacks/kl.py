@@ -6,9 +6,10 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_mpo.checks import at_least, positive
-from lightning_mpo.modules.experience import divergence_from_reference, mean_over_ranks
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.rollout.events import RolloutEvent
+from lightning_mpo.rollout.experience import divergence_from_reference, mean_over_ranks
 
 
 class KLTracking(RolloutCallback):
@@ -38,7 +39,7 @@ class KLTracking(RolloutCallback):
         values = divergence_from_reference(event.experience)
         if values is None:
             return
-        mean, largest = mean_over_ranks(module, values), values.max()
+        mean, largest = mean_over_ranks(module.over_ranks, values), values.max()
         if trainer.world_size > 1:
             largest = trainer.strategy.reduce(largest, reduce_op="max")
         module.log_with_update({"kl/rollout_mean": mean, "kl/rollout_max": largest.item()})

@@ -13,10 +13,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_mpo.checks import at_least
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.policies.footprint import Footprint, footprint
 from lightning_mpo.policies.quantization import check_moved, fingerprints
 from lightning_mpo.resident import PhasePeaks, resident_bytes
+from lightning_mpo.rollout.events import RolloutEvent
 
 PHASES = ("load", "rollout", "score", "forward", "backward", "optimiser")
 """`score` is what follows sampling at rollout weights: rewards, old and reference log-probs; `forward` an update's own."""

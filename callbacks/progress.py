@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from lightning_mpo.checks import at_least
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.rollout.events import RolloutEvent
 
 SHORT = {
     "reward/mean": "reward",

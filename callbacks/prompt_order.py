@@ -9,7 +9,8 @@ import lightning as L
 
 from lightning_mpo.modules.comparison import PROMPTS
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.rollout.events import RolloutEvent
 
 
 class PromptOrder(RolloutCallback):

@@ -17,9 +17,10 @@ from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback, RolloutEvent, evaluation_progress, tell_phase
+from lightning_mpo.modules.source import RolloutCallback, evaluation_progress, tell_phase
 from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
+from lightning_mpo.rollout.events import RolloutEvent
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import Rollout as RolloutData

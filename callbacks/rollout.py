@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from functools import partial
 from textwrap import fill
@@ -19,25 +18,63 @@ from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.entries import is_count
 from lightning_mpo.modules.evaluation import RolloutEvaluation
-from lightning_mpo.modules.experience import build_experience, divergence_from_reference, mean_over_ranks
 from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.resume import check_state, gather_ranks, place, plain_state
-from lightning_mpo.modules.source import RolloutEvent, listeners, tell_phase
-from lightning_mpo.rewards.base import Scores
+from lightning_mpo.modules.source import listeners, tell_phase
 from lightning_mpo.rewards.functions import RewardLike, as_rewards
 from lightning_mpo.rewards.process import RewardCaller
-from lightning_mpo.rollout.admission import admit
-from lightning_mpo.rollout.base import Sampler, SamplingRequest
-from lightning_mpo.rollout.dynamic import Account, DynamicSampling
+from lightning_mpo.rollout.base import Sampler
+from lightning_mpo.rollout.collect import Collector
+from lightning_mpo.rollout.dynamic import DynamicSampling
+from lightning_mpo.rollout.events import Listener
 from lightning_mpo.rollout.local import LocalSampler
-from lightning_mpo.rollout.parity import check_parity
+from lightning_mpo.rollout.ranks import Ranks
 from lightning_mpo.rollout.replay import PrefixReplay
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.scores import Denominators
-from lightning_mpo.seeding import Stream, generator_of
-from lightning_mpo.types import Experience, Finish, take_rows, to_device
+from lightning_mpo.types import Experience, take_rows, to_device
 from lightning_mpo.types import Rollout as RolloutData
+
+
+class TrainerRanks(Ranks):
+    """The processes of a trainer; each sum also says on how many of them rewards have failed, and ends all together."""
+
+    def __init__(self, trainer: L.Trainer, module: PolicyOptimization, source: RolloutEvaluation) -> None:
+        self.rank, self.size = trainer.global_rank, trainer.world_size
+        self._module, self._source = module, source
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        if self.size == 1:
+            return values
+        flat = torch.cat([values.flatten(), values.new_tensor([self._source.failures])])
+        flat = self._module.over_ranks(flat.to(self._module.device)).to(values.device)
+        self._source.end_failed(float(flat[-1]))
+        return flat[:-1].view_as(values)
+
+
+class TrainerListener(Listener):
+    """Hands what happens in a rollout on to the callbacks of a trainer."""
+
+    def __init__(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
+        self._trainer, self._module, self._callbacks = trainer, module, listeners(trainer)
+
+    def phase(self, name: str) -> None:
+        tell_phase(self._trainer, name)
+
+    def tokens(self, drawn: int, running: int) -> None:
+        for callback in self._callbacks:
+            callback.on_rollout_tokens(drawn, running)
+
+    def sampled(self) -> None:
+        for callback in self._callbacks:
+            callback.on_rollout_sampled(self._trainer, self._module)
+
+    def note(self, line: str) -> None:
+        rank_zero_info(line)
+
+    def warn(self, line: str) -> None:
+        rank_zero_warn(line)
 
 
 class Rollout(RolloutEvaluation):
@@ -225,141 +262,39 @@ class Rollout(RolloutEvaluation):
         batch["last_of_rollout"] = slot == schedule.slots - 1
 
     def _collect(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
-        """Roll out: prompts, samples, rewards, experience, and the plan of the updates."""
+        """Roll out, tell the other callbacks, and log what came of it."""
         module.zero_grad(set_to_none=True)  # gradients of the last update are otherwise alive during the rollout
-        schedule = self._need_schedule()
         for callback in listeners(trainer):
-            callback.on_rollout_start(trainer, module, schedule.rows, self.max_new_tokens)
-        started = time.perf_counter()
-        rollout, scores, account, sample_seconds = self._fill(trainer, module)
-        tell_phase(trainer, "scoring")
-        draws = generator_of(self.seed, Stream.PLAN, self.counter, trainer.global_rank)
-        whole_B = rollout.finish_B == Finish.STOP if self.mask_truncated else None
-        self._experience = experience = build_experience(
-            module, rollout, scores, draws, counter=self.counter, updates=schedule.updates, scored_B=whole_B
-        )
-        tokens_B = rollout.attention_mask_BL.sum(1)
-        self._plan = schedule.plan(rollout.group_B, tokens_B, draws)
-        tell_phase(trainer, "all-reduce")
-        self._denominators = self._sum_denominators(trainer, module, experience)
-        prepare_seconds = time.perf_counter() - started - sample_seconds
-        event = RolloutEvent(self.counter, experience, scores, sample_seconds, prepare_seconds, account)
+            callback.on_rollout_start(trainer, module, self._need_schedule().rows, self.max_new_tokens)
+        collector = self.collector(trainer, module)
+        due = bool(module.reference_every) and self.counter % module.reference_every == 0
+        collected = collector.collect(self.counter, reference=due)
+        self._gate_passed = self._gate_passed or self.parity_gate
+        self._experience, self._plan = collected.experience, collected.plan
+        self._denominators = collected.denominators
         self.counter += 1
-        self._steer_penalty(trainer, module, experience)
         for callback in listeners(trainer):
-            callback.on_rollout_end(trainer, module, event)
-        self._log(module, event)
+            callback.on_rollout_end(trainer, module, collected.event)
+        module.log_with_update(collected.metrics, progress_bar=("reward/mean", "reward/accuracy"))
 
-    def _fill(
-        self, trainer: L.Trainer, module: PolicyOptimization
-    ) -> tuple[RolloutData, Scores, Account | None, float]:
-        """Sample and judge the rows of a rollout; the last value is the seconds of sampling."""
-        places, seconds = self._need_schedule().local_prompts, 0.0
-
-        def draw(round: int, prompts: int) -> tuple[RolloutData, Scores]:
-            nonlocal seconds
-            tell_phase(trainer, "sampling")
-            started = time.perf_counter()
-            rollout = self._sample(trainer, module, round, prompts)
-            seconds += time.perf_counter() - started
-            for callback in listeners(trainer):
-                callback.on_rollout_sampled(trainer, module)
-            if self.parity_gate and not self._gate_passed:
-                self._check_parity(trainer, module, rollout)
-            tell_phase(trainer, "reward function")
-            return rollout, self.judge(module, rollout)
-
-        def total(counts: torch.Tensor) -> torch.Tensor:
-            tell_phase(trainer, "all-reduce")
-            if trainer.world_size == 1:
-                return counts
-            counts = torch.cat([counts, counts.new_tensor([self.failures])])
-            *sums, failures = trainer.strategy.reduce(counts.to(module.device), reduce_op="sum")
-            self.end_failed(float(failures))
-            return torch.stack(sums)
-
-        if self.dynamic is None:
-            return *draw(0, places), None, seconds
-        return *self.dynamic.collect(draw, places, self.completions, total, module.policy.in_step), seconds
-
-    def _sample(self, trainer: L.Trainer, module: PolicyOptimization, round: int, prompts: int) -> RolloutData:
-        """Sample the first prompts of this rank's share of a round."""
-        data, rank = trainer.datamodule, trainer.global_rank  # type: ignore[attr-defined]
-        objective = module.objective
-        first, told = rank * self._need_schedule().local_prompts, listeners(trainer)
-        rows = data.training_rows(self.counter, self.prompts, round)[first : first + prompts]
-
-        def progress(tokens: int, running: int) -> None:
-            for callback in told:
-                callback.on_rollout_tokens(tokens, running)
-
-        draws = generator_of(self.seed, Stream.SAMPLE, self.counter, rank)
-        if round:
-            draws = generator_of(self.seed, Stream.RESAMPLE, self.counter, rank, round)
-        request = SamplingRequest(
-            objective.support, module.temperature, self.max_new_tokens, candidates=objective.surrogate.candidates
+    def collector(self, trainer: L.Trainer, module: PolicyOptimization) -> Collector:
+        """Return what makes rollouts with the options of this callback."""
+        return Collector(
+            scorer=module.scorer(),
+            objective=module.objective,
+            prompts=self._need_data(),
+            sampler=self.sampler,
+            judge=partial(self.judge, module),
+            schedule=self._need_schedule(),
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            ranks=TrainerRanks(trainer, module, self),
+            listener=TrainerListener(trainer, module),
+            replay=self.replay,
+            dynamic=self.dynamic,
+            mask_truncated=self.mask_truncated,
+            parity_gate=self.parity_gate and not self._gate_passed,
         )
-        sample = self.sampler.sample if self.replay is None else partial(self.replay.sample, self.sampler)
-        # outside training_step autocast is not active
-        with module.policy.in_step(), trainer.precision_plugin.forward_context():
-            rollout = sample(
-                module.policy,
-                data.encode(rows),
-                self.completions,
-                request,
-                generator=draws,
-                progress=progress,
-            )
-        return admit(
-            rollout,
-            objective.support,
-            module.policy.vocabulary,
-            behaviour=objective.needs_behaviour or self.parity_gate,
-            candidates=objective.surrogate.candidates,
-            completions=self.completions,
-        )
-
-    def _check_parity(self, trainer: L.Trainer, module: PolicyOptimization, rollout: RolloutData) -> None:
-        exact = trainer.precision == "32-true" and all(p.dtype == torch.float32 for p in module.policy.parameters())
-        with module.policy.in_step(), trainer.precision_plugin.forward_context():
-            parity = check_parity(module.policy, rollout, temperature=module.temperature, exact=exact)
-        rank_zero_info(f"parity     sampler against trainer: mean {parity.mean:.2g}, max {parity.max:.2g} nats")
-        self._gate_passed = True
-
-    def _sum_denominators(
-        self, trainer: L.Trainer, module: PolicyOptimization, experience: Experience
-    ) -> list[Denominators]:
-        """One all-reduce for the whole rollout: a denominator per update and loss term, and whether rewards failed."""
-        device = experience.rewards_B.device
-        local = [
-            module.objective.denominators(take_rows(experience, torch.cat(update).to(device))) for update in self._plan
-        ]
-        sums = torch.stack([torch.stack([part.actions, part.tokens, part.credited]) for part in local])
-        if trainer.world_size > 1:
-            flat = torch.cat([sums.flatten(), sums.new_tensor([self.failures])])
-            flat = trainer.strategy.reduce(flat, reduce_op="sum")
-            self.end_failed(float(flat[-1]))
-            sums = flat[:-1].view_as(sums)
-        return [Denominators(*parts) for parts in sums]
-
-    def _steer_penalty(self, trainer: L.Trainer, module: PolicyOptimization, experience: Experience) -> None:
-        """Let the controller of a KL penalty see how far the policy is from its reference, and log its coefficient."""
-        kl, values = module.objective.kl, divergence_from_reference(experience)
-        if kl is None or values is None:
-            return
-        kl.controller.update(mean_over_ranks(module, values), len(experience.rewards_B) * trainer.world_size)
-        module.log_with_update({"kl/coefficient": kl.controller.coefficient})
-
-    def _log(self, module: PolicyOptimization, event: RolloutEvent) -> None:
-        sums = event.sums(module.policy.end_tokens)
-        totals = torch.tensor(list(sums.values()), dtype=torch.float64)
-        if module.trainer.world_size > 1:
-            totals = module.trainer.strategy.reduce(totals.to(module.device), reduce_op="sum")
-        metrics = {name: value / max(count, 1.0) for name, (value, count) in zip(sums, totals.tolist(), strict=True)}
-        rows, mean = totals[0, 1].item(), metrics["reward/mean"]
-        variance = (metrics.pop("reward/square") - mean**2) * rows / max(rows - 1, 1.0)
-        metrics |= {"reward/std": max(variance, 0.0) ** 0.5, "rollout/counter": float(event.counter)}
-        module.log_with_update(metrics, progress_bar=("reward/mean", "reward/accuracy"))
 
     @property
     def experience(self) -> Experience:

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mpo.checks import at_least
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback, RolloutEvent
+from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.rollout.events import RolloutEvent
 
 
 class Samples(RolloutCallback):

@@ -101,9 +101,9 @@ class Rollout:
     outside_BT: Tensor | None = (
         None  # bool; sampled tokens that were missing from the recorded support and were added to it
     )
+    score_seed_B: Tensor | None = None  # int64; of the noise under which estimated log-probs are taken
     texts: tuple[str, ...] = ()
     rows: tuple[PromptRow, ...] = ()
-    policy_version: int = 0
 
     @property
     def prompt_length(self) -> int:

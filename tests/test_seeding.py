@@ -16,6 +16,7 @@ POSITIONS = {
     Stream.PLAN: product(ROLLOUTS, RANKS),
     Stream.REDRAW: product(ROLLOUTS, ROUNDS),
     Stream.RESAMPLE: product(ROLLOUTS, RANKS, ROUNDS),
+    Stream.NOISE: product(ROLLOUTS, RANKS, range(10)),
     Stream.EVALUATE: product(range(100), RANKS),
     Stream.REPORT: product(range(0, 1000, 8)),
     Stream.HEADS: product(ROLLOUTS, RANKS),

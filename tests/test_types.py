@@ -29,9 +29,9 @@ def experience(left: int = 0, right: int = 0) -> Experience:
         outside_BT=outside,
         candidates_BTK=(logits[..., :3] * 9).int(),
         candidate_logprobs_BTK=logits[..., :3].masked_fill(logits[..., 1:] > 0.5, -torch.inf),
+        score_seed_B=torch.arange(B) + 2**40,
         texts=tuple("abcdef"),
         rows=rows,
-        policy_version=3,
     )
     return Experience(
         rollout=rollout,
@@ -75,7 +75,6 @@ def test_take_rows_takes_them_from_every_field_and_leaves_the_texts():
         assert torch.equal(tensors(taken)[name], value[index]), name
     assert taken.rollout.texts == ()
     assert taken.rollout.rows == ()
-    assert taken.rollout.policy_version == 3
     assert batch.rollout.texts == tuple("abcdef")  # the argument is as it was
 
 

@@ -23,10 +23,10 @@ from lightning_mpo.advantages import Advantage, GroupRelative, LeaveOneOut, Outc
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.modules.experience import build_experience
 from lightning_mpo.objective import Objective
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rollout.experience import build_experience
 from lightning_mpo.types import Rollout
 
 GROUP, TEMPERATURE = 4, 0.7
@@ -145,7 +145,15 @@ def path_gradients(path: Path, folder: str, rewards: Sequence[float | None], *, 
     for model in (made.model, network):
         move(model, 1, 3e-2)
     inputs = score_completions(made, rollout, rewards)
-    experience = build_experience(module, rollout, scores_of(rewards), torch.Generator(), counter=0, updates=2)
+    experience = build_experience(
+        module.scorer(),
+        path.objective,
+        rollout,
+        scores_of(rewards),
+        torch.Generator(),
+        updates=2,
+        reference=path.objective.kl is not None,
+    )
     for model in (made.model, network):
         move(model, 2, nudge)
     made._compute_loss(made.model, inputs).backward()

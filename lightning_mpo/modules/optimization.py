@@ -22,9 +22,10 @@ from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import has_vectors, make_optimizer, try_optimizer
 from lightning_mpo.objective import Objective
-from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups, rollout_mode
-from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores, join_scores
-from lightning_mpo.types import Experience, Rollout, take_rows, trim
+from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups
+from lightning_mpo.rollout.scorer import Scorer
+from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores
+from lightning_mpo.types import Experience, Rollout, trim
 
 if TYPE_CHECKING:
     from lightning_mpo.modules.source import RolloutSource
@@ -170,24 +171,15 @@ class PolicyOptimization(Stage):
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
+    def scorer(self) -> Scorer:
+        """Return what scores rollouts with this policy at this precision."""
+        exact = self.trainer.precision == "32-true"
+        precision = None if exact else self.trainer.precision_plugin.forward_context
+        return Scorer(self.policy, self.temperature, self.score_tokens, precision)
+
     def score(self, rollout: Rollout, *, request: ScoreRequest | None = None, reference: bool = False) -> TokenScores:
         """Score a whole rollout without gradient, in passes of bounded size."""
-        B = len(rollout.group_B)
-        parts: list[TokenScores] = []
-        size = max(1, self.score_tokens // rollout.tokens_BL.shape[1])
-        with rollout_mode(self.policy), self.trainer.precision_plugin.forward_context():
-            for rows in torch.arange(B, device=rollout.group_B.device).split(size):
-                part = take_rows(rollout, rows)
-                parts.append(
-                    self.policy.score(
-                        part,
-                        part.response_mask_BT,
-                        temperature=self.temperature,
-                        request=request or ScoreRequest(),
-                        reference=reference,
-                    )
-                )
-        return join_scores(parts)
+        return self.scorer().score(rollout, request=request, reference=reference)
 
     # --- updates --------------------------------------------------------------------------------------------------
 

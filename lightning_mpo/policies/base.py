@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Policy(nn.Module, ABC):
     """A distribution over responses. Constructing one loads nothing; `build` does."""
 
+    exact_logprobs: ClassVar[bool] = True
+    """False where log-probs are estimates under noise that `Rollout.score_seed_B` seeds, row by row."""
     cold_parts: frozenset[str] = frozenset()
     """Parts with their initial weights after `build`: heads or critic that no checkpoint held."""
     shards: Shards | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_mpo.checks import at_least
@@ -108,6 +108,7 @@ class DynamicSampling:
         completions: int,
         total: Callable[[Tensor], Tensor] = lambda counts: counts,
         others: Callable[[], AbstractContextManager[None]] = nullcontext,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> tuple[Rollout, Scores, Account]:
         """Draw until all ranks are full or the rounds are spent.
 
@@ -116,6 +117,7 @@ class DynamicSampling:
             places: groups of the rollout on this rank.
             completions: G.
             total: sums counts over ranks; called once a round by each of them, so that they stop together.
+            warn: takes a line for the user.
             others: entered instead of `draw` by a rank that is full: the others may need its part of the weights.
 
         Returns:
@@ -144,7 +146,7 @@ class DynamicSampling:
             if not missing:
                 break
         else:
-            self._tell(int(missing), *(int(groups) for groups in dropped))
+            self._tell(warn, int(missing), *(int(groups) for groups in dropped))
         if account.missing:
             rollout, scores = _take(spare[0], torch.arange(account.missing), completions)
             kept.append((rollout, replace(scores, valid_B=torch.zeros_like(scores.valid_B))))
@@ -168,12 +170,12 @@ class DynamicSampling:
         account.tokens += int(rollout.response_mask_BT.sum())
         return mixed_P
 
-    def _tell(self, missing: int, right: int, wrong: int, undecided: int) -> None:
+    def _tell(self, warn: Callable[[str], None], missing: int, right: int, wrong: int, undecided: int) -> None:
         if self._told:
             return
         self._told = True
         unjudged = f", and {undecided} were judged by no accuracy reward" if undecided else ""
-        rank_zero_warn(
+        warn(
             f"{missing} groups of a rollout train nothing: in {self.rounds} rounds all completions were right for {right} "
             f"prompts and none for {wrong}{unjudged}; change the difficulty of `data`, raise `rollout.completions`, or raise "
             "`rounds` of `rollout.dynamic`"

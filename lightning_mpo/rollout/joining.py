@@ -33,7 +33,7 @@ def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
     parts = _with_masks(parts)
     S, T = max(part.prompt_length for part in parts), max(part.response_mask_BT.shape[1] for part in parts)
     K = max(part.support_BTK.shape[2] if part.support_BTK is not None else 0 for part in parts)
-    joined: dict[str, Any] = {"group_B": _groups(parts), "policy_version": min(part.policy_version for part in parts)}
+    joined: dict[str, Any] = {"group_B": _groups(parts)}
     for item in fields(Rollout):
         if item.name in joined:
             continue

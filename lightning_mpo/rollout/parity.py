@@ -31,6 +31,10 @@ class Parity:
         size = difference.abs().double()
         return cls(size.mean().item(), size.quantile(0.99).item(), size.max().item())
 
+    def describe(self) -> str:
+        """Return the differences in words."""
+        return f"sampler against trainer: mean {self.mean:.2g}, max {self.max:.2g} nats"
+
     def passes(self, exact: bool) -> bool:
         """Apply the bounds: fp32 max 1e-3; else mean 0.06 and 99th percentile 0.3."""
         return self.max <= 1e-3 if exact else self.mean <= 0.06 and self.p99 <= 0.3

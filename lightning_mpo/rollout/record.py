@@ -18,7 +18,7 @@ from lightning_mpo.types import PromptRow, Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLAIN = ("texts", "rows", "policy_version")
+PLAIN = ("texts", "rows")
 """Fields of a rollout that are no tensors."""
 PREFIX = "rollout."
 
@@ -52,7 +52,7 @@ def save_rollout(
     rows = [{item.name: _plain(getattr(row, item.name)) for item in fields(PromptRow)} for row in rollout.rows]
     mark = None if tokenizer is None else fingerprint(tokenizer)
     try:
-        plain = json.dumps({"texts": rollout.texts, "rows": rows, "policy_version": rollout.policy_version})
+        plain = json.dumps({"texts": rollout.texts, "rows": rows})
     except TypeError as error:
         raise UserError(f"a prompt row cannot be written to {str(path)!r}: {error}") from error
     path = Path(path)
@@ -118,7 +118,7 @@ def _plain(value: Any) -> Any:
 def _read_plain(text: str) -> dict[str, Any]:
     plain = json.loads(text)
     rows = tuple(PromptRow(**{**row, "messages": tuple(row.get("messages", ()))}) for row in plain["rows"])
-    return {"texts": tuple(plain["texts"]), "rows": rows, "policy_version": int(plain["policy_version"])}
+    return {"texts": tuple(plain["texts"]), "rows": rows}
 
 
 def _check_rows(path: str | Path, values: dict[str, Any]) -> None:

@@ -169,6 +169,5 @@ def _put_together(
         group_B=torch.cat([first.group_B, first.group_B[source]])[order],
         finish_B=finish,
         rows=tuple((first.rows + again.rows)[i] for i in order.tolist()),
-        policy_version=first.policy_version,
     )
     return replace(rollout, texts=decode(policy, rollout.responses_BT, rollout.response_mask_BT))

@@ -10,8 +10,8 @@ from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
-from lightning_mpo.modules.experience import mean_over_ranks
 from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.rollout.experience import mean_over_ranks
 from tests.modules.runs import adam, fit, make_objective
 
 
@@ -114,4 +114,4 @@ def test_ranks_of_other_lengths_count_by_their_tokens():
             assert own.tolist() == pytest.approx([1.0, 10.0])
             return sums
 
-    assert mean_over_ranks(Module(), ranks[0]) == pytest.approx(0.019)
+    assert mean_over_ranks(Module().over_ranks, ranks[0]) == pytest.approx(0.019)

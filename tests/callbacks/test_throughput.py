@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_mpo.callbacks import Throughput, rollout, throughput
+from lightning_mpo.callbacks import Throughput, throughput
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.rollout import collect
 from lightning_mpo.rollout.local import LocalSampler
 from tests.modules.runs import Digits, fit
 
@@ -51,7 +52,7 @@ def test_seconds_and_tokens_of_rollout_and_updates(tmp_path, monkeypatch, first)
         return training_step(self, batch, batch_idx)
 
     monkeypatch.setattr(throughput, "time", clock)
-    monkeypatch.setattr(rollout, "time", clock)
+    monkeypatch.setattr(collect, "time", clock)
     monkeypatch.setattr(PolicyOptimization, "training_step", step)
     callback, tokens = Throughput(), Tokens()
     run = fit(

@@ -12,10 +12,10 @@ from lightning_mpo.action_spaces import SequenceActions
 from lightning_mpo.advantages import GroupRelative, PrefixTree
 from lightning_mpo.corrections import MaskedWeights, TruncatedWeights
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules.experience import build_experience
 from lightning_mpo.policies import Lora
 from lightning_mpo.reductions import SequenceMean
 from lightning_mpo.rewards.base import completions_of, score_all
+from lightning_mpo.rollout.experience import build_experience
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.selection import HighEntropyTokens, SampledTokens
 from lightning_mpo.supports import TopK
@@ -170,7 +170,9 @@ def test_what_the_sampler_recorded_wrongly_is_weighed(tmp_path, correction, upda
     off = replace(rollout, behaviour_logprobs_BT=rollout.behaviour_logprobs_BT - gaps * rollout.response_mask_BT)
 
     def weigh(given):
-        return build_experience(run.module, given, scores, seeded(0), counter=0, updates=updates)
+        return build_experience(
+            run.module.scorer(), run.module.objective, given, scores, seeded(0), updates=updates, reference=False
+        )
 
     plain, weighed = weigh(rollout), weigh(off)
     torch.testing.assert_close(plain.correction_BT, torch.ones_like(gaps), rtol=0, atol=1e-4)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lightning_mpo.advantages import ReturnToGo
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.modules.experience import build_experience
 from lightning_mpo.objective import Objective, TokenScores
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rollout.experience import build_experience
 from lightning_mpo.types import Rollout
 from tests.helpers import VOCABULARY, relative_error, right_padded, scores_of, seeded
 from tests.test_objective import ALGORITHMS, from_yaml
@@ -90,7 +90,9 @@ def ours(objective: Objective, valid_B: Tensor) -> tuple[float, Tensor, Tensor, 
         finish_B=torch.zeros(B, dtype=torch.long),
     )
     scores = Scores(REWARDS, valid_B, correct_B=valid_B, answered_B=valid_B, parts={}, decided_B=valid_B)
-    experience = build_experience(module, rollout, scores, seeded(0), counter=0, updates=2)
+    experience = build_experience(
+        module.scorer(), objective, rollout, scores, seeded(0), updates=2, reference=objective.kl is not None
+    )
     before = policy.logits.detach().clone()
     with torch.no_grad():
         policy.logits += 0.2 * torch.randn(B, T, VOCABULARY, generator=seeded(4), dtype=torch.float64)

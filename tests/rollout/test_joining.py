@@ -29,7 +29,6 @@ def part(number: int, *, support: bool = True, slots: bool = True, **fields) -> 
             "finish_B": torch.randint(2, (B,), generator=g),
             "texts": tuple(f"{number}.{b}" for b in range(B)),
             "rows": tuple(PromptRow(f"{number}.{b}", "") for b in range(B)),
-            "policy_version": number + 3,
         }
         | fields,
     )
@@ -78,7 +77,6 @@ def test_every_row_is_as_it_was(order, support):
     S, T = max(p.prompt_length for p in parts), max(p.response_mask_BT.shape[1] for p in parts)
     assert joined.tokens_BL.shape == (sum(len(p.group_B) for p in parts), S + T)
     assert joined.tokens_BL.dtype == torch.int64
-    assert joined.policy_version == min(order) + 3
 
 
 def test_padding_stands_where_it_belongs():
@@ -103,7 +101,7 @@ def test_groups_are_numbered_anew_and_stay_apart():
 
 @pytest.mark.parametrize("with_slots", [(False, False), (True, False), (False, True)], ids=str)
 def test_supports_of_one_size_need_slots_only_where_a_part_has_them(with_slots):
-    parts = [replace(part(0, slots=slots), texts=(f"{i}",) * 4, policy_version=0) for i, slots in enumerate(with_slots)]
+    parts = [replace(part(0, slots=slots), texts=(f"{i}",) * 4) for i, slots in enumerate(with_slots)]
     joined = join_rollouts(parts)
     assert (joined.support_mask_BTK is not None) == any(with_slots)
     assert lines(joined) == lines(*parts)

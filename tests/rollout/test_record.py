@@ -27,7 +27,6 @@ def full_rollout():
         kept_mass_BT=torch.rand(4, 6),
         candidates_BTK=torch.randint(9, (4, 6, 2), dtype=torch.int32),
         candidate_logprobs_BTK=torch.tensor([-0.5, -torch.inf]).repeat(4, 6, 1),
-        policy_version=7,
     )
 
 
@@ -82,7 +81,7 @@ def test_rows_that_json_cannot_hold_are_refused(tmp_path):
 def broken(tmp_path, how):
     path = tmp_path / "frozen.safetensors"
     save_rollout(path, full_rollout())
-    state, metadata = load_file(path), {"rollout": '{"texts": [], "rows": [], "policy_version": 0}'}
+    state, metadata = load_file(path), {"rollout": '{"texts": [], "rows": []}'}
     if how == "absent":
         path.unlink()
     elif how == "text":
@@ -94,7 +93,7 @@ def broken(tmp_path, how):
     elif how == "json":
         save_file(state, path, metadata={"rollout": "{"})
     elif how == "row":
-        save_file(state, path, metadata={"rollout": '{"texts": [], "rows": [{"prompt": 1}], "policy_version": 0}'})
+        save_file(state, path, metadata={"rollout": '{"texts": [], "rows": [{"prompt": 1}]}'})
     elif how == "field":
         save_file({name: value for name, value in state.items() if "finish" not in name}, path, metadata=metadata)
     elif how == "rows":

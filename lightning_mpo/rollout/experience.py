@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,46 +14,49 @@ from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.objective import Objective
 from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rollout.ranks import Total
+from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.scores import ScoreRequest, TokenScores
 from lightning_mpo.types import Experience, Rollout
 
-if TYPE_CHECKING:
-    from lightning_mpo.modules.optimization import PolicyOptimization
-
 
 def build_experience(
-    module: PolicyOptimization,
+    scorer: Scorer,
+    objective: Objective,
     rollout: Rollout,
     scores: Scores,
     generator: torch.Generator,
     *,
-    counter: int,
     updates: int,
+    reference: bool,
     scored_B: Tensor | None = None,
+    total: Total = lambda values: values,
 ) -> Experience:
     """Compute, once and at rollout weights, all that the updates on a rollout need.
 
     Args:
-        module: scores the rollout with the policy and its reference.
+        scorer: scores the rollout with the policy and its reference.
+        objective: says what is needed.
         rollout: what was sampled.
         scores: its rewards.
         generator: of the token selection.
-        counter: rollouts before this one.
         updates: updates on this rollout; with one, old log-probs come from the update's own forward pass.
+        reference: score with the reference as well.
         scored_B: rows that may carry loss; None: all. The others' rewards count in what their group is compared with.
+        total: sums over ranks, where an advantage is whitened over all of them.
     """
-    objective, device = module.objective, rollout.response_mask_BT.device
+    device = rollout.response_mask_BT.device
     rewards_B = working_precision(scores.rewards_B, rollout.group_B.cpu()).to(device)
     valid_B = scores.valid_B.to(device)
-    passes = _score(module, rollout, counter, updates)
-    old, reference = passes.old, passes.reference
+    passes = _score(scorer, objective, rollout, updates, reference)
+    old, base = passes.old, passes.reference
     rewards_BT = _token_rewards(objective, rollout, rewards_B, passes)
-    estimate = _estimate(objective, rollout, rewards_BT, valid_B, old, module.over_ranks)
+    estimate = _estimate(objective, rollout, rewards_BT, valid_B, old, total)
     entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
     weights_BT = objective.selection.choose(_kept(objective, rollout), generator, entropy_BT)
     if estimate.weights_BT is not None:
         weights_BT = weights_BT * estimate.weights_BT.float()
-    texts = module.policy.token_texts if objective.actions.needs_texts else ()
+    texts = scorer.policy.token_texts if objective.actions.needs_texts else ()
     return Experience(
         rollout=rollout,
         rewards_B=(rewards_BT.sum(1) if objective.kl_in_reward else rewards_B).float(),
@@ -64,8 +66,8 @@ def build_experience(
         segments_BT=objective.actions.segment(rollout, entropy_BT, texts),
         old_logprobs_BT=_anchor(objective, rollout, old, updates),
         old_future_BTM=old.future_BTM if old is not None and updates > 1 else None,
-        reference_logprobs_BT=None if reference is None else reference.logprobs_BT,
-        reference_logits_BTK=reference.support_logits_BTK if reference is not None and objective.kl_in_loss else None,
+        reference_logprobs_BT=None if base is None else base.logprobs_BT,
+        reference_logits_BTK=base.support_logits_BTK if base is not None and objective.kl_in_loss else None,
         values_BT=None if old is None else old.values_BT,
         returns_BT=None if estimate.returns_BT is None else estimate.returns_BT.float(),
         old_entropy_BT=entropy_BT if objective.surrogate.needs_entropy else None,
@@ -106,10 +108,10 @@ def divergence_from_reference(experience: Experience) -> Tensor | None:
     return divergence_BT[rollout.response_mask_BT]
 
 
-def mean_over_ranks(module: PolicyOptimization, values: Tensor) -> float:
+def mean_over_ranks(total: Total, values: Tensor) -> float:
     """Return the mean of all ranks' values, each of which counts alike: ranks need not have equally many."""
-    total, count = module.over_ranks(torch.stack([values.double().sum(), values.new_tensor(len(values)).double()]))
-    return (total / count.clamp(min=1)).item()
+    sums, count = total(torch.stack([values.double().sum(), values.new_tensor(len(values)).double()]))
+    return (sums / count.clamp(min=1)).item()
 
 
 @dataclass(frozen=True)
@@ -120,16 +122,15 @@ class _Passes:
     reference: TokenScores | None
 
 
-def _score(module: PolicyOptimization, rollout: Rollout, counter: int, updates: int) -> _Passes:
-    objective = module.objective
+def _score(scorer: Scorer, objective: Objective, rollout: Rollout, updates: int, with_reference: bool) -> _Passes:
     recompute = updates > 1 and not objective.surrogate.at_behaviour
     others = (objective.kl_in_reward, objective.needs_entropy, objective.critic, objective.correction)
     old = reference = None
     if recompute or any(others):
-        old = module.score(rollout, request=replace(objective.request, upkeep=False, candidates=False))
-    if module.reference_every and counter % module.reference_every == 0:
+        old = scorer.score(rollout, request=replace(objective.request, upkeep=False, candidates=False))
+    if with_reference:
         exact = ScoreRequest(support_logits=objective.request.support_logits)
-        reference = module.score(rollout, request=exact, reference=True)
+        reference = scorer.score(rollout, request=exact, reference=True)
     _check_distribution(rollout, old, reference)
     return _Passes(old, reference)
 

@@ -1,0 +1,212 @@
+"""The way from prompts to the updates on them: sample, judge, score, plan. No trainer is needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.objective import Objective
+from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rollout.admission import admit
+from lightning_mpo.rollout.base import Sampler, SamplingRequest
+from lightning_mpo.rollout.dynamic import Account, DynamicSampling
+from lightning_mpo.rollout.events import Listener, RolloutEvent
+from lightning_mpo.rollout.experience import build_experience, divergence_from_reference, mean_over_ranks
+from lightning_mpo.rollout.parity import check_parity
+from lightning_mpo.rollout.ranks import Ranks
+from lightning_mpo.rollout.replay import PrefixReplay
+from lightning_mpo.rollout.schedule import Schedule
+from lightning_mpo.rollout.scorer import Scorer
+from lightning_mpo.scores import Denominators
+from lightning_mpo.seeding import Stream, generator_of
+from lightning_mpo.types import Experience, Finish, PromptBatch, PromptRow, Rollout, take_rows
+
+
+class Prompts(Protocol):
+    """Serves training prompts; a `PromptDataModule` does."""
+
+    def training_rows(self, counter: int, count: int, round: int = 0) -> list[PromptRow]:
+        """Return the rows of a rollout over all ranks: a pure function of its number and round."""
+
+    def encode(self, rows: Sequence[PromptRow]) -> PromptBatch:
+        """Tokenise prompts and pad them on the left."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A rollout, ready to be trained on."""
+
+    experience: Experience
+    plan: list[list[Tensor]]
+    """`plan[update][micro_batch]` holds row numbers."""
+    denominators: list[Denominators]
+    """Of each update, summed over ranks."""
+    event: RolloutEvent
+    metrics: dict[str, float]
+
+
+@dataclass
+class Collector:
+    """Makes rollouts: `collect` goes from prompts to an experience and the plan of its updates.
+
+    Args:
+        scorer: policy, temperature and precision of scoring; sampling uses the same.
+        objective: says over what to sample and what its updates need.
+        prompts: serves the prompts.
+        sampler: draws responses.
+        judge: calls the rewards.
+        schedule: how a rollout is spent in updates.
+        max_new_tokens: longest response.
+        seed: of sampling, token selection and the order of rows.
+        ranks: the processes that share a rollout.
+        listener: hears of phases and tokens.
+        replay: restarts some completions inside others; None: all are sampled from the prompt.
+        dynamic: replaces prompts that all completions answer right, or none; None: every prompt is trained on.
+        mask_truncated: responses that `max_new_tokens` cut off carry no loss.
+        parity_gate: compare sampler and trainer before the first update.
+    """
+
+    scorer: Scorer
+    objective: Objective
+    prompts: Prompts
+    sampler: Sampler
+    judge: Callable[[Rollout], Scores]
+    schedule: Schedule
+    max_new_tokens: int
+    seed: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
+    listener: Listener = field(default_factory=Listener)
+    replay: PrefixReplay | None = None
+    dynamic: DynamicSampling | None = None
+    mask_truncated: bool = False
+    parity_gate: bool = True
+
+    def collect(self, counter: int, *, reference: bool = False) -> Collected:
+        """Return rollout number `counter`.
+
+        Args:
+            counter: rollouts before this one; prompts and random numbers are functions of it.
+            reference: score with the reference policy as well.
+        """
+        started = time.perf_counter()
+        rollout, scores, account, sample_seconds = self._fill(counter)
+        # everything that the updates need is computed once, at the weights that sampled
+        self.listener.phase("scoring")
+        draws = generator_of(self.seed, Stream.PLAN, counter, self.ranks.rank)
+        experience = build_experience(
+            self.scorer,
+            self.objective,
+            rollout,
+            scores,
+            draws,
+            updates=self.schedule.updates,
+            reference=reference,
+            scored_B=rollout.finish_B == Finish.STOP if self.mask_truncated else None,
+            total=self.ranks.sum,
+        )
+        plan = self.schedule.plan(rollout.group_B, rollout.attention_mask_BL.sum(1), draws)
+        self.listener.phase("all-reduce")
+        denominators = self._denominators(experience, plan)
+        prepare_seconds = time.perf_counter() - started - sample_seconds
+        event = RolloutEvent(counter, experience, scores, sample_seconds, prepare_seconds, account)
+        metrics = self._steer_penalty(experience)
+        metrics |= event.metrics(self.ranks.sum, self.scorer.policy.end_tokens)
+        return Collected(experience, plan, denominators, event, metrics)
+
+    def _fill(self, counter: int) -> tuple[Rollout, Scores, Account | None, float]:
+        """Sample and judge the rows of a rollout; the last value is the seconds of sampling."""
+        places, seconds = self.schedule.local_prompts, 0.0
+
+        def draw(round: int, count: int) -> tuple[Rollout, Scores]:
+            nonlocal seconds
+            self.listener.phase("sampling")
+            started = time.perf_counter()
+            rollout = self._sample(counter, round, count)
+            seconds += time.perf_counter() - started
+            self.listener.sampled()
+            if self.parity_gate:
+                self._check_parity(rollout)
+            self.listener.phase("reward function")
+            return rollout, self.judge(rollout)
+
+        def total(counts: Tensor) -> Tensor:
+            self.listener.phase("all-reduce")
+            return self.ranks.sum(counts)
+
+        if self.dynamic is None:
+            return *draw(0, places), None, seconds
+        collected = self.dynamic.collect(
+            draw,
+            places,
+            self.schedule.completions,
+            total,
+            others=self.scorer.policy.in_step,
+            warn=self.listener.warn,
+        )
+        return *collected, seconds
+
+    def _sample(self, counter: int, round: int, count: int) -> Rollout:
+        """Sample the first prompts of this rank's share of a round."""
+        objective, policy, rank = self.objective, self.scorer.policy, self.ranks.rank
+        first = rank * self.schedule.local_prompts
+        rows = self.prompts.training_rows(counter, self.schedule.prompts, round)[first : first + count]
+        draws = generator_of(self.seed, Stream.SAMPLE, counter, rank)
+        if round:
+            draws = generator_of(self.seed, Stream.RESAMPLE, counter, rank, round)
+        candidates = objective.surrogate.candidates
+        request = SamplingRequest(
+            objective.support, self.scorer.temperature, self.max_new_tokens, candidates=candidates
+        )
+        sample = self.sampler.sample if self.replay is None else partial(self.replay.sample, self.sampler)
+        with policy.in_step(), self.scorer.context():  # outside of `training_step` autocast is not active
+            rollout = sample(
+                policy,
+                self.prompts.encode(rows),
+                self.schedule.completions,
+                request,
+                generator=draws,
+                progress=self.listener.tokens,
+            )
+        rollout = admit(
+            rollout,
+            objective.support,
+            policy.vocabulary,
+            behaviour=objective.needs_behaviour or self.parity_gate,
+            candidates=candidates,
+            completions=self.schedule.completions,
+        )
+        if policy.exact_logprobs:
+            return rollout
+        # estimated log-probs: old, new and reference policy see a row under the same noise
+        noise = generator_of(self.seed, Stream.NOISE, counter, rank, round)
+        seeds_B = torch.randint(2**62, (len(rollout.group_B),), generator=noise)
+        return replace(rollout, score_seed_B=seeds_B.to(rollout.group_B.device))
+
+    def _check_parity(self, rollout: Rollout) -> None:
+        """Compare sampler and trainer, once."""
+        scorer = self.scorer
+        with scorer.policy.in_step(), scorer.context():
+            parity = check_parity(scorer.policy, rollout, temperature=scorer.temperature, exact=scorer.exact)
+        self.listener.note(f"parity     {parity.describe()}")
+        self.parity_gate = False
+
+    def _denominators(self, experience: Experience, plan: list[list[Tensor]]) -> list[Denominators]:
+        """Sum the denominators of each update over ranks, in one all-reduce for the whole rollout."""
+        device = experience.rewards_B.device
+        parts = [self.objective.denominators(take_rows(experience, torch.cat(update).to(device))) for update in plan]
+        sums = torch.stack([torch.stack([part.actions, part.tokens, part.credited]) for part in parts])
+        return [Denominators(*update) for update in self.ranks.sum(sums)]
+
+    def _steer_penalty(self, experience: Experience) -> dict[str, float]:
+        """Show the controller of a KL penalty how far the policy is from its reference; return its coefficient."""
+        kl, values = self.objective.kl, divergence_from_reference(experience)
+        if kl is None or values is None:
+            return {}
+        kl.controller.update(mean_over_ranks(self.ranks.sum, values), len(experience.rewards_B) * self.ranks.size)
+        return {"kl/coefficient": kl.controller.coefficient}
