@@ -193,7 +193,8 @@ class Collector:
         scorer = self.scorer
         with scorer.policy.in_step(), scorer.context():
             parity = check_parity(scorer.policy, rollout, temperature=scorer.temperature, exact=scorer.exact)
-        self.listener.note(f"parity     {parity.describe()}")
+        what = "sampler against trainer" if scorer.policy.exact_logprobs else "padded against unpadded rows"
+        self.listener.note(f"parity     {what}: {parity.describe()}")
         self.parity_gate = False
 
     def _denominators(self, experience: Experience, plan: list[list[Tensor]]) -> list[Denominators]:
