@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from lightning_mpo.checks import positive
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
 
 EXIT_CODE = 75
 """Of a process that gave up waiting: the system's code for "try again later"."""

@@ -11,8 +11,8 @@ from typing import IO, Any, Literal, get_args
 import lightning as L
 
 from lightning_mpo.checks import at_least, one_of
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.saving import AtomicCheckpointIO, save_whole
-from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.storage import PART, Disk
 
 Phase = Literal["rollout", "micro-batch", "update", "validation", "write", "rename", "saved"]

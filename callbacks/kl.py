@@ -6,8 +6,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_mpo.checks import at_least, positive
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.rollout.events import RolloutEvent
 from lightning_mpo.rollout.experience import divergence_from_reference, mean_over_ranks
 

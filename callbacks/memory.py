@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_mpo.checks import at_least
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.policies.footprint import Footprint, footprint
 from lightning_mpo.policies.quantization import check_moved, fingerprints
 from lightning_mpo.resident import PhasePeaks, resident_bytes

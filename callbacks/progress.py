@@ -8,8 +8,8 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
 from lightning_mpo.checks import at_least
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.rollout.events import RolloutEvent
 
 SHORT = {

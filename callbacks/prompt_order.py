@@ -8,8 +8,8 @@ from pathlib import Path
 import lightning as L
 
 from lightning_mpo.modules.comparison import PROMPTS
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.rollout.events import RolloutEvent
 
 

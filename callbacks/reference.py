@@ -11,8 +11,8 @@ from lightning_mpo.callbacks.kl import KLTracking
 from lightning_mpo.callbacks.report import Report
 from lightning_mpo.checks import at_least, within
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.policies.causal import CausalPolicy
 
 

@@ -16,8 +16,8 @@ from lightning_mpo.callbacks.rollout import Rollout
 from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
+from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress, tell_phase
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback, evaluation_progress, tell_phase
 from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.rollout.events import RolloutEvent

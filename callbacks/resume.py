@@ -15,13 +15,13 @@ from lightning_mpo.callbacks.checkpoints import check_content, folders, run_iden
 from lightning_mpo.callbacks.metrics_csv import MetricsCSV
 from lightning_mpo.modules.configured import check_kinds, configuration_wins, configured
 from lightning_mpo.modules.entries import SAVED, check_metrics, check_weights, describe_state
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.random_state import random_state, restore_random_state
 from lightning_mpo.modules.restoring import restore_in_one_line, restoring
 from lightning_mpo.modules.resume import gather_ranks, place
 from lightning_mpo.modules.run_options import changed_callbacks, differences, run_options, shown
 from lightning_mpo.modules.saving import check_folders, save_whole
-from lightning_mpo.modules.source import RolloutCallback
 
 KEPT: dict[str, type] = {
     **dict.fromkeys(("identity", "configured", "options", "metrics", "saved", "repeated", "row"), dict),

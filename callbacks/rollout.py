@@ -18,10 +18,10 @@ from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.entries import is_count
 from lightning_mpo.modules.evaluation import RolloutEvaluation
+from lightning_mpo.modules.hooks import listeners, tell_phase
 from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.resume import check_state, gather_ranks, place, plain_state
-from lightning_mpo.modules.source import listeners, tell_phase
 from lightning_mpo.rewards.functions import RewardLike, as_rewards
 from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rollout.base import Sampler

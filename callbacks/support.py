@@ -9,8 +9,8 @@ import torch
 
 from lightning_mpo.checks import at_least
 from lightning_mpo.functional.support_diagnostics import support_overlap
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.types import take_rows, to_device
 

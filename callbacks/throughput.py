@@ -7,8 +7,8 @@ from typing import Any
 
 import lightning as L
 
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.rollout.events import RolloutEvent
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_mpo.checks import at_least, positive
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
 from lightning_mpo.rollout.events import RolloutEvent
 from lightning_mpo.types import Finish
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from lightning_mpo.axes import Axes
 from lightning_mpo.errors import UserError
 from lightning_mpo.reductions import TokenMean
 from lightning_mpo.selection import AllTokens
 from lightning_mpo.supports import FullVocabulary
 
-if TYPE_CHECKING:
-    from lightning_mpo.objective import Objective
 
-
-def check_composition(objective: Objective) -> None:
+def check_composition(objective: Axes) -> None:
     """Refuse compositions that have no meaning.
 
     Raises:
@@ -27,7 +23,7 @@ def check_composition(objective: Objective) -> None:
     _check_correction(objective)
 
 
-def _check_needs(objective: Objective) -> None:
+def _check_needs(objective: Axes) -> None:
     """Refuse parts that need another one, and parts that nothing uses."""
     if objective.upkeep is not None and not objective.actions.future:
         raise UserError(
@@ -50,7 +46,7 @@ def _check_needs(objective: Objective) -> None:
         )
 
 
-def _check_tokens(objective: Objective) -> None:
+def _check_tokens(objective: Axes) -> None:
     """Refuse what has no meaning over actions of several tokens."""
     actions, name = objective.actions, type(objective.actions).__name__
     if objective.surrogate.needs_token_actions and not actions.token_level:
@@ -71,7 +67,7 @@ def _check_tokens(objective: Objective) -> None:
         )
 
 
-def _check_whole(objective: Objective) -> None:
+def _check_whole(objective: Axes) -> None:
     """Refuse parts that take a response as a whole beside others that take its tokens apart."""
     by_token = objective.advantage.by_token or (objective.kl_in_reward and objective.advantage.to_go)
     if getattr(objective.actions, "form", None) == "sequence" and by_token:
@@ -87,7 +83,7 @@ def _check_whole(objective: Objective) -> None:
         )
 
 
-def _check_credit(objective: Objective) -> None:
+def _check_credit(objective: Axes) -> None:
     """Refuse what would take the tokens away that an advantage gives credit to."""
     actions, name = objective.actions, type(objective.actions).__name__
     estimator = type(objective.advantage).__name__
@@ -111,7 +107,7 @@ def _check_credit(objective: Objective) -> None:
         raise UserError(f"`{estimator}` compares rewards of responses; put the KL penalty into the loss")
 
 
-def _check_correction(objective: Objective) -> None:
+def _check_correction(objective: Axes) -> None:
     """Refuse a correction that counts twice, or that single tokens would need."""
     correction = objective.correction
     if correction is None:

@@ -10,26 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mpo.action_spaces import Actions, ActionSpace, TokenTerms
-from lightning_mpo.advantages import Advantage
+from lightning_mpo.action_spaces import Actions, TokenTerms
+from lightning_mpo.axes import Axes
 from lightning_mpo.composition import check_composition
-from lightning_mpo.corrections import Correction
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.functional.reductions import weighted_sum
-from lightning_mpo.kl import KLPenalty
 from lightning_mpo.loss_metrics import diagnose, diagnose_correction, diagnose_heads
-from lightning_mpo.reductions import Reduction
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores
-from lightning_mpo.selection import Selection
-from lightning_mpo.supports import Support
-from lightning_mpo.surrogates import Surrogate
-from lightning_mpo.terms import EntropyBonus, HeadUpkeep, WeightPenalty
 from lightning_mpo.types import Experience
-from lightning_mpo.value_loss import ValueLoss
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(Axes):
     """Composes the axes.
 
     Args:
@@ -46,19 +38,6 @@ class Objective:
         upkeep: what keeps multi-token heads on the policy, or none.
         critic: loss of the critic, or none.
     """
-
-    support: Support
-    actions: ActionSpace
-    advantage: Advantage
-    surrogate: Surrogate
-    selection: Selection
-    reduction: Reduction
-    correction: Correction | None = None
-    bonus: EntropyBonus | None = None
-    penalty: WeightPenalty | None = None
-    kl: KLPenalty | None = None
-    upkeep: HeadUpkeep | None = None
-    critic: ValueLoss | None = None
 
     def __post_init__(self) -> None:
         check_composition(self)
@@ -82,26 +61,6 @@ class Objective:
             "lightning_mpo.objective_files"
         )  # a module above this one, hence no import at the top
         return parser.read_objective(names, max_new_tokens)
-
-    @property
-    def needs_entropy(self) -> bool:
-        """Whether an axis uses entropies at rollout weights."""
-        return self.actions.needs_entropy or self.selection.needs_entropy or self.surrogate.needs_entropy
-
-    @property
-    def needs_behaviour(self) -> bool:
-        """Whether the loss uses the sampler's log-probs; otherwise only the parity gate compares them."""
-        return self.surrogate.at_behaviour or self.correction is not None
-
-    @property
-    def kl_in_loss(self) -> bool:
-        """Whether the KL penalty is a term of the loss."""
-        return self.kl is not None and self.kl.place == "loss"
-
-    @property
-    def kl_in_reward(self) -> bool:
-        """Whether the KL penalty is subtracted from the rewards."""
-        return self.kl is not None and self.kl.place == "reward"
 
     def describe(self) -> str:
         """Return the objective in one line, each axis with its arguments."""

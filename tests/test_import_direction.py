@@ -32,6 +32,7 @@ LAYERS = [
         "rewards",
         "metrics",
     ],
+    ["axes"],
     ["objective", "composition", "policies"],
     ["rollout", "data"],
     ["modules"],

@@ -29,7 +29,7 @@ from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.reductions import TokenMean
 from lightning_mpo.rewards import ExactAnswer
-from lightning_mpo.rewards.base import completions_of, score_all
+from lightning_mpo.rewards.scoring import completions_of, score_all
 from lightning_mpo.rollout import save_rollout
 from lightning_mpo.scores import ScoreRequest, TokenScores, join_scores
 from lightning_mpo.selection import AllTokens

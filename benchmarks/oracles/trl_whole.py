@@ -25,7 +25,7 @@ from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.objective import Objective
 from lightning_mpo.policies import CausalPolicy
-from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.experience import build_experience
 from lightning_mpo.types import Rollout
 

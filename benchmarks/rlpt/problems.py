@@ -19,7 +19,7 @@ from lightning_mpo.data.svamp import Svamp
 from lightning_mpo.data.tables import text_cell
 from lightning_mpo.errors import UserError
 from lightning_mpo.rewards import MathAnswer
-from lightning_mpo.rewards.base import completions_of
+from lightning_mpo.rewards.scoring import completions_of
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.types import PromptRow, Rollout
 

@@ -12,11 +12,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.resume import gather_ranks, place
-from lightning_mpo.modules.source import RolloutCallback, RolloutSource, evaluation_progress
-from lightning_mpo.rewards.base import Reward, RewardError, Scores, completions_of, score_all, unjudged
+from lightning_mpo.modules.source import RolloutSource
+from lightning_mpo.rewards.base import Reward, RewardError
 from lightning_mpo.rewards.process import RewardCaller
+from lightning_mpo.rewards.scoring import Scores, completions_of, score_all, unjudged
 from lightning_mpo.rollout.base import Sampler, SamplingRequest
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.seeding import Stream, generator_of

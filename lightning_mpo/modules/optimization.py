@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -18,6 +18,7 @@ from lightning_mpo.modules.fitting import check_fit
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
+from lightning_mpo.modules.source import RolloutSource
 from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import has_vectors, make_optimizer, try_optimizer
@@ -26,9 +27,6 @@ from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups
 from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores
 from lightning_mpo.types import Experience, Rollout, trim
-
-if TYPE_CHECKING:
-    from lightning_mpo.modules.source import RolloutSource
 
 
 class PolicyOptimization(Stage):
@@ -159,8 +157,6 @@ class PolicyOptimization(Stage):
     @property
     def source(self) -> RolloutSource:
         """The callback that provides rollouts."""
-        from lightning_mpo.modules.source import RolloutSource
-
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RolloutSource):
                 return callback

@@ -18,7 +18,17 @@ from lightning_mpo.types import Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lightning_mpo.policies.sharding import Shards
+
+class Shards(ABC):
+    """The weights of a policy that are spread over processes."""
+
+    @abstractmethod
+    def gathered(self) -> AbstractContextManager[None]:
+        """Keep the weights of a rollout on this process for a while. All processes take part."""
+
+    @abstractmethod
+    def in_step(self) -> AbstractContextManager[None]:
+        """Run passes without gradient whose number differs between processes. All processes take part."""
 
 
 class Policy(nn.Module, ABC):

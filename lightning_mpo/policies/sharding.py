@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.policies.base import Policy
+from lightning_mpo.policies.base import Policy, Shards
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.value import SeparateCritic
 
@@ -59,7 +59,7 @@ def build_in_shards(
         policy.reference_network = policy.outline_network().requires_grad_(False).eval()
     freeze()
     _spread(policy, mesh, device)
-    policy.shards = Shards(policy)
+    policy.shards = ShardedWeights(policy)
 
 
 def _agree(work: Callable[[], None]) -> None:
@@ -177,7 +177,7 @@ def _shard_modules(policy: CausalPolicy, mesh: DeviceMesh) -> None:
 # --- what rollouts need of them ---------------------------------------------------------------------------------------
 
 
-class Shards:
+class ShardedWeights(Shards):
     """The weights of a policy in shards, as forward passes outside the training step need them.
 
     Under FSDP each pass of a layer is a meeting of all processes, and sampling takes a different number of passes on each.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.objective import Objective
-from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.admission import admit
 from lightning_mpo.rollout.base import Sampler, SamplingRequest
 from lightning_mpo.rollout.dynamic import Account, DynamicSampling

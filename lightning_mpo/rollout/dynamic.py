@@ -13,7 +13,8 @@ from torch import Tensor
 from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.groups import mixed_groups
-from lightning_mpo.rewards.base import Reward, Scores, join_reward_scores, take_reward_scores
+from lightning_mpo.rewards.base import Reward
+from lightning_mpo.rewards.scoring import Scores, join_reward_scores, take_reward_scores
 from lightning_mpo.rollout.joining import join_rollouts
 from lightning_mpo.types import Rollout, take_rows, trim_rollout
 

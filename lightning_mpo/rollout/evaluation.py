@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lightning_mpo.metrics import PassAtK
-from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.supports import FullVocabulary, Support
 from lightning_mpo.types import Rollout
 

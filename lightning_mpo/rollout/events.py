@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.functional.support_diagnostics import could_not_stop
-from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.dynamic import Account
 from lightning_mpo.rollout.ranks import Total
 from lightning_mpo.types import Experience, Finish, Rollout

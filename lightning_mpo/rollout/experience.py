@@ -13,7 +13,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.objective import Objective
-from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.ranks import Total
 from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.scores import ScoreRequest, TokenScores

@@ -13,7 +13,7 @@ import pytest
 from lightning_mpo.callbacks import Heartbeat, Report
 from lightning_mpo.callbacks.heartbeat import EXIT_CODE, Beat, describe
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.modules.hooks import RolloutCallback
 from tests.callbacks.sleeping_reward import Sleepy
 from tests.modules.runs import Digits, fit
 

@@ -10,7 +10,7 @@ from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
-from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.rollout.experience import mean_over_ranks
 from tests.modules.runs import adam, fit, make_objective
 

@@ -11,7 +11,7 @@ import torch
 from lightning_mpo.callbacks import MemoryAccounting
 from lightning_mpo.callbacks.memory import PHASES, parts_of
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.policies import CausalPolicy, Lora, Quantization
 from lightning_mpo.policies.footprint import Footprint, footprint
 from lightning_mpo.resident import PhasePeaks, _find_mallinfo, heap_free_bytes

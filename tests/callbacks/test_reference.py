@@ -14,7 +14,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.export.verify import observe
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.warmup import SupervisedWarmup
 from lightning_mpo.policies import CausalPolicy, Lora, Quantization
 from lightning_mpo.supports import TopK

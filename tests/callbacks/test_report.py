@@ -17,8 +17,8 @@ from lightning_mpo.callbacks.report import _print_table, draw_learning_curve
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.metrics import PassAtK
-from lightning_mpo.modules.source import RolloutCallback
-from lightning_mpo.rewards.base import completions_of, score_all
+from lightning_mpo.modules.hooks import RolloutCallback
+from lightning_mpo.rewards.scoring import completions_of, score_all
 from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary, TopK

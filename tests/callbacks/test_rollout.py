@@ -9,8 +9,8 @@ import torch
 from lightning_mpo.callbacks import Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
-from lightning_mpo.rewards.base import completions_of, score_all
+from lightning_mpo.modules.hooks import RolloutCallback
+from lightning_mpo.rewards.scoring import completions_of, score_all
 from lightning_mpo.rewards.text import ExactAnswer
 from lightning_mpo.rollout.base import SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of

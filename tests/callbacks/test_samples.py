@@ -8,7 +8,7 @@ import pytest
 
 from lightning_mpo.callbacks import Samples
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.modules.hooks import RolloutCallback
 from tests.modules.runs import fit
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from lightning_mpo.callbacks import Throughput, throughput
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.rollout import collect
 from lightning_mpo.rollout.local import LocalSampler
 from tests.modules.runs import Digits, fit

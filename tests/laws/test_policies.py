@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lightning_mpo.policies import CausalPolicy
-from lightning_mpo.rewards.base import Scores
+from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout import LocalSampler, SamplingRequest
 from lightning_mpo.rollout.collect import Collector
 from lightning_mpo.rollout.parity import check_parity

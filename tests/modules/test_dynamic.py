@@ -15,12 +15,12 @@ from lightning_mpo.advantages import GeneralizedAdvantage, GroupRelative, LeaveO
 from lightning_mpo.callbacks import Throughput, Watchdog
 from lightning_mpo.functional.advantages import group_relative
 from lightning_mpo.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
-from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.objective import EntropyBonus, HeadUpkeep
 from lightning_mpo.policies import ParallelHeads, ValueHead
 from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.rewards import OverlongPenalty
-from lightning_mpo.rewards.base import completions_of, score_all
+from lightning_mpo.rewards.scoring import completions_of, score_all
 from lightning_mpo.rollout import DynamicSampling, LocalSampler
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import Nucleus, TopK

@@ -14,7 +14,7 @@ from lightning_mpo.corrections import MaskedWeights, TruncatedWeights
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import Lora
 from lightning_mpo.reductions import SequenceMean
-from lightning_mpo.rewards.base import completions_of, score_all
+from lightning_mpo.rewards.scoring import completions_of, score_all
 from lightning_mpo.rollout.experience import build_experience
 from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.selection import HighEntropyTokens, SampledTokens

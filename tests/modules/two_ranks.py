@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.advantages import GeneralizedAdvantage
-from lightning_mpo.modules.source import RolloutCallback
+from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.policies import ValueHead
 from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.rollout import DynamicSampling

@@ -19,7 +19,7 @@ from lightning_mpo.rewards import (
     score_all,
     take_reward_scores,
 )
-from lightning_mpo.rewards.base import unjudged
+from lightning_mpo.rewards.scoring import unjudged
 from lightning_mpo.types import PromptRow, Rollout
 
 

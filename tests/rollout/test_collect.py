@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
-from lightning_mpo.rewards.base import completions_of, score_all
+from lightning_mpo.rewards.scoring import completions_of, score_all
 from lightning_mpo.rollout import DynamicSampling, LocalSampler
 from lightning_mpo.rollout.collect import Collector
 from lightning_mpo.rollout.events import Listener

@@ -1,0 +1,53 @@
+"""Hooks for rollouts: what the callback that rolls out tells the others."""
+
+from __future__ import annotations
+
+import lightning as L
+
+from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.rollout.base import Progress
+from lightning_mpo.rollout.events import RolloutEvent
+
+
+class RolloutCallback(L.Callback):
+    """A callback with further hooks, for rollouts."""
+
+    def on_rollout_start(self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int) -> None:
+        """Called before `sequences` responses of at most `limit` tokens are sampled."""
+
+    def on_rollout_phase(self, phase: str) -> None:
+        """Called when a phase begins: sampling, reward function, scoring, all-reduce, evaluation."""
+
+    def on_rollout_tokens(self, tokens: int, running: int) -> None:
+        """Called after each step of the sampler with the tokens drawn and the rows still running."""
+
+    def on_evaluation_tokens(self, tokens: int, running: int) -> None:
+        """Called likewise while held-out prompts are sampled, outside of rollouts."""
+
+    def on_rollout_sampled(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
+        """Called once the completions of a round are sampled, before anything judges or scores them."""
+
+    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+        """Called once the experience is complete, before the first update on it."""
+
+
+def listeners(trainer: L.Trainer) -> list[RolloutCallback]:
+    """Return the callbacks with rollout hooks."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
+
+
+def tell_phase(trainer: L.Trainer, phase: str) -> None:
+    """Call `on_rollout_phase` of all callbacks with rollout hooks."""
+    for callback in listeners(trainer):
+        callback.on_rollout_phase(phase)
+
+
+def evaluation_progress(trainer: L.Trainer) -> Progress:
+    """Return the progress function for sampling of held-out prompts."""
+    callbacks = listeners(trainer)
+
+    def progress(tokens: int, running: int) -> None:
+        for callback in callbacks:
+            callback.on_evaluation_tokens(tokens, running)
+
+    return progress

@@ -1,0 +1,170 @@
+"""From judgements of single rewards to the scores of a rollout: one definition of judged, right and answered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError
+from lightning_mpo.rewards.calling import judge
+from lightning_mpo.rewards.thoughts import ends_in_thoughts
+from lightning_mpo.types import Finish, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of a batch; the module's docstring defines the words."""
+
+    rewards_B: Tensor  # float64, the weighted sum over the rewards that judged
+    valid_B: Tensor  # bool: judged, and not excluded by dynamic sampling
+    correct_B: Tensor  # bool
+    answered_B: Tensor  # bool
+    parts: Mapping[str, Tensor]  # by reward name, float64, unweighted, nan where not judged
+    decided_B: Tensor  # bool
+
+    @property
+    def judged_B(self) -> Tensor:
+        """Rows that at least one reward judged, shape `[B]`."""
+        if not self.parts:
+            return self.valid_B
+        return ~torch.stack([part_B.isnan() for part_B in self.parts.values()]).all(0)
+
+
+def take_reward_scores(scores: Scores, index_B: Tensor) -> Scores:
+    """Select rows."""
+    return Scores(
+        rewards_B=scores.rewards_B[index_B],
+        valid_B=scores.valid_B[index_B],
+        correct_B=scores.correct_B[index_B],
+        answered_B=scores.answered_B[index_B],
+        parts={name: values_B[index_B] for name, values_B in scores.parts.items()},
+        decided_B=scores.decided_B[index_B],
+    )
+
+
+def join_reward_scores(parts: Sequence[Scores]) -> Scores:
+    """Put scores of the same rewards below each other.
+
+    Raises:
+        ValueError: they belong to different rewards.
+    """
+    names = list(parts[0].parts)
+    if any(list(part.parts) != names for part in parts):
+        raise ValueError(f"`parts` must be scores of the same rewards, got {[list(part.parts) for part in parts]}")
+    return Scores(
+        rewards_B=torch.cat([part.rewards_B for part in parts]),
+        valid_B=torch.cat([part.valid_B for part in parts]),
+        correct_B=torch.cat([part.correct_B for part in parts]),
+        answered_B=torch.cat([part.answered_B for part in parts]),
+        parts={name: torch.cat([part.parts[name] for part in parts]) for name in names},
+        decided_B=torch.cat([part.decided_B for part in parts]),
+    )
+
+
+def completions_of(rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Completion]:
+    """Describe each row of a rollout to rewards.
+
+    Args:
+        rollout: responses with their texts and rows.
+        tokenizer: decodes the rendered prompts, to see which of them opened thoughts; None: none did.
+    """
+    mask_BT, responses_BT = rollout.response_mask_BT.cpu(), rollout.responses_BT.cpu()
+    ids = [tuple(row[mask].tolist()) for row, mask in zip(responses_BT, mask_BT, strict=True)]
+    finish, thinking = rollout.finish_B.tolist(), _thinking(rollout, tokenizer)
+    return [
+        Completion(
+            row.prompt, text, row.target, len(tokens), end == Finish.STOP, row.extra, opened, tokens, row.solution
+        )
+        for row, text, tokens, end, opened in zip(rollout.rows, rollout.texts, ids, finish, thinking, strict=True)
+    ]
+
+
+def _thinking(rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None) -> list[bool]:
+    """Return for each row whether its rendered prompt ends inside thoughts; the prompt of a group is decoded once."""
+    groups = rollout.group_B.tolist()
+    if tokenizer is None:
+        return [False] * len(groups)
+    S, known = rollout.prompt_length, dict[int, bool]()
+    for b, group in enumerate(groups):
+        if group not in known:
+            prompt_S = rollout.tokens_BL[b, :S][rollout.attention_mask_BL[b, :S]]
+            known[group] = ends_in_thoughts(str(tokenizer.decode(prompt_S.tolist(), skip_special_tokens=False)))
+    return [known[group] for group in groups]
+
+
+def score_all(
+    rewards: Sequence[Reward],
+    completions: Sequence[Completion],
+    call: Callable[[Reward, Sequence[Completion]], Judgement] = judge,
+) -> Scores:
+    """Call every reward and add the weighted scores up.
+
+    Args:
+        rewards: all rewards of the run.
+        completions: B responses.
+        call: calls one reward; by default in this process, without a time limit.
+
+    Returns:
+        Rewards and judgements per row.
+
+    Raises:
+        RewardError: a reward raised, returned a value that is not a finite number, or returned a wrong count; a weight is
+            not finite, or float32 cannot hold a sum.
+    """
+    B = len(completions)
+    total = torch.zeros(B, dtype=torch.float64)
+    valid, decided = torch.zeros(B, dtype=torch.bool), torch.zeros(B, dtype=torch.bool)
+    correct, answered = torch.ones_like(valid), torch.ones_like(valid)
+    parts: dict[str, Tensor] = {}
+    for reward in rewards:
+        weight, judgement = _weight(reward), call(reward, completions)
+        scores = [math.nan if score is None else score for score in judgement.scores]
+        scores_B = torch.tensor(scores, dtype=torch.float64)
+        judged_B = ~scores_B.isnan()
+        valid |= judged_B
+        total += weight * scores_B.nan_to_num()
+        if reward.is_accuracy:
+            decided |= judged_B
+            correct &= ~judged_B | (scores_B > 0.5)
+        answered &= ~judged_B | torch.tensor(judgement.answered, dtype=torch.bool)
+        parts[_free_name(reward.name, parts)] = scores_B
+    _check_total(total, rewards)
+    return Scores(total, valid, correct & decided, answered & valid, parts, decided)
+
+
+def unjudged(rewards: Sequence[Reward], count: int) -> Scores:
+    """Return the scores of rows that nobody judged: they stand in for those of rewards that failed."""
+    none_B, parts = torch.zeros(count, dtype=torch.bool), dict[str, Tensor]()
+    for reward in rewards:
+        parts[_free_name(reward.name, parts)] = torch.full((count,), math.nan, dtype=torch.float64)
+    return Scores(torch.zeros(count, dtype=torch.float64), none_B, none_B, none_B, parts, none_B)
+
+
+def _weight(reward: Reward) -> float:
+    weight = getattr(reward, "weight", None)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise RewardError(f"the weight of reward `{reward.title}` must be a finite number, got {weight!r:.40}")
+    return float(weight)
+
+
+def _check_total(total_B: Tensor, rewards: Sequence[Reward]) -> None:
+    """Refuse sums that float32 cannot hold, as advantages are float32."""
+    bad = (~total_B.float().isfinite()).nonzero()
+    if len(bad):
+        weights = ", ".join(f"{reward.title} {reward.weight:g}" for reward in rewards)
+        raise RewardError(
+            f"the weighted sum of the rewards of completion {int(bad[0])} is {total_B[bad[0]].item():.3g}, more than "
+            f"float32 holds; lower the weights ({weights})"
+        )
+
+
+def _free_name(name: str, taken: Mapping[str, Tensor]) -> str:
+    return next(free for free in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 2))) if free not in taken)
