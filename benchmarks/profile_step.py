@@ -84,13 +84,14 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     from lightning_mpo.callbacks import rollout as rollout_callback
     from lightning_mpo.data import Svamp
     from lightning_mpo.modules import PolicyOptimization
-    from lightning_mpo.objective import HeadUpkeep, Objective
+    from lightning_mpo.objective import Objective
     from lightning_mpo.policies import CausalPolicy, Lora, ParallelHeads
     from lightning_mpo.reductions import TokenMean
     from lightning_mpo.rewards import MathAnswer
     from lightning_mpo.selection import AllTokens
     from lightning_mpo.supports import FullVocabulary, TopK
     from lightning_mpo.surrogates import ClippedRatio
+    from lightning_mpo.terms import HeadUpkeep
 
     torch.set_num_threads(arguments.threads)
     phases = Phases()

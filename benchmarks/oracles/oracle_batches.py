@@ -16,7 +16,8 @@ from torch import Tensor
 from trl_bridge import MAX_TOKENS, VOCABULARY
 
 from lightning_mpo.functional.advantages import group_relative
-from lightning_mpo.objective import Denominators, Objective, TokenScores
+from lightning_mpo.objective import Objective
+from lightning_mpo.scores import Denominators, TokenScores
 from lightning_mpo.types import Experience, Rollout, take_rows
 
 ALGORITHMS = Path(__file__).parents[2] / "configs" / "algorithm"

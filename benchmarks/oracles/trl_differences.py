@@ -13,9 +13,10 @@ from trl_bridge import loss_of_table, trainer
 from trl_losses import halves, theirs
 
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
-from lightning_mpo.objective import EntropyBonus, Objective
+from lightning_mpo.objective import Objective
 from lightning_mpo.reductions import TokenMean
 from lightning_mpo.surrogates import ClippedRatio, ClippedWeight
+from lightning_mpo.terms import EntropyBonus
 
 Measured = tuple[float, float]
 """Relative deviation of the gradients with equal names and numbers, and what is left of it once `why` is put in."""

@@ -23,9 +23,10 @@ from trl_bridge import loss_of_table, tiny_model, trainer
 
 from lightning_mpo.action_spaces import SequenceActions
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
-from lightning_mpo.objective import EntropyBonus, Objective
+from lightning_mpo.objective import Objective
 from lightning_mpo.reductions import TokenMean
 from lightning_mpo.surrogates import ClippedRatio, ClippedWeight
+from lightning_mpo.terms import EntropyBonus
 
 BOUND, BOUND_32 = 1e-6, 1e-5
 GROUPS = ((4, 2), (3, 3), (2, 4), (1, 8))

@@ -79,7 +79,6 @@ class RolloutEvent:
         judged = float(scores.judged_B.sum())
         sums = {
             "reward/mean": (rewards_B.sum().item(), judged),
-            "reward/square": (rewards_B.square().sum().item(), judged),
             "reward/judged": (judged, rows),
             "reward/accuracy": (float(scores.correct_B.sum()), float(scores.decided_B.sum())),
             "rollout/length": (float(self.tokens), rows),
@@ -100,9 +99,12 @@ class RolloutEvent:
         sums = self.sums(ends)
         totals = total(torch.tensor(list(sums.values()), dtype=torch.float64))
         means = {name: value / max(count, 1.0) for name, (value, count) in zip(sums, totals.tolist(), strict=True)}
-        rows, mean = totals[0, 1].item(), means["reward/mean"]
-        variance = (means.pop("reward/square") - mean**2) * rows / max(rows - 1, 1.0)
-        return means | {"reward/std": max(variance, 0.0) ** 0.5, "rollout/counter": float(self.counter)}
+        # deviations from the mean of all ranks: differences of squares would vanish beside large rewards
+        judged, rewards_B = self.scores.judged_B, self.scores.rewards_B.double()
+        squares = total((rewards_B[judged] - means["reward/mean"]).square().sum().cpu())
+        rows = totals[0, 1].item()
+        means["reward/std"] = (squares.item() / max(rows - 1, 1.0)) ** 0.5
+        return means | {"rollout/counter": float(self.counter)}
 
 
 def _flat_groups(group_B: Tensor, scores: Scores) -> tuple[float, float]:

@@ -16,7 +16,6 @@ from lightning_mpo.callbacks import Throughput, Watchdog
 from lightning_mpo.functional.advantages import group_relative
 from lightning_mpo.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
 from lightning_mpo.modules.hooks import RolloutCallback
-from lightning_mpo.objective import EntropyBonus, HeadUpkeep
 from lightning_mpo.policies import ParallelHeads, ValueHead
 from lightning_mpo.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.rewards import OverlongPenalty
@@ -24,6 +23,7 @@ from lightning_mpo.rewards.scoring import completions_of, score_all
 from lightning_mpo.rollout import DynamicSampling, LocalSampler
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import Nucleus, TopK
+from lightning_mpo.terms import EntropyBonus, HeadUpkeep
 from lightning_mpo.types import Finish
 from lightning_mpo.value_loss import ValueLoss
 from tests.modules.runs import Digits, Probe, adam, distance, fit, make_objective, make_policy, same, sgd

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lightning_mpo.advantages import ReturnToGo
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.objective import Objective, TokenScores
+from lightning_mpo.objective import Objective
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.experience import build_experience
+from lightning_mpo.scores import TokenScores
 from lightning_mpo.types import Rollout
 from tests.helpers import VOCABULARY, relative_error, right_padded, scores_of, seeded
 from tests.test_objective import ALGORITHMS, from_yaml

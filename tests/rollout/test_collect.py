@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.kl import ConstantCoefficient, KLPenalty
-from lightning_mpo.rewards.scoring import completions_of, score_all
+from lightning_mpo.rewards.scoring import Scores, completions_of, score_all
 from lightning_mpo.rollout import DynamicSampling, LocalSampler
 from lightning_mpo.rollout.collect import Collector
 from lightning_mpo.rollout.events import Listener
@@ -156,3 +156,21 @@ def test_old_and_reference_see_estimated_logprobs_under_the_same_noise():
     assert len(set(made.rollout.score_seed_B.tolist())) == 8
     assert same(made, collect(1)), "noise belongs to rows, not to passes"
     assert notes.lines[0].startswith("parity     padded against unpadded rows")
+
+
+def test_the_deviation_of_large_rewards_is_that_of_their_differences():
+    """-1e9 and -1e9 + 1 differ by 1; the difference of their squares' means is below the rounding of 1e18."""
+    policy = BigramPolicy()
+
+    def judge(rollout):
+        rewards_B = -1e9 + (torch.arange(8) % 2).double()
+        judged_B = torch.ones(8, dtype=torch.bool)
+        return Scores(rewards_B, judged_B, judged_B, judged_B, {"large": rewards_B}, judged_B)
+
+    collector = Collector(Scorer(policy), make_objective(), TwoPrompts(), BigramSampler(), judge, Schedule(2, 4), 6)
+    collected = collector.collect(0)
+    assert collected.metrics["reward/std"] == pytest.approx((torch.arange(8) % 2).double().std().item(), rel=1e-6)
+    assert collected.metrics["rollout/groups_flat"] == 0
+    sizes = collected.experience.advantages_BT.abs().amax(1)
+    assert torch.allclose(sizes, sizes[0].expand(8)), "advantages see the differences"
+    assert sizes[0] > 0.5
