@@ -131,7 +131,7 @@ def detectable(values: Sequence[float]) -> float:
 
 def rollouts_to(summary: dict[str, Any], level: float) -> float | None:
     """Return after how many rollouts held-out pass@1 reaches a level, between validations on a straight line."""
-    seen, before, reached = 0, (0, summary["warmup"]["pass@1"]), None
+    seen, before, reached = 0, (0, summary["warmup"]["pass_at_1"]), None
     for point in summary["curve"]:
         seen += "accuracy" in point
         if "validation" in point and reached is None:
@@ -173,10 +173,10 @@ def table(study: Study) -> str:
             if not found:
                 continue
             base = study.summaries(task, options["against"]) if "against" in options else None
-            support = [s["final"]["support pass@1"] for s in found.values() if "support pass@1" in s["final"]]
-            final = [s["final"]["pass@1"] for s in found.values()]
-            gains = [s["final"]["pass@1"] - s["warmup"]["pass@1"] for s in found.values()]
-            greedy = statistics.mean(s["final"]["greedy accuracy"] for s in found.values())
+            support = [s["final"]["support_pass_at_1"] for s in found.values() if "support_pass_at_1" in s["final"]]
+            final = [s["final"]["pass_at_1"] for s in found.values()]
+            gains = [s["final"]["pass_at_1"] - s["warmup"]["pass_at_1"] for s in found.values()]
+            greedy = statistics.mean(s["final"]["greedy_accuracy"] for s in found.values())
             differences = _differences(study, task, cell, options.get("against"))
             lines.append(
                 f"| {task} | {cell} | {len(found)} | {_show(*interval(final))} | "
@@ -200,7 +200,7 @@ def _differences(study: Study, task: str, cell: str, against: str | None) -> lis
     if against is None:
         return []
     own, base = study.summaries(task, cell), study.summaries(task, against)
-    return [s["final"]["pass@1"] - base[seed]["final"]["pass@1"] for seed, s in own.items() if seed in base]
+    return [s["final"]["pass_at_1"] - base[seed]["final"]["pass_at_1"] for seed, s in own.items() if seed in base]
 
 
 def _mebibytes(sizes: list[int]) -> str:
@@ -228,11 +228,11 @@ def draw(study: Study, path: Path) -> None:
         scores, gaps = panels[0][column], panels[1][column]
         for seed in study.seeds:
             found = {i: s["final"] for i, c in enumerate(names) if (s := study.summary(task, c, seed))}
-            values = [final["pass@1"] for final in found.values()]
+            values = [final["pass_at_1"] for final in found.values()]
             if len(study.seeds) > 1:
                 scores.plot(list(found), values, "o-", ms=4, lw=0.7, label=f"seed {seed}")
             else:  # no spread over seeds: show what the number of problems leaves open
-                bounds = [[abs(b - f["pass@1"]) for b in f["pass@1 interval"]] for f in found.values()]
+                bounds = [[abs(b - f["pass_at_1"]) for b in f["pass_at_1_interval"]] for f in found.values()]
                 label = f"seed {seed}, 95 % interval over problems"
                 scores.errorbar(
                     list(found), values, list(zip(*bounds, strict=True)), fmt="o", ms=4, capsize=4, label=label

@@ -18,7 +18,7 @@ SHORT = {
     "kl/reference": "kl",
     "throughput/rollout_tokens_per_s": "tokens/s",
     "memory/peak_mib": "peak MiB",
-    "val/pass@1": "val pass@1",
+    "val/pass_at_1": "val pass@1",
 }
 
 

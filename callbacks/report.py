@@ -19,7 +19,7 @@ from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress, tell_phase
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.rollout.base import SamplingRequest
-from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
+from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings, readable
 from lightning_mpo.rollout.events import RolloutEvent
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.supports import FullVocabulary
@@ -87,7 +87,7 @@ class Report(RolloutCallback):
             self._clipped[1] += 1
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        value = trainer.callback_metrics.get("val/pass@1")
+        value = trainer.callback_metrics.get("val/pass_at_1")
         if value is not None and not trainer.sanity_checking:
             self.curve.append({"step": trainer.global_step, "validation": float(value)})
 
@@ -104,13 +104,13 @@ class Report(RolloutCallback):
     def _evaluate(self, trainer: L.Trainer, module: PolicyOptimization, stage: str) -> None:
         started = time.perf_counter()
         sampled = decodings(module.objective.support, self.completions)
-        ways = {"": sampled.pop(""), "greedy ": Decoding(FullVocabulary(), 1, True)} | sampled
+        ways = {"": sampled.pop(""), "greedy_": Decoding(FullVocabulary(), 1, True)} | sampled
         result: dict[str, Any] = {}
         with module.policy.gathered():
             for prefix, decoding in ways.items():
                 result |= self._decode(trainer, module, stage, prefix, decoding)
         self.stages[stage] = result
-        self.seconds[f"evaluation {stage}"] = time.perf_counter() - started
+        self.seconds[f"evaluation_{stage}"] = time.perf_counter() - started
 
     def _decode(
         self, trainer: L.Trainer, module: PolicyOptimization, stage: str, prefix: str, decoding: Decoding
@@ -142,11 +142,11 @@ class Report(RolloutCallback):
         values = tally.compute()
         result: dict[str, Any] = {}
         for k, metric in tally.passes.items():
-            if f"pass@{k}" not in values:  # no accuracy reward judged anything
+            if f"pass_at_{k}" not in values:  # no accuracy reward judged anything
                 continue
-            name = "accuracy" if decoding.greedy else f"pass@{k}"
-            result[f"{prefix}{name}"] = values[f"pass@{k}"]
-            result[f"{prefix}{name} interval"] = [float(bound) for bound in metric.interval(0.95)]
+            name = "accuracy" if decoding.greedy else f"pass_at_{k}"
+            result[f"{prefix}{name}"] = values[f"pass_at_{k}"]
+            result[f"{prefix}{name}_interval"] = [float(bound) for bound in metric.interval(0.95)]
         if tally.undecided:
             result[f"{prefix}undecided"] = tally.undecided / tally.rows
         if not decoding.greedy:
@@ -226,7 +226,7 @@ def _print_table(stages: dict[str, dict[str, Any]], problems: int) -> None:
     for name in names:
         cells = []
         for stage in stages.values():
-            value, interval = stage.get(name), stage.get(f"{name} interval")
+            value, interval = stage.get(name), stage.get(f"{name}_interval")
             cell = (
                 ""
                 if value is None
@@ -237,7 +237,7 @@ def _print_table(stages: dict[str, dict[str, Any]], problems: int) -> None:
                 else f"{value:.1f}"
             )
             cells.append(cell + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
-        table.add_row(name, *cells)
+        table.add_row(readable(name), *cells)
     get_console().print(table)  # that of the progress bar, which it is printed above
 
 
@@ -263,7 +263,7 @@ def draw_learning_curve(
     validation = [point for point in curve if "validation" in point]
     last = max([updates or 0, *(point["step"] for point in curve)])
     seen = [p["accuracy"] for p in rollouts] + [p["validation"] for p in validation]
-    seen += [stage[name] for stage in stages.values() for name in ("pass@1", "greedy accuracy") if name in stage]
+    seen += [stage[name] for stage in stages.values() for name in ("pass_at_1", "greedy_accuracy") if name in stage]
     top = min(1.02, 1.4 * max([*seen, 0.02]))
     axes.plot([p["step"] for p in rollouts], [p["accuracy"] for p in rollouts], "." if len(rollouts) == 1 else "-",
               color="tab:gray", lw=1, label="training rollouts (sampled with the training support)")  # fmt: skip
@@ -271,14 +271,14 @@ def draw_learning_curve(
         axes.plot([p["step"] for p in validation], [p["validation"] for p in validation], "o-", ms=3,
                   color="tab:blue", label="held-out pass@1 during training")  # fmt: skip
     for index, (name, stage) in enumerate(stages.items()):
-        if "pass@1" not in stage or "greedy accuracy" not in stage:
+        if "pass_at_1" not in stage or "greedy_accuracy" not in stage:
             continue
         step = last * (index / max(len(stages) - 1, 1))
-        value, (low, high) = stage["pass@1"], stage["pass@1 interval"]
+        value, (low, high) = stage["pass_at_1"], stage["pass_at_1_interval"]
         axes.errorbar(step, value, yerr=[[value - low], [high - value]], fmt="D", capsize=4, color="tab:red",
                       label="held-out pass@1, 95 % interval" if index == 0 else None)  # fmt: skip
         axes.plot(
-            step, stage["greedy accuracy"], "^", color="tab:green", label="held-out greedy" if index == 0 else None
+            step, stage["greedy_accuracy"], "^", color="tab:green", label="held-out greedy" if index == 0 else None
         )
         axes.annotate(f"{name} {value:.2f}", (step, value), xytext=(6 if index == 0 else -6, 8 if value < top / 4 else -14),
                       textcoords="offset points", ha="left" if index == 0 else "right",

@@ -267,7 +267,7 @@ def test_a_resumed_run_goes_on_with_its_metrics_file(here, call):
     assert len(both.splitlines()) == 3
     assert call("validate", "-c", "base.yaml", "--trainer.limit_val_batches", 1, "--ckpt_path", "last") == 0
     assert (here / "run" / "metrics.csv").read_text() == both
-    assert "val/pass@1" in (here / "run" / "metrics_validate.csv").read_text()
+    assert "val/pass_at_1" in (here / "run" / "metrics_validate.csv").read_text()
 
 
 def test_a_checkpoint_that_a_run_cannot_go_on_from_is_refused_before_a_model_is_loaded(here, call, monkeypatch, capsys):
@@ -307,7 +307,7 @@ def test_only_a_run_that_begins_writes_a_configuration(here, call, capsys):
     path = here / "run" / "checkpoints" / "last.ckpt"
     assert call("validate", "-c", "base.yaml", "--trainer.limit_val_batches", 1, "--ckpt_path", path) == 0
     assert (here / "run" / "config.yaml").read_text() == config
-    assert "val/pass@1" in capsys.readouterr().out
+    assert "val/pass_at_1" in capsys.readouterr().out
 
 
 def test_a_run_that_is_stopped_as_it_begins_leaves_the_configuration_whole(here, call, monkeypatch):

@@ -104,8 +104,8 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     ),
     "the worst checkpoint": (
         "trainer: {limit_val_batches: 1, callbacks: [{class_path: ModelCheckpoint, init_args: {dirpath: run/best, "
-        "monitor: val/pass@1}}]}",
-        "`ModelCheckpoint` watches `val/pass@1` with `mode: min` and would keep the worst",
+        "monitor: val/pass_at_1}}]}",
+        "`ModelCheckpoint` watches `val/pass_at_1` with `mode: min` and would keep the worst",
     ),
     "a metric that is never logged": (
         "trainer: {limit_val_batches: 1, callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_reward, "

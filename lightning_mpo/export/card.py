@@ -17,8 +17,9 @@ from lightning_mpo.export.origin import Origin, find_method, inside, short
 from lightning_mpo.export.verify import Check
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.checkpoints import HEADS
+from lightning_mpo.rollout.evaluation import readable
 
-STEPS = ("pass@1", "greedy accuracy", "support pass@1", "length", "truncated", "kl")
+STEPS = ("pass_at_1", "greedy_accuracy", "support_pass_at_1", "length", "truncated", "kl")
 
 
 def write_card(
@@ -170,14 +171,16 @@ def _say(value: Any) -> str:
 
 
 def _results(summary: dict[str, Any] | None) -> str:
-    stages = {name: stage for name, stage in (summary or {}).items() if isinstance(stage, dict) and "pass@1" in stage}
+    stages = {
+        name: stage for name, stage in (summary or {}).items() if isinstance(stage, dict) and "pass_at_1" in stage
+    }
     if not summary or not stages:
         return "The run kept no evaluation (`Report` writes one)."
     rows = [["", *stages], ["---"] * (len(stages) + 1)]
     for name in [step for step in STEPS if any(step in stage for stage in stages.values())]:
-        row = [name]
+        row = [readable(name)]
         for stage in stages.values():
-            value, bounds = stage.get(name), stage.get(f"{name} interval")
+            value, bounds = stage.get(name), stage.get(f"{name}_interval")
             row.append(
                 "" if value is None else f"{value:.3g}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
             )

@@ -58,16 +58,16 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
             if tally.undecided and not trainer.sanity_checking:
                 self._tell_undecided(prefix, tally)
             for name, value in tally.compute().items():
-                pl_module.log(f"val/{prefix}{name}", value, prog_bar=prefix + name == "pass@1", sync_dist=True)
+                pl_module.log(f"val/{prefix}{name}", value, prog_bar=prefix + name == "pass_at_1", sync_dist=True)
 
     def _tell_undecided(self, prefix: str, tally: Tally) -> None:
         if any(reward.is_accuracy for reward in self.rewards):
             sentence = (
                 f"{tally.undecided} of {tally.rows} held-out completions belong to prompts that no accuracy reward judged "
-                f"in full; `val/{prefix}pass@1` leaves them out"
+                f"in full; `val/{prefix}pass_at_1` leaves them out"
             )
         else:
-            sentence = "no reward says what is right (`is_accuracy`), so that there is no `val/pass@1`"
+            sentence = "no reward says what is right (`is_accuracy`), so that there is no `val/pass_at_1`"
         if sentence not in self._reported:
             self._reported.add(sentence)
             rank_zero_warn(sentence)

@@ -11,7 +11,7 @@ import lightning as L
 
 from lightning_mpo.errors import UserError
 
-HIGHER = re.compile(r"pass@|reward(?!.*std)|accuracy|answered|kept_mass|(^|/)correct")
+HIGHER = re.compile(r"pass(_at_|@)|reward(?!.*std)|accuracy|answered|kept_mass|(^|/)correct")
 LOWER = re.compile(r"(^|/)loss|cross_entropy|(^|/)kl(/|$)|truncated|perplexity|grad_norm")
 UNSUPPORTED = {
     "BatchSizeFinder": "a rollout fixes how many sequences there are; `lightning-mpo plan` says what fits",
@@ -64,12 +64,12 @@ def check_direction(owner: str, monitor: str, mode: Any) -> None:
         )
 
 
-EVALUATED = ("pass@1", "reward", "judged", "length", "truncated")
-"""Of held-out completions; those that are sampled over a truncated support stand under `val/support …`."""
+EVALUATED = ("pass_at_1", "reward", "judged", "length", "truncated")
+"""Of held-out completions; those that are sampled over a truncated support stand under `val/support_…`."""
 LOGGED: dict[str, tuple[str, ...]] = {
     "PolicyOptimization": (
         *(f"val/{name}" for name in EVALUATED),
-        *(f"val/support {name}" for name in EVALUATED),
+        *(f"val/support_{name}" for name in EVALUATED),
         *("loss/surrogate", "policy/entropy", "kl/*", "ratio/*", "trust/*", "heads/*", "correction/*", "value/*"),
         *("optim/*", "reward/*", "rollout/*", "support/*", "memory/*", "throughput/*", "time/*", "parity/*"),
     ),

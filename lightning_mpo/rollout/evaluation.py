@@ -37,8 +37,18 @@ def decodings(support: Support, completions: int) -> dict[str, Decoding]:
     """
     found = {"": Decoding(FullVocabulary(), completions)}
     if not isinstance(support, FullVocabulary):
-        found["support "] = Decoding(support, completions)
+        found["support_"] = Decoding(support, completions)
     return found
+
+
+def readable(name: str) -> str:
+    """Return the name of a metric as tables print it.
+
+    Example:
+        >>> readable("support_pass_at_1")
+        'support pass@1'
+    """
+    return name.replace("pass_at_", "pass@").replace("_", " ")
 
 
 class Tally:
@@ -77,7 +87,7 @@ class Tally:
         """Return means by name; without judged prompts there is no pass@k."""
         if not self.rows:
             return {}
-        values = {f"pass@{k}": torch.as_tensor(metric.compute()).item() for k, metric in self.passes.items()}
+        values = {f"pass_at_{k}": torch.as_tensor(metric.compute()).item() for k, metric in self.passes.items()}
         return {name: value for name, value in values.items() if not math.isnan(value)} | {
             "reward": self._reward / max(self._judged, 1),
             "judged": self._judged / self.rows,

@@ -20,7 +20,7 @@ study_tool = importlib.util.module_from_spec(specification)
 sys.modules["study"] = study_tool
 specification.loader.exec_module(study_tool)
 
-SUMMARY = {"warmup": {"pass@1": 0.5}, "seconds": {"training": 160.0}, "updates": 160}
+SUMMARY = {"warmup": {"pass_at_1": 0.5}, "seconds": {"training": 160.0}, "updates": 160}
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def study(tmp_path, monkeypatch):
 def finish(study, cell, seed, score):
     folder = study.folder("t", cell, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    final = {"pass@1": score, "greedy accuracy": 0.9, "clip_fraction": 0.01, "kl": 0.02}
+    final = {"pass_at_1": score, "greedy_accuracy": 0.9, "clip_fraction": 0.01, "kl": 0.02}
     (folder / "summary.json").write_text(json.dumps(SUMMARY | {"final": final}))
 
 
@@ -98,7 +98,7 @@ def test_intervals():
 
 def test_rollouts_to_a_level_lie_on_a_line_between_validations():
     curve = [{"accuracy": 0.5}, {"accuracy": 0.5}, {"validation": 0.7}, {"accuracy": 0.5}, {"validation": 0.6}]
-    summary = {"warmup": {"pass@1": 0.5}, "curve": curve}
+    summary = {"warmup": {"pass_at_1": 0.5}, "curve": curve}
     assert study_tool.rollouts_to(summary, 0.6) == pytest.approx(1.0)  # half-way from 0.5 (0) to 0.7 (2)
     assert study_tool.rollouts_to(summary, 0.5) == 0.0
     assert study_tool.rollouts_to(summary, 0.71) is None

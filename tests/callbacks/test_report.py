@@ -25,7 +25,7 @@ from lightning_mpo.supports import FullVocabulary, TopK
 from tests.modules.runs import Digits, adam, fit, make_objective
 
 REPORT = {"problems": 4, "completions": 3, "initial": "before", "batch_size": 6}  # two batches of two problems
-KEYS = {"pass@1", "pass@1 interval", "pass@3", "pass@3 interval", "length", "truncated"}
+KEYS = {"pass_at_1", "pass_at_1_interval", "pass_at_3", "pass_at_3_interval", "length", "truncated"}
 
 
 class Some(Digits):
@@ -54,17 +54,17 @@ def report(folder, *, lr=0.0, steps=4, objective=None, arguments=None, callbacks
 def test_the_summary_has_its_keys(tmp_path, capsys):
     _, _, summary = report(tmp_path)
     assert summary.keys() == {"before", "final", "seconds", "peak_rss_mb", "problems", "updates", "curve"}
-    stage = KEYS | {f"support {key}" for key in KEYS} | {"greedy accuracy", "greedy accuracy interval", "kl"}
+    stage = KEYS | {f"support_{key}" for key in KEYS} | {"greedy_accuracy", "greedy_accuracy_interval", "kl"}
     assert summary["before"].keys() == stage
     assert summary["final"].keys() == stage | {"clip_fraction"}
-    assert summary["seconds"].keys() == {"evaluation before", "training", "evaluation final"}
+    assert summary["seconds"].keys() == {"evaluation_before", "training", "evaluation_final"}
     assert (summary["problems"], summary["updates"]) == (4, 4)
     assert 50 < summary["peak_rss_mb"] < 50_000
     shown = capsys.readouterr().out
     assert "4 held-out problems, 95 % intervals" in shown
     assert "before" in shown
     assert "final" in shown
-    assert f"{summary['final']['pass@1']:.3f}" in shown
+    assert f"{summary['final']['pass_at_1']:.3f}" in shown
 
 
 def test_without_a_support_of_its_own_there_are_two_decodings(tmp_path):
@@ -77,7 +77,7 @@ def test_without_learning_both_stages_are_equal_to_the_last_digit(tmp_path):
     final = dict(summary["final"])
     assert final.pop("clip_fraction") == 0
     assert final == summary["before"]
-    assert 0 < final["pass@1"] < final["pass@3"]
+    assert 0 < final["pass_at_1"] < final["pass_at_3"]
     assert final["kl"] == 0
     before, after = (
         (tmp_path / "completions" / f"{stage}.jsonl").read_text().splitlines() for stage in ("before", "final")
@@ -92,8 +92,8 @@ def test_the_numbers_are_those_of_the_policy(tmp_path):
     rows = data.splits.validation
     for prefix, support, greedy, completions in (
         ("", FullVocabulary(), False, 3),
-        ("support ", TopK(5), False, 3),
-        ("greedy ", FullVocabulary(), True, 1),
+        ("support_", TopK(5), False, 3),
+        ("greedy_", FullVocabulary(), True, 1),
     ):
         metrics = {k: PassAtK(k) for k in (1, completions)}
         lengths, divergences, size = [], [], 6 // completions
@@ -112,17 +112,17 @@ def test_the_numbers_are_those_of_the_policy(tmp_path):
             divergences.append(k3(now, reference)[part.response_mask_BT])
         final = summary["final"]
         if greedy:
-            assert final["greedy accuracy"] == pytest.approx(metrics[1].compute().item())
-            assert final["greedy accuracy interval"] == pytest.approx(list(metrics[1].interval(0.95)))
+            assert final["greedy_accuracy"] == pytest.approx(metrics[1].compute().item())
+            assert final["greedy_accuracy_interval"] == pytest.approx(list(metrics[1].interval(0.95)))
             continue
         for k, metric in metrics.items():
-            assert final[f"{prefix}pass@{k}"] == pytest.approx(metric.compute().item())
-            assert final[f"{prefix}pass@{k} interval"] == pytest.approx(list(metric.interval(0.95)))
+            assert final[f"{prefix}pass_at_{k}"] == pytest.approx(metric.compute().item())
+            assert final[f"{prefix}pass_at_{k}_interval"] == pytest.approx(list(metric.interval(0.95)))
         assert final[f"{prefix}length"] == pytest.approx(torch.cat(lengths).mean().item())
         if not prefix:
             assert final["kl"] == pytest.approx(divergences[0].mean().item(), rel=1e-4)
             assert final["kl"] > 1e-3
-    assert summary["final"]["pass@1"] != summary["before"]["pass@1"]
+    assert summary["final"]["pass_at_1"] != summary["before"]["pass_at_1"]
 
 
 def test_the_clip_fraction_is_the_mean_over_updates(tmp_path):
@@ -168,7 +168,7 @@ def test_its_sampling_is_told_and_is_no_rollout(tmp_path):
     assert told[:batches] == told[-batches:] == ["evaluation"] * batches
     assert told.count("evaluation") == 2 * batches
     stages = callback.stages.values()
-    lengths = sum(12 * stage["length"] + 12 * stage["support length"] for stage in stages)
+    lengths = sum(12 * stage["length"] + 12 * stage["support_length"] for stage in stages)
     assert lengths < sum(drawn) <= lengths + 2 * 4 * 6, "and the greedy ones"
 
 
@@ -183,7 +183,7 @@ def test_the_learning_curve_is_a_picture(tmp_path, monkeypatch):
     assert [point["step"] for point in rollouts] == [0, 1, 2, 3]
     assert [point["accuracy"] for point in rollouts] == pytest.approx(run.record.column("reward/accuracy"))
     validation = [point for point in callback.curve if "validation" in point]
-    assert [point["validation"] for point in validation] == pytest.approx(run.record.column("val/pass@1"))
+    assert [point["validation"] for point in validation] == pytest.approx(run.record.column("val/pass_at_1"))
 
     drawn = {}
     from matplotlib.axes import Axes
@@ -195,7 +195,7 @@ def test_the_learning_curve_is_a_picture(tmp_path, monkeypatch):
     draw_learning_curve(callback.curve, callback.stages, tmp_path / "again.png")
     assert drawn["training rollouts (sampled with the training support)"][0] == [0, 1, 2, 3]
     assert drawn["held-out pass@1 during training"][0] == [2, 4]
-    assert drawn["held-out greedy"][1] == summary["before"]["greedy accuracy"]
+    assert drawn["held-out greedy"][1] == summary["before"]["greedy_accuracy"]
 
 
 def test_the_picture_of_a_short_run(tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_the_picture_of_a_short_run(tmp_path, monkeypatch):
     )
     bars = []
     monkeypatch.setattr(Axes, "errorbar", lambda self, x, *a, **k: bars.append(x) or errorbar(self, x, *a, **k))
-    stage = {"pass@1": 0.5, "pass@1 interval": [0.4, 0.6], "greedy accuracy": 0.4}
+    stage = {"pass_at_1": 0.5, "pass_at_1_interval": [0.4, 0.6], "greedy_accuracy": 0.4}
     stages = {"before": stage, "final": stage}
     draw_learning_curve([{"step": 0, "accuracy": 0.4}], stages, tmp_path / "short.png", updates=3)
     assert drawn["training rollouts (sampled with the training support)"] == ([0], "."), "a line needs two points"

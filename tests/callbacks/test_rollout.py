@@ -60,7 +60,7 @@ def test_held_out_prompts_are_sampled_from_the_full_vocabulary(tmp_path, verb):
     scores = [score_all(rollout.rewards, completions_of(part)) for part in parts]
     correct = torch.cat([score.correct_B for score in scores]).float()
     assert 0 < correct.mean() < 1
-    assert result["val/pass@1"] == pytest.approx(correct.mean().item())
+    assert result["val/pass_at_1"] == pytest.approx(correct.mean().item())
     assert result["val/reward"] == pytest.approx(torch.cat([score.rewards_B for score in scores]).mean().item())
     lengths = torch.cat([part.response_mask_BT.sum(1).float() for part in parts])
     assert result["val/length"] == pytest.approx(lengths.mean().item())

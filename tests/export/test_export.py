@@ -272,8 +272,8 @@ CONFIGURED = {
     "rollout": {"rewards": [{"class_path": "MathAnswer"}], "prompts": 8, "completions": 4, "max_new_tokens": 30},
 }
 SUMMARY = {
-    "initial": {"pass@1": 0.25, "pass@1 interval": [0.2, 0.3], "kl": 0.0},
-    "final": {"pass@1": 0.5, "pass@1 interval": [0.45, 0.55], "kl": 0.02},
+    "initial": {"pass_at_1": 0.25, "pass_at_1_interval": [0.2, 0.3], "kl": 0.0},
+    "final": {"pass_at_1": 0.5, "pass_at_1_interval": [0.45, 0.55], "kl": 0.02},
     "problems": 200,
 }
 

@@ -419,7 +419,7 @@ def test_reward_metrics_are_those_of_the_rollout(tmp_path):
 
 
 class Right(Digits):
-    """Says what is right: `val/pass@1` needs a reward that does."""
+    """Says what is right: `val/pass_at_1` needs a reward that does."""
 
     is_accuracy = True
 
@@ -438,7 +438,7 @@ def test_val_check_interval_counts_updates(tmp_path):
         callbacks=[probe],
     )
     assert steps == [3, 6, 9]
-    assert len(run.record.column("val/pass@1")) == 3
+    assert len(run.record.column("val/pass_at_1")) == 3
 
 
 def test_validation_draws_from_its_own_generator(tmp_path):
@@ -668,7 +668,7 @@ def test_validation_samples_untruncated_and_with_the_training_support(tmp_path):
         return {name: value for _, line in run.record.lines for name, value in line.items() if name.startswith("val/")}
 
     full, top = lines(FullVocabulary()), lines(TopK(1))
-    assert {"val/pass@1", "val/support pass@1", "val/support length"} <= top.keys()
+    assert {"val/pass_at_1", "val/support_pass_at_1", "val/support_length"} <= top.keys()
     assert not any("support" in name for name in full)
     assert top["val/reward"] != top["val/support reward"]  # greedy is what a support of one token means
 

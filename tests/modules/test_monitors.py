@@ -40,11 +40,11 @@ def trainer(*callbacks, limit=1.0, module=None):
 @pytest.mark.parametrize(
     ("monitor", "better"),
     [
-        ("val/pass@1", "max"),
+        ("val/pass_at_1", "max"),
         ("val/reward", "max"),
         ("reward/mean", "max"),
         ("reward/accuracy", "max"),
-        ("val/support pass@1", "max"),
+        ("val/support_pass_at_1", "max"),
         ("val/accuracy_1", "max"),
         ("loss", "min"),
         ("loss/policy", "min"),
@@ -69,13 +69,13 @@ def test_metrics_of_ones_own_are_left_alone():
 @pytest.mark.parametrize(
     ("monitor", "hint"),
     [
-        ("val/pass1", "did you mean `val/pass@1`"),
+        ("val/pass1", "did you mean `val/pass_at_1`"),
         ("val_reward", "did you mean `val/reward`"),
         ("val/loss", "which no PolicyOptimization logs"),
         ("loss", "did you mean `loss/surrogate`"),
         ("loss/policy", "which no PolicyOptimization logs"),
         ("accuracy", "which no PolicyOptimization logs"),
-        ("val/support pass@1", "which no PolicyOptimization logs"),
+        ("val/support_pass_at_1", "which no PolicyOptimization logs"),
     ],
 )
 def test_a_metric_that_no_stage_logs(monitor, hint):
@@ -86,14 +86,14 @@ def test_a_metric_that_no_stage_logs(monitor, hint):
     check_callbacks(trainer(callback, CallbackOfAUser(), module=PolicyOptimization()))
 
 
-@pytest.mark.parametrize("monitor", ["val/pass@1", "val/judged", "reward/mean", "reward/MathAnswer", "value/error"])
+@pytest.mark.parametrize("monitor", ["val/pass_at_1", "val/judged", "reward/mean", "reward/MathAnswer", "value/error"])
 def test_a_metric_that_the_stage_logs(monitor):
     check_callbacks(trainer(EarlyStopping(monitor=monitor, mode="max"), module=PolicyOptimization()))
 
 
 def test_a_metric_of_a_validation_that_never_is():
     with pytest.raises(UserError, match="never logged: `trainer.limit_val_batches` is 0"):
-        check_callbacks(trainer(EarlyStopping(monitor="val/pass@1", mode="max"), limit=0))
+        check_callbacks(trainer(EarlyStopping(monitor="val/pass_at_1", mode="max"), limit=0))
 
 
 def test_options_are_flat_and_short():

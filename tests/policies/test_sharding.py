@@ -102,7 +102,7 @@ def test_processes_draw_in_different_rounds(two):
 def test_all_that_scores_runs_in_shards(two):
     ranks = said(two, "everything False")
     line = ranks[0]["logged"][-1][1]
-    assert {"kl/rollout_mean", "support/overlap", "val/reward", "val/support length"} <= {
+    assert {"kl/rollout_mean", "support/overlap", "val/reward", "val/support_length"} <= {
         name for _, logged in ranks[0]["logged"] for name in logged
     }, line
     assert {"initial", "final"} <= ranks[0]["summary"].keys()
