@@ -38,6 +38,7 @@ def measure(cell: Cell) -> Cell:
     import torch
 
     from lightning_mpo.functional import heads
+    from lightning_mpo.resident import resident_bytes
 
     torch.set_num_threads(cell["threads"])
     torch.manual_seed(0)
@@ -56,7 +57,7 @@ def measure(cell: Cell) -> Cell:
             return heads.full_logprobs(hidden_TD, weight_VD, tokens_T, entropy=False)[0]
         return (hidden_TD @ weight_VD.T).float().log_softmax(-1).gather(-1, tokens_T[:, None])
 
-    before, seconds = _resident(), []
+    before, seconds = resident_bytes() / 1024**2, []
     for _ in range(cell["repeats"]):
         started = time.perf_counter()
         run().sum().backward()
@@ -64,12 +65,6 @@ def measure(cell: Cell) -> Cell:
         hidden_TD.grad = None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": min(seconds), "peak_mb": peak - before}
-
-
-def _resident() -> float:
-    """Return the resident size of this process in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
 
 
 def spawn(cell: Cell) -> Cell | None:

@@ -40,6 +40,7 @@ def measure(cell: Cell) -> Cell:
     import torch
 
     from lightning_mpo.functional import heads
+    from lightning_mpo.resident import resident_bytes
     from lightning_mpo.selection import SampledTokens
 
     torch.set_num_threads(cell["threads"])
@@ -57,7 +58,7 @@ def measure(cell: Cell) -> Cell:
         mask_T = chosen_T if cell["variant"] == "sampled" else None
         return heads.full_logprobs(hidden_TD, weight_VD, tokens_T, mask_BT=mask_T, entropy=False)[0]
 
-    before, seconds = _resident(), []
+    before, seconds = resident_bytes() / 1024**2, []
     for _ in range(cell["repeats"]):
         started = time.perf_counter()
         run().sum().backward()
@@ -104,12 +105,6 @@ def measure_surrogates(repeats: int) -> list[Cell]:
         row = {"surrogate": f"{type(surrogate).__name__}({options})", "microseconds": 1e6 * min(seconds)}
         rows.append(row | {"share of a step": min(seconds) / STEP_SECONDS})
     return rows
-
-
-def _resident() -> float:
-    """Return the resident size of this process in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
 
 
 def spawn(cell: Cell) -> Cell | None:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-STATM = Path("/proc/self/statm")
+import psutil
 
 
 def resident_bytes() -> int:
-    """Return the resident set size; where there is no /proc, its peak so far."""
-    if STATM.exists():
-        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Return the resident set size of this process."""
+    return int(psutil.Process().memory_info().rss)
 
 
 class _HeapCounts(ctypes.Structure):

@@ -88,7 +88,7 @@ def test_every_import_is_a_dependency():
 
     names = {
         "lightning", "torch", "transformers", "torchmetrics", "datasets", "peft", "jsonargparse", "math_verify", "gguf",
-        "rich", "matplotlib", "bitsandbytes", "safetensors", "tensorboard",
+        "rich", "matplotlib", "bitsandbytes", "safetensors", "tensorboard", "filelock", "psutil",
     }  # fmt: skip
     brought = {
         "yaml",

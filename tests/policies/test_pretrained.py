@@ -218,15 +218,6 @@ def test_two_processes_convert_once(cache: Path) -> None:
     assert race("pypi:llm-tiny") == 1
 
 
-def test_lock_is_exclusive(tmp_path: Path) -> None:
-    import fcntl
-
-    with (tmp_path / "lock").open("w") as other:
-        with pretrained._locked(tmp_path / "lock"), pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 @pytest.mark.parametrize(
     ("source", "message"),
     [
