@@ -46,7 +46,7 @@ from lightning_mpo.modules.trainer_options import check_trainer_options, check_t
 from lightning_mpo.quiet import NOTES, leave_noise_out
 from lightning_mpo.recipes import expand, find
 from lightning_mpo.rewards.functions import blame
-from lightning_mpo.storage import locate, read_checkpoint
+from lightning_mpo.storage import locate, read_checkpoint, unfinished_mark
 from lightning_mpo.storage.lock import FolderLock
 
 EARLY = 75
@@ -213,7 +213,7 @@ class CLI(LightningCLI):
         _leave_bars_out(config)
         warmup = config.pop("warmup", None)
         checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
-        if warmup and checkpoint and (not locate(checkpoint).exists() or _mark(checkpoint).exists()):
+        if warmup and checkpoint and (not locate(checkpoint).exists() or unfinished_mark(checkpoint).exists()):
             self.without_warmup(config, warmup, checkpoint)
 
     def without_warmup(self, config: Any, warmup: str, checkpoint: str) -> None:
@@ -310,18 +310,12 @@ def _check_checkpoint(path: str | None) -> None:
     read_checkpoint(path, "`ckpt_path`", part="outline")
 
 
-def _mark(checkpoint: str) -> Path:
-    """Return the file that is there while the stage that makes a checkpoint has not ended."""
-    path = locate(checkpoint)
-    return path.with_name(f".{path.name}.unfinished")
-
-
 def _fit_first(config: str, checkpoint: str, seed: Any) -> None:
     """Run the stage that makes a checkpoint, as a process of its own; one that was stopped before goes on."""
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"`policy.checkpoint` {checkpoint!r} is missing; make it first: lightning-mpo fit -c {config}")
     find(config, place="`warmup`: ")
-    path, mark = locate(checkpoint), _mark(checkpoint)
+    path, mark = locate(checkpoint), unfinished_mark(checkpoint)
     state = "unfinished" if path.exists() else "missing"
     print(f"warm-up    {checkpoint} is {state}: fitting {config} first", flush=True)
     command = [sys.executable, "-m", "lightning_mpo", "fit", "-c", config]

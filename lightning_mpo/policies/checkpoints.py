@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.storage import Part, is_shards, locate, read_checkpoint
+from lightning_mpo.storage import Part, is_shards, locate, read_checkpoint, unfinished_mark
 
 if TYPE_CHECKING:
     from lightning_mpo.policies.lora import Lora
@@ -51,6 +52,11 @@ def read_policy(checkpoint: str, part: Part = "weights") -> dict[str, Any]:
     path = locate(checkpoint)
     if path.is_dir() and not is_shards(path):
         return _read_adapters(path)
+    if part == "weights" and unfinished_mark(checkpoint).exists():
+        rank_zero_warn(
+            f"`policy.checkpoint` {checkpoint!r} is of a stage that was stopped before its end: `fit` of the run that names "
+            "it as its `warmup` goes on with it first"
+        )
     content = read_checkpoint(checkpoint, "`policy.checkpoint`", part)
     own = {k.removeprefix(PREFIX): value for k, value in content["state_dict"].items() if k.startswith(PREFIX)}
     return {"state_dict": own, "mtp": content.get("mtp"), "adapters": None}

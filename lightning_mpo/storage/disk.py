@@ -87,6 +87,12 @@ def locate(path: str | Path) -> Path:
     return before if before.exists() and not path.exists() else path
 
 
+def unfinished_mark(path: str | Path) -> Path:
+    """Return the file that is there while the stage that makes a checkpoint has not ended."""
+    path = locate(path)
+    return path.with_name(f".{path.name}.unfinished")
+
+
 def find(folder: Path, pattern: str) -> list[Path]:
     """Return the checkpoints of a folder whose names match, with those of which only the backup is left."""
     aside = [path.with_name(path.name[1 : -len(BEFORE)]) for path in folder.glob(f".{pattern}{BEFORE}")]

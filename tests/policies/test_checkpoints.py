@@ -97,6 +97,19 @@ def test_a_changed_byte_is_found(adapters, tmp_path):
         read_checkpoint(tmp_path / "bad.ckpt", "`--checkpoint`")
 
 
+def test_a_checkpoint_of_a_stage_that_was_stopped_is_told(adapters, recwarn):
+    path, line = adapters / "last.ckpt", "is of a stage that was stopped before its end"
+    mark = adapters / ".last.ckpt.unfinished"
+    read_policy(str(path))
+    assert not [warning for warning in recwarn if line in str(warning.message)]
+    mark.touch()
+    try:
+        with pytest.warns(UserWarning, match=line):
+            read_policy(str(path))
+    finally:
+        mark.unlink()
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_truncated_file_is_named(adapters, tmp_path, share):
     content = (adapters / "last.ckpt").read_bytes()
