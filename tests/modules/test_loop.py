@@ -670,7 +670,7 @@ def test_validation_samples_untruncated_and_with_the_training_support(tmp_path):
     full, top = lines(FullVocabulary()), lines(TopK(1))
     assert {"val/pass_at_1", "val/support_pass_at_1", "val/support_length"} <= top.keys()
     assert not any("support" in name for name in full)
-    assert top["val/reward"] != top["val/support reward"]  # greedy is what a support of one token means
+    assert top["val/reward"] != top["val/support_reward"]  # greedy is what a support of one token means
 
 
 def test_a_policy_that_ignores_the_support_for_its_reference_is_refused(tmp_path):
