@@ -18,7 +18,7 @@ from lightning_mpo.value_loss import ValueLoss
 
 @dataclass(frozen=True)
 class Axes:
-    """A choice on each axis; `Objective` composes them. Its docstring explains them."""
+    """A choice on each axis. `Objective` composes them, and its docstring explains each field."""
 
     support: Support
     actions: ActionSpace
