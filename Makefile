@@ -29,7 +29,7 @@ test-slow: $(BIN)/.installed
 # Private names first: a break names itself before the suite shows what came of it.
 define suite
 	$(1)/bin/python -m pip list 2>/dev/null | grep -iE '^(torch|lightning|transformers|peft|datasets|jsonargparse|omegaconf) '
-	-OMP_NUM_THREADS=1 $(1)/bin/python -m pytest tests/test_private_names.py
+	-OMP_NUM_THREADS=1 $(1)/bin/python -m pytest tests/project/test_private_names.py
 	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist loadfile
 endef
 

@@ -74,7 +74,10 @@ def low_first(completions: list[str], **columns: Any) -> list[float]:
 def printed() -> Iterator[io.StringIO]:
     """Collect what is printed, and what Lightning's loggers print, instead of showing it."""
     text = io.StringIO()
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric")
+    ]
     handlers = [logger.handlers for logger in loggers]
     for logger in loggers:
         logger.handlers = [logging.StreamHandler(text)]
@@ -93,7 +96,9 @@ def fit(*arguments: object) -> str:
     with printed() as text:
         status = cli.run(["fit", *map(str, arguments)])
     if status:
-        raise SystemExit(f"fit {' '.join(map(str, arguments))} exits with {status}:\n{text.getvalue()}")
+        raise SystemExit(
+            f"fit {' '.join(map(str, arguments))} exits with {status}:\n{text.getvalue()}"
+        )
     return text.getvalue()
 
 
@@ -111,7 +116,10 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 
 def digests(value: Any) -> list[str]:
     """Return digests of all tensors, in order of their text: names of modules may change."""
-    contents = (tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors(value))
+    contents = (
+        tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        for tensor in tensors(value)
+    )
     return sorted(hashlib.sha256(content).hexdigest()[:16] for content in contents)
 
 
@@ -120,7 +128,11 @@ def metrics(path: Path, updates: int) -> dict[str, list[str]]:
     rows = [row for row in csv.DictReader(path.open()) if int(row["step"]) < updates]
     names = [name for name in rows[0] if not name.startswith(TIMES)]
     columns = {name: [row[name] for row in rows if row[name] != ""] for name in names}
-    return {name.replace("@", "_at_").replace(" ", "_"): values for name, values in columns.items() if values}
+    return {
+        name.replace("@", "_at_").replace(" ", "_"): values
+        for name, values in columns.items()
+        if values
+    }
 
 
 def checkpoint(path: Path) -> dict[str, list[str]]:
@@ -138,7 +150,9 @@ def digest_of_lines(path: Path, key: str, count: int) -> str:
 
 def algorithm(path: Path) -> dict[str, Any]:
     """Return the record of an algorithm file, run in the current folder."""
-    models = [ROOT / f"configs/model/{name}.yaml" for name in re.findall(r"-c (\w+)", path.read_text())]
+    models = [
+        ROOT / f"configs/model/{name}.yaml" for name in re.findall(r"-c (\w+)", path.read_text())
+    ]
     layers: list[object] = ["-c", "base.yaml", "-c", path]
     for model in models:
         layers += ["-c", model]
@@ -175,7 +189,9 @@ def record(names: list[str]) -> dict[str, Any]:
     records: dict[str, Any] = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            Path("base.yaml").write_text(BASE.replace("REWARD", f"{Path(__file__).resolve()}:low_first"))
+            Path("base.yaml").write_text(
+                BASE.replace("REWARD", f"{Path(__file__).resolve()}:low_first")
+            )
             path = ROOT / "configs" / "algorithm" / f"{name}.yaml"
             records[name] = quickstart() if name == "quickstart" else algorithm(path)
         print(f"{name}: {len(records[name]['weights'])} weights", file=sys.stderr, flush=True)
@@ -195,17 +211,23 @@ def differences(before: Any, after: Any, place: str = "") -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     recording = verbs.add_parser("record")
     recording.add_argument("file", type=Path)
-    recording.add_argument("names", nargs="*", help="algorithm files and `quickstart`; all by default")
+    recording.add_argument(
+        "names", nargs="*", help="algorithm files and `quickstart`; all by default"
+    )
     comparing = verbs.add_parser("compare")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
     options = parser.parse_args()
     if options.verb == "compare":
-        lines = list(differences(*(json.loads(path.read_text()) for path in (options.before, options.after))))
+        lines = list(
+            differences(*(json.loads(path.read_text()) for path in (options.before, options.after)))
+        )
         print("\n".join(lines) or "the records are equal")
         return int(bool(lines))
     every = [path.stem for path in sorted((ROOT / "configs" / "algorithm").glob("*.yaml"))]

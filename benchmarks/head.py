@@ -38,7 +38,7 @@ def measure(cell: Cell) -> Cell:
     import torch
 
     from lightning_mpo.functional import heads
-    from lightning_mpo.resident import resident_bytes
+    from lightning_mpo.memory.resident import resident_bytes
 
     torch.set_num_threads(cell["threads"])
     torch.manual_seed(0)
@@ -71,7 +71,10 @@ def spawn(cell: Cell) -> Cell | None:
     """Run one variant in a process of its own; None where memory would not do."""
     need = (3 * cell["V"] * cell["T"] if cell["variant"] == "logits" else 0) + cell["V"] * cell["D"]
     if 4 * need > 0.9 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-        print(f"skipped: {cell['variant']} at V = {cell['V']} needs {4 * need / 1e9:.0f} GB", file=sys.stderr)
+        print(
+            f"skipped: {cell['variant']} at V = {cell['V']} needs {4 * need / 1e9:.0f} GB",
+            file=sys.stderr,
+        )
         return None
     environment = os.environ | {"OMP_NUM_THREADS": str(cell["threads"])}
     command = [sys.executable, __file__, "--cell", json.dumps(cell)]
@@ -86,14 +89,22 @@ def spawn(cell: Cell) -> Cell | None:
 
 def cells(options: argparse.Namespace, first: bool) -> list[Cell]:
     """Return what is measured in one round; full heads only in the first."""
-    shared = {"T": options.tokens, "dtype": options.dtype, "threads": options.threads, "ids": options.ids}
+    shared = {
+        "T": options.tokens,
+        "dtype": options.dtype,
+        "threads": options.threads,
+        "ids": options.ids,
+    }
     found = []
     for D in options.widths:
         for V in options.vocabularies:
             for variant in [v for v in options.variants if first or v == "support"]:
                 repeats = options.repeats if variant == "support" else min(options.repeats, 2)
                 sizes = options.sizes if variant == "support" else options.sizes[:1]
-                found += [shared | {"variant": variant, "V": V, "K": K, "D": D, "repeats": repeats} for K in sizes]
+                found += [
+                    shared | {"variant": variant, "V": V, "K": K, "D": D, "repeats": repeats}
+                    for K in sizes
+                ]
     return found
 
 
@@ -117,7 +128,13 @@ def compare(found: dict[tuple[str, int, int, int], Cell]) -> list[Cell]:
         if variant != "support":
             continue
         own = found[variant, V, K, D]
-        row: Cell = {"D": D, "K": K, "V": V, "support s": own["seconds"], "support MB": own["peak_mb"]}
+        row: Cell = {
+            "D": D,
+            "K": K,
+            "V": V,
+            "support s": own["seconds"],
+            "support MB": own["peak_mb"],
+        }
         for other in ("chunked", "logits"):
             full = found.get((other, V, first, D))
             row[f"{other} s"] = full and full["seconds"]
@@ -132,7 +149,10 @@ def verdicts(rows: list[Cell]) -> list[str]:
     """Say of each bound whether it is reached."""
     lines = []
     for row in rows:
-        if all(row[name] == value for name, value in MEASURED_AT.items()) and row["logits s"] is not None:
+        if (
+            all(row[name] == value for name, value in MEASURED_AT.items())
+            and row["logits s"] is not None
+        ):
             for key, bound, better in (
                 ("logits / support, time", 60, 1),
                 ("chunked / support, time", 10, 1),
@@ -148,7 +168,9 @@ def verdicts(rows: list[Cell]) -> list[str]:
         for key in ("support s", "support MB"):
             ratio = row[key] / small[key]
             good = "reached" if ratio <= 1.1 else "missed"
-            lines.append(f"D = {row['D']}, K = {row['K']}: {key} at V = {high} / {low} {ratio:.3f}, bound 1.1: {good}")
+            lines.append(
+                f"D = {row['D']}, K = {row['K']}: {key} at V = {high} / {low} {ratio:.3f}, bound 1.1: {good}"
+            )
     return lines
 
 
@@ -156,7 +178,9 @@ def table(rows: list[Cell]) -> str:
     """Return the rows as Markdown."""
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(_show(row[c]) for c in columns) + " |" for row in rows)])
+    return "\n".join(
+        [*lines, *("| " + " | ".join(_show(row[c]) for c in columns) + " |" for row in rows)]
+    )
 
 
 def _show(value: float | None) -> str:
@@ -173,12 +197,23 @@ def draw(rows: list[Cell], path: Path) -> None:
     D, K = max(row["D"] for row in rows), max(row["K"] for row in rows)
     chosen = [row for row in rows if (row["D"], row["K"]) == (D, K)]
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for axes, unit, label in zip(panels, ("s", "MB"), ("forward + backward, s", "peak memory, MB"), strict=True):
+    for axes, unit, label in zip(
+        panels, ("s", "MB"), ("forward + backward, s", "peak memory, MB"), strict=True
+    ):
         for variant in VARIANTS:
-            points = [(row["V"], row[f"{variant} {unit}"]) for row in chosen if row[f"{variant} {unit}"] is not None]
+            points = [
+                (row["V"], row[f"{variant} {unit}"])
+                for row in chosen
+                if row[f"{variant} {unit}"] is not None
+            ]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", label=NAMES[variant])
-        axes.set(xlabel="vocabulary V", ylabel=label, yscale="log", title=f"T = {TOKENS}, D = {D}, K = {K}")
+        axes.set(
+            xlabel="vocabulary V",
+            ylabel=label,
+            yscale="log",
+            title=f"T = {TOKENS}, D = {D}, K = {K}",
+        )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=130)
@@ -189,15 +224,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, help="V")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="K, of the support")
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="D, of the hidden states")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="only these")
+    parser.add_argument(
+        "--widths", type=int, nargs="+", default=WIDTHS, help="D, of the hidden states"
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="only these"
+    )
     parser.add_argument("--tokens", type=int, default=TOKENS, help="T")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of a process; full heads take two at most")
-    parser.add_argument("--rounds", type=int, default=4, help="processes of the support head, in alternation")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="runs of a process; full heads take two at most"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=4, help="processes of the support head, in alternation"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weight and states")
-    parser.add_argument("--ids", choices=("text", "uniform"), default="text", help="how ids are spread over the table")
-    parser.add_argument("--out", type=Path, default=Path("runs/head"), help="folder of table and picture")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weight and states"
+    )
+    parser.add_argument(
+        "--ids",
+        choices=("text", "uniform"),
+        default="text",
+        help="how ids are spread over the table",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/head"), help="folder of table and picture"
+    )
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:

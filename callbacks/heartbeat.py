@@ -63,7 +63,9 @@ def describe(beats: Sequence[Beat | None], patience: float) -> str:
     text = "; ".join(parts[:8]) + (f"; and {len(parts) - 8} more" if len(parts) > 8 else "")
     if not waiting:
         return text
-    shown = ", ".join(f"rank {rank} ({there[rank].phase}, {there[rank].seconds:.0f} s)" for rank in waiting[:4])
+    shown = ", ".join(
+        f"rank {rank} ({there[rank].phase}, {there[rank].seconds:.0f} s)" for rank in waiting[:4]
+    )
     more = f" and {len(waiting) - 4} more" if len(waiting) > 4 else ""
     return f"{text}; waiting for {'it' if len(parts) == 1 else 'them'}: {shown}{more}"
 
@@ -88,12 +90,18 @@ class Heartbeat(RolloutCallback):
         every: seconds between two beats.
     """
 
-    def __init__(self, warn_after: float = 120.0, abort_after: float | None = 1500.0, every: float = 5.0) -> None:
+    def __init__(
+        self, warn_after: float = 120.0, abort_after: float | None = 1500.0, every: float = 5.0
+    ) -> None:
         positive("Heartbeat", warn_after=warn_after, abort_after=abort_after, every=every)
         if warn_after < every:
-            raise UserError(f"`Heartbeat` needs 0 < every <= warn_after, got {every} and {warn_after}")
+            raise UserError(
+                f"`Heartbeat` needs 0 < every <= warn_after, got {every} and {warn_after}"
+            )
         if abort_after is not None and abort_after < warn_after:
-            raise UserError(f"`Heartbeat.abort_after` ({abort_after}) must not be below `warn_after` ({warn_after})")
+            raise UserError(
+                f"`Heartbeat.abort_after` ({abort_after}) must not be below `warn_after` ({warn_after})"
+            )
         self.warn_after, self.abort_after, self.every = warn_after, abort_after, every
         self._own = (0, "set-up")
         self._moved = time.monotonic()
@@ -127,26 +135,42 @@ class Heartbeat(RolloutCallback):
     ) -> None:
         self._enter("forward")
 
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Any) -> None:
+    def on_before_backward(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Any
+    ) -> None:
         self._enter("backward")
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
+    ) -> None:
         self._enter("optimizer step")
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self._enter("between two micro-batches")
 
     def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._enter("validation")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._enter("after validation")
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._enter("saving a checkpoint")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -164,14 +188,18 @@ class Heartbeat(RolloutCallback):
             self._store = dist.PrefixStore("heartbeat", own)
         self._enter("set-up")
         self._stop = threading.Event()
-        threading.Thread(target=self._watch, args=(self._stop,), daemon=True, name="heartbeat").start()
+        threading.Thread(
+            target=self._watch, args=(self._stop,), daemon=True, name="heartbeat"
+        ).start()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._stop is not None:
             self._stop.set()
             self._stop = None
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         self._enter(f"stopping after {type(exception).__name__}")
 
     def _watch(self, stop: threading.Event) -> None:
@@ -182,11 +210,15 @@ class Heartbeat(RolloutCallback):
             if own.seconds < self.warn_after:
                 told = 0.0
                 continue
-            give_up = self._world > 1 and self.abort_after is not None and own.seconds >= self.abort_after
+            give_up = (
+                self._world > 1 and self.abort_after is not None and own.seconds >= self.abort_after
+            )
             if (give_up or own.seconds >= told + self.warn_after) and self._speaks(beats):
                 told = own.seconds
                 ending = "; giving up" if give_up else ""
-                self._say(f"no progress for {own.seconds:.0f} s: {describe(beats, self._patience)}{ending}")
+                self._say(
+                    f"no progress for {own.seconds:.0f} s: {describe(beats, self._patience)}{ending}"
+                )
             if give_up:
                 self._leave(beats)
 
@@ -204,7 +236,9 @@ class Heartbeat(RolloutCallback):
             self._store.set(str(self._rank), json.dumps(asdict(own) | {"at": time.time()}))
             keys = [str(rank) for rank in range(self._world)]
             found = [rank for rank in range(self._world) if self._store.check([keys[rank]])]
-            said = dict(zip(found, self._store.multi_get([keys[rank] for rank in found]), strict=True))
+            said = dict(
+                zip(found, self._store.multi_get([keys[rank] for rank in found]), strict=True)
+            )
         except RuntimeError:  # with the store its host is gone: the others' last words stand
             said = {}
         now = time.monotonic()

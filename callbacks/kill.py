@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
@@ -11,8 +12,9 @@ from typing import IO, Any, Literal, get_args
 import lightning as L
 
 from lightning_mpo.checks import at_least, one_of
+from lightning_mpo.errors import UserError
 from lightning_mpo.modules.hooks import RolloutCallback
-from lightning_mpo.modules.saving import AtomicCheckpointIO, save_whole
+from lightning_mpo.resume.saving import AtomicCheckpointIO, save_whole
 from lightning_mpo.storage import PART, Disk
 
 Phase = Literal["rollout", "micro-batch", "update", "validation", "write", "rename", "saved"]
@@ -39,6 +41,20 @@ class KillAt(RolloutCallback):
         self.left = count
         self._mine = True
 
+    @classmethod
+    def from_text(cls, text: str) -> KillAt:
+        """Return the callback for `PHASE:N`, the form of `--kill`.
+
+        Raises:
+            UserError: the phase is unknown, or N is not a number from 1 on.
+        """
+        phase, _, count = text.partition(":")
+        if phase not in PHASES or not re.fullmatch(r"0*[1-9][0-9]{0,11}", count):
+            raise UserError(
+                f"`--kill` must be one of {', '.join(PHASES)} and a number, such as update:4, got {text!r}"
+            )
+        return cls(phase, int(count))
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._mine = trainer.global_rank == self.rank
         if self.phase in ("write", "rename", "saved"):
@@ -61,7 +77,12 @@ class KillAt(RolloutCallback):
         self.event("rollout")
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self.event("micro-batch" if trainer.fit_loop._should_accumulate() else "update")
 

@@ -35,7 +35,9 @@ class KLTracking(RolloutCallback):
             pl_module.keep_reference = True
             pl_module.reference_every = 1 if pl_module.objective.kl is not None else self.every
 
-    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+    def on_rollout_end(
+        self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
+    ) -> None:
         values = divergence_from_reference(event.experience)
         if values is None:
             return
@@ -47,7 +49,9 @@ class KLTracking(RolloutCallback):
             self._stop(trainer, mean)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.stop_above is not None and self._seen > self.stop_above:  # the run was killed behind its last save
+        if (
+            self.stop_above is not None and self._seen > self.stop_above
+        ):  # the run was killed behind its last save
             self._stop(trainer, self._seen)
 
     def _stop(self, trainer: L.Trainer, mean: float) -> None:

@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_mpo.checks import at_least
+from lightning_mpo.memory.footprint import Footprint, footprint
+from lightning_mpo.memory.resident import PhasePeaks, resident_bytes
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.policies.footprint import Footprint, footprint
 from lightning_mpo.policies.quantization import check_moved, fingerprints
-from lightning_mpo.resident import PhasePeaks, resident_bytes
 from lightning_mpo.rollout.events import RolloutEvent
 
 PHASES = ("load", "rollout", "score", "forward", "backward", "optimiser")
@@ -65,7 +65,9 @@ class MemoryAccounting(RolloutCallback):
             self._checksums = fingerprints(pl_module.policy)
             rank_zero_info(f"memory     {self.footprint.describe()}")
 
-    def on_rollout_start(self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int) -> None:
+    def on_rollout_start(
+        self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int
+    ) -> None:
         self.watch.enter("rollout")
 
     def on_rollout_tokens(self, tokens: int, running: int) -> None:
@@ -75,7 +77,9 @@ class MemoryAccounting(RolloutCallback):
     def on_rollout_sampled(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
         self.watch.enter("score")
 
-    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+    def on_rollout_end(
+        self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
+    ) -> None:
         self.watch.enter(None)
         self._log(module)
         if self.canary_every and event.counter and event.counter % self.canary_every == 0:
@@ -86,7 +90,9 @@ class MemoryAccounting(RolloutCallback):
     ) -> None:
         self.watch.enter("forward")
 
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+    def on_before_backward(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor
+    ) -> None:
         self.watch.enter("backward")
 
     def on_before_optimizer_step(
@@ -97,14 +103,23 @@ class MemoryAccounting(RolloutCallback):
         self.held["gradients"] = sum(grad.numel() * grad.element_size() for grad in grads)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self.watch.enter(None)
         if isinstance(pl_module, PolicyOptimization) and batch.get("last_of_update"):
-            self.held["optimiser"] = sum(_state_bytes(optimizer) for optimizer in trainer.optimizers)
+            self.held["optimiser"] = sum(
+                _state_bytes(optimizer) for optimizer in trainer.optimizers
+            )
             self._log(pl_module)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         self.watch.stop()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -127,14 +142,26 @@ class MemoryAccounting(RolloutCallback):
         metrics = {f"memory/{phase}_mib": size / MIB for phase, size in peaks.items()}
         metrics["memory/peak_mib"] = max(peaks.values()) / MIB
         if self.watch.cuda:
-            metrics |= {f"memory/{phase}_reserved_mib": peak.reserved / MIB for phase, peak in self.watch.peaks.items()}
-            metrics["memory/resident_mib"] = max(peak.resident for peak in self.watch.peaks.values()) / MIB
+            metrics |= {
+                f"memory/{phase}_reserved_mib": peak.reserved / MIB
+                for phase, peak in self.watch.peaks.items()
+            }
+            metrics["memory/resident_mib"] = (
+                max(peak.resident for peak in self.watch.peaks.values()) / MIB
+            )
         else:
-            metrics |= {f"memory/{phase}_in_use_mib": peak.in_use / MIB for phase, peak in self.watch.peaks.items()}
+            metrics |= {
+                f"memory/{phase}_in_use_mib": peak.in_use / MIB
+                for phase, peak in self.watch.peaks.items()
+            }
         if self.footprint is not None:
             metrics["memory/weights_mib"] = self.footprint.policy_and_reference / MIB
-            metrics["memory/of_bf16_pair"] = self.footprint.policy_and_reference / self.footprint.bf16_pair
-            metrics["memory/of_own_pair"] = self.footprint.policy_and_reference / self.footprint.with_copy
+            metrics["memory/of_bf16_pair"] = (
+                self.footprint.policy_and_reference / self.footprint.bf16_pair
+            )
+            metrics["memory/of_own_pair"] = (
+                self.footprint.policy_and_reference / self.footprint.with_copy
+            )
         module.log_with_update(metrics, progress_bar=("memory/peak_mib",))
 
     @rank_zero_only
@@ -154,17 +181,26 @@ class MemoryAccounting(RolloutCallback):
         (folder / "memory.json").write_text(json.dumps(summary, indent=1) + "\n")
         cuda = self.watch.cuda
         used = {phase: peak.allocated if cuda else peak.in_use for phase, peak in peaks.items()}
-        kept = {phase: (peak.reserved if cuda else peak.resident) - used[phase] for phase, peak in peaks.items()}
+        kept = {
+            phase: (peak.reserved if cuda else peak.resident) - used[phase]
+            for phase, peak in peaks.items()
+        }
         draw_memory(used, kept, self.baseline, self.footprint, self.held, folder / "memory.png")
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     values = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+    return sum(
+        value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor)
+    )
 
 
 def parts_of(
-    peaks: dict[str, int], kept: dict[str, int], baseline: int, weights: Footprint, held: dict[str, int]
+    peaks: dict[str, int],
+    kept: dict[str, int],
+    baseline: int,
+    weights: Footprint,
+    held: dict[str, int],
 ) -> dict[str, list[int]]:
     """Split the peak of each phase into what is known to be held and the rest, in bytes.
 
@@ -217,16 +253,27 @@ def draw_memory(
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(11, 4.5), layout="constrained", width_ratios=(3, 2), gridspec_kw={"wspace": 0.05}
+        1,
+        2,
+        figsize=(11, 4.5),
+        layout="constrained",
+        width_ratios=(3, 2),
+        gridspec_kw={"wspace": 0.05},
     )
     foot = [0.0] * len(peaks)
     for name, sizes in parts_of(peaks, kept, baseline, weights, held).items():
         heights = [size / MIB for size in sizes]
-        look = {"color": "none", "edgecolor": "tab:gray", "hatch": "//"} if name.startswith("kept") else {}
+        look = (
+            {"color": "none", "edgecolor": "tab:gray", "hatch": "//"}
+            if name.startswith("kept")
+            else {}
+        )
         left.bar(list(peaks), heights, bottom=foot, label=name, **look)
         foot = [low + height for low, height in zip(foot, heights, strict=True)]
     for index, (size, top) in enumerate(zip(peaks.values(), foot, strict=True)):
-        left.annotate(f"{size / MIB:.0f} in use", (index, top), ha="center", va="bottom", fontsize=8)
+        left.annotate(
+            f"{size / MIB:.0f} in use", (index, top), ha="center", va="bottom", fontsize=8
+        )
     left.set(ylabel="MiB", title="peak of each phase")
     left.margins(y=0.12)
     left.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
@@ -241,7 +288,13 @@ def draw_memory(
         right.bar(list(bars), heights, bottom=foot, label=name)
         foot = [low + height for low, height in zip(foot, heights, strict=True)]
     for index, total in enumerate(foot):
-        right.annotate(f"{total:.0f} ({total / foot[0]:.2f}x)", (index, total), ha="center", va="bottom", fontsize=8)
+        right.annotate(
+            f"{total:.0f} ({total / foot[0]:.2f}x)",
+            (index, total),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+        )
     right.set(ylabel="MiB", title="weights of policy and reference")
     right.margins(y=0.12)
     right.legend(fontsize=7)

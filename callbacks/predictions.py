@@ -37,7 +37,11 @@ class Predictions(BasePredictionWriter):
         except OSError as error:
             raise UserError(
                 f"predictions cannot be written to {path}: {error.strerror}; "
-                + ("name another file" if self.path else "set `trainer.default_root_dir` to another folder")
+                + (
+                    "name another file"
+                    if self.path
+                    else "set `trainer.default_root_dir` to another folder"
+                )
             ) from error
 
     def write_on_batch_end(
@@ -55,14 +59,24 @@ class Predictions(BasePredictionWriter):
             with self._path(trainer).open("ab", buffering=0) as file:
                 whole = all(file.write(line) == len(line) for line in lines)
         except OSError as error:
-            raise UserError(f"predictions cannot be written to {self._path(trainer)}: {error.strerror}") from error
+            raise UserError(
+                f"predictions cannot be written to {self._path(trainer)}: {error.strerror}"
+            ) from error
         if not whole:
-            raise UserError(f"predictions cannot be written to {self._path(trainer)}: the disk is full")
+            raise UserError(
+                f"predictions cannot be written to {self._path(trainer)}: the disk is full"
+            )
         self._count += len(prediction)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         print(f"predicted  {self._count} completions, in {self._path(trainer)}")
 
     def _path(self, trainer: L.Trainer) -> Path:
-        path = Path(self.path or Path(trainer.default_root_dir) / "completions" / "predictions.jsonl")
-        return path if trainer.world_size == 1 else path.with_stem(f"{path.stem}-{trainer.global_rank}")
+        path = Path(
+            self.path or Path(trainer.default_root_dir) / "completions" / "predictions.jsonl"
+        )
+        return (
+            path
+            if trainer.world_size == 1
+            else path.with_stem(f"{path.stem}-{trainer.global_rank}")
+        )

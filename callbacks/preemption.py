@@ -14,8 +14,8 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_mpo.callbacks.checkpoints import find_last, last_path
 from lightning_mpo.errors import UserError
+from lightning_mpo.resume.checkpoints import find_last, last_path
 from lightning_mpo.storage import read_checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -61,7 +61,12 @@ class Preemption(L.Callback):
         self._asked = max(self._asked, number)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if trainer.fit_loop._should_accumulate():
             return
@@ -69,7 +74,11 @@ class Preemption(L.Callback):
         if asked:
             path = last_path(trainer)
             trainer.save_checkpoint(path)
-            advice = "" if STAGE_CODE in os.environ else "; the same command goes on with `--ckpt_path last`"
+            advice = (
+                ""
+                if STAGE_CODE in os.environ
+                else "; the same command goes on with `--ckpt_path last`"
+            )
             rank_zero_info(
                 f"preempted  {signal.Signals(asked).name}: saved {path} at update {trainer.global_step}{advice}"
             )
@@ -87,7 +96,9 @@ class Preemption(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         self._restore()
         alone = trainer.is_global_zero and STAGE_CODE not in os.environ
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and alone:
@@ -123,11 +134,15 @@ def requeue() -> None:
     if job is None:
         return
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, check=False
+        )
         cause = done.stderr.strip() if done.returncode else ""
     except OSError as error:
         cause = str(error)
     if cause:
-        rank_zero_warn(f"`scontrol requeue {job}` failed ({cause}): submit the job again with `--ckpt_path last`")
+        rank_zero_warn(
+            f"`scontrol requeue {job}` failed ({cause}): submit the job again with `--ckpt_path last`"
+        )
     else:
         rank_zero_info(f"preempted  job {job} is in the queue again")

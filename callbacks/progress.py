@@ -30,7 +30,9 @@ class RolloutProgressBar(RichProgressBar, RolloutCallback):
         super().__init__(refresh_rate=refresh_rate, leave=leave)
         self._rollout_task: Any = None
 
-    def on_rollout_start(self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int) -> None:
+    def on_rollout_start(
+        self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int
+    ) -> None:
         if self.progress is not None:
             self._rollout_task = self.progress.add_task("  rollout", total=sequences, visible=True)
             self._sequences = sequences
@@ -41,11 +43,15 @@ class RolloutProgressBar(RichProgressBar, RolloutCallback):
             return
         self._tokens += tokens
         self.progress.update(
-            self._rollout_task, completed=self._sequences - running, description=f"  rollout {self._tokens} tokens"
+            self._rollout_task,
+            completed=self._sequences - running,
+            description=f"  rollout {self._tokens} tokens",
         )
         self.progress.refresh()
 
-    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+    def on_rollout_end(
+        self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
+    ) -> None:
         if self.progress is not None and self._rollout_task is not None:
             self.progress.remove_task(self._rollout_task)
             self._rollout_task = None
@@ -53,7 +59,9 @@ class RolloutProgressBar(RichProgressBar, RolloutCallback):
     def _get_train_description(self, current_epoch: int) -> str:
         """Count updates, or a warm-up's epochs, of which Lightning would show the bound as "-2"."""
         counts = (
-            "Updates" if isinstance(self.trainer.lightning_module, PolicyOptimization) else f"Epoch {current_epoch}"
+            "Updates"
+            if isinstance(self.trainer.lightning_module, PolicyOptimization)
+            else f"Epoch {current_epoch}"
         )
         return counts.ljust(10)  # as wide as "Validation", which takes turns with it
 

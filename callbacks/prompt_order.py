@@ -7,16 +7,18 @@ from pathlib import Path
 
 import lightning as L
 
-from lightning_mpo.modules.comparison import PROMPTS
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.resume.comparison import PROMPTS
 from lightning_mpo.rollout.events import RolloutEvent
 
 
 class PromptOrder(RolloutCallback):
     """Appends the prompts of each rollout to `prompts.jsonl` in the run folder; each process has a file of its own."""
 
-    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+    def on_rollout_end(
+        self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
+    ) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         rows = event.experience.rollout.rows

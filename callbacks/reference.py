@@ -50,14 +50,17 @@ class ReferenceUpdate(RolloutCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         if not isinstance(pl_module, PolicyOptimization) or not (
-            pl_module.keep_reference or any(isinstance(callback, KLTracking | Report) for callback in callbacks)
+            pl_module.keep_reference
+            or any(isinstance(callback, KLTracking | Report) for callback in callbacks)
         ):
             raise UserError(
                 "`ReferenceUpdate` moves a reference, and nothing here asks for one: give `objective.kl`, `KLTracking` or "
                 "`Report`, or leave `ReferenceUpdate` out"
             )
         if not isinstance(pl_module.policy, CausalPolicy):
-            raise UserError(f"`ReferenceUpdate` needs a `CausalPolicy`, got {type(pl_module.policy).__name__}")
+            raise UserError(
+                f"`ReferenceUpdate` needs a `CausalPolicy`, got {type(pl_module.policy).__name__}"
+            )
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError(
                 "`ReferenceUpdate` mixes whole weights, and FSDP2 keeps them in shards; use `trainer.strategy: ddp` "
@@ -65,7 +68,9 @@ class ReferenceUpdate(RolloutCallback):
             )
         self._policy = pl_module.policy
 
-    def on_rollout_start(self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int) -> None:
+    def on_rollout_start(
+        self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int
+    ) -> None:
         counter = module.source.counter
         if counter > self._counter and counter % self.every == 0:
             self._need_policy().mix_reference(self.mixup)
@@ -74,7 +79,9 @@ class ReferenceUpdate(RolloutCallback):
     def state_dict(self) -> dict[str, Any]:
         if not self._counter:
             return {}
-        reference = {name: weight.cpu() for name, weight in self._need_policy().reference_state().items()}
+        reference = {
+            name: weight.cpu() for name, weight in self._need_policy().reference_state().items()
+        }
         return {"counter": self._counter, "reference": reference}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -12,18 +12,18 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_mpo.callbacks.rollout import Rollout
+from lightning_mpo.callbacks.rollout import RolloutLoop
 from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress, tell_phase
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.rollout.base import SamplingRequest
+from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings, readable
 from lightning_mpo.rollout.events import RolloutEvent
+from lightning_mpo.sampling.base import SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
-from lightning_mpo.supports import FullVocabulary
-from lightning_mpo.types import Rollout as RolloutData
+from lightning_mpo.types import Rollout
 
 
 class Report(RolloutCallback):
@@ -41,7 +41,11 @@ class Report(RolloutCallback):
     """
 
     def __init__(
-        self, problems: int = 200, completions: int = 8, initial: str = "initial", batch_size: int = 512
+        self,
+        problems: int = 200,
+        completions: int = 8,
+        initial: str = "initial",
+        batch_size: int = 512,
     ) -> None:
         at_least("Report", 1, problems=problems, completions=completions, batch_size=batch_size)
         if batch_size < completions:
@@ -68,7 +72,9 @@ class Report(RolloutCallback):
             self._evaluate(trainer, pl_module, self.initial)
         self._started = time.perf_counter()
 
-    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+    def on_rollout_end(
+        self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
+    ) -> None:
         rollout = event.experience.rollout
         self.curve.append(
             {
@@ -80,7 +86,12 @@ class Report(RolloutCallback):
         )
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if batch.get("last_of_update"):
             self._clipped[0] += float(trainer.callback_metrics.get("ratio/clip_fraction", 0.0))
@@ -94,7 +105,9 @@ class Report(RolloutCallback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, PolicyOptimization):
             return
-        self.seconds["training"] = self.seconds.get("training", 0.0) + time.perf_counter() - self._started
+        self.seconds["training"] = (
+            self.seconds.get("training", 0.0) + time.perf_counter() - self._started
+        )
         self._evaluate(trainer, pl_module, "final")
         self.stages["final"]["clip_fraction"] = self._clipped[0] / max(self._clipped[1], 1)
         self._write(trainer)
@@ -113,12 +126,19 @@ class Report(RolloutCallback):
         self.seconds[f"evaluation_{stage}"] = time.perf_counter() - started
 
     def _decode(
-        self, trainer: L.Trainer, module: PolicyOptimization, stage: str, prefix: str, decoding: Decoding
+        self,
+        trainer: L.Trainer,
+        module: PolicyOptimization,
+        stage: str,
+        prefix: str,
+        decoding: Decoding,
     ) -> dict[str, Any]:
         data, source = trainer.datamodule, _rollout_of(trainer)  # type: ignore[attr-defined]
         rows = data.splits.validation[: self.problems]
         size = max(1, self.batch_size // decoding.completions)
-        tally = Tally((1,) if decoding.completions == 1 else (1, decoding.completions), module.device)
+        tally = Tally(
+            (1,) if decoding.completions == 1 else (1, decoding.completions), module.device
+        )
         divergence, tokens, kept = 0.0, 0, []
         for start in range(0, len(rows), size):
             tell_phase(trainer, "evaluation")
@@ -128,7 +148,9 @@ class Report(RolloutCallback):
                     module.policy,
                     data.encode(rows[start : start + size]),
                     decoding.completions,
-                    SamplingRequest(decoding.support, module.temperature, source.max_new_tokens, decoding.greedy),
+                    SamplingRequest(
+                        decoding.support, module.temperature, source.max_new_tokens, decoding.greedy
+                    ),
                     generator=draws,
                     progress=evaluation_progress(trainer),
                 )
@@ -157,11 +179,13 @@ class Report(RolloutCallback):
         return result
 
     @staticmethod
-    def _divergence(module: PolicyOptimization, rollout: RolloutData) -> tuple[float, int]:
+    def _divergence(module: PolicyOptimization, rollout: Rollout) -> tuple[float, int]:
         """Return the summed k3 divergence from the reference, in nats, over the tokens of a rollout."""
         reference_BT = module.score(rollout, reference=True).logprobs_BT
         divergence_BT = k3(module.score(rollout).logprobs_BT, reference_BT)
-        return divergence_BT[rollout.response_mask_BT].sum().item(), int(rollout.response_mask_BT.sum())
+        return divergence_BT[rollout.response_mask_BT].sum().item(), int(
+            rollout.response_mask_BT.sum()
+        )
 
     # --- results --------------------------------------------------------------------------------------------------
 
@@ -182,10 +206,17 @@ class Report(RolloutCallback):
             "curve": self.curve,
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        draw_learning_curve(self.curve, self.stages, folder / "learning_curve.png", updates=trainer.global_step)
+        draw_learning_curve(
+            self.curve, self.stages, folder / "learning_curve.png", updates=trainer.global_step
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"stages": self.stages, "curve": self.curve, "seconds": self.seconds, "clipped": self._clipped}
+        return {
+            "stages": self.stages,
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "clipped": self._clipped,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.stages, self.curve = state_dict["stages"], state_dict["curve"]
@@ -196,14 +227,14 @@ def _folder(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
-def _rollout_of(trainer: L.Trainer) -> Rollout:
+def _rollout_of(trainer: L.Trainer) -> RolloutLoop:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Rollout):
+        if isinstance(callback, RolloutLoop):
             return callback
-    raise UserError("`Report` needs the `Rollout` callback, whose sampler and rewards it uses")
+    raise UserError("`Report` needs the `RolloutLoop` callback, whose sampler and rewards it uses")
 
 
-def _records(rollout: RolloutData, rewards: list[float], completions: int) -> list[dict[str, Any]]:
+def _records(rollout: Rollout, rewards: list[float], completions: int) -> list[dict[str, Any]]:
     rows = range(0, len(rewards), completions)
     return [
         {"prompt": rollout.rows[i].prompt, "completion": rollout.texts[i], "target": rollout.rows[i].target,
@@ -221,8 +252,12 @@ def _print_table(stages: dict[str, dict[str, Any]], problems: int) -> None:
     from rich import get_console
     from rich.table import Table
 
-    table = Table("", *stages, title=f"{problems} held-out problems, 95 % intervals", title_justify="left")
-    names = {name: None for stage in stages.values() for name in stage if not name.endswith("interval")}
+    table = Table(
+        "", *stages, title=f"{problems} held-out problems, 95 % intervals", title_justify="left"
+    )
+    names = {
+        name: None for stage in stages.values() for name in stage if not name.endswith("interval")
+    }
     for name in names:
         cells = []
         for stage in stages.values():
@@ -242,7 +277,10 @@ def _print_table(stages: dict[str, dict[str, Any]], problems: int) -> None:
 
 
 def draw_learning_curve(
-    curve: list[dict[str, float]], stages: dict[str, dict[str, Any]], path: Path, updates: int | None = None
+    curve: list[dict[str, float]],
+    stages: dict[str, dict[str, Any]],
+    path: Path,
+    updates: int | None = None,
 ) -> None:
     """Plot training and held-out accuracy over updates, with the evaluated stages and their intervals.
 
@@ -263,7 +301,12 @@ def draw_learning_curve(
     validation = [point for point in curve if "validation" in point]
     last = max([updates or 0, *(point["step"] for point in curve)])
     seen = [p["accuracy"] for p in rollouts] + [p["validation"] for p in validation]
-    seen += [stage[name] for stage in stages.values() for name in ("pass_at_1", "greedy_accuracy") if name in stage]
+    seen += [
+        stage[name]
+        for stage in stages.values()
+        for name in ("pass_at_1", "greedy_accuracy")
+        if name in stage
+    ]
     top = min(1.02, 1.4 * max([*seen, 0.02]))
     axes.plot([p["step"] for p in rollouts], [p["accuracy"] for p in rollouts], "." if len(rollouts) == 1 else "-",
               color="tab:gray", lw=1, label="training rollouts (sampled with the training support)")  # fmt: skip
@@ -278,7 +321,11 @@ def draw_learning_curve(
         axes.errorbar(step, value, yerr=[[value - low], [high - value]], fmt="D", capsize=4, color="tab:red",
                       label="held-out pass@1, 95 % interval" if index == 0 else None)  # fmt: skip
         axes.plot(
-            step, stage["greedy_accuracy"], "^", color="tab:green", label="held-out greedy" if index == 0 else None
+            step,
+            stage["greedy_accuracy"],
+            "^",
+            color="tab:green",
+            label="held-out greedy" if index == 0 else None,
         )
         axes.annotate(f"{name} {value:.2f}", (step, value), xytext=(6 if index == 0 else -6, 8 if value < top / 4 else -14),
                       textcoords="offset points", ha="left" if index == 0 else "right",

@@ -11,20 +11,22 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_mpo.callbacks.checkpoints import check_content, folders, run_identity
-from lightning_mpo.callbacks.metrics_csv import MetricsCSV
-from lightning_mpo.modules.configured import check_kinds, configuration_wins, configured
-from lightning_mpo.modules.entries import SAVED, check_metrics, check_weights, describe_state
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.random_state import random_state, restore_random_state
-from lightning_mpo.modules.restoring import restore_in_one_line, restoring
-from lightning_mpo.modules.resume import gather_ranks, place
-from lightning_mpo.modules.run_options import changed_callbacks, differences, run_options, shown
-from lightning_mpo.modules.saving import check_folders, save_whole
+from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
+from lightning_mpo.resume.changed_options import check_kinds, configuration_wins, configured
+from lightning_mpo.resume.checkpoints import check_content, folders, run_identity
+from lightning_mpo.resume.entries import SAVED, check_metrics, check_weights, describe_state
+from lightning_mpo.resume.metrics_csv import MetricsCSV
+from lightning_mpo.resume.random_state import random_state, restore_random_state
+from lightning_mpo.resume.restoring import restore_in_one_line, restoring
+from lightning_mpo.resume.run_options import changed_callbacks, differences, run_options, shown
+from lightning_mpo.resume.saving import check_folders, save_whole
 
 KEPT: dict[str, type] = {
-    **dict.fromkeys(("identity", "configured", "options", "metrics", "saved", "repeated", "row"), dict),
+    **dict.fromkeys(
+        ("identity", "configured", "options", "metrics", "saved", "repeated", "row"), dict
+    ),
     **dict.fromkeys(("ranks", "rows", "callbacks", "moments"), list),
     **dict.fromkeys(("within_update", "validate"), bool),
     "epoch": int,
@@ -107,12 +109,18 @@ class ExactResume(RolloutCallback):
         }
         loop = trainer.fit_loop.epoch_loop
         state["within_update"] = loop._should_accumulate()
-        if not loop.batch_progress.is_last_batch:  # what was logged is repeated until the epoch ends
+        if (
+            not loop.batch_progress.is_last_batch
+        ):  # what was logged is repeated until the epoch ends
             state["repeated"] = self._repeated | _plain(loop._results.metrics(on_step=True)["log"])
         batches: Any = loop.batch_progress.current
-        if batches.completed < batches.processed and trainer.global_step != self._settled:  # in `on_train_batch_end`
+        if (
+            batches.completed < batches.processed and trainer.global_step != self._settled
+        ):  # in `on_train_batch_end`
             if trainer._logger_connector.should_update_logs:
-                state["row"] = {"epoch": trainer.current_epoch} | _plain(trainer._logger_connector.metrics["log"])
+                state["row"] = {"epoch": trainer.current_epoch} | _plain(
+                    trainer._logger_connector.metrics["log"]
+                )
             state["epoch"], fetcher = trainer.current_epoch, trainer.fit_loop._data_fetcher
             assert fetcher is not None
             state["validate"] = trainer.enable_validation and loop._should_check_val_fx(fetcher)
@@ -130,7 +138,9 @@ class ExactResume(RolloutCallback):
             raise ValueError(f"`{empty[0]}` of ExactResume is empty")
         self._loaded = state_dict
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Let a run that was killed behind its last update come to its end, which Lightning skips."""
         limit, step = trainer.fit_loop.max_steps, checkpoint["global_step"]
         if trainer.state.fn == "fit" and 0 <= limit <= step:
@@ -159,7 +169,7 @@ class ExactResume(RolloutCallback):
         self._say_what_changed(trainer, loaded)
         self._rewind(trainer, loaded["rows"])
         self._remember_saves(trainer, loaded["saved"])
-        ranks, (rank, world) = loaded["ranks"], place()
+        ranks, (rank, world) = loaded["ranks"], rank_and_world_size()
         if len(ranks) == world:
             restore_random_state(ranks[rank]["random"])
         trainer._logger_connector._callback_metrics.update(loaded["metrics"])
@@ -173,7 +183,9 @@ class ExactResume(RolloutCallback):
         for line in changed_callbacks(loaded["callbacks"], trainer):
             rank_zero_info(f"resume     {line}")
         if loaded["within_update"]:
-            rank_zero_warn("the checkpoint was saved in the middle of an update, whose gradients are lost: not exact")
+            rank_zero_warn(
+                "the checkpoint was saved in the middle of an update, whose gradients are lost: not exact"
+            )
 
     @staticmethod
     def _remember_saves(trainer: L.Trainer, saved: dict[str, dict[str, Any]]) -> None:
@@ -190,12 +202,17 @@ class ExactResume(RolloutCallback):
         for logger, count in zip(_csv_loggers(trainer), rows, strict=False):
             kept = logger.experiment.rewind(count)
             if kept < count:
-                rank_zero_info(f"resume     {logger.experiment.path} holds {kept} of the {count} rows logged before")
+                rank_zero_info(
+                    f"resume     {logger.experiment.path} holds {kept} of the {count} rows logged before"
+                )
 
     @staticmethod
     def _validate(trainer: L.Trainer, epoch: int) -> None:
         """Run the validation that was due, in its own epoch; Lightning 2.6.6 counts it as done."""
-        loop, progress = trainer.fit_loop.epoch_loop.val_loop, trainer.fit_loop.epoch_progress.current
+        loop, progress = (
+            trainer.fit_loop.epoch_loop.val_loop,
+            trainer.fit_loop.epoch_progress.current,
+        )
         trainer.validating = True
         loop.restarting = False
         now, progress.completed = progress.completed, epoch
@@ -203,7 +220,9 @@ class ExactResume(RolloutCallback):
         progress.completed = now
         trainer.training = True
 
-    def on_rollout_start(self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int) -> None:
+    def on_rollout_start(
+        self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int
+    ) -> None:
         self._restore()
 
     def on_train_batch_start(
@@ -215,24 +234,36 @@ class ExactResume(RolloutCallback):
         self._repeated = {}
 
     def _restore(self) -> None:
-        """Put the generators where they were; `Rollout` may sample before this callback's own turn."""
+        """Put the generators where they were; `RolloutLoop` may sample before this callback's own turn."""
         if self._random is not None:
             restore_random_state(self._random)
             self._random = None
 
 
 def _model_checkpoints(trainer: L.Trainer) -> list[ModelCheckpoint]:
-    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return [
+        callback
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint)
+    ]
 
 
-def _save_marked(callback: ModelCheckpoint, save: Callable[..., None], trainer: L.Trainer, filepath: str) -> None:
+def _save_marked(
+    callback: ModelCheckpoint, save: Callable[..., None], trainer: L.Trainer, filepath: str
+) -> None:
     """Save with the mark that this step is saved, which Lightning sets behind the save: a resumed run needs it."""
-    callback._last_global_step_saved, callback._last_checkpoint_saved = trainer.global_step, filepath
+    callback._last_global_step_saved, callback._last_checkpoint_saved = (
+        trainer.global_step,
+        filepath,
+    )
     save(trainer, filepath)
 
 
 def _save_end(
-    callback: ModelCheckpoint, hook: Callable[..., None], trainer: L.Trainer, pl_module: L.LightningModule
+    callback: ModelCheckpoint,
+    hook: Callable[..., None],
+    trainer: L.Trainer,
+    pl_module: L.LightningModule,
 ) -> None:
     """Save the end of a run as `last`; Lightning leaves there what the last validation saved, if there was one."""
     hook(trainer, pl_module)
@@ -258,8 +289,15 @@ def _behind_updates(hook: Callable[..., None]) -> Callable[..., None]:
 
 def _csv_loggers(trainer: L.Trainer) -> list[MetricsCSV]:
     """Return the CSV loggers of rank 0; other ranks log nothing."""
-    return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)] if trainer.is_global_zero else []
+    return (
+        [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
+        if trainer.is_global_zero
+        else []
+    )
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.detach().cpu() if hasattr(value, "detach") else value for name, value in metrics.items()}
+    return {
+        name: value.detach().cpu() if hasattr(value, "detach") else value
+        for name, value in metrics.items()
+    }

@@ -16,31 +16,33 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_mpo.checks import at_least, positive, seeds
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules.entries import is_count
 from lightning_mpo.modules.evaluation import RolloutEvaluation
 from lightning_mpo.modules.hooks import listeners, tell_phase
 from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.resume import check_state, gather_ranks, place, plain_state
+from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
+from lightning_mpo.resume.entries import is_count
 from lightning_mpo.rewards.functions import RewardLike, as_rewards
 from lightning_mpo.rewards.process import RewardCaller
-from lightning_mpo.rollout.base import Sampler
 from lightning_mpo.rollout.collect import Collector
 from lightning_mpo.rollout.dynamic import DynamicSampling
 from lightning_mpo.rollout.events import Listener
-from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.ranks import Ranks
-from lightning_mpo.rollout.replay import PrefixReplay
 from lightning_mpo.rollout.schedule import Schedule
+from lightning_mpo.rollout.state import check_state, plain_state
+from lightning_mpo.sampling.base import Sampler
+from lightning_mpo.sampling.local import LocalSampler
+from lightning_mpo.sampling.replay import PrefixReplay
 from lightning_mpo.scores import Denominators
-from lightning_mpo.types import Experience, take_rows, to_device
-from lightning_mpo.types import Rollout as RolloutData
+from lightning_mpo.types import Experience, Rollout, take_rows, to_device
 
 
 class TrainerRanks(Ranks):
     """The processes of a trainer; each sum also says on how many of them rewards have failed, and ends all together."""
 
-    def __init__(self, trainer: L.Trainer, module: PolicyOptimization, source: RolloutEvaluation) -> None:
+    def __init__(
+        self, trainer: L.Trainer, module: PolicyOptimization, source: RolloutEvaluation
+    ) -> None:
         self.rank, self.size = trainer.global_rank, trainer.world_size
         self._module, self._source = module, source
 
@@ -77,7 +79,7 @@ class TrainerListener(Listener):
         rank_zero_warn(line)
 
 
-class Rollout(RolloutEvaluation):
+class RolloutLoop(RolloutEvaluation):
     """Samples completions, scores them and spends the result in updates.
 
     Args:
@@ -122,8 +124,16 @@ class Rollout(RolloutEvaluation):
         reward_process: bool = False,
     ) -> None:
         super().__init__()
-        at_least("rollout", 1, prompts=prompts, completions=completions, max_new_tokens=max_new_tokens)
-        at_least("rollout", 1, minibatches=minibatches, epochs=epochs, validation_completions=validation_completions)
+        at_least(
+            "rollout", 1, prompts=prompts, completions=completions, max_new_tokens=max_new_tokens
+        )
+        at_least(
+            "rollout",
+            1,
+            minibatches=minibatches,
+            epochs=epochs,
+            validation_completions=validation_completions,
+        )
         seeds("rollout", seed=seed)
         positive("rollout", reward_seconds=reward_seconds)
         self.rewards = as_rewards(rewards)
@@ -159,9 +169,13 @@ class Rollout(RolloutEvaluation):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PromptDataModule):
-            raise UserError("`data` must be a `PromptDataModule`, which serves prompts to the rollout")
+            raise UserError(
+                "`data` must be a `PromptDataModule`, which serves prompts to the rollout"
+            )
         if not self.rewards and (stage != "predict" or data.judged):
-            raise UserError("`rollout.rewards` is empty: name at least one reward, such as `MathAnswer`")
+            raise UserError(
+                "`rollout.rewards` is empty: name at least one reward, such as `MathAnswer`"
+            )
         if self.dynamic is not None:
             self.dynamic.check(self.rewards, self.completions)
         pl_module.objective.advantage.check(self.completions)
@@ -188,11 +202,15 @@ class Rollout(RolloutEvaluation):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.caller.close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         self.caller.close()
 
     def _setup_fit(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if any(
+            isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks
+        ):  # type: ignore[attr-defined]
             raise UserError(
                 "`GradientAccumulationScheduler` changes the number of micro-batches, which is fixed within a rollout; "
                 "set `trainer.accumulate_grad_batches` instead"
@@ -201,7 +219,9 @@ class Rollout(RolloutEvaluation):
         quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         if quick:
             trainer.accumulate_grad_batches = 1
-            for callback in trainer.checkpoint_callbacks:  # Lightning 2.6.6 writes last.ckpt nevertheless
+            for (
+                callback
+            ) in trainer.checkpoint_callbacks:  # Lightning 2.6.6 writes last.ckpt nevertheless
                 callback.save_last = False  # type: ignore[attr-defined]
         self.schedule = Schedule(
             self.prompts,
@@ -220,8 +240,12 @@ class Rollout(RolloutEvaluation):
         fit_limits(trainer, self.schedule)
         self._data = trainer.datamodule  # type: ignore[attr-defined]
         rank_zero_info(f"rollout    {self.schedule.describe()}")
-        axes = [axis for axis in module.objective.describe().split(" | ") if not axis.endswith(" none")]
-        rank_zero_info(fill(" | ".join(axes), 80, initial_indent="objective  ", subsequent_indent=" " * 11))
+        axes = [
+            axis for axis in module.objective.describe().split(" | ") if not axis.endswith(" none")
+        ]
+        rank_zero_info(
+            fill(" | ".join(axes), 80, initial_indent="objective  ", subsequent_indent=" " * 11)
+        )
 
     @property
     def slots_per_epoch(self) -> int:
@@ -263,9 +287,13 @@ class Rollout(RolloutEvaluation):
 
     def _collect(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
         """Roll out, tell the other callbacks, and log what came of it."""
-        module.zero_grad(set_to_none=True)  # gradients of the last update are otherwise alive during the rollout
+        module.zero_grad(
+            set_to_none=True
+        )  # gradients of the last update are otherwise alive during the rollout
         for callback in listeners(trainer):
-            callback.on_rollout_start(trainer, module, self._need_schedule().rows, self.max_new_tokens)
+            callback.on_rollout_start(
+                trainer, module, self._need_schedule().rows, self.max_new_tokens
+            )
         collector = self.collector(trainer, module)
         due = bool(module.reference_every) and self.counter % module.reference_every == 0
         collected = collector.collect(self.counter, reference=due)
@@ -309,28 +337,36 @@ class Rollout(RolloutEvaluation):
         if self._experience is not None:
             state["experience"] = plain_state(self._experience)
             state["plan"] = self._plan
-            state["denominators"] = [(part.actions, part.tokens, part.credited) for part in self._denominators]
+            state["denominators"] = [
+                (part.actions, part.tokens, part.credited) for part in self._denominators
+            ]
         return {"ranks": gather_ranks(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        ranks, (rank, world) = state_dict["ranks"], place()
+        ranks, (rank, world) = state_dict["ranks"], rank_and_world_size()
         if len(ranks) != world:
-            raise UserError(f"the checkpoint was saved by {len(ranks)} processes and cannot be resumed by {world}")
+            raise UserError(
+                f"the checkpoint was saved by {len(ranks)} processes and cannot be resumed by {world}"
+            )
         state_dict = ranks[rank]
         if not is_count(state_dict["counter"]) or not isinstance(state_dict["gate_passed"], bool):
-            raise TypeError("`counter` of Rollout must be a count, and `gate_passed` true or false")
+            raise TypeError(
+                "`counter` of RolloutLoop must be a count, and `gate_passed` true or false"
+            )
         if state_dict["counter"] and "experience" not in state_dict:
-            raise ValueError(f"Rollout has made {state_dict['counter']} rollouts, and its state holds none")
+            raise ValueError(
+                f"RolloutLoop has made {state_dict['counter']} rollouts, and its state holds none"
+            )
         self.counter = state_dict["counter"]
         self._gate_passed = state_dict["gate_passed"]
         if "experience" in state_dict:
             tensors = dict(state_dict["experience"])
             check_state(Experience, tensors)
-            check_state(RolloutData, tensors["rollout"])
-            rollout = RolloutData(**tensors.pop("rollout"))
+            check_state(Rollout, tensors["rollout"])
+            rollout = Rollout(**tensors.pop("rollout"))
             self._experience = Experience(rollout=rollout, **tensors)
             rows = torch.cat([rows for update in state_dict["plan"] for rows in update])
             if sorted(set(rows.tolist())) != list(range(len(self._experience.rewards_B))):
-                raise ValueError("`plan` of Rollout does not name the rows of its experience")
+                raise ValueError("`plan` of RolloutLoop does not name the rows of its experience")
             self._plan = state_dict["plan"]
             self._denominators = [Denominators(*parts) for parts in state_dict["denominators"]]

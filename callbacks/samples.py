@@ -39,7 +39,9 @@ class Samples(RolloutCallback):
             self._path = Path(trainer.default_root_dir) / "completions" / "rollouts.jsonl"
 
     @rank_zero_only
-    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+    def on_rollout_end(
+        self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
+    ) -> None:
         if event.counter % self.every:
             return
         rollout, rewards = event.experience.rollout, event.scores.rewards_B.tolist()
@@ -64,7 +66,11 @@ class Samples(RolloutCallback):
             self._print(event.counter, records)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"bytes": self._path.stat().st_size if self._path is not None and self._path.is_file() else 0}
+        return {
+            "bytes": self._path.stat().st_size
+            if self._path is not None and self._path.is_file()
+            else 0
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._size = state_dict["bytes"]
@@ -81,9 +87,14 @@ class Samples(RolloutCallback):
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table("prompt", "completion", "target", "reward", title=f"rollout {counter}", show_lines=False)
+        table = Table(
+            "prompt", "completion", "target", "reward", title=f"rollout {counter}", show_lines=False
+        )
         for record in records:
-            texts = (escape(str(record[key]).strip().replace("\n", "⏎")) for key in ("prompt", "completion", "target"))
+            texts = (
+                escape(str(record[key]).strip().replace("\n", "⏎"))
+                for key in ("prompt", "completion", "target")
+            )
             cut = [text if len(text) <= 160 else text[:79] + " … " + text[-79:] for text in texts]
             table.add_row(*cut, f"{record['reward']:.2f}")
         get_console().print(table)  # that of the progress bar, which it is printed above

@@ -32,7 +32,12 @@ class SupportOverlap(RolloutCallback):
         self.every, self.rows = every, rows
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if not isinstance(pl_module, PolicyOptimization) or not batch["last_of_rollout"]:
             return
@@ -43,7 +48,10 @@ class SupportOverlap(RolloutCallback):
         rollout = module.source.experience.rollout
         if rollout.support_BTK is None or not isinstance(module.policy, CausalPolicy):
             return
-        part = take_rows(rollout, torch.arange(min(self.rows, len(rollout.group_B)), device=rollout.group_B.device))
+        part = take_rows(
+            rollout,
+            torch.arange(min(self.rows, len(rollout.group_B)), device=rollout.group_B.device),
+        )
         part = to_device(part, module.device)  # after a resume the experience is on the CPU
         assert part.support_BTK is not None
         mask_BT = part.response_mask_BT

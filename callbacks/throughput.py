@@ -22,9 +22,12 @@ class Throughput(RolloutCallback):
         self.seconds = {"rollout": 0.0, "prepare": 0.0, "update": 0.0}
         """Totals of the run."""
 
-    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+    def on_rollout_end(
+        self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
+    ) -> None:
         metrics = {
-            "throughput/rollout_tokens_per_s": event.sampled_tokens / max(event.sample_seconds, 1e-9),
+            "throughput/rollout_tokens_per_s": event.sampled_tokens
+            / max(event.sample_seconds, 1e-9),
             "time/rollout_s": event.sample_seconds,
             "time/prepare_s": event.prepare_seconds,
         }
@@ -40,13 +43,18 @@ class Throughput(RolloutCallback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Runs after `Rollout`'s hook, which is first in the list: what follows is the update alone.
+        # Runs after `RolloutLoop`'s hook, which is first in the list: what follows is the update alone.
         self._started = time.perf_counter()
         if "micro_batch" in batch:
             self._tokens += int(batch["micro_batch"].rollout.response_mask_BT.sum())
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if self._started is not None:
             spent = time.perf_counter() - self._started
@@ -54,7 +62,11 @@ class Throughput(RolloutCallback):
             self.seconds["update"] += spent
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "update_seconds": self._update_seconds, "tokens": self._tokens}
+        return {
+            "seconds": self.seconds,
+            "update_seconds": self._update_seconds,
+            "tokens": self._tokens,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = dict(state_dict["seconds"])

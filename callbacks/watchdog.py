@@ -42,7 +42,9 @@ class Watchdog(RolloutCallback):
             self._raised.add(cause)
             rank_zero_warn(sentence)
 
-    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+    def on_rollout_end(
+        self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
+    ) -> None:
         for cause, holds, sentence in self.diagnose(event, trainer):
             self._tell(cause, holds, sentence)
 
@@ -88,7 +90,11 @@ class Watchdog(RolloutCallback):
         rewards_B, span = scores.rewards_B[scores.judged_B], f"of the last {self._flat} rollouts"
         level = f"{rewards_B.mean():.3g}" if len(rewards_B) else "none"
         groups_B = event.experience.rollout.group_B.cpu()
-        if scores.valid_B.any() and not critic and groups_B[scores.valid_B].unique(return_counts=True)[1].max() < 2:
+        if (
+            scores.valid_B.any()
+            and not critic
+            and groups_B[scores.valid_B].unique(return_counts=True)[1].max() < 2
+        ):
             return (
                 f"no prompt {span} has two completions that a reward judged, so nothing is learnt: rewards that return "
                 "None leave nothing to compare"
@@ -116,7 +122,12 @@ class Watchdog(RolloutCallback):
         )
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if not isinstance(pl_module, PolicyOptimization) or not batch.get("last_of_update"):
             return

@@ -1,6 +1,6 @@
 """lightning-mpo: RL post-training of language models; one action may be a token, a block of tokens or a whole response.
 
-`from lightning_mpo import Objective, PolicyOptimization, Rollout, TinyPolicy` imports the classes of a run. The package
+`from lightning_mpo import Objective, PolicyOptimization, RolloutLoop, TinyPolicy` imports the classes of a run. The package
 itself imports nothing heavy: each name is loaded at its first use.
 """
 
@@ -11,7 +11,32 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_mpo.action_spaces import (
+    from lightning_mpo.callbacks import (
+        ExactResume,
+        Export,
+        KLTracking,
+        Predictions,
+        Preemption,
+        ReferenceUpdate,
+        Report,
+        RolloutLoop,
+        RolloutProgressBar,
+        Samples,
+        Throughput,
+        Watchdog,
+    )
+    from lightning_mpo.data import (
+        Arithmetic,
+        JsonLines,
+        Multiplication,
+        PromptDataModule,
+        PromptFile,
+        Splits,
+        Svamp,
+    )
+    from lightning_mpo.errors import UserError
+    from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
+    from lightning_mpo.objective.action_spaces import (
         ActionSpace,
         BlockActions,
         ExplicitWeights,
@@ -21,7 +46,7 @@ if TYPE_CHECKING:
         SequenceActions,
         TokenActions,
     )
-    from lightning_mpo.advantages import (
+    from lightning_mpo.objective.advantages import (
         Advantage,
         GeneralizedAdvantage,
         GroupRelative,
@@ -29,27 +54,34 @@ if TYPE_CHECKING:
         PrefixTree,
         ReturnToGo,
     )
-    from lightning_mpo.callbacks import (
-        ExactResume,
-        Export,
-        KLTracking,
-        MetricsCSV,
-        Predictions,
-        Preemption,
-        ReferenceUpdate,
-        Report,
-        Rollout,
-        RolloutProgressBar,
-        Samples,
-        Throughput,
-        Watchdog,
+    from lightning_mpo.objective.corrections import Correction, MaskedWeights, TruncatedWeights
+    from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
+    from lightning_mpo.objective.objective import Objective
+    from lightning_mpo.objective.reductions import (
+        ConstantLength,
+        Reduction,
+        SequenceMean,
+        TokenMean,
     )
-    from lightning_mpo.corrections import Correction, MaskedWeights, TruncatedWeights
-    from lightning_mpo.data import Arithmetic, JsonLines, Multiplication, PromptDataModule, PromptFile, Splits, Svamp
-    from lightning_mpo.errors import UserError
-    from lightning_mpo.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
-    from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
-    from lightning_mpo.objective import Objective
+    from lightning_mpo.objective.segmenters import DelimiterSegmenter, EntropySegmenter, Segmenter
+    from lightning_mpo.objective.selection import (
+        AllTokens,
+        HighEntropyTokens,
+        SampledTokens,
+        Selection,
+    )
+    from lightning_mpo.objective.supports import FullVocabulary, MinP, Nucleus, Support, TopK
+    from lightning_mpo.objective.surrogates import (
+        AsymmetricRatio,
+        BoundedTokens,
+        ClippedRatio,
+        ClippedWeight,
+        DivergenceMask,
+        PolicyGradient,
+        Surrogate,
+    )
+    from lightning_mpo.objective.terms import EntropyBonus, HeadUpkeep, WeightPenalty
+    from lightning_mpo.objective.value_loss import ValueLoss
     from lightning_mpo.policies import (
         CausalPolicy,
         Lora,
@@ -62,7 +94,7 @@ if TYPE_CHECKING:
         TinyPolicy,
         ValueHead,
     )
-    from lightning_mpo.reductions import ConstantLength, Reduction, SequenceMean, TokenMean
+    from lightning_mpo.resume.metrics_csv import MetricsCSV
     from lightning_mpo.rewards import (
         Completion,
         ExactAnswer,
@@ -72,55 +104,46 @@ if TYPE_CHECKING:
         OverlongPenalty,
         Reward,
     )
-    from lightning_mpo.rollout import DynamicSampling, LocalSampler, PrefixReplay, Sampler
-    from lightning_mpo.segmenters import DelimiterSegmenter, EntropySegmenter, Segmenter
-    from lightning_mpo.selection import AllTokens, HighEntropyTokens, SampledTokens, Selection
-    from lightning_mpo.supports import FullVocabulary, MinP, Nucleus, Support, TopK
-    from lightning_mpo.surrogates import (
-        AsymmetricRatio,
-        BoundedTokens,
-        ClippedRatio,
-        ClippedWeight,
-        DivergenceMask,
-        PolicyGradient,
-        Surrogate,
-    )
-    from lightning_mpo.terms import EntropyBonus, HeadUpkeep, WeightPenalty
+    from lightning_mpo.rollout import DynamicSampling
+    from lightning_mpo.sampling import LocalSampler, PrefixReplay, Sampler
     from lightning_mpo.types import PromptRow
-    from lightning_mpo.value_loss import ValueLoss
 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "action_spaces": (
+    "objective.action_spaces": (
         "ActionSpace BlockActions ExplicitWeights FutureShare GeometricDecay SegmentActions "
         "SequenceActions TokenActions"
     ),
-    "advantages": "Advantage GeneralizedAdvantage GroupRelative LeaveOneOut PrefixTree ReturnToGo",
+    "objective.advantages": "Advantage GeneralizedAdvantage GroupRelative LeaveOneOut PrefixTree ReturnToGo",
     "callbacks": (
-        "ExactResume Export KLTracking MetricsCSV Predictions Preemption ReferenceUpdate "
-        "Report Rollout RolloutProgressBar Samples Throughput Watchdog"
+        "ExactResume Export KLTracking Predictions Preemption ReferenceUpdate "
+        "Report RolloutLoop RolloutProgressBar Samples Throughput Watchdog"
     ),
-    "corrections": "Correction MaskedWeights TruncatedWeights",
+    "objective.corrections": "Correction MaskedWeights TruncatedWeights",
     "data": "Arithmetic JsonLines Multiplication PromptDataModule PromptFile Splits Svamp",
     "errors": "UserError",
-    "kl": "AdaptiveCoefficient ConstantCoefficient KLPenalty",
+    "objective.kl": "AdaptiveCoefficient ConstantCoefficient KLPenalty",
     "modules": "HeadWarmup PolicyOptimization SupervisedWarmup",
-    "objective": "Objective",
+    "objective.objective": "Objective",
     "policies": (
         "CausalPolicy Lora MedusaHeads ParallelHeads Policy Quantization SeparateCritic "
         "SequentialHeads TinyPolicy ValueHead"
     ),
-    "reductions": "ConstantLength Reduction SequenceMean TokenMean",
+    "objective.reductions": "ConstantLength Reduction SequenceMean TokenMean",
     "rewards": "Completion ExactAnswer Finished FunctionReward MathAnswer OverlongPenalty Reward",
-    "rollout": "DynamicSampling LocalSampler PrefixReplay Sampler",
-    "segmenters": "DelimiterSegmenter EntropySegmenter Segmenter",
-    "selection": "AllTokens HighEntropyTokens SampledTokens Selection",
-    "supports": "FullVocabulary MinP Nucleus Support TopK",
-    "surrogates": ("AsymmetricRatio BoundedTokens ClippedRatio ClippedWeight DivergenceMask PolicyGradient Surrogate"),
-    "terms": "EntropyBonus HeadUpkeep WeightPenalty",
+    "resume.metrics_csv": "MetricsCSV",
+    "rollout": "DynamicSampling",
+    "sampling": "LocalSampler PrefixReplay Sampler",
+    "objective.segmenters": "DelimiterSegmenter EntropySegmenter Segmenter",
+    "objective.selection": "AllTokens HighEntropyTokens SampledTokens Selection",
+    "objective.supports": "FullVocabulary MinP Nucleus Support TopK",
+    "objective.surrogates": (
+        "AsymmetricRatio BoundedTokens ClippedRatio ClippedWeight DivergenceMask PolicyGradient Surrogate"
+    ),
+    "objective.terms": "EntropyBonus HeadUpkeep WeightPenalty",
     "types": "PromptRow",
-    "value_loss": "ValueLoss",
+    "objective.value_loss": "ValueLoss",
 }
 """Public names by the module that defines them."""
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
@@ -192,7 +215,7 @@ __all__ = [
     "Report",
     "ReturnToGo",
     "Reward",
-    "Rollout",
+    "RolloutLoop",
     "RolloutProgressBar",
     "SampledTokens",
     "Sampler",
@@ -227,7 +250,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name not in _HOME:
-        raise AttributeError(f"module 'lightning_mpo' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        raise AttributeError(
+            f"module 'lightning_mpo' has no attribute {name!r}",
+            name=name,
+            obj=sys.modules[__name__],
+        )
     value = getattr(importlib.import_module(f"lightning_mpo.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -66,7 +66,9 @@ def finite(owner: str, *, most: float = LARGEST_NUMBER, **options: Any) -> None:
     for name, value in options.items():
         _check_number(owner, name, value)
         if value is not None and not -most <= value <= most:
-            raise UserError(f"`{owner}.{name}` must be a number from {-most:g} to {most:g}, got {value}")
+            raise UserError(
+                f"`{owner}.{name}` must be a number from {-most:g} to {most:g}, got {value}"
+            )
 
 
 def positive(owner: str, *, most: float = LARGEST_NUMBER, note: str = "", **options: Any) -> None:
@@ -85,7 +87,9 @@ def positive(owner: str, *, most: float = LARGEST_NUMBER, note: str = "", **opti
         _check(owner, name, value, lambda x: x > 0, "be positive", most, note)
 
 
-def above(owner: str, bound: float, *, most: float = LARGEST_NUMBER, note: str = "", **options: Any) -> None:
+def above(
+    owner: str, bound: float, *, most: float = LARGEST_NUMBER, note: str = "", **options: Any
+) -> None:
     """Refuse options that are not numbers above a bound. Arguments are those of `positive`.
 
     Raises:
@@ -95,7 +99,9 @@ def above(owner: str, bound: float, *, most: float = LARGEST_NUMBER, note: str =
         _check(owner, name, value, lambda x: x > bound, f"be above {bound:g}", most, note)
 
 
-def not_below(owner: str, bound: float, *, most: float = LARGEST_NUMBER, note: str = "", **options: Any) -> None:
+def not_below(
+    owner: str, bound: float, *, most: float = LARGEST_NUMBER, note: str = "", **options: Any
+) -> None:
     """Refuse options that are not numbers of at least a bound; unlike `at_least`, this takes fractions.
 
     Raises:
@@ -119,8 +125,12 @@ def share_or_count(owner: str, of: str, **options: Any) -> None:
     """
     for name, value in options.items():
         _check_number(owner, name, value)
-        if value is not None and not (0 <= value < 1 or (1 <= value <= LARGEST_SIZE and value == int(value))):
-            raise UserError(f"`{owner}.{name}` must be a share below 1 or a whole number of {of}, got {value}")
+        if value is not None and not (
+            0 <= value < 1 or (1 <= value <= LARGEST_SIZE and value == int(value))
+        ):
+            raise UserError(
+                f"`{owner}.{name}` must be a share below 1 or a whole number of {of}, got {value}"
+            )
 
 
 def within(owner: str, interval: str, **options: Any) -> None:
@@ -163,7 +173,15 @@ def one_of(owner: str, choices: Iterable[Any], **options: Any) -> None:
             raise UserError(f"`{owner}.{name}` must be {listed}, got {value!r}")
 
 
-def _check(owner: str, name: str, value: Any, good: Callable[[Any], bool], wanted: str, most: float, note: str) -> None:
+def _check(
+    owner: str,
+    name: str,
+    value: Any,
+    good: Callable[[Any], bool],
+    wanted: str,
+    most: float,
+    note: str,
+) -> None:
     _check_number(owner, name, value, note)
     if value is not None and not good(value):
         raise UserError(f"`{owner}.{name}` must {wanted}, got {value}{note}")

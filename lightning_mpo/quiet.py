@@ -29,7 +29,10 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
 def leave_tips_out() -> None:
     """Filter Lightning's tips, and a warning of torch that Lightning causes. Runs from Python use this too."""
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    for package in ("lightning.pytorch", "pytorch_lightning"):  # whichever is imported last logs for both
+    for package in (
+        "lightning.pytorch",
+        "pytorch_lightning",
+    ):  # whichever is imported last logs for both
         logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_is_no_tip)
 
 
@@ -67,7 +70,9 @@ def _plain(behind: Callable[..., str]) -> Callable[..., str]:
     """Return a format that writes warnings of this package like its other lines: a word, then the message."""
     package = Path(__file__).parent
 
-    def write(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+    def write(
+        message: Any, category: Any, filename: str, lineno: int, line: str | None = None
+    ) -> str:
         if Path(filename).is_relative_to(package):
             return f"warning    {message}\n"
         return behind(message, category, filename, lineno, line)
@@ -111,9 +116,15 @@ class Notes:
         if self.holding:
             return
         atexit.register(self.show)
-        loggers = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+        loggers = [
+            logger
+            for logger in logging.root.manager.loggerDict.values()
+            if isinstance(logger, logging.Logger)
+        ]
         handlers = [handler for logger in (logging.root, *loggers) for handler in logger.handlers]
-        self._handlers = [handler for handler in (*handlers, logging.lastResort) if handler is not None]
+        self._handlers = [
+            handler for handler in (*handlers, logging.lastResort) if handler is not None
+        ]
         for handler in self._handlers:
             handler.addFilter(_Held(self._kept, handler))
         self._warn = warnings.showwarning

@@ -31,11 +31,17 @@ class TokenScores:
 
     logprobs_BT: Tensor  # float32 nats, carries gradient, 0 where masked
     entropy_BT: Tensor  # float32 nats
-    future_BTM: Tensor | None = None  # log q_n(o_{t+n} | h_t), n = 1 … M; 0 where the window has left the mask
+    future_BTM: Tensor | None = (
+        None  # log q_n(o_{t+n} | h_t), n = 1 … M; 0 where the window has left the mask
+    )
     upkeep_BTM: Tensor | None = None  # the same values; their gradient stays in the heads
     values_BT: Tensor | None = None  # the critic's, 0 where masked
-    support_logits_BTK: Tensor | None = None  # temperature applied, 0 in slots and at positions that are masked
-    candidate_logprobs_BTK: Tensor | None = None  # of the rollout's stored candidates, -inf in slots without one
+    support_logits_BTK: Tensor | None = (
+        None  # temperature applied, 0 in slots and at positions that are masked
+    )
+    candidate_logprobs_BTK: Tensor | None = (
+        None  # of the rollout's stored candidates, -inf in slots without one
+    )
     on_support: bool = False  # whether the softmax was taken over stored supports
 
 
@@ -58,4 +64,6 @@ class Denominators:
     """Tokens whose advantage is not 0; no denominator."""
 
     def __add__(self, other: Denominators) -> Denominators:
-        return Denominators(self.actions + other.actions, self.tokens + other.tokens, self.credited + other.credited)
+        return Denominators(
+            self.actions + other.actions, self.tokens + other.tokens, self.credited + other.credited
+        )

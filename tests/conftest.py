@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # `python -m pytest` puts it there, plain `pytest` does not
     sys.path.insert(0, str(ROOT))
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub; without a network a look-up takes half a minute
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # no test needs the hub; without a network a look-up takes half a minute
+)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 CHARACTERS = "0123456789+-*=;, "

@@ -11,7 +11,8 @@ import pytest
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 import lightning_mpo.modules  # noqa: F401  leaves tips out
-from lightning_mpo import cli, quiet
+from lightning_mpo import quiet
+from lightning_mpo.cli.guard import guarded
 from lightning_mpo.errors import UserError
 
 
@@ -23,7 +24,9 @@ def _restore(monkeypatch):
 
 
 def test_lightnings_tips_are_left_out_from_python_too(caplog):
-    caplog.set_level(logging.INFO, logger="pytorch_lightning.utilities.rank_zero")  # another test may import it
+    caplog.set_level(
+        logging.INFO, logger="pytorch_lightning.utilities.rank_zero"
+    )  # another test may import it
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         rank_zero_info("💡 Tip: for seamless cloud uploads, install litmodels")
         rank_zero_info("TPU available: False, using: 0 TPU cores")
@@ -33,8 +36,13 @@ def test_lightnings_tips_are_left_out_from_python_too(caplog):
 
 def test_warnings_of_the_package_come_without_a_line_of_its_code():
     quiet.leave_noise_out()
-    own, other = str(quiet.Path(quiet.__file__).parent / "callbacks" / "watchdog.py"), "/elsewhere/model.py"
-    assert warnings.formatwarning("all is equal", UserWarning, own, 3) == "warning    all is equal\n"
+    own, other = (
+        str(quiet.Path(quiet.__file__).parent / "callbacks" / "watchdog.py"),
+        "/elsewhere/model.py",
+    )
+    assert (
+        warnings.formatwarning("all is equal", UserWarning, own, 3) == "warning    all is equal\n"
+    )
     assert "model.py:3" in warnings.formatwarning("all is equal", UserWarning, other, 3)
     inner = warnings.formatwarning.behind
     quiet.leave_noise_out()
@@ -45,9 +53,13 @@ def test_what_is_the_same_whatever_is_configured_is_not_warned_of_and_all_else_i
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         quiet.leave_noise_out()
-        rank_zero_warn("The 'train_dataloader' does not have many workers which may be a bottleneck.")
+        rank_zero_warn(
+            "The 'train_dataloader' does not have many workers which may be a bottleneck."
+        )
         rank_zero_warn("Checkpoint directory runs exists and is not empty.")
-    assert [str(warning.message) for warning in seen] == ["Checkpoint directory runs exists and is not empty."]
+    assert [str(warning.message) for warning in seen] == [
+        "Checkpoint directory runs exists and is not empty."
+    ]
 
 
 def test_bars_of_loading_come_back():
@@ -110,7 +122,7 @@ def test_a_refused_command_line_says_one_line(spoken):
         logger.info("Seed set to 0")
         raise UserError("no")
 
-    assert cli.guarded(call) == 2
+    assert guarded(call) == 2
     assert lines == []
 
     def fault():
@@ -118,7 +130,7 @@ def test_a_refused_command_line_says_one_line(spoken):
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        cli.guarded(fault)
+        guarded(fault)
     assert lines == ["Seed set to 0"]
 
 

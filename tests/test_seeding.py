@@ -52,7 +52,8 @@ def test_recorded_runs_keep_their_numbers(stream, position, numbers):
     assert stream in PLAIN
     assert seed_of(7, stream, *position) == expected
     assert torch.equal(
-        generator_of(7, stream, *position).get_state(), torch.Generator().manual_seed(expected).get_state()
+        generator_of(7, stream, *position).get_state(),
+        torch.Generator().manual_seed(expected).get_state(),
     )
 
 

@@ -8,8 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.types import Experience, PromptRow, Rollout, take_rows, to_device, trim, trim_rollout
-from tests.helpers import PAD, make_rollout, seeded
+from lightning_mpo.types import (
+    Experience,
+    PromptRow,
+    Rollout,
+    take_rows,
+    to_device,
+    trim,
+    trim_rollout,
+)
+from tests.support.builders import PAD, make_rollout, seeded
 
 PROMPTS, RESPONSES = [3, 6, 2], [4, 1, 0, 5, 7, 2]
 
@@ -64,7 +72,11 @@ def tensors(batch: Experience | Rollout) -> dict[str, Tensor]:
 
 
 def test_the_fixture_fills_every_tensor_field():
-    names = {f.name for f in (*fields(Rollout), *fields(Experience)) if f.name.rsplit("_", 1)[-1].startswith("B")}
+    names = {
+        f.name
+        for f in (*fields(Rollout), *fields(Experience))
+        if f.name.rsplit("_", 1)[-1].startswith("B")
+    }
     assert names == set(tensors(experience()))
 
 
@@ -165,6 +177,10 @@ def test_the_loss_mask_needs_a_sampled_token_a_valid_row_and_a_weight(field):
         "valid": replace(batch, valid_B=torch.zeros(6, dtype=torch.bool)),
         "weight": replace(batch, token_weights_BT=weights),
     }[field].mask_BT
-    lost = {"response": mask & (torch.arange(7) == 0), "valid": mask, "weight": mask & (weights == 0)}[field]
+    lost = {
+        "response": mask & (torch.arange(7) == 0),
+        "valid": mask,
+        "weight": mask & (weights == 0),
+    }[field]
     assert torch.equal(changed, mask & ~lost)
     assert lost.any()

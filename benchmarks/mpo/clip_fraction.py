@@ -12,11 +12,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from common import Frozen, Row, at_least, blocks, panels, parser, report, run, save_picture, share, spread
+from common import (
+    Frozen,
+    Row,
+    at_least,
+    blocks,
+    panels,
+    parser,
+    report,
+    run,
+    save_picture,
+    share,
+    spread,
+)
 
-from lightning_mpo.action_spaces import Actions, FutureShare, TokenActions
 from lightning_mpo.errors import UserError
-from lightning_mpo.surrogates import ClippedRatio
+from lightning_mpo.objective.action_spaces import Actions, FutureShare, TokenActions
+from lightning_mpo.objective.surrogates import ClippedRatio
 
 LENGTHS = (2, 3, 5, 8)
 SHARES = tuple(i / 10 for i in range(10))
@@ -25,9 +37,15 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__ or "")
-    made.add_argument("--lengths", type=at_least(2), nargs="+", default=LENGTHS, help="block lengths, in tokens")
-    made.add_argument("--shares", type=share, nargs="+", default=SHARES, help="shares of the future tokens")
-    made.add_argument("--epsilon", type=float, default=0.2, help="clip of the token-level method, in (0, 1)")
+    made.add_argument(
+        "--lengths", type=at_least(2), nargs="+", default=LENGTHS, help="block lengths, in tokens"
+    )
+    made.add_argument(
+        "--shares", type=share, nargs="+", default=SHARES, help="shares of the future tokens"
+    )
+    made.add_argument(
+        "--epsilon", type=float, default=0.2, help="clip of the token-level method, in (0, 1)"
+    )
     arguments = made.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     frozen = Frozen.load(arguments.frozen)
@@ -36,10 +54,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"token-level: clip fraction {frozen.clip_fraction(TokenActions(), arguments.epsilon):.4g} at {arguments.epsilon}\n"
     )
     report(rows, arguments.out, "clip_fraction")
-    draw(rows, arguments.epsilon, frozen.clip_fraction(TokenActions(), arguments.epsilon), arguments.out)
+    draw(
+        rows,
+        arguments.epsilon,
+        frozen.clip_fraction(TokenActions(), arguments.epsilon),
+        arguments.out,
+    )
 
 
-def measure(frozen: Frozen, lengths: Sequence[int], shares: Sequence[float], epsilon: float) -> list[Row]:
+def measure(
+    frozen: Frozen, lengths: Sequence[int], shares: Sequence[float], epsilon: float
+) -> list[Row]:
     """Return one row per source, block length and share; heads go as far as they reach."""
     target = frozen.clip_fraction(TokenActions(), epsilon)
     if not target:
@@ -54,7 +79,9 @@ def measure(frozen: Frozen, lengths: Sequence[int], shares: Sequence[float], eps
     return rows
 
 
-def _measure(frozen: Frozen, source: str, length: int, p: float, epsilon: float, target: float) -> Row:
+def _measure(
+    frozen: Frozen, source: str, length: int, p: float, epsilon: float, target: float
+) -> Row:
     space = blocks(length, FutureShare(p), source)
     shrunk = spread(space.weights_N)
     matched = frozen.matching_clip(space, target)
@@ -66,7 +93,9 @@ def _measure(frozen: Frozen, source: str, length: int, p: float, epsilon: float,
         "mechanical clip fraction": shrunk_clip_fraction(frozen, shrunk, epsilon),
         "matched epsilon": matched,
         "epsilon sqrt(sum beta^2)": epsilon * shrunk,
-        "clip fraction there": frozen.clip_fraction(space, matched) if 0 < matched < 1 else float("nan"),
+        "clip fraction there": frozen.clip_fraction(space, matched)
+        if 0 < matched < 1
+        else float("nan"),
     }
 
 

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_mpo.action_spaces import Actions, ActionSpace, BlockActions, BlockWeights
 from lightning_mpo.data.arithmetic import Arithmetic
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.diagnostics import clip_distance, matching_clip
+from lightning_mpo.objective.action_spaces import Actions, ActionSpace, BlockActions, BlockWeights
+from lightning_mpo.objective.supports import FullVocabulary
+from lightning_mpo.objective.surrogates import ClippedRatio
 from lightning_mpo.policies import MedusaHeads, MTPHeads, ParallelHeads, SequentialHeads, TinyPolicy
-from lightning_mpo.rollout import LocalSampler, SamplingRequest, load_rollout
+from lightning_mpo.rollout import load_rollout
+from lightning_mpo.sampling import LocalSampler, SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
-from lightning_mpo.supports import FullVocabulary
-from lightning_mpo.surrogates import ClippedRatio
 from lightning_mpo.types import PromptRow, Rollout
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 CHARACTERS = "0123456789+=,;"  # of the quickstart, as are the attention heads and the data
 ATTENTION_HEADS = 4
-FAMILIES: dict[str, type[MTPHeads]] = {kind.family: kind for kind in (ParallelHeads, SequentialHeads, MedusaHeads)}
+FAMILIES: dict[str, type[MTPHeads]] = {
+    kind.family: kind for kind in (ParallelHeads, SequentialHeads, MedusaHeads)
+}
 
 Row = Mapping[str, Any]
 
@@ -41,8 +44,12 @@ def parser(doc: str, *, frozen: bool = True) -> argparse.ArgumentParser:
     """Return a parser with the options of every analysis."""
     made = argparse.ArgumentParser(description=doc.partition("\n")[0])
     if frozen:
-        made.add_argument("--frozen", default="runs/frozen.safetensors", help="what freeze.py wrote")
-    made.add_argument("--out", default="runs/mpo_analyses", help="folder of the table and the picture")
+        made.add_argument(
+            "--frozen", default="runs/frozen.safetensors", help="what freeze.py wrote"
+        )
+    made.add_argument(
+        "--out", default="runs/mpo_analyses", help="folder of the table and the picture"
+    )
     add_threads(made)
     return made
 
@@ -93,10 +100,14 @@ def load_policy(checkpoint: str | Path) -> TinyPolicy:
         hidden_size = weights[f"{prefix}embed_tokens.weight"].shape[1]
         intermediate_size = weights[f"{prefix}layers.0.mlp.gate_proj.weight"].shape[0]
     except KeyError as error:
-        raise UserError(f"{str(checkpoint)!r} is no checkpoint of the quickstart's policy: no {error}") from error
+        raise UserError(
+            f"{str(checkpoint)!r} is no checkpoint of the quickstart's policy: no {error}"
+        ) from error
     mtp = None
     if heads is not None:
-        mtp = FAMILIES[heads["family"]](offsets=heads["offsets"], own_unembedding=heads["own_unembedding"])
+        mtp = FAMILIES[heads["family"]](
+            offsets=heads["offsets"], own_unembedding=heads["own_unembedding"]
+        )
     policy = TinyPolicy(
         CHARACTERS,
         hidden_size=hidden_size,
@@ -116,7 +127,9 @@ def _read(checkpoint: str | Path) -> dict[str, Any]:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         _ = content["state_dict"]
     except Exception as error:
-        raise UserError(f"{str(checkpoint)!r} cannot be read as a checkpoint: {type(error).__name__}") from error
+        raise UserError(
+            f"{str(checkpoint)!r} cannot be read as a checkpoint: {type(error).__name__}"
+        ) from error
     return content
 
 
@@ -126,12 +139,20 @@ def offsets_of(policy: TinyPolicy) -> int:
 
 
 def sample(
-    policy: TinyPolicy, prompts: int, completions: int, *, held_out: bool, max_new_tokens: int, seed: int
+    policy: TinyPolicy,
+    prompts: int,
+    completions: int,
+    *,
+    held_out: bool,
+    max_new_tokens: int,
+    seed: int,
 ) -> Rollout:
     """Sample from the untruncated softmax at temperature 1, a group's rows side by side."""
     data = Arithmetic(digits=3, careless_share=0.55, seed=seed)
     data.connect(policy.tokenizer)
-    rows: Sequence[PromptRow] = data.splits.validation[:prompts] if held_out else data.training_rows(0, prompts)
+    rows: Sequence[PromptRow] = (
+        data.splits.validation[:prompts] if held_out else data.training_rows(0, prompts)
+    )
     if len(rows) < prompts:
         raise UserError(f"there are {len(rows)} held-out problems, {prompts} were asked for")
     return LocalSampler(batch_size=512).sample(
@@ -163,8 +184,12 @@ class Frozen:
         rollout, tensors = load_rollout(path, tokenizer)
         for name in ("advantages_BT", "old_logprobs_BT", "logprobs_BT"):
             if name not in tensors:
-                raise UserError(f"{str(path)!r} is a rollout without {name}; make it with benchmarks/mpo/freeze.py")
-        return cls(rollout, **{name: tensors[name] for name in cls.__dataclass_fields__ if name in tensors})
+                raise UserError(
+                    f"{str(path)!r} is a rollout without {name}; make it with benchmarks/mpo/freeze.py"
+                )
+        return cls(
+            rollout, **{name: tensors[name] for name in cls.__dataclass_fields__ if name in tensors}
+        )
 
     @property
     def mask_BT(self) -> Tensor:
@@ -182,7 +207,9 @@ class Frozen:
         if not future:
             return own_BT
         if self.future_BTM is None or self.old_future_BTM is None or self.offsets < future:
-            raise UserError(f"the frozen rollout has {self.offsets} offsets of multi-token heads, {future} are needed")
+            raise UserError(
+                f"the frozen rollout has {self.offsets} offsets of multi-token heads, {future} are needed"
+            )
         ahead = (self.future_BTM - self.old_future_BTM)[..., :future]
         return torch.cat([own_BT[..., None], torch.where(self.mask_BT[..., None], ahead, 0.0)], -1)
 
@@ -202,7 +229,9 @@ class Frozen:
         return matching_clip(distances_BU, actions.mask_BU, fraction)
 
 
-def blocks(length: int, weights: BlockWeights | None, source: str, *, joint: bool = False) -> BlockActions:
+def blocks(
+    length: int, weights: BlockWeights | None, source: str, *, joint: bool = False
+) -> BlockActions:
     """Return sliding blocks; None: all weights 1."""
     return BlockActions(weights, length, source=source, ratio="joint" if joint else "weighted")  # type: ignore[arg-type]
 
@@ -244,7 +273,9 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def panels(rows: int, columns: int, width: float, height: float = 3.6, *, share_rows: bool = False) -> tuple[Any, Any]:
+def panels(
+    rows: int, columns: int, width: float, height: float = 3.6, *, share_rows: bool = False
+) -> tuple[Any, Any]:
     """Return a figure and its axes `[rows, columns]`, in the style of the project's pictures."""
     import matplotlib
 

@@ -34,7 +34,14 @@ VARIANTS: dict[str, tuple[list[str], str | None]] = {
 
 def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one variant and return what it printed."""
-    command = [sys.executable, str(PROFILE), "--steps", str(options.steps), "--threads", str(options.threads)]
+    command = [
+        sys.executable,
+        str(PROFILE),
+        "--steps",
+        str(options.steps),
+        "--threads",
+        str(options.threads),
+    ]
     command += ["--learning-rate", "1e-9", *VARIANTS[name][0]]
     if options.data:
         command += ["--data", options.data]
@@ -62,10 +69,16 @@ def summarise(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             "step": median(name, "seconds_per_step"),
             "updates": median(name, "updates_seconds"),
             "memory": median(name, "max_rss_mb"),
-            "ratios": statistics.median(run["shares"].get("ratios and surrogate", 0.0) for run in runs[name]),
+            "ratios": statistics.median(
+                run["shares"].get("ratios and surrogate", 0.0) for run in runs[name]
+            ),
         }
         if against in runs:
-            for key, source in (("step", "seconds_per_step"), ("updates", "updates_seconds"), ("memory", "max_rss_mb")):
+            for key, source in (
+                ("step", "seconds_per_step"),
+                ("updates", "updates_seconds"),
+                ("memory", "max_rss_mb"),
+            ):
                 row[f"{key} ratio"] = median(name, source) / median(against, source)
         rows.append(row)
     return rows
@@ -80,7 +93,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         ratios = {
-            key: f"{row[f'{key} ratio']:.2f}x" if f"{key} ratio" in row else "" for key in ("step", "updates", "memory")
+            key: f"{row[f'{key} ratio']:.2f}x" if f"{key} ratio" in row else ""
+            for key in ("step", "updates", "memory")
         }
         lines.append(
             f"| {row['variant']} | {row['parameters'] / 1e6:.1f} M | {row['trained'] / 1e6:.1f} M | {row['step']:.1f} s | "
@@ -105,10 +119,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     ):
         values = [row[key] for row in rows]
         bars = axes.barh(
-            names, values, color=["tab:gray" if row["variant"].startswith("GRPO") else "tab:blue" for row in rows]
+            names,
+            values,
+            color=["tab:gray" if row["variant"].startswith("GRPO") else "tab:blue" for row in rows],
         )
         labels = [
-            f"{row[key]:.0f} {unit}" + (f"  ({row[f'{key} ratio']:.2f}x)" if f"{key} ratio" in row else "")
+            f"{row[key]:.0f} {unit}"
+            + (f"  ({row[f'{key} ratio']:.2f}x)" if f"{key} ratio" in row else "")
             for row in rows
         ]
         axes.bar_label(bars, labels, padding=3, fontsize=8)
@@ -122,11 +139,17 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=2, help="runs of each variant")
-    parser.add_argument("--steps", type=int, default=2, help="rollouts that count in a run, after one that does not")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="rollouts that count in a run, after one that does not"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--data", default=None, help="SVAMP.json or its folder")
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="only these")
-    parser.add_argument("--out", type=Path, default=Path("runs/mpo_cost"), help="folder of table and picture")
+    parser.add_argument(
+        "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="only these"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/mpo_cost"), help="folder of table and picture"
+    )
     options = parser.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.variants}
     for _ in range(options.rounds):

@@ -19,22 +19,22 @@ import torch
 from common import Frozen, add_threads, at_least, load_policy, offsets_of, run, sample
 from torch import Tensor
 
-from lightning_mpo.action_spaces import TokenActions
-from lightning_mpo.advantages import GroupRelative, Outcome
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.advantages import at_last_token
-from lightning_mpo.objective import Objective
+from lightning_mpo.objective.action_spaces import TokenActions
+from lightning_mpo.objective.advantages import GroupRelative, Outcome
+from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.reductions import TokenMean
+from lightning_mpo.objective.selection import AllTokens
+from lightning_mpo.objective.supports import FullVocabulary
+from lightning_mpo.objective.surrogates import ClippedRatio
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.policies.base import rollout_mode
-from lightning_mpo.reductions import TokenMean
 from lightning_mpo.rewards import ExactAnswer
 from lightning_mpo.rewards.scoring import completions_of, score_all
 from lightning_mpo.rollout import save_rollout
 from lightning_mpo.scores import ScoreRequest, TokenScores, join_scores
-from lightning_mpo.selection import AllTokens
-from lightning_mpo.supports import FullVocabulary
-from lightning_mpo.surrogates import ClippedRatio
 from lightning_mpo.types import Experience, Rollout, take_rows, trim
 
 ROWS = 128  # scored together
@@ -81,14 +81,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--checkpoint", required=True, help="of the quickstart's policy, with or without heads")
+    parser.add_argument(
+        "--checkpoint", required=True, help="of the quickstart's policy, with or without heads"
+    )
     parser.add_argument("--out", default="runs/frozen.safetensors", help="the file")
     parser.add_argument("--prompts", type=at_least(2), default=64, help="training problems")
     parser.add_argument("--completions", type=at_least(2), default=8, help="samples of each")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=40, help="longest sample")
-    parser.add_argument("--offsets", type=at_least(0), default=None, help="M, offsets of the heads; all by default")
+    parser.add_argument(
+        "--offsets", type=at_least(0), default=None, help="M, offsets of the heads; all by default"
+    )
     parser.add_argument("--drift", type=at_least(0), default=4, help="updates on the whole rollout")
-    parser.add_argument("--learning-rate", type=at_least(0.0, float), default=1e-4, help="of AdamW in these updates")
+    parser.add_argument(
+        "--learning-rate", type=at_least(0.0, float), default=1e-4, help="of AdamW in these updates"
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, help="of prompts and samples")
     add_threads(parser)
     return parser.parse_args(argv)
@@ -98,9 +104,15 @@ def judge(rollout: Rollout, completions: int) -> Experience:
     """Reward right sums; an advantage compares the completions of a prompt."""
     scores, mask_BT = score_all([ExactAnswer()], completions_of(rollout)), rollout.response_mask_BT
     rewards_BT = at_last_token(scores.rewards_B, mask_BT)
-    advantages_BT = GroupRelative().estimate(Outcome(rewards_BT, mask_BT, completions, scores.valid_B)).advantages_BT
+    advantages_BT = (
+        GroupRelative()
+        .estimate(Outcome(rewards_BT, mask_BT, completions, scores.valid_B))
+        .advantages_BT
+    )
     if not advantages_BT.any():
-        raise UserError("all completions of every prompt have the same reward: there is no advantage to learn from")
+        raise UserError(
+            "all completions of every prompt have the same reward: there is no advantage to learn from"
+        )
     return Experience(rollout, scores.rewards_B, scores.valid_B, advantages_BT, mask_BT.float())
 
 
@@ -110,13 +122,18 @@ def score(policy: TinyPolicy, rollout: Rollout, request: ScoreRequest) -> TokenS
         rows = torch.arange(len(rollout.group_B)).split(ROWS)
         parts = [take_rows(rollout, index_B) for index_B in rows]
         return join_scores(
-            [policy.score(part, part.response_mask_BT, temperature=1.0, request=request) for part in parts]
+            [
+                policy.score(part, part.response_mask_BT, temperature=1.0, request=request)
+                for part in parts
+            ]
         )
 
 
 def drift(policy: TinyPolicy, experience: Experience, updates: int, learning_rate: float) -> None:
     """Take token-level GRPO updates on all rows; heads stay as they are."""
-    objective = Objective(FullVocabulary(), TokenActions(), GroupRelative(), ClippedRatio(), AllTokens(), TokenMean())
+    objective = Objective(
+        FullVocabulary(), TokenActions(), GroupRelative(), ClippedRatio(), AllTokens(), TokenMean()
+    )
     policy.freeze_unused(objective.request)
     weights: list[Tensor] = policy.parts()["policy"]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -125,7 +142,9 @@ def drift(policy: TinyPolicy, experience: Experience, updates: int, learning_rat
         optimizer.zero_grad()
         for rows in torch.arange(len(experience.rewards_B)).split(ROWS):
             part = trim(take_rows(experience, rows))
-            scores = policy.score(part.rollout, part.mask_BT, temperature=1.0, request=objective.request)
+            scores = policy.score(
+                part.rollout, part.mask_BT, temperature=1.0, request=objective.request
+            )
             objective.loss(part, scores, denominators)[0].backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -138,7 +157,9 @@ def weights_beside(path: str | Path) -> Path:
 
 def save_weights(policy: TinyPolicy, path: Path) -> None:
     """Write the policy as `policy.checkpoint` takes it."""
-    state = {f"policy.{name}": value for name, value in policy.trained_state(policy.state_dict()).items()}
+    state = {
+        f"policy.{name}": value for name, value in policy.trained_state(policy.state_dict()).items()
+    }
     unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
     torch.save({"state_dict": state, "mtp": policy.describe_heads()}, unfinished)
     os.replace(unfinished, path)
@@ -150,7 +171,9 @@ def describe(frozen: Frozen, rewards_B: Tensor) -> None:
     ratios = frozen.log_ratios()[mask_BT]
     squares = ratios.square().sort(descending=True).values
     few = squares[: max(1, len(squares) // 100)].sum() / squares.sum().clamp(min=1e-30)
-    print(f"{len(rewards_B)} responses, {len(ratios)} tokens, mean reward {float(rewards_B.mean()):.3f}")
+    print(
+        f"{len(rewards_B)} responses, {len(ratios)} tokens, mean reward {float(rewards_B.mean()):.3f}"
+    )
     print(
         f"token log-ratios: std {float(ratios.std()):.4f} nats, largest {float(ratios.abs().max()):.3f}, "
         f"{float(few):.0%} of their squares in 1 % of the tokens; "

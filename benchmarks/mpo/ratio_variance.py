@@ -16,10 +16,10 @@ import torch
 from common import Frozen, Row, at_least, blocks, panels, parser, report, run, save_picture, spread
 from torch import Tensor
 
-from lightning_mpo.action_spaces import BlockWeights, FutureShare, GeometricDecay
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import shift_left, window
 from lightning_mpo.functional.diagnostics import effective_sample_size, weight_moments
+from lightning_mpo.objective.action_spaces import BlockWeights, FutureShare, GeometricDecay
 
 WEIGHTS: dict[str, Callable[[], BlockWeights] | None] = {
     "joint": None,
@@ -53,7 +53,11 @@ def measure(frozen: Frozen, longest: int) -> list[Row]:
     for source, reach in (("backbone", longest), ("mtp", min(longest, frozen.offsets + 1))):
         if reach > 1:
             lengths = range(1, reach + 1)
-            rows += [_measure(frozen, source, name, length, whole_BT) for name in WEIGHTS for length in lengths]
+            rows += [
+                _measure(frozen, source, name, length, whole_BT)
+                for name in WEIGHTS
+                for length in lengths
+            ]
     return rows
 
 
@@ -61,7 +65,9 @@ def _measure(frozen: Frozen, source: str, name: str, length: int, whole_BT: Tens
     make = WEIGHTS[name]
     space = blocks(length, make and make(), source, joint=make is None)
     log_ratios_n = frozen.actions(space).log_ratios_BU[whole_BT].double()
-    columns_Nn = torch.stack([column[whole_BT] for column in offsets(frozen, source, length)]).double()
+    columns_Nn = torch.stack(
+        [column[whole_BT] for column in offsets(frozen, source, length)]
+    ).double()
     errors_N = columns_Nn.std(1).tolist()
     ratios_n = log_ratios_n.exp()
     return {
@@ -70,7 +76,9 @@ def _measure(frozen: Frozen, source: str, name: str, length: int, whole_BT: Tens
         "N": length,
         "std log R": float(log_ratios_n.std()),
         "s sqrt(sum beta^2)": errors_N[0] * spread(space.weights_N),
-        "sqrt(sum beta^2 s_n^2)": math.hypot(*(b * s for b, s in zip(space.weights_N, errors_N, strict=True))),
+        "sqrt(sum beta^2 s_n^2)": math.hypot(
+            *(b * s for b, s in zip(space.weights_N, errors_N, strict=True))
+        ),
         "mean R": float(ratios_n.mean()),
         "var R": float(ratios_n.var()),
         "effective samples": float(

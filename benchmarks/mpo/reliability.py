@@ -14,7 +14,18 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from common import Row, at_least, load_policy, offsets_of, panels, parser, report, run, sample, save_picture
+from common import (
+    Row,
+    at_least,
+    load_policy,
+    offsets_of,
+    panels,
+    parser,
+    report,
+    run,
+    sample,
+    save_picture,
+)
 from torch import Tensor
 
 from lightning_mpo.functional.actions import window
@@ -49,16 +60,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser(__doc__ or "", frozen=False)
     made.add_argument(
-        "--checkpoint", action="append", required=True, help="of the quickstart's policy; may be repeated"
+        "--checkpoint",
+        action="append",
+        required=True,
+        help="of the quickstart's policy; may be repeated",
     )
-    made.add_argument("--label", action="append", default=None, help="name of each checkpoint; its path by default")
+    made.add_argument(
+        "--label",
+        action="append",
+        default=None,
+        help="name of each checkpoint; its path by default",
+    )
     made.add_argument("--prompts", type=at_least(2), default=200, help="held-out problems")
     made.add_argument("--completions", type=at_least(1), default=4, help="samples of each")
     made.add_argument("--max-new-tokens", type=at_least(1), default=40, help="longest sample")
     made.add_argument("--seed", type=at_least(0), default=0, help="of the samples")
     arguments = made.parse_args(argv)
     arguments.label = arguments.label or arguments.checkpoint
-    if len(arguments.label) != len(arguments.checkpoint) or len(set(arguments.label)) != len(arguments.label):
+    if len(arguments.label) != len(arguments.checkpoint) or len(set(arguments.label)) != len(
+        arguments.label
+    ):
         made.error("--label must name each checkpoint once, and no two alike")
     return arguments
 
@@ -76,7 +97,9 @@ def measure(policy: TinyPolicy, rollout: Rollout, label: str) -> list[Row]:
     rows: list[Row] = []
     for n in range(M + 1):
         alive_BT = window(mask_BT, n)
-        accuracy, off = clustered_mean(*by_prompt(ranks_BTN[..., n] == 0, alive_BT, rollout.group_B))
+        accuracy, off = clustered_mean(
+            *by_prompt(ranks_BTN[..., n] == 0, alive_BT, rollout.group_B)
+        )
         error, spread = clustered_mean(*by_prompt(-logprobs_BTN[..., n], alive_BT, rollout.group_B))
         rows.append(
             {
@@ -98,7 +121,10 @@ def measure(policy: TinyPolicy, rollout: Rollout, label: str) -> list[Row]:
 def by_prompt(values_BT: Tensor, mask_BT: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
     """Return what the tokens of each prompt add up to, and how many they are. Shapes `[P]`."""
     P = int(group_B.max()) + 1
-    totals_B, counts_B = torch.where(mask_BT, values_BT.double(), 0.0).sum(1), mask_BT.sum(1).double()
+    totals_B, counts_B = (
+        torch.where(mask_BT, values_BT.double(), 0.0).sum(1),
+        mask_BT.sum(1).double(),
+    )
     empty_P = torch.zeros(P, dtype=torch.float64)
     return empty_P.index_add(0, group_B, totals_B), empty_P.index_add(0, group_B, counts_B)
 
@@ -112,12 +138,25 @@ def draw(rows: Sequence[Row], folder: str) -> None:
         x = [row["offset"] + 0.06 * (index - (len(labels) - 1) / 2) for row in line]
         for one, name in zip(axes[0], ("accuracy", "cross-entropy"), strict=True):
             values = [row[name] for row in line]
-            off = [[row[name] - row[f"{name} low"] for row in line], [row[f"{name} high"] - row[name] for row in line]]
-            one.errorbar(x, values, yerr=off, fmt="o-", ms=4, capsize=3, label=f"{label} ({line[0]['family']})")
+            off = [
+                [row[name] - row[f"{name} low"] for row in line],
+                [row[f"{name} high"] - row[name] for row in line],
+            ]
+            one.errorbar(
+                x,
+                values,
+                yerr=off,
+                fmt="o-",
+                ms=4,
+                capsize=3,
+                label=f"{label} ({line[0]['family']})",
+            )
     axes[0, 0].set(ylabel="share ranked first", ylim=(0, 1.02))
     axes[0, 1].set(ylabel="cross-entropy, nats", ylim=(0, None))
     for one in axes[0]:
-        one.set(xlabel="offset n (0: the ordinary head)", xticks=sorted({row["offset"] for row in rows}))
+        one.set(
+            xlabel="offset n (0: the ordinary head)", xticks=sorted({row["offset"] for row in rows})
+        )
     axes[0, 0].legend(fontsize=8, loc="lower left")
     save_picture(figure, folder, "reliability")
 

@@ -22,20 +22,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import Frozen, Row, at_least, blocks, load_policy, panels, parser, report, run, save_picture, share
+from common import (
+    Frozen,
+    Row,
+    at_least,
+    blocks,
+    load_policy,
+    panels,
+    parser,
+    report,
+    run,
+    save_picture,
+    share,
+)
 from torch import Tensor
 
-from lightning_mpo.action_spaces import ActionSpace, FutureShare, SequenceActions, TokenActions
-from lightning_mpo.advantages import GroupRelative
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.diagnostics import jackknife_error, signal_and_noise
-from lightning_mpo.objective import Objective
+from lightning_mpo.objective.action_spaces import (
+    ActionSpace,
+    FutureShare,
+    SequenceActions,
+    TokenActions,
+)
+from lightning_mpo.objective.advantages import GroupRelative
+from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.reductions import TokenMean
+from lightning_mpo.objective.selection import AllTokens
+from lightning_mpo.objective.supports import FullVocabulary
+from lightning_mpo.objective.surrogates import ClippedRatio
 from lightning_mpo.policies import TinyPolicy
-from lightning_mpo.reductions import TokenMean
 from lightning_mpo.scores import Denominators, ScoreRequest, TokenScores
-from lightning_mpo.selection import AllTokens
-from lightning_mpo.supports import FullVocabulary
-from lightning_mpo.surrogates import ClippedRatio
 from lightning_mpo.types import Experience, take_rows, trim
 
 BLOCKS = 8  # of prompts, for the jackknife
@@ -78,7 +95,9 @@ class Sums:
         kept = [block for block in range(len(self.counts)) if block != without]
         total_D = self.totals_JD[kept].double().sum(0)
         return signal_and_noise(
-            float(total_D.square().sum()), sum(self.squares[b] for b in kept), sum(self.counts[b] for b in kept)
+            float(total_D.square().sum()),
+            sum(self.squares[b] for b in kept),
+            sum(self.counts[b] for b in kept),
         )
 
     def ratios(self) -> tuple[float, list[float]]:
@@ -108,11 +127,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument(
-        "--checkpoint", default=None, help="policy after the updates; the .ckpt beside --frozen by default"
+        "--checkpoint",
+        default=None,
+        help="policy after the updates; the .ckpt beside --frozen by default",
     )
-    made.add_argument("--lengths", type=at_least(2), nargs="+", default=[2, 3, 5], help="block lengths, in tokens")
-    made.add_argument("--shares", type=share, nargs="+", default=[0.2, 0.4], help="shares of the future tokens")
-    made.add_argument("--epsilon", type=float, default=0.2, help="clip of the token-level method, in (0, 1)")
+    made.add_argument(
+        "--lengths", type=at_least(2), nargs="+", default=[2, 3, 5], help="block lengths, in tokens"
+    )
+    made.add_argument(
+        "--shares", type=share, nargs="+", default=[0.2, 0.4], help="shares of the future tokens"
+    )
+    made.add_argument(
+        "--epsilon", type=float, default=0.2, help="clip of the token-level method, in (0, 1)"
+    )
     return made.parse_args(argv)
 
 
@@ -125,11 +152,16 @@ def spaces(lengths: Sequence[int], shares: Sequence[float], offsets: int) -> dic
     for source in ("backbone", "mtp"):
         for length in lengths:
             if source == "backbone" or length <= offsets + 1:
-                found |= {f"{source}, N={length}, {p:.0%}": blocks(length, FutureShare(p), source) for p in shares}
+                found |= {
+                    f"{source}, N={length}, {p:.0%}": blocks(length, FutureShare(p), source)
+                    for p in shares
+                }
     return found | {"sequence": SequenceActions()}
 
 
-def make_settings(frozen: Frozen, lengths: Sequence[int], shares: Sequence[float], epsilon: float) -> list[Setting]:
+def make_settings(
+    frozen: Frozen, lengths: Sequence[int], shares: Sequence[float], epsilon: float
+) -> list[Setting]:
     """Return every granularity at equal ε and, where there is one, at the ε that clips like the token level."""
     target = frozen.clip_fraction(TokenActions(), epsilon)
     whole = experience_of(frozen)
@@ -139,10 +171,17 @@ def make_settings(frozen: Frozen, lengths: Sequence[int], shares: Sequence[float
         for clip, value in (("equal", epsilon), ("matched", matched)):
             if clip == "equal" or (target and name != "token" and 0 < value < 1):
                 objective = Objective(
-                    FullVocabulary(), space, GroupRelative(), ClippedRatio(value, value), AllTokens(), TokenMean()
+                    FullVocabulary(),
+                    space,
+                    GroupRelative(),
+                    ClippedRatio(value, value),
+                    AllTokens(),
+                    TokenMean(),
                 )
                 clipped = frozen.clip_fraction(space, value)
-                settings.append(Setting(name, clip, value, objective, objective.denominators(whole), clipped))
+                settings.append(
+                    Setting(name, clip, value, objective, objective.denominators(whole), clipped)
+                )
     return settings
 
 
@@ -168,19 +207,28 @@ def gradients(policy: TinyPolicy, frozen: Frozen, settings: Sequence[Setting]) -
     weights = policy.parts()["policy"]
     groups, whole = frozen.rollout.group_B.unique(), experience_of(frozen)
     if len(groups) < 4:
-        raise UserError(f"a signal-to-noise ratio needs at least 4 prompts, the frozen rollout has {len(groups)}")
+        raise UserError(
+            f"a signal-to-noise ratio needs at least 4 prompts, the frozen rollout has {len(groups)}"
+        )
     parts = min(BLOCKS, len(groups) // 2)
     sums = [Sums(sum(weight.numel() for weight in weights), parts) for _ in settings]
     request = ScoreRequest(future=max(setting.objective.actions.future for setting in settings))
     for p, group in enumerate(groups.tolist()):
         index_B = (frozen.rollout.group_B == group).nonzero()[:, 0]
         experience = trim(take_rows(whole, index_B))
-        scores = policy.score(experience.rollout, experience.mask_BT, temperature=1.0, request=request)
+        scores = policy.score(
+            experience.rollout, experience.mask_BT, temperature=1.0, request=request
+        )
         _check_weights(scores, frozen, index_B)
         for setting, total in zip(settings, sums, strict=True):
             loss = prompt_loss(setting, experience, scores)
-            parts_of = torch.autograd.grad(loss * len(groups), weights, retain_graph=True, allow_unused=True)
-            flat = [(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(parts_of, weights, strict=True)]
+            parts_of = torch.autograd.grad(
+                loss * len(groups), weights, retain_graph=True, allow_unused=True
+            )
+            flat = [
+                (torch.zeros_like(w) if g is None else g).flatten()
+                for g, w in zip(parts_of, weights, strict=True)
+            ]
             total.add(torch.cat(flat), p % parts)
     return sums
 
@@ -189,8 +237,12 @@ def prompt_loss(setting: Setting, experience: Experience, scores: TokenScores) -
     """Return one prompt's part of the whole rollout's surrogate."""
     future = setting.objective.actions.future
     ahead_BTM, old_BTM = scores.future_BTM, experience.old_future_BTM
-    kept = replace(scores, future_BTM=ahead_BTM[..., :future] if future and ahead_BTM is not None else None)
-    past = replace(experience, old_future_BTM=old_BTM[..., :future] if future and old_BTM is not None else None)
+    kept = replace(
+        scores, future_BTM=ahead_BTM[..., :future] if future and ahead_BTM is not None else None
+    )
+    past = replace(
+        experience, old_future_BTM=old_BTM[..., :future] if future and old_BTM is not None else None
+    )
     return setting.objective.loss(past, kept, setting.denominators)[0]
 
 
@@ -199,7 +251,9 @@ def _check_weights(scores: TokenScores, frozen: Frozen, index_B: Tensor) -> None
     T = scores.logprobs_BT.shape[1]
     off = float((scores.logprobs_BT.detach() - frozen.logprobs_BT[index_B, :T]).abs().max())
     if off > 1e-2:
-        raise UserError(f"the checkpoint is not the policy of the frozen rollout: log-probs differ by {off:.3g} nats")
+        raise UserError(
+            f"the checkpoint is not the policy of the frozen rollout: log-probs differ by {off:.3g} nats"
+        )
 
 
 # --- results ------------------------------------------------------------------------------------------------------
@@ -223,7 +277,9 @@ def table(settings: Sequence[Setting], sums: Sequence[Sums]) -> list[Row]:
                 "SNR / token": value / token,
                 "SNR / token low": low,
                 "SNR / token high": high,
-                "cosine with token": float(torch.nn.functional.cosine_similarity(total.mean_D, token_D, dim=0)),
+                "cosine with token": float(
+                    torch.nn.functional.cosine_similarity(total.mean_D, token_D, dim=0)
+                ),
                 "|mean| / |token|": float(total.mean_D.norm() / token_D.norm()),
             }
         )
@@ -241,7 +297,9 @@ def interval_of_ratio(
     """Return a 95 % interval of value / other, from the jackknife of its logarithm; NaN where one is not positive."""
     if min(value, other, *without, *other_without) <= 0:
         return math.nan, math.nan
-    off = half_width([math.log(mine / its) for mine, its in zip(without, other_without, strict=True)])
+    off = half_width(
+        [math.log(mine / its) for mine, its in zip(without, other_without, strict=True)]
+    )
     return value / other * math.exp(-off), value / other * math.exp(off)
 
 
@@ -258,19 +316,29 @@ def draw(rows: Sequence[Row], epsilon: float, folder: str) -> None:
         y = [names.index(row["granularity"]) + shift for row in line]
         label = f"equal ε = {epsilon:g}" if clip == "equal" else "matched clip fraction"
         style = {"fmt": "o", "ms": 4, "capsize": 3, "color": colour, "label": label}
-        axes[0, 0].errorbar([row["SNR"] for row in line], y, xerr=[row["SNR ±"] for row in line], **style)
+        axes[0, 0].errorbar(
+            [row["SNR"] for row in line], y, xerr=[row["SNR ±"] for row in line], **style
+        )
         gains = [row["SNR / token"] for row in line]
         off = [[row["SNR / token"] - row["SNR / token low"] for row in line]]
         off += [[row["SNR / token high"] - row["SNR / token"] for row in line]]
         axes[0, 1].errorbar(gains, y, xerr=off, **style)
         axes[0, 2].plot([row["cosine with token"] for row in line], y, "o", ms=4, color=colour)
-    labels = ("signal / noise of the mean gradient", "the same, relative to token", "cosine with the token's gradient")
+    labels = (
+        "signal / noise of the mean gradient",
+        "the same, relative to token",
+        "cosine with the token's gradient",
+    )
     for one, label in zip(axes[0], labels, strict=True):
-        one.set(xlabel=label, yticks=range(len(names)), yticklabels=[], ylim=(len(names) - 0.5, -0.5))
+        one.set(
+            xlabel=label, yticks=range(len(names)), yticklabels=[], ylim=(len(names) - 0.5, -0.5)
+        )
     axes[0, 0].set_yticklabels(names)
     axes[0, 1].set_xscale("log")
     axes[0, 1].axvline(1, color="tab:gray", lw=1, ls=":")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=2)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=2
+    )
     save_picture(figure, folder, "signal_to_noise")
 
 

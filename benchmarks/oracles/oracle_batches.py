@@ -16,7 +16,7 @@ from torch import Tensor
 from trl_bridge import MAX_TOKENS, VOCABULARY
 
 from lightning_mpo.functional.advantages import group_relative
-from lightning_mpo.objective import Objective
+from lightning_mpo.objective.objective import Objective
 from lightning_mpo.scores import Denominators, TokenScores
 from lightning_mpo.types import Experience, Rollout, take_rows
 
@@ -54,7 +54,10 @@ class Batch:
 
     def rows(self, index: Sequence[int]) -> Batch:
         """Return some of the rows."""
-        values = {name: None if value is None else value[list(index)] for name, value in vars(self).items()}
+        values = {
+            name: None if value is None else value[list(index)]
+            for name, value in vars(self).items()
+        }
         return Batch(**values)  # type: ignore[arg-type]
 
     def scores(self, logits_BTV: Tensor) -> TokenScores:
@@ -103,7 +106,9 @@ class Batch:
         )
 
 
-def draw(seed: int, groups: int, group_size: int, *, spread: float = 0.3, gaps: bool = False) -> Batch:
+def draw(
+    seed: int, groups: int, group_size: int, *, spread: float = 0.3, gaps: bool = False
+) -> Batch:
     """Draw a batch: ragged responses, group advantages, and old log-probs `spread` nats from the policy's.
 
     Args:
@@ -121,7 +126,9 @@ def draw(seed: int, groups: int, group_size: int, *, spread: float = 0.3, gaps: 
     holes_BT = torch.rand(B, T, generator=g) < 0.3
     holes_BT[:, 0] = False
     advantages_B = group_relative(torch.randn(B, generator=g, dtype=torch.float64), group_size)
-    old_noise_BT, reference_noise_BT = (torch.randn(B, T, generator=g, dtype=torch.float64) for _ in range(2))
+    old_noise_BT, reference_noise_BT = (
+        torch.randn(B, T, generator=g, dtype=torch.float64) for _ in range(2)
+    )
     mask_BT = scored_BT & ~holes_BT if gaps else scored_BT
     batch = Batch(logits_BTV, tokens_BT, scored_BT, mask_BT, advantages_B, None, torch.zeros(B, T))
     return replace(
@@ -143,7 +150,12 @@ def ours(
     loss = torch.zeros((), dtype=torch.float64)
     for rows in parts or [range(len(batch.tokens_BT))]:
         scores = batch.rows(rows).scores(logits_BTV[list(rows)])
-        loss = loss + objective.loss(take_rows(experience, torch.tensor(list(rows))), scores, denominators)[0]
+        loss = (
+            loss
+            + objective.loss(take_rows(experience, torch.tensor(list(rows))), scores, denominators)[
+                0
+            ]
+        )
     return loss.detach(), torch.autograd.grad(loss, logits_BTV)[0]
 
 

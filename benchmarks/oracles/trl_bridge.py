@@ -32,11 +32,19 @@ CPU = torch.device("cpu")
 def quiet() -> Iterator[None]:
     """Keep progress bars and advice of libraries off the terminal, and let them look nothing up."""
     loggers = [logging.getLogger(name) for name in ("trl", "transformers", "lightning.pytorch")]
-    levels, offline, sink = [logger.level for logger in loggers], os.environ.get("HF_HUB_OFFLINE"), io.StringIO()
+    levels, offline, sink = (
+        [logger.level for logger in loggers],
+        os.environ.get("HF_HUB_OFFLINE"),
+        io.StringIO(),
+    )
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(sink),
+        contextlib.redirect_stderr(sink),
+    ):
         warnings.simplefilter("ignore")
         yield
     for logger, level in zip(loggers, levels, strict=True):
@@ -88,7 +96,9 @@ def trainer(folder: str, *, rloo: bool = False, double: bool = True, **options: 
             train_dataset=Dataset.from_list([{"prompt": "1+1="}] * 2),
             processing_class=AutoTokenizer.from_pretrained(folder),
         )
-    made.current_gradient_accumulation_steps = made.args.gradient_accumulation_steps  # the training loop sets it
+    made.current_gradient_accumulation_steps = (
+        made.args.gradient_accumulation_steps
+    )  # the training loop sets it
     for model in (made.model, getattr(made, "ref_model", None)):
         if model is not None and double:
             model.double()
@@ -102,22 +112,39 @@ def loss_of_table(trainer: Any, inputs: dict[str, Tensor], logits_BTV: Tensor) -
     logprobs_BT = logprobs_BTV.gather(2, inputs["completion_ids"][..., None])[..., 0]
     entropy_BT = -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)
     scored_BT = inputs["completion_mask"].bool()  # what TRL does not score is 0 there, too
-    scores = (torch.where(scored_BT, logprobs_BT, 0.0), torch.where(scored_BT, entropy_BT, 0.0), None)
+    scores = (
+        torch.where(scored_BT, logprobs_BT, 0.0),
+        torch.where(scored_BT, entropy_BT, 0.0),
+        None,
+    )
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: scores
     loss: Tensor = trainer._compute_loss(trainer.model, inputs)
     return loss
 
 
-def score_completions(trainer: Any, rollout: Rollout, rewards: Sequence[float | None]) -> dict[str, Tensor]:
+def score_completions(
+    trainer: Any, rollout: Rollout, rewards: Sequence[float | None]
+) -> dict[str, Tensor]:
     """Return what TRL makes of responses and rewards: masks, advantages, old and reference log-probs."""
     S, mask = rollout.prompt_length, rollout.attention_mask_BL
-    prompts = [ids[m].tolist() for ids, m in zip(rollout.tokens_BL[:, :S], mask[:, :S], strict=True)]
-    answers = [ids[m].tolist() for ids, m in zip(rollout.responses_BT, rollout.response_mask_BT, strict=True)]
+    prompts = [
+        ids[m].tolist() for ids, m in zip(rollout.tokens_BL[:, :S], mask[:, :S], strict=True)
+    ]
+    answers = [
+        ids[m].tolist()
+        for ids, m in zip(rollout.responses_BT, rollout.response_mask_BT, strict=True)
+    ]
     texts = [""] * len(answers)
     short = "RLOO" in type(trainer).__name__
-    generated = (prompts, answers, texts) if short else (prompts, answers, None, texts, None, {}, None, None)
+    generated = (
+        (prompts, answers, texts)
+        if short
+        else (prompts, answers, None, texts, None, {}, None, None)
+    )
     trainer._generate = lambda *_: generated
     trainer.reward_funcs = [lambda **_: list(rewards)]
     with quiet():
-        inputs: dict[str, Tensor] = trainer._generate_and_score_completions([{"prompt": ""} for _ in texts])
+        inputs: dict[str, Tensor] = trainer._generate_and_score_completions(
+            [{"prompt": ""} for _ in texts]
+        )
     return inputs

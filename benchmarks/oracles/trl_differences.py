@@ -12,11 +12,11 @@ from torch import Tensor
 from trl_bridge import loss_of_table, trainer
 from trl_losses import halves, theirs
 
-from lightning_mpo.kl import ConstantCoefficient, KLPenalty
-from lightning_mpo.objective import Objective
-from lightning_mpo.reductions import TokenMean
-from lightning_mpo.surrogates import ClippedRatio, ClippedWeight
-from lightning_mpo.terms import EntropyBonus
+from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
+from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.reductions import TokenMean
+from lightning_mpo.objective.surrogates import ClippedRatio, ClippedWeight
+from lightning_mpo.objective.terms import EntropyBonus
 
 Measured = tuple[float, float]
 """Relative deviation of the gradients with equal names and numbers, and what is left of it once `why` is put in."""
@@ -52,7 +52,9 @@ def value_of_cispo(folder: str) -> Measured:
     value = ours(cispo, batch)[0]
     assert batch.old_BT is not None
     weights_BT = (batch.logprobs() - batch.old_BT).exp().clamp(max=5.0) * batch.mask_BT
-    constant = -(weights_BT * batch.advantages_B[:, None] * batch.old_BT).sum() / batch.mask_BT.sum()
+    constant = (
+        -(weights_BT * batch.advantages_B[:, None] * batch.old_BT).sum() / batch.mask_BT.sum()
+    )
     return both(value, value + constant, expected)
 
 
@@ -64,7 +66,9 @@ def weighted_kl(folder: str) -> Measured:
     now_BT = replace(batch, logits_BTV=logits_BTV).logprobs()
     gap_BT = batch.reference_BT - now_BT
     weight_BT = (now_BT - batch.old_BT).exp() - 1
-    extra = beta * (weight_BT * (gap_BT.exp() - gap_BT - 1) * batch.mask_BT).sum() / batch.mask_BT.sum()
+    extra = (
+        beta * (weight_BT * (gap_BT.exp() - gap_BT - 1) * batch.mask_BT).sum() / batch.mask_BT.sum()
+    )
     value = gradient(objective, batch)
     return both(value, value + torch.autograd.grad(extra, logits_BTV)[0], expected)
 
@@ -73,9 +77,14 @@ def empty_rows(name: str) -> Callable[[str], Measured]:
     def measure(folder: str) -> Measured:
         full = draw(0, 3, 3, spread=0.15)
         kept_B = torch.arange(9) % 3 > 0  # `mask_truncated_completions` leaves rows without a token
-        batch = replace(full, scored_BT=full.scored_BT & kept_B[:, None], mask_BT=full.mask_BT & kept_B[:, None])
+        batch = replace(
+            full, scored_BT=full.scored_BT & kept_B[:, None], mask_BT=full.mask_BT & kept_B[:, None]
+        )
         options: dict[str, Any] = {"rloo": True} if name == "rloo" else {"loss_type": name}
-        expected, value = theirs(trainer(folder, **options), batch)[1], gradient(algorithm(name), batch)
+        expected, value = (
+            theirs(trainer(folder, **options), batch)[1],
+            gradient(algorithm(name), batch),
+        )
         return both(value, value * kept_B.double().mean(), expected)
 
     return measure
@@ -84,7 +93,9 @@ def empty_rows(name: str) -> Callable[[str], Measured]:
 def micro_batches_of_bnpo(folder: str) -> Measured:
     bnpo, batch = replace(algorithm("grpo"), reduction=TokenMean()), draw(0, 4, 2)
     parts = halves(batch, 2)
-    expected = theirs(trainer(folder, loss_type="bnpo", gradient_accumulation_steps=2), batch, parts)[1]
+    expected = theirs(
+        trainer(folder, loss_type="bnpo", gradient_accumulation_steps=2), batch, parts
+    )[1]
     each = torch.cat([gradient(bnpo, batch.rows(rows)) for rows in parts])
     return both(gradient(bnpo, batch, parts=parts), each / 2, expected)
 
@@ -105,7 +116,9 @@ def mean_of_entropy(folder: str) -> Measured:
     grpo, batch = algorithm("grpo"), draw(0, 3, 3)
     expected = theirs(trainer(folder, loss_type="grpo", entropy_coef=1.0), batch)[1]
     with_bonus = replace(grpo, bonus=EntropyBonus(1.0))
-    plain, over_tokens = (replace(objective, reduction=TokenMean()) for objective in (grpo, with_bonus))
+    plain, over_tokens = (
+        replace(objective, reduction=TokenMean()) for objective in (grpo, with_bonus)
+    )
     bonus = gradient(over_tokens, batch) - gradient(plain, batch)
     return both(gradient(with_bonus, batch), gradient(grpo, batch) + bonus, expected)
 
@@ -127,16 +140,23 @@ def small_delta(folder: str) -> Measured:
     grpo, batch = algorithm("grpo"), draw(0, 3, 3)
     expected = theirs(trainer(folder, loss_type="grpo", epsilon_high=0.5, delta=1.2), batch)[1]
     same, mapped = ClippedRatio(0.2, 0.5, dual=1.2), ClippedRatio(0.2, 1.2 - 1, dual=1 + 0.5)
-    return both(*(gradient(replace(grpo, surrogate=surrogate), batch) for surrogate in (same, mapped)), expected)
+    return both(
+        *(gradient(replace(grpo, surrogate=surrogate), batch) for surrogate in (same, mapped)),
+        expected,
+    )
 
 
 ROWS = "TRL divides by all rows; we by those that have a token left. Seen with masked truncated responses"
 DIFFERENCES = (
     Difference(
-        "cispo: `epsilon_high`", "TRL's is the cap itself; ours the distance above 1: `high = cap - 1`", cap_of_cispo
+        "cispo: `epsilon_high`",
+        "TRL's is the cap itself; ours the distance above 1: `high = cap - 1`",
+        cap_of_cispo,
     ),
     Difference(
-        "cispo: the loss's value", "TRL weighs log π, we log π - log π_old; the gradients are equal", value_of_cispo
+        "cispo: the loss's value",
+        "TRL weighs log π, we log π - log π_old; the gradients are equal",
+        value_of_cispo,
     ),
     Difference(
         "`beta`: `use_bias_correction_kl`",

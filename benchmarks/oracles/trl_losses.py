@@ -21,12 +21,12 @@ from oracle_batches import Batch, algorithm, deviation, draw, ours
 from torch import Tensor
 from trl_bridge import loss_of_table, tiny_model, trainer
 
-from lightning_mpo.action_spaces import SequenceActions
-from lightning_mpo.kl import ConstantCoefficient, KLPenalty
-from lightning_mpo.objective import Objective
-from lightning_mpo.reductions import TokenMean
-from lightning_mpo.surrogates import ClippedRatio, ClippedWeight
-from lightning_mpo.terms import EntropyBonus
+from lightning_mpo.objective.action_spaces import SequenceActions
+from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
+from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.reductions import TokenMean
+from lightning_mpo.objective.surrogates import ClippedRatio, ClippedWeight
+from lightning_mpo.objective.terms import EntropyBonus
 
 BOUND, BOUND_32 = 1e-6, 1e-5
 GROUPS = ((4, 2), (3, 3), (2, 4), (1, 8))
@@ -55,12 +55,23 @@ def _cases() -> Iterator[Case]:
     yield Case("dr_grpo", dr_grpo, {"loss_type": "dr_grpo"}, "dr_grpo")
     yield Case("dapo (clip-higher)", dapo, {"loss_type": "dapo"} | wide, "dapo")
     yield Case("bnpo", bnpo, {"loss_type": "bnpo"})
-    yield Case("cispo", cispo, {"loss_type": "cispo", "epsilon_high": 5.0}, "cispo", spread=1.0, constant=True)
+    yield Case(
+        "cispo",
+        cispo,
+        {"loss_type": "cispo", "epsilon_high": 5.0},
+        "cispo",
+        spread=1.0,
+        constant=True,
+    )
     low_cap = replace(cispo, surrogate=ClippedWeight(1.0, 0.2))
-    yield Case("cispo, cap 1.2", low_cap, {"loss_type": "cispo", "epsilon_high": 1.2}, constant=True)
+    yield Case(
+        "cispo, cap 1.2", low_cap, {"loss_type": "cispo", "epsilon_high": 1.2}, constant=True
+    )
     narrow = {"loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4} | sequence
     yield Case("grpo, sequence (GSPO)", gspo, narrow, "gspo", spread=2e-3)
-    yield Case("grpo, sequence (GSPO-token)", algorithm("gspo_token"), narrow, "gspo_token", spread=2e-3)
+    yield Case(
+        "grpo, sequence (GSPO-token)", algorithm("gspo_token"), narrow, "gspo_token", spread=2e-3
+    )
     yield Case(
         "dapo, sequence",
         replace(gspo, surrogate=ClippedRatio(0.05, 0.08), reduction=TokenMean()),
@@ -88,13 +99,21 @@ def _cases() -> Iterator[Case]:
     ):
         options = {"loss_type": name} | in_loss | options
         spread, constant = (1.0, True) if name == "cispo" else (0.3, False)
-        yield Case(f"{name}, beta", replace(objective, kl=penalty), options, spread=spread, constant=constant)
+        yield Case(
+            f"{name}, beta",
+            replace(objective, kl=penalty),
+            options,
+            spread=spread,
+            constant=constant,
+        )
     gspo_kl = replace(gspo, kl=penalty)
     yield Case("grpo, sequence, beta", gspo_kl, narrow | in_loss, spread=2e-3)
     bonus = replace(dapo, bonus=EntropyBonus(0.1))
     yield Case("dapo, entropy_coef", bonus, {"loss_type": "dapo", "entropy_coef": 0.1} | wide)
     yield Case("grpo, 2 micro-batches", grpo, {"loss_type": "grpo"}, "grpo", accumulate=2)
-    yield Case("dr_grpo, 2 micro-batches", dr_grpo, {"loss_type": "dr_grpo"}, "dr_grpo", accumulate=2)
+    yield Case(
+        "dr_grpo, 2 micro-batches", dr_grpo, {"loss_type": "dr_grpo"}, "dr_grpo", accumulate=2
+    )
     yield Case("dapo, 2 micro-batches", dapo, {"loss_type": "dapo"} | wide, "dapo", accumulate=2)
 
 
@@ -116,7 +135,9 @@ def halves(batch: Batch, pieces: int) -> list[list[int]]:
     return [list(range(first, first + size)) for first in range(0, pieces * size, size)]
 
 
-def theirs(made: Any, batch: Batch, parts: Sequence[Sequence[int]] | None = None) -> tuple[Tensor, Tensor]:
+def theirs(
+    made: Any, batch: Batch, parts: Sequence[Sequence[int]] | None = None
+) -> tuple[Tensor, Tensor]:
     """Return TRL's loss and its gradient with respect to the logits, summed over micro-batches as accumulation does."""
     logits_BTV = batch.logits_BTV.clone().requires_grad_()
     loss = torch.zeros((), dtype=torch.float64)
@@ -133,7 +154,9 @@ class Result:
     batches: int
     gradient: float  # largest relative deviation
     loss: float | None  # largest absolute deviation; None where losses differ by a constant
-    clipped: tuple[float, float] | None  # the least and the largest share of actions that were clipped, off-policy
+    clipped: (
+        tuple[float, float] | None
+    )  # the least and the largest share of actions that were clipped, off-policy
 
 
 def compare(case: Case, folder: str) -> Result:
@@ -142,7 +165,10 @@ def compare(case: Case, folder: str) -> Result:
     gradients, losses, shares = [], [], []
     for batch in batches(case):
         parts = halves(batch, case.accumulate)
-        (loss, gradient), (expected_loss, expected) = ours(case.objective, batch, parts), theirs(made, batch, parts)
+        (loss, gradient), (expected_loss, expected) = (
+            ours(case.objective, batch, parts),
+            theirs(made, batch, parts),
+        )
         gradients.append(deviation(gradient, expected))
         losses.append((loss - expected_loss).abs().item())
         shares.append(share_clipped(case.objective, batch))
@@ -158,7 +184,9 @@ def compare(case: Case, folder: str) -> Result:
 def share_clipped(objective: Objective, batch: Batch) -> float | None:
     """Return the share of actions that lose their gradient, or, under CISPO, have their weight capped."""
     experience = batch.experience()
-    metrics = objective.loss(experience, batch.scores(batch.logits_BTV), objective.denominators(experience))[1]
+    metrics = objective.loss(
+        experience, batch.scores(batch.logits_BTV), objective.denominators(experience)
+    )[1]
     if "ratio/clip_fraction" in metrics:
         value, weight = metrics["ratio/clip_fraction"]
         return (value / weight).item()
@@ -171,7 +199,11 @@ def share_clipped(objective: Objective, batch: Batch) -> float | None:
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table in Markdown."""
     for row in (head, ["---"] * len(head), *rows):
-        print("| " + " | ".join(f"{cell:.1e}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
+        print(
+            "| "
+            + " | ".join(f"{cell:.1e}" if isinstance(cell, float) else str(cell) for cell in row)
+            + " |"
+        )
     print()
 
 
@@ -188,7 +220,9 @@ def tables(folder: str) -> float:
         loss = "a constant apart" if result.loss is None else result.loss
         rows.append([case.name, file_of(case.config), result.batches, share, result.gradient, loss])
         worst = max(worst, result.gradient / BOUND, (result.loss or 0) / BOUND)
-    print_table(("TRL's loss", "ours", "batches", "clipped", "gradient, relative", "loss, absolute"), rows)
+    print_table(
+        ("TRL's loss", "ours", "batches", "clipped", "gradient, relative", "loss, absolute"), rows
+    )
     rows = []
     for path in PATHS:
         double, single = (compare_paths(path, folder, double=d) for d in (True, False))

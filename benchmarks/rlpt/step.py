@@ -41,7 +41,10 @@ def run(options: list[str]) -> dict[str, Any]:
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
     """Return least CPU time, its spread, peak memory and the ratio to the first variant, as Markdown."""
-    lines = ["| variant | CPU seconds of a step (least) | all runs | ratio | peak memory |", "|---|---|---|---|---|"]
+    lines = [
+        "| variant | CPU seconds of a step (least) | all runs | ratio | peak memory |",
+        "|---|---|---|---|---|",
+    ]
     base: float | None = None
     for name, results in runs.items():
         seconds = sorted(result["cpu_seconds_per_step"] for result in results)
@@ -56,7 +59,9 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="runs of each variant")
-    parser.add_argument("--steps", type=int, default=1, help="rollouts that count in a run, after one that does not")
+    parser.add_argument(
+        "--steps", type=int, default=1, help="rollouts that count in a run, after one that does not"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--data", default=None, help="SVAMP.json or its folder")
     options = parser.parse_args()

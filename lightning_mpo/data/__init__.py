@@ -7,4 +7,12 @@ from lightning_mpo.data.prompts import PromptFile
 from lightning_mpo.data.svamp import Svamp
 from lightning_mpo.types import Splits
 
-__all__ = ["Arithmetic", "JsonLines", "Multiplication", "PromptDataModule", "PromptFile", "Splits", "Svamp"]
+__all__ = [
+    "Arithmetic",
+    "JsonLines",
+    "Multiplication",
+    "PromptDataModule",
+    "PromptFile",
+    "Splits",
+    "Svamp",
+]

@@ -53,7 +53,10 @@ class Arithmetic(PromptDataModule):
         at_least(name, 1, most=1000, digits=digits)
         seeds(name, problem_seed=problem_seed)
         pairs = self._count(digits)
-        if train_problems > pairs * (1 - held_out_share) / 2 or held_out_problems > pairs * held_out_share / 2:
+        if (
+            train_problems > pairs * (1 - held_out_share) / 2
+            or held_out_problems > pairs * held_out_share / 2
+        ):
             raise UserError(
                 f"`{type(self).__name__}.digits` = {digits} gives {pairs} problems, too few to draw {train_problems} for training "
                 f"and {held_out_problems} to hold out; raise `digits` or ask for fewer"
@@ -71,7 +74,9 @@ class Arithmetic(PromptDataModule):
             prompt = f"{a}{self.sign}{b}="
             side = is_held_out(prompt, self.held_out_share)
             if prompt not in rows[side] and len(rows[side]) < wanted[side]:
-                target, solution = self._solve(a, b, careful=random_numbers.random() >= self.careless_share)
+                target, solution = self._solve(
+                    a, b, careful=random_numbers.random() >= self.careless_share
+                )
                 rows[side][prompt] = PromptRow(prompt, target, solution)
         return Splits(list(rows[False].values()), list(rows[True].values()))
 
@@ -105,7 +110,9 @@ class Multiplication(Arithmetic):
         return int(9 * 10 ** (digits - 1) * 8)
 
     def _operands(self, random_numbers: random.Random) -> tuple[int, int]:
-        return random_numbers.randint(10 ** (self.digits - 1), 10**self.digits - 1), random_numbers.randint(2, 9)
+        return random_numbers.randint(
+            10 ** (self.digits - 1), 10**self.digits - 1
+        ), random_numbers.randint(2, 9)
 
     def _solve(self, a: int, b: int, careful: bool) -> tuple[str, str]:
         return str(a * b), long_multiplication(a, b, carry=careful)

@@ -69,7 +69,9 @@ class PromptDataModule(L.LightningDataModule, ABC):
         super().__init__()
         name = type(self).__name__
         seeds(name, seed=seed)
-        at_least(name, 1, max_prompt_tokens=max_prompt_tokens, validation_prompts=validation_prompts)
+        at_least(
+            name, 1, max_prompt_tokens=max_prompt_tokens, validation_prompts=validation_prompts
+        )
         at_least(name, 1, validation_batch_size=validation_batch_size)
         one_of(name, ("refuse", "skip"), overlong=overlong)
         one_of(name, ("shuffled", "file"), order=order)
@@ -124,7 +126,9 @@ class PromptDataModule(L.LightningDataModule, ABC):
         if stage == "fit":
             warn_of_leaks(splits)
 
-    def connect(self, tokenizer: PreTrainedTokenizerBase, end_tokens: Sequence[int] | None = None) -> None:
+    def connect(
+        self, tokenizer: PreTrainedTokenizerBase, end_tokens: Sequence[int] | None = None
+    ) -> None:
         """Take the policy's tokenizer, and render the rows with it once.
 
         Args:
@@ -135,17 +139,25 @@ class PromptDataModule(L.LightningDataModule, ABC):
             UserError: a row cannot be rendered or encoded, or its prompt is longer than `max_prompt_tokens`.
         """
         eos = tokenizer.eos_token_id
-        self._end_tokens = list(end_tokens if end_tokens is not None else [] if eos is None else [eos])
-        rows = list({id(row): row for row in [*self.splits.train, *self.splits.validation]}.values())
+        self._end_tokens = list(
+            end_tokens if end_tokens is not None else [] if eos is None else [eos]
+        )
+        rows = list(
+            {id(row): row for row in [*self.splits.train, *self.splits.validation]}.values()
+        )
         renderer = self._make_renderer(tokenizer, rows)
         renderer.try_template(rows)
         lengths = self._lengths(renderer, rows)
         self._renderer = renderer
         self._warn_of_a_closed_turn(renderer, min(rows, key=lambda row: len(row.prompt)))
         self._skip({i for i, length in lengths.items() if length > self.max_prompt_tokens})
-        self.longest_prompt = max((n for n in lengths.values() if n <= self.max_prompt_tokens), default=0)
+        self.longest_prompt = max(
+            (n for n in lengths.values() if n <= self.max_prompt_tokens), default=0
+        )
 
-    def _make_renderer(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow]) -> Renderer:
+    def _make_renderer(
+        self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow]
+    ) -> Renderer:
         """Return the renderer, and warn if rows contain control tokens."""
         options = ("chat_template", "instruction", "suffix", "system", "template_arguments")
         chat = next((row for row in rows if row.messages), None)
@@ -153,7 +165,11 @@ class PromptDataModule(L.LightningDataModule, ABC):
             raise no_template(tokenizer, chat)
         renderer = Renderer(tokenizer, **{name: getattr(self, name) for name in options})
         renderer.control_tokens = bool(self.control_tokens)
-        rendered = None if self.chat_template or self.control_tokens is not None else renderer.rendered_already(rows)
+        rendered = (
+            None
+            if self.chat_template or self.control_tokens is not None
+            else renderer.rendered_already(rows)
+        )
         if rendered is not None:
             renderer.control_tokens = True
             rank_zero_warn(
@@ -181,13 +197,20 @@ class PromptDataModule(L.LightningDataModule, ABC):
         for row, count in zip(rows, counts, strict=True):
             if (shape := renderer.shape(row)) not in frames and count <= self.max_prompt_tokens:
                 frames[shape] = len(renderer.encode(row)) - count
-        totals = [count + frames.get(renderer.shape(row), 0) for row, count in zip(rows, counts, strict=True)]
+        totals = [
+            count + frames.get(renderer.shape(row), 0)
+            for row, count in zip(rows, counts, strict=True)
+        ]
         longest = set(sorted(range(len(rows)), key=lambda i: totals[i])[-3:])
         lengths: dict[int, int] = {}
         for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
             if count >= HUGE:
                 lengths[id(row)] = count
-            elif i in longest or not count or totals[i] + 8 * (len(row.messages) + 2) > self.max_prompt_tokens:
+            elif (
+                i in longest
+                or not count
+                or totals[i] + 8 * (len(row.messages) + 2) > self.max_prompt_tokens
+            ):
                 lengths[id(row)] = len(self._check_tokens(row, renderer.encode(row)))
             if self.overlong == "refuse" and lengths.get(id(row), 0) > self.max_prompt_tokens:
                 raise UserError(self._too_long(row, lengths[id(row)]))
@@ -210,9 +233,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
         rows = list({id(row): row for part in parts for row in part}.values())
         kept = [[row for row in part if id(row) not in overlong] for part in parts]
         first = next(row for row in rows if id(row) in overlong)
-        sentence = (
-            f"{len(overlong)} of {len(rows)} rows are longer than `data.max_prompt_tokens` ({self.max_prompt_tokens})"
-        )
+        sentence = f"{len(overlong)} of {len(rows)} rows are longer than `data.max_prompt_tokens` ({self.max_prompt_tokens})"
         if not kept[0]:
             raise UserError(f"{sentence}, and none is left to train on; raise it")
         rank_zero_warn(f"{sentence} and are skipped; the first is {describe(first)}")
@@ -231,13 +252,26 @@ class PromptDataModule(L.LightningDataModule, ABC):
             for part in (loaded.train, loaded.validation):
                 for row in part:
                     messages = [dict(message) for message in row.messages]
-                    content = [row.prompt, row.target, row.solution, messages, dict(row.extra)]  # rewards read columns
+                    content = [
+                        row.prompt,
+                        row.target,
+                        row.solution,
+                        messages,
+                        dict(row.extra),
+                    ]  # rewards read columns
                     digest.update(json.dumps(content, default=str).encode() + b"\n")
                 digest.update(b"\n")
             self._digest = digest.hexdigest()[:16]
         options = (
             *("seed", "order", "overlong", "max_prompt_tokens", "validation_prompts"),
-            *("chat_template", "instruction", "suffix", "system", "template_arguments", "control_tokens"),
+            *(
+                "chat_template",
+                "instruction",
+                "suffix",
+                "system",
+                "template_arguments",
+                "control_tokens",
+            ),
         )
         return {
             "data": type(self).__name__,
@@ -259,7 +293,9 @@ class PromptDataModule(L.LightningDataModule, ABC):
         rows = self.splits.train
         if round:
             index = torch.randint(
-                len(rows), (count,), generator=generator_of(self.seed, Stream.REDRAW, counter, round)
+                len(rows),
+                (count,),
+                generator=generator_of(self.seed, Stream.REDRAW, counter, round),
             ).tolist()
         else:
             index = [self._position(counter * count + i) for i in range(count)]
@@ -294,7 +330,10 @@ class PromptDataModule(L.LightningDataModule, ABC):
             input_ids_PS[i, S - len(tokens) :] = torch.tensor(tokens)
             attention_mask_PS[i, S - len(tokens) :] = True
         thinking = [renderer.thinks(tokens) for tokens in ids]
-        encoded = [replace(row, thinking=True) if thinks else row for row, thinks in zip(rows, thinking, strict=True)]
+        encoded = [
+            replace(row, thinking=True) if thinks else row
+            for row, thinks in zip(rows, thinking, strict=True)
+        ]
         return PromptBatch(input_ids_PS, attention_mask_PS, tuple(encoded))
 
     @staticmethod
@@ -312,7 +351,9 @@ class PromptDataModule(L.LightningDataModule, ABC):
 
     def _need_renderer(self) -> Renderer:
         if self._renderer is None:
-            raise UserError(f"`{type(self).__name__}.connect(tokenizer)` must be called before prompts are encoded")
+            raise UserError(
+                f"`{type(self).__name__}.connect(tokenizer)` must be called before prompts are encoded"
+            )
         return self._renderer
 
     def check_solutions(self, positions: int | None = None) -> None:
@@ -342,7 +383,10 @@ class PromptDataModule(L.LightningDataModule, ABC):
         prompts, renderer = self.encode(rows), self._need_renderer()
         ids = renderer.encode_solutions(rows, self._end_tokens)
         B, T = len(ids), max(len(tokens) for tokens in ids)
-        tokens_BT, mask_BT = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.bool)
+        tokens_BT, mask_BT = (
+            torch.zeros(B, T, dtype=torch.long),
+            torch.zeros(B, T, dtype=torch.bool),
+        )
         for i, tokens in enumerate(ids):
             tokens_BT[i, : len(tokens)], mask_BT[i, : len(tokens)] = torch.tensor(tokens), True
         return Rollout(
@@ -367,7 +411,9 @@ class PromptDataModule(L.LightningDataModule, ABC):
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         return DataLoader(chunks, batch_size=None, collate_fn=self.encode)  # type: ignore[arg-type]
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
         """Leave batches alone: prompts are moved by the sampler, micro-batches are on the device already."""
         return batch
 

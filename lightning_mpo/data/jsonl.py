@@ -78,4 +78,7 @@ class JsonLines(PromptDataModule):
         return Splits(rows, held_out)
 
     def _read(self, name: str) -> list[PromptRow]:
-        return [prompt_row(row, where, self.prompt, self.target, self.solution) for where, row in read_rows(name)]
+        return [
+            prompt_row(row, where, self.prompt, self.target, self.solution)
+            for where, row in read_rows(name)
+        ]

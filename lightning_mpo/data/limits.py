@@ -43,7 +43,9 @@ def first_failure(calls: Sequence[Callable[[], object]]) -> tuple[int, str] | No
         return None
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the child starts none
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of a fork beside threads: the child starts none
         child = os.fork()
     if child == 0:
         _run(calls, writing)
@@ -79,7 +81,9 @@ def _run(calls: Sequence[Callable[[], object]], writing: int) -> None:
             os.write(writing, f"{number}\n".encode())
             with contextlib.suppress(OSError, ValueError):
                 used = int(time.process_time())
-                resource.setrlimit(resource.RLIMIT_CPU, (used + CPU_SECONDS, resource.RLIM_INFINITY))
+                resource.setrlimit(
+                    resource.RLIMIT_CPU, (used + CPU_SECONDS, resource.RLIM_INFINITY)
+                )
             call()
         record = f"{len(calls)}\n"
     except BaseException as error:
@@ -122,7 +126,9 @@ def time_limit(seconds: float) -> Iterator[None]:
     def interrupt() -> None:
         with lock:
             if state["inside"]:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TimeLimitError))
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread), ctypes.py_object(TimeLimitError)
+                )
 
     timer = threading.Timer(seconds, interrupt)
     timer.daemon = True

@@ -51,7 +51,9 @@ class PromptFile(PromptDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if stage not in (None, "predict"):
-            raise UserError(f"`PromptFile` is for `predict`, not for `{stage}`: train and validate on `JsonLines`")
+            raise UserError(
+                f"`PromptFile` is for `predict`, not for `{stage}`: train and validate on `JsonLines`"
+            )
         super().setup(stage)
 
     def load(self) -> Splits:
@@ -66,5 +68,7 @@ class PromptFile(PromptDataModule):
             for where, row in read_rows(self.path, option="data.path", example=example)
         ]
         if not rows:
-            raise UserError(f"`data.path` {self.path!r} holds no prompt; write one JSON object a line")
+            raise UserError(
+                f"`data.path` {self.path!r} holds no prompt; write one JSON object a line"
+            )
         return Splits(rows, rows)

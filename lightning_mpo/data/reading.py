@@ -101,7 +101,9 @@ def _bytes(name: str, option: str) -> bytes:
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{name} is gzip and cannot be unpacked ({error}); is it complete?") from error
+        raise UserError(
+            f"{name} is gzip and cannot be unpacked ({error}); is it complete?"
+        ) from error
 
 
 def _text(name: str, data: bytes, example: str) -> str:

@@ -33,7 +33,9 @@ Messages = list[dict[str, Any]]
 def no_template(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> UserError:
     """Return the refusal of a chat to which no template is applied: the option is off, or the tokenizer has none."""
     if tokenizer.chat_template:
-        return UserError(f"{describe(row)} is a chat, which needs a template; set `data.chat_template: true`")
+        return UserError(
+            f"{describe(row)} is a chat, which needs a template; set `data.chat_template: true`"
+        )
     return UserError(
         f"{describe(row)} is a chat, but the tokenizer of {_name(tokenizer)} has no chat template; take a model that "
         "has one, or prompts that are text"
@@ -92,12 +94,22 @@ class Renderer:
         if not self.chat_template:
             for option in ("system", "template_arguments"):
                 if getattr(self, option):
-                    raise UserError(f"`data.{option}` is for a chat template; set `data.chat_template: true`")
-        taken = set(inspect.signature(self.tokenizer.apply_chat_template).parameters) - {"tools", "documents", "kwargs"}
+                    raise UserError(
+                        f"`data.{option}` is for a chat template; set `data.chat_template: true`"
+                    )
+        taken = set(inspect.signature(self.tokenizer.apply_chat_template).parameters) - {
+            "tools",
+            "documents",
+            "kwargs",
+        }
         for argument in self.template_arguments:
             if argument in taken or argument == "messages":
-                raise UserError(f"`data.template_arguments` cannot set `{argument}`, which is set for each row")
-            if argument not in ("tools", "documents") and not re.search(rf"\b{re.escape(argument)}\b", self._template):
+                raise UserError(
+                    f"`data.template_arguments` cannot set `{argument}`, which is set for each row"
+                )
+            if argument not in ("tools", "documents") and not re.search(
+                rf"\b{re.escape(argument)}\b", self._template
+            ):
                 raise UserError(
                     f"`data.template_arguments` sets `{argument}`, which the chat template of {self.name} does not read"
                 )
@@ -114,7 +126,9 @@ class Renderer:
         """Tokens that the tokenizer adds in front of a text."""
         for token in range(min(100, len(self.tokenizer))):
             text = "" if token in self._special else str(self.tokenizer.decode([token]))
-            plain = list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+            plain = (
+                list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+            )
             if plain:
                 framed = list(self.tokenizer(text)["input_ids"])
                 starts = range(len(framed) - len(plain) + 1)
@@ -124,21 +138,31 @@ class Renderer:
     @cached_property
     def _special(self) -> set[int]:
         added = self.tokenizer.added_tokens_decoder
-        special = {i for i, token in added.items() if token.special} | set(self.tokenizer.all_special_ids)
-        return {i for i in special if not BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(i)))}
+        special = {i for i, token in added.items() if token.special} | set(
+            self.tokenizer.all_special_ids
+        )
+        return {
+            i for i in special if not BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(i)))
+        }
 
     @cached_property
     def _control(self) -> dict[int, str]:
         """Text of each control token, by its id."""
         control = {i: str(self.tokenizer.convert_ids_to_tokens(i)) for i in self._special}
         for i, token in self.tokenizer.added_tokens_decoder.items():
-            if self.chat_template and token.content in self._template and not token.content.isspace():
+            if (
+                self.chat_template
+                and token.content in self._template
+                and not token.content.isspace()
+            ):
                 control[i] = token.content
         return control
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        longest_first = sorted((text for text in self._control.values() if text), key=len, reverse=True)
+        longest_first = sorted(
+            (text for text in self._control.values() if text), key=len, reverse=True
+        )
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     @cached_property
@@ -159,7 +183,9 @@ class Renderer:
 
     def messages(self, row: PromptRow) -> Messages:
         """Return the chat of a row, with the system message, the instruction and the suffix."""
-        messages = [dict(message) for message in row.messages] or [{"role": "user", "content": row.prompt}]
+        messages = [dict(message) for message in row.messages] or [
+            {"role": "user", "content": row.prompt}
+        ]
         messages[-1]["content"] = f"{self.instruction}{messages[-1]['content']}{self.suffix}"
         if self.system and messages[0]["role"] not in ("system", "developer"):
             messages.insert(0, {"role": "system", "content": self.system})
@@ -205,7 +231,10 @@ class Renderer:
         messages = self.messages(row)
         if self.control_tokens or not self.written_control_token(row):
             return self._render(messages, row)
-        if "sanitize_control_tokens" not in inspect.signature(self.tokenizer.apply_chat_template).parameters:
+        if (
+            "sanitize_control_tokens"
+            not in inspect.signature(self.tokenizer.apply_chat_template).parameters
+        ):
             raise UserError(f"{self._unsafe(row)} by this version of transformers")
         tokens = self._render(messages, row, sanitize_control_tokens=True)
         harmless = self._render(_without(messages, self._pattern), row)
@@ -224,7 +253,9 @@ class Renderer:
 
     def _render(self, messages: Messages, row: PromptRow, **options: Any) -> list[int]:
         """Apply the chat template."""
-        apply = partial(self.tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=True)
+        apply = partial(
+            self.tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=True
+        )
         try:
             with time_limit(RENDER_SECONDS):
                 encoded: Any = apply(messages, **self.template_arguments, **options)
@@ -236,10 +267,16 @@ class Renderer:
 
     def _refusal(self, row: PromptRow, reason: str) -> str:
         sentence = " ".join(reason.split())
-        hint = "" if self.system or "system" not in sentence.lower() else "; `data.system` gives a system message"
+        hint = (
+            ""
+            if self.system or "system" not in sentence.lower()
+            else "; `data.system` gives a system message"
+        )
         return f"the chat template of {self.name} cannot render {describe(row)}: {sentence[:200]}{hint}"
 
-    def _tokenize(self, texts: list[str], rows: Sequence[PromptRow], **options: Any) -> list[list[int]]:
+    def _tokenize(
+        self, texts: list[str], rows: Sequence[PromptRow], **options: Any
+    ) -> list[list[int]]:
         """Return the tokens of texts, without tokens that the tokenizer adds.
 
         Raises:
@@ -247,16 +284,27 @@ class Renderer:
         """
         try:
             encoded: Any = self.tokenizer(
-                texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options
+                texts,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                verbose=False,
+                **options,
             )
             lists = [list(tokens) for tokens in encoded["input_ids"]]
         except Exception as error:  # tokenizers raises plain `Exception`
             if len(texts) > 1:
-                return [self._tokenize([text], [row], **options)[0] for text, row in zip(texts, rows, strict=True)]
+                return [
+                    self._tokenize([text], [row], **options)[0]
+                    for text, row in zip(texts, rows, strict=True)
+                ]
             reason = " ".join(str(error).split())[:120]
-            raise UserError(f"the tokenizer of {self.name} cannot encode {describe(rows[0])}: {reason}") from error
+            raise UserError(
+                f"the tokenizer of {self.name} cannot encode {describe(rows[0])}: {reason}"
+            ) from error
         for tokens, text, row in zip(lists, texts, rows, strict=True):
-            body = tokens[len(self._frame) :] if tokens[: len(self._frame)] == self._frame else tokens
+            body = (
+                tokens[len(self._frame) :] if tokens[: len(self._frame)] == self._frame else tokens
+            )
             if self._unknown in body or (self._drops and text.strip() and not tokens):
                 raise UserError(
                     f"{describe(row)} holds characters that the tokenizer does not know{self._sample(text)}"
@@ -294,7 +342,9 @@ class Renderer:
             return
         shapes = {self.shape(row): row for row in reversed(rows)}
         tried = [*rows[:TRIED], *shapes.values()]
-        apply = partial(self.tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
+        apply = partial(
+            self.tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False
+        )
         calls = [partial(apply, self.messages(row), **self.template_arguments) for row in tried]
         failure = first_failure(calls)
         if failure is not None:
@@ -370,12 +420,20 @@ class Renderer:
             try:
                 with time_limit(RENDER_SECONDS):
                     apply = partial(self.tokenizer.apply_chat_template, tokenize=False)
-                    before = str(apply(self.messages(row), add_generation_prompt=True, **self.template_arguments))
+                    before = str(
+                        apply(
+                            self.messages(row),
+                            add_generation_prompt=True,
+                            **self.template_arguments,
+                        )
+                    )
                     text = str(apply(messages, **self.template_arguments))
             except Exception:  # the template takes no message of the assistant
                 text = before = ""
             tail = text[len(before) :] if text.startswith(before) else text.rpartition(mark)[2]
-            tokens = list(self.tokenizer(tail.removeprefix(mark), add_special_tokens=False)["input_ids"])
+            tokens = list(
+                self.tokenizer(tail.removeprefix(mark), add_special_tokens=False)["input_ids"]
+            )
             for token in tokens:
                 if token in end_tokens:
                     return int(token)
@@ -399,7 +457,9 @@ class Renderer:
         """
         return self.encode_solutions([row], end_tokens)[0]
 
-    def encode_solutions(self, rows: Sequence[PromptRow], end_tokens: Sequence[int]) -> list[list[int]]:
+    def encode_solutions(
+        self, rows: Sequence[PromptRow], end_tokens: Sequence[int]
+    ) -> list[list[int]]:
         """Return the tokens of the rows' solutions, as `encode_solution` does.
 
         Raises:
@@ -408,9 +468,13 @@ class Renderer:
         texts: list[str] = []
         for row in rows:
             if row.solution is None:
-                raise UserError(f"{describe(row)} has no solution to imitate; give the data a solution column")
+                raise UserError(
+                    f"{describe(row)} has no solution to imitate; give the data a solution column"
+                )
             if not row.solution.strip():
-                raise UserError(f"the solution of {describe(row)} is empty; a demonstration needs something to imitate")
+                raise UserError(
+                    f"the solution of {describe(row)} is empty; a demonstration needs something to imitate"
+                )
             texts.append(row.solution)
         if not rows:
             return []
@@ -452,4 +516,6 @@ def _without(value: Any, pattern: re.Pattern[str]) -> Any:
         return value
     if isinstance(value, Mapping):
         return {key: _without(part, pattern) for key, part in value.items()}
-    return [_without(part, pattern) for part in value] if isinstance(value, (list, tuple)) else value
+    return (
+        [_without(part, pattern) for part in value] if isinstance(value, (list, tuple)) else value
+    )

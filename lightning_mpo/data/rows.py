@@ -30,10 +30,14 @@ def check_columns(owner: str, **columns: str | None) -> None:
             raise UserError(f"`{owner}.{option}` must name a column, got an empty text")
         for other, same in names[:i]:
             if same == column:
-                raise UserError(f"`{owner}.{other}` and `{owner}.{option}` are the same column, {column!r}")
+                raise UserError(
+                    f"`{owner}.{other}` and `{owner}.{option}` are the same column, {column!r}"
+                )
 
 
-def prompt_row(line: Any, where: str, prompt: str, target: str | None, solution: str | None = None) -> PromptRow:
+def prompt_row(
+    line: Any, where: str, prompt: str, target: str | None, solution: str | None = None
+) -> PromptRow:
     """Return the `PromptRow` of one row of a file.
 
     Args:
@@ -52,11 +56,15 @@ def prompt_row(line: Any, where: str, prompt: str, target: str | None, solution:
     value = cell(line, column, where)
     messages: tuple[Mapping[str, Any], ...] = ()
     answer: str | None = None
-    if isinstance(value, list) and (is_chat or not value or any(isinstance(part, Mapping) for part in value)):
+    if isinstance(value, list) and (
+        is_chat or not value or any(isinstance(part, Mapping) for part in value)
+    ):
         messages, answer = _messages(value, f"{where}: {column!r}")
         text = messages[-1]["content"]
     elif is_chat:
-        raise UserError(f"{where}: {column!r} must be a list of messages, got {type(value).__name__}")
+        raise UserError(
+            f"{where}: {column!r} must be a list of messages, got {type(value).__name__}"
+        )
     else:
         text = text_cell(line, column, where)
     if not text.strip():
@@ -64,14 +72,21 @@ def prompt_row(line: Any, where: str, prompt: str, target: str | None, solution:
     if solution is not None:
         answer = text_cell(line, solution, where)
     if answer is not None and not answer.strip():
-        raise UserError(f"{where}: the solution is empty; a demonstration needs something to imitate")
+        raise UserError(
+            f"{where}: the solution is empty; a demonstration needs something to imitate"
+        )
     right = "" if target is None else target_cell(line, target, where)
-    as_read = {"target": right if target == "target" else None, "solution": answer if solution == "solution" else None}
+    as_read = {
+        "target": right if target == "target" else None,
+        "solution": answer if solution == "solution" else None,
+    }
     return PromptRow(
         prompt=text,
         target=right,
         solution=answer,
-        extra={key: value if (value := as_read.get(key)) is not None else line[key] for key in line},
+        extra={
+            key: value if (value := as_read.get(key)) is not None else line[key] for key in line
+        },
         messages=messages,
         where=where,
     )
@@ -79,7 +94,9 @@ def prompt_row(line: Any, where: str, prompt: str, target: str | None, solution:
 
 def _messages(value: list[Any], where: str) -> tuple[tuple[Mapping[str, Any], ...], str | None]:
     """Return the messages up to the response, and the response of the assistant where there is one."""
-    messages = [_message(message, f"{where}, message {i}") for i, message in enumerate(value, start=1)]
+    messages = [
+        _message(message, f"{where}, message {i}") for i, message in enumerate(value, start=1)
+    ]
     answer = None
     if messages and messages[-1]["role"] == "assistant":
         answer = messages.pop()["content"]
@@ -95,13 +112,19 @@ def _messages(value: list[Any], where: str) -> tuple[tuple[Mapping[str, Any], ..
 
 def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise UserError(f"{where} must be an object with 'role' and 'content', got {type(message).__name__}")
+        raise UserError(
+            f"{where} must be an object with 'role' and 'content', got {type(message).__name__}"
+        )
     if "role" not in message or "content" not in message:
         missing = "role" if "role" not in message else "content"
         hint = "; ShareGPT's 'from' and 'value' are not read" if "from" in message else ""
-        raise UserError(f"{where} has no {missing!r}; its keys are {', '.join(map(repr, message))}{hint}")
+        raise UserError(
+            f"{where} has no {missing!r}; its keys are {', '.join(map(repr, message))}{hint}"
+        )
     if message["role"] not in ROLES:
-        raise UserError(f"{where}: the role must be one of {', '.join(ROLES)}, got {message['role']!r}")
+        raise UserError(
+            f"{where}: the role must be one of {', '.join(ROLES)}, got {message['role']!r}"
+        )
     return {**message, "content": _content(message, where)}
 
 
@@ -119,4 +142,8 @@ def _content(message: Mapping[str, Any], where: str) -> str:
 
 
 def _is_text(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    return (
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+    )

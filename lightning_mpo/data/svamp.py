@@ -32,7 +32,11 @@ class Svamp(PromptDataModule):
     """
 
     def __init__(
-        self, path: str | None = None, validation_share: float = 0.3, split_seed: int = 0, **kwargs: Any
+        self,
+        path: str | None = None,
+        validation_share: float = 0.3,
+        split_seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         share_or_count(type(self).__name__, "prompts", validation_share=validation_share)
@@ -49,7 +53,9 @@ class Svamp(PromptDataModule):
         """
         file = self._file()
         source, table = (HUB_ID, _from_hub()) if file is None else (str(file), _from_file(file))
-        rows = [_row(line, f"row {number} of {source}") for number, line in enumerate(table, start=1)]
+        rows = [
+            _row(line, f"row {number} of {source}") for number, line in enumerate(table, start=1)
+        ]
         return split_rows(rows, self.validation_share, self.split_seed)
 
     def _file(self) -> Path | None:
@@ -91,7 +97,11 @@ def _from_hub() -> Sequence[Any]:
 def _row(line: Any, where: str) -> PromptRow:
     prompt = _join(text_cell(line, "Body", where), text_cell(line, "Question", where))
     answer = plain_number(cell(line, "Answer", where), f"{where}: 'Answer'")
-    solution = None if line.get("Equation") is None else f"{_plain(text_cell(line, 'Equation', where))} = {answer}"
+    solution = (
+        None
+        if line.get("Equation") is None
+        else f"{_plain(text_cell(line, 'Equation', where))} = {answer}"
+    )
     return PromptRow(
         prompt,
         answer,
@@ -108,7 +118,9 @@ def _plain(equation: str) -> str:
         >>> _plain("( ( 4.0 - 2.5 ) + 30.0 )")
         '(4 - 2.5) + 30'
     """
-    text = re.sub(r"\d+\.\d+", lambda number: plain_number(number[0], "an equation"), equation.strip())
+    text = re.sub(
+        r"\d+\.\d+", lambda number: plain_number(number[0], "an equation"), equation.strip()
+    )
     return re.sub(r"^\((.*)\)$", r"\1", text.replace("( ", "(").replace(" )", ")"))
 
 

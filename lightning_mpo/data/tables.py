@@ -33,7 +33,9 @@ def cell(row: Any, column: str, where: str) -> Any:
     if column not in row:
         near = difflib.get_close_matches(column, list(row), n=1)
         hint = f"; did you mean {near[0]!r}?" if near and near[0] != column else ""
-        raise UserError(f"{where} has no {column!r}; its columns are {', '.join(map(repr, row))}{hint}")
+        raise UserError(
+            f"{where} has no {column!r}; its columns are {', '.join(map(repr, row))}{hint}"
+        )
     return row[column]
 
 
@@ -67,7 +69,9 @@ def plain_number(value: Any, where: str) -> str:
     if not number.is_finite():
         raise UserError(f"{where} must be a number, got {value!r}")
     if number and abs(number.adjusted()) > LONGEST_NUMBER:
-        raise UserError(f"{where} is {written[:40]}, which is too long to be written out; write it as text")
+        raise UserError(
+            f"{where} is {written[:40]}, which is too long to be written out; write it as text"
+        )
     exact = Context(prec=max(1, len(number.as_tuple().digits)))
     return f"{number.normalize(exact):f}" if number else "0"
 
@@ -84,7 +88,11 @@ def target_cell(row: Any, column: str, where: str) -> str:
     if isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, (int, float)):
-        if isinstance(value, float) and not isinstance(value, WrittenFloat) and not math.isfinite(value):
+        if (
+            isinstance(value, float)
+            and not isinstance(value, WrittenFloat)
+            and not math.isfinite(value)
+        ):
             raise UserError(f"{where}: {column!r} is {value}; write a finite number, or text")
         return plain_number(value, f"{where}: {column!r}")
     raise UserError(
@@ -100,7 +108,9 @@ def checked_text(text: str, column: str, where: str) -> str:
         UserError: it holds a zero character.
     """
     if "\0" in text:
-        raise UserError(f"{where}: {column!r} holds a zero character (\\u0000) at column {text.index(chr(0)) + 1}")
+        raise UserError(
+            f"{where}: {column!r} holds a zero character (\\u0000) at column {text.index(chr(0)) + 1}"
+        )
     return text
 
 
@@ -148,17 +158,25 @@ def split_rows(rows: Sequence[PromptRow], validation_share: float, split_seed: i
     for key, row in zip(keys, rows, strict=True):
         smallest[key] = min(smallest.get(key, row.prompt), row.prompt)
     prompts = sorted(smallest, key=lambda key: (smallest[key], key))
-    if not validation_share >= 0 or (validation_share >= 1 and not float(validation_share).is_integer()):
+    if not validation_share >= 0 or (
+        validation_share >= 1 and not float(validation_share).is_integer()
+    ):
         raise UserError(
             f"`data.validation_share` must be a share below 1 or a whole number of prompts, got {validation_share}"
         )
-    count = int(validation_share) if validation_share >= 1 else math.floor(validation_share * len(prompts) + 0.5)
+    count = (
+        int(validation_share)
+        if validation_share >= 1
+        else math.floor(validation_share * len(prompts) + 0.5)
+    )
     if rows and count >= len(prompts):
         raise UserError(
             f"`data.validation_share` ({validation_share}) takes {count} of the {len(prompts)} different prompts and "
             "leaves none to train on"
         )
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(split_seed)).tolist()
+    order = torch.randperm(
+        len(prompts), generator=torch.Generator().manual_seed(split_seed)
+    ).tolist()
     held_out = {prompts[i] for i in order[:count]}
     return Splits(
         train=[row for row, key in zip(rows, keys, strict=True) if key not in held_out],

@@ -60,7 +60,11 @@ def export(
     part = folder.begin(to)
     if form == "merged":
         twin = forms.unquantised(policy)
-        expected = verify.observe(twin, prompts, sampling.temperature) if forms.is_quantised(policy) else seen
+        expected = (
+            verify.observe(twin, prompts, sampling.temperature)
+            if forms.is_quantised(policy)
+            else seen
+        )
         forms.write_merged(twin, part, getattr(torch, dtype))
         del twin
     else:
@@ -70,19 +74,27 @@ def export(
     seed = (origin.config or {}).get("seed_everything")
     of_base = str(policy.dtype).removeprefix("torch.")
     stored = dtype if form == "merged" else of_base
-    usage_of(policy, form, sampling.temperature, sampling.max_new_tokens, data, seed, stored).write(part)
+    usage_of(policy, form, sampling.temperature, sampling.max_new_tokens, data, seed, stored).write(
+        part
+    )
     network, tokenizer = forms.reload(policy, part, form)
     # 4-bit layers compute in bfloat16
     rounded = dtype == "bfloat16" if form == "merged" else forms.is_quantised(policy)
     again = GenerationConfig.from_pretrained(part)
-    check = verify.compare(expected, network, tokenizer, again, sampling.temperature, rounded=rounded)
+    check = verify.compare(
+        expected, network, tokenizer, again, sampling.temperature, rounded=rounded
+    )
     if form == "merged":
         drift = None
         if forms.is_quantised(policy):
-            drift = verify.compare(seen, network, tokenizer, again, sampling.temperature, rounded=True)
+            drift = verify.compare(
+                seen, network, tokenizer, again, sampling.temperature, rounded=True
+            )
         notes.append(_merging(check, drift, dtype))
     problems = [verify.check_heads(policy, part), _tokenizer(policy, tokenizer, prompts)]
-    check = replace(check, problems=(*check.problems, *(problem for problem in problems if problem)))
+    check = replace(
+        check, problems=(*check.problems, *(problem for problem in problems if problem))
+    )
     card.write_card(policy, part, to, form, sampling, origin, check, tuple(notes))
     if not check.problems:
         folder.finish(to)

@@ -51,7 +51,11 @@ def write_card(
         "base_model_relation": {"adapter": "adapter", "merged": "merge", "full": "finetune"}[form],
         "library_name": "peft" if form == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["lightning-mpo", "reinforcement-learning", *([method[0].path.stem] if method else [])],
+        "tags": [
+            "lightning-mpo",
+            "reinforcement-learning",
+            *([method[0].path.stem] if method else []),
+        ],
     }
     if front["base_model"] is None:
         del front["base_model"], front["base_model_relation"]
@@ -85,7 +89,9 @@ def _summary(policy: CausalPolicy, form: str, origin: Origin) -> str:
     what = {
         "adapter": f"LoRA adapters for `{base}`",
         "merged": f"`{base}` with its LoRA adapters merged in",
-        "full": f"All weights of a policy that began as `{base}`" if base else "All weights of a small model",
+        "full": f"All weights of a policy that began as `{base}`"
+        if base
+        else "All weights of a small model",
     }[form]
     stage = "post-trained by reinforcement learning" if origin.objective else "trained"
     return f"{what}, {stage} with lightning-mpo {lightning_mpo.__version__}."
@@ -108,23 +114,33 @@ def _use(policy: CausalPolicy, name: str, form: str) -> str:
     said = ["```python", *code, "```"]
     said += ["", "```", f"lightning-mpo predict --model {name} --data prompts.jsonl", "```"]
     if policy.mtp is not None:
-        said += ["", f"`{HEADS}` holds {policy.mtp.offsets} multi-token heads, which `policy.mtp` takes as `weights`."]
+        said += [
+            "",
+            f"`{HEADS}` holds {policy.mtp.offsets} multi-token heads, which `policy.mtp` takes as `weights`.",
+        ]
     return "\n".join(said)
 
 
-def _training(policy: CausalPolicy, sampling: Sampling, origin: Origin, method: Any) -> Iterator[str]:
+def _training(
+    policy: CausalPolicy, sampling: Sampling, origin: Origin, method: Any
+) -> Iterator[str]:
     if method is not None:
         known, other = method
         yield f"closest method file: {known.path.stem}. {known.header[''].split('. ')[0].rstrip('.')}"
         yield f"paper: {known.header['paper']}"
         if other:
             yield "values that differ from that method's file: " + ", ".join(
-                f"{key} = {_say(own)} (file: {_say(theirs)})" for key, (own, theirs) in sorted(other.items())
+                f"{key} = {_say(own)} (file: {_say(theirs)})"
+                for key, (own, theirs) in sorted(other.items())
             )
     elif origin.objective:
         yield "method: a composition of its own; no algorithm file makes these choices"
     if origin.objective:
-        axes = (f"{axis} `{_say(value)}`" for axis, value in origin.objective.items() if value is not None)
+        axes = (
+            f"{axis} `{_say(value)}`"
+            for axis, value in origin.objective.items()
+            if value is not None
+        )
         yield "objective: " + ", ".join(axes)
     begun = inside(origin.config, "model", "init_args", "policy", "init_args", "checkpoint")
     if begun:
@@ -159,20 +175,28 @@ def _say(value: Any) -> str:
     if isinstance(value, dict):
         named = "class_path" in value
         inner = (value.get("init_args") or {}) if named else value
-        said = ", ".join(f"{key} {_say(part)}" for key, part in inner.items() if part not in (None, ""))
-        return (short(value["class_path"]) + (f"({said})" if said else "")) if named else f"({said})"
+        said = ", ".join(
+            f"{key} {_say(part)}" for key, part in inner.items() if part not in (None, "")
+        )
+        return (
+            (short(value["class_path"]) + (f"({said})" if said else "")) if named else f"({said})"
+        )
     if isinstance(value, str):
         if "/" in value and Path(value).is_absolute():
             return Path(value).name
         return re.sub(
-            r"\s+", " ", short(value) if re.fullmatch(r"\w+(\.[a-z_]\w*)*\.[A-Z]\w*", value) else value
+            r"\s+",
+            " ",
+            short(value) if re.fullmatch(r"\w+(\.[a-z_]\w*)*\.[A-Z]\w*", value) else value,
         ).strip()
     return json.dumps(value)
 
 
 def _results(summary: dict[str, Any] | None) -> str:
     stages = {
-        name: stage for name, stage in (summary or {}).items() if isinstance(stage, dict) and "pass_at_1" in stage
+        name: stage
+        for name, stage in (summary or {}).items()
+        if isinstance(stage, dict) and "pass_at_1" in stage
     }
     if not summary or not stages:
         return "The run kept no evaluation (`Report` writes one)."
@@ -182,16 +206,26 @@ def _results(summary: dict[str, Any] | None) -> str:
         for stage in stages.values():
             value, bounds = stage.get(name), stage.get(f"{name}_interval")
             row.append(
-                "" if value is None else f"{value:.3g}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
+                ""
+                if value is None
+                else f"{value:.3g}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
             )
         rows.append(row)
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    held_out = f"On {summary['problems']} held-out problems, 95 % intervals:" if "problems" in summary else "Held out:"
+    held_out = (
+        f"On {summary['problems']} held-out problems, 95 % intervals:"
+        if "problems" in summary
+        else "Held out:"
+    )
     return f"{held_out}\n\n{table}"
 
 
 def _checked(check: Check, form: str) -> str:
-    how = "`PeftModel.from_pretrained`" if form == "adapter" else "`AutoModelForCausalLM.from_pretrained`"
+    how = (
+        "`PeftModel.from_pretrained`"
+        if form == "adapter"
+        else "`AutoModelForCausalLM.from_pretrained`"
+    )
     said = f"Loaded again with {how} and compared with the policy in float32: {check}."
     if check.problems:
         said += f" **This is not the policy**: {'; '.join(check.problems)}."
@@ -209,4 +243,8 @@ def _unknown(policy: CausalPolicy, sampling: Sampling, origin: Origin) -> Iterat
     if origin.summary is None:
         yield "how well it does: no evaluation was kept"
     yield "how it does on anything but the task above, and whether what the base could do was kept"
-    yield "licence: that of the base and of the data hold" if base_name(policy) else "licence: none was chosen"
+    yield (
+        "licence: that of the base and of the data hold"
+        if base_name(policy)
+        else "licence: none was chosen"
+    )

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.export.usage import USAGE
+from lightning_mpo.objective.supports import FullVocabulary, Support, TopK
 from lightning_mpo.policies.checkpoints import HEADS, HEADS_CONFIG
 from lightning_mpo.storage.disk import PART, Disk, beside, discard, locate, put, sync_folder
-from lightning_mpo.supports import FullVocabulary, Support, TopK
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -24,8 +24,21 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 WRITTEN = (
-    *("adapter_*", "model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*", "merges.txt"),
+    *(
+        "adapter_*",
+        "model*.safetensors",
+        "model.safetensors.index.json",
+        "config.json",
+        "generation_config.json",
+    ),
+    *(
+        "tokenizer*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "vocab.*",
+        "merges.txt",
+    ),
     *(HEADS, HEADS_CONFIG, USAGE, "lightning_mpo.yaml", CARD),
 )
 """What exports write, as patterns: a new export replaces these and nothing else."""
@@ -41,7 +54,11 @@ class Sampling:
 
     def options(self) -> dict[str, Any]:
         """Return it in transformers' terms; a support that these cannot say is left out."""
-        own = self.support.k if isinstance(self.support, TopK) and not self.support.from_reference else 0
+        own = (
+            self.support.k
+            if isinstance(self.support, TopK) and not self.support.from_reference
+            else 0
+        )
         return {
             "do_sample": True,
             "temperature": self.temperature,
@@ -71,7 +88,9 @@ def check_target(folder: Path, overwrite: bool, remedy: str) -> None:
         target = folder.resolve()
         if target.is_mount() or Path.cwd().is_relative_to(target):
             kind = "mounted" if target.is_mount() else "the working folder"
-            raise UserError(f"the target folder {str(folder)!r} is {kind} and cannot be replaced; name one inside it")
+            raise UserError(
+                f"the target folder {str(folder)!r} is {kind} and cannot be replaced; name one inside it"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         _restore(target)
         held = sorted(path.name for path in target.iterdir()) if target.exists() else []
@@ -83,7 +102,9 @@ def check_target(folder: Path, overwrite: bool, remedy: str) -> None:
             with tempfile.TemporaryFile(dir=place):
                 pass
     except OSError as error:
-        raise UserError(f"the target folder {str(folder)!r} cannot be written to: {error.strerror or error}") from error
+        raise UserError(
+            f"the target folder {str(folder)!r} cannot be written to: {error.strerror or error}"
+        ) from error
 
 
 def part_of(folder: Path) -> Path:
@@ -111,7 +132,10 @@ def finish(folder: Path) -> None:
             sync_folder(path)
         _restore(target)
         for path in target.iterdir() if target.is_dir() else ():
-            if not any(fnmatch(path.name, pattern) for pattern in WRITTEN) and not (part / path.name).exists():
+            if (
+                not any(fnmatch(path.name, pattern) for pattern in WRITTEN)
+                and not (part / path.name).exists()
+            ):
                 _link(path, part / path.name)
         put(Disk(), part, target)
     except OSError as error:
@@ -148,7 +172,10 @@ def write_extras(policy: CausalPolicy, folder: Path, sampling: Sampling) -> None
     if policy.mtp is None:
         return
     policy.mtp.save(folder / HEADS)
-    options = {name: getattr(policy.mtp, name) for name in ("offsets", "own_unembedding", "detach_trunk", "support")}
+    options = {
+        name: getattr(policy.mtp, name)
+        for name in ("offsets", "own_unembedding", "detach_trunk", "support")
+    }
     described = {
         "class_path": f"lightning_mpo.policies.{type(policy.mtp).__name__}",
         "init_args": options,
@@ -164,5 +191,8 @@ def generation_config(policy: CausalPolicy, sampling: Sampling) -> GenerationCon
     tokenizer, ends = policy.tokenizer, policy.end_tokens
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     return GenerationConfig(
-        eos_token_id=ends, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id, **sampling.options()
+        eos_token_id=ends,
+        pad_token_id=pad,
+        bos_token_id=tokenizer.bos_token_id,
+        **sampling.options(),
     )

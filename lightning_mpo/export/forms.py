@@ -30,9 +30,13 @@ def check_form(policy: CausalPolicy, form: str) -> None:
     if form not in FORMS:
         raise UserError(f"the form must be one of {', '.join(FORMS)}, got {form!r}")
     if form != "full" and policy.lora is None:
-        raise UserError(f"the form {form!r} needs adapters and the policy has no `policy.lora`: take the form 'full'")
+        raise UserError(
+            f"the form {form!r} needs adapters and the policy has no `policy.lora`: take the form 'full'"
+        )
     if form == "full" and policy.lora is not None:
-        raise UserError("the form 'full' is for policies without `policy.lora`: take 'adapter', or 'merged'")
+        raise UserError(
+            "the form 'full' is for policies without `policy.lora`: take 'adapter', or 'merged'"
+        )
     if form == "merged" and getattr(policy.config, "quantization_config", None) is not None:
         raise UserError(
             f"the base {policy.source!r} is stored quantised, and adapters are only merged into unquantised weights: give "
@@ -47,7 +51,9 @@ def is_quantised(policy: CausalPolicy) -> bool:
 
 def write_adapter(policy: CausalPolicy, folder: Path) -> None:
     """Write the adapters alone, as peft does."""
-    policy._adapters.save_pretrained(folder, save_embedding_layers=False)  # "auto" would look the base up on the hub
+    policy._adapters.save_pretrained(
+        folder, save_embedding_layers=False
+    )  # "auto" would look the base up on the hub
     path = folder / ADAPTER_CONFIG
     described = json.loads(path.read_text())
     described["base_model_name_or_path"] = policy.source  # and not where this machine keeps it

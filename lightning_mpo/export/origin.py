@@ -12,7 +12,7 @@ import yaml
 
 from lightning_mpo import recipes
 from lightning_mpo.errors import UserError
-from lightning_mpo.headers import Method, read
+from lightning_mpo.recipes.headers import Method, read
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,13 @@ def find_method(objective: dict[str, Any]) -> tuple[Method, dict[str, tuple[Any,
             except UserError:
                 continue
             theirs = dict(_leaves(method.choices))
-            if {k: v for k, v in own.items() if "." not in k} == {k: v for k, v in theirs.items() if "." not in k}:
+            if {k: v for k, v in own.items() if "." not in k} == {
+                k: v for k, v in theirs.items() if "." not in k
+            }:
                 other = {key: (own.get(key), theirs.get(key)) for key in {**own, **theirs}}
-                found.append((method, {key: pair for key, pair in other.items() if not _same(*pair)}))
+                found.append(
+                    (method, {key: pair for key, pair in other.items() if not _same(*pair)})
+                )
     return min(found, key=lambda pair: len(pair[1]), default=None)
 
 

@@ -50,7 +50,9 @@ def _layers(value: Any) -> bool:
 
 
 def _of(*choices: Any) -> Check:
-    return lambda value: any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices)
+    return lambda value: any(
+        value is choice or (type(value) is type(choice) and value == choice) for choice in choices
+    )
 
 
 def _or_none(check: Check) -> Check:
@@ -133,7 +135,11 @@ class Usage:
         _check(adapter.get("quantization") or {}, QUANTIZATION, f"{path}: adapter.quantization.")
         missing = [key for key in ("version", "form") if key not in content]
         if content.get("form") == "adapter":
-            missing += [f"adapter.{key}" for key in ("base", "rank", "alpha", "targets") if key not in adapter]
+            missing += [
+                f"adapter.{key}"
+                for key in ("base", "rank", "alpha", "targets")
+                if key not in adapter
+            ]
         if missing:
             raise UserError(f"{path}: `{missing[0]}` is missing")
         del content["version"]
@@ -144,7 +150,9 @@ class Usage:
         content = {"version": VERSION} | asdict(self)
         if not self.adapter:
             del content["adapter"]
-        (folder / USAGE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / USAGE).write_text(
+            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
     def policy(self, folder: str, base: str | None = None) -> CausalPolicy:
         """Return the policy of a folder; nothing is loaded.
@@ -160,7 +168,9 @@ class Usage:
         dtype: Any = self.dtype
         return CausalPolicy(
             base or adapter["base"],
-            lora=Lora(adapter["rank"], adapter["alpha"], adapter["targets"], adapter.get("dropout", 0.0)),
+            lora=Lora(
+                adapter["rank"], adapter["alpha"], adapter["targets"], adapter.get("dropout", 0.0)
+            ),
             dtype=dtype,
             checkpoint=folder,
             quantization=None if quantization is None else Quantization(**quantization),
@@ -177,7 +187,13 @@ def _check(content: Mapping[str, Any], known: Mapping[str, tuple[Check, str]], w
 
 
 def usage_of(
-    policy: CausalPolicy, form: str, temperature: float, max_new_tokens: int, data: Any, seed: Any, dtype: str
+    policy: CausalPolicy,
+    form: str,
+    temperature: float,
+    max_new_tokens: int,
+    data: Any,
+    seed: Any,
+    dtype: str,
 ) -> Usage:
     """Return how to use an export of a policy.
 
@@ -198,7 +214,9 @@ def usage_of(
         adapter = {
             "base": policy.source,
             **asdict(policy.lora),
-            "quantization": asdict(quantization) if isinstance(quantization, Quantization) else None,
+            "quantization": asdict(quantization)
+            if isinstance(quantization, Quantization)
+            else None,
         }
     seed = seed if isinstance(seed, int) and TOP["seed"][0](seed) else 0
     return Usage(form, dtype, seed, temperature, max_new_tokens, prompt, adapter)
@@ -206,4 +224,6 @@ def usage_of(
 
 def prompt_options() -> list[str]:
     """Return the options of data modules that a folder may set."""
-    return [name for name in inspect.signature(PromptDataModule.__init__).parameters if name in PROMPT]
+    return [
+        name for name in inspect.signature(PromptDataModule.__init__).parameters if name in PROMPT
+    ]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.checkpoints import HEADS, read_safetensors
-from lightning_mpo.rollout.base import SamplingRequest, decode_tokens
-from lightning_mpo.rollout.local import LocalSampler
+from lightning_mpo.sampling.base import SamplingRequest, decode_tokens
+from lightning_mpo.sampling.local import LocalSampler
 from lightning_mpo.seeding import Stream, generator_of
-from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
@@ -51,13 +51,17 @@ class Check:
     quantile: float  # 99th percentile
     same_texts: int
     texts: int
-    moved: float | None  # root mean square of what training changed in log-probs, nats; None: there is no base
+    moved: (
+        float | None
+    )  # root mean square of what training changed in log-probs, nats; None: there is no base
     kept: float | None  # the share of that which was found again
     problems: tuple[str, ...]
 
     def __str__(self) -> str:
         kept = (
-            "" if self.kept is None else f"; {self.kept:.1%} of what training changed ({self.moved:.2g} nats) is there"
+            ""
+            if self.kept is None
+            else f"; {self.kept:.1%} of what training changed ({self.moved:.2g} nats) is there"
         )
         return (
             f"log-probs of {self.tokens} tokens differ by at most {self.largest:.2g} nats (mean {self.mean:.2g}), "
@@ -69,7 +73,11 @@ class Check:
 def in_float32(network: nn.Module) -> Iterator[None]:
     """Compute in float32 for a while, so that weights are compared and not rounding; a quantised network stays as it is."""
     weights = list(network.parameters())
-    narrow = [(weight, weight.dtype) for weight in weights if weight.dtype in (torch.bfloat16, torch.float16)]
+    narrow = [
+        (weight, weight.dtype)
+        for weight in weights
+        if weight.dtype in (torch.bfloat16, torch.float16)
+    ]
     if not all(weight.is_floating_point() for weight in weights):
         narrow = []
     for weight, _ in narrow:
@@ -81,7 +89,9 @@ def in_float32(network: nn.Module) -> Iterator[None]:
             weight.data = weight.data.to(dtype)
 
 
-def observe(policy: CausalPolicy, prompts: PromptBatch, temperature: float, tokens: int = 24) -> Observed:
+def observe(
+    policy: CausalPolicy, prompts: PromptBatch, temperature: float, tokens: int = 24
+) -> Observed:
     """Sample once per prompt, and once greedily; score what was sampled.
 
     Args:
@@ -92,9 +102,13 @@ def observe(policy: CausalPolicy, prompts: PromptBatch, temperature: float, toke
     """
     request = SamplingRequest(FullVocabulary(), temperature, tokens)
     with in_float32(policy._network()), rollout_mode(policy):
-        sampled = LocalSampler().sample(policy, prompts, 1, request, generator=generator_of(0, Stream.CHECK))
+        sampled = LocalSampler().sample(
+            policy, prompts, 1, request, generator=generator_of(0, Stream.CHECK)
+        )
         best = replace(request, greedy=True, candidates=2)
-        greedy = LocalSampler().sample(policy, prompts, 1, best, generator=generator_of(0, Stream.CHECK))
+        greedy = LocalSampler().sample(
+            policy, prompts, 1, best, generator=generator_of(0, Stream.CHECK)
+        )
         mask_BT = sampled.response_mask_BT
 
         def logprobs() -> Tensor:
@@ -102,13 +116,21 @@ def observe(policy: CausalPolicy, prompts: PromptBatch, temperature: float, toke
 
         logprobs_n, base_logprobs_n = logprobs(), None
         if policy.lora is not None:
-            with policy._adapters.disable_adapter():  # not as the reference, which may have adapters of its own
+            with (
+                policy._adapters.disable_adapter()
+            ):  # not as the reference, which may have adapters of its own
                 base_logprobs_n = logprobs()
         return Observed(sampled, logprobs_n, base_logprobs_n, greedy)
 
 
 def compare(
-    seen: Observed, network: Any, tokenizer: Any, generation: GenerationConfig, temperature: float, *, rounded: bool
+    seen: Observed,
+    network: Any,
+    tokenizer: Any,
+    generation: GenerationConfig,
+    temperature: float,
+    *,
+    rounded: bool,
 ) -> Check:
     """Ask a reloaded model for the same log-probs and greedy texts.
 
@@ -122,17 +144,28 @@ def compare(
     """
     with in_float32(network), torch.inference_mode(), _quiet():
         logprobs_n = torch.cat(
-            [_logprobs(network, seen.sampled, b, temperature) for b in range(len(seen.sampled.group_B))]
+            [
+                _logprobs(network, seen.sampled, b, temperature)
+                for b in range(len(seen.sampled.group_B))
+            ]
         )
-        texts = [_greedy(network, seen.greedy, b, generation) for b in range(len(seen.greedy.group_B))]
+        texts = [
+            _greedy(network, seen.greedy, b, generation) for b in range(len(seen.greedy.group_B))
+        ]
     off_n = (logprobs_n - seen.logprobs_n).abs()
     largest, mean, quantile = off_n.max().item(), off_n.mean().item(), off_n.quantile(0.99).item()
     problems = []
     if rounded and (mean > MEAN or quantile > QUANTILE):
-        problems.append(f"log-probs differ by {mean:.2g} nats on average and {quantile:.2g} at the 99th percentile")
+        problems.append(
+            f"log-probs differ by {mean:.2g} nats on average and {quantile:.2g} at the 99th percentile"
+        )
     if not rounded and not largest <= LARGEST:
         problems.append(f"log-probs differ by up to {largest:.2g} nats")
-    ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    ends = (
+        generation.eos_token_id
+        if isinstance(generation.eos_token_id, list)
+        else [generation.eos_token_id]
+    )
     same = 0
     for b, tokens in enumerate(texts):
         wanted = seen.greedy.responses_BT[b][seen.greedy.response_mask_BT[b]].tolist()
@@ -147,10 +180,14 @@ def compare(
         change_n = seen.logprobs_n - seen.base_logprobs_n
         moved = change_n.square().mean().sqrt().item()
         if moved > TELLING:
-            kept = (((logprobs_n - seen.base_logprobs_n) * change_n).sum() / change_n.square().sum()).item()
+            kept = (
+                ((logprobs_n - seen.base_logprobs_n) * change_n).sum() / change_n.square().sum()
+            ).item()
             if kept < 0.5:
                 problems.append(f"only {kept:.0%} of what training changed is there")
-    return Check(len(off_n), largest, mean, quantile, same, len(texts), moved, kept, tuple(problems))
+    return Check(
+        len(off_n), largest, mean, quantile, same, len(texts), moved, kept, tuple(problems)
+    )
 
 
 @contextmanager
@@ -174,7 +211,9 @@ def _prompt(rollout: Rollout, b: int) -> Tensor:
 def _logprobs(network: Any, rollout: Rollout, b: int, temperature: float) -> Tensor:
     """Return the log-probs of one response, from a row without padding. Shape `[n]`."""
     prompt, response = _prompt(rollout, b), rollout.responses_BT[b][rollout.response_mask_BT[b]]
-    logits_LV = network(input_ids=torch.cat([prompt, response])[None], use_cache=False).logits[0].float()
+    logits_LV = (
+        network(input_ids=torch.cat([prompt, response])[None], use_cache=False).logits[0].float()
+    )
     table_nV = (logits_LV[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
     return table_nV.gather(1, response[:, None])[:, 0]
 
@@ -199,7 +238,10 @@ def _greedy(network: Any, rollout: Rollout, b: int, generation: GenerationConfig
 def _margin(greedy: Rollout, b: int, tokens: list[int], wanted: list[int]) -> float:
     """Return by how many nats the policy preferred its token where two greedy texts part."""
     assert greedy.candidate_logprobs_BTK is not None
-    at = next((t for t, (own, other) in enumerate(zip(wanted, tokens, strict=False)) if own != other), None)
+    at = next(
+        (t for t, (own, other) in enumerate(zip(wanted, tokens, strict=False)) if own != other),
+        None,
+    )
     if at is None:  # one text ends where the other goes on
         return float("inf")
     first, second = greedy.candidate_logprobs_BTK[b, at].topk(2).values.tolist()
@@ -211,5 +253,7 @@ def check_heads(policy: CausalPolicy, folder: Path) -> str | None:
     if policy.mtp is None:
         return None
     stored, own = read_safetensors(folder / HEADS, str(folder)), policy.mtp.state_dict()
-    wrong = [name for name in own if name not in stored or not torch.equal(stored[name], own[name].cpu())]
+    wrong = [
+        name for name in own if name not in stored or not torch.equal(stored[name], own[name].cpu())
+    ]
     return f"the head's weight {wrong[0]!r} is not what was written" if wrong else None

@@ -39,7 +39,9 @@ def block_weights(n: int, future_share: float) -> Tensor:
     if not 0 <= future_share <= 1:
         raise ValueError(f"`future_share` must be in [0, 1], got {future_share}")
     future = future_share / (n - 1) if n > 1 else 0.0
-    return torch.tensor([1 - future_share if n > 1 else 1.0] + [future] * (n - 1), dtype=torch.float64)
+    return torch.tensor(
+        [1 - future_share if n > 1 else 1.0] + [future] * (n - 1), dtype=torch.float64
+    )
 
 
 def geometric_weights(n: int, decay: float) -> Tensor:
@@ -127,7 +129,9 @@ def block_log_ratios(
     return torch.where(starts, blocks, 0), starts, tokens.to(log_ratios)
 
 
-def sequence_log_ratios(log_ratios_BT: Tensor, mask_BT: Tensor, *, mean: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def sequence_log_ratios(
+    log_ratios_BT: Tensor, mask_BT: Tensor, *, mean: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """Take one log-ratio over the whole response.
 
         log s = (1/|o|) Σ_t ℓ_t    (mean: GSPO [C, TRL and verl]; docs/algorithms.md 3.6)
@@ -150,10 +154,14 @@ def sequence_log_ratios(log_ratios_BT: Tensor, mask_BT: Tensor, *, mean: bool = 
     (tensor([[0.0000, 0.3000, 0.0000]]), tensor([[False,  True, False]]), tensor([[0., 2., 0.]]))
     """
     check(log_ratios_BT=log_ratios_BT, mask_BT=mask_BT)
-    return segment_log_ratios(log_ratios_BT, mask_BT, torch.zeros_like(mask_BT, dtype=torch.int64), mean=mean)
+    return segment_log_ratios(
+        log_ratios_BT, mask_BT, torch.zeros_like(mask_BT, dtype=torch.int64), mean=mean
+    )
 
 
-def sequence_token_log_ratios(log_ratios_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def sequence_token_log_ratios(
+    log_ratios_BT: Tensor, mask_BT: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Give every token the log-ratio of its response, with the gradient of its own.
 
         log s_t = sg(log s) + ℓ_t - sg(ℓ_t),     log s = (1/|o|) Σ_t ℓ_t       (GSPO-token [C, verl]; docs/algorithms.md 3.6)
@@ -208,13 +216,19 @@ def segment_log_ratios(
     segments = segments_BT.long().masked_fill(~mask_BT, 0)
     if ((segments < 0) | (segments >= sizes["T"])).any():
         worst = int(segments.min() if (segments < 0).any() else segments.max())
-        raise ValueError(f"`segments_BT` must be in [0, {sizes['T']}) where `mask_BT` is True, got {worst}")
+        raise ValueError(
+            f"`segments_BT` must be in [0, {sizes['T']}) where `mask_BT` is True, got {worst}"
+        )
     zeros = torch.zeros_like(log_ratios_BT)
-    sums = zeros.scatter_add(1, segments, log_ratios_BT.masked_fill(~mask_BT, 0)).gather(1, segments)
+    sums = zeros.scatter_add(1, segments, log_ratios_BT.masked_fill(~mask_BT, 0)).gather(
+        1, segments
+    )
     tokens = zeros.scatter_add(1, segments, mask_BT.to(zeros)).gather(1, segments)
     here = torch.arange(sizes["T"], device=mask_BT.device).expand_as(segments)
     last = torch.full_like(segments, sizes["T"])
-    firsts = last.scatter_reduce(1, segments, torch.where(mask_BT, here, last), "amin").gather(1, segments)
+    firsts = last.scatter_reduce(1, segments, torch.where(mask_BT, here, last), "amin").gather(
+        1, segments
+    )
     starts = mask_BT & (firsts == here)
     values = sums / tokens.clamp(min=1) if mean else sums
     return torch.where(starts, values, 0), starts, torch.where(starts, tokens, 0)

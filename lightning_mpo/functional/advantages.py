@@ -21,7 +21,11 @@ WHITEN_EPSILON = 1e-8
 
 @torch.no_grad()
 def group_relative(
-    rewards_B: Tensor, group_size: int, *, scale: Literal["std", "none"] = "std", valid_B: Tensor | None = None
+    rewards_B: Tensor,
+    group_size: int,
+    *,
+    scale: Literal["std", "none"] = "std",
+    valid_B: Tensor | None = None,
 ) -> Tensor:
     """Compare each reward with the mean of its group.
 
@@ -194,7 +198,12 @@ def whiten(values_BT: Tensor, mask_BT: Tensor, sums: Tensor) -> Tensor:
 
 @torch.no_grad()
 def prefix_tree(
-    tokens_BT: Tensor, mask_BT: Tensor, rewards_B: Tensor, group_size: int, *, valid_B: Tensor | None = None
+    tokens_BT: Tensor,
+    mask_BT: Tensor,
+    rewards_B: Tensor,
+    group_size: int,
+    *,
+    valid_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Give credit to the tokens at which completions of a group part, and to no others.
 
@@ -243,12 +252,16 @@ def prefix_tree(
         counted = mask_BT[:, t] & branches
         gains = (_mean_by(rewards_B, children) - _mean_by(rewards_B, nodes)).to(advantages)
         advantages[:, t] = torch.where(counted, gains, 0)
-        weights[:, t] = torch.where(counted, 1 / torch.bincount(children)[children].to(rewards_B), 0)
+        weights[:, t] = torch.where(
+            counted, 1 / torch.bincount(children)[children].to(rewards_B), 0
+        )
         nodes = children
     return advantages, weights
 
 
-def _groups(rewards_B: Tensor, group_size: int, valid_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _groups(
+    rewards_B: Tensor, group_size: int, valid_B: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return rewards [P, G], the rows that get an advantage, and number and mean [P, 1] of the valid rows."""
     _check_groups(check(rewards_B=rewards_B, valid_B=valid_B)["B"], group_size)
     valid = torch.ones_like(rewards_B, dtype=torch.bool) if valid_B is None else valid_B
@@ -263,12 +276,18 @@ def _groups(rewards_B: Tensor, group_size: int, valid_B: Tensor | None) -> tuple
 
 def _mean_by(values_B: Tensor, groups_B: Tensor) -> Tensor:
     """Return, for each row, the mean of the values in its group, in float64: of equal float32 values it is that value."""
-    sums = values_B.new_zeros(len(values_B), dtype=torch.float64).index_add(0, groups_B, values_B.double())
+    sums = values_B.new_zeros(len(values_B), dtype=torch.float64).index_add(
+        0, groups_B, values_B.double()
+    )
     return (sums / torch.bincount(groups_B, minlength=len(values_B)).clamp(min=1))[groups_B]
 
 
 def _check_groups(rows: int, group_size: int) -> None:
     if group_size < 2:
-        raise ValueError(f"`group_size` must be at least 2 (a completion is compared with others), got {group_size}")
+        raise ValueError(
+            f"`group_size` must be at least 2 (a completion is compared with others), got {group_size}"
+        )
     if rows % group_size:
-        raise ValueError(f"`rewards_B` must hold whole groups of `group_size` = {group_size}, got {rows} rewards")
+        raise ValueError(
+            f"`rewards_B` must hold whole groups of `group_size` = {group_size}, got {rows} rewards"
+        )

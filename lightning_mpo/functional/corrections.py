@@ -15,7 +15,11 @@ from lightning_mpo.functional.surrogates import safe_ratio
 
 @torch.no_grad()
 def sampler_weights(
-    old_logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, mask_BT: Tensor, *, sequence: bool = False
+    old_logprobs_BT: Tensor,
+    behaviour_logprobs_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    sequence: bool = False,
 ) -> Tensor:
     """Weigh tokens, or whole responses, by how much more probable the trainer holds them than the sampler did.
 
@@ -39,7 +43,11 @@ def sampler_weights(
     >>> sampler_weights(old, behaviour, torch.tensor([[True, True]]), sequence=True)
     tensor([[1.6487, 1.6487]])
     """
-    check(old_logprobs_BT=old_logprobs_BT, behaviour_logprobs_BT=behaviour_logprobs_BT, mask_BT=mask_BT)
+    check(
+        old_logprobs_BT=old_logprobs_BT,
+        behaviour_logprobs_BT=behaviour_logprobs_BT,
+        mask_BT=mask_BT,
+    )
     gaps_BT = torch.where(mask_BT, old_logprobs_BT - behaviour_logprobs_BT, 0)
     if sequence:
         gaps_BT = torch.where(mask_BT, gaps_BT.sum(1, keepdim=True), 0)

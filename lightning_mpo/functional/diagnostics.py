@@ -14,7 +14,9 @@ from lightning_mpo.functional.surrogates import safe_ratio
 
 
 @torch.no_grad()
-def clip_fraction(log_ratios_BU: Tensor, advantages_BU: Tensor, *, low: float, high: float) -> Tensor:
+def clip_fraction(
+    log_ratios_BU: Tensor, advantages_BU: Tensor, *, low: float, high: float
+) -> Tensor:
     """Mark the actions whose gradient the clip has stopped.
 
         1 if (A > 0 and r > 1 + high) or (A < 0 and r < 1 - low), else 0      (docs/algorithms.md 5.2)

@@ -105,7 +105,11 @@ def exact_on_support(
     >>> exact_on_support(logits, reference, torch.tensor([[[True, True, False]]]))
     tensor([[0.1201]])
     """
-    check(logits_BTK=logits_BTK, reference_logits_BTK=reference_logits_BTK, support_mask_BTK=support_mask_BTK)
+    check(
+        logits_BTK=logits_BTK,
+        reference_logits_BTK=reference_logits_BTK,
+        support_mask_BTK=support_mask_BTK,
+    )
     if support_mask_BTK is None:
         support_mask_BTK = torch.ones_like(logits_BTK, dtype=torch.bool)
     logprobs = _log_softmax(logits_BTK, support_mask_BTK)

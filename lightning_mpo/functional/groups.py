@@ -7,7 +7,9 @@ from lightning_mpo.functional.shapes import check
 
 
 @torch.no_grad()
-def mixed_groups(correct_mask_B: Tensor, group_size: int, *, valid_B: Tensor | None = None) -> Tensor:
+def mixed_groups(
+    correct_mask_B: Tensor, group_size: int, *, valid_B: Tensor | None = None
+) -> Tensor:
     """Mark the groups in which some completions are right and some are wrong.
 
         0 < |{i : o_i is right}| < G                 ([C, verl's filter on accuracy]; docs/algorithms.md 4.7)
@@ -31,7 +33,9 @@ def mixed_groups(correct_mask_B: Tensor, group_size: int, *, valid_B: Tensor | N
     """
     rows = check(correct_mask_B=correct_mask_B, valid_B=valid_B)["B"]
     if group_size < 1 or rows % group_size:
-        raise ValueError(f"`correct_mask_B` must hold whole groups of `group_size` = {group_size}, got {rows} rows")
+        raise ValueError(
+            f"`correct_mask_B` must hold whole groups of `group_size` = {group_size}, got {rows} rows"
+        )
     valid_B = torch.ones_like(correct_mask_B) if valid_B is None else valid_B
     right, wrong = correct_mask_B & valid_B, ~correct_mask_B & valid_B
     return right.view(-1, group_size).any(1) & wrong.view(-1, group_size).any(1)

@@ -61,7 +61,12 @@ class RawLogits:
     """h Wᵀ + b, and u Bᵀ of a low-rank adapter on top, for one chunk of tokens at a time."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, inner: Tensor | None, up: Tensor | None
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        inner: Tensor | None,
+        up: Tensor | None,
     ) -> None:
         self.narrow, self.wide = _dtypes(hidden, weight)
         self.hidden, self.matrix, self.bias = hidden, weight.to(self.narrow), bias
@@ -97,10 +102,18 @@ class FullHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Scan the tokens; keep the mean rows if that saves the backward pass the logits. The first `learnt` ids learn."""
         need_hidden, *need_head = ctx.needs_input_grad[:5]
-        ctx.form, ctx.chunk, ctx.trained, ctx.entropy_grad = form, chunk, any(need_head), entropy_grad
+        ctx.form, ctx.chunk, ctx.trained, ctx.entropy_grad = (
+            form,
+            chunk,
+            any(need_head),
+            entropy_grad,
+        )
         rows = 1 + entropy_grad if learning and need_hidden and not ctx.trained else 0
         raw = RawLogits(hidden, weight, bias, inner, up)
-        logprobs, entropy = ids.new_empty(ids.shape, dtype=raw.wide), ids.new_zeros(len(ids), dtype=raw.wide)
+        logprobs, entropy = (
+            ids.new_empty(ids.shape, dtype=raw.wide),
+            ids.new_zeros(len(ids), dtype=raw.wide),
+        )
         slopes = torch.full_like(logprobs, form.scale / form.temperature)
         means = raw.matrix.new_empty(rows, *hidden.shape)
         with _no_autocast(hidden):
@@ -125,12 +138,16 @@ class FullHead(torch.autograd.Function):
         if not entropy_grad:
             ctx.mark_non_differentiable(entropy)
         kept = hidden if ctx.trained else hidden.new_empty(0)
-        ctx.save_for_backward(kept, weight, bias, inner, up, ids[:, :learnt], entropy, slopes[:, :learnt], means)
+        ctx.save_for_backward(
+            kept, weight, bias, inner, up, ids[:, :learnt], entropy, slopes[:, :learnt], means
+        )
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Combine saved rows if the head is frozen, else go through the logits again."""
         with _no_autocast(grad_logprobs):
             learnt = grad_logprobs[:, : ctx.saved_tensors[5].shape[1]]
@@ -173,7 +190,9 @@ class RowProducts(torch.autograd.Function):
         with _no_autocast(hidden):
             for part in _chunks(len(ids), chunk):
                 column = hidden[part].to(narrow).unsqueeze(-1)
-                products[part] = torch.bmm(_rows(weight, ids[part], narrow), column).squeeze(-1).to(wide)
+                products[part] = (
+                    torch.bmm(_rows(weight, ids[part], narrow), column).squeeze(-1).to(wide)
+                )
         ctx.chunk = chunk
         ctx.save_for_backward(hidden, weight, ids)
         return products
@@ -187,7 +206,9 @@ class RowProducts(torch.autograd.Function):
         grad_hidden = grad_weight = None
         with _no_autocast(grad):
             if need_hidden:
-                grad_hidden = _weighted_rows(grad, weight, ids, ctx.chunk, _dtypes(hidden, weight)[0]).to(hidden.dtype)
+                grad_hidden = _weighted_rows(
+                    grad, weight, ids, ctx.chunk, _dtypes(hidden, weight)[0]
+                ).to(hidden.dtype)
             if need_weight:
                 grad_weight = torch.zeros_like(weight, dtype=grad.dtype)
                 for part in _chunks(len(ids), ctx.chunk):
@@ -254,14 +275,20 @@ class _Gradients:
     def result(self) -> tuple[Tensor | None, ...]:
         """Return them in the dtypes of what they belong to."""
         grads = (self.hidden, self.weight, self.bias, self.inner, self.up)
-        return tuple(None if g is None else g.to(x.dtype) for g, x in zip(grads, self.inputs, strict=True))
+        return tuple(
+            None if g is None else g.to(x.dtype) for g, x in zip(grads, self.inputs, strict=True)
+        )
 
 
-def _weighted_rows(factors: Tensor, weight: Tensor, ids: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
+def _weighted_rows(
+    factors: Tensor, weight: Tensor, ids: Tensor, chunk: int, dtype: torch.dtype
+) -> Tensor:
     """Return Σ_k factor_k W[id_k] per token, [N, D], in the dtype of the factors."""
     sums = factors.new_empty(len(ids), weight.shape[1])
     for part in _chunks(len(ids), chunk):
-        sums[part] = torch.bmm(factors[part].unsqueeze(1).to(dtype), _rows(weight, ids[part], dtype)).squeeze(1)
+        sums[part] = torch.bmm(
+            factors[part].unsqueeze(1).to(dtype), _rows(weight, ids[part], dtype)
+        ).squeeze(1)
     return sums
 
 

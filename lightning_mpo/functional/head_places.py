@@ -42,7 +42,9 @@ class Places:
         if ids.numel() and not torch.compiler.is_compiling():
             low, high = (int(end) for end in ids.aminmax())
             if low < 0 or high >= vocabulary:
-                raise ValueError(f"`{name}` must be in [0, {vocabulary}) wherever it is scored, got [{low}, {high}]")
+                raise ValueError(
+                    f"`{name}` must be in [0, {vocabulary}) wherever it is scored, got [{low}, {high}]"
+                )
         return ids
 
     def put(self, values: Tensor) -> Tensor:
@@ -50,7 +52,9 @@ class Places:
         if self.hidden is not None:
             values = self._clear(values)
         elif self.index is not None:
-            values = values.new_zeros(self.lead.numel(), *values.shape[1:]).index_copy(0, self.index, values)
+            values = values.new_zeros(self.lead.numel(), *values.shape[1:]).index_copy(
+                0, self.index, values
+            )
         return values.reshape(*self.lead, *values.shape[1:])
 
     def _clear(self, values: Tensor) -> Tensor:

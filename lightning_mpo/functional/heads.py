@@ -170,7 +170,9 @@ def support_logits(
         bias_V=bias_V,
         **adapter_parts(adapter),
     )
-    chunk = tokens_per_chunk(chunk_size, SUPPORT_CHUNK_BYTES, sizes["K"] * sizes["D"] * weight_VD.element_size())
+    chunk = tokens_per_chunk(
+        chunk_size, SUPPORT_CHUNK_BYTES, sizes["K"] * sizes["D"] * weight_VD.element_size()
+    )
     places = Places(support_BTK.shape[:-1], mask_BT)
     ids = places.take_ids("support_BTK", support_BTK, sizes["V"])
     hidden = places.take(hidden_BTD)
@@ -243,7 +245,11 @@ def support_logprobs(
     )
     places = Places(tokens_BT.shape, mask_BT)
     support = places.take(support_BTK)
-    slots = torch.ones_like(support, dtype=torch.bool) if support_mask_BTK is None else places.take(support_mask_BTK)
+    slots = (
+        torch.ones_like(support, dtype=torch.bool)
+        if support_mask_BTK is None
+        else places.take(support_mask_BTK)
+    )
     hits = (support == places.take(tokens_BT.unsqueeze(-1))) & slots
     if not torch.compiler.is_compiling():
         _refuse_tokens_outside(hits)

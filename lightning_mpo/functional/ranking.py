@@ -3,7 +3,13 @@
 from torch import Tensor
 
 from lightning_mpo.functional.head_gradients import RawLogits, count_larger, largest
-from lightning_mpo.functional.head_places import FULL_CHUNK_BYTES, Places, adapter_parts, raw_inputs, tokens_per_chunk
+from lightning_mpo.functional.head_places import (
+    FULL_CHUNK_BYTES,
+    Places,
+    adapter_parts,
+    raw_inputs,
+    tokens_per_chunk,
+)
 from lightning_mpo.functional.low_rank import LowRank
 from lightning_mpo.functional.shapes import check
 
@@ -95,7 +101,12 @@ def full_top_k(
     tensor([[0, 2]], dtype=torch.int32)
     """
     sizes = check(
-        batch="BT", hidden_BTD=hidden_BTD, weight_VD=weight_VD, mask_BT=mask_BT, bias_V=bias_V, **adapter_parts(adapter)
+        batch="BT",
+        hidden_BTD=hidden_BTD,
+        weight_VD=weight_VD,
+        mask_BT=mask_BT,
+        bias_V=bias_V,
+        **adapter_parts(adapter),
     )
     if not 1 <= k <= sizes["V"]:
         raise ValueError(f"`k` must be between 1 and the vocabulary size {sizes['V']}, got {k}")

@@ -12,7 +12,9 @@ from torch import Tensor
 from lightning_mpo.functional.shapes import check
 
 
-def number_segments(segments_BT: Tensor, mask_BT: Tensor, *, max_length: int | None = None) -> Tensor:
+def number_segments(
+    segments_BT: Tensor, mask_BT: Tensor, *, max_length: int | None = None
+) -> Tensor:
     """Number the segments of each row 0, 1, 2, … in the order in which they stand.
 
     A new number begins at the first token of a row, where the id differs from that of the token before, and behind a gap

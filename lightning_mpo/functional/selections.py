@@ -64,14 +64,18 @@ def sampled_tokens(
     """
     check(mask_BT=mask_BT, uniform_BT=uniform_BT)
     if prefix < 0 or not 0 < probability <= 1:
-        raise ValueError(f"`prefix` must be >= 0 and `probability` in (0, 1], got {prefix} and {probability}")
+        raise ValueError(
+            f"`prefix` must be >= 0 and `probability` in (0, 1], got {prefix} and {probability}"
+        )
     if cap is not None and cap < prefix:
         raise ValueError(f"`cap` must not be below `prefix` ({prefix}), got {cap}")
     always_BT = first_tokens(mask_BT, prefix)
     drawn_BT = mask_BT & ~always_BT & (uniform_BT < probability)
     if cap is None:
         return always_BT | drawn_BT
-    evenly_BT = uniform_BT.masked_fill(~drawn_BT, 2.0).argsort(1).argsort(1) + 1  # given u < P, u is uniform
+    evenly_BT = (
+        uniform_BT.masked_fill(~drawn_BT, 2.0).argsort(1).argsort(1) + 1
+    )  # given u < P, u is uniform
     order_BT = evenly_BT if uniform_cap else drawn_BT.cumsum(1)
     return always_BT | (drawn_BT & (order_BT <= cap - prefix))
 
@@ -96,6 +100,12 @@ def highest(values_BT: Tensor, mask_BT: Tensor, *, share: float) -> Tensor:
     check(values_BT=values_BT, mask_BT=mask_BT)
     if not 0 < share <= 1:
         raise ValueError(f"`share` must be in (0, 1], got {share}")
-    rank_BT = values_BT.masked_fill(~mask_BT, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
-    counts_B = (share * mask_BT.sum(1).double() - 1e-9).ceil()  # 0.07 · 100 is a little over 7 and means seven
+    rank_BT = (
+        values_BT.masked_fill(~mask_BT, -torch.inf)
+        .argsort(dim=1, descending=True, stable=True)
+        .argsort(1)
+    )
+    counts_B = (
+        share * mask_BT.sum(1).double() - 1e-9
+    ).ceil()  # 0.07 · 100 is a little over 7 and means seven
     return mask_BT & (rank_BT < counts_B[:, None])

@@ -13,7 +13,9 @@ from torch import Tensor
 _INTEGER = re.compile(r"(tokens|support|segments|candidates)_[A-Z]+")
 
 
-def check(letters: dict[str, int] | None = None, *, batch: str = "", **tensors: Tensor | None) -> dict[str, int]:
+def check(
+    letters: dict[str, int] | None = None, *, batch: str = "", **tensors: Tensor | None
+) -> dict[str, int]:
     """Check tensors against the shapes and dtypes that their names promise.
 
     Args:
@@ -49,8 +51,14 @@ def check(letters: dict[str, int] | None = None, *, batch: str = "", **tensors: 
             lead = head if lead is None else lead
             if head != lead or len(shape) != len(dims):
                 raise ValueError(_message(name, dims, sizes, origin, tensor, lead))
-        if len(shape) != len(dims) or any(sizes.get(d, n) != n for d, n in zip(dims, shape, strict=True)):
-            raise ValueError(_message(name, dims, sizes, origin, tensor, () if len(dims) == tensor.ndim else lead))
+        if len(shape) != len(dims) or any(
+            sizes.get(d, n) != n for d, n in zip(dims, shape, strict=True)
+        ):
+            raise ValueError(
+                _message(
+                    name, dims, sizes, origin, tensor, () if len(dims) == tensor.ndim else lead
+                )
+            )
         sizes.update(zip(dims, shape, strict=True))
         origin = origin or name
     return sizes
@@ -90,7 +98,12 @@ def _check_dtype(name: str, tensor: object) -> None:
 
 
 def _message(
-    name: str, dims: str, sizes: dict[str, int], origin: str, tensor: Tensor, lead: tuple[int, ...] | None
+    name: str,
+    dims: str,
+    sizes: dict[str, int],
+    origin: str,
+    tensor: Tensor,
+    lead: tuple[int, ...] | None,
 ) -> str:
     wanted = [str(n) for n in lead or ()] + [f"{d}={sizes[d]}" if d in sizes else d for d in dims]
     source = f" (as `{origin}`)" if origin else ""

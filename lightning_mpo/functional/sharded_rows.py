@@ -76,7 +76,9 @@ class _Exchange(torch.autograd.Function):
     """Ids to their owners, rows back; in the backward pass gradients to the owners."""
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor, ids: Tensor, counts: list[int], start: int, group: Any) -> Tensor:
+    def forward(
+        ctx: Any, local: Tensor, ids: Tensor, counts: list[int], start: int, group: Any
+    ) -> Tensor:
         """Return the rows that this process asked for."""
         asked = torch.tensor(counts, device=ids.device)
         wanted = torch.empty_like(asked)
@@ -97,6 +99,8 @@ class _Exchange(torch.autograd.Function):
         """Return the mean over processes of the gradients of this process's shard."""
         (own,) = ctx.saved_tensors
         received = grad_rows.new_empty(len(own), *grad_rows.shape[1:])
-        dist.all_to_all_single(received, grad_rows.contiguous(), ctx.sent, ctx.counts, group=ctx.group)
+        dist.all_to_all_single(
+            received, grad_rows.contiguous(), ctx.sent, ctx.counts, group=ctx.group
+        )
         grad = grad_rows.new_zeros(ctx.shape).index_add_(0, own, received)
         return grad / dist.get_world_size(ctx.group), None, None, None, None

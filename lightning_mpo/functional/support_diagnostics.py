@@ -34,7 +34,9 @@ def kept_mass(logprobs: Tensor, support_logprobs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def support_overlap(support_BTK: Tensor, candidates_BTK: Tensor, support_mask_BTK: Tensor | None = None) -> Tensor:
+def support_overlap(
+    support_BTK: Tensor, candidates_BTK: Tensor, support_mask_BTK: Tensor | None = None
+) -> Tensor:
     """Measure how much of a stored support would still be chosen: its overlap with the best tokens of today's policy.
 
         |top-n(π_θ) ∩ P| / n,   n = |P|                       (docs/algorithms.md 2.5)
@@ -54,18 +56,30 @@ def support_overlap(support_BTK: Tensor, candidates_BTK: Tensor, support_mask_BT
     tensor([[0.7500]])
     """
     check(support_BTK=support_BTK, candidates_BTK=candidates_BTK, support_mask_BTK=support_mask_BTK)
-    slots_BTK = torch.ones_like(support_BTK, dtype=torch.bool) if support_mask_BTK is None else support_mask_BTK
+    slots_BTK = (
+        torch.ones_like(support_BTK, dtype=torch.bool)
+        if support_mask_BTK is None
+        else support_mask_BTK
+    )
     size_BT = slots_BTK.sum(-1)
-    today_BTK = torch.arange(candidates_BTK.shape[-1], device=candidates_BTK.device) < size_BT.unsqueeze(-1)
+    today_BTK = torch.arange(
+        candidates_BTK.shape[-1], device=candidates_BTK.device
+    ) < size_BT.unsqueeze(-1)
     same = (
-        (support_BTK.unsqueeze(-1) == candidates_BTK.unsqueeze(-2)) & slots_BTK.unsqueeze(-1) & today_BTK.unsqueeze(-2)
+        (support_BTK.unsqueeze(-1) == candidates_BTK.unsqueeze(-2))
+        & slots_BTK.unsqueeze(-1)
+        & today_BTK.unsqueeze(-2)
     )
     return same.any(-2).sum(-1) / size_BT.clamp(min=1)
 
 
 @torch.no_grad()
 def could_not_stop(
-    support_BTK: Tensor, support_mask_BTK: Tensor | None, mask_BT: Tensor, ended_B: Tensor, ends: Sequence[int]
+    support_BTK: Tensor,
+    support_mask_BTK: Tensor | None,
+    mask_BT: Tensor,
+    ended_B: Tensor,
+    ends: Sequence[int],
 ) -> Tensor:
     """Mark the responses that ran into the length limit and had an end token in none of their supports.
 
@@ -88,8 +102,15 @@ def could_not_stop(
     >>> could_not_stop(support, None, torch.ones(2, 2).bool(), torch.tensor([False, False]), [2])
     tensor([False,  True])
     """
-    check(support_BTK=support_BTK, support_mask_BTK=support_mask_BTK, mask_BT=mask_BT, ended_mask_B=ended_B)
-    possible_BTK = torch.isin(support_BTK, torch.tensor(list(ends), dtype=support_BTK.dtype, device=support_BTK.device))
+    check(
+        support_BTK=support_BTK,
+        support_mask_BTK=support_mask_BTK,
+        mask_BT=mask_BT,
+        ended_mask_B=ended_B,
+    )
+    possible_BTK = torch.isin(
+        support_BTK, torch.tensor(list(ends), dtype=support_BTK.dtype, device=support_BTK.device)
+    )
     if support_mask_BTK is not None:
         possible_BTK = possible_BTK & support_mask_BTK
     return ~ended_B & ~(possible_BTK.any(-1) & mask_BT).any(-1)

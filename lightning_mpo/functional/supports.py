@@ -40,7 +40,9 @@ def top_k(logits_BV: Tensor, k: int) -> Tensor:
     tied = (values[:, 1:] == values[:, :-1]).any(-1).nonzero().squeeze(-1)
     support = ids[:, :k]
     if len(tied):
-        support = support.index_copy(0, tied, _top_k_with_ties(logits_BV[tied], values[tied, k - 1 : k], k))
+        support = support.index_copy(
+            0, tied, _top_k_with_ties(logits_BV[tied], values[tied, k - 1 : k], k)
+        )
     return support.to(torch.int32)
 
 
@@ -69,7 +71,9 @@ def nucleus(logits_BV: Tensor, p: float, max_k: int) -> tuple[Tensor, Tensor]:
     if not 0 < p <= 1:
         raise ValueError(f"`p` must be in (0, 1], got {p}")
     if not 1 <= max_k <= vocabulary:
-        raise ValueError(f"`max_k` must be between 1 and the vocabulary size {vocabulary}, got {max_k}")
+        raise ValueError(
+            f"`max_k` must be between 1 and the vocabulary size {vocabulary}, got {max_k}"
+        )
     support = top_k(logits_BV, max_k)
     logits = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
     probabilities = (logits.gather(-1, support.long()) - logits.logsumexp(-1, keepdim=True)).exp()
@@ -102,13 +106,17 @@ def min_p(logits_BV: Tensor, ratio: float, max_k: int) -> tuple[Tensor, Tensor]:
     if not 0 < ratio <= 1:
         raise ValueError(f"`ratio` must be in (0, 1], got {ratio}")
     if not 1 <= max_k <= vocabulary:
-        raise ValueError(f"`max_k` must be between 1 and the vocabulary size {vocabulary}, got {max_k}")
+        raise ValueError(
+            f"`max_k` must be between 1 and the vocabulary size {vocabulary}, got {max_k}"
+        )
     support = top_k(logits_BV, max_k)
     chosen = logits_BV.gather(-1, support.long())
     return support, (chosen - chosen[:, :1]) >= math.log(ratio)
 
 
-def outside(tokens_BT: Tensor, support_BTK: Tensor, support_mask_BTK: Tensor | None, mask_BT: Tensor) -> Tensor:
+def outside(
+    tokens_BT: Tensor, support_BTK: Tensor, support_mask_BTK: Tensor | None, mask_BT: Tensor
+) -> Tensor:
     """Mark the sampled tokens that their stored support lacks.
 
     Args:
@@ -126,7 +134,12 @@ def outside(tokens_BT: Tensor, support_BTK: Tensor, support_mask_BTK: Tensor | N
     >>> outside(torch.tensor([[5, 7]]), torch.tensor([[[5, 6], [5, 6]]]), None, torch.tensor([[True, True]]))
     tensor([[False,  True]])
     """
-    check(tokens_BT=tokens_BT, support_BTK=support_BTK, support_mask_BTK=support_mask_BTK, mask_BT=mask_BT)
+    check(
+        tokens_BT=tokens_BT,
+        support_BTK=support_BTK,
+        support_mask_BTK=support_mask_BTK,
+        mask_BT=mask_BT,
+    )
     hits_BTK = support_BTK == tokens_BT.unsqueeze(-1)
     if support_mask_BTK is not None:
         hits_BTK = hits_BTK & support_mask_BTK
@@ -156,13 +169,24 @@ def unite(
     >>> support.tolist(), slots.tolist()
     ([[[5, 6, 7]]], [[[True, True, True]]])
     """
-    check(tokens_BT=tokens_BT, support_BTK=support_BTK, support_mask_BTK=support_mask_BTK, outside_mask_BT=outside_BT)
-    slots_BTK = torch.ones_like(support_BTK, dtype=torch.bool) if support_mask_BTK is None else support_mask_BTK
+    check(
+        tokens_BT=tokens_BT,
+        support_BTK=support_BTK,
+        support_mask_BTK=support_mask_BTK,
+        outside_mask_BT=outside_BT,
+    )
+    slots_BTK = (
+        torch.ones_like(support_BTK, dtype=torch.bool)
+        if support_mask_BTK is None
+        else support_mask_BTK
+    )
     more = torch.where(outside_BT, tokens_BT, 0).to(support_BTK.dtype).unsqueeze(-1)
     return torch.cat([support_BTK, more], -1), torch.cat([slots_BTK, outside_BT.unsqueeze(-1)], -1)
 
 
-def candidates(logits_BV: Tensor, tokens_B: Tensor, k: int, support_BV: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def candidates(
+    logits_BV: Tensor, tokens_B: Tensor, k: int, support_BV: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Pick the k most probable ids of one step, and the sampled one if it is not among them.
 
         A' = TopK(μ, k) ∪ {o}                                 (DPPO top-K [P]; docs/algorithms.md 5.6 and 2.2)
@@ -196,16 +220,26 @@ def candidates(logits_BV: Tensor, tokens_B: Tensor, k: int, support_BV: Tensor |
     else:
         order = support_BV.argsort(-1)  # of equal values the lowest id is to come first
         best = order.gather(-1, top_k(logits_BV.gather(-1, order), min(k, columns)).long())
-        logits, ids, token = logits_BV.gather(-1, best), support_BV.gather(-1, best), support_BV.gather(-1, column)
+        logits, ids, token = (
+            logits_BV.gather(-1, best),
+            support_BV.gather(-1, best),
+            support_BV.gather(-1, column),
+        )
     logits = torch.nn.functional.pad(logits, (0, k - best.shape[1]), value=-torch.inf)
     ids = torch.nn.functional.pad(ids, (0, k - best.shape[1]))
     held = (best == column).any(-1, keepdim=True)
-    ids, logits = torch.cat([ids, token], -1), torch.cat([logits, own.masked_fill(held, -torch.inf)], -1)
+    ids, logits = (
+        torch.cat([ids, token], -1),
+        torch.cat([logits, own.masked_fill(held, -torch.inf)], -1),
+    )
     return ids.masked_fill(logits == -torch.inf, 0).to(torch.int32), logits
 
 
 def logprobs_at(
-    candidates_BTK: Tensor, support_BTJ: Tensor, logits_BTJ: Tensor, support_mask_BTJ: Tensor | None = None
+    candidates_BTK: Tensor,
+    support_BTJ: Tensor,
+    logits_BTJ: Tensor,
+    support_mask_BTJ: Tensor | None = None,
 ) -> Tensor:
     """Look ids up among the log-probabilities over a support.
 

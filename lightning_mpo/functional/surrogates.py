@@ -61,7 +61,12 @@ def policy_gradient(log_ratios_BU: Tensor, advantages_BU: Tensor) -> Tensor:
 
 
 def clipped_ratio(
-    log_ratios_BU: Tensor, advantages_BU: Tensor, *, low: float, high: float, dual: float | None = None
+    log_ratios_BU: Tensor,
+    advantages_BU: Tensor,
+    *,
+    low: float,
+    high: float,
+    dual: float | None = None,
 ) -> Tensor:
     """Clip the ratio of an action, so that an update earns nothing beyond the trust region.
 
@@ -93,7 +98,9 @@ def clipped_ratio(
     if dual is not None and not dual > 1:
         raise ValueError(f"`dual` must be above 1, got {dual}")
     ratios = safe_ratio(log_ratios_BU)
-    losses = torch.maximum(-ratios * advantages_BU, -ratios.clamp(1 - low, 1 + high) * advantages_BU)
+    losses = torch.maximum(
+        -ratios * advantages_BU, -ratios.clamp(1 - low, 1 + high) * advantages_BU
+    )
     if dual is None:
         return losses
     return torch.where((advantages_BU < 0) & (ratios > dual), -dual * advantages_BU, losses)
@@ -182,7 +189,9 @@ def asymmetric_ratio(
     return -torch.where(advantages_BT < 0, bad, good) * advantages_BT * logprobs_BT
 
 
-def bounded_log_ratios(log_ratios: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:
+def bounded_log_ratios(
+    log_ratios: Tensor, advantages: Tensor, *, low: float, high: float
+) -> Tensor:
     """Bound the log-ratio of each token on the side where the objective would grow, before tokens are averaged.
 
         ell' = min(ell, high) where A > 0,   max(ell, -low) where A < 0   (GMPO [C, verl]; docs/algorithms.md 5.5)

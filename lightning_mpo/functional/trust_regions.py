@@ -111,7 +111,9 @@ def bucket_kl(logprobs_K: Tensor, behaviour_logprobs_K: Tensor) -> Tensor:
     tensor([0.1212])
     """
     same(logprobs_K=logprobs_K, behaviour_logprobs_K=behaviour_logprobs_K)
-    now, then = (_buckets(x).clamp(min=CLOSEST_TO_CERTAIN) for x in (logprobs_K, behaviour_logprobs_K))
+    now, then = (
+        _buckets(x).clamp(min=CLOSEST_TO_CERTAIN) for x in (logprobs_K, behaviour_logprobs_K)
+    )
     return (then * (then.log() - now.log())).sum(-1)
 
 
@@ -153,11 +155,16 @@ def trust_divergence(
     if divergence not in ("tv", "kl"):
         raise ValueError(f"`divergence` must be 'tv' or 'kl', got {divergence!r}")
     if (candidate_logprobs_BTK is None) != (behaviour_candidate_logprobs_BTK is None):
-        raise ValueError("`candidate_logprobs_BTK` and `behaviour_candidate_logprobs_BTK` must be given together")
+        raise ValueError(
+            "`candidate_logprobs_BTK` and `behaviour_candidate_logprobs_BTK` must be given together"
+        )
     if candidate_logprobs_BTK is None or behaviour_candidate_logprobs_BTK is None:
         now, then = logprobs_BT.detach().float(), behaviour_logprobs_BT.detach().float()
         return binary_tv(now, then) if divergence == "tv" else binary_kl(now, then)
-    now, then = candidate_logprobs_BTK.detach().float(), behaviour_candidate_logprobs_BTK.detach().float()
+    now, then = (
+        candidate_logprobs_BTK.detach().float(),
+        behaviour_candidate_logprobs_BTK.detach().float(),
+    )
     return bucket_tv(now, then) if divergence == "tv" else bucket_kl(now, then)
 
 
@@ -194,7 +201,11 @@ def outside_trust_region(
     >>> outside_trust_region(moved, mu, torch.tensor([[-1.0, 1.0]]), delta=0.15)
     tensor([[ True, False]])
     """
-    check(logprobs_BT=logprobs_BT, behaviour_logprobs_BT=behaviour_logprobs_BT, advantages_BT=advantages_BT)
+    check(
+        logprobs_BT=logprobs_BT,
+        behaviour_logprobs_BT=behaviour_logprobs_BT,
+        advantages_BT=advantages_BT,
+    )
     down, up = (delta, delta) if isinstance(delta, float | int) else delta
     if not (down > 0 and up > 0):
         raise ValueError(f"`delta` must be above 0, got {delta}")

@@ -6,7 +6,9 @@ from torch import Tensor
 from lightning_mpo.functional.shapes import check
 
 
-def value_errors(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, *, clip: float | None = None) -> Tensor:
+def value_errors(
+    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, *, clip: float | None = None
+) -> Tensor:
     """Measure how far values are from returns, with PPO's clip on how far they may move.
 
         ½ max((V - R)², (V_old + clip(V - V_old, -c, c) - R)²)          (PPO2's form [C, TRL and verl]; docs/algorithms.md 10)

@@ -57,7 +57,9 @@ class PassAtK(Metric):
             )
         n = correct_PG.shape[1]
         if n < self.k:
-            raise ValueError(f"`correct_PG` must hold at least k = {self.k} completions per problem, got {n}")
+            raise ValueError(
+                f"`correct_PG` must hold at least k = {self.k} completions per problem, got {n}"
+            )
         wrong_P = (~correct_PG).sum(1, dtype=torch.float64)
         drawn_k = torch.arange(self.k, dtype=torch.float64, device=correct_PG.device)
         # C(n−c, k) / C(n, k): all of k draws without putting back are wrong; a factor is 0 where fewer than k are
@@ -82,7 +84,9 @@ class PassAtK(Metric):
         """
         if not 0 < level < 1:
             raise ValueError(f"`level` must lie between 0 and 1, got {level}")
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, distributed_available=self.distributed_available_fn):
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, distributed_available=self.distributed_available_fn
+        ):
             P, total, squares = self.problems.item(), self.total.item(), self.squares.item()
         if not P:
             return math.nan, math.nan

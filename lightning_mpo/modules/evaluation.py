@@ -14,15 +14,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.resume import gather_ranks, place
+from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
 from lightning_mpo.modules.source import RolloutSource
+from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.rewards.base import Reward, RewardError
 from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rewards.scoring import Scores, completions_of, score_all, unjudged
-from lightning_mpo.rollout.base import Sampler, SamplingRequest
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
+from lightning_mpo.sampling.base import Sampler, SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
-from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import Finish, PromptBatch, Rollout
 
 
@@ -58,7 +58,12 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
             if tally.undecided and not trainer.sanity_checking:
                 self._tell_undecided(prefix, tally)
             for name, value in tally.compute().items():
-                pl_module.log(f"val/{prefix}{name}", value, prog_bar=prefix + name == "pass_at_1", sync_dist=True)
+                pl_module.log(
+                    f"val/{prefix}{name}",
+                    value,
+                    prog_bar=prefix + name == "pass_at_1",
+                    sync_dist=True,
+                )
 
     def _tell_undecided(self, prefix: str, tally: Tally) -> None:
         if any(reward.is_accuracy for reward in self.rewards):
@@ -67,7 +72,9 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
                 f"in full; `val/{prefix}pass_at_1` leaves them out"
             )
         else:
-            sentence = "no reward says what is right (`is_accuracy`), so that there is no `val/pass_at_1`"
+            sentence = (
+                "no reward says what is right (`is_accuracy`), so that there is no `val/pass_at_1`"
+            )
         if sentence not in self._reported:
             self._reported.add(sentence)
             rank_zero_warn(sentence)
@@ -76,21 +83,29 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, PolicyOptimization):  # processes may have different numbers of batches
+        if isinstance(
+            pl_module, PolicyOptimization
+        ):  # processes may have different numbers of batches
             self._weights.enter_context(pl_module.policy.in_step())
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._weights.close()
         self._end_failed(trainer, pl_module)
 
-    def _draw(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int, decoding: Decoding) -> Rollout:
+    def _draw(
+        self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int, decoding: Decoding
+    ) -> Rollout:
         with module.trainer.precision_plugin.forward_context():
             return self.sampler.sample(
                 module.policy,
                 prompts,
                 decoding.completions,
-                SamplingRequest(decoding.support, module.temperature, self.max_new_tokens, decoding.greedy),
-                generator=generator_of(self.seed, Stream.EVALUATE, batch_idx, module.trainer.global_rank),
+                SamplingRequest(
+                    decoding.support, module.temperature, self.max_new_tokens, decoding.greedy
+                ),
+                generator=generator_of(
+                    self.seed, Stream.EVALUATE, batch_idx, module.trainer.global_rank
+                ),
                 progress=evaluation_progress(module.trainer),
             )
 
@@ -102,9 +117,11 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
         """
         if self._failure is None:
             try:
-                return score_all(self.rewards, completions_of(rollout, module.policy.tokenizer), self.caller)
+                return score_all(
+                    self.rewards, completions_of(rollout, module.policy.tokenizer), self.caller
+                )
             except UserError as error:
-                if place()[1] == 1:
+                if rank_and_world_size()[1] == 1:
                     raise
                 self._failure = error
         return unjudged(self.rewards, len(rollout.rows))
@@ -125,33 +142,51 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
         """
         if not failures:
             return
-        mine = {"error": None if self._failure is None else str(self._failure), "process": os.getpid()}
+        mine = {
+            "error": None if self._failure is None else str(self._failure),
+            "process": os.getpid(),
+        }
         states = gather_ranks(mine)
         rank = next(rank for rank, state in enumerate(states) if state["error"] is not None)
         error = RewardError(f"{states[rank]['error']} (in process {rank} of {len(states)})")
         error.everywhere = True
-        error.launcher = next((state["process"] for state in states if state["process"] == os.getppid()), None)
+        error.launcher = next(
+            (state["process"] for state in states if state["process"] == os.getppid()), None
+        )
         self._failure = None
         raise error from None
 
     def _end_failed(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if place()[1] > 1:
+        if rank_and_world_size()[1] > 1:
             failures = torch.tensor(self.failures, device=module.device)
             self.end_failed(float(trainer.strategy.reduce(failures, reduce_op="sum")))
 
     def validate(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> None:
         if self._failure is not None:
             return
-        for prefix, decoding in decodings(module.objective.support, self.validation_completions).items():
+        for prefix, decoding in decodings(
+            module.objective.support, self.validation_completions
+        ).items():
             rollout = self._draw(module, prompts, batch_idx, decoding)
             tally = self._tallies.setdefault(prefix, Tally((1,), module.device))
             tally.add(rollout, self.judge(module, rollout), decoding.completions)
 
-    def predict(self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        rollout = self._draw(module, prompts, batch_idx, Decoding(FullVocabulary(), self.validation_completions))
+    def predict(
+        self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int
+    ) -> list[dict[str, Any]]:
+        rollout = self._draw(
+            module, prompts, batch_idx, Decoding(FullVocabulary(), self.validation_completions)
+        )
         records = [
-            {**row.extra, "prompt": row.prompt, "completion": text, "finished": finish == Finish.STOP}
-            for row, text, finish in zip(rollout.rows, rollout.texts, rollout.finish_B.tolist(), strict=True)
+            {
+                **row.extra,
+                "prompt": row.prompt,
+                "completion": text,
+                "finished": finish == Finish.STOP,
+            }
+            for row, text, finish in zip(
+                rollout.rows, rollout.texts, rollout.finish_B.tolist(), strict=True
+            )
         ]
         if module.trainer.datamodule.judged:  # type: ignore[attr-defined]
             rewards = self.judge(module, rollout).rewards_B.tolist()

@@ -16,16 +16,16 @@ from lightning_mpo.functional.actions import window
 from lightning_mpo.modules.fitting import check_fit
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
-from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
+from lightning_mpo.modules.saved_state import keep_trained, mend_epoch_end
 from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import make_optimizer, try_optimizer
+from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.policies.causal import CausalPolicy
-from lightning_mpo.rollout.base import SamplingRequest
-from lightning_mpo.rollout.local import LocalSampler
+from lightning_mpo.sampling.base import SamplingRequest
+from lightning_mpo.sampling.local import LocalSampler
 from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.seeding import Stream, generator_of
-from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import PromptBatch, PromptRow, Rollout, take_rows, to_device, trim_rollout
 
 
@@ -70,8 +70,15 @@ class HeadWarmup(Stage):
     ) -> None:
         super().__init__()
         if policy.mtp is None:
-            raise UserError("`HeadWarmup` trains `policy.mtp`, and the policy has none; give `ParallelHeads`, say")
-        sizes = {"prompts": prompts, "completions": completions, "max_new_tokens": max_new_tokens, "passes": passes}
+            raise UserError(
+                "`HeadWarmup` trains `policy.mtp`, and the policy has none; give `ParallelHeads`, say"
+            )
+        sizes = {
+            "prompts": prompts,
+            "completions": completions,
+            "max_new_tokens": max_new_tokens,
+            "passes": passes,
+        }
         at_least("HeadWarmup", 1, **sizes, batches_per_epoch=batches_per_epoch)
         positive("HeadWarmup", temperature=temperature)
         seeds("HeadWarmup", seed=seed)
@@ -109,7 +116,9 @@ class HeadWarmup(Stage):
             try_optimizer(self.optimizer, self.scheduler, updates=self.trainer.max_steps)
         prompts, rest = divmod(self.prompts, self.trainer.world_size)
         if rest:
-            raise UserError(f"`prompts` ({self.prompts}) must divide evenly over {self.trainer.world_size} processes")
+            raise UserError(
+                f"`prompts` ({self.prompts}) must divide evenly over {self.trainer.world_size} processes"
+            )
         rows = prompts if self.solutions else prompts * self.completions
         if rows % self.passes:
             made = "one solution each" if self.solutions else f"{self.completions} completions"
@@ -122,8 +131,13 @@ class HeadWarmup(Stage):
         if self.solutions:
             self.data.check_solutions(self.policy.positions)
         else:
-            prompted = [*self.data.validation_rows, *(self.data.splits.train if stage == "fit" else ())]
-            check_fit(self.policy, self.data, prompted, self.max_new_tokens, "HeadWarmup.max_new_tokens")
+            prompted = [
+                *self.data.validation_rows,
+                *(self.data.splits.train if stage == "fit" else ()),
+            ]
+            check_fit(
+                self.policy, self.data, prompted, self.max_new_tokens, "HeadWarmup.max_new_tokens"
+            )
 
     def configure_model(self) -> None:
         build_policy(self, self.policy, reference=False, freeze=self._freeze_trunk)
@@ -138,7 +152,10 @@ class HeadWarmup(Stage):
         )
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
+        }
 
     def train_dataloader(self) -> SlotLoader:
         return SlotLoader(self.batches_per_epoch)
@@ -194,7 +211,9 @@ class HeadWarmup(Stage):
         """Return, per offset, the sum of -log q_n and the tokens it was taken over. Shapes `[M]`."""
         mask_BT = rollout.response_mask_BT
         request = ScoreRequest(future=self.offsets)
-        future_BTM = self.policy.score(rollout, mask_BT, temperature=self.temperature, request=request).future_BTM
+        future_BTM = self.policy.score(
+            rollout, mask_BT, temperature=self.temperature, request=request
+        ).future_BTM
         assert future_BTM is not None
         counts_M = torch.stack([window(mask_BT, n).sum() for n in range(1, self.offsets + 1)])
         return -future_BTM.sum((0, 1)), counts_M.float()
@@ -208,7 +227,9 @@ class HeadWarmup(Stage):
         if self.solutions:
             rollout = to_device(self.data.solutions(list(batch.rows)), self.device)
         else:  # the same samples each time
-            draws = generator_of(self.seed, Stream.HEADS_HELD_OUT, batch_idx, self.trainer.global_rank)
+            draws = generator_of(
+                self.seed, Stream.HEADS_HELD_OUT, batch_idx, self.trainer.global_rank
+            )
             rollout = self._draw(batch, 1, draws)
         mask_BT = rollout.response_mask_BT
         ranks_BTN = self.policy.ranks(rollout, mask_BT, self.offsets)
@@ -227,7 +248,9 @@ class HeadWarmup(Stage):
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
         first, errors, counts = sums.tolist()
         for n, count in enumerate(counts):
-            self.log(f"val/accuracy_{n}", first[n] / max(count, 1.0), prog_bar=n in (1, self.offsets))
+            self.log(
+                f"val/accuracy_{n}", first[n] / max(count, 1.0), prog_bar=n in (1, self.offsets)
+            )
             if n:
                 self.log(f"val/cross_entropy_{n}", errors[n] / max(count, 1.0))
         means = [errors[n] / max(counts[n], 1.0) for n in range(1, self.offsets + 1)]

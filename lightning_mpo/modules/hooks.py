@@ -5,14 +5,16 @@ from __future__ import annotations
 import lightning as L
 
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.rollout.base import Progress
 from lightning_mpo.rollout.events import RolloutEvent
+from lightning_mpo.sampling.base import Progress
 
 
 class RolloutCallback(L.Callback):
     """A callback with further hooks, for rollouts."""
 
-    def on_rollout_start(self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int) -> None:
+    def on_rollout_start(
+        self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int
+    ) -> None:
         """Called before `sequences` responses of at most `limit` tokens are sampled."""
 
     def on_rollout_phase(self, phase: str) -> None:
@@ -27,7 +29,9 @@ class RolloutCallback(L.Callback):
     def on_rollout_sampled(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
         """Called once the completions of a round are sampled, before anything judges or scores them."""
 
-    def on_rollout_end(self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent) -> None:
+    def on_rollout_end(
+        self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
+    ) -> None:
         """Called once the experience is complete, before the first update on it."""
 
 

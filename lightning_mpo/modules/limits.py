@@ -21,7 +21,9 @@ def fit_limits(trainer: L.Trainer, schedule: Schedule) -> None:
             f"`trainer.limit_train_batches` ({limit}) must be a multiple of a rollout's {schedule.slots} micro-batches"
         )
     if isinstance(limit, float) and limit != 1.0:
-        raise UserError("`trainer.limit_train_batches` must be a whole number of micro-batches, not a share")
+        raise UserError(
+            "`trainer.limit_train_batches` must be a whole number of micro-batches, not a share"
+        )
     every = trainer.val_check_interval
     if isinstance(every, float) and every != 1.0:
         raise UserError(
@@ -34,4 +36,6 @@ def fit_limits(trainer: L.Trainer, schedule: Schedule) -> None:
                 "`trainer.val_check_interval` counts updates over the whole run: set "
                 "`trainer.check_val_every_n_epoch: null` with it"
             )
-        trainer.val_check_interval = every * schedule.micro_batches  # Lightning counts micro-batches
+        trainer.val_check_interval = (
+            every * schedule.micro_batches
+        )  # Lightning counts micro-batches

@@ -70,11 +70,35 @@ LOGGED: dict[str, tuple[str, ...]] = {
     "PolicyOptimization": (
         *(f"val/{name}" for name in EVALUATED),
         *(f"val/support_{name}" for name in EVALUATED),
-        *("loss/surrogate", "policy/entropy", "kl/*", "ratio/*", "trust/*", "heads/*", "correction/*", "value/*"),
-        *("optim/*", "reward/*", "rollout/*", "support/*", "memory/*", "throughput/*", "time/*", "parity/*"),
+        *(
+            "loss/surrogate",
+            "policy/entropy",
+            "kl/*",
+            "ratio/*",
+            "trust/*",
+            "heads/*",
+            "correction/*",
+            "value/*",
+        ),
+        *(
+            "optim/*",
+            "reward/*",
+            "rollout/*",
+            "support/*",
+            "memory/*",
+            "throughput/*",
+            "time/*",
+            "parity/*",
+        ),
     ),
     "SupervisedWarmup": ("loss", "val/loss"),
-    "HeadWarmup": ("loss", "cross_entropy_*", "val/cross_entropy", "val/cross_entropy_*", "val/accuracy_*"),
+    "HeadWarmup": (
+        "loss",
+        "cross_entropy_*",
+        "val/cross_entropy",
+        "val/cross_entropy_*",
+        "val/accuracy_*",
+    ),
 }
 """Metrics of a stage, and of the package's callbacks."""
 OURS = ("lightning.", "lightning_mpo.")
@@ -101,7 +125,9 @@ def _check_logged(trainer: L.Trainer, module: Any, owner: str, monitor: str) -> 
     near = difflib.get_close_matches(monitor, plain, n=1, cutoff=0.5)
     word = re.split(r"[_/]", monitor)[-1]
     near = near or [name for name in plain if word in re.split(r"[@/]", name)][:1]
-    there = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(plain)}, and others"
+    there = (
+        f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(plain)}, and others"
+    )
     raise UserError(f"`{owner}` watches `{monitor}`, which no {parts[0].__name__} logs{there}")
 
 

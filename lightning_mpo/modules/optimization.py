@@ -17,12 +17,12 @@ from lightning_mpo.functional.sharded_rows import whole
 from lightning_mpo.modules.fitting import check_fit
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
-from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
+from lightning_mpo.modules.saved_state import keep_trained, mend_epoch_end
 from lightning_mpo.modules.source import RolloutSource
 from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import has_vectors, make_optimizer, try_optimizer
-from lightning_mpo.objective import Objective
+from lightning_mpo.objective.objective import Objective
 from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups
 from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores
@@ -30,7 +30,7 @@ from lightning_mpo.types import Experience, Rollout, trim
 
 
 class PolicyOptimization(Stage):
-    """Updates a policy on rollouts that the `Rollout` callback provides.
+    """Updates a policy on rollouts that the `RolloutLoop` callback provides.
 
     Args:
         policy: what is trained; its weights are loaded in `configure_model`.
@@ -85,7 +85,11 @@ class PolicyOptimization(Stage):
                 f"`trainer.precision: {self.trainer.precision}` trains half-precision weights, in which updates at RL "
                 "learning rates round away; use `bf16-mixed`, or `policy.dtype: bfloat16` with `policy.lora`"
             )
-        if self.trainer.precision in ("64-true", "transformer-engine", "transformer-engine-float16"):
+        if self.trainer.precision in (
+            "64-true",
+            "transformer-engine",
+            "transformer-engine-float16",
+        ):
             raise UserError(
                 f"`trainer.precision: {self.trainer.precision}` is not supported: sampler and trainer would compute "
                 "differently; use `32-true` or `bf16-mixed`"
@@ -102,7 +106,9 @@ class PolicyOptimization(Stage):
         self.objective.support.check(self.policy.vocabulary)
         self.objective.surrogate.check(self.policy.vocabulary)
         if getattr(self.objective.support, "k", 0) == self.policy.vocabulary:
-            rank_zero_warn(f"`TopK.k` is the whole vocabulary of {self.policy.vocabulary} tokens: nothing is left out")
+            rank_zero_warn(
+                f"`TopK.k` is the whole vocabulary of {self.policy.vocabulary} tokens: nothing is left out"
+            )
         if self.objective.actions.needs_texts:
             self.objective.actions.check(self.policy.token_texts)
         connect = getattr(self.trainer.datamodule, "connect", None)  # type: ignore[attr-defined]
@@ -116,7 +122,9 @@ class PolicyOptimization(Stage):
         policy, request = self.policy, self.objective.request
         parts = ["policy"]
         parts += ["mtp"] if getattr(policy, "mtp", None) is not None and request.future else []
-        parts += ["critic"] if getattr(policy, "critic", None) is not None and request.values else []
+        parts += (
+            ["critic"] if getattr(policy, "critic", None) is not None and request.values else []
+        )
         try_optimizer(
             self.optimizer,
             self.scheduler,
@@ -139,20 +147,31 @@ class PolicyOptimization(Stage):
         freeze = partial(self.policy.freeze_unused, self.objective.request)
         build_policy(self, self.policy, reference=self.keep_reference, freeze=freeze)
         if self.objective.penalty is not None and not self._adapters():
-            rank_zero_warn("`objective.penalty` holds adapters small and the policy has none; give `policy.lora`")
-        if self.objective.actions.future and "mtp" in self.policy.cold_parts and self.trainer.ckpt_path is None:
+            rank_zero_warn(
+                "`objective.penalty` holds adapters small and the policy has none; give `policy.lora`"
+            )
+        if (
+            self.objective.actions.future
+            and "mtp" in self.policy.cold_parts
+            and self.trainer.ckpt_path is None
+        ):
             rank_zero_warn(
                 "`policy.mtp` start untrained, so that the log-ratios of future offsets say little; warm them up with "
                 "`HeadWarmup` first (-c quickstart_mtp_warmup) and give `policy.checkpoint`"
             )
 
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.optimizer, parameter_groups(self.policy, self.learning_rates))
+        optimizer = make_optimizer(
+            self.optimizer, parameter_groups(self.policy, self.learning_rates)
+        )
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
         check_schedule(optimizer, self.policy, self.learning_rates)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     @property
     def source(self) -> RolloutSource:
@@ -160,7 +179,9 @@ class PolicyOptimization(Stage):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RolloutSource):
                 return callback
-        raise UserError("no rollout callback: add `lightning_mpo.callbacks.Rollout` to the trainer's callbacks")
+        raise UserError(
+            "no rollout callback: add `lightning_mpo.callbacks.Rollout` to the trainer's callbacks"
+        )
 
     def train_dataloader(self) -> SlotLoader:
         return SlotLoader(self.source.slots_per_epoch)
@@ -173,7 +194,9 @@ class PolicyOptimization(Stage):
         precision = None if exact else self.trainer.precision_plugin.forward_context
         return Scorer(self.policy, self.temperature, self.score_tokens, precision)
 
-    def score(self, rollout: Rollout, *, request: ScoreRequest | None = None, reference: bool = False) -> TokenScores:
+    def score(
+        self, rollout: Rollout, *, request: ScoreRequest | None = None, reference: bool = False
+    ) -> TokenScores:
         """Score a whole rollout without gradient, in passes of bounded size."""
         return self.scorer().score(rollout, request=request, reference=reference)
 
@@ -184,7 +207,10 @@ class PolicyOptimization(Stage):
         experience: Experience = trim(batch["micro_batch"])
         denominators: Denominators = batch["denominators"]
         scores = self.policy.score(
-            experience.rollout, experience.mask_BT, temperature=self.temperature, request=self.objective.request
+            experience.rollout,
+            experience.mask_BT,
+            temperature=self.temperature,
+            request=self.objective.request,
         )
         loss, metrics = self.objective.loss(experience, scores, denominators)
         self._idle = self.objective.idle(denominators)
@@ -196,12 +222,15 @@ class PolicyOptimization(Stage):
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def _adapters(self) -> list[torch.nn.Parameter]:
-        return [w for name, w in self.policy.named_parameters() if w.requires_grad and "lora_" in name]
+        return [
+            w for name, w in self.policy.named_parameters() if w.requires_grad and "lora_" in name
+        ]
 
     def _penalty(self, coef: float) -> Tensor:
         """Return this micro-batch's share of the penalty, so that an update over all ranks holds it once."""
         squares = sum(
-            (weight.float().square().sum() for weight in self._adapters()), torch.zeros((), device=self.device)
+            (weight.float().square().sum() for weight in self._adapters()),
+            torch.zeros((), device=self.device),
         )
         self._add({"optim/adapter_square": (squares, torch.ones(()))})
         return coef * squares / (self.trainer.accumulate_grad_batches * self.trainer.world_size)
@@ -219,8 +248,16 @@ class PolicyOptimization(Stage):
 
     def _check_gradients(self) -> None:
         for part, weights in self.policy.parts().items():
-            norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
-            self.log("optim/grad_norm" if part == "policy" else f"optim/grad_norm_{part}", norm, on_step=True)
+            norm = whole(
+                torch.nn.utils.get_total_norm(
+                    [weight.grad for weight in weights if weight.grad is not None]
+                )
+            )
+            self.log(
+                "optim/grad_norm" if part == "policy" else f"optim/grad_norm_{part}",
+                norm,
+                on_step=True,
+            )
             if not torch.isfinite(norm):
                 raise UserError(
                     f"the gradient norm of the {part} is {norm.item()} at update {self.global_step}: lower the "
@@ -250,7 +287,9 @@ class PolicyOptimization(Stage):
     def _log_update(self) -> None:
         """Log the metrics of an update once, summed over its micro-batches and ranks."""
         names = sorted(self._sums)
-        sums = self.over_ranks(torch.stack([torch.stack(self._sums[name]) for name in names]).to(self.device))
+        sums = self.over_ranks(
+            torch.stack([torch.stack(self._sums[name]) for name in names]).to(self.device)
+        )
         means = {
             name: value if name.startswith("loss/") else value / max(weight, 1e-8)
             for name, (value, weight) in zip(names, sums.tolist(), strict=True)
@@ -263,9 +302,15 @@ class PolicyOptimization(Stage):
 
     def over_ranks(self, sums: Tensor) -> Tensor:
         """Return sums of all ranks' values."""
-        return self.trainer.strategy.reduce(sums, reduce_op="sum") if self.trainer.world_size > 1 else sums
+        return (
+            self.trainer.strategy.reduce(sums, reduce_op="sum")
+            if self.trainer.world_size > 1
+            else sums
+        )
 
-    def log_with_update(self, metrics: dict[str, float], progress_bar: Collection[str] = ()) -> None:
+    def log_with_update(
+        self, metrics: dict[str, float], progress_bar: Collection[str] = ()
+    ) -> None:
         """Log a rollout's numbers with each of its updates: what is logged in between is attributed to no step."""
         self._carried |= metrics
         self._progress_bar |= set(progress_bar)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -14,9 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy
 
-SHARDED = (
-    "`strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel_size: %s, tensor_parallel_size: 1}}`"
-)
+SHARDED = "`strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel_size: %s, tensor_parallel_size: 1}}`"
 """What to write instead."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Variables of the environment that number a process, as Lightning reads them."""
@@ -32,14 +31,20 @@ def check_strategy_options(trainer: Any) -> None:
         UserError: FSDP1, tensor parallelism, or another number of processes.
     """
     strategy = trainer.get("strategy")
-    name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")).rsplit(".", 1)[-1]
+    name = str(
+        strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
+    ).rsplit(".", 1)[-1]
     devices, nodes = trainer.get("devices") or "auto", trainer.get("num_nodes") or 1
     known = str(devices).lstrip("+").isdigit() and str(nodes).isdigit()
     wanted = str(int(devices) * int(nodes)) if known else "N"
     if name.lower().startswith("fsdp"):
-        raise UserError(f"`trainer.strategy: {name}` is FSDP1, which is not supported; write {SHARDED % wanted}")
+        raise UserError(
+            f"`trainer.strategy: {name}` is FSDP1, which is not supported; write {SHARDED % wanted}"
+        )
     if name in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
-        raise UserError(f"`trainer.strategy: {name}` copies this process, which hangs or loses the run; write `ddp`")
+        raise UserError(
+            f"`trainer.strategy: {name}` copies this process, which hangs or loses the run; write `ddp`"
+        )
     if name != "ModelParallelStrategy":
         return
     options = strategy.get("init_args") or {}
@@ -76,7 +81,9 @@ def check_nodes(trainer: L.Trainer) -> None:
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes < 2 or not isinstance(environment, LightningEnvironment):
         return
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)]
+    missing = [
+        name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)
+    ]
     if "NODE_RANK" in missing and os.environ.get("GROUP_RANK"):
         missing.remove("NODE_RANK")
     if missing:
@@ -99,7 +106,9 @@ def check_strategy(trainer: L.Trainer) -> None:
     """
     size = trainer.world_size
     if isinstance(trainer.strategy, FSDPStrategy):
-        raise UserError(f"`trainer.strategy: fsdp` is FSDP1, which is not supported; write {SHARDED % size}")
+        raise UserError(
+            f"`trainer.strategy: fsdp` is FSDP1, which is not supported; write {SHARDED % size}"
+        )
     if isinstance(trainer.strategy, ModelParallelStrategy):
         split = trainer.strategy.device_mesh["tensor_parallel"].size()
         if split > 1:
@@ -109,7 +118,9 @@ def check_strategy(trainer: L.Trainer) -> None:
             )
 
 
-def build_policy(module: L.LightningModule, policy: Policy, *, reference: bool, freeze: Callable[[], Any]) -> None:
+def build_policy(
+    module: L.LightningModule, policy: Policy, *, reference: bool, freeze: Callable[[], Any]
+) -> None:
     """Build a module's policy: whole on each process, or in shards under `ModelParallelStrategy`.
 
     Args:
@@ -126,3 +137,20 @@ def build_policy(module: L.LightningModule, policy: Policy, *, reference: bool, 
     from lightning_mpo.policies.sharding import build_in_shards
 
     build_in_shards(policy, mesh["data_parallel"], device, reference=reference, freeze=freeze)
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Return (rank, processes)."""
+    return (
+        (dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else (0, 1)
+    )
+
+
+def gather_ranks(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the states of all ranks: Lightning writes rank 0's alone."""
+    states: list[Any] = [state] * rank_and_world_size()[1]
+    if len(states) > 1:
+        dist.all_gather_object(states, state)
+    return states

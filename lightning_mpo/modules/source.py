@@ -8,10 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import lightning as L
+
 from lightning_mpo.types import Experience, PromptBatch
 
 
-class RolloutSource(ABC):
+class RolloutSource(L.Callback, ABC):
     """Provides micro-batches to training and completions to the other verbs."""
 
     @property
@@ -19,6 +21,10 @@ class RolloutSource(ABC):
     def slots_per_epoch(self) -> int:
         """Micro-batches in a pass over the training prompts, a multiple of those of a rollout."""
 
+    prompts: int
+    completions: int
+    minibatches: int
+    epochs: int
     counter: int
     """Rollouts finished or under way."""
 

@@ -13,7 +13,9 @@ class Stage(L.LightningModule):
     """A stage of training. Its policy is an argument; a checkpoint holds weights, not the policy's options."""
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> NoReturn:
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any = None, *args: Any, **kwargs: Any
+    ) -> NoReturn:
         """Refuse: Lightning would silently load nothing, as `configure_model` makes the weights.
 
         Raises:

@@ -29,7 +29,13 @@ _COUNTS: dict[str, tuple[int, int]] = {
     "fast_dev_run": (0, MOST_UPDATES),
 }
 """Smallest and largest values of options that are whole numbers."""
-_SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
+_SHARES = (
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+)
 """Options that are a share from 0.0 to 1.0, or a whole number."""
 
 
@@ -56,7 +62,11 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         within("trainer", "(0, 1]", val_check_interval=every)
     note = "; 0 or null clips nothing" if options.get("gradient_clip_val") != 0 else ""
     not_below("trainer", 0, note=note, gradient_clip_val=options.get("gradient_clip_val"))
-    one_of("trainer", ("norm", "value", None), gradient_clip_algorithm=options.get("gradient_clip_algorithm"))
+    one_of(
+        "trainer",
+        ("norm", "value", None),
+        gradient_clip_algorithm=options.get("gradient_clip_algorithm"),
+    )
 
 
 def check_trainer(trainer: L.Trainer) -> None:
@@ -78,10 +88,14 @@ def check_training(options: Mapping[str, Any]) -> None:
         UserError: a limit is 0, or a time limit is not positive.
     """
     if _is_no_time(options.get("max_time")):
-        raise UserError(f"`trainer.max_time` must be positive, got {options['max_time']!r}: it would train nothing")
+        raise UserError(
+            f"`trainer.max_time` must be positive, got {options['max_time']!r}: it would train nothing"
+        )
     for name in ("max_steps", "max_epochs", "limit_train_batches"):
         if options.get(name) == 0 and not isinstance(options.get(name), bool):
-            raise UserError(f"`trainer.{name}: 0` trains nothing; use the verb `validate` to look at a policy")
+            raise UserError(
+                f"`trainer.{name}: 0` trains nothing; use the verb `validate` to look at a policy"
+            )
 
 
 def _is_no_time(limit: Any) -> bool:
@@ -110,8 +124,12 @@ def _check_devices(devices: Any) -> None:
         at_least("trainer", 1, most=MOST_DEVICES, devices=devices)
     if isinstance(devices, str) and devices != "auto":
         numbers = [part.strip() for part in devices.split(",") if part.strip()]
-        if not numbers or not all(part.lstrip("-").isascii() and part.lstrip("-").isdigit() for part in numbers):
-            raise UserError(f"`trainer.devices` must be a number, a list of numbers or `auto`, got {devices!r}")
+        if not numbers or not all(
+            part.lstrip("-").isascii() and part.lstrip("-").isdigit() for part in numbers
+        ):
+            raise UserError(
+                f"`trainer.devices` must be a number, a list of numbers or `auto`, got {devices!r}"
+            )
     if isinstance(devices, list):
         if not devices:
             raise UserError("`trainer.devices` is an empty list; name one device at least")

@@ -19,7 +19,16 @@ from lightning_mpo.policies.causal import CausalPolicy
 STEPS = 1000
 """Largest number of updates of a trial."""
 LARGEST_RATE = 1e6
-_MISTAKES = (ValueError, TypeError, ImportError, AssertionError, KeyError, IndexError, ZeroDivisionError, OverflowError)
+_MISTAKES = (
+    ValueError,
+    TypeError,
+    ImportError,
+    AssertionError,
+    KeyError,
+    IndexError,
+    ZeroDivisionError,
+    OverflowError,
+)
 
 
 def try_optimizer(
@@ -47,9 +56,12 @@ def try_optimizer(
     rates = learning_rates or {}
     unknown = [name for name in rates if name not in parts]
     if unknown:
-        raise UserError(f"`learning_rates` names {unknown[0]!r}, which is not trained; there are {sorted(parts)}")
+        raise UserError(
+            f"`learning_rates` names {unknown[0]!r}, which is not trained; there are {sorted(parts)}"
+        )
     groups = [
-        {"params": [torch.nn.Parameter(torch.zeros(2, 2))]} | ({"lr": rates[part]} if part in rates else {})
+        {"params": [torch.nn.Parameter(torch.zeros(2, 2))]}
+        | ({"lr": rates[part]} if part in rates else {})
         for part in parts
     ]
     with _quiet():
@@ -106,7 +118,9 @@ def make_optimizer(factory: Callable[[Any], Any], weights: Any) -> Any:
     except _MISTAKES as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"`model.optimizer` does not take the weights: {first_sentence(error)}") from error
+        raise UserError(
+            f"`model.optimizer` does not take the weights: {first_sentence(error)}"
+        ) from error
 
 
 def first_sentence(error: BaseException) -> str:
@@ -120,7 +134,9 @@ def _check_groups(optimizer: Any, owner: str, update: int) -> None:
     for group in getattr(optimizer, "param_groups", ()):
         for key, value in group.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{owner} sets `{key}` to {value} at update {update}; it must be a finite number")
+                raise UserError(
+                    f"{owner} sets `{key}` to {value} at update {update}; it must be a finite number"
+                )
         rate = float(group.get("lr", 0.0))
         if not 0 <= rate <= LARGEST_RATE:
             raise UserError(
@@ -135,7 +151,9 @@ def _check_scheduler(optimizer: Any, scheduler: Any, updates: int) -> None:
             "validations; use a schedule of updates such as `CosineAnnealingLR`, or `EarlyStopping` on the metric"
         )
     if not isinstance(scheduler, LRScheduler):
-        raise UserError(f"`model.scheduler` must make a torch scheduler, got {type(scheduler).__name__}")
+        raise UserError(
+            f"`model.scheduler` must make a torch scheduler, got {type(scheduler).__name__}"
+        )
     total = getattr(scheduler, "total_steps", None)
     if isinstance(total, int) and updates > total:
         raise UserError(

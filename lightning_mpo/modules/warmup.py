@@ -13,7 +13,7 @@ from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
-from lightning_mpo.modules.resume import keep_trained, mend_epoch_end
+from lightning_mpo.modules.saved_state import keep_trained, mend_epoch_end
 from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import has_vectors, make_optimizer, try_optimizer
@@ -65,14 +65,22 @@ class SupervisedWarmup(Stage):
         check_trainer(self.trainer)
         if stage == "fit":
             try_optimizer(
-                self.optimizer, self.scheduler, vectors=has_vectors(self.policy), updates=self.trainer.max_steps
+                self.optimizer,
+                self.scheduler,
+                vectors=has_vectors(self.policy),
+                updates=self.trainer.max_steps,
             )
         self.policy.check()
         self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
         self.data.check_solutions(self.policy.positions)
 
     def configure_model(self) -> None:
-        build_policy(self, self.policy, reference=False, freeze=lambda: self.policy.freeze_unused(ScoreRequest()))
+        build_policy(
+            self,
+            self.policy,
+            reference=False,
+            freeze=lambda: self.policy.freeze_unused(ScoreRequest()),
+        )
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(
@@ -80,7 +88,10 @@ class SupervisedWarmup(Stage):
         )
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
+        }
 
     def train_dataloader(self) -> SlotLoader:
         return SlotLoader(self.batches_per_epoch)
@@ -94,7 +105,9 @@ class SupervisedWarmup(Stage):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val/loss", self._loss(batch.rows), prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.log(
+            "val/loss", self._loss(batch.rows), prog_bar=True, batch_size=len(batch), sync_dist=True
+        )
 
     def _loss(self, rows: list[PromptRow]) -> Tensor:
         solutions = to_device(self.data.solutions(rows), self.device)

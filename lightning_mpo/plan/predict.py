@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lightning_mpo.callbacks import KLTracking, ReferenceUpdate, Report, Rollout
+from lightning_mpo.callbacks import KLTracking, ReferenceUpdate, Report, RolloutLoop
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import heads
 from lightning_mpo.modules import PolicyOptimization
@@ -26,9 +26,9 @@ from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.policies.lora import add_adapters
 from lightning_mpo.policies.packing import Lines, lay_out, sees_everything
 from lightning_mpo.policies.trunk import Trunk
-from lightning_mpo.rollout.cache import ROOM
 from lightning_mpo.rollout.schedule import Schedule
-from lightning_mpo.types import Rollout as RolloutData
+from lightning_mpo.sampling.cache import ROOM
+from lightning_mpo.types import Rollout
 
 SAMPLING_COPIES = 5
 """Float32 rows of logits that a step of the sampler holds at once: old and new ones, shifted, exponentiated, summed."""
@@ -83,12 +83,14 @@ class Planner:
     """
 
     def __init__(self, module: PolicyOptimization, data: Any, trainer: L.Trainer) -> None:
-        if not isinstance(module, PolicyOptimization) or not isinstance(module.policy, CausalPolicy):
+        if not isinstance(module, PolicyOptimization) or not isinstance(
+            module.policy, CausalPolicy
+        ):
             raise UserError("`plan` needs `PolicyOptimization` with a `CausalPolicy`")
         self.module, self.policy, self.trainer = module, module.policy, trainer
         self.policy.check(module.objective.request)
         self.gpu = trainer.strategy.root_device.type == "cuda"
-        self.rollout: Rollout = next(c for c in trainer.callbacks if isinstance(c, Rollout))  # type: ignore[attr-defined]
+        self.rollout: RolloutLoop = next(c for c in trainer.callbacks if isinstance(c, RolloutLoop))  # type: ignore[attr-defined]
         schedule = Schedule(
             self.rollout.prompts,
             self.rollout.completions,
@@ -115,7 +117,9 @@ class Planner:
         weights = dict(whole.named_parameters())
         self.trained = _bytes(w for w in weights.values() if w.requires_grad)
         self.trained_numbers = sum(w.numel() for w in weights.values() if w.requires_grad)
-        self.largest_trained = max(w.numel() * w.element_size() for w in weights.values() if w.requires_grad)
+        self.largest_trained = max(
+            w.numel() * w.element_size() for w in weights.values() if w.requires_grad
+        )
         extras = self._extras(whole)
         self.extras = {name: _bytes(part) for name, part in extras.items()}
         self.trained_numbers += sum(w.numel() for part in extras.values() for w in part)
@@ -138,7 +142,9 @@ class Planner:
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, dtype=self.policy.dtype, trust_remote_code=False)
+            network = AutoModelForCausalLM.from_config(
+                config, dtype=self.policy.dtype, trust_remote_code=False
+            )
             if self.policy.lora is not None:
                 network = add_adapters(network, self.policy.lora).get_base_model()
         if self.policy.gradient_checkpointing:
@@ -169,7 +175,9 @@ class Planner:
             if "lora_" in name:
                 continue
             stored = quantised is not None and id(weight) in linear
-            total += weight.numel() * (quantised.bytes_per_weight() if stored and quantised else weight.element_size())
+            total += weight.numel() * (
+                quantised.bytes_per_weight() if stored and quantised else weight.element_size()
+            )
         return round(total)
 
     def _has(self, *kinds: type[L.Callback]) -> bool:
@@ -181,7 +189,10 @@ class Planner:
         if self.policy.quantization is None:
             return 0
         layer: Any = self._network(1)
-        return max(m.weight.numel() for m in layer.get_decoder().modules() if isinstance(m, nn.Linear)) * 2
+        return (
+            max(m.weight.numel() for m in layer.get_decoder().modules() if isinstance(m, nn.Linear))
+            * 2
+        )
 
     # --- work on tensors without data -----------------------------------------------------------------------------
 
@@ -189,7 +200,7 @@ class Planner:
         """Lay out rows of full length, the completions of a prompt side by side, as the policy would."""
         S = self.sizes.prompt
         group_B = torch.arange(rows) // self.sizes.completions
-        rollout = RolloutData(
+        rollout = Rollout(
             tokens_BL=torch.ones(rows, S + response, dtype=torch.long),
             attention_mask_BL=torch.ones(rows, S + response, dtype=torch.bool),
             response_mask_BT=torch.ones(rows, response, dtype=torch.bool),
@@ -222,13 +233,23 @@ class Planner:
         weight_VD = network.get_output_embeddings().weight
         index_n = torch.zeros(tokens, dtype=torch.long)
         hidden_nD = hidden_nD[index_n]
-        k = getattr(self.module.objective.support, "k", None) or getattr(self.module.objective.support, "max_k", None)
+        k = getattr(self.module.objective.support, "k", None) or getattr(
+            self.module.objective.support, "max_k", None
+        )
         if k:
             support = torch.zeros(tokens, k, dtype=torch.int32)
             return heads.support_logprobs(hidden_nD, weight_VD, index_n, support)[0].sum()
         return heads.full_logprobs(hidden_nD, weight_VD, index_n)[0].sum()
 
-    def work(self, rows: int, response: int, *, head: bool = True, backward: bool = False, passes: int = 1) -> int:
+    def work(
+        self,
+        rows: int,
+        response: int,
+        *,
+        head: bool = True,
+        backward: bool = False,
+        passes: int = 1,
+    ) -> int:
         """Return the bytes at the peak of a pass over rows of full length, weights not counted.
 
         Args:
@@ -247,7 +268,9 @@ class Planner:
                 def several() -> None:
                     with torch.set_grad_enabled(backward):
                         for _ in range(passes):
-                            self._pass(network, lines, rows * response, head=head, backward=backward)
+                            self._pass(
+                                network, lines, rows * response, head=head, backward=backward
+                            )
 
                 return peak_of(several, network)
 
@@ -261,7 +284,9 @@ class Planner:
         On the CPU spare room is address space that no page stands behind until a token is written there.
         """
         config = self.config
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head_size = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         heads_kv = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         written = sizes.prompt + sizes.response
         allocated = sizes.prompt
@@ -272,11 +297,15 @@ class Planner:
         per_token = 2 * sizes.together * head_size * item
         per_layer = per_token * heads_kv * length
         repeated = per_token * config.num_attention_heads * written  # for grouped queries
-        return per_layer * (config.num_hidden_layers + 1) + (repeated if heads_kv != config.num_attention_heads else 0)
+        return per_layer * (config.num_hidden_layers + 1) + (
+            repeated if heads_kv != config.num_attention_heads else 0
+        )
 
     def buffer(self, sizes: Sizes) -> int:
         """Return the bytes of a rollout and its experience."""
-        k = getattr(self.module.objective.support, "k", None) or getattr(self.module.objective.support, "max_k", 0)
+        k = getattr(self.module.objective.support, "k", None) or getattr(
+            self.module.objective.support, "max_k", 0
+        )
         per_token = 8 + 12 * 4 + (k or 0) * 5
         return sizes.rows * (sizes.prompt * 9 + sizes.response * per_token)
 
@@ -301,7 +330,8 @@ class Planner:
                 "rollout": self._rollout(sizes),
                 "score": held | {"activations": self._score(sizes) + self._transient},
                 "update": self._update(sizes),
-                "optimiser": held | {"gradients": self.trained + sum(self.extras.values()), "activations": spare},
+                "optimiser": held
+                | {"gradients": self.trained + sum(self.extras.values()), "activations": spare},
             },
             sizes,
         )
@@ -334,7 +364,9 @@ class Planner:
 
     def _update(self, sizes: Sizes) -> dict[str, int]:
         passes = 2 if sizes.accumulate else 1
-        trunk = self.work(sizes.micro_rows, sizes.response, head=False, backward=True, passes=passes)
+        trunk = self.work(
+            sizes.micro_rows, sizes.response, head=False, backward=True, passes=passes
+        )
         whole = self.work(sizes.micro_rows, sizes.response, backward=True, passes=passes)
         gradients = min(self.trained, trunk)
         extra = sum(self.extras.values())
@@ -359,4 +391,6 @@ def _state_per_number(module: PolicyOptimization) -> float:
     held: Sequence[Any] = [value for state in optimizer.state.values() for value in state.values()]
     big = [value for value in held if isinstance(value, torch.Tensor) and value.numel() > 1]
     shared = {256: 0}  # tables of quantised optimisers are one for all weights
-    return sum(v.numel() * v.element_size() for v in big if v.numel() not in shared) / weight.numel()
+    return (
+        sum(v.numel() * v.element_size() for v in big if v.numel() not in shared) / weight.numel()
+    )

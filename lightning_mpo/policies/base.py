@@ -158,14 +158,18 @@ def parameter_groups(policy: Policy, learning_rates: Mapping[str, float]) -> lis
     parts = policy.parts()
     unknown = [name for name in learning_rates if name not in parts]
     if unknown:
-        raise UserError(f"`learning_rates` names {unknown[0]!r}, which is not trained; there are {sorted(parts)}")
+        raise UserError(
+            f"`learning_rates` names {unknown[0]!r}, which is not trained; there are {sorted(parts)}"
+        )
     return [
         {"params": weights} | ({"lr": learning_rates[name]} if name in learning_rates else {})
         for name, weights in parts.items()
     ]
 
 
-def check_schedule(optimizer: torch.optim.Optimizer, policy: Policy, learning_rates: Mapping[str, float]) -> None:
+def check_schedule(
+    optimizer: torch.optim.Optimizer, policy: Policy, learning_rates: Mapping[str, float]
+) -> None:
     """Refuse a scheduler that has put its own peak in place of a part's learning rate, as `OneCycleLR` does.
 
     Raises:
@@ -189,7 +193,9 @@ def rollout_mode(policy: nn.Module) -> Iterator[None]:
     eval mode afterwards trains without checkpointing: both were measured.
     """
     modes = {module: module.training for module in policy.modules()}
-    checkpointing = [module for module in policy.modules() if getattr(module, "gradient_checkpointing", False)]
+    checkpointing = [
+        module for module in policy.modules() if getattr(module, "gradient_checkpointing", False)
+    ]
     policy.eval()
     for module in checkpointing:
         module.gradient_checkpointing = False  # type: ignore[assignment]

@@ -20,7 +20,11 @@ from lightning_mpo.policies.lora import FrozenAdapters, Lora, add_adapters
 from lightning_mpo.policies.mtp import MTPHeads
 from lightning_mpo.policies.packing import lay_out, sees_everything
 from lightning_mpo.policies.precision import warn_where_slow
-from lightning_mpo.policies.quantization import Quantization, check_gradients, refuse_stored_otherwise
+from lightning_mpo.policies.quantization import (
+    Quantization,
+    check_gradients,
+    refuse_stored_otherwise,
+)
 from lightning_mpo.policies.scoring import ResponseTokens
 from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
 from lightning_mpo.policies.unembedding import Unembedding
@@ -125,7 +129,10 @@ class CausalPolicy(Policy):
         """
         configured = self.config.get_text_config().eos_token_id
         named = [(self.tokenizer.eos_token_id, "the tokenizer")]
-        named += [(end, "config.json") for end in (configured if isinstance(configured, list) else [configured])]
+        named += [
+            (end, "config.json")
+            for end in (configured if isinstance(configured, list) else [configured])
+        ]
         if self.source != "tiny":
             named += [(end, "generation_config.json") for end in loading.end_tokens(self._location)]
         ends: dict[int, str] = {}
@@ -156,7 +163,9 @@ class CausalPolicy(Policy):
 
     @property
     def remarks(self) -> list[str]:
-        ends = ", ".join(f"{self.tokenizer.convert_ids_to_tokens(end)!r} ({end})" for end in self.end_tokens)
+        ends = ", ".join(
+            f"{self.tokenizer.convert_ids_to_tokens(end)!r} ({end})" for end in self.end_tokens
+        )
         lines = [f"ends       a response ends with {ends}"]
         if self._dropouts:
             lines.append(
@@ -174,10 +183,16 @@ class CausalPolicy(Policy):
         if request.future > offsets:
             raise UserError(
                 f"blocks of {request.future + 1} tokens with `source: mtp` need {request.future} future offsets, but "
-                + (f"`policy.mtp` has {offsets}" if offsets else "the policy has none; give `policy.mtp` (-c mtp)")
+                + (
+                    f"`policy.mtp` has {offsets}"
+                    if offsets
+                    else "the policy has none; give `policy.mtp` (-c mtp)"
+                )
             )
         if request.values and self.critic is None:
-            raise UserError("`objective.critic` needs `policy.critic`: give `ValueHead`, say (-c critic)")
+            raise UserError(
+                "`objective.critic` needs `policy.critic`: give `ValueHead`, say (-c critic)"
+            )
         if self.lora is None and self.dtype != torch.float32:
             raise UserError(
                 "`policy.dtype: bfloat16` without LoRA trains bfloat16 weights, in which updates round away; set "
@@ -188,7 +203,10 @@ class CausalPolicy(Policy):
         if self.lora is not None and self.lora.names:
             self.lora.check_targets(self.outline_network())
         if self.checkpoint is not None:
-            content, where = read_policy(self.checkpoint, "outline"), f"`policy.checkpoint` {self.checkpoint!r}"
+            content, where = (
+                read_policy(self.checkpoint, "outline"),
+                f"`policy.checkpoint` {self.checkpoint!r}",
+            )
             check_adapters(content, self.lora, where)
             self.check_heads(content["mtp"], where)
         _ = self.head_options
@@ -216,9 +234,15 @@ class CausalPolicy(Policy):
 
     def load_base(self, device: torch.device) -> PreTrainedModel:
         """Return the model on a device, quantised if that is asked for."""
-        warn_where_slow(self.dtype, None if self.quantization is None else self.quantization.compute_dtype, device)
+        warn_where_slow(
+            self.dtype,
+            None if self.quantization is None else self.quantization.compute_dtype,
+            device,
+        )
         if self.quantization is not None:
-            return self.quantization.load(self._location, self.config, dtype=self.dtype, device=device)
+            return self.quantization.load(
+                self._location, self.config, dtype=self.dtype, device=device
+            )
         return self.load_network().to(device)  # type: ignore[arg-type]
 
     def outline_network(self) -> PreTrainedModel:
@@ -237,7 +261,9 @@ class CausalPolicy(Policy):
         if self.checkpoint is not None:
             self._take_checkpoint(read_policy(self.checkpoint)["state_dict"])
             if self.critic is not None and "critic" in self.cold_parts:
-                self.critic.build(network.get_decoder())  # from the trunk that the checkpoint brought
+                self.critic.build(
+                    network.get_decoder()
+                )  # from the trunk that the checkpoint brought
         with rollout_mode(network):
             check_logits(network, self.logits)
         if reference and self.lora is None:
@@ -252,7 +278,9 @@ class CausalPolicy(Policy):
             network.requires_grad_(True)
         else:
             adapters = add_adapters(network, self.lora)
-            object.__setattr__(self, "_adapters", adapters)  # not a submodule: it holds the same network
+            object.__setattr__(
+                self, "_adapters", adapters
+            )  # not a submodule: it holds the same network
             network = adapters.get_base_model()
         if self.quantization is not None:  # before anything runs in eval mode
             check_gradients(network.train())
@@ -260,7 +288,11 @@ class CausalPolicy(Policy):
         self.network = network
         if self.mtp is not None:
             self.mtp.build(
-                Trunk(network.get_decoder(), network.config.get_text_config(), network.get_output_embeddings())
+                Trunk(
+                    network.get_decoder(),
+                    network.config.get_text_config(),
+                    network.get_output_embeddings(),
+                )
             )
             self.mtp.to(device)
             self.cold_parts = frozenset() if self.mtp.weights else frozenset({"mtp"})
@@ -285,7 +317,9 @@ class CausalPolicy(Policy):
         if self.critic is None:
             state = {key: value for key, value in state.items() if not key.startswith("critic.")}
         self.cold_parts -= {key.split(".", 1)[0] for key in state}
-        other = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
+        other = [
+            key for key, value in state.items() if key in own and own[key].shape != value.shape
+        ]
         if other:
             raise UserError(
                 f"`policy.checkpoint` {self.checkpoint!r} does not fit the policy: {other[0]!r} has shape "
@@ -303,7 +337,11 @@ class CausalPolicy(Policy):
             )
         missing, unexpected = self.load_state_dict(state, strict=False)
         expected = self.trained_state(dict(self.named_parameters()))
-        absent = [key for key in missing if key in expected and key.split(".", 1)[0] not in self.cold_parts]
+        absent = [
+            key
+            for key in missing
+            if key in expected and key.split(".", 1)[0] not in self.cold_parts
+        ]
         if absent or unexpected:
             raise UserError(
                 f"`policy.checkpoint` {self.checkpoint!r} does not fit the policy: "
@@ -314,7 +352,11 @@ class CausalPolicy(Policy):
         kept = {key: value for key, value in state.items() if "reference_network." not in key}
         if self.lora is None:
             return kept
-        return {key: value for key, value in kept.items() if "lora_" in key or key.startswith(("mtp.", "critic."))}
+        return {
+            key: value
+            for key, value in kept.items()
+            if "lora_" in key or key.startswith(("mtp.", "critic."))
+        }
 
     # --- a reference that moves -----------------------------------------------------------------------------------
 
@@ -335,10 +377,14 @@ class CausalPolicy(Policy):
         """
         own = self.reference_state()
         other = [
-            n for n in own.keys() | state.keys() if n not in own or n not in state or own[n].shape != state[n].shape
+            n
+            for n in own.keys() | state.keys()
+            if n not in own or n not in state or own[n].shape != state[n].shape
         ]
         if other:
-            raise UserError(f"the reference in the checkpoint does not fit the policy: {min(other)!r} is not the same")
+            raise UserError(
+                f"the reference in the checkpoint does not fit the policy: {min(other)!r} is not the same"
+            )
         for name, kept in own.items():
             kept.copy_(state[name])
 
@@ -351,7 +397,10 @@ class CausalPolicy(Policy):
         if self.reference_adapters is None:
             self.reference_adapters = FrozenAdapters(self._network(), off=True)
         adapters = self.reference_adapters
-        return [(n, w.data, kept) for n, w, kept in zip(adapters.names, adapters.weights, adapters.kept, strict=True)]
+        return [
+            (n, w.data, kept)
+            for n, w, kept in zip(adapters.names, adapters.weights, adapters.kept, strict=True)
+        ]
 
     # --- likelihood -----------------------------------------------------------------------------------------------
 
@@ -434,7 +483,9 @@ class CausalPolicy(Policy):
             shut, detach = states.detached(), self.mtp.detach_trunk
             future_BTM = self._future(shut if detach else states, tokens, request.future, options)
             if request.upkeep:
-                upkeep_BTM = future_BTM if detach else self._future(shut, tokens, request.future, options)
+                upkeep_BTM = (
+                    future_BTM if detach else self._future(shut, tokens, request.future, options)
+                )
         values_BT = None
         if request.values and self.critic is not None:
             values_BT = self.critic.values(states, tokens.index_BT, mask_BT)
@@ -477,7 +528,11 @@ class CausalPolicy(Policy):
             ranks = [tokens.ranks(states.after_norm_RLD, self._head())]
             if future and self.mtp is not None:
                 for n, hidden_RLD in enumerate(self.mtp.hidden(states, future), start=1):
-                    ranks.append(tokens.ahead(n, keep_support=False).ranks(hidden_RLD, self.mtp.unembedding(n)))
+                    ranks.append(
+                        tokens.ahead(n, keep_support=False).ranks(
+                            hidden_RLD, self.mtp.unembedding(n)
+                        )
+                    )
         return torch.stack(ranks, -1)
 
     def top_k(self, rollout: Rollout, mask_BT: Tensor, k: int) -> Tensor:
@@ -491,7 +546,9 @@ class CausalPolicy(Policy):
             tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
             return tokens.top_k(states.after_norm_RLD, self._head(), k)
 
-    def _future(self, states: TrunkStates, tokens: ResponseTokens, offsets: int, options: dict[str, Any]) -> Tensor:
+    def _future(
+        self, states: TrunkStates, tokens: ResponseTokens, offsets: int, options: dict[str, Any]
+    ) -> Tensor:
         """Return log q_n(o_{t+n} | h_t) for n = 1 … offsets, one offset in memory at a time. Shape `[B, T, M]`."""
         assert self.mtp is not None
         stored = self.mtp.support == "stored"
@@ -507,10 +564,14 @@ class CausalPolicy(Policy):
     def _can_share(self) -> bool:
         """Whether a hand-made mask means the same to this model: plain full attention through SDPA."""
         config = self._network().config.get_text_config()
-        return self.share_prompts and sees_everything(config) and config._attn_implementation == "sdpa"
+        return (
+            self.share_prompts and sees_everything(config) and config._attn_implementation == "sdpa"
+        )
 
 
-def _leave_reference_out(policy: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _leave_reference_out(
+    policy: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
+) -> None:
     """The reference is reloaded, never saved."""
     for key in [key for key in state if key.startswith(f"{prefix}reference_network.")]:
         del state[key]

@@ -28,7 +28,9 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
     **dict.fromkeys(("use_rslora", "use_dora", "use_qalora", "lora_bias"), ()),
     **dict.fromkeys(("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication"), ()),
-    **dict.fromkeys(("target_parameters", "trainable_token_indices", "alora_invocation_tokens"), ()),
+    **dict.fromkeys(
+        ("target_parameters", "trainable_token_indices", "alora_invocation_tokens"), ()
+    ),
     **dict.fromkeys(("arrow_config", "ensure_weight_tying"), ()),
 }
 """Entries of peft's description that change what adapters compute, and their plain values; empty ones are plain."""
@@ -58,14 +60,22 @@ def read_policy(checkpoint: str, part: Part = "weights") -> dict[str, Any]:
             "it as its `warmup` goes on with it first"
         )
     content = read_checkpoint(checkpoint, "`policy.checkpoint`", part)
-    own = {k.removeprefix(PREFIX): value for k, value in content["state_dict"].items() if k.startswith(PREFIX)}
+    own = {
+        k.removeprefix(PREFIX): value
+        for k, value in content["state_dict"].items()
+        if k.startswith(PREFIX)
+    }
     return {"state_dict": own, "mtp": content.get("mtp"), "adapters": None}
 
 
 def _read_adapters(folder: Path) -> dict[str, Any]:
     shown = f"`policy.checkpoint` {str(folder)!r}"
     if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
-        hint = "; it is a whole model: name it as `policy.source`" if (folder / "config.json").is_file() else ""
+        hint = (
+            "; it is a whole model: name it as `policy.source`"
+            if (folder / "config.json").is_file()
+            else ""
+        )
         raise UserError(f"{shown} is a folder without {ADAPTER} and {ADAPTER_CONFIG}{hint}")
     adapters = _read_json(folder / ADAPTER_CONFIG, shown)
     state = {
@@ -75,7 +85,9 @@ def _read_adapters(folder: Path) -> dict[str, Any]:
     mtp = None
     if (folder / HEADS).is_file():
         mtp = _read_json(folder / HEADS_CONFIG, shown).get("heads")
-        state |= {f"mtp.{key}": value for key, value in read_safetensors(folder / HEADS, shown).items()}
+        state |= {
+            f"mtp.{key}": value for key, value in read_safetensors(folder / HEADS, shown).items()
+        }
     return {"state_dict": state, "mtp": mtp, "adapters": adapters}
 
 
@@ -115,9 +127,15 @@ def check_adapters(content: dict[str, Any], lora: Lora | None, where: str) -> No
     Raises:
         UserError: adapters on one side only, or of another rank or scale.
     """
-    ranks = {value.shape[0] for key, value in content["state_dict"].items() if "lora_A" in key and value.ndim == 2}
+    ranks = {
+        value.shape[0]
+        for key, value in content["state_dict"].items()
+        if "lora_A" in key and value.ndim == 2
+    }
     if lora is None and ranks:
-        raise UserError(f"{where} holds adapters of rank {max(ranks)} and the policy has none: give `policy.lora`")
+        raise UserError(
+            f"{where} holds adapters of rank {max(ranks)} and the policy has none: give `policy.lora`"
+        )
     weights = any(key.startswith("network.") for key in content["state_dict"])
     if lora is not None and weights and not ranks:
         raise UserError(
@@ -134,7 +152,12 @@ def check_adapters(content: dict[str, Any], lora: Lora | None, where: str) -> No
                 "plain ones, which would compute something else: merge them into their base with peft "
                 "(`merge_and_unload`), and name that folder as `policy.source`"
             )
-    found = {"rank": next(iter(ranks - {lora.rank}), lora.rank), "alpha": described.get("lora_alpha", lora.alpha)}
+    found = {
+        "rank": next(iter(ranks - {lora.rank}), lora.rank),
+        "alpha": described.get("lora_alpha", lora.alpha),
+    }
     for name, value in found.items():
         if value != getattr(lora, name):
-            raise UserError(f"{where} holds adapters of {name} {value}, `policy.lora` has {getattr(lora, name)}")
+            raise UserError(
+                f"{where} holds adapters of {name} {value}, `policy.lora` has {getattr(lora, name)}"
+            )

@@ -114,10 +114,15 @@ def positions_of(config: PretrainedConfig) -> int | None:
         return None
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     longest = known
-    for scaling in [rope, *(value for value in rope.values() if isinstance(value, dict))]:  # by kind of layer
+    for scaling in [
+        rope,
+        *(value for value in rope.values() if isinstance(value, dict)),
+    ]:  # by kind of layer
         kind, factor = scaling.get("rope_type", scaling.get("type")), scaling.get("factor")
         if kind not in (None, "default") and isinstance(factor, int | float):
-            longest = max(longest, int(factor * (scaling.get("original_max_position_embeddings") or known)))
+            longest = max(
+                longest, int(factor * (scaling.get("original_max_position_embeddings") or known))
+            )
     return longest
 
 
@@ -130,7 +135,9 @@ def outline(config: PretrainedConfig, dtype: torch.dtype, location: str) -> PreT
     from transformers import AutoModelForCausalLM
 
     with one_line(f"the model that {CONFIG} of {location!r} describes"), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, trust_remote_code=False
+        )
 
 
 def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
@@ -149,7 +156,9 @@ def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_weights(location: str, config: PretrainedConfig | None, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+def load_weights(
+    location: str, config: PretrainedConfig | None, dtype: torch.dtype, **options: Any
+) -> PreTrainedModel:
     """Return a model with its weights, which are read as safetensors and never as pickles.
 
     Args:
@@ -179,5 +188,7 @@ def load_weights(location: str, config: PretrainedConfig | None, dtype: torch.dt
     network, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:
-        raise UserError(f"{what} lack {len(missing)} tensors, which would be random numbers: {missing[0]!r}, say")
+        raise UserError(
+            f"{what} lack {len(missing)} tensors, which would be random numbers: {missing[0]!r}, say"
+        )
     return network

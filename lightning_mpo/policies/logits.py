@@ -61,9 +61,18 @@ def check_logits(network: PreTrainedModel, logits: Callable[[Tensor], Tensor]) -
     config = network.config.get_text_config()
     ids = torch.arange(1, 5, device=network.device).remainder(config.vocab_size)[None]
     hidden_TD = network.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
-    own_TV, expected_TV = logits(hidden_TD), network(input_ids=ids, use_cache=False).logits[0].float()
-    bound = (1e-3 if hidden_TD.dtype in (torch.float32, torch.float64) else 0.05) * float(expected_TV.abs().max())
-    gap = float((own_TV - expected_TV).abs().max()) if own_TV.shape == expected_TV.shape else float("inf")
+    own_TV, expected_TV = (
+        logits(hidden_TD),
+        network(input_ids=ids, use_cache=False).logits[0].float(),
+    )
+    bound = (1e-3 if hidden_TD.dtype in (torch.float32, torch.float64) else 0.05) * float(
+        expected_TV.abs().max()
+    )
+    gap = (
+        float((own_TV - expected_TV).abs().max())
+        if own_TV.shape == expected_TV.shape
+        else float("inf")
+    )
     if not gap <= bound:
         raise UserError(
             f"the logits of `{type(network).__name__}` are not cap(scale · (h W + b)) with the scale and soft cap of its "

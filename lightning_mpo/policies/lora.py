@@ -49,10 +49,16 @@ class Lora:
 
     def check_targets(self, network: nn.Module) -> None:
         """Refuse names that no linear layer of a network has; it may be on the meta device."""
-        there = {name.rsplit(".", 1)[-1] for name, part in network.named_modules() if isinstance(part, nn.Linear)}
+        there = {
+            name.rsplit(".", 1)[-1]
+            for name, part in network.named_modules()
+            if isinstance(part, nn.Linear)
+        }
         unknown = [name for name in self.names or [] if name not in there]
         if unknown:
-            raise UserError(f"`lora.targets` names no linear layer: {unknown}; there are {sorted(there)}")
+            raise UserError(
+                f"`lora.targets` names no linear layer: {unknown}; there are {sorted(there)}"
+            )
 
 
 def add_adapters(network: PreTrainedModel, lora: Lora) -> Any:

@@ -18,7 +18,13 @@ from lightning_mpo.errors import UserError
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DESCRIPTIONS = (
-    *(CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *(
+        CONFIG,
+        "generation_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ),
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
 )
 """Small JSON files that transformers reads; each holds an object."""
@@ -26,13 +32,21 @@ LARGEST = 2**28
 """Most bytes of a JSON file; one with a vocabulary of 256 k tokens has 3·10^7."""
 DEEPEST = 10_000
 """Most layers, if the weights are not on this machine to compare with."""
-LAYERS = (
-    r"(n|num|encoder|decoder|num_hidden|num_encoder|num_decoder|n_encoder|n_decoder)_?layers?|num_nextn_predict_layers"
+LAYERS = r"(n|num|encoder|decoder|num_hidden|num_encoder|num_decoder|n_encoder|n_decoder)_?layers?|num_nextn_predict_layers"
+FIRST = (
+    r"num_hidden_layers|n_layers?|max_position_embeddings|n_positions|vocab_size|hidden_size|n_embd"
 )
-FIRST = r"num_hidden_layers|n_layers?|max_position_embeddings|n_positions|vocab_size|hidden_size|n_embd"
 SIZES = r"layer|expert|head|hidden|vocab|intermediate|dim|width|inner|embd|ffn|block|rank|state_size|kernel"
 POSITIONS = r"position|window|max_seq|ctx|context"
-PLAIN_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm")
+PLAIN_ATTENTION = (
+    None,
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flex_attention",
+    "grouped_mm",
+)
 
 
 def read_json(path: Path, shown: str) -> dict[str, Any]:
@@ -49,12 +63,16 @@ def read_json(path: Path, shown: str) -> dict[str, Any]:
         if not path.is_file():  # a pipe or a device would never end
             raise UserError(f"{shown}: {path.name} is missing, or not a regular file")
         if path.stat().st_size > LARGEST:
-            raise UserError(f"{shown}: {path.name} has {path.stat().st_size} bytes, too many for such a file")
+            raise UserError(
+                f"{shown}: {path.name} has {path.stat().st_size} bytes, too many for such a file"
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{shown}: {path.name} cannot be read as JSON: {error or type(error).__name__}") from error
+        raise UserError(
+            f"{shown}: {path.name} cannot be read as JSON: {error or type(error).__name__}"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{shown}: {path.name} must hold an object, got {type(content).__name__}")
     return content
@@ -81,7 +99,11 @@ def _paths(location: str) -> Iterator[tuple[str, Path]]:
     names = (*DESCRIPTIONS, "adapter_config.json")
     folder = Path(location)
     if folder.is_dir():
-        yield from ((name, folder / name) for name in names if (folder / name).exists() or (folder / name).is_symlink())
+        yield from (
+            (name, folder / name)
+            for name in names
+            if (folder / name).exists() or (folder / name).is_symlink()
+        )
         return
     from transformers.utils import cached_file
 
@@ -90,7 +112,9 @@ def _paths(location: str) -> Iterator[tuple[str, Path]]:
             path = cached_file(location, name, _raise_exceptions_for_missing_entries=False)
         except OSError as error:
             reason = str(error).partition("\n")[0]
-            raise UserError(f"the model {location!r}: {name} could not be fetched ({reason})") from error
+            raise UserError(
+                f"the model {location!r}: {name} could not be fetched ({reason})"
+            ) from error
         if path is not None:
             yield name, Path(path)
 
@@ -114,7 +138,9 @@ def _refuse_code(content: Any, where: str) -> None:
                         f"{where} requests the kernel {value!r} (`{key}`), which would be fetched and run; delete the entry"
                     )
             if key == "transformers_weights" and value is not None:
-                raise UserError(f"{where} names another file of weights (`{key}`: {value!r}); call it {WEIGHTS}")
+                raise UserError(
+                    f"{where} names another file of weights (`{key}`: {value!r}); call it {WEIGHTS}"
+                )
 
 
 # --- sizes --------------------------------------------------------------------------------------------------------------
@@ -135,10 +161,14 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             with safe_open(str(folder / name), "pt") as file:
                 held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except Exception as error:
-            raise UserError(f"{shown}: {name} cannot be read as safetensors: {_first_line(error)}") from error
+            raise UserError(
+                f"{shown}: {name} cannot be read as safetensors: {_first_line(error)}"
+            ) from error
         missing = sorted(set(tensors) - set(held))
         if missing:
-            raise UserError(f"{shown}: {INDEX} says that {name} holds {missing[0]!r}, which it does not")
+            raise UserError(
+                f"{shown}: {INDEX} says that {name} holds {missing[0]!r}, which it does not"
+            )
         shapes |= held
     return shapes
 
@@ -156,7 +186,9 @@ def check_dtypes(network: Any, folder: Path) -> None:
     from safetensors import safe_open
 
     weights = {name for name, weight in network.named_parameters() if weight.is_floating_point()}
-    endings = {name.partition(".")[2] for name in weights}  # a base model's files leave the first part out
+    endings = {
+        name.partition(".")[2] for name in weights
+    }  # a base model's files leave the first part out
     for file_name in _weight_files(folder, f"the model {str(folder)!r}"):
         with safe_open(str(folder / file_name), "pt") as file:
             for name in file.keys():  # noqa: SIM118
@@ -174,7 +206,9 @@ def _weight_files(folder: Path, shown: str) -> dict[str, list[str]]:
         return {WEIGHTS: []}
     if not (folder / INDEX).is_file():
         others = sorted(
-            path.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for path in folder.glob(kind)
+            path.name
+            for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+            for path in folder.glob(kind)
         )
         hint = (
             f"; {others[0]} is a pickle, which is code, and is never read: convert it where you trust it "
@@ -184,14 +218,22 @@ def _weight_files(folder: Path, shown: str) -> dict[str, list[str]]:
         )
         raise UserError(f"{shown} has no {WEIGHTS} and no {INDEX}{hint}")
     table = read_json(folder / INDEX, shown).get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
-        raise UserError(f"{shown}: `weight_map` of {INDEX} must say for each tensor which file holds it")
+    if (
+        not isinstance(table, dict)
+        or not table
+        or not all(isinstance(name, str) for name in table.values())
+    ):
+        raise UserError(
+            f"{shown}: `weight_map` of {INDEX} must say for each tensor which file holds it"
+        )
     files: dict[str, list[str]] = {}
     for tensor, name in table.items():
         files.setdefault(name, []).append(tensor)
     for name in sorted(files):
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise UserError(f"{shown}: {INDEX} names {name!r}, which is not a safetensors file of this folder")
+            raise UserError(
+                f"{shown}: {INDEX} names {name!r}, which is not a safetensors file of this folder"
+            )
         if not (folder / name).is_file():
             raise UserError(f"{shown}: {INDEX} names {name!r}, which is missing")
     return files
@@ -228,7 +270,9 @@ def check_declared_sizes(
             if re.search(POSITIONS, key):
                 if value >= 2**31:
                     raise UserError(f"{where}, too many")
-            elif re.search(SIZES, key) and value > (2**40 if numbers is None else max(8 * numbers, 2**20)):
+            elif re.search(SIZES, key) and value > (
+                2**40 if numbers is None else max(8 * numbers, 2**20)
+            ):
                 held = "" if numbers is None else f" for weights of {numbers} numbers"
                 raise UserError(f"{where}, too many{held}")
 
@@ -251,18 +295,32 @@ def check_shapes(network: Any, shapes: Mapping[str, tuple[int, ...]], location: 
             raise UserError(
                 f"{where}: {name!r} is {list(weight.shape)} by the description and {list(shapes[name])} in the file"
             )
-    described, held = sum(weight.numel() for weight in weights.values()), sum(map(math.prod, shapes.values()))
+    described, held = (
+        sum(weight.numel() for weight in weights.values()),
+        sum(map(math.prod, shapes.values())),
+    )
     buffers = sum(buffer.numel() for buffer in network.buffers())
     placed = {re.sub(r"\.\d+\.", ".N.", name) for name in weights}
-    extra = [name for name in shapes if name not in weights and re.sub(r"\.\d+\.", ".N.", name) in placed]
-    ignored = [re.compile(rule) for rule in getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    extra = [
+        name for name in shapes if name not in weights and re.sub(r"\.\d+\.", ".N.", name) in placed
+    ]
+    ignored = [
+        re.compile(rule)
+        for rule in getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()
+    ]
     extra = [name for name in extra if not any(rule.search(name) for rule in ignored)]
     if extra:
-        raise UserError(f"{where}: the files hold {extra[0]!r}, for which the described model has no layer")
+        raise UserError(
+            f"{where}: the files hold {extra[0]!r}, for which the described model has no layer"
+        )
     if described > 2 * held + 2**20:
-        raise UserError(f"{where}: the description has {described} numbers and the files hold {held}")
+        raise UserError(
+            f"{where}: the description has {described} numbers and the files hold {held}"
+        )
     if buffers > 4 * held + 2**30:
-        raise UserError(f"{where}: the description has tables of {buffers} numbers beside {held} weights")
+        raise UserError(
+            f"{where}: the description has tables of {buffers} numbers beside {held} weights"
+        )
 
 
 def _first_line(error: BaseException) -> str:

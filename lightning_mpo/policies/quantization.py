@@ -77,7 +77,11 @@ class Quantization:
             UserError: bitsandbytes has no kernel for the device.
         """
         self.check_kernels(device)
-        place = device if device.index is not None or device.type == "cpu" else torch.device(device.type, 0)
+        place = (
+            device
+            if device.index is not None or device.type == "cpu"
+            else torch.device(device.type, 0)
+        )
         options: dict[str, Any] = {"quantization_config": self.config(), "device_map": {"": place}}
         network = load_weights(location, config, dtype, **options)
         keep_layout(network)
@@ -129,7 +133,9 @@ def _unmap(network: nn.Module) -> None:
 def _give_back() -> None:
     """Return to the system what reading and quantising left in the C library's heap."""
     gc.collect()
-    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's
+    trim: Any = (
+        getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    )  # glibc's
     if trim is not None:
         trim(0)
 
@@ -188,7 +194,8 @@ def compare_gradients(network: PreTrainedModel) -> Agreement:
     after = _gradients(network)
     norms = before.norm(), after.norm()
     return Agreement(
-        float(before @ after / (norms[0] * norms[1]).clamp(min=1e-30)), float(norms[1] / norms[0].clamp(min=1e-30))
+        float(before @ after / (norms[0] * norms[1]).clamp(min=1e-30)),
+        float(norms[1] / norms[0].clamp(min=1e-30)),
     )
 
 
@@ -219,7 +226,9 @@ def _gradients(network: PreTrainedModel) -> Tensor:
     weights = [weight for weight in decoder.parameters() if weight.requires_grad]
     with torch.random.fork_rng([network.device] if network.device.type == "cuda" else []):
         torch.manual_seed(0)
-        hidden_1TD = decoder(input_ids=_some_tokens(network), use_cache=False).last_hidden_state.float()
+        hidden_1TD = decoder(
+            input_ids=_some_tokens(network), use_cache=False
+        ).last_hidden_state.float()
         direction_1TD = torch.randn(hidden_1TD.shape).to(hidden_1TD.device)
     found = torch.autograd.grad((hidden_1TD * direction_1TD).sum(), weights, allow_unused=True)
     return torch.cat([gradient.float().flatten() for gradient in found if gradient is not None])
@@ -228,7 +237,9 @@ def _gradients(network: PreTrainedModel) -> Tensor:
 def stored(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of quantised layers: weights and their scales."""
     for name, module in network.named_modules():
-        weight: Any = dict(module.named_parameters(recurse=False)).get("weight")  # peft's wrappers pass on another's
+        weight: Any = dict(module.named_parameters(recurse=False)).get(
+            "weight"
+        )  # peft's wrappers pass on another's
         if weight is None or weight.is_floating_point():
             continue
         yield f"{name}.weight", weight.detach()

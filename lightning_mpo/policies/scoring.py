@@ -53,7 +53,9 @@ class ResponseTokens:
 
     def ahead(self, n: int, *, keep_support: bool) -> ResponseTokens:
         """Return the tokens n places behind, predicted from the same hidden states, where the window is whole."""
-        support_BTK, slots_BTK = (self.support_BTK, self.slots_BTK) if keep_support else (None, None)
+        support_BTK, slots_BTK = (
+            (self.support_BTK, self.slots_BTK) if keep_support else (None, None)
+        )
         return ResponseTokens(
             window(self.mask_BT, n),
             self.index_BT,
@@ -105,11 +107,15 @@ class ResponseTokens:
             options |= {"support_mask_BTK": slots, "return_logits": logits or candidates}
             scores = heads.support_logprobs(hidden_nD, head.weight_VD, ids_n, support, **options)
         elif logits:
-            raise UserError("logits of the support need a stored one: give `support` as `TopK`, `Nucleus` or `MinP`")
+            raise UserError(
+                "logits of the support need a stored one: give `support` as `TopK`, `Nucleus` or `MinP`"
+            )
         else:
             if candidates:
                 options |= {"candidates_BTK": asked, "candidates_grad": False}
-            scores = heads.full_logprobs(hidden_nD, head.weight_VD, ids_n, entropy=entropy, **options)
+            scores = heads.full_logprobs(
+                hidden_nD, head.weight_VD, ids_n, entropy=entropy, **options
+            )
         logprobs_n, entropy_n, *more = scores
         candidates_BTK = None
         if candidates:
@@ -118,12 +124,16 @@ class ResponseTokens:
                 found = supports.logprobs_at(asked, support, found, slots)
             candidates_BTK = self._spread(found.masked_fill(~named, -torch.inf), -torch.inf)
         logits_BTK = self._spread(scores[2]) if logits else None
-        return Likelihoods(self._spread(logprobs_n), self._spread(entropy_n), logits_BTK, candidates_BTK)
+        return Likelihoods(
+            self._spread(logprobs_n), self._spread(entropy_n), logits_BTK, candidates_BTK
+        )
 
     def _asked(self) -> tuple[Tensor, Tensor]:
         """Return the candidates of the scored tokens, and which slots hold one; the others name id 0."""
         if self.candidates_BTK is None or self.named_BTK is None:
-            raise UserError("the rollout records no candidates, which `surrogate` compares: sample with `candidates`")
+            raise UserError(
+                "the rollout records no candidates, which `surrogate` compares: sample with `candidates`"
+            )
         named = self.named_BTK[self.mask_BT]
         return self.candidates_BTK[self.mask_BT].masked_fill(~named, 0), named
 
@@ -137,13 +147,17 @@ class ResponseTokens:
         """Count the ids that are more probable than each token. Shape `[B, T]`, 0 where masked."""
         head = _read(head)
         hidden_BTD = pick_hidden(hidden_RLD, self.index_BT)
-        return ranking.full_ranks(hidden_BTD, head.weight_VD, self.ids_BT, mask_BT=self.mask_BT, **head.options)
+        return ranking.full_ranks(
+            hidden_BTD, head.weight_VD, self.ids_BT, mask_BT=self.mask_BT, **head.options
+        )
 
     def top_k(self, hidden_RLD: Tensor, head: nn.Module | Unembedding, k: int) -> Tensor:
         """Return the k most probable ids of the whole vocabulary. Shape `[B, T, k]`, int32, 0 where masked."""
         head = _read(head)
         hidden_BTD = pick_hidden(hidden_RLD, self.index_BT)
-        return ranking.full_top_k(hidden_BTD, head.weight_VD, k, mask_BT=self.mask_BT, **head.options)
+        return ranking.full_top_k(
+            hidden_BTD, head.weight_VD, k, mask_BT=self.mask_BT, **head.options
+        )
 
 
 def _read(head: nn.Module | Unembedding) -> Unembedding:

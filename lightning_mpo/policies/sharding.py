@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 
 def build_in_shards(
-    policy: Policy, mesh: DeviceMesh, device: torch.device, *, reference: bool, freeze: Callable[[], None]
+    policy: Policy,
+    mesh: DeviceMesh,
+    device: torch.device,
+    *,
+    reference: bool,
+    freeze: Callable[[], None],
 ) -> None:
     """Build a policy whose weights are spread over the processes of a mesh. A second call does nothing.
 
@@ -45,14 +50,22 @@ def build_in_shards(
     if policy.shards is not None:
         return
     if not isinstance(policy, CausalPolicy):
-        raise UserError(f"FSDP2 shards a `CausalPolicy`, got {type(policy).__name__}; use `trainer.strategy: ddp`")
+        raise UserError(
+            f"FSDP2 shards a `CausalPolicy`, got {type(policy).__name__}; use `trainer.strategy: ddp`"
+        )
     if policy.lora is not None:
         raise UserError(
             "FSDP2 is for full fine-tuning, and `policy.lora` trains next to nothing of what it would shard; use "
             "`trainer.strategy: ddp` (-c ddp), or leave `lora` out"
         )
     decoder_layers(policy.outline_network().get_decoder())  # refuses before anything is loaded
-    _agree(lambda: policy.build(device=torch.device("cpu"), reference=False) if dist.get_rank() == 0 else None)
+    _agree(
+        lambda: (
+            policy.build(device=torch.device("cpu"), reference=False)
+            if dist.get_rank() == 0
+            else None
+        )
+    )
     if dist.get_rank():
         policy.outline()
     if reference:
@@ -141,13 +154,21 @@ def _origin(name: str) -> str:
     return name.replace("reference_network.", "network.", 1)
 
 
-def _take_kinds(tensors: dict[str, Tensor], kinds: dict[str, tuple[torch.Size, torch.dtype]]) -> None:
+def _take_kinds(
+    tensors: dict[str, Tensor], kinds: dict[str, tuple[torch.Size, torch.dtype]]
+) -> None:
     """Give what is laid out the number formats of the model that rank 0 built."""
     shapes = {name: value.shape for name, value in tensors.items()}
     expected = {name: shape for name, (shape, _) in kinds.items()}
     if shapes != expected:
-        other = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
-        raise RuntimeError(f"rank {dist.get_rank()} laid out other weights than rank 0 built, such as {other[0]!r}")
+        other = sorted(
+            name
+            for name in shapes.keys() | expected.keys()
+            if shapes.get(name) != expected.get(name)
+        )
+        raise RuntimeError(
+            f"rank {dist.get_rank()} laid out other weights than rank 0 built, such as {other[0]!r}"
+        )
     for name, value in tensors.items():
         value.data = value.data.to(kinds[name][1])
 
@@ -195,13 +216,17 @@ class ShardedWeights(Shards):
         from lightning_mpo.scores import TokenScores
 
         if TokenScores not in SUPPORTED_NODES:
-            register_dataclass(TokenScores)  # FSDP2 looks for tensors with gradient in what `score` returns
+            register_dataclass(
+                TokenScores
+            )  # FSDP2 looks for tensors with gradient in what `score` returns
         register_fsdp_forward_method(policy, "score")
         self.policy = policy
         self.root = next(module for module in policy.modules() if isinstance(module, FSDPModule))
         self.streams = self._streams()
         for index, stream in enumerate(self.streams):
-            stream.register_forward_pre_hook(lambda module, inputs, index=index: self._announce(index))
+            stream.register_forward_pre_hook(
+                lambda module, inputs, index=index: self._announce(index)
+            )
         layered = {layer for stream in self.streams for layer in decoder_layers(stream)}
         groups = [module for module in policy.modules() if isinstance(module, FSDPModule)]
         self._all = groups
@@ -215,7 +240,9 @@ class ShardedWeights(Shards):
         """Return the decoders, which run once per token that is sampled."""
         policy = self.policy
         networks = [policy.network, policy.reference_network]
-        streams: list[nn.Module] = [network.get_decoder() for network in networks if network is not None]
+        streams: list[nn.Module] = [
+            network.get_decoder() for network in networks if network is not None
+        ]
         if isinstance(policy.critic, SeparateCritic) and policy.critic.trunk is not None:
             streams.append(policy.critic.trunk)
         return streams

@@ -55,10 +55,22 @@ class TinyPolicy(CausalPolicy):
         critic: Critic | None = None,
         checkpoint: str | None = None,
     ) -> None:
-        super().__init__(source="tiny", share_prompts=share_prompts, mtp=mtp, critic=critic, checkpoint=checkpoint)
+        super().__init__(
+            source="tiny",
+            share_prompts=share_prompts,
+            mtp=mtp,
+            critic=critic,
+            checkpoint=checkpoint,
+        )
         if len(set(characters)) != len(characters):
-            raise UserError(f"`TinyPolicy.characters` must not repeat a character, got {characters!r}")
-        widths = {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "heads": heads}
+            raise UserError(
+                f"`TinyPolicy.characters` must not repeat a character, got {characters!r}"
+            )
+        widths = {
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "heads": heads,
+        }
         at_least("TinyPolicy", 1, most=WIDEST, **widths)
         at_least("TinyPolicy", 1, most=DEEPEST, layers=layers)
         at_least("TinyPolicy", 1, max_length=max_length)
@@ -69,7 +81,12 @@ class TinyPolicy(CausalPolicy):
                 f"got {hidden_size}"
             )
         self.characters, self.initializer_range = characters, initializer_range
-        self.hidden_size, self.layers, self.heads, self.max_length = hidden_size, layers, heads, max_length
+        self.hidden_size, self.layers, self.heads, self.max_length = (
+            hidden_size,
+            layers,
+            heads,
+            max_length,
+        )
         self.intermediate_size = intermediate_size or 4 * hidden_size
 
     @cached_property
@@ -78,10 +95,14 @@ class TinyPolicy(CausalPolicy):
         from transformers import PreTrainedTokenizerFast
 
         symbols = [PAD, END, *self.characters]
-        core = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=PAD))
+        core = Tokenizer(
+            models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=PAD)
+        )
         core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         core.decoder = decoders.Fuse()
-        return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=END, unk_token=PAD)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=core, pad_token=PAD, eos_token=END, unk_token=PAD
+        )
 
     @cached_property
     def config(self) -> PretrainedConfig:

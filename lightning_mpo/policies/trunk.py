@@ -57,7 +57,9 @@ class Trunk:
     def positions(self, hidden_RLD: Tensor, position_ids_RL: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rotary embedding's cosines and sines for a layer like that one."""
         rotary: Any = self.decoder.rotary_emb
-        if isinstance(getattr(rotary, "rope_type", None), dict):  # Gemma 3 turns local and global layers differently
+        if isinstance(
+            getattr(rotary, "rope_type", None), dict
+        ):  # Gemma 3 turns local and global layers differently
             return rotary(hidden_RLD, position_ids_RL, self.config.layer_types[self.like])
         return rotary(hidden_RLD, position_ids_RL)
 
@@ -86,7 +88,9 @@ class Trunk:
         """Return a trainable copy of the trunk's unembedding."""
         weight: Any = self.unembedding.weight
         if not weight.is_floating_point():
-            raise UserError("`own_unembedding` cannot copy a quantised unembedding; set `own_unembedding: false`")
+            raise UserError(
+                "`own_unembedding` cannot copy a quantised unembedding; set `own_unembedding: false`"
+            )
         own = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=self.dtype)
         with torch.no_grad():
             own.weight.copy_(weight)
@@ -103,7 +107,11 @@ class TrunkStates:
 
     def detached(self) -> TrunkStates:
         """The same values without gradient."""
-        return replace(self, before_norm_RLD=self.before_norm_RLD.detach(), after_norm_RLD=self.after_norm_RLD.detach())
+        return replace(
+            self,
+            before_norm_RLD=self.before_norm_RLD.detach(),
+            after_norm_RLD=self.after_norm_RLD.detach(),
+        )
 
 
 @contextmanager

@@ -45,11 +45,17 @@ class Unembedding:
     def _adapted(cls, head: Any) -> Unembedding:
         refuse_unknown_adapter(head)
         base = cls.of(head.base_layer)
-        names = [] if head.disable_adapters else [name for name in head.active_adapters if name in head.lora_A]
+        names = (
+            []
+            if head.disable_adapters
+            else [name for name in head.active_adapters if name in head.lora_A]
+        )
         if not names:
             return base
         (name,) = names
-        down, up, dropout, factor = (part[name] for part in (head.lora_A, head.lora_B, head.lora_dropout, head.scaling))
+        down, up, dropout, factor = (
+            part[name] for part in (head.lora_A, head.lora_B, head.lora_dropout, head.scaling)
+        )
         bias_V = base.bias_V
         if up.bias is not None:
             bias_V = factor * up.bias + (0 if bias_V is None else bias_V)
@@ -61,7 +67,9 @@ class Unembedding:
         bias_V = None if self.bias_V is None else self.bias_V.detach()
         adapter = self.adapter
         if adapter is not None:
-            adapter = replace(adapter, down_RD=adapter.down_RD.detach(), up_VR=adapter.up_VR.detach())
+            adapter = replace(
+                adapter, down_RD=adapter.down_RD.detach(), up_VR=adapter.up_VR.detach()
+            )
         return Unembedding(self.weight_VD.detach(), bias_V, adapter)
 
     @property
@@ -93,15 +101,25 @@ def refuse_unknown_adapter(head: Any) -> None:
         )
     if type(head) is not Linear:
         kind = f"{type(head).__module__}.{type(head).__name__}"
-        raise UserError(f"the head is under {kind}; on the head only LoRA over a plain linear layer is supported")
+        raise UserError(
+            f"the head is under {kind}; on the head only LoRA over a plain linear layer is supported"
+        )
     names = [name for name in head.active_adapters if name in head.lora_A]
     if len(names) > 1:
-        raise UserError(f"the head has {len(names)} active adapters ({', '.join(names)}); only one can be scored")
+        raise UserError(
+            f"the head has {len(names)} active adapters ({', '.join(names)}); only one can be scored"
+        )
     for name in names:
         if name in head.lora_variant:
             kind = type(head.lora_variant[name]).__name__
-            raise UserError(f"the adapter {name!r} of the head is a {kind}; on the head only plain LoRA is supported")
+            raise UserError(
+                f"the adapter {name!r} of the head is a {kind}; on the head only plain LoRA is supported"
+            )
     if head.merged:
-        raise UserError("the head's adapter is merged into its weight; call `unmerge_adapter()` first")
+        raise UserError(
+            "the head's adapter is merged into its weight; call `unmerge_adapter()` first"
+        )
     if head.fan_in_fan_out:
-        raise UserError("the head's adapter has `fan_in_fan_out`, but the head is a linear layer; leave the option out")
+        raise UserError(
+            "the head's adapter has `fan_in_fan_out`, but the head is a linear layer; leave the option out"
+        )

@@ -79,7 +79,9 @@ class Critic(nn.Module, ABC):
         dtype = next(self.head.parameters()).dtype
         with torch.autocast(hidden_nD.device.type, enabled=False):
             values_n = self.head(hidden_nD.to(dtype))[:, 0]
-        return torch.zeros(mask_BT.shape, dtype=dtype, device=mask_BT.device).masked_scatter(mask_BT, values_n)
+        return torch.zeros(mask_BT.shape, dtype=dtype, device=mask_BT.device).masked_scatter(
+            mask_BT, values_n
+        )
 
 
 class ValueHead(Critic):

@@ -3,7 +3,13 @@
 from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError
 from lightning_mpo.rewards.functions import FunctionReward
 from lightning_mpo.rewards.math import MathAnswer
-from lightning_mpo.rewards.scoring import Scores, completions_of, join_reward_scores, score_all, take_reward_scores
+from lightning_mpo.rewards.scoring import (
+    Scores,
+    completions_of,
+    join_reward_scores,
+    score_all,
+    take_reward_scores,
+)
 from lightning_mpo.rewards.shape import Finished, OverlongPenalty
 from lightning_mpo.rewards.text import ExactAnswer
 

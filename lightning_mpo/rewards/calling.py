@@ -37,7 +37,9 @@ class _OverdueError(BaseException):
     """The time limit has passed. It is no `Exception`, so a reward that catches those does not catch it."""
 
 
-def judge(reward: Reward, completions: Sequence[Completion], seconds: float | None = None) -> Judgement:
+def judge(
+    reward: Reward, completions: Sequence[Completion], seconds: float | None = None
+) -> Judgement:
     """Call a reward in this process.
 
     The working folder, torch's defaults and the random states are restored afterwards. Random numbers in a reward depend
@@ -98,7 +100,9 @@ def _number(value: Any) -> float:
     if not torch.tensor(number, dtype=torch.float64).float().isfinite():
         raise _NotANumberError(too_large)
     if isinstance(value, numbers.Integral) and int(value) != int(number):
-        raise _NotANumberError("a float does not hold all digits of this integer; scale the reward down")
+        raise _NotANumberError(
+            "a float does not hold all digits of this integer; scale the reward down"
+        )
     return number
 
 
@@ -113,11 +117,19 @@ def _call(reward: Reward, method: str, completions: Sequence[Completion]) -> lis
     kind = "numbers" if method == "score" else "booleans"
     if values is None:
         _close([raw])
-        raise RewardError(f"{who} must return a list of {len(completions)} {kind}, got {type(raw).__name__}")
+        raise RewardError(
+            f"{who} must return a list of {len(completions)} {kind}, got {type(raw).__name__}"
+        )
     if len(values) != len(completions):
         _close(values)
-        more = "more" if len(values) > len(completions) and not hasattr(raw, "__len__") else len(values)
-        raise RewardError(f"{who} must return one number per completion ({len(completions)}), got {more}")
+        more = (
+            "more"
+            if len(values) > len(completions) and not hasattr(raw, "__len__")
+            else len(values)
+        )
+        raise RewardError(
+            f"{who} must return one number per completion ({len(completions)}), got {more}"
+        )
     return values
 
 
@@ -125,7 +137,9 @@ def _listed(raw: Any, count: int) -> list[Any] | None:
     """Return the result of a reward as a list, with at most one value too many; None: it has no order."""
     if isinstance(raw, Tensor):
         return list(raw.detach().cpu()) if raw.ndim else None
-    if isinstance(raw, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(raw, Iterable):
+    if isinstance(raw, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(
+        raw, Iterable
+    ):
         return None
     return list(raw) if hasattr(raw, "__len__") else list(itertools.islice(raw, count + 1))
 
@@ -191,7 +205,9 @@ def _place(error: BaseException) -> str:
         path = Path(trace.tb_frame.f_code.co_filename)
         if path.is_absolute() and not any(path.is_relative_to(folder) for folder in LIBRARIES):
             here = _folder()
-            shown = path.relative_to(here) if here is not None and path.is_relative_to(here) else path
+            shown = (
+                path.relative_to(here) if here is not None and path.is_relative_to(here) else path
+            )
             place = f" ({shown}, line {trace.tb_lineno})"
         trace = trace.tb_next
     return place
@@ -243,7 +259,11 @@ def _undisturbed(completions: Sequence[Completion]) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     folder, states = _folder(), (random.getstate(), torch.get_rng_state())
     numpy_state = None if numpy is None else numpy.random.get_state()
-    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    dtype, device, threads = (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.get_num_threads(),
+    )
     seed = _seed(completions)
     random.seed(seed)
     torch.default_generator.manual_seed(seed)

@@ -37,7 +37,9 @@ class FunctionReward(Reward):
         UserError: there is no such function.
     """
 
-    def __init__(self, function: str | Callable[..., Any], weight: float = 1.0, accuracy: bool = False) -> None:
+    def __init__(
+        self, function: str | Callable[..., Any], weight: float = 1.0, accuracy: bool = False
+    ) -> None:
         super().__init__(weight)
         self.function = load_object(function) if isinstance(function, str) else function
         if not callable(self.function) or isinstance(self.function, type):
@@ -80,8 +82,16 @@ class FunctionReward(Reward):
         if parameters is None:  # built in, without a signature
             return self.function(columns["completions"])
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            columns = {name: values for name, values in columns.items() if name in {p.name for p in parameters}}
-        first = [columns.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY and p.name in columns]
+            columns = {
+                name: values
+                for name, values in columns.items()
+                if name in {p.name for p in parameters}
+            }
+        first = [
+            columns.pop(p.name)
+            for p in parameters
+            if p.kind is p.POSITIONAL_ONLY and p.name in columns
+        ]
         return self.function(*first, **columns)
 
     def _columns(self, completions: Sequence[Completion]) -> dict[str, list[Any]]:
@@ -107,7 +117,11 @@ class FunctionReward(Reward):
 
     def _required(self) -> list[str]:
         parameters = self._parameters() or []
-        return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        return [
+            p.name
+            for p in parameters
+            if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        ]
 
 
 class RewardPath:
@@ -122,7 +136,11 @@ class RewardPath:
 
     def __init__(self, value: str | Mapping[str, Any]) -> None:
         self.value = value
-        path, arguments = (value, {}) if isinstance(value, str) else (value["class_path"], value.get("init_args") or {})
+        path, arguments = (
+            (value, {})
+            if isinstance(value, str)
+            else (value["class_path"], value.get("init_args") or {})
+        )
         self.reward = _make(path, load_object(path), dict(arguments))
 
 
@@ -132,7 +150,9 @@ def _read(value: Any) -> RewardPath:
     if isinstance(value, Mapping) or hasattr(value, "class_path"):
         value = value if isinstance(value, Mapping) else vars(value)
         path = value.get("class_path")
-    if not isinstance(path, str) or not (".py:" in path or (isinstance(value, str) and "." in path)):
+    if not isinstance(path, str) or not (
+        ".py:" in path or (isinstance(value, str) and "." in path)
+    ):
         raise ValueError("no path of a function")
     if ".py:" not in path and isinstance(_try(path), type):
         raise ValueError("a class")
@@ -162,7 +182,9 @@ def as_rewards(rewards: Any) -> list[Reward]:
     """
     alone = isinstance(rewards, Reward | RewardPath | str | type) or callable(rewards)
     if not alone and not isinstance(rewards, Sequence):
-        raise UserError(f"`rollout.rewards` must be a list of rewards, got {type(rewards).__name__}")
+        raise UserError(
+            f"`rollout.rewards` must be a list of rewards, got {type(rewards).__name__}"
+        )
     return [as_reward(reward) for reward in ([rewards] if alone else rewards)]
 
 
@@ -177,7 +199,9 @@ def as_reward(reward: Any) -> Reward:
     if isinstance(reward, Reward):
         return reward
     if isinstance(reward, type):
-        raise UserError(f"`rollout.rewards` holds the class `{reward.__name__}`; write `{reward.__name__}()`")
+        raise UserError(
+            f"`rollout.rewards` holds the class `{reward.__name__}`; write `{reward.__name__}()`"
+        )
     if callable(reward):
         return FunctionReward(reward)
     raise UserError(
@@ -194,7 +218,9 @@ def _make(path: str, target: Any, arguments: dict[str, Any]) -> Reward:
             )
         return target if isinstance(target, Reward) else FunctionReward(target)
     if not issubclass(target, Reward):
-        raise UserError(f"reward {path!r} is a class but not a subclass of `lightning_mpo.rewards.Reward`")
+        raise UserError(
+            f"reward {path!r} is a class but not a subclass of `lightning_mpo.rewards.Reward`"
+        )
     try:
         return target(**arguments)
     except UserError:
@@ -213,9 +239,15 @@ def load_object(path: str) -> Any:
     if not colon:
         file, _, name = path.rpartition(".")
     if not file or not name:
-        raise UserError(f"reward {path!r} must be an import path such as `my_module.f`, or `file.py:name`")
+        raise UserError(
+            f"reward {path!r} must be an import path such as `my_module.f`, or `file.py:name`"
+        )
     try:
-        module = _module_of_file(Path(file).expanduser()) if file.endswith(".py") else importlib.import_module(file)
+        module = (
+            _module_of_file(Path(file).expanduser())
+            if file.endswith(".py")
+            else importlib.import_module(file)
+        )
     except UserError:
         raise
     except BaseException as error:
@@ -229,13 +261,19 @@ def load_object(path: str) -> Any:
         if close and colon == "":
             place = f"`{file}` ({getattr(module, '__file__', None)})"
             raise UserError(f"no `{name}` in {place}; did you mean `{close[0]}`?")
-        near = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-        raise UserError(f"reward {path!r}: {file} has no `{name}`; it has {near[:200] or 'no functions'}")
+        near = ", ".join(
+            n for n, v in vars(module).items() if callable(v) and not n.startswith("_")
+        )
+        raise UserError(
+            f"reward {path!r}: {file} has no `{name}`; it has {near[:200] or 'no functions'}"
+        )
     return getattr(module, name)
 
 
 def _module_of_file(file: Path) -> Any:
-    if not file.is_file():  # a configuration is parsed in its folder; a run's copy of one lies elsewhere
+    if (
+        not file.is_file()
+    ):  # a configuration is parsed in its folder; a run's copy of one lies elsewhere
         file = next((there for entry in sys.path if (there := Path(entry) / file).is_file()), file)
     if not file.is_file():
         raise UserError(f"there is no file {str(file)!r} with rewards (seen from {Path.cwd()})")

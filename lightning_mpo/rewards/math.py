@@ -37,7 +37,9 @@ class MathAnswer(Reward):
 
     is_accuracy: ClassVar[bool] = True
 
-    def __init__(self, require_finished: bool = True, seconds: float = 3.0, weight: float = 1.0) -> None:
+    def __init__(
+        self, require_finished: bool = True, seconds: float = 3.0, weight: float = 1.0
+    ) -> None:
         super().__init__(weight)
         positive("MathAnswer", most=86_400, seconds=seconds)
         self.require_finished = require_finished
@@ -50,7 +52,11 @@ class MathAnswer(Reward):
         return [self._verdict(c).answered for c in completions]
 
     def _verdict(self, completion: Completion) -> _Verdict:
-        return _judge(after_thoughts(completion.text, completion.thinking) or "", completion.target, self.seconds)
+        return _judge(
+            after_thoughts(completion.text, completion.thinking) or "",
+            completion.target,
+            self.seconds,
+        )
 
     def _score(self, completion: Completion) -> float | None:
         verdict = self._verdict(completion)
@@ -83,7 +89,9 @@ class _Helper:
         with self._lock:
             if self._process is None or self._owner != os.getpid():
                 self._process, self._owner = _start(), os.getpid()
-            reply = _exchange(self._process, json.dumps({"text": text, "target": target, "seconds": seconds}))
+            reply = _exchange(
+                self._process, json.dumps({"text": text, "target": target, "seconds": seconds})
+            )
             if reply:
                 return _Verdict(**json.loads(reply))
             self.close()
@@ -144,4 +152,7 @@ def _judge(text: str, target: str, seconds: float) -> _Verdict:
 
 @lru_cache(maxsize=1024)
 def _warn_of_target(target: str) -> None:
-    warnings.warn(f"`MathAnswer` cannot read the target {target[:60]!r}; its rows are not judged", stacklevel=2)
+    warnings.warn(
+        f"`MathAnswer` cannot read the target {target[:60]!r}; its rows are not judged",
+        stacklevel=2,
+    )

@@ -42,8 +42,12 @@ SIGNS = {
     0xA5: "",
     0xB0: "^\\circ ",
     0x7E: " ",
-} | dict.fromkeys([*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF], "")
-SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "0123456789")
+} | dict.fromkeys(
+    [*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF], ""
+)
+SUPERSCRIPTS = str.maketrans(
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "0123456789"
+)
 
 
 THOUSANDS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
@@ -74,7 +78,11 @@ def clean(text: str) -> str:
     text = re.sub(r"(?<![\d.])(\d{0,20})\.(\d{0,20})\\overline\{(\d{1,20})\}", _repeating, text)
     text = re.sub(r"(?<=\d)(?:\\[,!;: ]|[\u202f\u2009\u00a0])(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"[\u00a0\u2000-\u200a\u202f\u3000]", " ", text).replace("\r\n", "\n")
-    text = re.sub(r"[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+", lambda m: f"^{{{m[0].translate(SUPERSCRIPTS)}}}", text)
+    text = re.sub(
+        r"[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+",
+        lambda m: f"^{{{m[0].translate(SUPERSCRIPTS)}}}",
+        text,
+    )
     text = re.sub(r"[\u00bc-\u00be\u2150-\u215e]", _vulgar, text)
     text = re.sub(r"\d", lambda m: str(unicodedata.digit(m[0])), text)
     text = re.sub(r"\u221a\s*(\d+|\w)", r"\\sqrt{\1}", text)
@@ -120,7 +128,10 @@ def forms(text: str) -> list[str]:
     """Return the readings of a text with a percentage: the number before the sign, and the number divided by 100."""
     if not PERCENT.search(text):
         return [text]
-    return [PERCENT.sub(r"\1", text), PERCENT.sub(lambda m: f"{Decimal(m[1].replace(',', '')) / 100:f}", text)]
+    return [
+        PERCENT.sub(r"\1", text),
+        PERCENT.sub(lambda m: f"{Decimal(m[1].replace(',', '')) / 100:f}", text),
+    ]
 
 
 def same_number(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
@@ -140,7 +151,11 @@ def same_number(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> 
 
 
 def _is_real(x: Any) -> bool:
-    return bool(getattr(x, "is_number", False) and getattr(x, "is_extended_real", False) and x.is_finite is not False)
+    return bool(
+        getattr(x, "is_number", False)
+        and getattr(x, "is_extended_real", False)
+        and x.is_finite is not False
+    )
 
 
 def _terminates(x: Any) -> bool:
@@ -160,7 +175,8 @@ grader.sympy_numeric_eq = same_number
 
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 LETTER = re.compile(
-    r"(?:answer(?:\s+is)?\s*:?|####)\W*(?:\\text\w*\W*)?\b([A-Z])\b\s*(?:[).:*]|$)", re.IGNORECASE | re.MULTILINE
+    r"(?:answer(?:\s+is)?\s*:?|####)\W*(?:\\text\w*\W*)?\b([A-Z])\b\s*(?:[).:*]|$)",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 

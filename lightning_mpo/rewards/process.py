@@ -93,7 +93,9 @@ class RewardCaller:
 
 def is_own(reward: Reward) -> bool:
     """Whether a reward is code of the user."""
-    return isinstance(reward, FunctionReward) or not type(reward).__module__.startswith("lightning_mpo.")
+    return isinstance(reward, FunctionReward) or not type(reward).__module__.startswith(
+        "lightning_mpo."
+    )
 
 
 _open: weakref.WeakSet[_Helper] = weakref.WeakSet()
@@ -119,7 +121,9 @@ class _Helper:
         self.pipe, theirs = Pipe()
         self.owner = os.getpid()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the child runs Python alone
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # of threads: the child runs Python alone
             self.pid = os.fork()
         if self.pid == 0:
             _serve(rewards, theirs, self.owner)
@@ -131,7 +135,9 @@ class _Helper:
     def alive(self) -> bool:
         return bool(self._end.alive)
 
-    def ask(self, place: int, reward: Reward, completions: Sequence[Completion], seconds: float) -> Judgement:
+    def ask(
+        self, place: int, reward: Reward, completions: Sequence[Completion], seconds: float
+    ) -> Judgement:
         try:
             question = pickle.dumps((place, list(completions)))
         except Exception as error:

@@ -58,7 +58,9 @@ def join_reward_scores(parts: Sequence[Scores]) -> Scores:
     """
     names = list(parts[0].parts)
     if any(list(part.parts) != names for part in parts):
-        raise ValueError(f"`parts` must be scores of the same rewards, got {[list(part.parts) for part in parts]}")
+        raise ValueError(
+            f"`parts` must be scores of the same rewards, got {[list(part.parts) for part in parts]}"
+        )
     return Scores(
         rewards_B=torch.cat([part.rewards_B for part in parts]),
         valid_B=torch.cat([part.valid_B for part in parts]),
@@ -69,7 +71,9 @@ def join_reward_scores(parts: Sequence[Scores]) -> Scores:
     )
 
 
-def completions_of(rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Completion]:
+def completions_of(
+    rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[Completion]:
     """Describe each row of a rollout to rewards.
 
     Args:
@@ -81,9 +85,19 @@ def completions_of(rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None =
     finish, thinking = rollout.finish_B.tolist(), _thinking(rollout, tokenizer)
     return [
         Completion(
-            row.prompt, text, row.target, len(tokens), end == Finish.STOP, row.extra, opened, tokens, row.solution
+            row.prompt,
+            text,
+            row.target,
+            len(tokens),
+            end == Finish.STOP,
+            row.extra,
+            opened,
+            tokens,
+            row.solution,
         )
-        for row, text, tokens, end, opened in zip(rollout.rows, rollout.texts, ids, finish, thinking, strict=True)
+        for row, text, tokens, end, opened in zip(
+            rollout.rows, rollout.texts, ids, finish, thinking, strict=True
+        )
     ]
 
 
@@ -96,7 +110,9 @@ def _thinking(rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None) -> li
     for b, group in enumerate(groups):
         if group not in known:
             prompt_S = rollout.tokens_BL[b, :S][rollout.attention_mask_BL[b, :S]]
-            known[group] = ends_in_thoughts(str(tokenizer.decode(prompt_S.tolist(), skip_special_tokens=False)))
+            known[group] = ends_in_thoughts(
+                str(tokenizer.decode(prompt_S.tolist(), skip_special_tokens=False))
+            )
     return [known[group] for group in groups]
 
 
@@ -151,7 +167,9 @@ def unjudged(rewards: Sequence[Reward], count: int) -> Scores:
 def _weight(reward: Reward) -> float:
     weight = getattr(reward, "weight", None)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise RewardError(f"the weight of reward `{reward.title}` must be a finite number, got {weight!r:.40}")
+        raise RewardError(
+            f"the weight of reward `{reward.title}` must be a finite number, got {weight!r:.40}"
+        )
     return float(weight)
 
 
@@ -167,4 +185,8 @@ def _check_total(total_B: Tensor, rewards: Sequence[Reward]) -> None:
 
 
 def _free_name(name: str, taken: Mapping[str, Tensor]) -> str:
-    return next(free for free in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 2))) if free not in taken)
+    return next(
+        free
+        for free in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 2)))
+        if free not in taken
+    )

@@ -38,7 +38,9 @@ class OverlongPenalty(Reward):
     def __init__(self, limit: int, buffer: int, factor: float = 1.0, weight: float = 1.0) -> None:
         at_least("OverlongPenalty", 1, limit=limit)
         if not 1 <= buffer <= limit:
-            raise UserError(f"`OverlongPenalty.buffer` must be between 1 and `limit` = {limit}, got {buffer}")
+            raise UserError(
+                f"`OverlongPenalty.buffer` must be between 1 and `limit` = {limit}, got {buffer}"
+            )
         positive("OverlongPenalty", factor=factor, note=": it is taken off")
         super().__init__(weight)
         self.limit, self.buffer, self.factor = limit, buffer, factor

@@ -43,11 +43,15 @@ class ExactAnswer(Reward):
         if not target:
             return None
         answer = self._answer(completion)
-        return float(completion.finished and answer is not None and _plain(answer) == _plain(target))
+        return float(
+            completion.finished and answer is not None and _plain(answer) == _plain(target)
+        )
 
     def _answer(self, completion: Completion) -> str | None:
         text = after_thoughts(completion.text, completion.thinking) or ""
-        return text.rpartition(self.separator)[2].strip() or None if self.separator in text else None
+        return (
+            text.rpartition(self.separator)[2].strip() or None if self.separator in text else None
+        )
 
 
 def _plain(text: str) -> str:

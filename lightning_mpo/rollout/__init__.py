@@ -1,20 +1,7 @@
-"""Sampling of responses."""
+"""From prompts to updates: rounds of sampling, checks, rewards, old log-probs, the plan of mini-batches."""
 
-from lightning_mpo.rollout.base import Progress, Sampler, SamplingRequest
 from lightning_mpo.rollout.dynamic import DynamicSampling
 from lightning_mpo.rollout.joining import join_rollouts
-from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.record import load_rollout, save_rollout
-from lightning_mpo.rollout.replay import PrefixReplay
 
-__all__ = [
-    "DynamicSampling",
-    "LocalSampler",
-    "PrefixReplay",
-    "Progress",
-    "Sampler",
-    "SamplingRequest",
-    "join_rollouts",
-    "load_rollout",
-    "save_rollout",
-]
+__all__ = ["DynamicSampling", "join_rollouts", "load_rollout", "save_rollout"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import supports as F
-from lightning_mpo.supports import FullVocabulary, Support
+from lightning_mpo.objective.supports import FullVocabulary, Support
 from lightning_mpo.types import Rollout
 
 MAX_LOGPROB = 1e-4
@@ -78,7 +78,11 @@ def _check_groups(group_B: Tensor, completions: int) -> None:
     ids, sizes = group_B.unique_consecutive(return_counts=True)
     torn = len(ids) - len(ids.unique())
     if torn or bool((sizes != completions).any()):
-        what = "rows of one prompt apart from each other" if torn else f"groups of {sorted(set(sizes.tolist()))} rows"
+        what = (
+            "rows of one prompt apart from each other"
+            if torn
+            else f"groups of {sorted(set(sizes.tolist()))} rows"
+        )
         raise UserError(
             f"the rollout has {what}; let the sampler return the {completions} completions (`rollout.completions`) of a "
             "prompt below each other, with one `group_B`"
@@ -103,7 +107,11 @@ def _check_behaviour(rollout: Rollout) -> None:
 
 def _check_candidates(rollout: Rollout, k: int, vocabulary: int) -> None:
     """Refuse candidates with which no divergence could be taken."""
-    mask_BT, ids_BTK, logprobs_BTK = rollout.response_mask_BT, rollout.candidates_BTK, rollout.candidate_logprobs_BTK
+    mask_BT, ids_BTK, logprobs_BTK = (
+        rollout.response_mask_BT,
+        rollout.candidates_BTK,
+        rollout.candidate_logprobs_BTK,
+    )
     if ids_BTK is None or logprobs_BTK is None:
         raise UserError(
             f"the rollout has no `candidates_BTK` with log-probs, of which `objective.surrogate` compares {k}: let the "
@@ -111,12 +119,16 @@ def _check_candidates(rollout: Rollout, k: int, vocabulary: int) -> None:
         )
     ids, logprobs = ids_BTK[mask_BT].long(), logprobs_BTK[mask_BT]
     if logprobs.isnan().any() or (logprobs > MAX_LOGPROB).any():
-        raise UserError("`candidate_logprobs_BTK` must hold log-probs, at most 0, or -inf in slots without an id")
+        raise UserError(
+            "`candidate_logprobs_BTK` must hold log-probs, at most 0, or -inf in slots without an id"
+        )
     used = logprobs > -torch.inf
     _check_ids("candidates", ids[used], vocabulary)
     alone = torch.arange(ids.shape[-1], device=ids.device) + vocabulary
     if (torch.where(used, ids, alone).sort(-1).values.diff(dim=-1) == 0).any():
-        raise UserError("`candidates_BTK` must hold distinct ids: the mass of one that comes twice would count twice")
+        raise UserError(
+            "`candidates_BTK` must hold distinct ids: the mass of one that comes twice would count twice"
+        )
     own = used & (ids == rollout.responses_BT[mask_BT].unsqueeze(-1))
     missing = int((~own.any(-1)).sum())
     if missing:
@@ -135,7 +147,9 @@ def _check_candidates(rollout: Rollout, k: int, vocabulary: int) -> None:
         zeros = torch.zeros_like(rollout.support_BTK[mask_BT], dtype=logprobs.dtype)
         inside = F.logprobs_at(ids, rollout.support_BTK[mask_BT], zeros, slots) > -torch.inf
         if (used & ~inside).any():
-            raise UserError("`candidates_BTK` must be ids of the stored support: what is outside was never drawn from")
+            raise UserError(
+                "`candidates_BTK` must be ids of the stored support: what is outside was never drawn from"
+            )
 
 
 def _check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
@@ -149,7 +163,10 @@ def _check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
 def _unite(rollout: Rollout, support: Support) -> Rollout:
     assert rollout.support_BTK is not None
     outside_BT = F.outside(
-        rollout.responses_BT, rollout.support_BTK, rollout.support_mask_BTK, rollout.response_mask_BT
+        rollout.responses_BT,
+        rollout.support_BTK,
+        rollout.support_mask_BTK,
+        rollout.response_mask_BT,
     )
     missing, name = int(outside_BT.sum()), type(support).__name__
     if not missing:
@@ -159,5 +176,9 @@ def _unite(rollout: Rollout, support: Support) -> Rollout:
             f"{missing} of {int(rollout.response_mask_BT.sum())} sampled tokens are not in the support stored with them; "
             f"`{name}.outside: unite` (or `drop`, without loss on them) lets such tokens pass and counts them"
         )
-    support_BTK, slots_BTK = F.unite(rollout.responses_BT, rollout.support_BTK, rollout.support_mask_BTK, outside_BT)
-    return replace(rollout, support_BTK=support_BTK, support_mask_BTK=slots_BTK, outside_BT=outside_BT)
+    support_BTK, slots_BTK = F.unite(
+        rollout.responses_BT, rollout.support_BTK, rollout.support_mask_BTK, outside_BT
+    )
+    return replace(
+        rollout, support_BTK=support_BTK, support_mask_BTK=slots_BTK, outside_BT=outside_BT
+    )

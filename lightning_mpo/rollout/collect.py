@@ -11,18 +11,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightning_mpo.objective import Objective
+from lightning_mpo.objective.objective import Objective
 from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.admission import admit
-from lightning_mpo.rollout.base import Sampler, SamplingRequest
 from lightning_mpo.rollout.dynamic import Account, DynamicSampling
 from lightning_mpo.rollout.events import Listener, RolloutEvent
-from lightning_mpo.rollout.experience import build_experience, divergence_from_reference, mean_over_ranks
+from lightning_mpo.rollout.experience import (
+    build_experience,
+    divergence_from_reference,
+    mean_over_ranks,
+)
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.ranks import Ranks
-from lightning_mpo.rollout.replay import PrefixReplay
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.rollout.scorer import Scorer
+from lightning_mpo.sampling.base import Sampler, SamplingRequest
+from lightning_mpo.sampling.replay import PrefixReplay
 from lightning_mpo.scores import Denominators
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.types import Experience, Finish, PromptBatch, PromptRow, Rollout, take_rows
@@ -155,7 +159,9 @@ class Collector:
         """Sample the first prompts of this rank's share of a round."""
         objective, policy, rank = self.objective, self.scorer.policy, self.ranks.rank
         first = rank * self.schedule.local_prompts
-        rows = self.prompts.training_rows(counter, self.schedule.prompts, round)[first : first + count]
+        rows = self.prompts.training_rows(counter, self.schedule.prompts, round)[
+            first : first + count
+        ]
         draws = generator_of(self.seed, Stream.SAMPLE, counter, rank)
         if round:
             draws = generator_of(self.seed, Stream.RESAMPLE, counter, rank, round)
@@ -163,8 +169,15 @@ class Collector:
         request = SamplingRequest(
             objective.support, self.scorer.temperature, self.max_new_tokens, candidates=candidates
         )
-        sample = self.sampler.sample if self.replay is None else partial(self.replay.sample, self.sampler)
-        with policy.in_step(), self.scorer.context():  # outside of `training_step` autocast is not active
+        sample = (
+            self.sampler.sample
+            if self.replay is None
+            else partial(self.replay.sample, self.sampler)
+        )
+        with (
+            policy.in_step(),
+            self.scorer.context(),
+        ):  # outside of `training_step` autocast is not active
             rollout = sample(
                 policy,
                 self.prompts.encode(rows),
@@ -192,16 +205,27 @@ class Collector:
         """Compare sampler and trainer, once."""
         scorer = self.scorer
         with scorer.policy.in_step(), scorer.context():
-            parity = check_parity(scorer.policy, rollout, temperature=scorer.temperature, exact=scorer.exact)
-        what = "sampler against trainer" if scorer.policy.exact_logprobs else "padded against unpadded rows"
+            parity = check_parity(
+                scorer.policy, rollout, temperature=scorer.temperature, exact=scorer.exact
+            )
+        what = (
+            "sampler against trainer"
+            if scorer.policy.exact_logprobs
+            else "padded against unpadded rows"
+        )
         self.listener.note(f"parity     {what}: {parity.describe()}")
         self.parity_gate = False
 
     def _denominators(self, experience: Experience, plan: list[list[Tensor]]) -> list[Denominators]:
         """Sum the denominators of each update over ranks, in one all-reduce for the whole rollout."""
         device = experience.rewards_B.device
-        parts = [self.objective.denominators(take_rows(experience, torch.cat(update).to(device))) for update in plan]
-        sums = torch.stack([torch.stack([part.actions, part.tokens, part.credited]) for part in parts])
+        parts = [
+            self.objective.denominators(take_rows(experience, torch.cat(update).to(device)))
+            for update in plan
+        ]
+        sums = torch.stack(
+            [torch.stack([part.actions, part.tokens, part.credited]) for part in parts]
+        )
         return [Denominators(*update) for update in self.ranks.sum(sums)]
 
     def _steer_penalty(self, experience: Experience) -> dict[str, float]:
@@ -209,5 +233,7 @@ class Collector:
         kl, values = self.objective.kl, divergence_from_reference(experience)
         if kl is None or values is None:
             return {}
-        kl.controller.update(mean_over_ranks(self.ranks.sum, values), len(experience.rewards_B) * self.ranks.size)
+        kl.controller.update(
+            mean_over_ranks(self.ranks.sum, values), len(experience.rewards_B) * self.ranks.size
+        )
         return {"kl/coefficient": kl.controller.coefficient}

@@ -142,7 +142,10 @@ class DynamicSampling:
                     pass
             account.rounds = round + 1
             missing, *dropped = total(
-                torch.tensor([account.missing, account.right, account.wrong, account.undecided], dtype=torch.float64)
+                torch.tensor(
+                    [account.missing, account.right, account.wrong, account.undecided],
+                    dtype=torch.float64,
+                )
             ).tolist()
             if not missing:
                 break
@@ -171,7 +174,9 @@ class DynamicSampling:
         account.tokens += int(rollout.response_mask_BT.sum())
         return mixed_P
 
-    def _tell(self, warn: Callable[[str], None], missing: int, right: int, wrong: int, undecided: int) -> None:
+    def _tell(
+        self, warn: Callable[[str], None], missing: int, right: int, wrong: int, undecided: int
+    ) -> None:
         if self._told:
             return
         self._told = True
@@ -186,4 +191,6 @@ class DynamicSampling:
 def _take(judged: Judged, groups: Tensor, completions: int) -> Judged:
     rollout, scores = judged
     rows_B = (groups[:, None] * completions + torch.arange(completions)).flatten()
-    return take_rows(rollout, rows_B.to(rollout.group_B.device), texts=True), take_reward_scores(scores, rows_B)
+    return take_rows(rollout, rows_B.to(rollout.group_B.device), texts=True), take_reward_scores(
+        scores, rows_B
+    )

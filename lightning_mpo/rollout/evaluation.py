@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from lightning_mpo.metrics import PassAtK
+from lightning_mpo.objective.supports import FullVocabulary, Support
 from lightning_mpo.rewards.scoring import Scores
-from lightning_mpo.supports import FullVocabulary, Support
 from lightning_mpo.types import Rollout
 
 
@@ -87,7 +87,10 @@ class Tally:
         """Return means by name; without judged prompts there is no pass@k."""
         if not self.rows:
             return {}
-        values = {f"pass_at_{k}": torch.as_tensor(metric.compute()).item() for k, metric in self.passes.items()}
+        values = {
+            f"pass_at_{k}": torch.as_tensor(metric.compute()).item()
+            for k, metric in self.passes.items()
+        }
         return {name: value for name, value in values.items() if not math.isnan(value)} | {
             "reward": self._reward / max(self._judged, 1),
             "judged": self._judged / self.rows,

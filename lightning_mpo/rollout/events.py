@@ -86,8 +86,15 @@ class RolloutEvent:
             "rollout/groups_flat": _flat_groups(rollout.group_B, scores),
         }
         for name, values_B in scores.parts.items():
-            sums[f"reward/{name}"] = (values_B.double().nansum().item(), float((~values_B.isnan()).sum()))
-        return sums | _support_sums(rollout, ends) | ({} if self.account is None else self.account.sums())
+            sums[f"reward/{name}"] = (
+                values_B.double().nansum().item(),
+                float((~values_B.isnan()).sum()),
+            )
+        return (
+            sums
+            | _support_sums(rollout, ends)
+            | ({} if self.account is None else self.account.sums())
+        )
 
     def metrics(self, total: Total, ends: Sequence[int] = ()) -> dict[str, float]:
         """Return the metrics of a rollout over all ranks, by name.
@@ -98,7 +105,10 @@ class RolloutEvent:
         """
         sums = self.sums(ends)
         totals = total(torch.tensor(list(sums.values()), dtype=torch.float64))
-        means = {name: value / max(count, 1.0) for name, (value, count) in zip(sums, totals.tolist(), strict=True)}
+        means = {
+            name: value / max(count, 1.0)
+            for name, (value, count) in zip(sums, totals.tolist(), strict=True)
+        }
         # deviations from the mean of all ranks: differences of squares would vanish beside large rewards
         judged, rewards_B = self.scores.judged_B, self.scores.rewards_B.double()
         squares = total((rewards_B[judged] - means["reward/mean"]).square().sum().cpu())
@@ -129,7 +139,11 @@ def _support_sums(rollout: Rollout, ends: Sequence[int]) -> dict[str, tuple[floa
         missing = 0.0 if rollout.outside_BT is None else float(rollout.outside_BT.sum())
         sums["support/hit_rate"] = (tokens - missing, tokens)
         barred_B = could_not_stop(
-            rollout.support_BTK, rollout.support_mask_BTK, mask_BT, rollout.finish_B == Finish.STOP, ends
+            rollout.support_BTK,
+            rollout.support_mask_BTK,
+            mask_BT,
+            rollout.finish_B == Finish.STOP,
+            ends,
         )
         sums["support/could_not_stop"] = (float(barred_B.sum()), float(len(barred_B)))
     return sums

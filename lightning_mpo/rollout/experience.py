@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_mpo.advantages import Estimate, Outcome
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.functional.divergences import k3
-from lightning_mpo.objective import Objective
+from lightning_mpo.objective.advantages import Estimate, Outcome
+from lightning_mpo.objective.objective import Objective
 from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.ranks import Total
 from lightning_mpo.rollout.scorer import Scorer
@@ -67,7 +67,9 @@ def build_experience(
         old_logprobs_BT=_anchor(objective, rollout, old, updates),
         old_future_BTM=old.future_BTM if old is not None and updates > 1 else None,
         reference_logprobs_BT=None if base is None else base.logprobs_BT,
-        reference_logits_BTK=base.support_logits_BTK if base is not None and objective.kl_in_loss else None,
+        reference_logits_BTK=base.support_logits_BTK
+        if base is not None and objective.kl_in_loss
+        else None,
         values_BT=None if old is None else old.values_BT,
         returns_BT=None if estimate.returns_BT is None else estimate.returns_BT.float(),
         old_entropy_BT=entropy_BT if objective.surrogate.needs_entropy else None,
@@ -93,7 +95,9 @@ def working_precision(rewards_B: Tensor, group_B: Tensor) -> Tensor:
 
     spread_P = over_groups(rewards_B, "amax") - over_groups(rewards_B, "amin")
     error_P = over_groups((rewards_B - rewards_B.float().double()).abs(), "amax")
-    rounding_P = 1e-12 * over_groups(rewards_B.abs(), "amax")  # rounding of float64 sums of equal terms
+    rounding_P = 1e-12 * over_groups(
+        rewards_B.abs(), "amax"
+    )  # rounding of float64 sums of equal terms
     blurred = (spread_P > rounding_P) & (error_P > 1e-3 * spread_P)
     return rewards_B if blurred.any() else rewards_B.float()
 
@@ -110,7 +114,9 @@ def divergence_from_reference(experience: Experience) -> Tensor | None:
 
 def mean_over_ranks(total: Total, values: Tensor) -> float:
     """Return the mean of all ranks' values, each of which counts alike: ranks need not have equally many."""
-    sums, count = total(torch.stack([values.double().sum(), values.new_tensor(len(values)).double()]))
+    sums, count = total(
+        torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
+    )
     return (sums / count.clamp(min=1)).item()
 
 
@@ -122,12 +128,21 @@ class _Passes:
     reference: TokenScores | None
 
 
-def _score(scorer: Scorer, objective: Objective, rollout: Rollout, updates: int, with_reference: bool) -> _Passes:
+def _score(
+    scorer: Scorer, objective: Objective, rollout: Rollout, updates: int, with_reference: bool
+) -> _Passes:
     recompute = updates > 1 and not objective.surrogate.at_behaviour
-    others = (objective.kl_in_reward, objective.needs_entropy, objective.critic, objective.correction)
+    others = (
+        objective.kl_in_reward,
+        objective.needs_entropy,
+        objective.critic,
+        objective.correction,
+    )
     old = reference = None
     if recompute or any(others):
-        old = scorer.score(rollout, request=replace(objective.request, upkeep=False, candidates=False))
+        old = scorer.score(
+            rollout, request=replace(objective.request, upkeep=False, candidates=False)
+        )
     if with_reference:
         exact = ScoreRequest(support_logits=objective.request.support_logits)
         reference = scorer.score(rollout, request=exact, reference=True)
@@ -135,7 +150,9 @@ def _score(scorer: Scorer, objective: Objective, rollout: Rollout, updates: int,
     return _Passes(old, reference)
 
 
-def _check_distribution(rollout: Rollout, old: TokenScores | None, reference: TokenScores | None) -> None:
+def _check_distribution(
+    rollout: Rollout, old: TokenScores | None, reference: TokenScores | None
+) -> None:
     """Refuse log-probs over the whole vocabulary beside such over a support: each differs by the support's mass."""
     for name, scores in (("policy", old), ("reference", reference)):
         if scores is not None and scores.on_support != (rollout.support_BTK is not None):
@@ -146,7 +163,9 @@ def _check_distribution(rollout: Rollout, old: TokenScores | None, reference: To
             )
 
 
-def _token_rewards(objective: Objective, rollout: Rollout, rewards_B: Tensor, passes: _Passes) -> Tensor:
+def _token_rewards(
+    objective: Objective, rollout: Rollout, rewards_B: Tensor, passes: _Passes
+) -> Tensor:
     """Place the rewards at the last tokens, less the divergence from the reference where that is part of them."""
     mask_BT, kl = rollout.response_mask_BT, objective.kl
     rewards_BT = at_last_token(rewards_B, mask_BT)
@@ -184,7 +203,9 @@ def _estimate(
     return estimate._replace(advantages_BT=whiten(estimate.advantages_BT, valid_BT, sums))
 
 
-def _anchor(objective: Objective, rollout: Rollout, old: TokenScores | None, updates: int) -> Tensor | None:
+def _anchor(
+    objective: Objective, rollout: Rollout, old: TokenScores | None, updates: int
+) -> Tensor | None:
     """Return what ratios are taken against; None: the update's own log-probs, without gradient."""
     if objective.surrogate.at_behaviour:
         return rollout.behaviour_logprobs_BT
@@ -194,7 +215,9 @@ def _anchor(objective: Objective, rollout: Rollout, old: TokenScores | None, upd
 def _correction(objective: Objective, rollout: Rollout, old: TokenScores | None) -> Tensor | None:
     if objective.correction is None or old is None:
         return None
-    return objective.correction.weights(old.logprobs_BT, rollout.behaviour_logprobs_BT, rollout.response_mask_BT)
+    return objective.correction.weights(
+        old.logprobs_BT, rollout.behaviour_logprobs_BT, rollout.response_mask_BT
+    )
 
 
 def _kept(objective: Objective, rollout: Rollout) -> Tensor:

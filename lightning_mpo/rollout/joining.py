@@ -31,7 +31,10 @@ def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
     if not parts:
         raise ValueError("`parts` must hold at least one rollout, got none")
     parts = _with_masks(parts)
-    S, T = max(part.prompt_length for part in parts), max(part.response_mask_BT.shape[1] for part in parts)
+    S, T = (
+        max(part.prompt_length for part in parts),
+        max(part.response_mask_BT.shape[1] for part in parts),
+    )
     K = max(part.support_BTK.shape[2] if part.support_BTK is not None else 0 for part in parts)
     joined: dict[str, Any] = {"group_B": _groups(parts)}
     for item in fields(Rollout):
@@ -42,9 +45,14 @@ def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
             joined[item.name] = _join_tuples(item.name, values, parts)
         elif any(value is None for value in values):
             if any(value is not None for value in values):
-                raise ValueError(f"`parts` must agree on `{item.name}`: some have it and some have not")
+                raise ValueError(
+                    f"`parts` must agree on `{item.name}`: some have it and some have not"
+                )
         else:
-            wide = [_widen(item.name, value, part, (S, T, K)) for value, part in zip(values, parts, strict=True)]
+            wide = [
+                _widen(item.name, value, part, (S, T, K))
+                for value, part in zip(values, parts, strict=True)
+            ]
             joined[item.name] = torch.cat(wide)
     return Rollout(**joined)
 
@@ -56,8 +64,14 @@ def _with_masks(parts: Sequence[Rollout]) -> list[Rollout]:
     outside = any(part.outside_BT is not None for part in parts)
     done = []
     for part in parts:
-        if part.support_BTK is not None and part.support_mask_BTK is None and (slots or len(sizes) > 1):
-            part = replace(part, support_mask_BTK=torch.ones_like(part.support_BTK, dtype=torch.bool))
+        if (
+            part.support_BTK is not None
+            and part.support_mask_BTK is None
+            and (slots or len(sizes) > 1)
+        ):
+            part = replace(
+                part, support_mask_BTK=torch.ones_like(part.support_BTK, dtype=torch.bool)
+            )
         if outside and part.outside_BT is None:
             part = replace(part, outside_BT=torch.zeros_like(part.response_mask_BT))
         done.append(part)
@@ -73,7 +87,9 @@ def _groups(parts: Sequence[Rollout]) -> Tensor:
     return torch.cat(numbers)
 
 
-def _join_tuples(name: str, values: list[tuple[Any, ...]], parts: Sequence[Rollout]) -> tuple[Any, ...]:
+def _join_tuples(
+    name: str, values: list[tuple[Any, ...]], parts: Sequence[Rollout]
+) -> tuple[Any, ...]:
     if not any(values):
         return ()
     if any(len(value) != len(part.group_B) for value, part in zip(values, parts, strict=True)):
@@ -85,7 +101,9 @@ def _widen(name: str, value: Tensor, part: Rollout, sizes: tuple[int, int, int])
     """Pad one field to S prompt columns, T response columns and K slots."""
     S, T, K = sizes
     suffix, right = name.rsplit("_", 1)[-1], T - part.response_mask_BT.shape[1]
-    slots = K - value.shape[-1] if name.startswith("support") else 0  # candidates are as many in every part
+    slots = (
+        K - value.shape[-1] if name.startswith("support") else 0
+    )  # candidates are as many in every part
     padding: tuple[int, ...] = {
         "BL": (S - part.prompt_length, right),
         "BT": (0, right),

@@ -40,7 +40,9 @@ class Parity:
         return self.max <= 1e-3 if exact else self.mean <= 0.06 and self.p99 <= 0.3
 
 
-def check_parity(policy: Policy, rollout: Rollout, *, temperature: float, exact: bool, rows: int = 32) -> Parity:
+def check_parity(
+    policy: Policy, rollout: Rollout, *, temperature: float, exact: bool, rows: int = 32
+) -> Parity:
     """Compare the sampler's log-probs with the trainer's, padded and unpadded.
 
     Of a policy whose log-probs are estimates, only padded and unpadded rows are compared, under the same noise.
@@ -55,7 +57,9 @@ def check_parity(policy: Policy, rollout: Rollout, *, temperature: float, exact:
     Raises:
         ParityError: beyond the bounds; names the cause where it can be told.
     """
-    part = take_rows(rollout, torch.arange(min(rows, len(rollout.group_B)), device=rollout.group_B.device))
+    part = take_rows(
+        rollout, torch.arange(min(rows, len(rollout.group_B)), device=rollout.group_B.device)
+    )
     mask_BT = _compared(part)
     recorded = part.behaviour_logprobs_BT[mask_BT]
 
@@ -67,7 +71,10 @@ def check_parity(policy: Policy, rollout: Rollout, *, temperature: float, exact:
     alone = torch.cat(
         [
             score(row, temperature)[_compared(row)]
-            for row in (trim_rollout(take_rows(part, torch.tensor([b]))) for b in range(min(len(mask_BT), 8)))
+            for row in (
+                trim_rollout(take_rows(part, torch.tensor([b])))
+                for b in range(min(len(mask_BT), 8))
+            )
         ]
     )
     padding = Parity.of(trainer[: len(alone)] - alone)
@@ -76,7 +83,9 @@ def check_parity(policy: Policy, rollout: Rollout, *, temperature: float, exact:
             f"the trainer scores padded and unpadded rows differently ({padding.mean:.3g} nats in the mean, "
             f"{padding.max:.3g} at most): {_why_padding_counts(policy, score(part, temperature)[mask_BT] - trainer)}"
         )
-    if not policy.exact_logprobs:  # estimates differ from what the sampler recorded, and are compared with themselves
+    if (
+        not policy.exact_logprobs
+    ):  # estimates differ from what the sampler recorded, and are compared with themselves
         return padding
     parity = Parity.of(trainer - recorded)
     if parity.passes(exact):
@@ -96,7 +105,9 @@ def _why_padding_counts(policy: Policy, repeated: Tensor) -> str:
             "is random; set its dropouts to 0 (`lora.dropout` among them)"
         )
     cause = "positions or attention of this model depend on padding"
-    return cause + ("; try `policy.share_prompts: false`" if getattr(policy, "share_prompts", False) else "")
+    return cause + (
+        "; try `policy.share_prompts: false`" if getattr(policy, "share_prompts", False) else ""
+    )
 
 
 def _compared(rollout: Rollout) -> Tensor:
@@ -106,7 +117,11 @@ def _compared(rollout: Rollout) -> Tensor:
 
 
 def _cause(
-    rollout: Rollout, recorded: Tensor, score: Callable[[Rollout, float], Tensor], temperature: float, exact: bool
+    rollout: Rollout,
+    recorded: Tensor,
+    score: Callable[[Rollout, float], Tensor],
+    temperature: float,
+    exact: bool,
 ) -> str:
     mask_BT = _compared(rollout)
 

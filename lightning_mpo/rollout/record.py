@@ -30,7 +30,11 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def save_rollout(
-    path: str | Path, rollout: Rollout, *, tokenizer: PreTrainedTokenizerBase | None = None, **tensors: Tensor
+    path: str | Path,
+    rollout: Rollout,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **tensors: Tensor,
 ) -> None:
     """Write a rollout as one safetensors file; the file is whole, or it is not there.
 
@@ -49,7 +53,10 @@ def save_rollout(
 
     named = {f"{PREFIX}{name}": getattr(rollout, name) for name in _tensor_fields()}
     kept = {name: value for name, value in (named | tensors).items() if value is not None}
-    rows = [{item.name: _plain(getattr(row, item.name)) for item in fields(PromptRow)} for row in rollout.rows]
+    rows = [
+        {item.name: _plain(getattr(row, item.name)) for item in fields(PromptRow)}
+        for row in rollout.rows
+    ]
     mark = None if tokenizer is None else fingerprint(tokenizer)
     try:
         plain = json.dumps({"texts": rollout.texts, "rows": rows})
@@ -61,7 +68,9 @@ def save_rollout(
     state = {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
     try:
         save_file(
-            state, str(unfinished), metadata={"format": "pt", "rollout": plain} | ({"tokenizer": mark} if mark else {})
+            state,
+            str(unfinished),
+            metadata={"format": "pt", "rollout": plain} | ({"tokenizer": mark} if mark else {}),
         )
         os.replace(unfinished, path)
     finally:
@@ -84,7 +93,8 @@ def load_rollout(
 
     try:
         with safe_open(str(path), "pt") as file:
-            metadata, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"the rollout {str(path)!r} cannot be read: {error}") from error
     mark = metadata.get("tokenizer")
@@ -96,7 +106,9 @@ def load_rollout(
     try:
         values = _read_plain(metadata["rollout"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{str(path)!r} holds no rollout: its metadata has no texts and prompt rows") from error
+        raise UserError(
+            f"{str(path)!r} holds no rollout: its metadata has no texts and prompt rows"
+        ) from error
     for item in fields(Rollout):
         name = f"{PREFIX}{item.name}"
         if name in state:
@@ -117,7 +129,9 @@ def _plain(value: Any) -> Any:
 
 def _read_plain(text: str) -> dict[str, Any]:
     plain = json.loads(text)
-    rows = tuple(PromptRow(**{**row, "messages": tuple(row.get("messages", ()))}) for row in plain["rows"])
+    rows = tuple(
+        PromptRow(**{**row, "messages": tuple(row.get("messages", ()))}) for row in plain["rows"]
+    )
     return {"texts": tuple(plain["texts"]), "rows": rows}
 
 
@@ -126,6 +140,8 @@ def _check_rows(path: str | Path, values: dict[str, Any]) -> None:
     B = len(values["group_B"])
     for name, value in values.items():
         if (isinstance(value, Tensor) or (isinstance(value, tuple) and value)) and len(value) != B:
-            raise UserError(f"{str(path)!r} holds no rollout: {name} has {len(value)} rows, group_B has {B}")
+            raise UserError(
+                f"{str(path)!r} holds no rollout: {name} has {len(value)} rows, group_B has {B}"
+            )
     if values["response_mask_BT"].dtype != torch.bool:
         raise UserError(f"{str(path)!r} holds no rollout: response_mask_BT is not bool")

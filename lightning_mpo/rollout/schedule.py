@@ -32,7 +32,10 @@ class Schedule:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("prompts", "completions", "minibatches", "epochs")}
+        sizes = {
+            name: getattr(self, name)
+            for name in ("prompts", "completions", "minibatches", "epochs")
+        }
         at_least("rollout", 1, **sizes)
         at_least("trainer", 1, accumulate_grad_batches=self.micro_batches)
         if self.prompts * self.completions * self.epochs > LARGEST_SIZE:
@@ -94,7 +97,9 @@ class Schedule:
             text += f", spread over {self.world_size} processes"
         return text
 
-    def plan(self, group_B: Tensor, tokens_B: Tensor, generator: torch.Generator) -> list[list[Tensor]]:
+    def plan(
+        self, group_B: Tensor, tokens_B: Tensor, generator: torch.Generator
+    ) -> list[list[Tensor]]:
         """Deal the rows out: `plan[update][micro_batch]` holds row numbers.
 
         Whole groups are shuffled, then the rows are cut into mini-batches, so that rows of a prompt stay together and
@@ -109,17 +114,24 @@ class Schedule:
         updates = []
         for _ in range(self.epochs):
             order = torch.randperm(int(group_B.max()) + 1, generator=generator)
-            rank_B = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))[group_B.cpu()]
+            rank_B = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))[
+                group_B.cpu()
+            ]
             rows_B = rank_B.argsort(stable=True)
             updates += [
-                self._micro_batches(rows, group_B.cpu(), tokens_B.cpu()) for rows in rows_B.chunk(self.minibatches)
+                self._micro_batches(rows, group_B.cpu(), tokens_B.cpu())
+                for rows in rows_B.chunk(self.minibatches)
             ]
         return updates
 
     def _micro_batches(self, rows: Tensor, group_B: Tensor, tokens_B: Tensor) -> list[Tensor]:
         group, tokens = group_B[rows], tokens_B[rows]
-        longest = torch.zeros(int(group_B.max()) + 1, dtype=tokens.dtype).scatter_reduce(0, group, tokens, "amax")
-        key = longest[group] * (len(longest) + 1) + group  # groups by their longest row, rows of a group together
+        longest = torch.zeros(int(group_B.max()) + 1, dtype=tokens.dtype).scatter_reduce(
+            0, group, tokens, "amax"
+        )
+        key = (
+            longest[group] * (len(longest) + 1) + group
+        )  # groups by their longest row, rows of a group together
         rows = rows[key.argsort(stable=True, descending=True)]
         return balanced_cuts(rows, tokens_B[rows], self.micro_batches)
 

@@ -32,13 +32,17 @@ class Scorer:
     @property
     def exact(self) -> bool:
         """Whether everything is computed in float32, so that two ways to the same log-prob agree closely."""
-        return self.precision is None and all(p.dtype == torch.float32 for p in self.policy.parameters())
+        return self.precision is None and all(
+            p.dtype == torch.float32 for p in self.policy.parameters()
+        )
 
     def context(self) -> AbstractContextManager[object]:
         """Return the context of a pass."""
         return nullcontext() if self.precision is None else self.precision()
 
-    def score(self, rollout: Rollout, *, request: ScoreRequest | None = None, reference: bool = False) -> TokenScores:
+    def score(
+        self, rollout: Rollout, *, request: ScoreRequest | None = None, reference: bool = False
+    ) -> TokenScores:
         """Return the scores of all response tokens of a rollout.
 
         Args:

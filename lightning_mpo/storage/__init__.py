@@ -1,6 +1,14 @@
 """Checkpoints on the disk, of one file or a folder: whole or not there, read as data."""
 
-from lightning_mpo.storage.disk import PART, Disk, find, locate, remove, sync_folder, unfinished_mark
+from lightning_mpo.storage.disk import (
+    PART,
+    Disk,
+    find,
+    locate,
+    remove,
+    sync_folder,
+    unfinished_mark,
+)
 from lightning_mpo.storage.files import is_sealed, write_file
 from lightning_mpo.storage.reading import Part, read_checkpoint, reading
 from lightning_mpo.storage.shards import is_shards, load_folder, write_folder

@@ -95,7 +95,9 @@ def unfinished_mark(path: str | Path) -> Path:
 
 def find(folder: Path, pattern: str) -> list[Path]:
     """Return the checkpoints of a folder whose names match, with those of which only the backup is left."""
-    aside = [path.with_name(path.name[1 : -len(BEFORE)]) for path in folder.glob(f".{pattern}{BEFORE}")]
+    aside = [
+        path.with_name(path.name[1 : -len(BEFORE)]) for path in folder.glob(f".{pattern}{BEFORE}")
+    ]
     return [locate(path) for path in sorted({*folder.glob(pattern), *aside})]
 
 
@@ -120,7 +122,9 @@ def discard(path: Path) -> None:
 def sha256(path: Path, length: int | None = None) -> str:
     """Return the SHA-256 of a file or of its first bytes; a process reads one that stays as it is once."""
     stat = path.stat()
-    return _sha256(path.absolute(), stat.st_size if length is None else length, (stat.st_ino, stat.st_mtime_ns))
+    return _sha256(
+        path.absolute(), stat.st_size if length is None else length, (stat.st_ino, stat.st_mtime_ns)
+    )
 
 
 @cache
@@ -143,7 +147,9 @@ def os_error(error: BaseException | None) -> OSError | None:
     """Return the error of the system's that an exception was raised from, on any process."""
     if error is None or isinstance(error, OSError):
         return error
-    others = [failure for failure, _ in getattr(error, "failures", {}).values()]  # of torch's distributed checkpoints
+    others = [
+        failure for failure, _ in getattr(error, "failures", {}).values()
+    ]  # of torch's distributed checkpoints
     return next(filter(None, map(os_error, [*others, error.__cause__, error.__context__])), None)
 
 

@@ -10,7 +10,17 @@ from typing import Any
 import torch
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.storage.disk import PART, Disk, beside, discard, os_error, put, sha256, unwritten, write_flushed
+from lightning_mpo.storage.disk import (
+    PART,
+    Disk,
+    beside,
+    discard,
+    os_error,
+    put,
+    sha256,
+    unwritten,
+    write_flushed,
+)
 
 MARK = b"\nsha256:"
 TAIL = len(MARK) + 64
@@ -51,12 +61,16 @@ def check_file(path: Path, shown: str) -> None:
     tail = _tail(path)
     if MARK in tail:
         if MARK + sha256(path, path.stat().st_size - TAIL).encode() != tail:
-            raise UserError(f"{shown} is not what was written: its checksum differs; take another one")
+            raise UserError(
+                f"{shown} is not what was written: its checksum differs; take another one"
+            )
     elif zipfile.is_zipfile(path):  # torch does not look at checksums
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken:
-            raise UserError(f"{shown} is damaged: the checksum of {broken!r} in it is wrong; take another one")
+            raise UserError(
+                f"{shown} is damaged: the checksum of {broken!r} in it is wrong; take another one"
+            )
 
 
 def is_sealed(path: Path) -> bool:

@@ -19,7 +19,9 @@ from lightning_mpo.storage.shards import check_folder, gather_folder, load_rest,
 Part = Literal["outline", "weights", "all"]
 
 
-def read_checkpoint(path: str | Path, name: str = "the checkpoint", part: Part = "all") -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, name: str = "the checkpoint", part: Part = "all"
+) -> dict[str, Any]:
     """Return a Lightning checkpoint, a file or a folder: tensors and plain values; what asks for code is refused.
 
     Args:
@@ -41,7 +43,9 @@ def read_checkpoint(path: str | Path, name: str = "the checkpoint", part: Part =
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=part == "outline")
         _check(content, shown)
         if not isinstance(content.get("state_dict"), dict):
-            raise UserError(f"{shown} cannot be read as a Lightning checkpoint: it holds no state_dict")
+            raise UserError(
+                f"{shown} cannot be read as a Lightning checkpoint: it holds no state_dict"
+            )
         check_entries(content, shown)
         return content
 
@@ -61,7 +65,9 @@ def _read_folder(folder: Path, shown: str, part: Part) -> dict[str, Any]:
 
 
 def _numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(number, int | float) for number in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(number, int | float) for number in value.values()
+    )
 
 
 def _dicts(value: Any) -> bool:
@@ -76,7 +82,10 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "state_dict": (
         lambda value: (
             isinstance(value, dict)
-            and all(isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in value.items())
+            and all(
+                isinstance(name, str) and isinstance(weight, torch.Tensor)
+                for name, weight in value.items()
+            )
         ),
         "tensors by name",
     ),
@@ -87,7 +96,9 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a version",
     ),
     "loops": (
-        lambda value: isinstance(value, dict) and all(isinstance(part, dict) for part in value.values()),
+        lambda value: (
+            isinstance(value, dict) and all(isinstance(part, dict) for part in value.values())
+        ),
         "a dict of dicts",
     ),
     "callbacks": (lambda value: isinstance(value, dict), "a dict"),
@@ -114,7 +125,9 @@ def check_entries(content: dict[str, Any], shown: str) -> None:
     for name, (check, kind) in ENTRIES.items():
         if name in content and not check(content[name]):
             got = type(content[name]).__name__
-            raise UserError(f"{shown} is damaged: its entry {name!r} must be {kind}, got {got}; take another one")
+            raise UserError(
+                f"{shown} is damaged: its entry {name!r} must be {kind}, got {got}; take another one"
+            )
 
 
 def _check(content: Any, shown: str) -> None:

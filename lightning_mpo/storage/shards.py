@@ -19,7 +19,10 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import metadata as described
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.default_planner import (
+    DefaultLoadPlanner,
+    _EmptyStateDictLoadPlanner,
+)
 from torch.distributed.checkpoint.filesystem import FileSystem, _StorageInfo
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -91,7 +94,9 @@ class _Writer(dcp.FileSystemWriter):
     def write_data(self, plan: Any, planner: Any) -> Any:
         try:
             return super().write_data(plan, planner)
-        except RuntimeError as error:  # travels to the other processes, without what it was raised from
+        except (
+            RuntimeError
+        ) as error:  # travels to the other processes, without what it was raised from
             raise (os_error(error) or error) from None
 
     def storage_meta(self) -> described.StorageMeta:
@@ -198,12 +203,18 @@ def read_metadata(folder: Path, shown: str) -> described.Metadata:
             name = info.relative_path
             needed[name] = max(needed.get(name, 0), info.offset + info.length)
     except UserError as error:
-        raise UserError(f"{shown} is refused: {METADATA} asks to run {error}, and code in files is never run") from None
+        raise UserError(
+            f"{shown} is refused: {METADATA} asks to run {error}, and code in files is never run"
+        ) from None
     except Exception as error:
-        raise UserError(f"{shown} is damaged: {METADATA} cannot be read ({type(error).__name__})") from error
+        raise UserError(
+            f"{shown} is damaged: {METADATA} cannot be read ({type(error).__name__})"
+        ) from error
     for name, size in sorted(needed.items()):
         if Path(name).name != name:
-            raise UserError(f"{shown} is refused: {METADATA} names {name!r}, which is outside of the folder")
+            raise UserError(
+                f"{shown} is refused: {METADATA} names {name!r}, which is outside of the folder"
+            )
         if not (folder / name).is_file():
             raise UserError(f"{shown} is damaged: {name!r} is missing; take another one")
         if (folder / name).stat().st_size < size:
@@ -229,7 +240,9 @@ def check_folder(folder: Path, shown: str) -> described.Metadata:
         if path.stat().st_size < account["size"]:
             raise UserError(f"{shown} is damaged: {name!r} is truncated; take another one")
         if path.stat().st_size != account["size"] or sha256(path) != account["sha256"]:
-            raise UserError(f"{shown} is damaged: {name!r} is not what was written; take another one")
+            raise UserError(
+                f"{shown} is damaged: {name!r} is not what was written; take another one"
+            )
     return read_metadata(folder, shown)
 
 
@@ -241,7 +254,9 @@ def _read_manifest(folder: Path, shown: str) -> dict[str, dict[str, Any]]:
         return {str(name): {"size": int(a["size"]), "sha256": str(a["sha256"])}
                 for name, a in json.loads(path.read_text())["files"].items()}  # fmt: skip
     except Exception as error:
-        raise UserError(f"{shown} is damaged: {MANIFEST} cannot be read ({type(error).__name__})") from error
+        raise UserError(
+            f"{shown} is damaged: {MANIFEST} cannot be read ({type(error).__name__})"
+        ) from error
 
 
 def load_rest(folder: Path) -> Any:
@@ -273,7 +288,9 @@ class _WholePlanner(_Planner, _EmptyStateDictLoadPlanner):
 def outline(found: described.Metadata) -> dict[str, torch.Tensor]:
     """Return the model's state dict without values, on the meta device."""
     return {
-        found.planner_data[key][1]: torch.empty(item.size, dtype=item.properties.dtype, device="meta")
+        found.planner_data[key][1]: torch.empty(
+            item.size, dtype=item.properties.dtype, device="meta"
+        )
         for key, item in found.state_dict_metadata.items()
         if key.startswith("state_dict.") and isinstance(item, described.TensorStorageMetadata)
     }
@@ -282,19 +299,27 @@ def outline(found: described.Metadata) -> dict[str, torch.Tensor]:
 def gather_folder(folder: Path, keys: set[str] | None) -> dict[str, Any]:
     """Return state dicts in whole, in the memory of this process; with `keys`, only those."""
     state: dict[str, Any] = {}
-    _load_state_dict(state, storage_reader=_Reader(folder), planner=_WholePlanner(keys), no_dist=True)
+    _load_state_dict(
+        state, storage_reader=_Reader(folder), planner=_WholePlanner(keys), no_dist=True
+    )
     return state
 
 
-def load_folder(folder: Path, module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], strict: bool) -> None:
+def load_folder(
+    folder: Path, module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], strict: bool
+) -> None:
     """Load what each process has of a model and its optimisers; all processes call it in step."""
 
     def load(state: dict[str, Any]) -> dict[str, Any]:
         dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=not _together())
         return state
 
-    module.load_state_dict(load({"state_dict": get_model_state_dict(module)})["state_dict"], strict=strict)
+    module.load_state_dict(
+        load({"state_dict": get_model_state_dict(module)})["state_dict"], strict=strict
+    )
     for i, optimizer in enumerate(optimizers):
         name = f"optimizer_{i}"
         state = load({name: get_optimizer_state_dict(module, optimizer)})[name]
-        set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(cpu_offload=True))
+        set_optimizer_state_dict(
+            module, optimizer, state, options=StateDictOptions(cpu_offload=True)
+        )

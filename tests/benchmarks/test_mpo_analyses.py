@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_mpo.action_spaces import FutureShare, SequenceActions, TokenActions
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import group_relative
+from lightning_mpo.objective.action_spaces import FutureShare, SequenceActions, TokenActions
 from lightning_mpo.policies import MedusaHeads, MTPHeads, ParallelHeads, SequentialHeads, TinyPolicy
 from lightning_mpo.rollout import load_rollout, save_rollout
 from lightning_mpo.scores import ScoreRequest
-from tests.helpers import make_rollout, naive_logprobs, right_padded, seeded
-from tests.modules.runs import Digits
+from tests.support.builders import make_rollout, naive_logprobs, right_padded, seeded
+from tests.support.runs import Digits
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "mpo"
 sys.path.insert(0, str(SCRIPTS))
@@ -31,7 +31,11 @@ import signal_to_noise  # noqa: E402
 sys.path.remove(str(SCRIPTS))
 
 PNG = b"\x89PNG\r\n\x1a\n"
-EACH = {"ratio_variance": ratio_variance, "clip_fraction": clip_fraction, "signal_to_noise": signal_to_noise}
+EACH = {
+    "ratio_variance": ratio_variance,
+    "clip_fraction": clip_fraction,
+    "signal_to_noise": signal_to_noise,
+}
 
 
 def write_checkpoint(path: Path, mtp: MTPHeads | None) -> str:
@@ -39,12 +43,20 @@ def write_checkpoint(path: Path, mtp: MTPHeads | None) -> str:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         policy = TinyPolicy(
-            common.CHARACTERS, hidden_size=32, layers=2, heads=4, intermediate_size=48, mtp=mtp, max_length=64
+            common.CHARACTERS,
+            hidden_size=32,
+            layers=2,
+            heads=4,
+            intermediate_size=48,
+            mtp=mtp,
+            max_length=64,
         )
         policy.build(device=torch.device("cpu"), reference=False)
         with torch.no_grad():
             for weight in policy.parameters():
-                weight.mul_(4.0).add_(0.05 * torch.randn(weight.shape)) if weight.ndim == 2 else None
+                weight.mul_(4.0).add_(
+                    0.05 * torch.randn(weight.shape)
+                ) if weight.ndim == 2 else None
     path.parent.mkdir(parents=True, exist_ok=True)
     freeze.save_weights(policy, path)
     return str(path)
@@ -52,14 +64,25 @@ def write_checkpoint(path: Path, mtp: MTPHeads | None) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("policy") / "start.ckpt", ParallelHeads(offsets=2))
+    return write_checkpoint(
+        tmp_path_factory.mktemp("policy") / "start.ckpt", ParallelHeads(offsets=2)
+    )
 
 
 @pytest.fixture(scope="module")
 def frozen_path(checkpoint, tmp_path_factory):
     """A rollout of 8 prompts x 4 completions, frozen; graded rewards, as an untrained policy adds nothing up."""
     path = tmp_path_factory.mktemp("frozen") / "frozen.safetensors"
-    options = ["--prompts", "8", "--completions", "4", "--max-new-tokens", "10", "--learning-rate", "0.01"]
+    options = [
+        "--prompts",
+        "8",
+        "--completions",
+        "4",
+        "--max-new-tokens",
+        "10",
+        "--learning-rate",
+        "0.01",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(freeze, "ExactAnswer", Digits)
         freeze.main(["--checkpoint", checkpoint, "--out", str(path), *options])
@@ -94,14 +117,20 @@ def test_the_frozen_file_holds_both_policies(checkpoint, frozen_path):
     rollout, tensors = load_rollout(frozen_path)
     mask = rollout.response_mask_BT
     assert len(rollout.rows) == len(rollout.texts) == 32
-    torch.testing.assert_close(tensors["old_logprobs_BT"], rollout.behaviour_logprobs_BT, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        tensors["old_logprobs_BT"], rollout.behaviour_logprobs_BT, rtol=0, atol=1e-4
+    )
     advantages = group_relative(tensors["rewards_B"], 4)
     assert torch.equal(tensors["advantages_BT"], advantages[:, None] * mask)
     request = ScoreRequest(future=2)
     for path, prefix in ((checkpoint, "old_"), (frozen_path.with_suffix(".ckpt"), "")):
         scores = freeze.score(common.load_policy(path), rollout, request)
-        torch.testing.assert_close(tensors[f"{prefix}logprobs_BT"], scores.logprobs_BT, rtol=0, atol=1e-4)
-        torch.testing.assert_close(tensors[f"{prefix}future_BTM"], scores.future_BTM, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            tensors[f"{prefix}logprobs_BT"], scores.logprobs_BT, rtol=0, atol=1e-4
+        )
+        torch.testing.assert_close(
+            tensors[f"{prefix}future_BTM"], scores.future_BTM, rtol=0, atol=1e-4
+        )
     moved = (tensors["logprobs_BT"] - tensors["old_logprobs_BT"])[mask]
     assert float(moved.std()) > 0.05
     gain = (moved * tensors["advantages_BT"][mask]).mean()
@@ -131,7 +160,18 @@ def test_a_policy_without_heads_has_backbone_ratios_only(tmp_path, monkeypatch):
 
 def test_rewards_that_are_all_equal_are_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match="there is no advantage"):
-        freeze.main(["--checkpoint", checkpoint, "--out", str(tmp_path / "x"), "--prompts", "2", "--completions", "2"])
+        freeze.main(
+            [
+                "--checkpoint",
+                checkpoint,
+                "--out",
+                str(tmp_path / "x"),
+                "--prompts",
+                "2",
+                "--completions",
+                "2",
+            ]
+        )
 
 
 def test_more_offsets_than_heads_are_refused(checkpoint, tmp_path):
@@ -167,8 +207,12 @@ def test_spread_of_pairs_by_hand():
     assert rows["uniform", 2]["effective samples"] == pytest.approx(ess, rel=1e-5)
     first, second = torch.tensor([0.1, 0.3, -0.2]).std(), torch.tensor([0.3, -0.2, 0.5]).std()
     share = rows["share 40 %", 2]
-    assert share["s sqrt(sum beta^2)"] == pytest.approx(float(first) * math.sqrt(0.6**2 + 0.4**2), rel=1e-5)
-    assert share["sqrt(sum beta^2 s_n^2)"] == pytest.approx(math.hypot(0.6 * first, 0.4 * second), rel=1e-5)
+    assert share["s sqrt(sum beta^2)"] == pytest.approx(
+        float(first) * math.sqrt(0.6**2 + 0.4**2), rel=1e-5
+    )
+    assert share["sqrt(sum beta^2 s_n^2)"] == pytest.approx(
+        math.hypot(0.6 * first, 0.4 * second), rel=1e-5
+    )
 
 
 def test_independent_ratios_spread_as_predicted():
@@ -181,8 +225,12 @@ def test_independent_ratios_spread_as_predicted():
 
 def test_heads_are_read_from_their_own_columns():
     frozen = by_hand([[0.1, 0.3, -0.2]], [1.0], future=[[[1.0, 7.0], [2.0, 7.0], [9.0, 7.0]]])
-    rows = {(row["source"], row["weights"], row["N"]): row for row in ratio_variance.measure(frozen, 2)}
-    assert rows["mtp", "joint", 2]["std log R"] == pytest.approx(float(torch.tensor([1.1, 2.3]).std()), rel=1e-5)
+    rows = {
+        (row["source"], row["weights"], row["N"]): row for row in ratio_variance.measure(frozen, 2)
+    }
+    assert rows["mtp", "joint", 2]["std log R"] == pytest.approx(
+        float(torch.tensor([1.1, 2.3]).std()), rel=1e-5
+    )
     assert rows["mtp", "joint", 1]["std log R"] == rows["backbone", "joint", 1]["std log R"]
     assert max(row["N"] for row in ratio_variance.measure(by_hand([[0.1] * 9], [1.0], future=[[[0.0]] * 9]), 4)
                if row["source"] == "mtp") == 2  # fmt: skip
@@ -263,8 +311,29 @@ def test_reliability_is_that_of_plain_argmaxes(family, tmp_path):
 
 def test_reliability_compares_checkpoints(checkpoint, tmp_path, capsys):
     other = write_checkpoint(tmp_path / "medusa.ckpt", MedusaHeads(offsets=1))
-    options = ["--prompts", "4", "--completions", "2", "--max-new-tokens", "6", "--out", str(tmp_path)]
-    reliability.main(["--checkpoint", checkpoint, "--checkpoint", other, "--label", "a", "--label", "b", *options])
+    options = [
+        "--prompts",
+        "4",
+        "--completions",
+        "2",
+        "--max-new-tokens",
+        "6",
+        "--out",
+        str(tmp_path),
+    ]
+    reliability.main(
+        [
+            "--checkpoint",
+            checkpoint,
+            "--checkpoint",
+            other,
+            "--label",
+            "a",
+            "--label",
+            "b",
+            *options,
+        ]
+    )
     rows = read(tmp_path, "reliability")
     assert [(row["checkpoint"], row["family"], row["offset"]) for row in rows] == [
         ("a", "parallel", "0"), ("a", "parallel", "1"), ("a", "parallel", "2"), ("b", "medusa", "0"), ("b", "medusa", "1"),
@@ -315,11 +384,15 @@ def sequence_sum(log_ratios, advantage):
         ("sequence", SequenceActions(), sequence_sum),
     ],
 )
-def test_gradients_and_their_noise_are_the_definition(frozen_path, monkeypatch, name, space, loss_of):
+def test_gradients_and_their_noise_are_the_definition(
+    frozen_path, monkeypatch, name, space, loss_of
+):
     frozen = common.Frozen.load(frozen_path)
     policy = common.load_policy(frozen_path.with_suffix(".ckpt"))
     monkeypatch.setattr(signal_to_noise, "spaces", lambda *_: {name: space})
-    (setting,) = [s for s in signal_to_noise.make_settings(frozen, [], [], 0.2) if s.clip == "equal"]
+    (setting,) = [
+        s for s in signal_to_noise.make_settings(frozen, [], [], 0.2) if s.clip == "equal"
+    ]
     (sums,) = signal_to_noise.gradients(policy, frozen, [setting])
     x = naive_gradients(policy, frozen, loss_of)
     mean, noise = x.mean(0), float(x.var(0).sum()) / 8
@@ -328,13 +401,18 @@ def test_gradients_and_their_noise_are_the_definition(frozen_path, monkeypatch, 
     assert value == pytest.approx((float(mean.square().sum()) - noise) / noise, rel=1e-3, abs=1e-4)
     kept = x[[p for p in range(8) if p % 4 != 1]]  # four blocks of two prompts
     noise = float(kept.var(0).sum()) / 6
-    assert without[1] == pytest.approx((float(kept.mean(0).square().sum()) / noise - 1) * 8 / 6, rel=1e-3, abs=1e-4)
+    assert without[1] == pytest.approx(
+        (float(kept.mean(0).square().sum()) / noise - 1) * 8 / 6, rel=1e-3, abs=1e-4
+    )
 
 
 def test_blocks_of_heads_use_as_many_offsets_as_they_need(frozen_path, monkeypatch):
     frozen = common.Frozen.load(frozen_path)
     policy = common.load_policy(frozen_path.with_suffix(".ckpt"))
-    found = {"N=2": common.blocks(2, FutureShare(0.4), "mtp"), "N=3": common.blocks(3, FutureShare(0.4), "mtp")}
+    found = {
+        "N=2": common.blocks(2, FutureShare(0.4), "mtp"),
+        "N=3": common.blocks(3, FutureShare(0.4), "mtp"),
+    }
     monkeypatch.setattr(signal_to_noise, "spaces", lambda *_: found)
     settings = [s for s in signal_to_noise.make_settings(frozen, [], [], 0.2) if s.clip == "equal"]
     mask, advantages = frozen.mask_BT, frozen.advantages_BT
@@ -353,9 +431,13 @@ def test_blocks_of_heads_use_as_many_offsets_as_they_need(frozen_path, monkeypat
         losses = -torch.minimum(ratios * advantages, ratios.clamp(0.8, 1.2) * advantages)
         policy.zero_grad()
         (losses[mask].sum() / mask.sum()).backward()
-        expected = torch.cat([weight.grad.flatten() for weight in policy.parts()["policy"]]).double()
+        expected = torch.cat(
+            [weight.grad.flatten() for weight in policy.parts()["policy"]]
+        ).double()
         tolerance = float(expected.abs().max()) * 1e-4
-        torch.testing.assert_close(sums.mean_D, expected, rtol=1e-3, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            sums.mean_D, expected, rtol=1e-3, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_on_policy_the_backbone_changes_first_tokens_only(frozen_path):
@@ -364,16 +446,22 @@ def test_on_policy_the_backbone_changes_first_tokens_only(frozen_path):
     frozen = common.Frozen(later.rollout, later.advantages_BT, later.logprobs_BT, later.logprobs_BT)
     policy = common.load_policy(frozen_path.with_suffix(".ckpt"))
     settings = signal_to_noise.make_settings(frozen, [3], [0.4], 0.2)
-    assert [s.name for s in settings] == ["token", "backbone, N=3, 40%", "sequence"], "nothing clips, nothing to match"
+    assert [s.name for s in settings] == ["token", "backbone, N=3, 40%", "sequence"], (
+        "nothing clips, nothing to match"
+    )
     sums = signal_to_noise.gradients(policy, frozen, settings)
     factors = torch.ones(frozen.mask_BT.shape[1])
     factors[:2] = torch.tensor([0.6, 0.8])
 
     def coefficients(log_ratios, advantage):
-        return -(log_ratios * factors[: len(log_ratios)]).sum() * advantage  # d/dx exp(x) = 1 at x = 0
+        return (
+            -(log_ratios * factors[: len(log_ratios)]).sum() * advantage
+        )  # d/dx exp(x) = 1 at x = 0
 
     expected = naive_gradients(policy, frozen, coefficients).mean(0)
-    torch.testing.assert_close(sums[1].mean_D, expected, rtol=1e-3, atol=float(expected.abs().max()) * 1e-4)
+    torch.testing.assert_close(
+        sums[1].mean_D, expected, rtol=1e-3, atol=float(expected.abs().max()) * 1e-4
+    )
     torch.testing.assert_close(
         sums[0].mean_D, sums[2].mean_D, rtol=1e-3, atol=float(sums[0].mean_D.abs().max()) * 1e-4
     )  # with token counts as weights the sequence's gradient is the token level's, too
@@ -381,7 +469,9 @@ def test_on_policy_the_backbone_changes_first_tokens_only(frozen_path):
 
 def test_a_policy_that_was_not_frozen_is_refused(checkpoint, frozen_path, tmp_path):
     with pytest.raises(UserError, match="is not the policy of the frozen rollout"):
-        signal_to_noise.main(["--frozen", str(frozen_path), "--checkpoint", checkpoint, "--out", str(tmp_path)])
+        signal_to_noise.main(
+            ["--frozen", str(frozen_path), "--checkpoint", checkpoint, "--out", str(tmp_path)]
+        )
 
 
 def test_the_interval_of_a_ratio_needs_positive_signals():
@@ -415,8 +505,13 @@ def test_every_script_writes_its_table_and_picture(name, frozen_path, tmp_path, 
 def test_a_rollout_that_is_missing_or_bare_is_one_line(name, tmp_path, monkeypatch, capsys):
     bare = tmp_path / "bare.safetensors"
     save_rollout(bare, make_rollout([3], [2, 1]))
-    for path, message in ((tmp_path / "none", "cannot be read"), (bare, "is a rollout without advantages_BT")):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--frozen", str(path), "--out", str(tmp_path)])
+    for path, message in (
+        (tmp_path / "none", "cannot be read"),
+        (bare, "is a rollout without advantages_BT"),
+    ):
+        monkeypatch.setattr(
+            sys, "argv", [f"{name}.py", "--frozen", str(path), "--out", str(tmp_path)]
+        )
         with pytest.raises(SystemExit, match=message) as caught:
             common.run(EACH[name].main)
         assert "\n" not in str(caught.value)

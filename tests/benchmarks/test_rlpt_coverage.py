@@ -17,7 +17,7 @@ import torch
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import Finish, PromptRow
-from tests.helpers import make_rollout, right_padded
+from tests.support.builders import make_rollout, right_padded
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "rlpt"
 sys.path.insert(0, str(SCRIPTS))
@@ -25,7 +25,9 @@ import coverage_picture  # noqa: E402
 import execute  # noqa: E402
 import problems  # noqa: E402
 
-spec = importlib.util.spec_from_file_location("rlpt_coverage", SCRIPTS / "coverage.py")  # `coverage` is a package, too
+spec = importlib.util.spec_from_file_location(
+    "rlpt_coverage", SCRIPTS / "coverage.py"
+)  # `coverage` is a package, too
 coverage = importlib.util.module_from_spec(spec)
 sys.modules["rlpt_coverage"] = coverage
 spec.loader.exec_module(coverage)
@@ -45,8 +47,18 @@ GSM8K = [
     },
 ]
 SVAMP = [
-    {"Body": "Ann has 7.0 apples.", "Question": "How many?", "Equation": "( ( 7.0 - 5.0 ) * 1.5 )", "Answer": 3.0},
-    {"Body": "Bob has 2 pears.", "Question": "How many?", "Equation": "( 10.0 / 5.0 )", "Answer": 2.0},
+    {
+        "Body": "Ann has 7.0 apples.",
+        "Question": "How many?",
+        "Equation": "( ( 7.0 - 5.0 ) * 1.5 )",
+        "Answer": 3.0,
+    },
+    {
+        "Body": "Bob has 2 pears.",
+        "Question": "How many?",
+        "Equation": "( 10.0 / 5.0 )",
+        "Answer": 2.0,
+    },
 ]
 HUMANEVAL = [
     {
@@ -105,7 +117,9 @@ def test_coverage_of_references_is_that_of_a_naive_loop(policy, files, batch):
     tokens = coverage.reference_tokens(policy, data, batch)
     ranks = []
     for row in data.rows:
-        prompt, response = (policy.tokenizer(text)["input_ids"] for text in (f"Say: {row.prompt}", row.solution))
+        prompt, response = (
+            policy.tokenizer(text)["input_ids"] for text in (f"Say: {row.prompt}", row.solution)
+        )
         assert row.prompt.endswith("?\n"), "without a chat template a line break ends the prompt"
         ranks.append(naive_ranks(policy, prompt, response))
     rows = table(tokens, [1, 4, 30])
@@ -144,12 +158,16 @@ def test_own_tokens_are_those_of_right_completions_only(policy, files, monkeypat
     seen, data = [], data_of(policy, files / "gsm8k.jsonl")
 
     def judge(rollout):
-        right = torch.tensor([bool(rollout.responses_BT[b, 0] % 2) for b in range(len(rollout.rows))])
+        right = torch.tensor(
+            [bool(rollout.responses_BT[b, 0] % 2) for b in range(len(rollout.rows))]
+        )
         seen.append((rollout, right))
         return right, rollout.response_mask_BT
 
     monkeypatch.setattr(coverage, "right_answers", judge)
-    options = argparse.Namespace(completions=4, batch=8, execute=False, seed=0, temperature=1.0, max_new_tokens=9)
+    options = argparse.Namespace(
+        completions=4, batch=8, execute=False, seed=0, temperature=1.0, max_new_tokens=9
+    )
     tokens = coverage.own_tokens(policy, data, "gsm8k", options)
     ranks, owners = [], []
     for rollout, right in seen:
@@ -164,7 +182,10 @@ def test_own_tokens_are_those_of_right_completions_only(policy, files, monkeypat
     assert tokens.ranks_n.tolist() == ranks
     ordered = sorted(data.rows, key=lambda row: len(row.prompt) + len(row.solution))
     assert [ordered[i].prompt for i in tokens.problems_n.tolist()] == owners
-    assert f"{sum(int(right.sum()) for _, right in seen)} of 12 own completions are correct" in capsys.readouterr().out
+    assert (
+        f"{sum(int(right.sum()) for _, right in seen)} of 12 own completions are correct"
+        in capsys.readouterr().out
+    )
 
 
 # --- problems -----------------------------------------------------------------------------------------------------
@@ -175,14 +196,20 @@ def test_references_of_each_data_set(files):
     assert [row.target for row in first] == ["5", "3", "2,000"]
     assert first[0].solution == GSM8K[0]["answer"]
     assert problems.read_gsm8k_plain(files / "gsm8k.jsonl")[0].solution == "2+3 = 5 is all.\n#### 5"
-    assert [row.solution for row in problems.read_svamp(files / "svamp.json")] == ["(7 - 5) * 1.5 = 3", "10 / 5 = 2"]
+    assert [row.solution for row in problems.read_svamp(files / "svamp.json")] == [
+        "(7 - 5) * 1.5 = 3",
+        "10 / 5 = 2",
+    ]
     (row,) = problems.read_humaneval(files / "humaneval.jsonl.gz")
     assert row.prompt + row.solution == HUMANEVAL[0]["prompt"] + HUMANEVAL[0]["canonical_solution"]
     assert row.solution.startswith("\n    return")
 
 
 def test_problems_are_drawn_by_seed(files):
-    draws = {tuple(r.prompt for r in problems.load_problems(f"gsm8k={files}/gsm8k.jsonl", 2, s)[1]) for s in range(9)}
+    draws = {
+        tuple(r.prompt for r in problems.load_problems(f"gsm8k={files}/gsm8k.jsonl", 2, s)[1])
+        for s in range(9)
+    }
     assert len(draws) > 2
     assert all(len(set(draw)) == 2 for draw in draws)
 
@@ -192,7 +219,9 @@ def responses(policy, texts, row):
     ids = [policy.tokenizer(text)["input_ids"] for text in texts]
     rollout = make_rollout([2], [len(each) for each in ids])
     mask = right_padded([len(each) for each in ids])
-    rollout.tokens_BL[:, rollout.prompt_length :][mask] = torch.tensor([i for each in ids for i in each])
+    rollout.tokens_BL[:, rollout.prompt_length :][mask] = torch.tensor(
+        [i for each in ids for i in each]
+    )
     object.__setattr__(rollout, "texts", tuple(texts))
     object.__setattr__(rollout, "rows", (row,) * len(texts))
     return rollout
@@ -239,9 +268,25 @@ def test_a_program_passes_if_it_gets_to_its_end_within_limits(program, passed, m
 
 
 def test_the_command_writes_table_and_picture(folder, files, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(coverage, "right_programs", lambda *_: pytest.fail("ran a program without --execute"))
-    options = ["--completions", "2", "--max-new-tokens", "5", "--problems", "2", "--top", "1", "8", str(V)]
-    for names, out in ((("gsm8k=gsm8k.jsonl", "svamp=svamp.json"), "a"), (("humaneval=humaneval.jsonl.gz",), "b")):
+    monkeypatch.setattr(
+        coverage, "right_programs", lambda *_: pytest.fail("ran a program without --execute")
+    )
+    options = [
+        "--completions",
+        "2",
+        "--max-new-tokens",
+        "5",
+        "--problems",
+        "2",
+        "--top",
+        "1",
+        "8",
+        str(V),
+    ]
+    for names, out in (
+        (("gsm8k=gsm8k.jsonl", "svamp=svamp.json"), "a"),
+        (("humaneval=humaneval.jsonl.gz",), "b"),
+    ):
         data = [f"{name}={files / file}" for name, file in (text.split("=") for text in names)]
         coverage.main(["--model", folder, "--data", *data, *options, "--out", str(tmp_path / out)])
         assert (tmp_path / out / "coverage.png").read_bytes().startswith(PNG)
@@ -251,7 +296,10 @@ def test_the_command_writes_table_and_picture(folder, files, tmp_path, monkeypat
     assert "| svamp | reference | all | 2 |" in said
     with (tmp_path / "a" / "coverage.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {(row["domain"], row["source"]) for row in rows} == {("gsm8k", "reference"), ("svamp", "reference")}
+    assert {(row["domain"], row["source"]) for row in rows} == {
+        ("gsm8k", "reference"),
+        ("svamp", "reference"),
+    }
     assert {row["coverage"] for row in rows if row["K"] == str(V)} == {"1.0"}
     both = [str(tmp_path / out / "coverage.csv") for out in "ab"]
     coverage_picture.main([*both, "--out", str(tmp_path)])
@@ -264,12 +312,26 @@ def test_the_command_writes_table_and_picture(folder, files, tmp_path, monkeypat
 def test_programs_run_with_execute_only(folder, files, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(problems, "passes", lambda program: ran.append(program) or True)
-    options = ["--completions", "3", "--max-new-tokens", "4", "--batch", "2", "--out", str(tmp_path), "--execute"]
+    options = [
+        "--completions",
+        "3",
+        "--max-new-tokens",
+        "4",
+        "--batch",
+        "2",
+        "--out",
+        str(tmp_path),
+        "--execute",
+    ]
     monkeypatch.setattr(problems, "function_body", lambda text: text or " ")
     coverage.main(["--model", folder, "--data", f"humaneval={files}/humaneval.jsonl.gz", *options])
     assert len(ran) == 3
     with (tmp_path / "coverage.csv").open() as file:
-        own = [row for row in csv.DictReader(file) if row["source"] == "own correct" and row["position"] == "1"]
+        own = [
+            row
+            for row in csv.DictReader(file)
+            if row["source"] == "own correct" and row["position"] == "1"
+        ]
     assert {row["tokens"] for row in own} == {"3"}
 
 
@@ -277,7 +339,11 @@ def test_programs_run_with_execute_only(folder, files, tmp_path, monkeypatch):
     ("data", "more", "message"),
     [
         ("gsm8k={}/gsm8k.jsonl", ["--top", "0"], "must be between 1 and the model's 98 ids, got 0"),
-        ("gsm8k={}/gsm8k.jsonl", ["--top", "4", "99"], "must be between 1 and the model's 98 ids, got 99"),
+        (
+            "gsm8k={}/gsm8k.jsonl",
+            ["--top", "4", "99"],
+            "must be between 1 and the model's 98 ids, got 99",
+        ),
         ("gsm9k={}/gsm8k.jsonl", [], "NAME is one of gsm8k, gsm8k_plain, svamp, humaneval"),
         ("{}/gsm8k.jsonl", [], "write NAME=PATH"),
         ("gsm8k={}/nothing.jsonl", [], "there is no file"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lightning_mpo.errors import UserError
-from tests.helpers import VOCABULARY, make_rollout
+from tests.support.builders import VOCABULARY, make_rollout
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "rlpt"
 sys.path.insert(0, str(SCRIPTS))
@@ -38,7 +38,9 @@ def naive(policy, rollout, mask_BT, temperature):
         positions = (seen.cumsum(1) - 1).clamp(min=0)
         logits = policy.network(ids, seen, positions).logits[0, S - 1 : -1] / temperature
         if rollout.support_BTK is not None:
-            outside = torch.ones_like(logits, dtype=torch.bool).scatter(1, rollout.support_BTK[b].long(), False)
+            outside = torch.ones_like(logits, dtype=torch.bool).scatter(
+                1, rollout.support_BTK[b].long(), False
+            )
             logits = logits.masked_fill(outside, -1e9)
         chosen = logits.log_softmax(-1).gather(1, rollout.responses_BT[b][:, None])[:, 0]
         found.append(torch.autograd.grad(chosen[mask_BT[b]].sum(), policy.parts()["policy"]))
@@ -53,7 +55,9 @@ def test_the_variance_is_the_trace_of_the_covariance(policy, support):
     gradients = naive(policy, rollout, mask, 0.7).double()
     sums = study.moments(policy, rollout, mask, 0.7)
     assert sums.variance() == pytest.approx(gradients.var(0).sum().item(), rel=1e-4)
-    assert sums.variance(without=1) == pytest.approx(gradients[[0, 1, 4, 5]].var(0).sum().item(), rel=1e-4)
+    assert sums.variance(without=1) == pytest.approx(
+        gradients[[0, 1, 4, 5]].var(0).sum().item(), rel=1e-4
+    )
 
 
 def test_a_support_of_everything_is_the_whole_vocabulary(policy):
@@ -78,7 +82,10 @@ def test_the_score_variances_are_those_of_the_softmax(policy):
     rollout = make_rollout([4], [5])
     (row,) = study.score_variances(policy, rollout, [3], 0.7)
     with torch.no_grad():
-        logits = policy.network(rollout.tokens_BL).logits[0, rollout.prompt_length - 1 : -1].double() / 0.7
+        logits = (
+            policy.network(rollout.tokens_BL).logits[0, rollout.prompt_length - 1 : -1].double()
+            / 0.7
+        )
     p = logits.softmax(-1)
     best = p.topk(3).values
     assert row["full"] == pytest.approx((1 - p.square().sum(-1)).mean().item(), rel=1e-5)
@@ -89,13 +96,19 @@ def test_the_score_variances_are_those_of_the_softmax(policy):
     assert row["violations"] == 0
 
 
-def test_the_command_prints_its_table_and_goes_on_from_frozen_rollouts(tiny_policy, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_its_table_and_goes_on_from_frozen_rollouts(
+    tiny_policy, tmp_path, monkeypatch, capsys
+):
     letters = string.ascii_letters + string.digits + " .?\n"  # those of the instruction
-    policy = tiny_policy(characters=letters, sharp=1.0)  # flat, so that samples differ and have a variance
+    policy = tiny_policy(
+        characters=letters, sharp=1.0
+    )  # flat, so that samples differ and have a variance
     policy.network.save_pretrained(tmp_path / "model")
     policy.tokenizer.save_pretrained(tmp_path / "model")
     data = tmp_path / "SVAMP.json"
-    rows = [{"Body": f"There are {n} cups.", "Question": "How many?", "Answer": n} for n in range(12)]
+    rows = [
+        {"Body": f"There are {n} cups.", "Question": "How many?", "Answer": n} for n in range(12)
+    ]
     data.write_text(json.dumps(rows))
     arguments = [
         "--model",
@@ -122,6 +135,7 @@ def test_the_command_prints_its_table_and_goes_on_from_frozen_rollouts(tiny_poli
     study.main(arguments)
     assert (tmp_path / "variance.csv").read_text() == first
     with pytest.raises(
-        UserError, match=f"`--sizes` must be at most the vocabulary size {len(policy.tokenizer)}, got 999"
+        UserError,
+        match=f"`--sizes` must be at most the vocabulary size {len(policy.tokenizer)}, got 999",
     ):
         study.main([*arguments, "--sizes", "999"])

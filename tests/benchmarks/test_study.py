@@ -45,7 +45,9 @@ def finish(study, cell, seed, score):
 
 def test_runs_what_is_missing_and_only_that(study, monkeypatch):
     asked = []
-    monkeypatch.setattr(study_tool, "_fit", lambda arguments, folder, threads: asked.append((arguments, folder)))
+    monkeypatch.setattr(
+        study_tool, "_fit", lambda arguments, folder, threads: asked.append((arguments, folder))
+    )
     finish(study, "base", 1, 0.8)
     Path("warm-0.ckpt").touch()
     assert study_tool.run_all(study, 1, 1) == []
@@ -61,7 +63,9 @@ def test_runs_what_is_missing_and_only_that(study, monkeypatch):
 
 def test_a_task_may_do_without_a_warmup(study, monkeypatch):
     asked = []
-    monkeypatch.setattr(study_tool, "_fit", lambda arguments, folder, threads: asked.append(arguments))
+    monkeypatch.setattr(
+        study_tool, "_fit", lambda arguments, folder, threads: asked.append(arguments)
+    )
     assert study_tool.run_all(replace(study, tasks={"t": {"config": "t.yaml"}}), 1, 1) == []
     assert len(asked) == 6
 
@@ -71,7 +75,10 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(study, monkeypatch):
         return f"{folder}/run.log" if "seed1" in str(folder) else None
 
     monkeypatch.setattr(study_tool, "_fit", fit)
-    assert study_tool.run_all(study, 1, 1) == ["runs/s/t/base/seed1/run.log", "runs/s/t/other/seed1/run.log"]
+    assert study_tool.run_all(study, 1, 1) == [
+        "runs/s/t/base/seed1/run.log",
+        "runs/s/t/other/seed1/run.log",
+    ]
 
 
 def test_pairs_are_by_seed(study):
@@ -79,7 +86,10 @@ def test_pairs_are_by_seed(study):
         finish(study, "base", seed, score)
     finish(study, "other", 0, 0.61)
     finish(study, "other", 2, 0.83)
-    assert study_tool._differences(study, "t", "other", "base") == [pytest.approx(0.01), pytest.approx(0.03)]
+    assert study_tool._differences(study, "t", "other", "base") == [
+        pytest.approx(0.01),
+        pytest.approx(0.03),
+    ]
     row = study_tool.table(study).splitlines()[-1]
     assert "| other | 2 |" in row
     assert "+0.020 ± 0.127" in row
@@ -89,28 +99,48 @@ def test_pairs_are_by_seed(study):
 
 
 def test_intervals():
-    assert study_tool.interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.303 / math.sqrt(3), rel=1e-3))
+    assert study_tool.interval([1.0, 2.0, 3.0]) == (
+        2.0,
+        pytest.approx(4.303 / math.sqrt(3), rel=1e-3),
+    )
     mean, half = study_tool.interval([0.5])
     assert mean == 0.5
     assert math.isnan(half)
-    assert study_tool.detectable([0.0, 2.0]) == pytest.approx((12.706 + 1.376) * math.sqrt(2) / math.sqrt(2))
+    assert study_tool.detectable([0.0, 2.0]) == pytest.approx(
+        (12.706 + 1.376) * math.sqrt(2) / math.sqrt(2)
+    )
 
 
 def test_rollouts_to_a_level_lie_on_a_line_between_validations():
-    curve = [{"accuracy": 0.5}, {"accuracy": 0.5}, {"validation": 0.7}, {"accuracy": 0.5}, {"validation": 0.6}]
+    curve = [
+        {"accuracy": 0.5},
+        {"accuracy": 0.5},
+        {"validation": 0.7},
+        {"accuracy": 0.5},
+        {"validation": 0.6},
+    ]
     summary = {"warmup": {"pass_at_1": 0.5}, "curve": curve}
-    assert study_tool.rollouts_to(summary, 0.6) == pytest.approx(1.0)  # half-way from 0.5 (0) to 0.7 (2)
+    assert study_tool.rollouts_to(summary, 0.6) == pytest.approx(
+        1.0
+    )  # half-way from 0.5 (0) to 0.7 (2)
     assert study_tool.rollouts_to(summary, 0.5) == 0.0
     assert study_tool.rollouts_to(summary, 0.71) is None
     assert study_tool._reach({0: summary, 1: summary | {"curve": []}}, 0.7) == "2.0 (1 never)"
     late = summary | {"curve": [{"accuracy": 0.5}] * 2 + curve}
-    assert study_tool._reach({0: late, 2: late}, 0.6, {0: summary, 1: summary, 2: late}) == "2.0, paired +0.5 ± 6.4"
+    assert (
+        study_tool._reach({0: late, 2: late}, 0.6, {0: summary, 1: summary, 2: late})
+        == "2.0, paired +0.5 ± 6.4"
+    )
 
 
 def test_a_table_with_levels_has_a_column_for_each(study):
     finish(study, "base", 0, 0.8)
     path = study.folder("t", "base", 0) / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"curve": [{"accuracy": 0.5}, {"validation": 0.9}]}))
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {"curve": [{"accuracy": 0.5}, {"validation": 0.9}]}
+        )
+    )
     head, rule, row = study_tool.table(replace(study, levels=(0.7,))).splitlines()
     assert head.endswith("rollouts to 0.7 |")
     assert row.endswith("| 0.5 |")
@@ -122,7 +152,10 @@ def test_a_run_with_accounted_memory_gets_a_column_for_the_update(study):
     finish(study, "other", 0, 0.8)
     assert "peak of the update" not in study_tool.table(study)
     sizes = {"load": 900, "forward": 300, "backward": 250, "optimiser": 310}
-    written = {"baseline": 110 * 2**20, "peaks": {phase: {"in_use": size * 2**20} for phase, size in sizes.items()}}
+    written = {
+        "baseline": 110 * 2**20,
+        "peaks": {phase: {"in_use": size * 2**20} for phase, size in sizes.items()},
+    }
     (study.folder("t", "base", 0) / "memory.json").write_text(json.dumps(written))
     head, rule, base, other = study_tool.table(study).splitlines()
     assert head.endswith("| peak of the update |")
@@ -136,7 +169,10 @@ def test_every_file_of_the_studies_is_there():
         content = yaml.safe_load(path.read_text())
         named = [cell["config"] for cell in content.get("cells", {}).values()]
         named += [
-            task[key] for task in content.get("tasks", {}).values() for key in ("config", "warmup") if key in task
+            task[key]
+            for task in content.get("tasks", {}).values()
+            for key in ("config", "warmup")
+            if key in task
         ]
         assert all((ROOT / name).is_file() for name in named), path
         assert all((path.parent / name).resolve().is_file() for name in content.get("include", []))

@@ -13,7 +13,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.export import forms
 from lightning_mpo.export.forms import reload
 from lightning_mpo.policies import CausalPolicy
-from tests.modules.runs import Probe, fit, make_policy
+from tests.support.runs import Probe, fit, make_policy
 
 
 def test_what_was_trained_is_exported(tmp_path):
@@ -25,7 +25,9 @@ def test_what_was_trained_is_exported(tmp_path):
     assert all(torch.equal(again[name], run.weights[name]) for name in again)
     first = make_policy()
     first.build(device=torch.device("cpu"), reference=False)
-    assert not all(torch.equal(again[name], weight) for name, weight in first.named_parameters()), "trained"
+    assert not all(torch.equal(again[name], weight) for name, weight in first.named_parameters()), (
+        "trained"
+    )
     card = (tmp_path / "export" / "README.md").read_text()
     assert "temperature 0.5, at most 8 tokens" in card
     assert "This is not the policy" not in card
@@ -36,7 +38,9 @@ def test_a_folder_in_use_is_refused_before_anything_is_trained(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("")
     policy = make_policy()
     policy.load_network = lambda: pytest.fail("loaded")
-    with pytest.raises(UserError, match=r"is not empty \(it holds 'thesis.txt'\); .* set `Export.overwrite: true`"):
+    with pytest.raises(
+        UserError, match=r"is not empty \(it holds 'thesis.txt'\); .* set `Export.overwrite: true`"
+    ):
         fit(tmp_path, callbacks=[Export(str(tmp_path / "mine"))], policy=policy)
     with pytest.raises(UserError, match="the form 'adapter' needs adapters"):
         fit(tmp_path, callbacks=[Export(form="adapter")], policy=policy)
@@ -49,7 +53,10 @@ def test_what_is_not_the_policy_is_told(tmp_path, monkeypatch):
         policy.network.save_pretrained(folder)
 
     monkeypatch.setattr(forms, "write_full", damage)
-    with pytest.raises(UserError, match=r"the export in .*\.part differs from the policy: log-probs differ by up to"):
+    with pytest.raises(
+        UserError,
+        match=r"the export in .*\.part differs from the policy: log-probs differ by up to",
+    ):
         fit(tmp_path, callbacks=[Export()], max_steps=1)
     assert not (tmp_path / "export").exists()
 

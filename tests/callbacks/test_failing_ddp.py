@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_bad_input import BASE
+from tests.cli.test_bad_input import BASE
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -33,12 +33,16 @@ def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_both_processes_end_with_the_same_words(tmp_path: Path) -> None:
-    done = launch(tmp_path, str(Path(__file__).with_name("two_ranks_failing.py")), str(tmp_path))
+    done = launch(
+        tmp_path, str(Path(__file__).parents[1] / "support" / "two_ranks_failing.py"), str(tmp_path)
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"lines{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
-    code = Path(__file__).with_name("two_ranks_failing.py")
-    line = 1 + next(i for i, text in enumerate(code.read_text().splitlines()) if "raise ValueError" in text)
+    code = Path(__file__).parents[1] / "support" / "two_ranks_failing.py"
+    line = 1 + next(
+        i for i, text in enumerate(code.read_text().splitlines()) if "raise ValueError" in text
+    )
     at = f"({code}, line {line})"
     one = f"reward `Fails` raised ValueError: on 1 {at} (in process 1 of 2) True"
     assert first == {

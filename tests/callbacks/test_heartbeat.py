@@ -14,8 +14,8 @@ from lightning_mpo.callbacks import Heartbeat, Report
 from lightning_mpo.callbacks.heartbeat import EXIT_CODE, Beat, describe
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.hooks import RolloutCallback
-from tests.callbacks.sleeping_reward import Sleepy
-from tests.modules.runs import Digits, fit
+from tests.support.runs import Digits, fit
+from tests.support.sleeping_reward import Sleepy
 
 
 def test_the_process_that_has_begun_the_fewest_phases_is_waited_for():
@@ -74,7 +74,9 @@ def test_held_out_prompts_that_are_sampled_count_as_progress(tmp_path):
             moved.append((watch._own, watch._moved > 0))
             watch._moved = 0.0
 
-    report = Report(problems=4, completions=2, batch_size=4)  # batches: two sampled and one greedy, before and after
+    report = Report(
+        problems=4, completions=2, batch_size=4
+    )  # batches: two sampled and one greedy, before and after
     fit(tmp_path, callbacks=[watch, After(), report], max_steps=1, limit_val_batches=1, val_check_interval=1,
         check_val_every_n_epoch=None)  # fmt: skip
     assert all(fresh for _, fresh in moved)
@@ -83,16 +85,21 @@ def test_held_out_prompts_that_are_sampled_count_as_progress(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"every": 0}, "every"), ({"warn_after": 60, "abort_after": 30}, "abort_after")]
+    ("options", "said"),
+    [({"every": 0}, "every"), ({"warn_after": 60, "abort_after": 30}, "abort_after")],
 )
 def test_times_that_make_no_sense_are_refused(options, said):
     with pytest.raises(UserError, match=said):
         Heartbeat(**options)
 
 
-def run_two(folder: Path, seconds: float, abort_after: float) -> tuple[subprocess.CompletedProcess, float]:
-    script = str(Path(__file__).with_name("sleeping_reward.py"))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {"OMP_NUM_THREADS": "1"}
+def run_two(
+    folder: Path, seconds: float, abort_after: float
+) -> tuple[subprocess.CompletedProcess, float]:
+    script = str(Path(__file__).parents[1] / "support" / "sleeping_reward.py")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {
+        "OMP_NUM_THREADS": "1"
+    }
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, script, str(folder), str(seconds), str(abort_after)],
@@ -106,9 +113,14 @@ def test_the_other_process_names_the_one_whose_reward_sleeps(tmp_path):
     done, _ = run_two(tmp_path, 6, 100)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "done-0").exists()
-    lines = [line for line in done.stderr.splitlines() if line.startswith("heartbeat  rank 0: no progress")]
+    lines = [
+        line
+        for line in done.stderr.splitlines()
+        if line.startswith("heartbeat  rank 0: no progress")
+    ]
     assert any(
-        "rank 1: reward function, " in line and "waiting for it: rank 0 (all-reduce" in line for line in lines
+        "rank 1: reward function, " in line and "waiting for it: rank 0 (all-reduce" in line
+        for line in lines
     ), done.stderr[-2000:]
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.callbacks import KillAt
 from lightning_mpo.errors import UserError
-from tests.modules.runs import fit
+from tests.support.runs import fit
 
 
 class Died(BaseException):
@@ -46,13 +46,17 @@ def test_it_dies_there(tmp_path, phase, count, step, saved):
         fit(tmp_path, callbacks=[killer, save], accumulate_grad_batches=2, limit_val_batches=1, val_check_interval=1,
             check_val_every_n_epoch=None)  # fmt: skip
     assert died == [step]
-    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [f"step={step}.ckpt" for step in saved]
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [
+        f"step={step}.ckpt" for step in saved
+    ]
     for path in tmp_path.glob("*.ckpt"):
         torch.load(path, weights_only=True)
 
 
 def test_another_process_is_left_alone(tmp_path):
-    assert fit(tmp_path, callbacks=[KillAt("update", 1, rank=1)], max_steps=2).trainer.global_step == 2
+    assert (
+        fit(tmp_path, callbacks=[KillAt("update", 1, rank=1)], max_steps=2).trainer.global_step == 2
+    )
 
 
 def test_what_is_no_event_is_refused():

@@ -9,10 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
-from lightning_mpo.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
 from lightning_mpo.modules.hooks import RolloutCallback
+from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
 from lightning_mpo.rollout.experience import mean_over_ranks
-from tests.modules.runs import adam, fit, make_objective
+from tests.support.runs import adam, fit, make_objective
 
 
 class Keep(RolloutCallback):
@@ -31,7 +31,10 @@ def test_mean_and_maximum_are_over_the_response_tokens_of_a_rollout(tmp_path, ep
         tmp_path, callbacks=[KLTracking(), keep], rollout={"epochs": epochs}, max_steps=3 * epochs,
         module={"optimizer": adam(2e-2)},
     )  # fmt: skip
-    means, largest = run.record.column("kl/rollout_mean")[::epochs], run.record.column("kl/rollout_max")[::epochs]
+    means, largest = (
+        run.record.column("kl/rollout_mean")[::epochs],
+        run.record.column("kl/rollout_max")[::epochs],
+    )
     assert means[0] == pytest.approx(0, abs=1e-6)
     assert means[1] > 1e-4
     for i, (event, reference_BT) in enumerate(zip(keep.events, keep.references, strict=True)):
@@ -50,7 +53,10 @@ def test_the_reference_is_kept_only_where_someone_asks(tmp_path):
 
 
 def test_tracking_changes_no_weight(tmp_path):
-    plain, watched = fit(tmp_path, max_steps=3), fit(tmp_path, callbacks=[KLTracking()], max_steps=3)
+    plain, watched = (
+        fit(tmp_path, max_steps=3),
+        fit(tmp_path, callbacks=[KLTracking()], max_steps=3),
+    )
     assert all(torch.equal(plain.weights[n], watched.weights[n]) for n in plain.weights)
 
 
@@ -69,9 +75,17 @@ def test_it_moves_an_adaptive_coefficient_by_the_measured_divergence(tmp_path):
 
 
 def test_it_moves_when_nobody_watches(tmp_path):
-    kl = [KLPenalty(AdaptiveCoefficient(target=1e-3, coefficient=0.1, horizon=64)) for _ in range(2)]
+    kl = [
+        KLPenalty(AdaptiveCoefficient(target=1e-3, coefficient=0.1, horizon=64)) for _ in range(2)
+    ]
     module = {"optimizer": adam(2e-2)}
-    watched = fit(tmp_path, callbacks=[KLTracking()], objective=make_objective(kl=kl[0]), max_steps=4, module=module)
+    watched = fit(
+        tmp_path,
+        callbacks=[KLTracking()],
+        objective=make_objective(kl=kl[0]),
+        max_steps=4,
+        module=module,
+    )
     alone = fit(tmp_path, objective=make_objective(kl=kl[1]), max_steps=4, module=module)
     assert kl[0].controller.coefficient == kl[1].controller.coefficient != 0.1
     assert alone.record.column("kl/coefficient") == watched.record.column("kl/coefficient")
@@ -85,7 +99,10 @@ def test_a_constant_coefficient_stays(tmp_path):
 
 def test_it_stops_above_a_bound_at_the_end_of_an_update(tmp_path):
     save = ModelCheckpoint(dirpath=tmp_path, save_last=True)
-    with pytest.warns(UserWarning, match=r"nats per token from its reference, over `KLTracking.stop_above` \(0.001\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"nats per token from its reference, over `KLTracking.stop_above` \(0.001\)",
+    ):
         run = fit(
             tmp_path, callbacks=[KLTracking(stop_above=1e-3), save], max_steps=50, accumulate_grad_batches=2,
             module={"optimizer": adam(2e-2)},
@@ -95,7 +112,9 @@ def test_it_stops_above_a_bound_at_the_end_of_an_update(tmp_path):
     assert means[-1] > 1e-3
     assert run.trainer.global_step == len(means) < 50
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 2 * len(means)
+    assert state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 2 * len(
+        means
+    )
 
 
 @pytest.mark.parametrize("bound", [0, -1.0])
@@ -107,7 +126,9 @@ def test_a_bound_is_positive(bound):
 def test_ranks_of_other_lengths_count_by_their_tokens():
     """Ten tokens at 0.1 and ninety at 0.01 are 0.019 in the mean, not 0.055."""
     ranks = [torch.full((10,), 0.1), torch.full((90,), 0.01)]
-    sums = sum(torch.stack([part.double().sum(), torch.tensor(len(part)).double()]) for part in ranks)
+    sums = sum(
+        torch.stack([part.double().sum(), torch.tensor(len(part)).double()]) for part in ranks
+    )
 
     class Module:
         def over_ranks(self, own):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.callbacks.many_kills import FAMILIES
+from tests.support.many_kills import FAMILIES
 
-SCRIPT = Path(__file__).with_name("many_kills.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "many_kills.py"
 
 
 @pytest.mark.slow
@@ -23,4 +23,6 @@ def test_random_kills_go_on_bit_for_bit(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     assert [line.split("  ")[0].strip() for line in lines] == families
-    assert all("4 kills in" in line and "all went on bit for bit" in line for line in lines), done.stdout
+    assert all("4 kills in" in line and "all went on bit for bit" in line for line in lines), (
+        done.stdout
+    )

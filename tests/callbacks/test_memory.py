@@ -11,12 +11,12 @@ import torch
 from lightning_mpo.callbacks import MemoryAccounting
 from lightning_mpo.callbacks.memory import PHASES, parts_of
 from lightning_mpo.errors import UserError
+from lightning_mpo.memory.footprint import Footprint, footprint
+from lightning_mpo.memory.resident import PhasePeaks, _find_mallinfo, heap_free_bytes
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.policies import CausalPolicy, Lora, Quantization
-from lightning_mpo.policies.footprint import Footprint, footprint
-from lightning_mpo.resident import PhasePeaks, _find_mallinfo, heap_free_bytes
-from tests.modules.runs import fit, make_policy
 from tests.policies.test_quantization import built, folder  # noqa: F401  a fixture
+from tests.support.runs import fit, make_policy
 
 WORK = 96 * 2**20
 
@@ -60,7 +60,10 @@ class Works(RolloutCallback):
 def test_a_peak_belongs_to_the_phase_it_was_in(tmp_path, hook, phase):
     memory = MemoryAccounting()
     fit(
-        tmp_path, callbacks=[memory, Works(hook, memory)], max_steps=2, rollout={"minibatches": 2, "parity_gate": False}
+        tmp_path,
+        callbacks=[memory, Works(hook, memory)],
+        max_steps=2,
+        rollout={"minibatches": 2, "parity_gate": False},
     )
     peaks = memory.peaks()
     assert list(peaks) == list(PHASES)
@@ -73,11 +76,17 @@ def test_a_peak_belongs_to_the_phase_it_was_in(tmp_path, hook, phase):
 def test_what_a_run_logs_and_writes(tmp_path):
     memory = MemoryAccounting()
     run = fit(tmp_path, callbacks=[memory], max_steps=4, rollout={"minibatches": 2})
-    assert {f"memory/{phase}{kind}_mib" for phase in PHASES for kind in ("", "_in_use")} <= set(run.record.lines[-1][1])
-    assert run.record.column("memory/peak_mib")[-1] == pytest.approx(max(memory.peaks().values()) / 2**20, rel=0.2)
+    assert {f"memory/{phase}{kind}_mib" for phase in PHASES for kind in ("", "_in_use")} <= set(
+        run.record.lines[-1][1]
+    )
+    assert run.record.column("memory/peak_mib")[-1] == pytest.approx(
+        max(memory.peaks().values()) / 2**20, rel=0.2
+    )
     weights = sum(p.numel() for p in run.module.policy.parameters())
     assert run.record.column("memory/weights_mib")[0] == weights * 4 / 2**20
-    assert run.record.column("memory/of_bf16_pair")[0] == 1.0  # float32 policy, no reference: as much as a bf16 pair
+    assert (
+        run.record.column("memory/of_bf16_pair")[0] == 1.0
+    )  # float32 policy, no reference: as much as a bf16 pair
     summary = json.loads((tmp_path / "memory.json").read_text())
     assert list(summary["peaks"]) == list(PHASES)
     assert all(0 < peak["in_use"] <= peak["resident"] for peak in summary["peaks"].values())
@@ -86,7 +95,9 @@ def test_what_a_run_logs_and_writes(tmp_path):
     assert (tmp_path / "memory.png").stat().st_size > 10_000
 
 
-@pytest.mark.skipif(_find_mallinfo() is None, reason="the C library does not tell what its heap keeps")
+@pytest.mark.skipif(
+    _find_mallinfo() is None, reason="the C library does not tell what its heap keeps"
+)
 def test_what_the_heap_keeps_of_freed_memory_is_not_in_use():
     watch = PhasePeaks(interval=0.002)
     watch.start("held")
@@ -130,12 +141,18 @@ def test_weights_are_counted_by_part(folder, tmp_path):  # noqa: F811
     lora = footprint(policy)
     adapters = sum(p.numel() for n, p in policy.named_parameters() if "lora_" in n)
     assert (lora.base, lora.adapters, lora.reference) == (2 * lora.numbers, 4 * adapters, 0)
-    state = {f"policy.{name}": value for name, value in policy.trained_state(policy.state_dict()).items()}
+    state = {
+        f"policy.{name}": value for name, value in policy.trained_state(policy.state_dict()).items()
+    }
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
-    begun = CausalPolicy(folder, lora=Lora(rank=4), dtype="bfloat16", checkpoint=str(tmp_path / "last.ckpt"))
+    begun = CausalPolicy(
+        folder, lora=Lora(rank=4), dtype="bfloat16", checkpoint=str(tmp_path / "last.ckpt")
+    )
     begun.build(device=torch.device("cpu"), reference=True)
     assert footprint(begun).reference == 4 * adapters  # the adapters that its reference keeps
-    four = footprint(built(folder, lora=Lora(rank=4), dtype="bfloat16", quantization=Quantization()))
+    four = footprint(
+        built(folder, lora=Lora(rank=4), dtype="bfloat16", quantization=Quantization())
+    )
     assert (four.numbers, four.adapters) == (lora.numbers, lora.adapters)
     linear = 2 * (4 * 64 * 64 + 3 * 64 * 256)
     rest = 2 * (lora.numbers - linear)
@@ -152,15 +169,20 @@ def test_a_moved_base_stops_the_run(folder, tmp_path, when):  # noqa: F811
                 weight = module.policy.network.model.layers[0].mlp.up_proj.base_layer.weight
                 weight.data[0] ^= 1
 
-    policy = CausalPolicy(folder, lora=Lora(rank=4), quantization=Quantization(compute_dtype="float32"))
+    policy = CausalPolicy(
+        folder, lora=Lora(rank=4), quantization=Quantization(compute_dtype="float32")
+    )
     memory = MemoryAccounting(canary_every=1 if when == "rollout" else 0)
     with pytest.raises(
-        UserError, match=r"of the quantised base moved, the first is `network.model.layers.0.mlp.up_proj"
+        UserError,
+        match=r"of the quantised base moved, the first is `network.model.layers.0.mlp.up_proj",
     ):
         fit(tmp_path, callbacks=[memory, Moves()], policy=policy, max_steps=2)
     assert memory.watch._thread is None
 
 
 def test_bad_options():
-    with pytest.raises(UserError, match="`MemoryAccounting.canary_every` must be at least 0, got -1"):
+    with pytest.raises(
+        UserError, match="`MemoryAccounting.canary_every` must be at least 0, got -1"
+    ):
         MemoryAccounting(canary_every=-1)

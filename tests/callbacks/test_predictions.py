@@ -12,10 +12,10 @@ from pathlib import Path
 import lightning as L
 import pytest
 
-from lightning_mpo.callbacks import Predictions, Rollout
+from lightning_mpo.callbacks import Predictions, RolloutLoop
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
-from tests.modules.runs import Digits, make_data, make_objective, make_policy
+from tests.support.runs import Digits, make_data, make_objective, make_policy
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,33 +24,44 @@ def test_predict_writes_every_completion_and_begins_afresh(tmp_path):
     def predict() -> list[dict]:
         trainer = L.Trainer(
             accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, default_root_dir=tmp_path,
-            callbacks=[Rollout([Digits()], max_new_tokens=6, validation_completions=2), Predictions()],
+            callbacks=[RolloutLoop([Digits()], max_new_tokens=6, validation_completions=2), Predictions()],
         )  # fmt: skip
         trainer.predict(PolicyOptimization(make_policy(), make_objective()), datamodule=make_data())
-        return [json.loads(line) for line in (tmp_path / "completions" / "predictions.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)
+            for line in (tmp_path / "completions" / "predictions.jsonl").read_text().splitlines()
+        ]
 
     records, rows = predict(), make_data().splits.validation
-    assert [record["prompt"] for record in records] == [row.prompt for row in rows for _ in range(2)]
-    assert [record["target"] for record in records] == [row.target for row in rows for _ in range(2)]
-    digits = [sum(c in "01234" for c in r["completion"]) / max(len(r["completion"]), 1) for r in records]
-    assert all(abs(record["reward"] - share) < 1e-6 for record, share in zip(records, digits, strict=True))
+    assert [record["prompt"] for record in records] == [
+        row.prompt for row in rows for _ in range(2)
+    ]
+    assert [record["target"] for record in records] == [
+        row.target for row in rows for _ in range(2)
+    ]
+    digits = [
+        sum(c in "01234" for c in r["completion"]) / max(len(r["completion"]), 1) for r in records
+    ]
+    assert all(
+        abs(record["reward"] - share) < 1e-6 for record, share in zip(records, digits, strict=True)
+    )
     assert predict() == records
 
 
 KILLED = """
 import os, signal, sys
 import lightning as L
-from lightning_mpo.callbacks import Predictions, Rollout
+from lightning_mpo.callbacks import Predictions, RolloutLoop
 from lightning_mpo.data import PromptFile
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
-from tests.modules.runs import Probe, make_objective, make_policy
+from tests.support.runs import Probe, make_objective, make_policy
 
 data = PromptFile("prompts.jsonl", validation_batch_size=2)
 kill = Probe(on_predict_batch_start=lambda *args: os.kill(os.getpid(), signal.SIGKILL) if args[3] == 2 else None)
 trainer = L.Trainer(
     accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
-    callbacks=[Rollout([], max_new_tokens=6), Predictions(), kill],
+    callbacks=[RolloutLoop([], max_new_tokens=6), Predictions(), kill],
 )
 trainer.predict(PolicyOptimization(make_policy(), make_objective()), datamodule=data, return_predictions=False)
 """
@@ -60,7 +71,10 @@ def test_a_run_that_is_killed_leaves_the_whole_lines_of_the_batches_before(tmp_p
     lines = [json.dumps({"prompt": f"{n}+{n}=", "id": n}) for n in range(8)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     done = subprocess.run(
-        [sys.executable, "-c", KILLED], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
+        [sys.executable, "-c", KILLED],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
     text = (tmp_path / "completions" / "predictions.jsonl").read_text()
@@ -71,7 +85,9 @@ def test_a_run_that_is_killed_leaves_the_whole_lines_of_the_batches_before(tmp_p
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "completions").write_text("a file")
     trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path)
-    with pytest.raises(UserError, match=r"predictions cannot be written to .*; set `trainer.default_root_dir`"):
+    with pytest.raises(
+        UserError, match=r"predictions cannot be written to .*; set `trainer.default_root_dir`"
+    ):
         Predictions().on_predict_start(trainer, L.LightningModule())
 
 
@@ -79,5 +95,7 @@ def test_a_full_disk_is_told(tmp_path):
     trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path)
     writer = Predictions()
     writer._path = lambda trainer: Path("/dev/full")
-    with pytest.raises(UserError, match="predictions cannot be written to /dev/full: No space left on device"):
+    with pytest.raises(
+        UserError, match="predictions cannot be written to /dev/full: No space left on device"
+    ):
         writer.write_on_batch_end(trainer, L.LightningModule(), [{"prompt": "1"}], None, None, 0, 0)

@@ -12,11 +12,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.callbacks import ExactResume, Preemption
 from lightning_mpo.callbacks.preemption import STAGE_CODE
-from tests.modules.runs import Probe, fit, same
+from tests.support.runs import Probe, fit, same
 
 
 def run(folder, *, probe=None, **options):
-    save = ModelCheckpoint(folder, save_last=True, every_n_train_steps=100, enable_version_counter=False)
+    save = ModelCheckpoint(
+        folder, save_last=True, every_n_train_steps=100, enable_version_counter=False
+    )
     return fit(
         folder,
         rollout={"minibatches": 2},
@@ -62,7 +64,9 @@ def test_it_saves_at_the_end_of_the_update_and_goes_on(tmp_path, monkeypatch, sc
     assert torch.load(last, weights_only=True)["global_step"] == 3
     resumed = run(tmp_path / "asked", ckpt_path=str(last))
     assert same(resumed.weights, whole.weights)
-    assert scontrol.exists() == (number == signal.SIGUSR1), "SIGTERM may mean that the job is cancelled"
+    assert scontrol.exists() == (number == signal.SIGUSR1), (
+        "SIGTERM may mean that the job is cancelled"
+    )
     if scontrol.exists():
         assert scontrol.read_text() == "requeue 123\n"
 
@@ -109,7 +113,9 @@ def test_ctrl_c_says_what_there_is_to_go_on_from(tmp_path, caplog, saved):
 
 
 @pytest.mark.parametrize("value", [None, "75"])
-def test_a_stage_that_another_run_waits_for_ends_with_a_code_of_its_own(tmp_path, monkeypatch, caplog, value):
+def test_a_stage_that_another_run_waits_for_ends_with_a_code_of_its_own(
+    tmp_path, monkeypatch, caplog, value
+):
     if value:
         monkeypatch.setenv(STAGE_CODE, value)
     with caplog.at_level("INFO"), pytest.raises(SystemExit) as stop:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from lightning_mpo.callbacks import RolloutProgressBar
 from lightning_mpo.modules import PolicyOptimization
-from tests.modules.runs import fit
+from tests.support.runs import fit
 
 
 class Fake:
@@ -87,8 +87,13 @@ def test_it_runs_with_lightnings_bar_and_names_metrics_shortly(tmp_path):
 def test_metrics_without_a_short_name_stay(monkeypatch):
     from lightning.pytorch.callbacks import RichProgressBar
 
-    monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *_: {"v_num": 1, "val/pass_at_1": 0.5, "loss": 2.0})
-    assert RolloutProgressBar().get_metrics(SimpleNamespace(), SimpleNamespace()) == {"val pass@1": 0.5, "loss": 2.0}
+    monkeypatch.setattr(
+        RichProgressBar, "get_metrics", lambda *_: {"v_num": 1, "val/pass_at_1": 0.5, "loss": 2.0}
+    )
+    assert RolloutProgressBar().get_metrics(SimpleNamespace(), SimpleNamespace()) == {
+        "val pass@1": 0.5,
+        "loss": 2.0,
+    }
 
 
 def test_it_counts_updates_and_a_warm_ups_epochs():

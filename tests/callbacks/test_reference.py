@@ -12,16 +12,25 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_mpo.callbacks import ExactResume, KLTracking, ReferenceUpdate, Report
 from lightning_mpo.errors import UserError
 from lightning_mpo.export.verify import observe
-from lightning_mpo.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.warmup import SupervisedWarmup
+from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
+from lightning_mpo.objective.supports import TopK
 from lightning_mpo.policies import CausalPolicy, Lora, Quantization
-from lightning_mpo.supports import TopK
-from tests.helpers import make_prompts
-from tests.modules.many_ranks import double
-from tests.modules.runs import Run, adam, fit, make_data, make_objective, make_policy, make_trainer, same
 from tests.policies.test_quantization import folder as four_folder  # noqa: F401  64 dimensions
+from tests.support.builders import make_prompts
+from tests.support.many_ranks import double
+from tests.support.runs import (
+    Run,
+    adam,
+    fit,
+    make_data,
+    make_objective,
+    make_policy,
+    make_trainer,
+    same,
+)
 
 LORA = Lora(rank=2, alpha=4)
 
@@ -33,11 +42,15 @@ class Keep(RolloutCallback):
         self.policies, self.apart, self.stored = [], [], []
 
     def on_rollout_start(self, trainer, module, sequences, limit):
-        self.policies.append({n: w.detach().clone() for n, w in module.policy.network.named_parameters()})
+        self.policies.append(
+            {n: w.detach().clone() for n, w in module.policy.network.named_parameters()}
+        )
 
     def on_rollout_end(self, trainer, module, event):
         rollout = event.experience.rollout
-        now_BT, reference_BT = (module.score(rollout, reference=flag).logprobs_BT for flag in (False, True))
+        now_BT, reference_BT = (
+            module.score(rollout, reference=flag).logprobs_BT for flag in (False, True)
+        )
         self.apart.append((now_BT - reference_BT).abs().max().item())
         self.stored.append(torch.equal(event.experience.reference_logprobs_BT, reference_BT))
 
@@ -53,7 +66,9 @@ def kind(name: str, request) -> CausalPolicy:
 
 
 def run(folder, policy, update, *, updates=5, callbacks=(), objective=None, **options) -> Run:
-    torch.manual_seed(7 if options.get("ckpt_path") is None else 8)  # of the adapters, which a resume has to find again
+    torch.manual_seed(
+        7 if options.get("ckpt_path") is None else 8
+    )  # of the adapters, which a resume has to find again
     callbacks = [*callbacks, *([update] if update else [])]
     penalised = make_objective(kl=KLPenalty(ConstantCoefficient(0.2)))
     module = {"optimizer": adam(1e-2)}
@@ -68,7 +83,9 @@ def reference_of(run: Run) -> dict[str, torch.Tensor]:
     policy = run.module.policy
     with policy.as_reference():
         weights = dict(policy._network(reference=True).named_parameters())
-        return {n: w.detach().clone() for n, w in weights.items() if policy.lora is None or "lora_" in n}
+        return {
+            n: w.detach().clone() for n, w in weights.items() if policy.lora is None or "lora_" in n
+        }
 
 
 # --- where it moves to ------------------------------------------------------------------------------------------------
@@ -98,7 +115,9 @@ def test_of_a_frozen_copy_all_weights_are_averaged(tmp_path):
     done = run(tmp_path, make_policy(), ReferenceUpdate(every=2, mixup=0.3), callbacks=[keep])
     expected = {n: w.double() for n, w in keep.policies[0].items()}
     for counter in (2, 4):
-        expected = {n: 0.3 * keep.policies[counter][n].double() + 0.7 * w for n, w in expected.items()}
+        expected = {
+            n: 0.3 * keep.policies[counter][n].double() + 0.7 * w for n, w in expected.items()
+        }
     found = dict(done.module.policy.reference_network.named_parameters())
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
@@ -112,17 +131,27 @@ def test_of_adapters_a_and_b_are_averaged_apart(tmp_path, tiny_folder, begun):
     """From those of the checkpoint where the run began with some; else from B = 0 and the A of when it first moves."""
     checkpoint = None
     if begun:
-        run(tmp_path, CausalPolicy(tiny_folder, lora=LORA), None, updates=2, callbacks=[_saving(tmp_path)])
+        run(
+            tmp_path,
+            CausalPolicy(tiny_folder, lora=LORA),
+            None,
+            updates=2,
+            callbacks=[_saving(tmp_path)],
+        )
         checkpoint = str(tmp_path / "last.ckpt")
     keep = Keep()
     policy = CausalPolicy(tiny_folder, lora=LORA, checkpoint=checkpoint)
-    done = run(tmp_path / "after", policy, ReferenceUpdate(every=1, mixup=0.3), callbacks=[keep], updates=4)
+    done = run(
+        tmp_path / "after", policy, ReferenceUpdate(every=1, mixup=0.3), callbacks=[keep], updates=4
+    )
     expected = {n: w.double() for n, w in keep.policies[0].items() if "lora_" in n}
     if not begun:
         expected = {n: w * ("lora_A" in n) for n, w in keep.policies[1].items() if n in expected}
     assert begun == any(bool(w.any()) for n, w in expected.items() if "lora_B" in n)
     for counter in (1, 2, 3):
-        expected = {n: 0.3 * keep.policies[counter][n].double() + 0.7 * w for n, w in expected.items()}
+        expected = {
+            n: 0.3 * keep.policies[counter][n].double() + 0.7 * w for n, w in expected.items()
+        }
     found = reference_of(done)
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
@@ -144,7 +173,8 @@ def test_mixing_factors_differs_from_mixing_products_as_it_is_said(tiny_folder):
         with policy.as_reference(reference), torch.no_grad():
             parts = [(x.lora_A["default"].weight, x.lora_B["default"].weight) for x in layers]
             return [
-                (a.clone(), b.clone(), x.get_delta_weight("default")) for x, (a, b) in zip(layers, parts, strict=True)
+                (a.clone(), b.clone(), x.get_delta_weight("default"))
+                for x, (a, b) in zip(layers, parts, strict=True)
             ]
 
     draw()
@@ -153,7 +183,9 @@ def test_mixing_factors_differs_from_mixing_products_as_it_is_said(tiny_folder):
     m, now, before = 0.3, added(False), added(True)
     policy.mix_reference(m)
     assert len(layers) == 14
-    for (a, b, policys), (a_, b_, references), (_, _, mixed) in zip(now, before, added(True), strict=True):
+    for (a, b, policys), (a_, b_, references), (_, _, mixed) in zip(
+        now, before, added(True), strict=True
+    ):
         off = mixed - (m * policys + (1 - m) * references)
         torch.testing.assert_close(off, -m * (1 - m) * (b - b_) @ (a - a_) * 6 / 2)  # alpha / rank
 
@@ -185,7 +217,9 @@ def test_an_export_is_still_compared_with_the_base(tmp_path, tiny_folder):
     base.build(device=torch.device("cpu"), reference=True)
     mask_BT = moved.sampled.response_mask_BT
     with torch.no_grad():
-        expected = base.score(moved.sampled, mask_BT, temperature=1.0, reference=True).logprobs_BT[mask_BT]
+        expected = base.score(moved.sampled, mask_BT, temperature=1.0, reference=True).logprobs_BT[
+            mask_BT
+        ]
     torch.testing.assert_close(moved.base_logprobs_n, expected, rtol=0, atol=1e-5)
     assert (moved.base_logprobs_n - moved.logprobs_n).abs().max() > 1e-3
 
@@ -200,7 +234,9 @@ def _saving(folder) -> ModelCheckpoint:
 def train(folder, policy, *, update=None, ckpt_path=None, **options) -> Run:
     """Five rollouts of two updates each; the reference moves before the third and the fifth."""
     update = update or ReferenceUpdate(every=2, mixup=0.5)
-    objective = make_objective(support=TopK(6, from_reference=True), kl=KLPenalty(ConstantCoefficient(0.2)))
+    objective = make_objective(
+        support=TopK(6, from_reference=True), kl=KLPenalty(ConstantCoefficient(0.2))
+    )
     return run(
         folder, policy, update, updates=9, callbacks=[ExactResume(), _saving(folder)], objective=objective,
         rollout={"minibatches": 2}, ckpt_path=ckpt_path, **options,
@@ -222,14 +258,18 @@ def test_a_run_goes_on_as_if_undisturbed(tmp_path, whole, at):
     again = train(tmp_path, make(), ckpt_path=f"{folder}/step={at}.ckpt")
     assert same(again.weights, done.weights)
     assert same(reference_of(again), reference_of(done))
-    expected, found = ([line for line in one.record.without_clocks() if line[0] >= at] for one in (done, again))
+    expected, found = (
+        [line for line in one.record.without_clocks() if line[0] >= at] for one in (done, again)
+    )
     assert expected
     assert found == expected
 
 
 def test_a_checkpoint_holds_the_reference_once_it_moved(whole):
     done, folder, _ = whole
-    states = [torch.load(folder / f"step={at}.ckpt", weights_only=True)["callbacks"] for at in (4, 5, 9)]
+    states = [
+        torch.load(folder / f"step={at}.ckpt", weights_only=True)["callbacks"] for at in (4, 5, 9)
+    ]
     assert "ReferenceUpdate" not in states[0]
     assert [state["ReferenceUpdate"]["counter"] for state in states[1:]] == [2, 4]
     assert same(states[2]["ReferenceUpdate"]["reference"], reference_of(done))
@@ -243,7 +283,9 @@ def test_a_validation_has_the_reference_of_the_checkpoint(tmp_path, whole):
     objective = make_objective(support=TopK(6, from_reference=True))
     module = PolicyOptimization(make(), objective)
     trainer = make_trainer(tmp_path, [update, done.rollout], limit_val_batches=1)
-    trainer.validate(module, datamodule=make_data(), ckpt_path=f"{folder}/step=9.ckpt", verbose=False)
+    trainer.validate(
+        module, datamodule=make_data(), ckpt_path=f"{folder}/step=9.ckpt", verbose=False
+    )
     assert same(module.policy.reference_state(), reference_of(done))
 
 
@@ -266,9 +308,13 @@ def test_nor_does_a_rollout_that_begins_again_after_a_resume(tmp_path, whole):
     module = PolicyOptimization(make(), make_objective(kl=KLPenalty(ConstantCoefficient(0.2))))
     module.policy.build(device=torch.device("cpu"), reference=True)
     update.setup(SimpleNamespace(callbacks=[], strategy=None), module, "fit")
-    update.load_state_dict(torch.load(folder / "step=9.ckpt", weights_only=True)["callbacks"]["ReferenceUpdate"])
+    update.load_state_dict(
+        torch.load(folder / "step=9.ckpt", weights_only=True)["callbacks"]["ReferenceUpdate"]
+    )
     for counter, moved in ((4, False), (6, True)):
-        update.on_rollout_start(done.trainer, SimpleNamespace(source=SimpleNamespace(counter=counter)), 1, 1)
+        update.on_rollout_start(
+            done.trainer, SimpleNamespace(source=SimpleNamespace(counter=counter)), 1, 1
+        )
         assert same(module.policy.reference_state(), reference_of(done)) != moved
 
 
@@ -314,14 +360,18 @@ def unloadable() -> CausalPolicy:
 
 
 def test_a_run_without_a_reference_is_refused_before_a_model_is_loaded(tmp_path):
-    with pytest.raises(UserError, match="nothing here asks for one: give `objective.kl`, `KLTracking` or `Report`"):
+    with pytest.raises(
+        UserError, match="nothing here asks for one: give `objective.kl`, `KLTracking` or `Report`"
+    ):
         fit(tmp_path, callbacks=[ReferenceUpdate(1)], policy=unloadable())
     trainer = make_trainer(tmp_path, [ReferenceUpdate(1), KLTracking()])
     with pytest.raises(UserError, match="nothing here asks for one"):
         trainer.fit(SupervisedWarmup(unloadable()), datamodule=make_data())
 
 
-@pytest.mark.parametrize("asks", [KLTracking(), Report(problems=2, completions=2, batch_size=4)], ids=["kl", "report"])
+@pytest.mark.parametrize(
+    "asks", [KLTracking(), Report(problems=2, completions=2, batch_size=4)], ids=["kl", "report"]
+)
 def test_who_asks_for_the_reference_may_stand_behind_it(tmp_path, asks):
     callbacks = [ReferenceUpdate(1), asks]
     done = fit(tmp_path, callbacks=callbacks, max_steps=2)
@@ -338,9 +388,12 @@ def test_policies_of_another_kind_are_refused():
 
 
 def test_shards_are_refused(tmp_path):
-    module = PolicyOptimization(unloadable(), make_objective(kl=KLPenalty(ConstantCoefficient(0.2))))
+    module = PolicyOptimization(
+        unloadable(), make_objective(kl=KLPenalty(ConstantCoefficient(0.2)))
+    )
     trainer = SimpleNamespace(callbacks=[], strategy=ModelParallelStrategy())
     with pytest.raises(
-        UserError, match="mixes whole weights, and FSDP2 keeps them in shards; use `trainer.strategy: ddp`"
+        UserError,
+        match="mixes whole weights, and FSDP2 keeps them in shards; use `trainer.strategy: ddp`",
     ):
         ReferenceUpdate(1).setup(trainer, module, "fit")

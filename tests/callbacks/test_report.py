@@ -18,13 +18,18 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.metrics import PassAtK
 from lightning_mpo.modules.hooks import RolloutCallback
+from lightning_mpo.objective.supports import FullVocabulary, TopK
 from lightning_mpo.rewards.scoring import completions_of, score_all
-from lightning_mpo.rollout.base import SamplingRequest
+from lightning_mpo.sampling.base import SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
-from lightning_mpo.supports import FullVocabulary, TopK
-from tests.modules.runs import Digits, adam, fit, make_objective
+from tests.support.runs import Digits, adam, fit, make_objective
 
-REPORT = {"problems": 4, "completions": 3, "initial": "before", "batch_size": 6}  # two batches of two problems
+REPORT = {
+    "problems": 4,
+    "completions": 3,
+    "initial": "before",
+    "batch_size": 6,
+}  # two batches of two problems
 KEYS = {"pass_at_1", "pass_at_1_interval", "pass_at_3", "pass_at_3_interval", "length", "truncated"}
 
 
@@ -53,8 +58,20 @@ def report(folder, *, lr=0.0, steps=4, objective=None, arguments=None, callbacks
 
 def test_the_summary_has_its_keys(tmp_path, capsys):
     _, _, summary = report(tmp_path)
-    assert summary.keys() == {"before", "final", "seconds", "peak_rss_mb", "problems", "updates", "curve"}
-    stage = KEYS | {f"support_{key}" for key in KEYS} | {"greedy_accuracy", "greedy_accuracy_interval", "kl"}
+    assert summary.keys() == {
+        "before",
+        "final",
+        "seconds",
+        "peak_rss_mb",
+        "problems",
+        "updates",
+        "curve",
+    }
+    stage = (
+        KEYS
+        | {f"support_{key}" for key in KEYS}
+        | {"greedy_accuracy", "greedy_accuracy_interval", "kl"}
+    )
     assert summary["before"].keys() == stage
     assert summary["final"].keys() == stage | {"clip_fraction"}
     assert summary["seconds"].keys() == {"evaluation_before", "training", "evaluation_final"}
@@ -80,7 +97,8 @@ def test_without_learning_both_stages_are_equal_to_the_last_digit(tmp_path):
     assert 0 < final["pass_at_1"] < final["pass_at_3"]
     assert final["kl"] == 0
     before, after = (
-        (tmp_path / "completions" / f"{stage}.jsonl").read_text().splitlines() for stage in ("before", "final")
+        (tmp_path / "completions" / f"{stage}.jsonl").read_text().splitlines()
+        for stage in ("before", "final")
     )
     assert before == after
     assert len(before) == 2, "a completion of each problem in the first batch"
@@ -106,18 +124,26 @@ def test_the_numbers_are_those_of_the_policy(tmp_path):
                 generator=generator_of(1, Stream.REPORT, start),
             )
             for metric in metrics.values():
-                metric.update(score_all(rollout.rewards, completions_of(part)).correct_B.view(-1, completions))
+                metric.update(
+                    score_all(rollout.rewards, completions_of(part)).correct_B.view(-1, completions)
+                )
             lengths.append(part.response_mask_BT.sum(1).float())
-            now, reference = (module.score(part, reference=flag).logprobs_BT for flag in (False, True))
+            now, reference = (
+                module.score(part, reference=flag).logprobs_BT for flag in (False, True)
+            )
             divergences.append(k3(now, reference)[part.response_mask_BT])
         final = summary["final"]
         if greedy:
             assert final["greedy_accuracy"] == pytest.approx(metrics[1].compute().item())
-            assert final["greedy_accuracy_interval"] == pytest.approx(list(metrics[1].interval(0.95)))
+            assert final["greedy_accuracy_interval"] == pytest.approx(
+                list(metrics[1].interval(0.95))
+            )
             continue
         for k, metric in metrics.items():
             assert final[f"{prefix}pass_at_{k}"] == pytest.approx(metric.compute().item())
-            assert final[f"{prefix}pass_at_{k}_interval"] == pytest.approx(list(metric.interval(0.95)))
+            assert final[f"{prefix}pass_at_{k}_interval"] == pytest.approx(
+                list(metric.interval(0.95))
+            )
         assert final[f"{prefix}length"] == pytest.approx(torch.cat(lengths).mean().item())
         if not prefix:
             assert final["kl"] == pytest.approx(divergences[0].mean().item(), rel=1e-4)
@@ -156,14 +182,18 @@ def test_its_sampling_is_told_and_is_no_rollout(tmp_path):
             told.append(phase)
 
         def on_rollout_tokens(self, tokens, running):
-            assert told[-1] == "sampling", "KillAt counts these, and MemoryAccounting begins a phase"
+            assert told[-1] == "sampling", (
+                "KillAt counts these, and MemoryAccounting begins a phase"
+            )
 
         def on_evaluation_tokens(self, tokens, running):
             assert told[-1] == "evaluation"
             drawn.append(tokens)
 
     drawn = []
-    _, callback, _ = report(tmp_path, steps=1, callbacks=[Listener(), KillAt("rollout", 7)])  # a rollout has 6 steps
+    _, callback, _ = report(
+        tmp_path, steps=1, callbacks=[Listener(), KillAt("rollout", 7)]
+    )  # a rollout has 6 steps
     batches = 2 + 2 + 1  # of each decoding: sampled, of the support, greedy
     assert told[:batches] == told[-batches:] == ["evaluation"] * batches
     assert told.count("evaluation") == 2 * batches
@@ -181,15 +211,21 @@ def test_the_learning_curve_is_a_picture(tmp_path, monkeypatch):
     assert len(picture) > 10_000
     rollouts = [point for point in callback.curve if "accuracy" in point]
     assert [point["step"] for point in rollouts] == [0, 1, 2, 3]
-    assert [point["accuracy"] for point in rollouts] == pytest.approx(run.record.column("reward/accuracy"))
+    assert [point["accuracy"] for point in rollouts] == pytest.approx(
+        run.record.column("reward/accuracy")
+    )
     validation = [point for point in callback.curve if "validation" in point]
-    assert [point["validation"] for point in validation] == pytest.approx(run.record.column("val/pass_at_1"))
+    assert [point["validation"] for point in validation] == pytest.approx(
+        run.record.column("val/pass_at_1")
+    )
 
     drawn = {}
     from matplotlib.axes import Axes
 
     monkeypatch.setattr(
-        Axes, "plot", lambda self, x, y, *a, label=None, **k: drawn.setdefault(label, (x, y)) and [None]
+        Axes,
+        "plot",
+        lambda self, x, y, *a, label=None, **k: drawn.setdefault(label, (x, y)) and [None],
     )
     monkeypatch.setattr(Axes, "legend", lambda *a, **k: None)
     draw_learning_curve(callback.curve, callback.stages, tmp_path / "again.png")
@@ -206,14 +242,20 @@ def test_the_picture_of_a_short_run(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Axes,
         "plot",
-        lambda self, x, y, *a, **k: drawn.setdefault(k.get("label"), (x, *a)) and plot(self, x, y, *a, **k),
+        lambda self, x, y, *a, **k: (
+            drawn.setdefault(k.get("label"), (x, *a)) and plot(self, x, y, *a, **k)
+        ),
     )
     bars = []
-    monkeypatch.setattr(Axes, "errorbar", lambda self, x, *a, **k: bars.append(x) or errorbar(self, x, *a, **k))
+    monkeypatch.setattr(
+        Axes, "errorbar", lambda self, x, *a, **k: bars.append(x) or errorbar(self, x, *a, **k)
+    )
     stage = {"pass_at_1": 0.5, "pass_at_1_interval": [0.4, 0.6], "greedy_accuracy": 0.4}
     stages = {"before": stage, "final": stage}
     draw_learning_curve([{"step": 0, "accuracy": 0.4}], stages, tmp_path / "short.png", updates=3)
-    assert drawn["training rollouts (sampled with the training support)"] == ([0], "."), "a line needs two points"
+    assert drawn["training rollouts (sampled with the training support)"] == ([0], "."), (
+        "a line needs two points"
+    )
     assert bars == [0, 3], "the final stage stands at the last update, not at the last rollout"
 
 
@@ -229,7 +271,9 @@ def test_tables_are_printed_above_the_bar(monkeypatch, what):
             _print_table({"before": {"length": 3.0}}, 4)
         else:
             Samples._print(0, [{"prompt": "p", "completion": "c", "target": "t", "reward": 1.0}])
-    assert console.file.getvalue()[before:].startswith("\r\x1b[2K"), "the bar's line is cleared first"
+    assert console.file.getvalue()[before:].startswith("\r\x1b[2K"), (
+        "the bar's line is cleared first"
+    )
 
 
 def test_a_resumed_run_keeps_its_first_evaluation_and_curve(tmp_path):

@@ -13,33 +13,64 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_mpo.callbacks import ExactResume, KLTracking, MetricsCSV, PromptOrder, Samples, SupportOverlap, Watchdog
+from lightning_mpo.callbacks import (
+    ExactResume,
+    KLTracking,
+    PromptOrder,
+    Samples,
+    SupportOverlap,
+    Watchdog,
+)
 from lightning_mpo.errors import UserError
-from lightning_mpo.kl import AdaptiveCoefficient, KLPenalty
-from lightning_mpo.modules.comparison import compare, compare_runs
+from lightning_mpo.objective.kl import AdaptiveCoefficient, KLPenalty
+from lightning_mpo.objective.supports import TopK
 from lightning_mpo.policies import CausalPolicy, Lora
+from lightning_mpo.resume.comparison import compare, compare_runs
+from lightning_mpo.resume.metrics_csv import MetricsCSV
 from lightning_mpo.rewards import ExactAnswer
-from lightning_mpo.rollout import DynamicSampling, LocalSampler
-from lightning_mpo.supports import TopK
-from tests.modules.runs import Digits, Probe, Run, adam, fit, make_data, make_objective, make_policy, same, sgd
+from lightning_mpo.rollout import DynamicSampling
+from lightning_mpo.sampling import LocalSampler
+from tests.support.runs import (
+    Digits,
+    Probe,
+    Run,
+    adam,
+    fit,
+    make_data,
+    make_objective,
+    make_policy,
+    same,
+    sgd,
+)
 
 STEPS = 8
 
 
-def train(folder: Path, source: str, *, ckpt_path: str | None = None, callbacks=(), save=None, **options) -> Run:
+def train(
+    folder: Path, source: str, *, ckpt_path: str | None = None, callbacks=(), save=None, **options
+) -> Run:
     """Three rollouts of two updates make an epoch; a validation every third update; dropout, so that chance matters."""
     torch.manual_seed(3 if ckpt_path is None else 4)
-    often = {"save_last": True, "every_n_train_steps": 1, "save_top_k": -1, "enable_version_counter": False}
+    often = {
+        "save_last": True,
+        "every_n_train_steps": 1,
+        "save_top_k": -1,
+        "enable_version_counter": False,
+    }
     save = save or ModelCheckpoint(folder / "checkpoints", "{step}", **often)
     return fit(
         folder,
         **{
             "policy": CausalPolicy(source, lora=Lora(rank=2, alpha=4, dropout=0.2)),
-            "objective": make_objective(support=TopK(6), kl=KLPenalty(AdaptiveCoefficient(0.01, horizon=16))),
+            "objective": make_objective(
+                support=TopK(6), kl=KLPenalty(AdaptiveCoefficient(0.01, horizon=16))
+            ),
             "rollout": {"minibatches": 2},
             "module": {
                 "optimizer": adam(3e-3),
-                "scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, STEPS),
+                "scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(
+                    optimizer, 1.0, 0.1, STEPS
+                ),
             },
             "callbacks": [
                 KLTracking(),
@@ -76,7 +107,9 @@ def interrupted(whole, tmp_path) -> Path:
     return shutil.copytree(whole, tmp_path / "run")
 
 
-@pytest.mark.parametrize("at", [3, 5, 6, 8], ids=["validation due", "within an epoch", "epoch end", "last update"])
+@pytest.mark.parametrize(
+    "at", [3, 5, 6, 8], ids=["validation due", "within an epoch", "epoch end", "last update"]
+)
 def test_everything_is_as_in_an_undisturbed_run(whole, interrupted, tiny_folder, at):
     train(interrupted, tiny_folder, ckpt_path=f"{interrupted}/checkpoints/step={at}.ckpt")
     found = compare_runs(whole, interrupted)
@@ -102,13 +135,21 @@ def test_a_validation_that_is_made_up_for_is_not_made_twice(whole, tmp_path, tin
     def die(*_):
         raise PowerCutError
 
-    at_validation = ModelCheckpoint(tmp_path / "checkpoints", save_last=True, enable_version_counter=False)
+    at_validation = ModelCheckpoint(
+        tmp_path / "checkpoints", save_last=True, enable_version_counter=False
+    )
     probe = Probe(on_train_batch_end=save, on_validation_start=die)
     with pytest.raises(PowerCutError):
         train(tmp_path, tiny_folder, callbacks=[probe], save=at_validation)
     probe = Probe(on_train_batch_start=die)
     with pytest.raises(PowerCutError):
-        train(tmp_path, tiny_folder, ckpt_path=f"{tmp_path}/before.ckpt", callbacks=[probe], save=at_validation)
+        train(
+            tmp_path,
+            tiny_folder,
+            ckpt_path=f"{tmp_path}/before.ckpt",
+            callbacks=[probe],
+            save=at_validation,
+        )
     last = f"{tmp_path}/checkpoints/last.ckpt"
     train(tmp_path, tiny_folder, ckpt_path=last)
     assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
@@ -133,15 +174,21 @@ def test_the_comparison_sees_what_differs(whole, interrupted, tiny_folder):
 def test_twenty_runs_that_are_killed_anywhere(tmp_path, tiny_folder):
     """Rollout, micro-batch, update, validation, a checkpoint half-written, without its name, and just saved."""
     shutil.copytree(tiny_folder, tmp_path / "model")
-    script = str(Path(__file__).with_name("killed_runs.py"))
+    script = str(Path(__file__).parents[1] / "support" / "killed_runs.py")
     done = subprocess.run(
-        [sys.executable, script, str(tmp_path), "20", "1"], stdout=subprocess.PIPE, text=True, timeout=1800, check=False
+        [sys.executable, script, str(tmp_path), "20", "1"],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=1800,
+        check=False,
     )
     print(done.stdout)
     lines = done.stdout.splitlines()
     assert [line.endswith("bit for bit") for line in lines] == [True] * 20, done.stdout
     assert done.returncode == 0
-    assert sum("resumed at  0" not in line for line in lines) >= 12, "most kills came before any save"
+    assert sum("resumed at  0" not in line for line in lines) >= 12, (
+        "most kills came before any save"
+    )
 
 
 # --- the configuration and the checkpoint ---------------------------------------------------------------------------
@@ -154,7 +201,9 @@ def test_the_configuration_wins_over_the_checkpoint_and_says_so(tmp_path, caplog
             rollout={"seed": seed},
             module={
                 "optimizer": sgd(lr),
-                "scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, 1.0, 10 + steps),
+                "scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(
+                    optimizer, 0.5, 1.0, 10 + steps
+                ),
             },
             callbacks=[ExactResume(), ModelCheckpoint(folder, save_last=True)],
             max_steps=steps,
@@ -169,7 +218,11 @@ def test_the_configuration_wins_over_the_checkpoint_and_says_so(tmp_path, caplog
     assert group["initial_lr"] == 0.1
     assert 0.05 < group["lr"] < 0.1
     assert scheduler.total_iters == 13
-    for said in ("lr was 0.025 and is 0.05", "scheduler total_iters was 12 and is 13", "rollout.seed was 1 and is 2"):
+    for said in (
+        "lr was 0.025 and is 0.05",
+        "scheduler total_iters was 12 and is 13",
+        "rollout.seed was 1 and is 2",
+    ):
         assert f"{said}: the configuration wins" in caplog.text.replace("optimizer ", ""), said
 
 
@@ -197,7 +250,12 @@ def test_the_configuration_wins_within_schedules_of_schedules(tmp_path, caplog):
 def test_another_optimiser_or_schedule_is_refused_before_its_state_is_read(tmp_path, change):
     constant = torch.optim.lr_scheduler.ConstantLR
     module = {"optimizer": adam(1e-3), "scheduler": constant}
-    fit(tmp_path, module=module, callbacks=[ExactResume(), ModelCheckpoint(tmp_path, save_last=True)], max_steps=1)
+    fit(
+        tmp_path,
+        module=module,
+        callbacks=[ExactResume(), ModelCheckpoint(tmp_path, save_last=True)],
+        max_steps=1,
+    )
     other = {
         "optimizer": sgd(1e-3),
         "scheduler": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
@@ -207,7 +265,9 @@ def test_another_optimiser_or_schedule_is_refused_before_its_state_is_read(tmp_p
         "scheduler": "the schedule ConstantLR, and the configuration has ExponentialLR",
     }[change]
     never = Probe(on_train_start=lambda *_: pytest.fail("began"))
-    with pytest.raises(UserError, match=f"{said}: a run goes on as it began; .* give `policy.checkpoint`"):
+    with pytest.raises(
+        UserError, match=f"{said}: a run goes on as it began; .* give `policy.checkpoint`"
+    ):
         fit(
             tmp_path, module=module | {change: other[change]}, callbacks=[ExactResume(), never], max_steps=2,
             ckpt_path=f"{tmp_path}/last.ckpt", enable_checkpointing=False,
@@ -275,22 +335,52 @@ def go_on(folder: Path, path: Path, *callbacks, rollout=None, **options) -> Run:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"objective": make_objective(support=TopK(4))}, "saved with the objective support FullVocabulary"),
+        (
+            {"objective": make_objective(support=TopK(4))},
+            "saved with the objective support FullVocabulary",
+        ),
         ({"rollout": {"completions": 2}}, r"`rollout\.completions` 4, and the configuration has 2"),
-        ({"accumulate_grad_batches": 2}, r"`trainer\.accumulate_grad_batches` 1, and the configuration has 2"),
-        ({"rollout": {"rewards": [Digits()]}}, r"`rollout\.rewards\[0\]` Letters, and the configuration has Digits"),
-        ({"rollout": {"rewards": [Letters(2.0)]}}, r"`rollout\.rewards\[0\]\.weight` 1\.0, and .* has 2\.0"),
-        ({"rollout": {"rewards": [Letters(share=0.1)]}}, r"`rollout\.rewards\[0\]\.share` 0\.5, and .* has 0\.1"),
-        ({"rollout": {"rewards": [Letters(), Digits()]}}, r"`rollout\.rewards\[1\]` nothing, and .* has Digits"),
-        ({"rollout": {"mask_truncated": True}}, r"`rollout\.mask_truncated` False, and .* has True"),
+        (
+            {"accumulate_grad_batches": 2},
+            r"`trainer\.accumulate_grad_batches` 1, and the configuration has 2",
+        ),
+        (
+            {"rollout": {"rewards": [Digits()]}},
+            r"`rollout\.rewards\[0\]` Letters, and the configuration has Digits",
+        ),
+        (
+            {"rollout": {"rewards": [Letters(2.0)]}},
+            r"`rollout\.rewards\[0\]\.weight` 1\.0, and .* has 2\.0",
+        ),
+        (
+            {"rollout": {"rewards": [Letters(share=0.1)]}},
+            r"`rollout\.rewards\[0\]\.share` 0\.5, and .* has 0\.1",
+        ),
+        (
+            {"rollout": {"rewards": [Letters(), Digits()]}},
+            r"`rollout\.rewards\[1\]` nothing, and .* has Digits",
+        ),
+        (
+            {"rollout": {"mask_truncated": True}},
+            r"`rollout\.mask_truncated` False, and .* has True",
+        ),
         (
             {"rollout": {"rewards": [Letters(), ExactAnswer()], "dynamic": DynamicSampling(2)}},
             r"`rollout\.dynamic` None and the `rollout\.rewards\[1\]` nothing, and .* has DynamicSampling and ExactAnswer:",
         ),
-        ({"data": make_data(train_problems=11)}, r"`data\.digest` \w+ and the `data\.rows\.train` 12, and .* and 11:"),
+        (
+            {"data": make_data(train_problems=11)},
+            r"`data\.digest` \w+ and the `data\.rows\.train` 12, and .* and 11:",
+        ),
         ({"data": make_data(held_out_problems=3)}, r"`data\.rows\.validation` 4, and .* and 3:"),
-        ({"data": make_data(order="file")}, r"`data\.order` shuffled, and the configuration has file"),
-        ({"data": make_data(instruction="1+")}, r"`data\.instruction` '', and the configuration has 1\+:"),
+        (
+            {"data": make_data(order="file")},
+            r"`data\.order` shuffled, and the configuration has file",
+        ),
+        (
+            {"data": make_data(instruction="1+")},
+            r"`data\.instruction` '', and the configuration has 1\+:",
+        ),
         ({"data": make_data(digits=2)}, r"`data\.digits` 1 and the .*`data\.digest` \w+"),
         (
             {"rollout": {"completions": 2, "mask_truncated": True}, "accumulate_grad_batches": 2},
@@ -300,7 +390,10 @@ def go_on(folder: Path, path: Path, *callbacks, rollout=None, **options) -> Run:
     ],
 )
 def test_another_run_is_refused_before_anything_is_restored(tmp_path, short, options, said):
-    never = Probe(on_load_checkpoint=lambda *_: pytest.fail("restored"), on_train_start=lambda *_: pytest.fail("began"))
+    never = Probe(
+        on_load_checkpoint=lambda *_: pytest.fail("restored"),
+        on_train_start=lambda *_: pytest.fail("began"),
+    )
     with pytest.raises(UserError, match=said) as caught:
         go_on(tmp_path, short, never, KLTracking(), **options)
     assert "\n" not in str(caught.value)
@@ -309,13 +402,28 @@ def test_another_run_is_refused_before_anything_is_restored(tmp_path, short, opt
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"rollout": {"max_new_tokens": 6}}, "rollout.max_new_tokens was 8 and is 6: the configuration wins"),
+        (
+            {"rollout": {"max_new_tokens": 6}},
+            "rollout.max_new_tokens was 8 and is 6: the configuration wins",
+        ),
         ({"rollout": {"sampler": LocalSampler(4)}}, "rollout.sampler.batch_size was None and is 4"),
-        ({"rollout": {"validation_completions": 2}}, "rollout.validation_completions was 1 and is 2"),
+        (
+            {"rollout": {"validation_completions": 2}},
+            "rollout.validation_completions was 1 and is 2",
+        ),
         ({"rollout": {"parity_gate": False}}, "rollout.parity_gate was True and is False"),
-        ({"module": {"optimizer": adam(), "score_tokens": 64}}, "model.score_tokens was 16384 and is 64"),
-        ({"module": {"optimizer": adam(), "temperature": 0.9}}, "model.temperature was 1.0 and is 0.9"),
-        ({"policy": make_policy(share_prompts=False)}, "model.policy.share_prompts was True and is False"),
+        (
+            {"module": {"optimizer": adam(), "score_tokens": 64}},
+            "model.score_tokens was 16384 and is 64",
+        ),
+        (
+            {"module": {"optimizer": adam(), "temperature": 0.9}},
+            "model.temperature was 1.0 and is 0.9",
+        ),
+        (
+            {"policy": make_policy(share_prompts=False)},
+            "model.policy.share_prompts was True and is False",
+        ),
         ({"gradient_clip_val": 0.5}, "trainer.gradient_clip_val was None and is 0.5"),
         ({"precision": "bf16-mixed"}, "trainer.precision was 32-true and is bf16-mixed"),
         ({"data": make_data(max_prompt_tokens=99)}, "data.max_prompt_tokens was 512 and is 99"),
@@ -336,7 +444,11 @@ def test_callbacks_that_are_gone_or_new_and_other_versions_are_told(tmp_path, sh
     torch.save(content, tmp_path / "old.ckpt")
     with caplog.at_level("INFO"):
         go_on(tmp_path, tmp_path / "old.ckpt", Watchdog(), Samples(show=False))
-    lines = [line.split("resume     ", 1)[1] for line in caplog.text.splitlines() if "resume     " in line]
+    lines = [
+        line.split("resume     ", 1)[1]
+        for line in caplog.text.splitlines()
+        if "resume     " in line
+    ]
     assert lines == [
         f"torch was 1.0 and is {version('torch')}: the configuration wins",
         "KLTracking was there and is gone",
@@ -348,7 +460,9 @@ def test_callbacks_that_are_gone_or_new_and_other_versions_are_told(tmp_path, sh
 def test_a_checkpoint_of_weights_alone_is_refused_in_one_line(tmp_path):
     save = ModelCheckpoint(tmp_path, save_last=True, save_weights_only=True)
     fit(tmp_path, callbacks=[ExactResume(), save], max_steps=1)
-    with pytest.raises(UserError, match="holds weights alone.* give `policy.checkpoint` instead of `--ckpt_path`"):
+    with pytest.raises(
+        UserError, match="holds weights alone.* give `policy.checkpoint` instead of `--ckpt_path`"
+    ):
         go_on(tmp_path, tmp_path / "last.ckpt")
 
 
@@ -356,7 +470,9 @@ def test_a_checkpoint_of_weights_alone_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize("kind", [True, "link", False])
 def test_the_end_of_a_run_is_saved_as_last(tmp_path, kind):
     def end(steps, path=None):
-        save = ModelCheckpoint(tmp_path, "{step}", save_last=kind, every_n_train_steps=2, enable_version_counter=False)
+        save = ModelCheckpoint(
+            tmp_path, "{step}", save_last=kind, every_n_train_steps=2, enable_version_counter=False
+        )
         return fit(tmp_path, callbacks=[ExactResume(), save], max_steps=steps, ckpt_path=path)
 
     last = tmp_path / "last.ckpt"
@@ -376,12 +492,16 @@ def test_the_end_of_a_run_is_saved_as_last(tmp_path, kind):
 
 def test_a_save_that_the_clock_asks_for_waits_for_the_end_of_the_update(tmp_path):
     saved: list[int] = []
-    watch = Probe(on_save_checkpoint=lambda trainer, *_: saved.append(trainer.fit_loop.epoch_loop.batch_idx))
+    watch = Probe(
+        on_save_checkpoint=lambda trainer, *_: saved.append(trainer.fit_loop.epoch_loop.batch_idx)
+    )
     save = ModelCheckpoint(tmp_path, "{step}", train_time_interval=timedelta(0), save_top_k=-1)
     shared = {"accumulate_grad_batches": 4, "max_steps": 4}
     whole = fit(tmp_path, callbacks=[ExactResume(), watch, save], **shared)
     assert saved[:4] == [3, 7, 11, 3]
-    resumed = fit(tmp_path, callbacks=[ExactResume()], ckpt_path=f"{tmp_path}/step=2.ckpt", **shared)
+    resumed = fit(
+        tmp_path, callbacks=[ExactResume()], ckpt_path=f"{tmp_path}/step=2.ckpt", **shared
+    )
     assert same(resumed.weights, whole.weights)
 
 
@@ -419,11 +539,22 @@ def test_where_the_numbers_lie_is_the_same_after_a_resume(whole, tmp_path, tiny_
         source, optimizer = module.source, trainer.optimizers[0]
         experience = source.experience
         tensors = {f"weights {n}": w for n, w in module.policy.named_parameters()}
-        tensors |= {f"rollout {n}": t for n, t in vars(experience.rollout).items() if isinstance(t, torch.Tensor)}
-        tensors |= {f"experience {n}": t for n, t in vars(experience).items() if isinstance(t, torch.Tensor)}
+        tensors |= {
+            f"rollout {n}": t
+            for n, t in vars(experience.rollout).items()
+            if isinstance(t, torch.Tensor)
+        }
+        tensors |= {
+            f"experience {n}": t for n, t in vars(experience).items() if isinstance(t, torch.Tensor)
+        }
         for i, state in enumerate(optimizer.state.values()):
             tensors |= {f"optimiser {i} {n}": t for n, t in state.items()}
-        places.update({n: (t.data_ptr() % 64, t.stride(), t.storage_offset(), t.dtype) for n, t in tensors.items()})
+        places.update(
+            {
+                n: (t.data_ptr() % 64, t.stride(), t.storage_offset(), t.dtype)
+                for n, t in tensors.items()
+            }
+        )
 
     places: dict[str, object] = {}
     train(tmp_path / "again", tiny_folder, callbacks=[Probe(on_train_batch_start=lie)], max_steps=6)

@@ -11,17 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mpo.modules.comparison import compare_runs
+from lightning_mpo.resume.comparison import compare_runs
 from lightning_mpo.storage import locate, read_checkpoint
 
 pytestmark = pytest.mark.slow
-SCRIPT = str(Path(__file__).with_name("two_ranks_killed.py"))
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {"OMP_NUM_THREADS": "1"}
+SCRIPT = str(Path(__file__).parents[1] / "support" / "two_ranks_killed.py")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {
+    "OMP_NUM_THREADS": "1"
+}
 
 
-def run(folder: Path, phase: str = "none", count: int = 1, rank: int = 0, strategy: str = "ddp") -> int:
+def run(
+    folder: Path, phase: str = "none", count: int = 1, rank: int = 0, strategy: str = "ddp"
+) -> int:
     command = [sys.executable, SCRIPT, str(folder), phase, str(count), str(rank), strategy]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=ENVIRONMENT, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=900, env=ENVIRONMENT, check=False
+    )
     assert done.returncode <= 0 or phase != "none", done.stderr[-3000:]
     return done.returncode
 
@@ -57,7 +63,9 @@ def whole_in_shards(tmp_path_factory) -> Path:
     [("update", 5, 1), ("write", 10500, 1), ("rename", 5, 0)],
     ids=["update", "write", "aside"],
 )
-def test_one_of_two_processes_with_a_shard_each_is_killed(tmp_path, whole_in_shards, phase, count, rank):
+def test_one_of_two_processes_with_a_shard_each_is_killed(
+    tmp_path, whole_in_shards, phase, count, rank
+):
     assert run(tmp_path, phase, count, rank, "folder") != 0
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert locate(last).is_dir()
@@ -69,7 +77,9 @@ def test_one_of_two_processes_with_a_shard_each_is_killed(tmp_path, whole_in_sha
     assert [part.difference for part in found.values() if part.difference] == []
     assert found["random numbers"].count == 16, "of both processes"
     assert all(found[part].count for part in ("weights", "optimiser", "rollout buffer"))
-    print(f"rank {rank} killed at {phase} {count}, resumed at {step}: {len(found)} parts bit for bit")
+    print(
+        f"rank {rank} killed at {phase} {count}, resumed at {step}: {len(found)} parts bit for bit"
+    )
 
 
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(tmp_path, whole):

@@ -9,7 +9,7 @@ import pytest
 from lightning_mpo.callbacks import Samples
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.hooks import RolloutCallback
-from tests.modules.runs import fit
+from tests.support.runs import fit
 
 
 class Keep(RolloutCallback):
@@ -22,8 +22,16 @@ class Keep(RolloutCallback):
 
 def test_every_so_many_rollouts_completions_are_appended(tmp_path, capsys):
     keep = Keep()
-    fit(tmp_path, callbacks=[Samples(every=2, count=3), keep], rollout={"minibatches": 2}, max_steps=10)
-    records = [json.loads(line) for line in (tmp_path / "completions" / "rollouts.jsonl").read_text().splitlines()]
+    fit(
+        tmp_path,
+        callbacks=[Samples(every=2, count=3), keep],
+        rollout={"minibatches": 2},
+        max_steps=10,
+    )
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "completions" / "rollouts.jsonl").read_text().splitlines()
+    ]
     assert [record["rollout"] for record in records] == [0] * 3 + [2] * 3 + [4] * 3
     assert [record["step"] for record in records] == [0] * 3 + [4] * 3 + [8] * 3
     rollout = keep.events[2].experience.rollout
@@ -42,7 +50,9 @@ def test_every_so_many_rollouts_completions_are_appended(tmp_path, capsys):
 def test_the_table_can_be_left_out_and_markup_is_text(tmp_path, capsys):
     fit(tmp_path, callbacks=[Samples(show=False)], max_steps=1)
     assert "completion" not in capsys.readouterr().out
-    Samples._print(7, [{"prompt": "[bold]x", "completion": "a\nb" + "c" * 200, "target": "1", "reward": 0.5}])
+    Samples._print(
+        7, [{"prompt": "[bold]x", "completion": "a\nb" + "c" * 200, "target": "1", "reward": 0.5}]
+    )
     shown = capsys.readouterr().out
     assert "[bold]x" in shown
     assert "a⏎b" in shown

@@ -8,8 +8,8 @@ from lightning_mpo.callbacks import Throughput, throughput
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.rollout import collect
-from lightning_mpo.rollout.local import LocalSampler
-from tests.modules.runs import Digits, fit
+from lightning_mpo.sampling.local import LocalSampler
+from tests.support.runs import Digits, fit
 
 SAMPLE, SCORE, STEP = 50.0, 30.0, 2.0
 
@@ -68,8 +68,12 @@ def test_seconds_and_tokens_of_rollout_and_updates(tmp_path, monkeypatch, first)
         assert (line["time/rollout_s"], line["time/prepare_s"]) == (SAMPLE, SCORE)
         assert line["throughput/rollout_tokens_per_s"] == pytest.approx(tokens.tokens[i] / SAMPLE)
         if i:
-            assert line["time/updates_s"] == 4 * STEP, "two passes of two micro-batches, of the rollout before"
-            assert line["throughput/update_tokens_per_s"] == pytest.approx(2 * tokens.tokens[i - 1] / (4 * STEP))
+            assert line["time/updates_s"] == 4 * STEP, (
+                "two passes of two micro-batches, of the rollout before"
+            )
+            assert line["throughput/update_tokens_per_s"] == pytest.approx(
+                2 * tokens.tokens[i - 1] / (4 * STEP)
+            )
         else:
             assert "time/updates_s" not in line
     assert callback.seconds == {"rollout": 3 * SAMPLE, "prepare": 3 * SCORE, "update": 12 * STEP}

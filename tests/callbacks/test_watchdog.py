@@ -7,14 +7,14 @@ import warnings
 import pytest
 import torch
 
-from lightning_mpo.advantages import GeneralizedAdvantage
 from lightning_mpo.callbacks import Watchdog
 from lightning_mpo.errors import UserError
+from lightning_mpo.objective.advantages import GeneralizedAdvantage
+from lightning_mpo.objective.value_loss import ValueLoss
 from lightning_mpo.policies import ValueHead
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.rewards.text import ExactAnswer
-from lightning_mpo.value_loss import ValueLoss
-from tests.modules.runs import Digits, Probe, adam, fit, make_objective, make_policy
+from tests.support.runs import Digits, Probe, adam, fit, make_objective, make_policy
 
 
 class Flat(Digits):
@@ -32,7 +32,13 @@ def said(tmp_path, rewards, *, steps=4, watchdog=None, callbacks=(), **options) 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         rollout = {"rewards": rewards, "max_new_tokens": 24} | options.pop("rollout", {})
-        fit(tmp_path, rollout=rollout, callbacks=[watchdog or Watchdog(), *callbacks], max_steps=steps, **options)
+        fit(
+            tmp_path,
+            rollout=rollout,
+            callbacks=[watchdog or Watchdog(), *callbacks],
+            max_steps=steps,
+            **options,
+        )
     words = (
         "so nothing is learnt",
         "were cut off",
@@ -45,7 +51,10 @@ def said(tmp_path, rewards, *, steps=4, watchdog=None, callbacks=(), **options) 
 
 
 def test_it_is_silent_when_all_is_well(tmp_path):
-    assert said(tmp_path, [Digits()], rollout={"epochs": 2}, steps=6, module={"optimizer": adam(1e-2)}) == []
+    assert (
+        said(tmp_path, [Digits()], rollout={"epochs": 2}, steps=6, module={"optimizer": adam(1e-2)})
+        == []
+    )
 
 
 def test_no_reward_variance(tmp_path):
@@ -56,7 +65,9 @@ def test_no_reward_variance(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("reward", "sentences"), [(Flat(), 1), (Digits(), 0)], ids=["flat", "graded"])
+@pytest.mark.parametrize(
+    ("reward", "sentences"), [(Flat(), 1), (Digits(), 0)], ids=["flat", "graded"]
+)
 def test_no_reward_variance_with_a_critic(tmp_path, reward, sentences):
     """Advantages are never 0 then: whitening blows the critic's errors up."""
     found = said(
@@ -117,7 +128,10 @@ def test_one_judged_completion_a_prompt_leaves_nothing_to_compare(tmp_path):
 
 def test_weights_that_cancel_are_named(tmp_path):
     (sentence,) = said(tmp_path, [Digits(weight=1.0), Digits(weight=-1.0)])
-    assert "although `digits`, `digits_2` tells them apart: the weights of `rollout.rewards` cancel" in sentence
+    assert (
+        "although `digits`, `digits_2` tells them apart: the weights of `rollout.rewards` cancel"
+        in sentence
+    )
 
 
 def test_rewards_that_are_equal_in_float32_alone_are_learnt_from(tmp_path):
@@ -148,7 +162,9 @@ def test_ratio_off_one_in_the_first_update_of_a_rollout(tmp_path, monkeypatch):
     def other(self, rollout, mask_BT, **options):
         scores = score(self, rollout, mask_BT, **options)
         noise = 0.0 if torch.is_grad_enabled() else 0.2
-        return type(scores)(torch.where(mask_BT, scores.logprobs_BT - noise, 0.0), scores.entropy_BT)
+        return type(scores)(
+            torch.where(mask_BT, scores.logprobs_BT - noise, 0.0), scores.entropy_BT
+        )
 
     monkeypatch.setattr(CausalPolicy, "score", other)
     rollout = {"epochs": 2, "parity_gate": False}

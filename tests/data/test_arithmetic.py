@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_mpo.data.arithmetic import Arithmetic, Multiplication, column_addition, is_held_out, long_multiplication
+from lightning_mpo.data.arithmetic import (
+    Arithmetic,
+    Multiplication,
+    column_addition,
+    is_held_out,
+    long_multiplication,
+)
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rewards.base import Completion
@@ -76,7 +82,9 @@ def test_careless_solutions_never_carry():
     wrong = 0
     for row in small(careless_share=1.0).splits.train:
         a, b = operands(row.prompt)
-        assert all(terms[2] == 0 and sum(terms) == total for terms, total in columns_of(row.solution))
+        assert all(
+            terms[2] == 0 and sum(terms) == total for terms, total in columns_of(row.solution)
+        )
         answer = row.solution.split(";")[1]
         assert answer == carry_free(a, b)
         assert row.target == str(a + b), "the target is always right"
@@ -98,14 +106,22 @@ def test_a_share_of_the_solutions_is_careless_and_each_is_so_throughout():
 
 
 def test_carelessness_changes_no_problem():
-    first, second = ([row.prompt for row in small(careless_share=share).splits.train] for share in (0.0, 0.7))
+    first, second = (
+        [row.prompt for row in small(careless_share=share).splits.train] for share in (0.0, 0.7)
+    )
     assert first == second
 
 
 def test_held_out_and_training_problems_are_apart_by_construction():
     """By the prompt's text alone: a larger, another or a reseeded training set can hold none of them."""
     held_out = {row.prompt for row in small().splits.validation}
-    for options in ({}, {"problem_seed": 1}, {"train_problems": 3000}, {"careless_share": 0.5}, {"seed": 3}):
+    for options in (
+        {},
+        {"problem_seed": 1},
+        {"train_problems": 3000},
+        {"careless_share": 0.5},
+        {"seed": 3},
+    ):
         splits = small(**options).splits
         train = {row.prompt for row in splits.train}
         assert not train & held_out
@@ -116,7 +132,9 @@ def test_held_out_and_training_problems_are_apart_by_construction():
 def test_the_held_out_share_is_about_what_it_says():
     prompts = [f"{a}+{b}=" for a in range(10, 100) for b in range(10, 100)]
     for share in (0.1, 0.3):
-        assert sum(is_held_out(prompt, share) for prompt in prompts) / len(prompts) == pytest.approx(share, abs=0.02)
+        assert sum(is_held_out(prompt, share) for prompt in prompts) / len(
+            prompts
+        ) == pytest.approx(share, abs=0.02)
     assert not any(is_held_out(prompt, 0.0) for prompt in prompts)
     assert all(is_held_out(prompt, 1.0) for prompt in prompts)
 
@@ -146,10 +164,12 @@ def test_the_tiny_policys_default_characters_write_it():
         assert policy.tokenizer.decode(ids) == row.prompt + row.solution
     solutions = data.solutions(data.splits.train[:8])
     assert torch.equal(
-        solutions.response_mask_BT.sum(1), torch.tensor([len(r.solution) + 1 for r in data.splits.train[:8]])
+        solutions.response_mask_BT.sum(1),
+        torch.tensor([len(r.solution) + 1 for r in data.splits.train[:8]]),
     )
     assert (
-        solutions.responses_BT[range(8), solutions.response_mask_BT.sum(1) - 1] == policy.tokenizer.eos_token_id
+        solutions.responses_BT[range(8), solutions.response_mask_BT.sum(1) - 1]
+        == policy.tokenizer.eos_token_id
     ).all()
 
 
@@ -175,7 +195,12 @@ def test_errors(options, said):
 
 @pytest.mark.parametrize("digits", [1, 2, 3])
 def test_careful_products_are_right_and_careless_ones_drop_the_carry(digits):
-    for a in {10 ** (digits - 1), 10**digits - 1, 7 * 10 ** (digits - 1) + 3, 4 * 10 ** (digits - 1)}:
+    for a in {
+        10 ** (digits - 1),
+        10**digits - 1,
+        7 * 10 ** (digits - 1) + 3,
+        4 * 10 ** (digits - 1),
+    }:
         for b in range(2, 10):
             steps, answer = long_multiplication(a, b, carry=True).split(";")
             assert answer == str(a * b)

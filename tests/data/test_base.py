@@ -83,7 +83,9 @@ def test_a_pass_covers_every_row_once(count: int) -> None:
     stream = [text for i in range(60) for text in texts(data.training_rows(i, count))]
     passes = [stream[i : i + 10] for i in range(0, len(stream) - 9, 10)]
     assert all(sorted(one) == sorted(map(str, range(10))) for one in passes)
-    assert len({tuple(one) for one in passes}) > len(passes) / 2  # each pass has an order of its own
+    assert (
+        len({tuple(one) for one in passes}) > len(passes) / 2
+    )  # each pass has an order of its own
 
 
 def test_rounds_redraw() -> None:
@@ -112,7 +114,9 @@ def test_padding_is_on_the_left() -> None:
     data = connected(chat_template=False)
     batch = data.encode([PromptRow("1", ""), PromptRow("123", "")])
     assert batch.attention_mask_PS.tolist() == [[False, False, True, True], [True] * 4]
-    assert characters(batch.input_ids_PS[0][2:]) == "?1"  # the tokenizer's own beginning of sequence
+    assert (
+        characters(batch.input_ids_PS[0][2:]) == "?1"
+    )  # the tokenizer's own beginning of sequence
     assert characters(batch.input_ids_PS[1]) == "?123"
     assert batch.input_ids_PS.dtype == torch.long
     assert texts(batch.rows) == ["1", "123"]
@@ -123,7 +127,10 @@ def test_prompts_encode_the_training_rows() -> None:
     data = connected(count=12)
     batch = data.prompts(2, 4)
     assert batch.rows == tuple(data.training_rows(2, 4))
-    said = [characters(ids[mask]) for ids, mask in zip(batch.input_ids_PS, batch.attention_mask_PS, strict=True)]
+    said = [
+        characters(ids[mask])
+        for ids, mask in zip(batch.input_ids_PS, batch.attention_mask_PS, strict=True)
+    ]
     assert said == [f"<{row.prompt}>:" for row in batch.rows]
 
 
@@ -138,7 +145,10 @@ def test_without_chat_template() -> None:
 
 
 def test_missing_chat_template_is_refused() -> None:
-    with pytest.raises(UserError, match=r"the tokenizer of .* has no chat template; set `data.chat_template: false`"):
+    with pytest.raises(
+        UserError,
+        match=r"the tokenizer of .* has no chat template; set `data.chat_template: false`",
+    ):
         Numbers().connect(tokenizer(None))
     Numbers(chat_template=False).connect(tokenizer(None))
 
@@ -147,17 +157,23 @@ def test_too_long_prompt_is_refused_by_row() -> None:
     data = connected()
     data.max_prompt_tokens = 5
     data.encode([PromptRow("12", "")])
-    with pytest.raises(UserError, match=r"the prompt '123' has 6 tokens, over `data.max_prompt_tokens` \(5\)"):
+    with pytest.raises(
+        UserError, match=r"the prompt '123' has 6 tokens, over `data.max_prompt_tokens` \(5\)"
+    ):
         data.encode([PromptRow("12", ""), PromptRow("123", "")])
 
 
 def test_too_long_prompts_are_refused_before_any_is_sampled() -> None:
-    with pytest.raises(UserError, match=r"the prompt 'aaa' has 6 tokens, over `data.max_prompt_tokens` \(5\)"):
+    with pytest.raises(
+        UserError, match=r"the prompt 'aaa' has 6 tokens, over `data.max_prompt_tokens` \(5\)"
+    ):
         connected(max_prompt_tokens=5)
 
 
 def test_connect_comes_first() -> None:
-    with pytest.raises(UserError, match=r"`Numbers.connect\(tokenizer\)` must be called before prompts are encoded"):
+    with pytest.raises(
+        UserError, match=r"`Numbers.connect\(tokenizer\)` must be called before prompts are encoded"
+    ):
         Numbers().prompts(0, 2)
 
 
@@ -177,7 +193,13 @@ def test_identity_tells_rows_order_and_rendering_apart() -> None:
     assert first["rows"] == {"train": 10, "validation": 5}
     assert Numbers(count=9).identity()["digest"] != first["digest"]
     assert Numbers(held_out=4).identity()["digest"] != first["digest"]
-    for option in ({"seed": 1}, {"suffix": "?"}, {"system": "a"}, {"order": "file"}, {"instruction": "a"}):
+    for option in (
+        {"seed": 1},
+        {"suffix": "?"},
+        {"system": "a"},
+        {"order": "file"},
+        {"instruction": "a"},
+    ):
         other = Numbers(**option).identity()
         assert {name for name in first if first[name] != other[name]} == set(option)
     connected_one = connected()
@@ -196,8 +218,13 @@ class Own(PromptDataModule):
 
 
 def test_leaks_of_an_own_load_are_told_before_training() -> None:
-    data = Own([PromptRow("1 ", "1"), PromptRow("2", "1")], [PromptRow(" 1", "1"), PromptRow("3", "1")])
-    with pytest.warns(UserWarning, match=r"^1 of 2 validation prompts are trained on as well, such as the prompt ' 1'"):
+    data = Own(
+        [PromptRow("1 ", "1"), PromptRow("2", "1")], [PromptRow(" 1", "1"), PromptRow("3", "1")]
+    )
+    with pytest.warns(
+        UserWarning,
+        match=r"^1 of 2 validation prompts are trained on as well, such as the prompt ' 1'",
+    ):
         data.setup("fit")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -207,10 +234,16 @@ def test_leaks_of_an_own_load_are_told_before_training() -> None:
 
 @pytest.mark.parametrize(
     ("solution", "message"),
-    [(None, "has no solution to imitate"), (" ", "is empty"), ("2Ö", "characters that the tokenizer does not know")],
+    [
+        (None, "has no solution to imitate"),
+        (" ", "is empty"),
+        ("2Ö", "characters that the tokenizer does not know"),
+    ],
 )
 @pytest.mark.parametrize("held_out", [False, True])
-def test_solutions_are_tried_before_any_is_imitated(solution: str | None, message: str, held_out: bool) -> None:
+def test_solutions_are_tried_before_any_is_imitated(
+    solution: str | None, message: str, held_out: bool
+) -> None:
     good, bad = PromptRow("1", "1", solution="2"), PromptRow("3", "1", solution=solution)
     data = Own([good], [bad]) if held_out else Own([good, bad], [good])
     data.connect(tokenizer(), [1])
@@ -228,5 +261,7 @@ def test_prompt_and_solution_must_fit_the_positions(held_out: bool) -> None:
     data = Own([wide], [long]) if held_out else Own([long], [wide])
     data.connect(tokenizer(), [1])
     data.check_solutions(9)
-    with pytest.raises(UserError, match=r"'1111'.* has 7 tokens and its solution 2, .* the model's 8 positions"):
+    with pytest.raises(
+        UserError, match=r"'1111'.* has 7 tokens and its solution 2, .* the model's 8 positions"
+    ):
         data.check_solutions(8)

@@ -14,7 +14,9 @@ from lightning_mpo.types import PromptRow
 
 
 def write(file: Path, lines: list[Any]) -> str:
-    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    file.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    )
     return str(file)
 
 
@@ -23,9 +25,14 @@ def rows(start: int, stop: int) -> list[dict[str, Any]]:
 
 
 def test_two_files(tmp_path: Path) -> None:
-    train, validation = write(tmp_path / "a.jsonl", rows(0, 3)), write(tmp_path / "b.jsonl", rows(3, 5))
+    train, validation = (
+        write(tmp_path / "a.jsonl", rows(0, 3)),
+        write(tmp_path / "b.jsonl", rows(3, 5)),
+    )
     splits = JsonLines(train=train, validation=validation).splits
-    assert splits.train[0] == PromptRow("0+1", "1", None, {"prompt": "0+1", "target": "1", "level": 2})
+    assert splits.train[0] == PromptRow(
+        "0+1", "1", None, {"prompt": "0+1", "target": "1", "level": 2}
+    )
     assert [row.prompt for row in splits.validation] == ["3+1", "4+1"]
 
 
@@ -39,7 +46,11 @@ def test_one_file_is_split(tmp_path: Path) -> None:
 
 
 def test_named_columns_and_blank_lines(tmp_path: Path) -> None:
-    lines = [{"question": "q é", "answer": "a", "steps": "s"}, "", {"question": "r", "answer": 72.0, "steps": "t"}]
+    lines = [
+        {"question": "q é", "answer": "a", "steps": "s"},
+        "",
+        {"question": "r", "answer": 72.0, "steps": "t"},
+    ]
     data = JsonLines(
         train=write(tmp_path / "a.jsonl", lines),
         prompt="question",
@@ -47,7 +58,10 @@ def test_named_columns_and_blank_lines(tmp_path: Path) -> None:
         solution="steps",
         validation_share=0,
     )
-    assert data.splits.train == [PromptRow("q é", "a", "s", lines[0]), PromptRow("r", "72", "t", lines[2])]
+    assert data.splits.train == [
+        PromptRow("q é", "a", "s", lines[0]),
+        PromptRow("r", "72", "t", lines[2]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +74,10 @@ def test_named_columns_and_blank_lines(tmp_path: Path) -> None:
             "line 3 of .*a.jsonl has no 'prompt'; its columns are 'prompts', 'target'; did",
         ),
         ({"prompts": "1", "target": "2"}, "did you mean 'prompts'\\?"),
-        ({"prompt": "1", "x": "2"}, "line 3 of .*a.jsonl has no 'target'; its columns are 'prompt', 'x'$"),
+        (
+            {"prompt": "1", "x": "2"},
+            "line 3 of .*a.jsonl has no 'target'; its columns are 'prompt', 'x'$",
+        ),
         ({"prompt": "1", "target": None}, "line 3 of .*a.jsonl: 'target' is null$"),
         ({"prompt": ["1"], "target": "2"}, "line 3 of .*a.jsonl: 'prompt' must be text, got list"),
     ],
@@ -79,12 +96,19 @@ def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no file absent.jsonl \(seen from "):
         _ = JsonLines(train="absent.jsonl").splits
     with pytest.raises(UserError, match=r"there is no file .*b.jsonl"):
-        _ = JsonLines(train=write(tmp_path / "a.jsonl", rows(0, 2)), validation=str(tmp_path / "b.jsonl")).splits
+        _ = JsonLines(
+            train=write(tmp_path / "a.jsonl", rows(0, 2)), validation=str(tmp_path / "b.jsonl")
+        ).splits
 
 
 def test_a_prompt_in_both_files_is_refused(tmp_path: Path) -> None:
-    train, validation = write(tmp_path / "a.jsonl", rows(0, 4)), write(tmp_path / "b.jsonl", rows(2, 6))
-    with pytest.raises(UserError, match=r"2 prompts stand both in .*a.jsonl and in .*b.jsonl, such as '2\+1'"):
+    train, validation = (
+        write(tmp_path / "a.jsonl", rows(0, 4)),
+        write(tmp_path / "b.jsonl", rows(2, 6)),
+    )
+    with pytest.raises(
+        UserError, match=r"2 prompts stand both in .*a.jsonl and in .*b.jsonl, such as '2\+1'"
+    ):
         _ = JsonLines(train=train, validation=validation).splits
 
 

@@ -13,15 +13,22 @@ from lightning_mpo.policies import TinyPolicy
 
 def write(folder: Path, *lines: str | bytes) -> str:
     path = folder / "prompts.jsonl"
-    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    path.write_bytes(
+        b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    )
     return str(path)
 
 
 def test_lines_in_order_with_their_other_columns(tmp_path):
-    data = PromptFile(write(tmp_path, '{"prompt": "1+1=", "id": 4}', "", '{"id": 5, "prompt": "2+2="}'))
+    data = PromptFile(
+        write(tmp_path, '{"prompt": "1+1=", "id": 4}', "", '{"id": 5, "prompt": "2+2="}')
+    )
     rows = data.validation_rows
     assert [row.prompt for row in rows] == ["1+1=", "2+2="]
-    assert [dict(row.extra) for row in rows] == [{"prompt": "1+1=", "id": 4}, {"prompt": "2+2=", "id": 5}]
+    assert [dict(row.extra) for row in rows] == [
+        {"prompt": "1+1=", "id": 4},
+        {"prompt": "2+2=", "id": 5},
+    ]
     assert not data.judged
 
 
@@ -29,7 +36,9 @@ def test_a_target_may_be_named(tmp_path):
     data = PromptFile(write(tmp_path, '{"q": "1+1=", "a": 2, "id": 1}'), prompt="q", target="a")
     assert data.judged
     assert data.validation_rows[0].target == "2"
-    assert dict(data.validation_rows[0].extra) == {"q": "1+1=", "a": 2, "id": 1}, "columns keep their names"
+    assert dict(data.validation_rows[0].extra) == {"q": "1+1=", "a": 2, "id": 1}, (
+        "columns keep their names"
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,7 +47,10 @@ def test_a_target_may_be_named(tmp_path):
         ('{"prompt": "1"', r'line 3 of .*prompts.jsonl is not JSON, such as \{"prompt": "…"\}'),
         (b'{"prompt": "\xff"}', "line 3 of .* is not JSON"),
         ('["1"]', "line 3 of .* must be an object with columns, got list"),
-        ('{"promt": "1"}', "line 3 of .* has no 'prompt'; its columns are 'promt'; did you mean 'promt'"),
+        (
+            '{"promt": "1"}',
+            "line 3 of .* has no 'prompt'; its columns are 'promt'; did you mean 'promt'",
+        ),
         ('{"prompt": 1}', "line 3 of .*: 'prompt' must be text, got int"),
         ('{"prompt": null}', "line 3 of .*: 'prompt' is null"),
         ('{"prompt": ""}', "line 3 of .*: 'prompt' is empty"),
@@ -62,7 +74,9 @@ def test_it_serves_predictions_alone(tmp_path, stage):
         PromptFile(write(tmp_path, '{"prompt": "1"}')).setup(stage)
 
 
-@pytest.mark.parametrize(("given", "has", "applied"), [(None, True, True), (None, False, False), (False, True, False)])
+@pytest.mark.parametrize(
+    ("given", "has", "applied"), [(None, True, True), (None, False, False), (False, True, False)]
+)
 def test_the_chat_template_is_that_of_the_tokenizer(tmp_path, given, has, applied):
     data = PromptFile(write(tmp_path, '{"prompt": "1+1="}'), chat_template=given)
     tokenizer = TinyPolicy("0123456789+=").tokenizer

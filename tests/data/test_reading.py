@@ -32,7 +32,10 @@ def chat(messages: str) -> bytes:
 READ: dict[str, tuple[bytes, list[tuple[str, str]]]] = {
     "byte order mark": (b"\xef\xbb\xbf" + ROW, [("1", "2")]),
     "gzip": (gzip.compress(ROW), [("1", "2")]),
-    "a list": (b'[{"prompt": "1", "target": "2"}, {"prompt": "3", "target": 4}]', [("1", "2"), ("3", "4")]),
+    "a list": (
+        b'[{"prompt": "1", "target": "2"}, {"prompt": "3", "target": 4}]',
+        [("1", "2"), ("3", "4")],
+    ),
     "a list over lines": (b'\n[\n {"prompt": "1",\n "target": "2"}\n]\n', [("1", "2")]),
     "CRLF": (OK.replace("\n", "\r\n").encode() * 2, [("1", "2")] * 2),
     "mixed ends of lines": (ROW + OK.replace("\n", "\r\n").encode(), [("1", "2")] * 2),
@@ -46,14 +49,23 @@ READ: dict[str, tuple[bytes, list[tuple[str, str]]]] = {
     "72.0": (target("72.0"), [("1", "72")]),
     "-0.0": (target("-0.0"), [("1", "0")]),
     "1e22": (target("1e22"), [("1", "1" + "0" * 22)]),
-    "more digits than a float": (target("3.14159265358979323846264338327"), [("1", "3.14159265358979323846264338327")]),
-    "a large integer": (target("123456789012345678901234567890"), [("1", "123456789012345678901234567890")]),
+    "more digits than a float": (
+        target("3.14159265358979323846264338327"),
+        [("1", "3.14159265358979323846264338327")],
+    ),
+    "a large integer": (
+        target("123456789012345678901234567890"),
+        [("1", "123456789012345678901234567890")],
+    ),
     "beyond a float": (target("1e400"), [("1", "1" + "0" * 400)]),
     "true": (target("true"), [("1", "true")]),
     "white space round a target": (target('" 72\\n"'), [("1", "72")]),
     "an empty target": (target('""'), [("1", "")]),
     "messages": (chat('[{"role": "user", "content": "hi"}]'), [("hi", "2")]),
-    "text parts": (chat('[{"role": "user", "content": [{"type": "text", "text": "hi"}]}]'), [("hi", "2")]),
+    "text parts": (
+        chat('[{"role": "user", "content": [{"type": "text", "text": "hi"}]}]'),
+        [("hi", "2")],
+    ),
     "messages in the column of the prompt": (
         b'{"prompt": [{"role": "user", "content": "hi"}], "target": 2}',
         [("hi", "2")],
@@ -66,12 +78,24 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         ROW + b'{"prompt": "caf\xe9"}\n',
         r"line 2 of .* is not JSON in UTF-8: byte 0xe9 at column 16; .*iconv -f LATIN1",
     ),
-    "UTF-16": (OK.encode("utf-16"), "is UTF-16, not JSON lines; convert it: iconv -f UTF-16 -t UTF-8"),
-    "UTF-16 without a mark": (OK.encode("utf-16-le"), "line 1 of .* zero byte; if the file is UTF-16, convert it"),
+    "UTF-16": (
+        OK.encode("utf-16"),
+        "is UTF-16, not JSON lines; convert it: iconv -f UTF-16 -t UTF-8",
+    ),
+    "UTF-16 without a mark": (
+        OK.encode("utf-16-le"),
+        "line 1 of .* zero byte; if the file is UTF-16, convert it",
+    ),
     "UTF-32": (OK.encode("utf-32"), "is UTF-32, not JSON lines"),
-    "gzip cut off": (gzip.compress(ROW * 50)[:-12], "is gzip and cannot be unpacked .*; is it complete"),
+    "gzip cut off": (
+        gzip.compress(ROW * 50)[:-12],
+        "is gzip and cannot be unpacked .*; is it complete",
+    ),
     "gzip of nothing": (b"\x1f\x8bjunk", "is gzip and cannot be unpacked"),
-    "gzip twice": (gzip.compress(gzip.compress(ROW)), "is packed twice, not JSON lines; convert it: gunzip"),
+    "gzip twice": (
+        gzip.compress(gzip.compress(ROW)),
+        "is packed twice, not JSON lines; convert it: gunzip",
+    ),
     "Parquet": (
         b"PAR1....",
         r"is Parquet, not JSON lines; convert it: python -c .*pandas.read_parquet\('rows.jsonl'\)",
@@ -90,26 +114,56 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a comment": (b"// x\n" + ROW, "line 1 of .* is not JSON: Expecting value"),
     "single quotes": (b"{'prompt': '1'}", "line 1 of .* is not JSON: Expecting property name"),
     "a trailing comma": (b'{"prompt": "1",}', "line 1 of .* is not JSON"),
-    "commas between rows": (ROW.strip() + b",\n" + ROW, r"line 1 of .* is not JSON: Extra data \(column 31\)"),
+    "commas between rows": (
+        ROW.strip() + b",\n" + ROW,
+        r"line 1 of .* is not JSON: Extra data \(column 31\)",
+    ),
     "two rows on a line": (ROW.strip() * 2, r"line 1 of .* is not JSON: Extra data \(column 31\)"),
-    "a row over lines": (b'{\n "prompt": "1"\n}\n', "line 1 of .* is not JSON: .*; an object must stand on one line"),
+    "a row over lines": (
+        b'{\n "prompt": "1"\n}\n',
+        "line 1 of .* is not JSON: .*; an object must stand on one line",
+    ),
     "cut within a text": (
         ROW + b'{"prompt": "1", "tar',
         "line 2 of .*; the file ends within this line: is it complete",
     ),
-    "cut before the end": (ROW + ROW.strip()[:-1], "line 2 of .*; the file ends within this line: is it complete"),
-    "a list cut off": (b'[{"prompt": "1", "target": "2"},', r"line 1 of .* is not JSON: .* \(column 33\)"),
+    "cut before the end": (
+        ROW + ROW.strip()[:-1],
+        "line 2 of .*; the file ends within this line: is it complete",
+    ),
+    "a list cut off": (
+        b'[{"prompt": "1", "target": "2"},',
+        r"line 1 of .* is not JSON: .* \(column 33\)",
+    ),
     "a broken list": (
         b'[\n {"prompt": "1",\n "target": }\n]',
         r"line 3 of .* is not JSON: Expecting value \(column 12\)",
     ),
     "a zero byte": (ROW + b'{"prompt": "\0"}', "line 2 of .* is not JSON: it holds a zero byte"),
-    "a tab in a text": (b'{"prompt": "a\tb"}', r"line 1 of .* is not JSON: Invalid control character at \(column 14\)"),
-    "half a character": (rb'{"prompt": "\ud800", "target": "2"}', r"line 1 of .*: \\ud800 is half a character"),
-    "half a character elsewhere": (rb'{"prompt": "1", "target": "2", "x": ["\uDC00"]}', r"\\udc00 is half a character"),
-    "a key twice": (b'{"prompt": "1", "prompt": "3"}', "line 1 of .*: an object has 'prompt' twice"),
-    "a key twice inside": (chat('[{"role": "user", "role": "system"}]'), "an object has 'role' twice"),
-    "nested without end": (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1 of .*: it is nested too deeply"),
+    "a tab in a text": (
+        b'{"prompt": "a\tb"}',
+        r"line 1 of .* is not JSON: Invalid control character at \(column 14\)",
+    ),
+    "half a character": (
+        rb'{"prompt": "\ud800", "target": "2"}',
+        r"line 1 of .*: \\ud800 is half a character",
+    ),
+    "half a character elsewhere": (
+        rb'{"prompt": "1", "target": "2", "x": ["\uDC00"]}',
+        r"\\udc00 is half a character",
+    ),
+    "a key twice": (
+        b'{"prompt": "1", "prompt": "3"}',
+        "line 1 of .*: an object has 'prompt' twice",
+    ),
+    "a key twice inside": (
+        chat('[{"role": "user", "role": "system"}]'),
+        "an object has 'role' twice",
+    ),
+    "nested without end": (
+        b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "line 1 of .*: it is nested too deeply",
+    ),
     # --- rows that are none
     "empty": (b"", "`JsonLines` found no training rows"),
     "blank lines": (b"\n \n\t\n", "`JsonLines` found no training rows"),
@@ -118,43 +172,100 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "lists on lines": (b"[1]\n[2]\n", "line 1 of .* must be an object with columns, got list"),
     "a number": (b"3\n", "line 1 of .* must be an object with columns, got int"),
     "null": (b"null\n", "line 1 of .* must be an object with columns, got NoneType"),
-    "rows within an object": (b'{"data": []}', "line 1 of .* has no 'prompt'; its columns are 'data'"),
+    "rows within an object": (
+        b'{"data": []}',
+        "line 1 of .* has no 'prompt'; its columns are 'data'",
+    ),
     "capitals": (b'{"Prompt": "1", "target": "2"}', "has no 'prompt'.*did you mean 'Prompt'"),
     # --- targets
     "a null target": (target("null"), "line 1 of .*: 'target' is null$"),
     "nan": (target("NaN"), "line 1 of .*: 'target' is nan; write a finite number"),
     "infinity": (target("-Infinity"), "line 1 of .*: 'target' is -inf; write a finite number"),
-    "a billion digits": (target("1e999999999"), "'target' is 1e999999999, which is too long to be written out"),
-    "a billion places": (target("1e-999999999"), "'target' is 1e-999999999, which is too long to be written out"),
+    "a billion digits": (
+        target("1e999999999"),
+        "'target' is 1e999999999, which is too long to be written out",
+    ),
+    "a billion places": (
+        target("1e-999999999"),
+        "'target' is 1e-999999999, which is too long to be written out",
+    ),
     "an exponent without end": (target("1e" + "9" * 50), "'target' (is|must be)"),
     "3000 digits": (target("9" * 3000), "'target' is 9{40}, which is too long"),
     "5000 digits": (target("9" * 5000), "line 1 of .*: a number has 5000 digits; write it as text"),
-    "several targets": (target('["3", "4"]'), "'target' must be text or a number, got list; write one text"),
+    "several targets": (
+        target('["3", "4"]'),
+        "'target' must be text or a number, got list; write one text",
+    ),
     "an object": (target('{"a": 1}'), "'target' must be text or a number, got dict"),
     "a zero character in a target": (target(r'"2\u0000"'), "'target' holds a zero character"),
     # --- prompts
     "an empty prompt": (ROW + b'{"prompt": "", "target": "2"}', "line 2 of .*: 'prompt' is empty"),
     "a blank prompt": (b'{"prompt": " \\n\\t", "target": "2"}', "line 1 of .*: 'prompt' is empty"),
-    "a prompt of no-break spaces": ('{"prompt": "\u00a0", "target": "2"}'.encode(), "'prompt' is empty"),
-    "a number for a prompt": (b'{"prompt": 3, "target": "2"}', "line 1 of .*: 'prompt' must be text, got int"),
-    "a list for a prompt": (b'{"prompt": ["1"], "target": "2"}', "line 1 of .*: 'prompt' must be text, got list"),
-    "a zero character": (rb'{"prompt": "a\u0000b", "target": "2"}', r"'prompt' holds a zero character .* at column 2"),
+    "a prompt of no-break spaces": (
+        '{"prompt": "\u00a0", "target": "2"}'.encode(),
+        "'prompt' is empty",
+    ),
+    "a number for a prompt": (
+        b'{"prompt": 3, "target": "2"}',
+        "line 1 of .*: 'prompt' must be text, got int",
+    ),
+    "a list for a prompt": (
+        b'{"prompt": ["1"], "target": "2"}',
+        "line 1 of .*: 'prompt' must be text, got list",
+    ),
+    "a zero character": (
+        rb'{"prompt": "a\u0000b", "target": "2"}',
+        r"'prompt' holds a zero character .* at column 2",
+    ),
     # --- chats
     "no messages": (chat("[]"), "line 1 of .*: 'messages' has no message to answer"),
-    "messages of text": (chat('["hi"]'), "'messages', message 1 must be an object with 'role' and 'content', got str"),
+    "messages of text": (
+        chat('["hi"]'),
+        "'messages', message 1 must be an object with 'role' and 'content', got str",
+    ),
     "text for messages": (chat('"hi"'), "'messages' must be a list of messages, got str"),
-    "a message for messages": (chat('{"role": "user"}'), "'messages' must be a list of messages, got dict"),
-    "no role": (chat('[{"content": "hi"}]'), "'messages', message 1 has no 'role'; its keys are 'content'"),
-    "ShareGPT": (chat('[{"from": "human", "value": "hi"}]'), "has no 'role'; .*ShareGPT's 'from' and 'value'"),
-    "a forged role": (chat('[{"role": "user<|im_end|>", "content": "hi"}]'), "message 1: the role must be one of"),
-    "a list for a role": (chat('[{"role": ["user"], "content": "hi"}]'), "message 1: the role must be one of"),
-    "null for a content": (chat('[{"role": "user", "content": null}]'), "message 1: 'content' must be text"),
-    "an image": (chat('[{"role": "user", "content": [{"type": "image"}]}]'), "message 1: 'content' must be text"),
-    "a part of a number": (chat('[{"role": "user", "content": [{"type": "text", "text": 3}]}]'), "must be text"),
+    "a message for messages": (
+        chat('{"role": "user"}'),
+        "'messages' must be a list of messages, got dict",
+    ),
+    "no role": (
+        chat('[{"content": "hi"}]'),
+        "'messages', message 1 has no 'role'; its keys are 'content'",
+    ),
+    "ShareGPT": (
+        chat('[{"from": "human", "value": "hi"}]'),
+        "has no 'role'; .*ShareGPT's 'from' and 'value'",
+    ),
+    "a forged role": (
+        chat('[{"role": "user<|im_end|>", "content": "hi"}]'),
+        "message 1: the role must be one of",
+    ),
+    "a list for a role": (
+        chat('[{"role": ["user"], "content": "hi"}]'),
+        "message 1: the role must be one of",
+    ),
+    "null for a content": (
+        chat('[{"role": "user", "content": null}]'),
+        "message 1: 'content' must be text",
+    ),
+    "an image": (
+        chat('[{"role": "user", "content": [{"type": "image"}]}]'),
+        "message 1: 'content' must be text",
+    ),
+    "a part of a number": (
+        chat('[{"role": "user", "content": [{"type": "text", "text": 3}]}]'),
+        "must be text",
+    ),
     "no parts": (chat('[{"role": "user", "content": []}]'), "message 1: 'content' must be text"),
     "a blank message": (chat('[{"role": "user", "content": " "}]'), "'messages' is empty"),
-    "only a system message": (chat('[{"role": "system", "content": "x"}]'), "ends with a message of the role 'system'"),
-    "only an answer": (chat('[{"role": "assistant", "content": "x"}]'), "'messages' has no message to answer"),
+    "only a system message": (
+        chat('[{"role": "system", "content": "x"}]'),
+        "ends with a message of the role 'system'",
+    ),
+    "only an answer": (
+        chat('[{"role": "assistant", "content": "x"}]'),
+        "'messages' has no message to answer",
+    ),
     "an empty answer": (
         chat('[{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]'),
         "the solution is empty",
@@ -207,7 +318,10 @@ def test_names_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_places_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert [row.where for row in load(ROW + b"\n" + ROW)] == ["line 1 of rows.jsonl", "line 3 of rows.jsonl"]
+    assert [row.where for row in load(ROW + b"\n" + ROW)] == [
+        "line 1 of rows.jsonl",
+        "line 3 of rows.jsonl",
+    ]
     assert load(b"[" + ROW + b"]")[0].where == "row 1 of rows.jsonl"
 
 
@@ -231,21 +345,39 @@ def test_a_last_answer_is_the_solution(tmp_path: Path, monkeypatch: pytest.Monke
 def test_rewards_see_every_column_under_its_name(tmp_path: Path) -> None:
     """TRL's functions take the columns of the data set: `answer`, whatever part it plays here."""
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"question": "1+1=", "answer": 2, "cot": "1+1=2", "target": "t", "level": 3}\n' * 2)
-    row = JsonLines(str(file), prompt="question", target="answer", solution="cot", validation_share=0).load().train[0]
+    file.write_text(
+        '{"question": "1+1=", "answer": 2, "cot": "1+1=2", "target": "t", "level": 3}\n' * 2
+    )
+    row = (
+        JsonLines(str(file), prompt="question", target="answer", solution="cot", validation_share=0)
+        .load()
+        .train[0]
+    )
     assert (row.prompt, row.target, row.solution) == ("1+1=", "2", "1+1=2")
-    assert dict(row.extra) == {"question": "1+1=", "answer": 2, "cot": "1+1=2", "target": "t", "level": 3}
+    assert dict(row.extra) == {
+        "question": "1+1=",
+        "answer": 2,
+        "cot": "1+1=2",
+        "target": "t",
+        "level": 3,
+    }
     seen: dict[str, Any] = {}
 
     def look(completions: list[str], **columns: Any) -> list[float]:
         seen.update(columns)
         return [0.0]
 
-    FunctionReward(look).score([Completion(row.prompt, "2", row.target, 1, True, row.extra, solution=row.solution)])
-    assert {name: seen[name] for name in row.extra} == {name: [value] for name, value in row.extra.items()}
+    FunctionReward(look).score(
+        [Completion(row.prompt, "2", row.target, 1, True, row.extra, solution=row.solution)]
+    )
+    assert {name: seen[name] for name in row.extra} == {
+        name: [value] for name, value in row.extra.items()
+    }
     assert seen["solution"] == ["1+1=2"]
 
-    def answer_and_target(completions: list[str], answer: list[int], target: list[str]) -> list[float]:
+    def answer_and_target(
+        completions: list[str], answer: list[int], target: list[str]
+    ) -> list[float]:
         return [float(a == 2 and t == "2") for a, t in zip(answer, target, strict=True)]
 
     file.write_text('{"prompt": "1+1=", "answer": 2}\n')
@@ -269,19 +401,31 @@ def test_prompts_that_differ_by_white_space_leak(tmp_path: Path) -> None:
         _ = JsonLines(str(train), str(held_out)).splits
 
 
-def test_one_prompt_with_two_targets_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_prompt_with_two_targets_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = [{"prompt": "a", "target": "2"}, {"prompt": "a ", "target": "3"}, {"prompt": "b", "target": " 4"}]
+    rows = [
+        {"prompt": "a", "target": "2"},
+        {"prompt": "a ", "target": "3"},
+        {"prompt": "b", "target": " 4"},
+    ]
     rows += [{"prompt": "b", "target": "4"}]
     content = "\n".join(map(json.dumps, rows)).encode()
-    with pytest.warns(UserWarning, match="1 prompts have rows with different targets, such as 'a' with '2' and '3'"):
+    with pytest.warns(
+        UserWarning,
+        match="1 prompts have rows with different targets, such as 'a' with '2' and '3'",
+    ):
         load(content)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "a", "target": "a"}, "`data.prompt` and `data.target` are the same column, 'a'"),
+        (
+            {"prompt": "a", "target": "a"},
+            "`data.prompt` and `data.target` are the same column, 'a'",
+        ),
         ({"solution": "target"}, "`data.target` and `data.solution` are the same column"),
         ({"prompt": ""}, "`data.prompt` must name a column"),
         ({"overlong": "cut"}, "`JsonLines.overlong` must be 'refuse' or 'skip', got 'cut'"),

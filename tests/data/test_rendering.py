@@ -14,7 +14,7 @@ from lightning_mpo.data import PromptDataModule, Splits, limits, rendering
 from lightning_mpo.data.limits import TimeLimitError, first_failure, time_limit
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import TinyPolicy
-from lightning_mpo.rollout.base import decode_tokens
+from lightning_mpo.sampling.base import decode_tokens
 from lightning_mpo.types import PromptRow
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<answer>", "</answer>"]
@@ -24,7 +24,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 THINKING = TEMPLATE.replace(
-    "assistant\n", "assistant\n{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}"
+    "assistant\n",
+    "assistant\n{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}",
 )
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
@@ -33,10 +34,22 @@ def make_tokenizer(
     template: str | None = TEMPLATE, unknown: str | None = None, end: str = "", lower: bool = False
 ) -> Any:
     """A token a character, special tokens, and a beginning of sequence in front of every text."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import (
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(models.WordLevel({text: i for i, text in enumerate([*SPECIAL, *LETTERS])}, unk_token=unknown))
+    core = Tokenizer(
+        models.WordLevel(
+            {text: i for i, text in enumerate([*SPECIAL, *LETTERS])}, unk_token=unknown
+        )
+    )
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
     if lower:
@@ -84,7 +97,11 @@ def dotted(*parts: str) -> str:
 
 
 def chat(*messages: tuple[str, str]) -> PromptRow:
-    return PromptRow(messages[-1][1], "1", messages=tuple({"role": role, "content": text} for role, text in messages))
+    return PromptRow(
+        messages[-1][1],
+        "1",
+        messages=tuple({"role": role, "content": text} for role, text in messages),
+    )
 
 
 OPEN = ("<|im_start|>", "assistant\n")
@@ -108,11 +125,15 @@ def test_history() -> None:
         dotted("<bos>", "<|im_start|>", "system\nx", *END, *USER, "a", *END, *OPEN)
     ], "a row's own system message stands"
     assert row.messages[-1]["content"] == "c"
-    with pytest.raises(UserError, match="'c' is a chat, which needs a template; set `data.chat_template: true`"):
+    with pytest.raises(
+        UserError, match="'c' is a chat, which needs a template; set `data.chat_template: true`"
+    ):
         render(row, chat_template=False)
 
 
-@pytest.mark.parametrize(("arguments", "thinking"), [({}, True), ({"enable_thinking": False}, False)])
+@pytest.mark.parametrize(
+    ("arguments", "thinking"), [({}, True), ({"enable_thinking": False}, False)]
+)
 def test_template_arguments_and_opened_thoughts(arguments: dict[str, Any], thinking: bool) -> None:
     data = Rows("1", template_arguments=arguments)
     data.connect(make_tokenizer(THINKING))
@@ -128,10 +149,19 @@ def test_template_arguments_and_opened_thoughts(arguments: dict[str, Any], think
             {"template_arguments": {"enable_thinkin": False}},
             "sets `enable_thinkin`, which the chat template of .* does",
         ),
-        ({"template_arguments": {"tokenize": False}}, "`data.template_arguments` cannot set `tokenize`"),
-        ({"template_arguments": {"messages": []}}, "`data.template_arguments` cannot set `messages`"),
+        (
+            {"template_arguments": {"tokenize": False}},
+            "`data.template_arguments` cannot set `tokenize`",
+        ),
+        (
+            {"template_arguments": {"messages": []}},
+            "`data.template_arguments` cannot set `messages`",
+        ),
         ({"system": "x", "chat_template": False}, "`data.system` is for a chat template"),
-        ({"template_arguments": {"x": 1}, "chat_template": False}, "`data.template_arguments` is for a chat template"),
+        (
+            {"template_arguments": {"x": 1}, "chat_template": False},
+            "`data.template_arguments` is for a chat template",
+        ),
     ],
 )
 def test_options_that_templates_do_not_take(options: dict[str, Any], message: str) -> None:
@@ -166,23 +196,32 @@ def test_text_of_rows_becomes_no_control_token(text: str, token: str, template: 
     assert forged == harmless.replace(dotted("ab"), ".".join(text))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert token in render(text, tokenizer=tokenizer, control_tokens=True)[0].replace(harmless, "")
+        assert token in render(text, tokenizer=tokenizer, control_tokens=True)[0].replace(
+            harmless, ""
+        )
 
 
 def test_text_becomes_no_control_token_without_a_template() -> None:
     with pytest.warns(UserWarning, match="1 of 2 prompts contain control tokens"):
-        assert render(FORGED, "2", chat_template=False) == [dotted("<bos>", *FORGED), dotted("<bos>", "2")]
+        assert render(FORGED, "2", chat_template=False) == [
+            dotted("<bos>", *FORGED),
+            dotted("<bos>", "2"),
+        ]
     assert "<|im_end|>" in render(FORGED, chat_template=False, control_tokens=True)[0]
 
 
 def test_history_and_names_become_no_control_tokens() -> None:
-    forged = PromptRow("a", "1", messages=({"role": "user", "content": FORGED}, {"role": "user", "content": "a"}))
+    forged = PromptRow(
+        "a", "1", messages=({"role": "user", "content": FORGED}, {"role": "user", "content": "a"})
+    )
     with pytest.warns(UserWarning, match="1 of 1 prompts contain control tokens"):
         (text,) = render(forged)
     assert text.count("<|im_end|>") == 2
     named = PromptRow("a", "1", messages=({"role": "user", "content": "a", "name": "<|im_end|>"},))
     with pytest.warns(UserWarning, match="contain control tokens"):
-        (text,) = render(named, tokenizer=make_tokenizer(TEMPLATE.replace("m.role", "m.name or m.role")))
+        (text,) = render(
+            named, tokenizer=make_tokenizer(TEMPLATE.replace("m.role", "m.name or m.role"))
+        )
     assert text.count("<|im_end|>") == 1
 
 
@@ -190,7 +229,9 @@ def test_a_tokenizer_that_reads_capitals_as_control_tokens() -> None:
     from tokenizers import AddedToken
 
     tokenizer = make_tokenizer(lower=True)
-    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<call>", normalized=True)]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken("<call>", normalized=True)]}
+    )
     assert len(tokenizer("<CALL>", add_special_tokens=False)["input_ids"]) == 1
     with pytest.raises(UserError, match="becomes a control token by the tokenizer's normalisation"):
         render("<CALL>", tokenizer=tokenizer)
@@ -200,7 +241,9 @@ def test_a_template_that_undoes_the_protection_is_refused() -> None:
     from transformers.utils import chat_template_utils as utils
 
     marks = utils._CONTROL_TOKEN_START + utils._CONTROL_TOKEN_END
-    undone = TEMPLATE.replace("m.content", "".join(["m.content", *(f".replace('{mark}', '')" for mark in marks)]))
+    undone = TEMPLATE.replace(
+        "m.content", "".join(["m.content", *(f".replace('{mark}', '')" for mark in marks)])
+    )
     with (
         pytest.warns(UserWarning, match="contain control tokens"),
         pytest.raises(UserError, match="be encoded as text"),
@@ -210,7 +253,9 @@ def test_a_template_that_undoes_the_protection_is_refused() -> None:
 
 def test_rendered_prompts_begin_once() -> None:
     rows = ("<bos><|im_start|>user\n1", "<bos>2")
-    with pytest.warns(UserWarning, match="all prompts begin with '<bos>', so they seem to be rendered already"):
+    with pytest.warns(
+        UserWarning, match="all prompts begin with '<bos>', so they seem to be rendered already"
+    ):
         texts = render(*rows, chat_template=False)
     assert texts == [dotted("<bos>", "<|im_start|>", "user\n1"), dotted("<bos>", "2")]
     with warnings.catch_warnings():
@@ -221,13 +266,16 @@ def test_rendered_prompts_begin_once() -> None:
 
 
 def test_an_end_that_the_tokenizer_adds_is_left_out() -> None:
-    assert render("1", tokenizer=make_tokenizer(end=" <eos>"), chat_template=False) == [dotted("<bos>", "1")]
+    assert render("1", tokenizer=make_tokenizer(end=" <eos>"), chat_template=False) == [
+        dotted("<bos>", "1")
+    ]
 
 
 def test_a_prompt_that_ends_a_response_is_told() -> None:
     closed = "{% for m in messages %}{{ m.content }}<eos>{% endfor %}"
     with pytest.warns(
-        UserWarning, match="prompts end with '<eos>', a token that ends a response, such as the prompt '1'"
+        UserWarning,
+        match="prompts end with '<eos>', a token that ends a response, such as the prompt '1'",
     ):
         render("1", tokenizer=make_tokenizer(closed))
     with warnings.catch_warnings():
@@ -241,7 +289,10 @@ def test_a_prompt_that_ends_a_response_is_told() -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ raise_exception('Roles must alternate') }}", "cannot render the prompt '1': Roles must alternate$"),
+        (
+            "{{ raise_exception('Roles must alternate') }}",
+            "cannot render the prompt '1': Roles must alternate$",
+        ),
         (
             "{{ raise_exception('Give a system message') }}",
             "Give a system message; `data.system` gives a system message",
@@ -268,7 +319,9 @@ def test_a_template_that_fails_ends_in_one_line(template: str, message: str) -> 
 
 def test_a_template_that_loops_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CPU_SECONDS", 1)
-    with pytest.raises(UserError, match="cannot render the prompt '1': it takes over 1 s, or over 2 GiB"):
+    with pytest.raises(
+        UserError, match="cannot render the prompt '1': it takes over 1 s, or over 2 GiB"
+    ):
         render("1", tokenizer=make_tokenizer(LOOP))
     monkeypatch.setattr(rendering, "first_failure", lambda calls: None)
     monkeypatch.setattr(rendering, "RENDER_SECONDS", 0.5)
@@ -278,8 +331,12 @@ def test_a_template_that_loops_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_row_that_the_template_refuses_is_named_before_the_first_step() -> None:
     picky = "{% for m in messages %}{% if 'x' in m.content %}{{ raise_exception('No x') }}{% endif %}{% endfor %}1"
-    rows = [PromptRow(text, "1", where=f"line {i} of a.jsonl") for i, text in enumerate("abxc", start=1)]
-    with pytest.raises(UserError, match=r"cannot render the prompt 'x' \(line 3 of a.jsonl\): No x"):
+    rows = [
+        PromptRow(text, "1", where=f"line {i} of a.jsonl") for i, text in enumerate("abxc", start=1)
+    ]
+    with pytest.raises(
+        UserError, match=r"cannot render the prompt 'x' \(line 3 of a.jsonl\): No x"
+    ):
         render(*rows, tokenizer=make_tokenizer(picky))
 
 
@@ -289,7 +346,9 @@ def test_calls_in_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first_failure([lambda: 1, lambda: 1 / 0]) == (1, "ZeroDivisionError: division by zero")
     assert first_failure([lambda: bytearray(2**36)]) == (0, "MemoryError")
     monkeypatch.setattr(limits, "CPU_SECONDS", 1)
-    assert first_failure([lambda: 1, lambda: 10 ** (10**9)])[1] == "it takes over 1 s, or over 2 GiB"  # type: ignore[index]
+    assert (
+        first_failure([lambda: 1, lambda: 10 ** (10**9)])[1] == "it takes over 1 s, or over 2 GiB"
+    )  # type: ignore[index]
 
 
 def test_a_time_limit_holds_in_any_thread() -> None:
@@ -324,16 +383,26 @@ def test_unknown_characters_are_refused(unknown: str | None, chat_template: bool
         render("1", row, tokenizer=tokenizer, chat_template=chat_template)
     data = Rows(PromptRow("1", "1", solution="Ö"), chat_template=chat_template)
     data.connect(tokenizer)
-    with pytest.raises(UserError, match="the prompt '1'.*(does not know|cannot encode)|cannot encode the prompt '1'"):
+    with pytest.raises(
+        UserError,
+        match="the prompt '1'.*(does not know|cannot encode)|cannot encode the prompt '1'",
+    ):
         data.solutions(data.splits.train)
 
 
 def test_unknown_characters_of_the_tiny_policy() -> None:
-    with pytest.raises(UserError, match="'ÄÖ€0=' holds characters that the tokenizer does not know, such as 'Ä'"):
+    with pytest.raises(
+        UserError, match="'ÄÖ€0=' holds characters that the tokenizer does not know, such as 'Ä'"
+    ):
         render("ÄÖ€0=", tokenizer=TinyPolicy("0123456789+=").tokenizer, chat_template=False)
     for control in ("<end>", "<pad>"):
-        with pytest.warns(UserWarning, match="contain control"), pytest.raises(UserError, match="does not know"):
-            render(f"1{control}", tokenizer=TinyPolicy("0123456789+=").tokenizer, chat_template=False)
+        with (
+            pytest.warns(UserWarning, match="contain control"),
+            pytest.raises(UserError, match="does not know"),
+        ):
+            render(
+                f"1{control}", tokenizer=TinyPolicy("0123456789+=").tokenizer, chat_template=False
+            )
 
 
 def test_characters_that_a_tokenizer_leaves_out() -> None:
@@ -343,17 +412,24 @@ def test_characters_that_a_tokenizer_leaves_out() -> None:
     core = Tokenizer(models.BPE({"a": 0, "b": 1, "<eos>": 2}, []))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
     assert render("ab", tokenizer=tokenizer, chat_template=False) == ["a.b"]
-    with pytest.raises(UserError, match="the prompt 'c' holds characters that the tokenizer does not know"):
+    with pytest.raises(
+        UserError, match="the prompt 'c' holds characters that the tokenizer does not know"
+    ):
         render("c", tokenizer=tokenizer, chat_template=False)
 
 
 def test_overlong_rows() -> None:
     rows = [PromptRow("1" * n, "1", where=f"line {n} of a.jsonl") for n in (3, 600, 4, 10_000_000)]
-    with pytest.raises(UserError, match=r"line 600 of a.jsonl\) has 620 tokens, over `data.max_prompt_tokens` \(512\)"):
+    with pytest.raises(
+        UserError,
+        match=r"line 600 of a.jsonl\) has 620 tokens, over `data.max_prompt_tokens` \(512\)",
+    ):
         render(*rows)
     data = Rows(*rows, overlong="skip")
     before = data.identity()
-    with pytest.warns(UserWarning, match=r"2 of 4 rows are longer .* and are skipped; the first is .*line 600"):
+    with pytest.warns(
+        UserWarning, match=r"2 of 4 rows are longer .* and are skipped; the first is .*line 600"
+    ):
         data.connect(make_tokenizer())
     assert [len(row.prompt) for row in data.splits.train] == [3, 4]
     assert data.longest_prompt == 24
@@ -367,7 +443,9 @@ def test_overlong_rows() -> None:
 def test_rows_in_the_order_of_the_file() -> None:
     data = Rows(*"abcde", order="file")
     assert [row.prompt for i in range(4) for row in data.training_rows(i, 2)] == list("abcdeabc")
-    assert {row.prompt for i in range(40) for row in data.training_rows(i, 2, round=1)} == set("abcde")
+    assert {row.prompt for i in range(40) for row in data.training_rows(i, 2, round=1)} == set(
+        "abcde"
+    )
 
 
 # --- the end of a response, and back to text
@@ -386,12 +464,18 @@ def test_rows_in_the_order_of_the_file() -> None:
         ([2, 4], "{{ messages[-1].content }}", "<eos>"),
     ],
 )
-def test_solutions_end_as_the_template_ends_a_turn(ends: list[int] | None, template: str | None, closing: str) -> None:
+def test_solutions_end_as_the_template_ends_a_turn(
+    ends: list[int] | None, template: str | None, closing: str
+) -> None:
     tokenizer = make_tokenizer(template)
     data = Rows(PromptRow("1", "1", solution="a<answer>"), chat_template=template is not None)
     data.connect(tokenizer, ends)
     solutions = data.solutions(data.splits.train)
-    assert tokenizer.convert_ids_to_tokens(solutions.responses_BT[0].tolist()) == ["a", "<answer>", closing]
+    assert tokenizer.convert_ids_to_tokens(solutions.responses_BT[0].tolist()) == [
+        "a",
+        "<answer>",
+        closing,
+    ]
 
 
 def test_solutions_that_cannot_be_imitated() -> None:
@@ -408,12 +492,16 @@ def test_solutions_that_cannot_be_imitated() -> None:
     tokenizer = make_tokenizer()
     tokenizer.eos_token = None
     data.connect(tokenizer)
-    with pytest.raises(UserError, match="has no token that ends a response, which a demonstration needs"):
+    with pytest.raises(
+        UserError, match="has no token that ends a response, which a demonstration needs"
+    ):
         data.solutions(data.splits.train)
 
 
 def test_special_tokens_that_carry_meaning_reach_the_reward() -> None:
     tokenizer = make_tokenizer()
-    ids = tokenizer.convert_tokens_to_ids(["<bos>", "<answer>", "4", "</answer>", "<|im_end|>", "<eos>", "<pad>"])
+    ids = tokenizer.convert_tokens_to_ids(
+        ["<bos>", "<answer>", "4", "</answer>", "<|im_end|>", "<eos>", "<pad>"]
+    )
     assert decode_tokens(tokenizer, [ids, []], [2, 4]) == ("<answer>4</answer>", "")
     assert decode_tokens(tokenizer, [ids], [2]) == ("<answer>4</answer><|im_end|>",)

@@ -15,7 +15,13 @@ from lightning_mpo.data import Svamp
 from lightning_mpo.data.svamp import _join
 from lightning_mpo.errors import UserError
 
-ROW = {"ID": "chal-1", "Body": "If a pack costs $ 76", "Question": "How much do you pay?", "Answer": 51.0, "Type": "-"}
+ROW = {
+    "ID": "chal-1",
+    "Body": "If a pack costs $ 76",
+    "Question": "How much do you pay?",
+    "Answer": 51.0,
+    "Type": "-",
+}
 
 
 def write(folder: Path, rows: Any) -> Path:
@@ -49,7 +55,9 @@ def test_a_row(tmp_path: Path) -> None:
         (None, None),
     ],
 )
-def test_the_equation_is_the_solution(tmp_path: Path, equation: str | None, solution: str | None) -> None:
+def test_the_equation_is_the_solution(
+    tmp_path: Path, equation: str | None, solution: str | None
+) -> None:
     data = Svamp(path=str(write(tmp_path, [ROW | {"Equation": equation}])), validation_share=0)
     assert data.splits.train[0].solution == solution
 
@@ -71,7 +79,8 @@ def test_punctuation(body: str, question: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "target"), [(51.0, "51"), ("0.50", "0.5"), (-3, "-3"), ("1,000.0", "1000"), (0.0, "0")]
+    ("answer", "target"),
+    [(51.0, "51"), ("0.50", "0.5"), (-3, "-3"), ("1,000.0", "1000"), (0.0, "0")],
 )
 def test_targets_are_plain_numbers(tmp_path: Path, answer: Any, target: str) -> None:
     data = Svamp(path=str(write(tmp_path, [ROW | {"Answer": answer}])), validation_share=0)
@@ -91,11 +100,16 @@ def test_split_depends_on_split_seed_only(tmp_path: Path) -> None:
     assert Svamp(path=path, split_seed=1).splits != first
     write(tmp_path, rows(40)[::-1])
     assert set(prompts(Svamp(path=path).splits.validation)) == set(prompts(first.validation))
-    assert prompts(first.train) == sorted(prompts(first.train), key=lambda text: int(text.split()[2]))  # file order
+    assert prompts(first.train) == sorted(
+        prompts(first.train), key=lambda text: int(text.split()[2])
+    )  # file order
 
 
 def test_equal_prompts_stand_on_one_side(tmp_path: Path) -> None:
-    twice = rows(30) + [row | {"ID": "again", "Body": row["Body"].replace(" birds.", "  birds .")} for row in rows(30)]
+    twice = rows(30) + [
+        row | {"ID": "again", "Body": row["Body"].replace(" birds.", "  birds .")}
+        for row in rows(30)
+    ]
     splits = Svamp(path=str(write(tmp_path, twice)), validation_share=0.5).splits
     assert len(splits.train) == len(splits.validation) == 30
     assert not set(prompts(splits.train)) & set(prompts(splits.validation))
@@ -107,7 +121,10 @@ def test_equal_prompts_stand_on_one_side(tmp_path: Path) -> None:
         (-0.1, "must be a share below 1 or a whole number of prompts, got -0.1"),
         (2.5, "must be a share below 1 or a whole number of prompts, got 2.5"),
         (float("nan"), "must be a share below 1 or a whole number"),
-        (4, r"`data.validation_share` \(4\) takes 4 of the 4 different prompts and leaves none to train on"),
+        (
+            4,
+            r"`data.validation_share` \(4\) takes 4 of the 4 different prompts and leaves none to train on",
+        ),
         (0.99, "leaves none to train on"),
     ],
 )
@@ -133,7 +150,10 @@ def test_broken_rows(tmp_path: Path, broken: dict[str, Any], message: str) -> No
 
 def test_missing_column_suggests_the_near_one(tmp_path: Path) -> None:
     row = {("Answers" if key == "Answer" else key): value for key, value in ROW.items()}
-    with pytest.raises(UserError, match=r"row 1 of .* has no 'Answer'; its columns are .*; did you mean 'Answers'\?"):
+    with pytest.raises(
+        UserError,
+        match=r"row 1 of .* has no 'Answer'; its columns are .*; did you mean 'Answers'\?",
+    ):
         _ = Svamp(path=str(write(tmp_path, [row]))).splits
 
 
@@ -168,7 +188,9 @@ def test_folder_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert Svamp().splits == Svamp(path=str(tmp_path / "svamp")).splits
 
 
-def test_hub_rows_give_the_same_split_as_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_rows_give_the_same_split_as_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hub serves two parts in another order, and answers as text."""
     table = [row | {"Answer": str(row["Answer"])} for row in rows(20)[::-1]]
     hub = types.SimpleNamespace(load_dataset=lambda name: {"train": table[:14], "test": table[14:]})
@@ -185,7 +207,10 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=refuse))
     monkeypatch.delenv("LIGHTNING_MPO_DATA", raising=False)
-    with pytest.raises(UserError, match=r"cannot load ChilleD/SVAMP from the hub \(ConnectionError\); set `data.path`"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot load ChilleD/SVAMP from the hub \(ConnectionError\); set `data.path`",
+    ):
         _ = Svamp().splits
 
 
@@ -197,7 +222,9 @@ def test_the_real_file() -> None:
     splits = Svamp(path=str(file)).splits
     assert (len(splits.train), len(splits.validation)) == (700, 300)
     first = next(r for r in [*splits.train, *splits.validation] if r.extra["ID"] == "chal-1")
-    assert first.prompt.endswith("of 25 dollars on each pack, how much do you have to pay to buy each pack?")
+    assert first.prompt.endswith(
+        "of 25 dollars on each pack, how much do you have to pay to buy each pack?"
+    )
     assert first.target == "51"
     assert all(row.prompt.isascii() and "  " not in row.prompt for row in splits.train)
     assert all(row.target.lstrip("-").replace(".", "", 1).isdigit() for row in splits.train)

@@ -11,15 +11,24 @@ import torch
 import yaml
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, forms, part_of, verify
+from lightning_mpo.export import (
+    Origin,
+    Sampling,
+    check_form,
+    check_target,
+    export,
+    forms,
+    part_of,
+    verify,
+)
 from lightning_mpo.export.folder import begin, finish
 from lightning_mpo.export.usage import Usage
+from lightning_mpo.objective.supports import FullVocabulary, MinP, TopK
 from lightning_mpo.policies import CausalPolicy, Lora, MedusaHeads, ParallelHeads
 from lightning_mpo.policies.checkpoints import HEADS, read_safetensors
 from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.storage import PART, Disk
-from lightning_mpo.supports import FullVocabulary, MinP, TopK
-from tests.helpers import make_prompts, make_rollout
+from tests.support.builders import make_prompts, make_rollout
 
 PROMPTS = make_prompts([5, 3, 4])
 TEMPERATURE = 0.7
@@ -64,14 +73,26 @@ def test_adapters_are_loaded_by_peft_and_the_policy_comes_back_as_it_was(tiny_fo
     assert check.moved > 0.05
     assert abs(check.kept - 1) < 1e-3
     after = state_of(policy)
-    assert {name: value.dtype for name, value in after.items()} == {name: value.dtype for name, value in before.items()}
+    assert {name: value.dtype for name, value in after.items()} == {
+        name: value.dtype for name, value in before.items()
+    }
     assert all(torch.equal(value, before[name]) for name, value in after.items())
     assert policy.network.training is mode
-    network = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder, dtype="bfloat16"), tmp_path)
-    assert f'from_pretrained("{Path(tiny_folder).name}", dtype="bfloat16")' in (tmp_path / "README.md").read_text()
+    network = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_folder, dtype="bfloat16"), tmp_path
+    )
+    assert (
+        f'from_pretrained("{Path(tiny_folder).name}", dtype="bfloat16")'
+        in (tmp_path / "README.md").read_text()
+    )
     with verify.in_float32(policy.network), verify.in_float32(network):
-        torch.testing.assert_close(logits_of(network), logits_of(policy.network), rtol=1e-4, atol=1e-4)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_folder
+        torch.testing.assert_close(
+            logits_of(network), logits_of(policy.network), rtol=1e-4, atol=1e-4
+        )
+    assert (
+        json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == tiny_folder
+    )
     assert not list(tmp_path.glob("*.bin"))
 
 
@@ -91,8 +112,12 @@ def test_merged_weights_are_base_plus_adapters_rounded_once(tiny_folder, tmp_pat
     delta = own.lora_B["default"].weight @ own.lora_A["default"].weight * 2
     expected = (own.base_layer.weight.float() + delta).to(getattr(torch, dtype))
     found = network.model.layers[1].mlp.up_proj.weight
-    assert (found != expected).float().mean() < 1e-2, "a sum at the edge of two roundings may fall otherwise"
-    torch.testing.assert_close(found, expected, rtol=1e-2 if dtype == "bfloat16" else 1e-6, atol=1e-6)
+    assert (found != expected).float().mean() < 1e-2, (
+        "a sum at the edge of two roundings may fall otherwise"
+    )
+    torch.testing.assert_close(
+        found, expected, rtol=1e-2 if dtype == "bfloat16" else 1e-6, atol=1e-6
+    )
     assert check.largest < (1e-3 if dtype == "float32" else 0.5)
 
 
@@ -117,21 +142,30 @@ def test_all_weights_of_a_small_model(tiny_policy, tmp_path):
     assert not notes
     assert check.moved is check.kept is None
     assert check.largest < 1e-4
-    torch.testing.assert_close(logits_of(AutoModelForCausalLM.from_pretrained(tmp_path)), logits_of(policy.network))
-    assert AutoTokenizer.from_pretrained(tmp_path)("12+3")["input_ids"] == policy.tokenizer("12+3")["input_ids"]
+    torch.testing.assert_close(
+        logits_of(AutoModelForCausalLM.from_pretrained(tmp_path)), logits_of(policy.network)
+    )
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path)("12+3")["input_ids"]
+        == policy.tokenizer("12+3")["input_ids"]
+    )
 
 
 # --- what a check must see ----------------------------------------------------------------------------------------------
 
 
-def test_a_merge_that_lost_the_adapters_is_seen_though_log_probs_are_near(tiny_folder, tmp_path, monkeypatch):
+def test_a_merge_that_lost_the_adapters_is_seen_though_log_probs_are_near(
+    tiny_folder, tmp_path, monkeypatch
+):
     """The known failure of exports: what is written is the base."""
 
     def forget(policy, folder, dtype):
         policy._adapters.unload().to(dtype).save_pretrained(folder)
 
     monkeypatch.setattr(forms, "write_merged", forget)
-    check, (note,) = export(adapted(tiny_folder, scale=0.005), tmp_path, "merged", PROMPTS, sampling=SAMPLING)
+    check, (note,) = export(
+        adapted(tiny_folder, scale=0.005), tmp_path, "merged", PROMPTS, sampling=SAMPLING
+    )
     assert check.mean < verify.MEAN, "within what rounding may do"
     assert 0.001 < check.moved < 0.06
     assert check.kept < 0.2
@@ -143,7 +177,9 @@ def test_bfloat16_loses_small_updates_and_says_so(tiny_folder, tmp_path):
     policy = adapted(tiny_folder, scale=3e-4, dtype="bfloat16")
     kept = {}
     for dtype in ("bfloat16", "float32"):
-        check, _ = export(policy, tmp_path / dtype, "merged", PROMPTS, sampling=Sampling(0.1, 30), dtype=dtype)
+        check, _ = export(
+            policy, tmp_path / dtype, "merged", PROMPTS, sampling=Sampling(0.1, 30), dtype=dtype
+        )
         kept[dtype] = check.kept
     assert kept["float32"] == pytest.approx(1, abs=0.05)
     assert kept["bfloat16"] < 0.8
@@ -191,7 +227,9 @@ def test_a_near_tie_may_fall_either_way(tiny_policy):
     greedy = verify.observe(policy, PROMPTS, 1.0, tokens=4).greedy
     tokens = greedy.responses_BT[0][greedy.response_mask_BT[0]].tolist()
     said = greedy.candidate_logprobs_BTK[0, 0].sort(descending=True).values
-    assert verify._margin(greedy, 0, [99, *tokens[1:]], tokens) == pytest.approx((said[0] - said[1]).item())
+    assert verify._margin(greedy, 0, [99, *tokens[1:]], tokens) == pytest.approx(
+        (said[0] - said[1]).item()
+    )
     assert verify._margin(greedy, 0, tokens[:-1], tokens) == float("inf"), "one of them ends early"
 
 
@@ -200,7 +238,12 @@ def test_a_near_tie_may_fall_either_way(tiny_policy):
 
 @pytest.mark.parametrize(
     ("support", "top_k", "whole"),
-    [(FullVocabulary(), 0, True), (TopK(8), 8, True), (TopK(8, from_reference=True), 0, False), (MinP(), 0, False)],
+    [
+        (FullVocabulary(), 0, True),
+        (TopK(8), 8, True),
+        (TopK(8, from_reference=True), 0, False),
+        (MinP(), 0, False),
+    ],
 )
 def test_generation_is_that_of_training(tiny_policy, tmp_path, support, top_k, whole):
     from transformers import GenerationConfig
@@ -211,7 +254,12 @@ def test_generation_is_that_of_training(tiny_policy, tmp_path, support, top_k, w
     generation_config(tiny_policy(), sampling).save_pretrained(tmp_path)
     found = GenerationConfig.from_pretrained(tmp_path)
     assert (found.temperature, found.max_new_tokens, found.do_sample) == (0.7, 30, True)
-    assert (found.top_k, found.top_p, found.eos_token_id, found.pad_token_id) == (top_k, 1.0, [1], 0)
+    assert (found.top_k, found.top_p, found.eos_token_id, found.pad_token_id) == (
+        top_k,
+        1.0,
+        [1],
+        0,
+    )
     assert sampling.is_whole is whole
 
 
@@ -220,7 +268,11 @@ def test_heads_are_loaded_again(tiny_folder, tmp_path, lora):
     def heads(**options) -> ParallelHeads:
         return ParallelHeads(offsets=2, **options)
 
-    policy = adapted(tiny_folder, lora=lora, mtp=heads()) if lora else CausalPolicy(tiny_folder, mtp=heads())
+    policy = (
+        adapted(tiny_folder, lora=lora, mtp=heads())
+        if lora
+        else CausalPolicy(tiny_folder, mtp=heads())
+    )
     policy.build(device=torch.device("cpu"), reference=False)
     with torch.no_grad():
         for weight in policy.mtp.parameters():
@@ -258,10 +310,16 @@ CONFIGURED = {
                 "init_args": {"source": "x", "critic": {"class_path": "ValueHead"}},
             },
             "objective": {
-                "support": {"class_path": "lightning_mpo.supports.TopK", "init_args": {"k": 8}},
-                "actions": {"class_path": "lightning_mpo.action_spaces.TokenActions"},
+                "support": {
+                    "class_path": "lightning_mpo.objective.supports.TopK",
+                    "init_args": {"k": 8},
+                },
+                "actions": {"class_path": "lightning_mpo.objective.action_spaces.TokenActions"},
                 "advantage": {"class_path": "GroupRelative", "init_args": {"scale": "std"}},
-                "surrogate": {"class_path": "ClippedRatio", "init_args": {"low": 0.2, "high": 0.2, "dual": None}},
+                "surrogate": {
+                    "class_path": "ClippedRatio",
+                    "init_args": {"low": 0.2, "high": 0.2, "dual": None},
+                },
                 "selection": {"class_path": "AllTokens"},
                 "reduction": {"class_path": "SequenceMean"},
             },
@@ -269,7 +327,12 @@ CONFIGURED = {
         },
     },
     "data": {"class_path": "Svamp", "init_args": {"path": "/home/me/secret/SVAMP.json"}},
-    "rollout": {"rewards": [{"class_path": "MathAnswer"}], "prompts": 8, "completions": 4, "max_new_tokens": 30},
+    "rollout": {
+        "rewards": [{"class_path": "MathAnswer"}],
+        "prompts": 8,
+        "completions": 4,
+        "max_new_tokens": 30,
+    },
 }
 SUMMARY = {
     "initial": {"pass_at_1": 0.25, "pass_at_1_interval": [0.2, 0.3], "kl": 0.0},
@@ -280,7 +343,14 @@ SUMMARY = {
 
 def test_the_card_says_what_is_known_and_what_is_not(tiny_folder, tmp_path):
     origin = Origin(CONFIGURED, updates=40, rollouts=20, summary=SUMMARY)
-    export(adapted(tiny_folder), tmp_path, "merged", PROMPTS, sampling=Sampling(0.7, 30, TopK(8)), origin=origin)
+    export(
+        adapted(tiny_folder),
+        tmp_path,
+        "merged",
+        PROMPTS,
+        sampling=Sampling(0.7, 30, TopK(8)),
+        origin=origin,
+    )
     _, front, body = (tmp_path / "README.md").read_text().split("---\n", 2)
     front = yaml.safe_load(front)
     assert front["base_model"] == Path(tiny_folder).name
@@ -331,16 +401,33 @@ def test_how_a_folder_is_used_stands_beside_the_weights_as_data(tiny_folder, tmp
         suffix="",
         template_arguments=None,
     )
-    export(policy, tmp_path, form, PROMPTS, sampling=SAMPLING, data=data, origin=Origin({"seed_everything": 5}))
+    export(
+        policy,
+        tmp_path,
+        form,
+        PROMPTS,
+        sampling=SAMPLING,
+        data=data,
+        origin=Origin({"seed_everything": 5}),
+    )
     assert not list(tmp_path.glob("*.yaml"))
     usage = Usage.read(tmp_path)
-    assert (usage.form, usage.temperature, usage.max_new_tokens, usage.seed) == (form, TEMPERATURE, 30, 5)
+    assert (usage.form, usage.temperature, usage.max_new_tokens, usage.seed) == (
+        form,
+        TEMPERATURE,
+        30,
+        5,
+    )
     assert usage.dtype == ("bfloat16" if form == "merged" else "float32")
     assert usage.prompt["instruction"] == "Add: "
     assert usage.prompt["chat_template"] is False
     again = usage.policy(str(tmp_path))
     if form == "adapter":
-        assert (again.source, again.checkpoint, again.lora) == (tiny_folder, str(tmp_path), policy.lora)
+        assert (again.source, again.checkpoint, again.lora) == (
+            tiny_folder,
+            str(tmp_path),
+            policy.lora,
+        )
         assert usage.policy(str(tmp_path), "other").source == "other"
     else:
         assert (again.source, again.checkpoint, again.lora) == (str(tmp_path), None, None)
@@ -349,7 +436,9 @@ def test_how_a_folder_is_used_stands_beside_the_weights_as_data(tiny_folder, tmp
 # --- a quantised base ---------------------------------------------------------------------------------------------------
 
 
-def test_a_merge_for_a_quantised_base_is_checked_against_the_unquantised_one_and_warned_of(tiny_folder, tmp_path):
+def test_a_merge_for_a_quantised_base_is_checked_against_the_unquantised_one_and_warned_of(
+    tiny_folder, tmp_path
+):
     policy = adapted(tiny_folder)
     policy.quantization = "4-bit"
     with torch.no_grad():  # as quantisation would
@@ -367,7 +456,8 @@ def test_a_base_that_is_only_there_quantised_is_refused(tiny_folder):
     policy = CausalPolicy(tiny_folder, lora=Lora())
     policy.config.quantization_config = {"quant_method": "bitsandbytes"}
     with pytest.raises(
-        UserError, match=r"is stored quantised, and adapters are only merged into unquantised weights: give"
+        UserError,
+        match=r"is stored quantised, and adapters are only merged into unquantised weights: give",
     ):
         check_form(policy, "merged")
     check_form(policy, "adapter")
@@ -385,7 +475,11 @@ def test_a_base_that_is_only_there_quantised_is_refused(tiny_folder):
             "the form 'adapter' needs adapters and the policy has no `policy.lora`: take the form 'full'",
         ),
         (None, "merged", "the form 'merged' needs adapters"),
-        (Lora(), "full", "the form 'full' is for policies without `policy.lora`: take 'adapter', or 'merged'"),
+        (
+            Lora(),
+            "full",
+            "the form 'full' is for policies without `policy.lora`: take 'adapter', or 'merged'",
+        ),
         (Lora(), "gguf", "the form must be one of adapter, merged, full, got 'gguf'"),
     ],
 )
@@ -397,7 +491,9 @@ def test_forms_that_a_policy_does_not_have(tiny_folder, lora, form, said):
 def test_a_folder_that_is_in_use(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"is not empty \(it holds 'adapter_config.json'\); name another, or pray"):
+    with pytest.raises(
+        UserError, match=r"is not empty \(it holds 'adapter_config.json'\); name another, or pray"
+    ):
         check_target(tmp_path, False, "pray")
     check_target(tmp_path, True, "pray")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "thesis.txt"]
@@ -419,7 +515,11 @@ def write(folder: Path) -> None:
 
 
 def files(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 KEPT = {"mine/deep/thesis.txt": "mine", "notes.txt": "mine too"}
@@ -428,9 +528,13 @@ KEPT = {"mine/deep/thesis.txt": "mine", "notes.txt": "mine too"}
 @pytest.mark.parametrize("links", [True, False])
 def test_what_exports_wrote_is_replaced_and_nothing_else(earlier, monkeypatch, links):
     if not links:
-        monkeypatch.setattr("os.link", Mock(side_effect=PermissionError(1, "Operation not permitted")))
+        monkeypatch.setattr(
+            "os.link", Mock(side_effect=PermissionError(1, "Operation not permitted"))
+        )
     write(earlier)
-    assert files(earlier) == KEPT | {"config.json": "new"}, "an adapter must not stay beside a whole model"
+    assert files(earlier) == KEPT | {"config.json": "new"}, (
+        "an adapter must not stay beside a whole model"
+    )
     assert [path.name for path in earlier.parent.iterdir()] == ["out"]
 
 
@@ -474,21 +578,27 @@ def test_folders_that_cannot_be_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "inside")
     for folder in (Path(), tmp_path):
         with pytest.raises(
-            UserError, match=rf"'{folder}' is the working folder and cannot be replaced; name one inside"
+            UserError,
+            match=rf"'{folder}' is the working folder and cannot be replaced; name one inside",
         ):
             check_target(folder, True, "")
     with pytest.raises(UserError, match="'/' is mounted and cannot be replaced"):
         check_target(Path("/"), True, "")
     begin(tmp_path / "out")
     monkeypatch.setattr("os.replace", Mock(side_effect=OSError(16, "Device or resource busy")))
-    with pytest.raises(UserError, match=r"the export in .*/\.out\.part could not take the place of .*/out: Device or"):
+    with pytest.raises(
+        UserError,
+        match=r"the export in .*/\.out\.part could not take the place of .*/out: Device or",
+    ):
         finish(tmp_path / "out")
 
 
 def test_folders_that_cannot_be_written_to(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "inside", Path("/proc/nowhere")):
-        with pytest.raises(UserError, match=rf"the target folder '{folder}' cannot be written to: \w+"):
+        with pytest.raises(
+            UserError, match=rf"the target folder '{folder}' cannot be written to: \w+"
+        ):
             check_target(folder, False, "")
     (tmp_path / "closed").mkdir()
 

@@ -27,7 +27,9 @@ B, T = MASKS.shape
 
 
 def ratios(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) / 10
+    return (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) / 10
+    )
 
 
 def loop_blocks(columns, mask, beta, stride, renorm):
@@ -50,7 +52,9 @@ def loop_blocks(columns, mask, beta, stride, renorm):
     return values, starts, counts
 
 
-@pytest.mark.parametrize(("n", "stride"), [(1, 1), (3, 1), (3, 2), (3, 3), (5, 5), (12, 1), (12, 12)])
+@pytest.mark.parametrize(
+    ("n", "stride"), [(1, 1), (3, 1), (3, 2), (3, 3), (5, 5), (12, 1), (12, 12)]
+)
 @pytest.mark.parametrize("tail", [None, "absorb", "renorm"])
 @pytest.mark.parametrize("source", ["backbone", "heads"])
 def test_blocks_are_the_definition(n, stride, tail, source):
@@ -94,16 +98,23 @@ def test_a_block_of_one_is_the_token_method(source):  # invariants 1 and 6
 def test_ratios_are_one_where_the_policies_agree(n, share):  # invariant 2
     for shape in ((B, T), (B, T, n)):
         for stride in (1, n):
-            values, _, _ = block_log_ratios(torch.zeros(shape), MASKS, block_weights(n, share), stride=stride)
+            values, _, _ = block_log_ratios(
+                torch.zeros(shape), MASKS, block_weights(n, share), stride=stride
+            )
             assert torch.equal(values.exp(), torch.ones(B, T))
 
 
 def test_equal_ratios_stay_what_they_are():  # invariant 3
-    values, _, _ = block_log_ratios(torch.full((1, T), 0.3, dtype=torch.float64), MASKS[4:], block_weights(4, 0.3))
+    values, _, _ = block_log_ratios(
+        torch.full((1, T), 0.3, dtype=torch.float64), MASKS[4:], block_weights(4, 0.3)
+    )
     assert values[0, : T - 3].tolist() == pytest.approx([0.3] * (T - 3), rel=1e-12)
     assert values[0, -1].item() == pytest.approx(0.3 * 0.7, rel=1e-12)
     renormed, _, _ = block_log_ratios(
-        torch.full((1, T), 0.3, dtype=torch.float64), MASKS[4:], block_weights(4, 0.3), tail="renorm"
+        torch.full((1, T), 0.3, dtype=torch.float64),
+        MASKS[4:],
+        block_weights(4, 0.3),
+        tail="renorm",
     )
     assert renormed[0].tolist() == pytest.approx([0.3] * T, rel=1e-12)
 
@@ -119,7 +130,9 @@ def test_weights_of_one_give_the_product():  # invariant 4
 def coefficients(n, share, stride, tail=None, mask=MASKS[4:]):
     """Gradient of the on-policy loss per token: what its log-probability is multiplied with."""
     logprobs = torch.zeros(mask.shape, dtype=torch.float64, requires_grad=True)
-    values, starts, tokens = block_log_ratios(logprobs, mask, block_weights(n, share), stride=stride, tail=tail)
+    values, starts, tokens = block_log_ratios(
+        logprobs, mask, block_weights(n, share), stride=stride, tail=tail
+    )
     losses = clipped_ratio(values, torch.ones_like(values), low=0.2, high=0.2)
     (losses * tokens)[starts].sum().backward()
     return (-logprobs.grad[0]).tolist()
@@ -137,9 +150,13 @@ def test_sliding_on_policy_gradient_is_the_token_gradient():  # invariant 5
 def test_disjoint_on_policy_gradient():  # invariant 8, and why disjoint blocks want uniform weights
     uniform = 1 - 1 / 5
     assert coefficients(5, uniform, 5) == pytest.approx([1.0] * T, rel=1e-12)
-    assert coefficients(4, 0.75, 4) == pytest.approx([1.0] * T, rel=1e-12)  # the tail, too, is trained in full
+    assert coefficients(4, 0.75, 4) == pytest.approx(
+        [1.0] * T, rel=1e-12
+    )  # the tail, too, is trained in full
     assert coefficients(4, 0.75, 4, tail="absorb")[-2:] == pytest.approx([0.5, 0.5], rel=1e-12)
-    assert coefficients(5, 0.3, 5)[:5] == pytest.approx([3.5, 0.375, 0.375, 0.375, 0.375], rel=1e-12)
+    assert coefficients(5, 0.3, 5)[:5] == pytest.approx(
+        [3.5, 0.375, 0.375, 0.375, 0.375], rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 3])
@@ -170,7 +187,10 @@ def test_masked_values_are_never_read():
             if len(shape) == 2
             else torch.stack(
                 [
-                    MASKS & torch.stack([MASKS[:, t : t + i + 1].all(1) & (t + i < T) for t in range(T)], 1)
+                    MASKS
+                    & torch.stack(
+                        [MASKS[:, t : t + i + 1].all(1) & (t + i < T) for t in range(T)], 1
+                    )
                     for i in range(3)
                 ],
                 -1,
@@ -202,9 +222,13 @@ def test_segments_are_the_definition(mean):
     g = torch.Generator().manual_seed(3)
     given = ratios(B, T)
     segments = torch.randint(0, 2, (B, T), generator=g).cumsum(1).where(MASKS, -99)
-    segments[4] = torch.tensor([0, 0, 3, 3, 0, 9, 9, 9, 3, 0])  # ids need be neither dense nor contiguous
+    segments[4] = torch.tensor(
+        [0, 0, 3, 3, 0, 9, 9, 9, 3, 0]
+    )  # ids need be neither dense nor contiguous
     segments[segments >= T] = 0
-    values, starts, tokens = segment_log_ratios(given.where(MASKS, torch.nan), MASKS, segments, mean=mean)
+    values, starts, tokens = segment_log_ratios(
+        given.where(MASKS, torch.nan), MASKS, segments, mean=mean
+    )
     for b in range(B):
         expected = loop_segments(given[b].tolist(), MASKS[b].tolist(), segments[b].tolist(), mean)
         assert values[b].tolist() == pytest.approx(expected[0], rel=1e-12, abs=1e-15)
@@ -222,7 +246,9 @@ def test_a_sequence_is_the_definition(mean):
         assert int(starts[b].sum()) == bool(members)
         if members:
             total = sum(float(given[b, t]) for t in members)
-            assert float(values[b, members[0]]) == pytest.approx(total / len(members) if mean else total, rel=1e-12)
+            assert float(values[b, members[0]]) == pytest.approx(
+                total / len(members) if mean else total, rel=1e-12
+            )
             assert tokens[b].tolist() == [len(members) if t == members[0] else 0 for t in range(T)]
 
 
@@ -234,7 +260,9 @@ def test_extremes_of_segments_are_tokens_and_sequences():
     assert torch.equal(starts, MASKS)
     assert torch.equal(tokens, MASKS.double())
     for one, other in zip(
-        segment_log_ratios(given, MASKS, torch.full((B, T), 4)), sequence_log_ratios(given, MASKS), strict=True
+        segment_log_ratios(given, MASKS, torch.full((B, T), 4)),
+        sequence_log_ratios(given, MASKS),
+        strict=True,
     ):
         assert torch.equal(one, other)
 
@@ -242,12 +270,18 @@ def test_extremes_of_segments_are_tokens_and_sequences():
 def test_gradients_reach_every_token_of_an_action():
     given = ratios(B, T).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: sequence_log_ratios(x, MASKS)[0], given)
-    assert torch.autograd.gradcheck(lambda x: segment_log_ratios(x, MASKS, torch.arange(T).expand(B, T) // 3)[0], given)
-    assert torch.autograd.gradcheck(lambda x: block_log_ratios(x, MASKS, block_weights(3, 0.4), stride=3)[0], given)
+    assert torch.autograd.gradcheck(
+        lambda x: segment_log_ratios(x, MASKS, torch.arange(T).expand(B, T) // 3)[0], given
+    )
+    assert torch.autograd.gradcheck(
+        lambda x: block_log_ratios(x, MASKS, block_weights(3, 0.4), stride=3)[0], given
+    )
 
 
 def test_weights_of_blocks():
-    assert block_weights(5, 0.3).tolist() == pytest.approx([0.7, 0.075, 0.075, 0.075, 0.075], rel=1e-12)
+    assert block_weights(5, 0.3).tolist() == pytest.approx(
+        [0.7, 0.075, 0.075, 0.075, 0.075], rel=1e-12
+    )
     assert block_weights(1, 0.3).tolist() == [1.0]
     assert geometric_weights(3, 0.5).tolist() == pytest.approx([4 / 7, 2 / 7, 1 / 7], rel=1e-12)
     assert geometric_weights(4, 1.0).tolist() == pytest.approx([0.25] * 4, rel=1e-12)
@@ -263,7 +297,10 @@ def test_weights_of_blocks():
             lambda: block_log_ratios(ratios(B, T), MASKS, torch.ones(3), stride=4),
             "`stride` must be between 1 and .* 3, got 4",
         ),
-        (lambda: block_log_ratios(ratios(B, T), MASKS, torch.ones(3), tail="x"), "`tail` must be .*, got 'x'"),
+        (
+            lambda: block_log_ratios(ratios(B, T), MASKS, torch.ones(3), tail="x"),
+            "`tail` must be .*, got 'x'",
+        ),
         (
             lambda: block_log_ratios(ratios(B, T, 2), MASKS, torch.ones(3)),
             r"`log_ratios_BTN` must have shape \[B=5, T=10, N=3\]",
@@ -272,7 +309,10 @@ def test_weights_of_blocks():
             lambda: block_log_ratios(ratios(B, 4), MASKS, torch.ones(3)),
             r"`log_ratios_BT` must have shape \[B=5, T=10\]",
         ),
-        (lambda: sequence_log_ratios(ratios(B, 4), MASKS), r"`mask_BT` must have shape \[B=5, T=4\]"),
+        (
+            lambda: sequence_log_ratios(ratios(B, 4), MASKS),
+            r"`mask_BT` must have shape \[B=5, T=4\]",
+        ),
         (
             lambda: segment_log_ratios(ratios(B, T), MASKS, torch.full((B, T), T)),
             r"`segments_BT` must be in \[0, 10\).* got 10",

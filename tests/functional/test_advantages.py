@@ -55,7 +55,9 @@ def test_group_identities():  # docs/algorithms.md 16.4, invariant 1
 def test_equal_rewards_give_exactly_zero(method):
     for value in (0.1, 1 / 3, -7.7, 1e8):
         for dtype in (torch.float32, torch.float64):
-            assert torch.equal(method(torch.full((14,), value, dtype=dtype), 7), torch.zeros(14, dtype=dtype))
+            assert torch.equal(
+                method(torch.full((14,), value, dtype=dtype), 7), torch.zeros(14, dtype=dtype)
+            )
 
 
 @pytest.mark.parametrize(
@@ -92,10 +94,26 @@ def test_advantages_are_data():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: group_relative(rewards(), 1), ValueError, "`group_size` must be at least 2 .*, got 1"),
-        (lambda: leave_one_out(rewards(), 5), ValueError, "`rewards_B` must hold whole groups .* = 5, got 12 rewards"),
-        (lambda: group_relative(rewards(), 4, scale="x"), ValueError, "`scale` must be 'std' or 'none', got 'x'"),
-        (lambda: group_relative(rewards().long(), 4), TypeError, "`rewards_B` must be floating point"),
+        (
+            lambda: group_relative(rewards(), 1),
+            ValueError,
+            "`group_size` must be at least 2 .*, got 1",
+        ),
+        (
+            lambda: leave_one_out(rewards(), 5),
+            ValueError,
+            "`rewards_B` must hold whole groups .* = 5, got 12 rewards",
+        ),
+        (
+            lambda: group_relative(rewards(), 4, scale="x"),
+            ValueError,
+            "`scale` must be 'std' or 'none', got 'x'",
+        ),
+        (
+            lambda: group_relative(rewards().long(), 4),
+            TypeError,
+            "`rewards_B` must be floating point",
+        ),
         (
             lambda: group_relative(rewards(), 4, valid_B=torch.ones(11).bool()),
             ValueError,
@@ -169,7 +187,9 @@ def test_whitening_is_the_definition():
     mean, variance = statistics.mean(counted), statistics.variance(counted)
     white = whiten(values, MASK, moments(values, MASK))
     expected = [(x - mean) / (variance + 1e-8) ** 0.5 for x in counted]
-    torch.testing.assert_close(white[MASK], torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        white[MASK], torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0
+    )
     assert not white[~MASK].any()
     assert white[MASK].mean().item() == pytest.approx(0, abs=1e-12)
     assert white[MASK].std().item() == pytest.approx(1, rel=1e-6)
@@ -181,7 +201,9 @@ def test_ranks_add_their_moments_and_whiten_as_one(rows):
     whole = whiten(values, MASK, moments(values, MASK))
     sums = sum(moments(values[part], MASK[part]) for part in rows)
     for part in rows:
-        torch.testing.assert_close(whiten(values[part], MASK[part], sums), whole[part], rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(
+            whiten(values[part], MASK[part], sums), whole[part], rtol=1e-12, atol=1e-15
+        )
     alone = whiten(values[[0]], MASK[[0]], moments(values[[0]], MASK[[0]]))
     assert (alone - whole[[0]]).abs().max() > 0.1, "moments of one rank would have passed"
 
@@ -190,9 +212,13 @@ def test_whitening_knows_no_shift_and_no_scale_and_survives_a_large_mean():
     values, _ = critic()
     white = whiten(values, MASK, moments(values, MASK))
     other = 100 * values + 1e4
-    torch.testing.assert_close(whiten(other, MASK, moments(other, MASK)), white, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        whiten(other, MASK, moments(other, MASK)), white, rtol=1e-6, atol=1e-6
+    )
     single = (values + 1e3).float()  # the square of the mean is 10^6 times the variance
-    torch.testing.assert_close(whiten(single, MASK, moments(single, MASK)).double(), white, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        whiten(single, MASK, moments(single, MASK)).double(), white, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_what_does_not_vary_is_whitened_to_nothing():
@@ -217,7 +243,10 @@ def trees(seed=2, groups=3, size=6, width=5):
 
 def loop_tree(tokens, mask, given):
     """One group: compare explicit prefixes."""
-    rows = [[int(x) for x, m in zip(row, keep, strict=True) if m] for row, keep in zip(tokens, mask, strict=True)]
+    rows = [
+        [int(x) for x, m in zip(row, keep, strict=True) if m]
+        for row, keep in zip(tokens, mask, strict=True)
+    ]
     advantages, weights = torch.zeros(mask.shape).double(), torch.zeros(mask.shape).double()
     for i, row in enumerate(rows):
         for t in range(len(row)):
@@ -249,7 +278,9 @@ def test_advantages_telescope_and_cancel_at_every_node():  # docs/algorithms.md 
     advantages, _ = prefix_tree(tokens, full, given, size)
     for i in range(size):
         identical = [j for j in range(size) if torch.equal(tokens[i], tokens[j])]
-        assert float(advantages[i].sum()) == pytest.approx(float(given[identical].mean() - given.mean()), abs=1e-12)
+        assert float(advantages[i].sum()) == pytest.approx(
+            float(given[identical].mean() - given.mean()), abs=1e-12
+        )
         for t in range(tokens.shape[1]):
             start = [j for j in range(size) if torch.equal(tokens[i, :t], tokens[j, :t])]
             assert abs(float(advantages[start, t].sum())) < 1e-12
@@ -336,6 +367,8 @@ def test_weights_of_a_tree_sum_to_the_number_of_its_distinct_pairs():
 @pytest.mark.parametrize("G", [3, 5, 7])
 def test_equal_rewards_give_branches_no_credit_at_all(reward, G):
     tokens_BT = torch.randint(0, 3, (G, 6), generator=torch.Generator().manual_seed(G))
-    advantages_BT, weights_BT = prefix_tree(tokens_BT, torch.ones(G, 6, dtype=torch.bool), torch.full((G,), reward), G)
+    advantages_BT, weights_BT = prefix_tree(
+        tokens_BT, torch.ones(G, 6, dtype=torch.bool), torch.full((G,), reward), G
+    )
     assert weights_BT.any()
     assert not advantages_BT.any()

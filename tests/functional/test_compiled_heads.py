@@ -28,7 +28,10 @@ def run(function, form, *, masked: bool, adapted: bool, scores: bool) -> list[Te
     if masked:
         assert not mask.all()
         hidden = torch.where(mask[..., None], hidden, torch.nan)
-        support, tokens = torch.where(mask[..., None], support, 10**6), torch.where(mask, tokens, -100)
+        support, tokens = (
+            torch.where(mask[..., None], support, 10**6),
+            torch.where(mask, tokens, -100),
+        )
     leaves = [hidden, weight, bias, *(low_rank(dtype=torch.float32) if adapted else [])]
     leaves = [leaf.requires_grad_() for leaf in leaves]
     options = {"bias_V": leaves[2], "chunk_size": 3, "mask_BT": mask if masked else None, **form}
@@ -45,13 +48,17 @@ def run(function, form, *, masked: bool, adapted: bool, scores: bool) -> list[Te
 def compare(backend: str, form, scores: bool, **options) -> None:
     function = support_logprobs if scores else support_logits
     plain = run(function, form, scores=scores, **options)
-    compiled = run(torch.compile(function, fullgraph=True, backend=backend), form, scores=scores, **options)
+    compiled = run(
+        torch.compile(function, fullgraph=True, backend=backend), form, scores=scores, **options
+    )
     for one, other in zip(compiled, plain, strict=True):
         assert one.isfinite().all()
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", [{}, {"softcap": 2.0, "scale": 1.7, "temperature": 0.6}], ids=["plain", "capped"])
+@pytest.mark.parametrize(
+    "form", [{}, {"softcap": 2.0, "scale": 1.7, "temperature": 0.6}], ids=["plain", "capped"]
+)
 @pytest.mark.parametrize(("masked", "adapted"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("scores", [False, True], ids=["logits", "logprobs"])
 def test_compiled_is_eager(form, masked, adapted, scores):
@@ -59,7 +66,9 @@ def test_compiled_is_eager(form, masked, adapted, scores):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler"
+)
 @pytest.mark.parametrize("scores", [False, True], ids=["logits", "logprobs"])
 def test_compiled_by_inductor_is_eager(scores):
     compare("inductor", {"softcap": 2.0, "temperature": 0.6}, scores, masked=True, adapted=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_mpo.functional.corrections import masked, sampler_weights, truncated
-from tests.helpers import right_padded, seeded
+from tests.support.builders import right_padded, seeded
 
 LENGTHS = [5, 1, 7, 0, 3]
 MASK = right_padded(LENGTHS, 8)
@@ -57,7 +57,10 @@ def test_bounds_are_those_of_a_loop():
     ("call", "message"),
     [
         (lambda: truncated(OLD, cap=0.0), "`cap` must be above 0, got 0.0"),
-        (lambda: masked(OLD, low=2.0, cap=2.0), r"`low` must be in \[0, cap\), got 2.0 and cap 2.0"),
+        (
+            lambda: masked(OLD, low=2.0, cap=2.0),
+            r"`low` must be in \[0, cap\), got 2.0 and cap 2.0",
+        ),
         (lambda: masked(OLD, low=-1.0, cap=2.0), r"`low` must be in \[0, cap\), got -1.0"),
         (lambda: sampler_weights(OLD, BEHAVIOUR[:, 1:], MASK), "behaviour_logprobs_BT"),
     ],

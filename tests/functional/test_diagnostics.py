@@ -40,7 +40,9 @@ def test_effective_sample_size_is_the_definition_and_adds_up():
     parts = weight_moments(log_weights[:2], mask[:2]) + weight_moments(log_weights[2:], mask[2:])
     torch.testing.assert_close(whole, parts, rtol=1e-12, atol=0)
     one_of_many = torch.tensor([0.0] + [-200.0] * 9)
-    assert float(effective_sample_size(weight_moments(one_of_many, torch.ones(10).bool()))) == pytest.approx(0.1)
+    assert float(
+        effective_sample_size(weight_moments(one_of_many, torch.ones(10).bool()))
+    ) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.2, 0.6])
@@ -48,7 +50,9 @@ def test_a_clip_stops_what_has_gone_further(epsilon):
     log_ratios, advantages = randn(40, 5) / 2, randn(40, 5, seed=1)
     advantages[:, 0] = 0
     stopped = clip_distance(log_ratios, advantages) > epsilon
-    assert torch.equal(stopped, clip_fraction(log_ratios, advantages, low=epsilon, high=epsilon) == 1)
+    assert torch.equal(
+        stopped, clip_fraction(log_ratios, advantages, low=epsilon, high=epsilon) == 1
+    )
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.3])
@@ -96,13 +100,17 @@ def test_a_clustered_mean_counts_prompts_and_not_tokens():
     assert error == pytest.approx(math.sqrt(1.5 * ((1 - 1.6) ** 2 + 0.8**2 + 0.2**2)) / 10)
     equal = clustered_mean(totals, torch.full((3,), 5.0))
     assert equal[1] == pytest.approx(float((totals / 5).std()) / math.sqrt(3))
-    repeated = clustered_mean(10 * totals, 10 * counts)  # more tokens of the same prompts tell nothing new
+    repeated = clustered_mean(
+        10 * totals, 10 * counts
+    )  # more tokens of the same prompts tell nothing new
     assert repeated == pytest.approx((mean, error))
     assert math.isnan(clustered_mean(torch.zeros(2), torch.zeros(2))[0])
     assert math.isnan(clustered_mean(totals[:1], counts[:1])[1])
 
 
-@pytest.mark.parametrize("few", [lambda: signal_and_noise(1.0, 1.0, 1), lambda: jackknife_error([1.0])])
+@pytest.mark.parametrize(
+    "few", [lambda: signal_and_noise(1.0, 1.0, 1), lambda: jackknife_error([1.0])]
+)
 def test_spread_needs_two(few):
     with pytest.raises(ValueError, match="at least 2"):
         few()

@@ -46,7 +46,9 @@ def test_expected_gradients_of_the_estimators():  # docs/algorithms.md 16.4, inv
     (true,) = torch.autograd.grad(exact, logits, retain_graph=True)
     expected = {}
     for estimator in (k1, k2, k3):
-        mean = (lp.exp().detach() * estimator(lp, ref)).sum()  # tokens are drawn, so probabilities carry no gradient
+        mean = (
+            lp.exp().detach() * estimator(lp, ref)
+        ).sum()  # tokens are drawn, so probabilities carry no gradient
         (expected[estimator],) = torch.autograd.grad(mean, logits, retain_graph=True)
     torch.testing.assert_close(expected[k2], true, rtol=1e-10, atol=1e-14)
     assert expected[k1].abs().max() < 1e-14
@@ -80,13 +82,16 @@ def test_exact_on_support_is_the_definition():
             expected = loop_kl(*rows) if rows[0] else 0.0
             assert float(result[b, t]) == pytest.approx(expected, rel=1e-10, abs=1e-14)
     everywhere = exact_on_support(logits, reference)
-    assert float(everywhere[0, 0]) == pytest.approx(loop_kl(logits[0, 0].tolist(), reference[0, 0].tolist()), rel=1e-10)
+    assert float(everywhere[0, 0]) == pytest.approx(
+        loop_kl(logits[0, 0].tolist(), reference[0, 0].tolist()), rel=1e-10
+    )
 
 
 def test_exact_on_support_has_the_right_gradient():
     logits, reference, mask = support_problem()
     assert torch.autograd.gradcheck(
-        lambda a, b: exact_on_support(a, b, mask), (logits.requires_grad_(), reference.requires_grad_())
+        lambda a, b: exact_on_support(a, b, mask),
+        (logits.requires_grad_(), reference.requires_grad_()),
     )
     (grad,) = torch.autograd.grad(exact_on_support(logits, reference, mask).sum(), logits)
     assert (grad[~mask] == 0).all()
@@ -96,15 +101,22 @@ def test_exact_on_support_does_not_care_for_constants_or_order():
     logits, reference, mask = support_problem()
     before = exact_on_support(logits, reference, mask)
     order = torch.tensor([4, 1, 3, 0, 2])
-    after = exact_on_support((logits + 5)[..., order], (reference - 3)[..., order], mask[..., order])
+    after = exact_on_support(
+        (logits + 5)[..., order], (reference - 3)[..., order], mask[..., order]
+    )
     torch.testing.assert_close(before, after, rtol=1e-10, atol=1e-14)
     assert (exact_on_support(logits, logits + 1, mask).abs() < 1e-14).all()
 
 
 def test_messages_name_the_argument():
-    with pytest.raises(ValueError, match=r"`reference_logprobs` must have the shape of `logprobs`, \[2\], got \[3\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"`reference_logprobs` must have the shape of `logprobs`, \[2\], got \[3\]",
+    ):
         k3(torch.zeros(2), torch.zeros(3))
-    with pytest.raises(ValueError, match=r"`reference_logits_BTK` must have shape \[B=1, T=1, K=2\]"):
+    with pytest.raises(
+        ValueError, match=r"`reference_logits_BTK` must have shape \[B=1, T=1, K=2\]"
+    ):
         exact_on_support(torch.zeros(1, 1, 2), torch.zeros(1, 1, 3))
 
 

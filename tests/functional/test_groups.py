@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_mpo.functional.groups import mixed_groups
-from tests.helpers import seeded
+from tests.support.builders import seeded
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
@@ -32,5 +32,7 @@ def test_right_and_wrong_may_be_swapped_and_rows_of_a_group_too():
 
 @pytest.mark.parametrize("size", [0, 4])
 def test_parts_of_groups_are_refused(size):
-    with pytest.raises(ValueError, match=f"`correct_mask_B` must hold whole groups of `group_size` = {size}, got 6"):
+    with pytest.raises(
+        ValueError, match=f"`correct_mask_B` must hold whole groups of `group_size` = {size}, got 6"
+    ):
         mixed_groups(torch.ones(6, dtype=torch.bool), size)

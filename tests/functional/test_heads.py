@@ -41,7 +41,9 @@ def loop_logits(hidden, weight, bias=None, temperature=1.0, scale=1.0, softcap=N
     """Logits of one position, one float at a time."""
     out = []
     for v, row in enumerate(weight.tolist()):
-        x = sum(a * b for a, b in zip(hidden.tolist(), row, strict=True)) + (0.0 if bias is None else float(bias[v]))
+        x = sum(a * b for a, b in zip(hidden.tolist(), row, strict=True)) + (
+            0.0 if bias is None else float(bias[v])
+        )
         x *= scale
         if softcap is not None:
             x = softcap * math.tanh(x / softcap)
@@ -71,7 +73,14 @@ def test_full_head_is_the_definition(form, with_bias):
     hidden, weight, bias, tokens, support, mask = problem()
     bias = bias if with_bias else None
     logprobs, entropy, candidates = full_logprobs(
-        hidden, weight, tokens, mask_BT=mask, bias_V=bias, candidates_BTK=support, chunk_size=3, **form
+        hidden,
+        weight,
+        tokens,
+        mask_BT=mask,
+        bias_V=bias,
+        candidates_BTK=support,
+        chunk_size=3,
+        **form,
     )
     for b in range(B):
         for t in range(T):
@@ -90,7 +99,9 @@ def test_full_head_is_the_definition(form, with_bias):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("trained", ["hidden", "hidden weight", "hidden bias", "hidden weight bias", "weight"])
+@pytest.mark.parametrize(
+    "trained", ["hidden", "hidden weight", "hidden bias", "hidden weight bias", "weight"]
+)
 @pytest.mark.parametrize("entropy_grad", [False, True])
 def test_full_head_gradient_is_that_of_finite_differences(form, trained, entropy_grad):
     hidden, weight, bias, tokens, support, mask = problem(seed=1)
@@ -122,9 +133,19 @@ def test_frozen_and_trained_heads_give_the_same_gradient(entropy_grad):
         leaf = hidden.clone().requires_grad_()
         head = weight.clone().requires_grad_(trained)
         logprobs, entropy, candidates = full_logprobs(
-            leaf, head, tokens, mask_BT=mask, softcap=2.0, candidates_BTK=support, entropy_grad=entropy_grad
+            leaf,
+            head,
+            tokens,
+            mask_BT=mask,
+            softcap=2.0,
+            candidates_BTK=support,
+            entropy_grad=entropy_grad,
         )
-        (logprobs.sin().sum() + candidates.cos().sum() + (entropy.square().sum() if entropy_grad else 0)).backward()
+        (
+            logprobs.sin().sum()
+            + candidates.cos().sum()
+            + (entropy.square().sum() if entropy_grad else 0)
+        ).backward()
         grads.append(leaf.grad)
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-12)
 
@@ -134,7 +155,9 @@ def test_full_head_gradient_is_that_of_a_dense_log_softmax():
     leaves = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
     others = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
     upstream = torch.randn(B, T, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-    (full_logprobs(leaves[0], leaves[1], tokens, mask_BT=mask, bias_V=leaves[2])[0] * upstream).sum().backward()
+    (
+        full_logprobs(leaves[0], leaves[1], tokens, mask_BT=mask, bias_V=leaves[2])[0] * upstream
+    ).sum().backward()
     reference = dense(*others).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     (reference * upstream * mask).sum().backward()
     for leaf, other in zip(leaves, others, strict=True):
@@ -168,9 +191,13 @@ def test_chunks_change_nothing(trained, chunk_size):
         hidden, weight, _, tokens, support, mask = problem(seed=4)
         hidden.requires_grad_()
         weight.requires_grad_(trained)
-        outputs = both_heads(hidden, weight, tokens, support, mask_BT=mask, softcap=3.0, chunk_size=size)
+        outputs = both_heads(
+            hidden, weight, tokens, support, mask_BT=mask, softcap=3.0, chunk_size=size
+        )
         sum(x.square().sum() for x in outputs).backward()
-        results.append([x.detach() for x in outputs] + [hidden.grad] + ([weight.grad] if trained else []))
+        results.append(
+            [x.detach() for x in outputs] + [hidden.grad] + ([weight.grad] if trained else [])
+        )
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
@@ -231,7 +258,9 @@ def test_int32_ids_are_as_good_as_int64():
 
 
 @pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize(
+    "dtypes", [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)]
+)
 def test_bfloat16_is_close_and_keeps_dtypes(dtypes, trained):
     hidden, weight, _, tokens, support, mask = problem(lead=(4, 16), v=97, d=16, k=8)
     hidden, weight = (hidden / 2).to(dtypes[0]), (weight / 2).to(dtypes[1])
@@ -254,7 +283,10 @@ def test_autocast_changes_nothing():
     for dtype in (torch.float32, torch.bfloat16):
         results = []
         for enabled in (False, True):
-            leaf, head = hidden.to(dtype, copy=True).requires_grad_(), weight.clone().requires_grad_()
+            leaf, head = (
+                hidden.to(dtype, copy=True).requires_grad_(),
+                weight.clone().requires_grad_(),
+            )
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
                 outputs = both_heads(leaf, head, tokens, support)
                 sum(x.sum() for x in outputs).backward()
@@ -287,7 +319,9 @@ def full_sizes(v, trained, n=64, d=4, chunk=4):
     hidden.requires_grad_()
     weight.requires_grad_(trained)
     with Allocations(hidden, weight, tokens) as record:
-        logprobs, entropy = full_logprobs(hidden, weight, tokens, chunk_size=chunk, entropy_grad=True)
+        logprobs, entropy = full_logprobs(
+            hidden, weight, tokens, chunk_size=chunk, entropy_grad=True
+        )
         (logprobs.sum() + entropy.sum()).backward()
     return record.sizes()
 
@@ -301,7 +335,12 @@ def test_full_head_never_holds_more_than_a_chunk_of_logits(trained):
 
 
 def test_full_head_has_one_gradient_of_the_weight():
-    n, v, d, chunk = 64, 900, 4, 3  # a chunk of logits is smaller than [V, D] here, so that only the latter are counted
+    n, v, d, chunk = (
+        64,
+        900,
+        4,
+        3,
+    )  # a chunk of logits is smaller than [V, D] here, so that only the latter are counted
     assert [size for size in full_sizes(v, True, n, d, chunk) if size >= v * d] == [v * d]
     assert [size for size in full_sizes(v, False, n, d, chunk) if size >= v * d] == []
 
@@ -311,7 +350,9 @@ def support_sizes(v, trained, n=64, d=8, k=5, chunk=4):
     hidden.requires_grad_()
     weight.requires_grad_(trained)
     with Allocations(hidden, weight, tokens, support) as record:
-        logprobs, entropy = support_logprobs(hidden, weight, tokens, support, chunk_size=chunk, entropy_grad=True)
+        logprobs, entropy = support_logprobs(
+            hidden, weight, tokens, support, chunk_size=chunk, entropy_grad=True
+        )
         (logprobs.sum() + entropy.sum()).backward()
     return record.sizes()
 
@@ -321,7 +362,9 @@ def test_support_head_does_not_grow_with_the_vocabulary():
     sizes = support_sizes(300, False, n, d, k, chunk)
     assert sizes == support_sizes(3000, False, n, d, k, chunk)
     assert sizes[0] <= max(chunk * k * d, n * d)
-    assert [size for size in support_sizes(3000, True, n, d, k, chunk) if size >= 3000] == [3000 * d]
+    assert [size for size in support_sizes(3000, True, n, d, k, chunk) if size >= 3000] == [
+        3000 * d
+    ]
 
 
 # ---- support head ----------------------------------------------------------------------------------------------------
@@ -334,7 +377,9 @@ def test_support_head_is_the_definition(form):
     slots[0, :, 0] = support[0, :, 0] == tokens[0]
     options = {"mask_BT": mask, "bias_V": bias, "chunk_size": 3, **form}
     logits = support_logits(hidden, weight, support, **options)
-    logprobs, entropy = support_logprobs(hidden, weight, tokens, support, support_mask_BTK=slots, **options)
+    logprobs, entropy = support_logprobs(
+        hidden, weight, tokens, support, support_mask_BTK=slots, **options
+    )
     for b, t in mask.nonzero().tolist():
         z = loop_logits(hidden[b, t], weight, bias, **form)
         ids = [int(v) for v, in_set in zip(support[b, t], slots[b, t], strict=True) if in_set]
@@ -355,7 +400,9 @@ def test_support_head_gradient_is_that_of_finite_differences(form, trained):
 
     def outputs(hidden, weight, bias):
         options = {"mask_BT": mask, "bias_V": bias, "chunk_size": 3, **form}
-        scores = support_logprobs(hidden, weight, tokens, support, support_mask_BTK=slots, entropy_grad=True, **options)
+        scores = support_logprobs(
+            hidden, weight, tokens, support, support_mask_BTK=slots, entropy_grad=True, **options
+        )
         return *scores, support_logits(hidden, weight, support, **options)
 
     assert gradcheck(outputs, (hidden, weight, bias))
@@ -377,16 +424,23 @@ def test_logits_come_along_if_asked_for(form):
     counts = mask.unsqueeze(-1) & slots
     expected = dense(hidden, weight, bias, **form).gather(-1, support) * counts
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=0)
-    upstream = torch.randn(logits.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    upstream = torch.randn(
+        logits.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
     leaves = (hidden, weight, bias)
     grads = torch.autograd.grad((logits * upstream).sum(), leaves)
-    for one, other in zip(grads, torch.autograd.grad((expected * upstream).sum(), leaves), strict=True):
+    for one, other in zip(
+        grads, torch.autograd.grad((expected * upstream).sum(), leaves), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_probabilities_sum_to_one_over_the_support():
     hidden, weight, _, _, support, _ = problem()
-    total = sum(support_logprobs(hidden, weight, support[..., k], support, temperature=0.5)[0].exp() for k in range(K))
+    total = sum(
+        support_logprobs(hidden, weight, support[..., k], support, temperature=0.5)[0].exp()
+        for k in range(K)
+    )
     torch.testing.assert_close(total, torch.ones_like(total), rtol=1e-12, atol=0)
 
 
@@ -419,7 +473,13 @@ def test_gather_form_equals_the_dense_masked_form():
             logprobs = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) * mask
         else:
             logprobs, _ = support_logprobs(
-                leaves[0], leaves[1], tokens, support, bias_V=leaves[2], mask_BT=mask, temperature=0.7
+                leaves[0],
+                leaves[1],
+                tokens,
+                support,
+                bias_V=leaves[2],
+                mask_BT=mask,
+                temperature=0.7,
             )
         (logprobs.sin()).sum().backward()
         results.append([logprobs.detach(), *(x.grad for x in leaves)])
@@ -448,7 +508,9 @@ def test_logits_outside_the_support_are_free():
 def test_on_policy_ratio_is_one_and_the_classic_bug_gives_the_kept_mass():
     hidden, weight, _, tokens, support, _ = problem(seed=12)
     behaviour = support_logprobs(hidden, weight, tokens, support)[0]
-    assert torch.equal((support_logprobs(hidden, weight, tokens, support)[0] - behaviour).exp(), torch.ones(B, T))
+    assert torch.equal(
+        (support_logprobs(hidden, weight, tokens, support)[0] - behaviour).exp(), torch.ones(B, T)
+    )
     ratio = (full_logprobs(hidden, weight, tokens)[0] - behaviour).exp()
     kept = dense(hidden, weight).softmax(-1).gather(-1, support).sum(-1)
     torch.testing.assert_close(ratio, kept, rtol=1e-12, atol=0)
@@ -473,7 +535,9 @@ def test_a_support_of_one_token_has_no_entropy_and_no_nan():
     hidden, weight, _, tokens, support, _ = problem()
     hidden.requires_grad_()
     slots = support == tokens.unsqueeze(-1)
-    logprobs, entropy = support_logprobs(hidden, weight, tokens, support, support_mask_BTK=slots, entropy_grad=True)
+    logprobs, entropy = support_logprobs(
+        hidden, weight, tokens, support, support_mask_BTK=slots, entropy_grad=True
+    )
     (logprobs + entropy).sum().backward()
     assert torch.equal(logprobs, torch.zeros(B, T))
     assert torch.equal(entropy, torch.zeros(B, T))
@@ -485,10 +549,14 @@ def test_tokens_outside_their_support_are_counted():
     mask[:] = True
     slots = torch.ones_like(support, dtype=torch.bool)
     slots[0, :2] = support[0, :2] != tokens[0, :2].unsqueeze(-1)
-    with pytest.raises(ValueError, match=r"`tokens_BT` must be in `support_BTK` .* got 2 of 8 tokens outside"):
+    with pytest.raises(
+        ValueError, match=r"`tokens_BT` must be in `support_BTK` .* got 2 of 8 tokens outside"
+    ):
         support_logprobs(hidden, weight, tokens, support, support_mask_BTK=slots)
     mask[0, :2] = False
-    logprobs, _ = support_logprobs(hidden, weight, tokens, support, support_mask_BTK=slots, mask_BT=mask)
+    logprobs, _ = support_logprobs(
+        hidden, weight, tokens, support, support_mask_BTK=slots, mask_BT=mask
+    )
     assert (logprobs[mask] < 0).all()
 
 
@@ -497,7 +565,9 @@ def test_tokens_outside_their_support_are_counted():
 
 def low_rank(r=2, v=V, d=D, dtype=torch.float64):
     g = torch.Generator().manual_seed(77)
-    return [torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for shape in ((r, d), (v, r))]
+    return [
+        torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for shape in ((r, d), (v, r))
+    ]
 
 
 @pytest.mark.parametrize("form", [FORMS[0], FORMS[-1]])
@@ -505,7 +575,13 @@ def low_rank(r=2, v=V, d=D, dtype=torch.float64):
 @pytest.mark.parametrize("chunk_size", [3, 100])
 def test_an_adapter_is_a_changed_weight_in_values_and_gradients(form, trained, chunk_size):
     hidden, weight, bias, tokens, support, mask = problem(seed=15)
-    leaves = dict(zip(("hidden", "weight", "bias", "down", "up"), (hidden, weight, bias, *low_rank()), strict=True))
+    leaves = dict(
+        zip(
+            ("hidden", "weight", "bias", "down", "up"),
+            (hidden, weight, bias, *low_rank()),
+            strict=True,
+        )
+    )
     for name, leaf in leaves.items():
         leaf.requires_grad_(name in trained.split())
     adapter = LowRank(leaves["down"], leaves["up"], 1.7)
@@ -515,12 +591,17 @@ def test_an_adapter_is_a_changed_weight_in_values_and_gradients(form, trained, c
     pairs = []
     for w, a in ((weight, adapter), (changed, None)):
         full = full_logprobs(hidden, w, tokens, candidates_BTK=support, adapter=a, **with_entropy)
-        few = support_logprobs(hidden, w, tokens, support, adapter=a, return_logits=True, **with_entropy)
+        few = support_logprobs(
+            hidden, w, tokens, support, adapter=a, return_logits=True, **with_entropy
+        )
         pairs.append([*full, *few, support_logits(hidden, w, support, adapter=a, **options)])
     wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
     for one, other in zip(*pairs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-        grads = [torch.autograd.grad(x.sin().sum(), wanted, retain_graph=True, allow_unused=True) for x in (one, other)]
+        grads = [
+            torch.autograd.grad(x.sin().sum(), wanted, retain_graph=True, allow_unused=True)
+            for x in (one, other)
+        ]
         for mine, expected in zip(*grads, strict=True):
             torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-11)
 
@@ -556,7 +637,9 @@ def test_a_float32_adapter_over_a_bfloat16_head_stays_float32():
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             z = support_logits(hidden, weight, support, adapter=LowRank(down, up))
-            loss = full_logprobs(hidden, weight, tokens, adapter=LowRank(down, up))[0].sum() + z.sum()
+            loss = (
+                full_logprobs(hidden, weight, tokens, adapter=LowRank(down, up))[0].sum() + z.sum()
+            )
         loss.backward()
         base = support_logits(hidden, weight, support)
         more = torch.einsum("btd,rd,btkr->btk", hidden.float(), down, up[support])
@@ -571,7 +654,10 @@ def test_dropout_of_an_adapter_keeps_the_mean():
     down, up = low_rank()
     exact = support_logits(hidden, weight, support, adapter=LowRank(down, up))
     draws = torch.stack(
-        [support_logits(hidden, weight, support, adapter=LowRank(down, up, dropout=0.5)) for _ in range(2000)]
+        [
+            support_logits(hidden, weight, support, adapter=LowRank(down, up, dropout=0.5))
+            for _ in range(2000)
+        ]
     )
     assert (draws[0] - draws[1]).abs().max() > 0.1
     # six standard errors for each of the logits: together a false alarm in 1e-6 of generators
@@ -607,7 +693,9 @@ def test_the_full_top_k_holds_no_more_than_a_chunk_of_logits():
         full_top_k(hidden, weight, 3, chunk_size=4)
     assert record.sizes()[0] == 4 * 900
     for k in (0, 901):
-        with pytest.raises(ValueError, match=f"`k` must be between 1 and the vocabulary size 900, got {k}"):
+        with pytest.raises(
+            ValueError, match=f"`k` must be between 1 and the vocabulary size 900, got {k}"
+        ):
             full_top_k(hidden, weight, k)
 
 
@@ -620,11 +708,20 @@ def test_the_full_top_k_holds_no_more_than_a_chunk_of_logits():
         ({"temperature": 0.0}, "`temperature` must be above 0, got 0.0"),
         ({"softcap": -1.0}, "`softcap` must be above 0, got -1.0"),
         ({"chunk_size": 0}, "`chunk_size` must be at least 1, got 0"),
-        ({"weight_VD": torch.zeros(V, D + 1)}, rf"`weight_VD` must have shape \[V, D={D}\].*got \[{V}, {D + 1}\]"),
+        (
+            {"weight_VD": torch.zeros(V, D + 1)},
+            rf"`weight_VD` must have shape \[V, D={D}\].*got \[{V}, {D + 1}\]",
+        ),
         ({"tokens_BT": torch.zeros(B, T + 1).long()}, r"`tokens_BT` must have shape \[2, 4\]"),
         ({"bias_V": torch.zeros(V + 1)}, r"`bias_V` must have shape \[V=11\]"),
-        ({"mask_BT": torch.ones(B, T + 1, dtype=torch.bool)}, r"`mask_BT` must have shape \[2, 4\]"),
-        ({"candidates_BTK": torch.full((B, T, 2), V)}, r"`candidates_BTK` must be in \[0, 11\).*got \[11, 11\]"),
+        (
+            {"mask_BT": torch.ones(B, T + 1, dtype=torch.bool)},
+            r"`mask_BT` must have shape \[2, 4\]",
+        ),
+        (
+            {"candidates_BTK": torch.full((B, T, 2), V)},
+            r"`candidates_BTK` must be in \[0, 11\).*got \[11, 11\]",
+        ),
         ({"tokens_BT": torch.full((B, T), -1)}, r"`tokens_BT` must be in \[0, 11\)"),
     ],
 )
@@ -640,7 +737,9 @@ def test_messages_of_the_support_head_name_the_argument():
     with pytest.raises(ValueError, match=r"`support_BTK` must be in \[0, 11\)"):
         support_logits(hidden, weight, support + V)
     with pytest.raises(ValueError, match=r"`support_mask_BTK` must have shape \[2, 4, K=3\]"):
-        support_logprobs(hidden, weight, tokens, support, support_mask_BTK=torch.ones(B, T, 4, dtype=torch.bool))
+        support_logprobs(
+            hidden, weight, tokens, support, support_mask_BTK=torch.ones(B, T, 4, dtype=torch.bool)
+        )
     with pytest.raises(TypeError, match=r"`mask_BT` must be bool, got torch.float64"):
         support_logprobs(hidden, weight, tokens, support, mask_BT=mask.double())
     with pytest.raises(TypeError, match=r"`support_BTK` must be int32 or int64"):
@@ -664,7 +763,9 @@ def test_leaving_the_entropy_out_changes_no_logprob_and_no_gradient(frozen):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("form", [{}, {"softcap": 1.5, "temperature": 0.7}], ids=["plain", "capped"])
+@pytest.mark.parametrize(
+    "form", [{}, {"softcap": 1.5, "temperature": 0.7}], ids=["plain", "capped"]
+)
 def test_candidates_without_gradient_change_no_value_and_leave_the_tokens_theirs(trained, form):
     hidden, weight, bias, tokens, support, mask = problem()
     options = {"mask_BT": mask, "bias_V": bias, "chunk_size": 3, **form}
@@ -685,8 +786,14 @@ def test_candidates_without_gradient_change_no_value_and_leave_the_tokens_theirs
 def test_a_backward_pass_reads_no_rows_of_candidates_without_gradient(monkeypatch):
     hidden, weight, _, tokens, support, _ = problem()
     rows, read = head_gradients._rows, []
-    monkeypatch.setattr(head_gradients, "_rows", lambda w, ids, dtype: read.append(ids.shape[1]) or rows(w, ids, dtype))
+    monkeypatch.setattr(
+        head_gradients,
+        "_rows",
+        lambda w, ids, dtype: read.append(ids.shape[1]) or rows(w, ids, dtype),
+    )
     for wanted, width in ((True, 1 + K), (False, 1)):
-        scores = full_logprobs(hidden.requires_grad_(), weight, tokens, candidates_BTK=support, candidates_grad=wanted)
+        scores = full_logprobs(
+            hidden.requires_grad_(), weight, tokens, candidates_BTK=support, candidates_grad=wanted
+        )
         scores[0].sum().backward()
         assert read.pop() == width

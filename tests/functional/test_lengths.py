@@ -25,7 +25,9 @@ def test_related_spec_9_10_invariant_7():
 def test_against_the_formula_by_cases(limit, buffer, factor):
     lengths = torch.arange(limit + 9, dtype=torch.float64)
     expected = [naive(n, limit, buffer, factor) for n in lengths.tolist()]
-    torch.testing.assert_close(overlong_penalty(lengths, limit, buffer, factor), torch.tensor(expected).double())
+    torch.testing.assert_close(
+        overlong_penalty(lengths, limit, buffer, factor), torch.tensor(expected).double()
+    )
     shape = (1, 3, 3)
     assert torch.equal(
         overlong_penalty(lengths[:9].view(shape), limit, buffer, factor),

@@ -20,7 +20,9 @@ def test_weighted_sum_is_the_definition():
     for x, w in zip(values.flatten().tolist(), weights.flatten().tolist(), strict=True):
         expected += w * x
     assert float(weighted_sum(values, weights, 7.0)) == pytest.approx(expected / 7, rel=1e-12)
-    assert float(weighted_sum(values, weights, torch.tensor(7.0))) == pytest.approx(expected / 7, rel=1e-12)
+    assert float(weighted_sum(values, weights, torch.tensor(7.0))) == pytest.approx(
+        expected / 7, rel=1e-12
+    )
 
 
 def test_values_without_weight_are_never_read():
@@ -35,7 +37,10 @@ def test_values_without_weight_are_never_read():
 def test_splits_add_up_to_the_whole():
     values, weights = problem()
     whole = weighted_sum(values, weights, weights.sum())
-    parts = sum(weighted_sum(values[rows], weights[rows], weights.sum()) for rows in ([0, 3], [1], [2], [4, 5]))
+    parts = sum(
+        weighted_sum(values[rows], weights[rows], weights.sum())
+        for rows in ([0, 3], [1], [2], [4, 5])
+    )
     torch.testing.assert_close(whole, parts, rtol=1e-12, atol=0)
     means = [weighted_sum(values[r], weights[r], weights[r].sum()) for r in ([0, 3], [1], [4, 5])]
     assert abs(float(whole - sum(means) / 3)) > 1e-3  # what goes wrong with local denominators
@@ -43,7 +48,9 @@ def test_splits_add_up_to_the_whole():
 
 def test_messages_name_the_argument():
     values, weights = problem()
-    with pytest.raises(ValueError, match=r"`weights` must have the shape of `values`, \[6, 4\], got \[6\]"):
+    with pytest.raises(
+        ValueError, match=r"`weights` must have the shape of `values`, \[6, 4\], got \[6\]"
+    ):
         weighted_sum(values, weights[:, 0], 1.0)
     with pytest.raises(ValueError, match=r"`denominator` must be above 0, got 0.0"):
         weighted_sum(values, weights, 0.0)

@@ -29,7 +29,10 @@ def test_numbers_are_the_definition(max_length):
     numbers = number_segments(ids, mask, max_length=max_length)
     assert numbers.dtype == torch.int64
     assert numbers.tolist() == [loop_numbers(ids[b], mask[b], max_length) for b in range(B)]
-    kept = [sorted({n for n, m in zip(*row, strict=True) if m}) for row in zip(numbers.tolist(), mask, strict=True)]
+    kept = [
+        sorted({n for n, m in zip(*row, strict=True) if m})
+        for row in zip(numbers.tolist(), mask, strict=True)
+    ]
     assert kept == [list(range(len(row))) for row in kept]
 
 
@@ -92,7 +95,9 @@ def test_above_a_quantile_is_what_torch_says_row_by_row(quantile):
 
 
 def test_equal_values_are_all_out():
-    assert not above_quantile(torch.full((1, 5), 0.3), torch.ones(1, 5, dtype=torch.bool), 0.0).any()
+    assert not above_quantile(
+        torch.full((1, 5), 0.3), torch.ones(1, 5, dtype=torch.bool), 0.0
+    ).any()
 
 
 @pytest.mark.parametrize("T", [0, 1])

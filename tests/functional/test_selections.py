@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from lightning_mpo.functional.selections import first_tokens, highest, sampled_tokens
-from tests.helpers import right_padded, seeded
+from tests.support.builders import right_padded, seeded
 
 MASK = right_padded([9, 0, 4, 12, 1, 7])
 MASK[3, 4:6] = False  # a gap, such as the output of a tool
 UNIFORM = torch.rand(MASK.shape, generator=seeded(0))
 
 
-def scan(mask: list[bool], uniform: list[float], prefix: int, cap: int | None, probability: float) -> list[bool]:
+def scan(
+    mask: list[bool], uniform: list[float], prefix: int, cap: int | None, probability: float
+) -> list[bool]:
     """Walk from the left, as the formula says."""
     chosen, seen = [], 0
     for here, u in zip(mask, uniform, strict=True):
@@ -30,13 +32,17 @@ def scan(mask: list[bool], uniform: list[float], prefix: int, cap: int | None, p
 def test_a_scan_chooses_what_a_loop_chooses(prefix, cap, probability):
     chosen = sampled_tokens(MASK, UNIFORM, prefix=prefix, cap=cap, probability=probability)
     for b in range(len(MASK)):
-        assert chosen[b].tolist() == scan(MASK[b].tolist(), UNIFORM[b].tolist(), prefix, cap, probability)
+        assert chosen[b].tolist() == scan(
+            MASK[b].tolist(), UNIFORM[b].tolist(), prefix, cap, probability
+        )
 
 
 @pytest.mark.parametrize("uniform_cap", [False, True])
 def test_invariants_of_a_sample(uniform_cap):
     """The prefix whole, at most max(k, alpha) per row, none outside the mask: docs/algorithms.md 16.5, invariant 2."""
-    chosen = sampled_tokens(MASK, UNIFORM, prefix=2, cap=5, probability=0.8, uniform_cap=uniform_cap)
+    chosen = sampled_tokens(
+        MASK, UNIFORM, prefix=2, cap=5, probability=0.8, uniform_cap=uniform_cap
+    )
     first = first_tokens(MASK, 2)
     assert torch.equal(chosen & first, first)
     assert torch.equal(first.sum(1), MASK.sum(1).clamp(max=2))
@@ -71,7 +77,9 @@ def test_pairs_under_an_even_cap_are_equally_likely():
     pairs = Counter(tuple(row.nonzero()[:, 0].tolist()) for row in chosen)
     assert set(map(len, pairs)) == {2}
     assert len(pairs) == 6
-    assert sum((n - rows / 6) ** 2 / (rows / 6) for n in pairs.values()) < 37.1  # chi-square, 5 degrees: 6e-7
+    assert (
+        sum((n - rows / 6) ** 2 / (rows / 6) for n in pairs.values()) < 37.1
+    )  # chi-square, 5 degrees: 6e-7
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 1.0, 1e-6])

@@ -11,16 +11,21 @@ import pytest
 import torch
 
 from lightning_mpo.functional.ranking import full_ranks, full_top_k
-from tests.functional.two_shards import problem, run, weights
+from tests.support.two_shards import problem, run, weights
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("shards")
-    script = str(Path(__file__).with_name("two_shards.py"))
+    script = str(Path(__file__).parents[1] / "support" / "two_shards.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, script, str(folder)], capture_output=True, text=True, timeout=120, env=environment, check=False
+        [sys.executable, script, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
@@ -32,7 +37,9 @@ def ranks(tmp_path_factory) -> list[dict]:
 def test_shards_give_the_values_and_mean_gradients_of_one_piece(ranks, kind, trained, empty):
     one = [weight.requires_grad_(trained) for weight in weights()]
     for rank in (0, 1):
-        values = run(kind, rank, *one, empty=empty)  # gradients of weight and bias add up over the processes
+        values = run(
+            kind, rank, *one, empty=empty
+        )  # gradients of weight and bias add up over the processes
         for mine, expected in zip(ranks[rank][kind, trained, empty], values, strict=False):
             torch.testing.assert_close(mine, expected)
     for rank in (0, 1):
@@ -59,4 +66,7 @@ def test_each_process_gets_the_rows_it_asks_for(ranks):
 def test_other_layouts_are_refused(ranks):
     messages = ranks[0]["refused"]
     assert len(messages) == 2
-    assert all("must be sharded on dimension 0 over a one-dimensional mesh" in message for message in messages)
+    assert all(
+        "must be sharded on dimension 0 over a one-dimensional mesh" in message
+        for message in messages
+    )

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from lightning_mpo.functional.support_diagnostics import could_not_stop, kept_mass, score_variance, support_overlap
+from lightning_mpo.functional.support_diagnostics import (
+    could_not_stop,
+    kept_mass,
+    score_variance,
+    support_overlap,
+)
 
 
 def randn(*shape, seed=0):
@@ -60,7 +65,17 @@ def test_a_response_could_stop_if_some_step_held_an_end():
     support = torch.tensor([[[1, 5], [6, 7]], [[4, 5], [6, 9]], [[4, 5], [6, 7]], [[4, 9], [6, 7]]])
     mask = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
     ended = torch.tensor([False, False, True, False])
-    assert could_not_stop(support, None, mask, ended, [1, 9]).tolist() == [False, True, False, False]
+    assert could_not_stop(support, None, mask, ended, [1, 9]).tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
     slots = torch.ones_like(support, dtype=torch.bool)
     slots[3, 0, 1] = False
-    assert could_not_stop(support, slots, mask, ended, [1, 9]).tolist() == [False, True, False, True]
+    assert could_not_stop(support, slots, mask, ended, [1, 9]).tolist() == [
+        False,
+        True,
+        False,
+        True,
+    ]

@@ -21,7 +21,9 @@ def logits(kind: str, seed: int = 0, rows: int = 40, v: int = 23) -> torch.Tenso
         return torch.randn(rows, v, generator=g).bfloat16()
     if kind == "equal":
         return torch.zeros(rows, v)
-    return torch.randint(-2, 3, (rows, v), generator=g).float()  # ties inside and at the boundary, everywhere
+    return torch.randint(
+        -2, 3, (rows, v), generator=g
+    ).float()  # ties inside and at the boundary, everywhere
 
 
 @pytest.mark.parametrize("kind", ["distinct", "bfloat16", "equal", "integers"])
@@ -64,9 +66,13 @@ def test_nucleus_of_one_keeps_all_that_are_possible():
 
 @pytest.mark.parametrize("k", [0, 24])
 def test_a_wrong_size_is_named(k):
-    with pytest.raises(ValueError, match=f"`k` must be between 1 and the vocabulary size 23, got {k}"):
+    with pytest.raises(
+        ValueError, match=f"`k` must be between 1 and the vocabulary size 23, got {k}"
+    ):
         top_k(logits("distinct"), k)
-    with pytest.raises(ValueError, match=f"`max_k` must be between 1 and the vocabulary size 23, got {k}"):
+    with pytest.raises(
+        ValueError, match=f"`max_k` must be between 1 and the vocabulary size 23, got {k}"
+    ):
         nucleus(logits("distinct"), 0.9, k)
 
 
@@ -77,13 +83,17 @@ def test_a_wrong_mass_is_named(p):
 
 
 def test_nucleus_stops_as_soon_as_the_mass_is_reached():
-    support, mask = nucleus(torch.zeros(1, 4, dtype=torch.float64), 0.5, 4)  # four times exactly 1/4
+    support, mask = nucleus(
+        torch.zeros(1, 4, dtype=torch.float64), 0.5, 4
+    )  # four times exactly 1/4
     assert support[mask].tolist() == [0, 1]
 
 
 def naive_candidates(logits, column, k, ids):
     """Ids and logits by slot: the k best by (value, lowest id) that can be drawn, and the sampled one if it is not among them."""
-    held = sorted((c for c in range(len(logits)) if logits[c] > -math.inf), key=lambda c: (-logits[c], ids[c]))[:k]
+    held = sorted(
+        (c for c in range(len(logits)) if logits[c] > -math.inf), key=lambda c: (-logits[c], ids[c])
+    )[:k]
     slots = [(ids[c], logits[c]) for c in held] + [(0, -math.inf)] * (k - len(held))
     return [*slots, (0, -math.inf) if column in held else (ids[column], logits[column])]
 
@@ -112,12 +122,19 @@ def test_candidates_are_the_most_probable_ids_and_the_sampled_one(k, stored):
 def test_log_probs_are_found_at_their_ids_only():
     g = torch.Generator().manual_seed(3)
     support = torch.rand(2, 5, 9, generator=g).argsort(-1)[..., :4]
-    logits, slots = torch.randn(2, 5, 4, generator=g).double(), torch.rand(2, 5, 4, generator=g) < 0.7
+    logits, slots = (
+        torch.randn(2, 5, 4, generator=g).double(),
+        torch.rand(2, 5, 4, generator=g) < 0.7,
+    )
     slots[..., 0] = True
     asked = torch.rand(2, 5, 9, generator=g).argsort(-1)[..., :6]
     found = logprobs_at(asked, support, logits, slots)
     for b, t, k in torch.cartesian_prod(torch.arange(2), torch.arange(5), torch.arange(6)).tolist():
-        held = {int(v): float(z) for v, z, s in zip(support[b, t], logits[b, t], slots[b, t], strict=True) if s}
+        held = {
+            int(v): float(z)
+            for v, z, s in zip(support[b, t], logits[b, t], slots[b, t], strict=True)
+            if s
+        }
         total = sum(math.exp(z) for z in held.values())
         wanted = held.get(int(asked[b, t, k]))
         expected = -math.inf if wanted is None else wanted - math.log(total)

@@ -7,7 +7,12 @@ import torch
 
 from lightning_mpo.functional.actions import block_log_ratios, block_weights, sequence_log_ratios
 from lightning_mpo.functional.reductions import weighted_sum
-from lightning_mpo.functional.surrogates import asymmetric_ratio, clipped_ratio, clipped_weight, safe_ratio
+from lightning_mpo.functional.surrogates import (
+    asymmetric_ratio,
+    clipped_ratio,
+    clipped_weight,
+    safe_ratio,
+)
 
 
 def loop_loss(ratio, advantage, low, high, dual):
@@ -42,7 +47,9 @@ def test_value_and_gradient_are_the_definition(low, high, dual):
 
 def gradient(ratio, advantage, dual=None):
     log_ratio = torch.tensor([[math.log(ratio)]], requires_grad=True)
-    clipped_ratio(log_ratio, torch.tensor([[advantage]]), low=0.2, high=0.3, dual=dual).sum().backward()
+    clipped_ratio(
+        log_ratio, torch.tensor([[advantage]]), low=0.2, high=0.3, dual=dual
+    ).sum().backward()
     return log_ratio.grad.item()
 
 
@@ -64,7 +71,9 @@ def test_on_policy_the_whole_gradient_passes():
 def test_a_step_raises_good_actions_and_lowers_bad_ones():
     logits = torch.zeros(1, 3, requires_grad=True)
     actions, old = torch.tensor([0, 1]), torch.full((1, 2), -math.log(3))
-    losses = clipped_ratio(logits.log_softmax(-1)[:, actions] - old, torch.tensor([[1.0, -1.0]]), low=0.2, high=0.2)
+    losses = clipped_ratio(
+        logits.log_softmax(-1)[:, actions] - old, torch.tensor([[1.0, -1.0]]), low=0.2, high=0.2
+    )
     losses.sum().backward()
     after = (logits - 0.1 * logits.grad).softmax(-1)[0]
     assert after[0] > 1 / 3 > after[1]
@@ -98,7 +107,8 @@ def test_messages_name_the_option(options, message):
 
 def test_messages_name_the_argument():
     with pytest.raises(
-        ValueError, match=r"`advantages_BU` must have shape \[B=1, U=2\] \(as `log_ratios_BU`\), got \[1, 3\]"
+        ValueError,
+        match=r"`advantages_BU` must have shape \[B=1, U=2\] \(as `log_ratios_BU`\), got \[1, 3\]",
     ):
         clipped_ratio(torch.zeros(1, 2), torch.zeros(1, 3), low=0.2, high=0.2)
 
@@ -155,7 +165,9 @@ def test_no_mask_no_gradient_and_splits_do_not_matter():  # docs/algorithms.md 1
     assert (whole.grad[~MASK] == 0).all()
     parts = logprobs.clone().requires_grad_()
     for rows in ([0], [2, 1]):
-        weighted_sum(token_loss((parts - old)[rows], advantages[rows]), MASK[rows].double(), 14.0).backward()
+        weighted_sum(
+            token_loss((parts - old)[rows], advantages[rows]), MASK[rows].double(), 14.0
+        ).backward()
     torch.testing.assert_close(whole.grad, parts.grad, rtol=1e-12, atol=0)
 
 
@@ -173,8 +185,12 @@ def token_gradient(surrogate, ratio, advantage, **options):
 @pytest.mark.parametrize("advantage", [2.0, -2.0])
 def test_clipped_weight_never_stops_learning(advantage):  # docs/algorithms.md 16.4, invariant 4
     for ratio, weight in [(0.5, 0.8), (0.9, 0.9), (1.0, 1.0), (1.2, 1.2), (9.0, 1.3)]:
-        assert token_gradient(clipped_weight, ratio, advantage, low=0.2, high=0.3) == pytest.approx(weight, rel=1e-9)
-    assert token_gradient(clipped_weight, 0.01, advantage, low=1.0, high=0.3) == pytest.approx(0.01, rel=1e-9)
+        assert token_gradient(clipped_weight, ratio, advantage, low=0.2, high=0.3) == pytest.approx(
+            weight, rel=1e-9
+        )
+    assert token_gradient(clipped_weight, 0.01, advantage, low=1.0, high=0.3) == pytest.approx(
+        0.01, rel=1e-9
+    )
 
 
 ASPO = {"low": 0.2, "high": 0.2, "cap_positive": 3.0, "cap_negative": 3.0}
@@ -186,7 +202,9 @@ def test_asymmetric_ratio_is_the_table_of_weights():  # docs/algorithms.md 5.4
     bad = [0.0, 0.0, 0.9, 1.1, 1.19, 1.5, 3.0]
     for ratio, up, down in zip(ratios, good, bad, strict=True):
         assert token_gradient(asymmetric_ratio, ratio, 0.7, **ASPO) == pytest.approx(up, rel=1e-9)
-        assert token_gradient(asymmetric_ratio, ratio, -0.7, **ASPO) == pytest.approx(down, rel=1e-9)
+        assert token_gradient(asymmetric_ratio, ratio, -0.7, **ASPO) == pytest.approx(
+            down, rel=1e-9
+        )
 
 
 def test_on_policy_all_surrogates_have_one_gradient():  # docs/algorithms.md 16.6 and 16.4, invariant 2

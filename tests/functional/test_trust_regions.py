@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.functional.surrogates import clipped_ratio, divergence_mask
-from lightning_mpo.functional.trust_regions import binary_kl, binary_tv, bucket_kl, bucket_tv, outside_trust_region
-from tests.helpers import relative_error, seeded
+from lightning_mpo.functional.trust_regions import (
+    binary_kl,
+    binary_tv,
+    bucket_kl,
+    bucket_tv,
+    outside_trust_region,
+)
+from tests.support.builders import relative_error, seeded
 
 V, N = 7, 4000
 
@@ -39,7 +45,10 @@ def test_1_with_the_ratio_as_distance_it_is_the_clip_of_ppo():
     """Where μ(o) is one number for all tokens, |r - 1| = D_TV / μ, so that eps = delta / μ gives PPO's mask."""
     mu, eps = 0.05, 0.2
     now = (torch.rand(3, 500, generator=seeded(1), dtype=torch.float64) * 2 * mu).log()
-    then, advantages = torch.full_like(now, math.log(mu)), torch.randn(3, 500, generator=seeded(2), dtype=torch.float64)
+    then, advantages = (
+        torch.full_like(now, math.log(mu)),
+        torch.randn(3, 500, generator=seeded(2), dtype=torch.float64),
+    )
     ours = gradient(divergence_mask, now, then, advantages, delta=mu * eps)
     leaf = now.clone().requires_grad_()
     clipped = clipped_ratio(leaf - then, advantages, low=eps, high=eps)
@@ -61,19 +70,23 @@ def test_3_on_the_policy_that_sampled_it_is_reinforce():
     now, _, advantages = batch()
     for divergence in ("tv", "kl"):
         torch.testing.assert_close(
-            gradient(divergence_mask, now, now, advantages, delta=1e-6, divergence=divergence), -advantages
+            gradient(divergence_mask, now, now, advantages, delta=1e-6, divergence=divergence),
+            -advantages,
         )
 
 
 @pytest.mark.parametrize("divergence", ["tv", "kl"])
-def test_4_and_7_only_tokens_that_move_where_their_advantage_pushes_are_masked_and_the_mask_has_no_gradient(divergence):
+def test_4_and_7_only_tokens_that_move_where_their_advantage_pushes_are_masked_and_the_mask_has_no_gradient(
+    divergence,
+):
     now, then, advantages = batch()
     outside = outside_trust_region(now, then, advantages, delta=0.05, divergence=divergence)
     assert outside.any()
     assert not (outside & (advantages * (now - then) <= 0)).any()
     weights = (now - then).exp() * ~outside
     torch.testing.assert_close(
-        gradient(divergence_mask, now, then, advantages, delta=0.05, divergence=divergence), -weights * advantages
+        gradient(divergence_mask, now, then, advantages, delta=0.05, divergence=divergence),
+        -weights * advantages,
     )
 
 
@@ -89,14 +102,19 @@ def test_5_finer_buckets_see_more_and_all_ids_see_everything():
             slots = order[:, :k]
             inside = (slots == ids[:, None]).any(1, keepdim=True)
             parts = [
-                torch.cat([x.gather(1, slots), x.gather(1, ids[:, None]).masked_fill(inside, -torch.inf)], 1)
+                torch.cat(
+                    [x.gather(1, slots), x.gather(1, ids[:, None]).masked_fill(inside, -torch.inf)],
+                    1,
+                )
                 for x in (now, then)
             ]
             finer = fine(*parts)
             assert (finer >= last - 1e-6).all()
             assert (finer <= full + 1e-6).all()
             last = finer
-        torch.testing.assert_close(last, full, rtol=1e-4, atol=2e-6)  # the empty bucket counts with 1e-7
+        torch.testing.assert_close(
+            last, full, rtol=1e-4, atol=2e-6
+        )  # the empty bucket counts with 1e-7
 
 
 def test_6_total_variation_is_mu_times_the_distance_of_the_ratio_and_pinsker_holds():
@@ -118,11 +136,14 @@ def test_9_the_ratio_form_has_the_same_gradient():
     outside = outside_trust_region(now, then, advantages, delta=0.05)
     leaf = now.clone().requires_grad_()
     (ratio_form,) = torch.autograd.grad((-advantages * ~outside * (leaf - then).exp()).sum(), leaf)
-    torch.testing.assert_close(gradient(divergence_mask, now, then, advantages, delta=0.05), ratio_form)
+    torch.testing.assert_close(
+        gradient(divergence_mask, now, then, advantages, delta=0.05), ratio_form
+    )
 
 
 @pytest.mark.parametrize(
-    ("mu", "pi", "tv", "kl", "masked"), [(1e-4, 1e-2, 0.0099, 0.0095, set()), (0.99, 0.80, 0.19, 0.18, {"tv", "kl"})]
+    ("mu", "pi", "tv", "kl", "masked"),
+    [(1e-4, 1e-2, 0.0099, 0.0095, set()), (0.99, 0.80, 0.19, 0.18, {"tv", "kl"})],
 )
 def test_worked_examples_of_the_paper(mu, pi, tv, kl, masked):
     now, then = torch.tensor([[pi]]).log(), torch.tensor([[mu]]).log()

@@ -7,7 +7,9 @@ from lightning_mpo.functional.values import explained_variance, value_errors
 
 
 def table(seed, rows=6, width=5):
-    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 VALUES, OLD, RETURNS = table(0), table(1), table(2)
@@ -17,7 +19,12 @@ def loop(clip):
     """One value at a time, as PPO2 writes it."""
     expected = torch.empty_like(VALUES)
     for i, (value, old, target) in enumerate(
-        zip(VALUES.flatten().tolist(), OLD.flatten().tolist(), RETURNS.flatten().tolist(), strict=True)
+        zip(
+            VALUES.flatten().tolist(),
+            OLD.flatten().tolist(),
+            RETURNS.flatten().tolist(),
+            strict=True,
+        )
     ):
         free = (value - target) ** 2
         moved = old + min(max(value - old, -clip), clip) if clip is not None else value
@@ -27,11 +34,15 @@ def loop(clip):
 
 @pytest.mark.parametrize("clip", [None, 0.1, 0.5, 100.0])
 def test_errors_are_the_definition(clip):
-    torch.testing.assert_close(value_errors(VALUES, OLD, RETURNS, clip=clip), loop(clip), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        value_errors(VALUES, OLD, RETURNS, clip=clip), loop(clip), rtol=1e-12, atol=0
+    )
 
 
 def test_a_wide_clip_is_none_and_a_narrow_one_only_adds():
-    free, wide, narrow = (value_errors(VALUES, OLD, RETURNS, clip=clip) for clip in (None, 100.0, 0.2))
+    free, wide, narrow = (
+        value_errors(VALUES, OLD, RETURNS, clip=clip) for clip in (None, 100.0, 0.2)
+    )
     torch.testing.assert_close(wide, free, rtol=1e-12, atol=0)
     assert (narrow >= free).all()
     assert (narrow > free).any()
@@ -42,8 +53,16 @@ def test_a_wide_clip_is_none_and_a_narrow_one_only_adds():
     ("value", "gradient", "why"),
     [
         (0.1, -0.9, "inside the clip: V - R"),
-        (0.5, 0.0, "moved beyond the clip towards the return: the clipped error is larger and does not move"),
-        (-0.5, -1.5, "moved beyond the clip away from the return: the free error is larger and pulls it back"),
+        (
+            0.5,
+            0.0,
+            "moved beyond the clip towards the return: the clipped error is larger and does not move",
+        ),
+        (
+            -0.5,
+            -1.5,
+            "moved beyond the clip away from the return: the free error is larger and pulls it back",
+        ),
         (2.5, 1.5, "beyond the return, where the free error is the larger one again"),
     ],
 )
@@ -58,7 +77,10 @@ def test_messages_name_the_argument():
     for clip in (0.0, -1.0):
         with pytest.raises(ValueError, match=f"`clip` must be above 0, got {clip}"):
             value_errors(VALUES, OLD, RETURNS, clip=clip)
-    with pytest.raises(ValueError, match=r"`returns_BT` must have shape \[B=6, T=5\] \(as `values_BT`\), got \[5, 5\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"`returns_BT` must have shape \[B=6, T=5\] \(as `values_BT`\), got \[5, 5\]",
+    ):
         value_errors(VALUES, OLD, RETURNS[1:])
 
 

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_mpo.objective.supports import FullVocabulary, Nucleus, TopK
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.rewards.scoring import Scores
-from lightning_mpo.rollout import LocalSampler, SamplingRequest
 from lightning_mpo.rollout.collect import Collector
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.rollout.scorer import Scorer
-from lightning_mpo.supports import FullVocabulary, Nucleus, TopK
+from lightning_mpo.sampling import LocalSampler, SamplingRequest
 from lightning_mpo.types import Finish, PromptRow, take_rows, trim_rollout
-from tests.helpers import END, PAD, VOCABULARY, make_prompts, make_rollout, seeded
-from tests.modules.runs import make_objective
 from tests.support.bigram import BigramPolicy, BigramSampler
+from tests.support.builders import END, PAD, VOCABULARY, make_prompts, make_rollout, seeded
+from tests.support.runs import make_objective
 
 CPU = torch.device("cpu")
 KINDS = ["tiny", "causal", "bigram"]
@@ -56,8 +56,12 @@ def logprobs(policy, rollout, *, temperature=1.0, reference=False, mask=None):
 
 
 def sample(policy, sampler, *, support=None, completions=3, seed=0, **options):
-    request = SamplingRequest(support or FullVocabulary(), **{"temperature": 1.0, "max_new_tokens": 8} | options)
-    return sampler.sample(policy, make_prompts([4, 6, 3]), completions, request, generator=seeded(seed))
+    request = SamplingRequest(
+        support or FullVocabulary(), **{"temperature": 1.0, "max_new_tokens": 8} | options
+    )
+    return sampler.sample(
+        policy, make_prompts([4, 6, 3]), completions, request, generator=seeded(seed)
+    )
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -80,7 +84,10 @@ def test_positions_outside_the_mask_are_0_and_the_others_do_not_depend_on_it(pol
 
 
 def test_padding_and_neighbours_do_not_change_a_row(policy):
-    rollout, padded = make_rollout([5, 7], [4, 2, 3, 5]), make_rollout([5, 7], [4, 2, 3, 5], left=3, right=2)
+    rollout, padded = (
+        make_rollout([5, 7], [4, 2, 3, 5]),
+        make_rollout([5, 7], [4, 2, 3, 5], left=3, right=2),
+    )
     whole = logprobs(policy, rollout)
     torch.testing.assert_close(logprobs(policy, padded)[:, :5], whole, atol=1e-5, rtol=1e-5)
     for b in range(4):
@@ -93,7 +100,9 @@ def test_a_stored_support_divides_by_its_mass(policy):
     rollout = make_rollout([5, 7], [4, 2, 3, 5], support=4, slots=True)
     full = replace(rollout, support_BTK=None, support_mask_BTK=None)
     mass_BT = torch.zeros(rollout.response_mask_BT.shape)
-    for slot in range(4):  # the probability of each id of the support, put in place of the sampled one
+    for slot in range(
+        4
+    ):  # the probability of each id of the support, put in place of the sampled one
         responses = rollout.support_BTK[..., slot].long()
         ids = torch.cat([rollout.tokens_BL[:, : rollout.prompt_length], rollout.responses_BT], 1)
         for t in range(responses.shape[1]):
@@ -133,7 +142,9 @@ def test_groups_ends_and_supports(policy, sampler, support):
     rollout = sample(policy, sampler, support=support)
     assert rollout.group_B.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert len(rollout.rows) == len(rollout.texts) == 9
-    for row, mask, finish in zip(rollout.responses_BT, rollout.response_mask_BT, rollout.finish_B, strict=True):
+    for row, mask, finish in zip(
+        rollout.responses_BT, rollout.response_mask_BT, rollout.finish_B, strict=True
+    ):
         ids = row[mask].tolist()
         assert mask.tolist() == sorted(mask.tolist(), reverse=True), "a response has no gaps"
         assert END not in ids[:-1]
@@ -188,7 +199,9 @@ def places_with_token_5(rollout) -> Scores:
     """Reward the share of the six places of a response that hold token 5."""
     share_B = ((rollout.responses_BT == 5) & rollout.response_mask_BT).sum(1) / 6
     judged_B = torch.ones(len(share_B), dtype=torch.bool)
-    return Scores(share_B.double(), judged_B, share_B > 0.5, judged_B, {"share": share_B.double()}, judged_B)
+    return Scores(
+        share_B.double(), judged_B, share_B > 0.5, judged_B, {"share": share_B.double()}, judged_B
+    )
 
 
 def test_it_trains_without_a_trainer_and_the_reward_rises(policy, sampler):
@@ -212,7 +225,9 @@ def test_it_trains_without_a_trainer_and_the_reward_rises(policy, sampler):
         for update, denominators in zip(collected.plan, collected.denominators, strict=True):
             optimizer.zero_grad()
             experience = take_rows(collected.experience, torch.cat(update))
-            scores = policy.score(experience.rollout, experience.mask_BT, temperature=1.0, request=objective.request)
+            scores = policy.score(
+                experience.rollout, experience.mask_BT, temperature=1.0, request=objective.request
+            )
             objective.loss(experience, scores, denominators)[0].backward()
             optimizer.step()
     # other seeds: 0.05 to 0.16 in the beginning; bigrams end in a cycle of two tokens at 0.5, the others near 1
@@ -225,7 +240,7 @@ def test_a_policy_of_another_kind_needs_four_modules_of_the_package():
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name for name in modules if name.startswith("lightning_mpo")} == {
         "lightning_mpo.policies.base",
-        "lightning_mpo.rollout.base",
+        "lightning_mpo.sampling.base",
         "lightning_mpo.scores",
         "lightning_mpo.types",
     }

@@ -30,13 +30,19 @@ def test_equals_the_share_of_subsets_with_a_right_one(n: int) -> None:
             row = [i < correct for i in range(n)]
             subsets = list(itertools.combinations(row, k))
             expected = sum(map(any, subsets)) / len(subsets)
-            assert measured(k, torch.tensor([row])).compute().item() == pytest.approx(expected, abs=1e-15)
+            assert measured(k, torch.tensor([row])).compute().item() == pytest.approx(
+                expected, abs=1e-15
+            )
 
 
-@pytest.mark.parametrize(("k", "correct"), [(1, 1), (10, 3), (500, 1), (100, 900), (1000, 1), (999, 0)])
+@pytest.mark.parametrize(
+    ("k", "correct"), [(1, 1), (10, 3), (500, 1), (100, 900), (1000, 1), (999, 0)]
+)
 def test_is_exact_for_a_thousand_completions(k: int, correct: int) -> None:
     exact = float(1 - Fraction(math.comb(1000 - correct, k), math.comb(1000, k)))
-    assert measured(k, rows([correct], 1000)).compute().item() == pytest.approx(exact, rel=1e-12, abs=1e-15)
+    assert measured(k, rows([correct], 1000)).compute().item() == pytest.approx(
+        exact, rel=1e-12, abs=1e-15
+    )
 
 
 def test_is_the_mean_over_problems_not_over_batches() -> None:
@@ -71,7 +77,11 @@ def test_sums_over_ranks() -> None:
     """Two ranks, played by a gather that returns this rank's state and that of another."""
     theirs = measured(1, rows([4, 4, 4], 4))
     states = iter([theirs.problems, theirs.total, theirs.squares] * 2)
-    metric = PassAtK(1, distributed_available_fn=lambda: True, dist_sync_fn=lambda mine, group: [mine, next(states)])
+    metric = PassAtK(
+        1,
+        distributed_available_fn=lambda: True,
+        dist_sync_fn=lambda mine, group: [mine, next(states)],
+    )
     metric.update(rows([0], 4))
     assert metric.compute().item() == 0.75
     together = measured(1, rows([0, 4, 4, 4], 4))
@@ -105,7 +115,10 @@ def test_interval_covers_the_truth(k: int) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     P, G, runs, covered = 100, 8, 2000, 0
-    truth = sum(1 - (1 - p) ** k for p in torch.linspace(0, 1, 100_001, dtype=torch.float64).tolist()) / 100_001
+    truth = (
+        sum(1 - (1 - p) ** k for p in torch.linspace(0, 1, 100_001, dtype=torch.float64).tolist())
+        / 100_001
+    )
     for _ in range(runs):
         difficulty_P1 = torch.rand(P, 1, generator=generator)
         low, high = measured(k, torch.rand(P, G, generator=generator) < difficulty_P1).interval()
@@ -123,7 +136,10 @@ def test_errors() -> None:
         PassAtK(0)
     with pytest.raises(ValueError, match="at least k = 4 completions per problem, got 3"):
         PassAtK(4).update(rows([1], 3))
-    with pytest.raises(ValueError, match=r"`correct_PG` must be bool of shape \[P, G\], got torch.float32 of \(2, 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"`correct_PG` must be bool of shape \[P, G\], got torch.float32 of \(2, 3\)",
+    ):
         PassAtK(1).update(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"got torch.bool of \(3,\)"):
         PassAtK(1).update(torch.ones(3, dtype=torch.bool))

@@ -9,23 +9,52 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from lightning_mpo.action_spaces import BlockActions, FutureShare
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import HeadWarmup
+from lightning_mpo.objective.action_spaces import BlockActions, FutureShare
+from lightning_mpo.objective.terms import HeadUpkeep
 from lightning_mpo.policies import MedusaHeads, ParallelHeads, SequentialHeads, TinyPolicy
-from lightning_mpo.terms import HeadUpkeep
-from tests.modules.runs import Probe, Record, adam, fit, make_data, make_objective, make_policy, make_trainer, same
+from tests.support.runs import (
+    Probe,
+    Record,
+    adam,
+    fit,
+    make_data,
+    make_objective,
+    make_policy,
+    make_trainer,
+    same,
+)
 
 FAMILIES = [ParallelHeads, SequentialHeads, MedusaHeads]
 
 
-def warm_up(folder, steps, *, ckpt_path=None, callbacks=(), family=ParallelHeads, policy=None, lr=1e-2, **options):
+def warm_up(
+    folder,
+    steps,
+    *,
+    ckpt_path=None,
+    callbacks=(),
+    family=ParallelHeads,
+    policy=None,
+    lr=1e-2,
+    **options,
+):
     torch.manual_seed(0)  # of the heads' initial weights
     record = Record()
-    arguments = {"prompts": 4, "completions": 2, "max_new_tokens": 8, "passes": 2, "batches_per_epoch": 3, "seed": 1}
+    arguments = {
+        "prompts": 4,
+        "completions": 2,
+        "max_new_tokens": 8,
+        "passes": 2,
+        "batches_per_epoch": 3,
+        "seed": 1,
+    }
     names = [*arguments, "solutions", "temperature"]
     arguments |= {name: options.pop(name) for name in names if name in options}
-    module = HeadWarmup(policy or make_policy(mtp=family(offsets=2)), optimizer=adam(lr), **arguments)
+    module = HeadWarmup(
+        policy or make_policy(mtp=family(offsets=2)), optimizer=adam(lr), **arguments
+    )
     machine = make_trainer(folder, callbacks, logger=record, max_steps=steps, **options)
     machine.fit(module, datamodule=make_data(), ckpt_path=ckpt_path)
     return module, record, machine
@@ -69,7 +98,9 @@ def test_the_loss_ignores_slots_without_a_target(tmp_path):
                 total[n - 1] -= table[len(prompt) - 1 + t, answer[t + n]].item()
                 count[n - 1] += 1
     for n in (1, 2):
-        assert record.column(f"cross_entropy_{n}")[0] == pytest.approx(total[n - 1] / count[n - 1], rel=1e-5)
+        assert record.column(f"cross_entropy_{n}")[0] == pytest.approx(
+            total[n - 1] / count[n - 1], rel=1e-5
+        )
     mean = sum(t / c for t, c in zip(total, count, strict=True)) / 2
     assert record.column("loss")[0] == pytest.approx(mean, rel=1e-5)
 
@@ -84,7 +115,14 @@ def test_resumes_exactly(tmp_path, at):
 
 def test_validation_reports_accuracy_and_cross_entropy_by_offset_on_the_same_samples(tmp_path):
     _, record, _ = warm_up(tmp_path, 6, lr=0.0, limit_val_batches=1.0)
-    for name in ("accuracy_0", "accuracy_1", "accuracy_2", "cross_entropy_1", "cross_entropy_2", "cross_entropy"):
+    for name in (
+        "accuracy_0",
+        "accuracy_1",
+        "accuracy_2",
+        "cross_entropy_1",
+        "cross_entropy_2",
+        "cross_entropy",
+    ):
         first, second = record.column(f"val/{name}")
         assert first == second
     assert all(0 <= record.column(f"val/accuracy_{n}")[0] <= 1 for n in range(3))
@@ -92,22 +130,30 @@ def test_validation_reports_accuracy_and_cross_entropy_by_offset_on_the_same_sam
 
 def test_stops_on_a_plateau(tmp_path):
     stop = EarlyStopping("val/cross_entropy", patience=1)
-    _, _, trainer = warm_up(tmp_path, 60, lr=0.0, callbacks=[stop], limit_val_batches=1.0, max_epochs=-1)
+    _, _, trainer = warm_up(
+        tmp_path, 60, lr=0.0, callbacks=[stop], limit_val_batches=1.0, max_epochs=-1
+    )
     assert trainer.global_step == 6
 
 
 def test_its_checkpoint_starts_the_reinforcement_stage(tmp_path):
-    module, _, _ = warm_up(tmp_path, 3, callbacks=[ModelCheckpoint(dirpath=tmp_path, save_last=True)])
+    module, _, _ = warm_up(
+        tmp_path, 3, callbacks=[ModelCheckpoint(dirpath=tmp_path, save_last=True)]
+    )
     seen = []
     probe = Probe(
         on_train_start=lambda trainer, other: seen.append(
             {name: weight.detach().clone() for name, weight in other.policy.named_parameters()}
         )
     )
-    blocks = make_objective(actions=BlockActions(FutureShare(0.2), length=3, source="mtp"), upkeep=HeadUpkeep(0.1))
+    blocks = make_objective(
+        actions=BlockActions(FutureShare(0.2), length=3, source="mtp"), upkeep=HeadUpkeep(0.1)
+    )
     policy = make_policy(mtp=ParallelHeads(offsets=2), checkpoint=f"{tmp_path}/last.ckpt")
     run = fit(tmp_path, policy=policy, objective=blocks, callbacks=[probe], max_steps=2)
-    assert same(seen[0], {name: weight.detach() for name, weight in module.policy.named_parameters()})
+    assert same(
+        seen[0], {name: weight.detach() for name, weight in module.policy.named_parameters()}
+    )
     moved = [name for name in run.weights if not torch.equal(run.weights[name], seen[0][name])]
     assert any(name.startswith("mtp.") for name in moved)
     assert any(name.startswith("network.") for name in moved)
@@ -116,9 +162,15 @@ def test_its_checkpoint_starts_the_reinforcement_stage(tmp_path):
 @pytest.mark.parametrize(
     ("mtp", "message"),
     [
-        (SequentialHeads(offsets=2), "holds multi-token heads with family 'parallel', `policy.mtp` has 'sequential'"),
+        (
+            SequentialHeads(offsets=2),
+            "holds multi-token heads with family 'parallel', `policy.mtp` has 'sequential'",
+        ),
         (ParallelHeads(offsets=3), "with offsets 2, `policy.mtp` has 3"),
-        (ParallelHeads(offsets=2, own_unembedding=True), "with own_unembedding False, `policy.mtp` has True"),
+        (
+            ParallelHeads(offsets=2, own_unembedding=True),
+            "with own_unembedding False, `policy.mtp` has True",
+        ),
     ],
     ids=["family", "offsets", "unembedding"],
 )
@@ -148,26 +200,35 @@ def test_a_policy_without_heads_is_refused():
         HeadWarmup(make_policy())
 
 
-@pytest.mark.parametrize(("world", "solutions", "rows"), [(1, False, 32), (2, False, 16), (1, True, 4), (2, True, 2)])
+@pytest.mark.parametrize(
+    ("world", "solutions", "rows"), [(1, False, 32), (2, False, 16), (1, True, 4), (2, True, 2)]
+)
 def test_passes_that_do_not_divide_the_pool_of_one_process_are_refused(world, solutions, rows):
     policy = make_policy(mtp=ParallelHeads())
-    trainer = SimpleNamespace(world_size=world, max_steps=-1, strategy=SingleDeviceStrategy(), datamodule=make_data())
+    trainer = SimpleNamespace(
+        world_size=world, max_steps=-1, strategy=SingleDeviceStrategy(), datamodule=make_data()
+    )
     for passes in (1, 2, 3, 4, 8, 16, 32):
         module = HeadWarmup(policy, solutions=solutions, prompts=4, completions=8, passes=passes)
         module._trainer = trainer
         if rows % passes:
-            with pytest.raises(UserError, match=rf"`HeadWarmup.passes` \({passes}\) must divide the {rows} samples"):
+            with pytest.raises(
+                UserError, match=rf"`HeadWarmup.passes` \({passes}\) must divide the {rows} samples"
+            ):
                 module.setup("fit")
         else:
             module.setup("fit")
 
 
 @pytest.mark.parametrize(
-    ("solutions", "said"), [(True, "and its solution"), (False, "`HeadWarmup.max_new_tokens` is 8, together")]
+    ("solutions", "said"),
+    [(True, "and its solution"), (False, "`HeadWarmup.max_new_tokens` is 8, together")],
 )
 def test_rows_that_the_model_has_no_positions_for_are_refused_at_set_up(solutions, said):
     policy = TinyPolicy("0123456789+-*=;, ", max_length=5, mtp=ParallelHeads())
-    module = HeadWarmup(policy, solutions=solutions, prompts=4, completions=8, passes=1, max_new_tokens=8)
+    module = HeadWarmup(
+        policy, solutions=solutions, prompts=4, completions=8, passes=1, max_new_tokens=8
+    )
     module._trainer = SimpleNamespace(
         world_size=1, max_steps=-1, strategy=SingleDeviceStrategy(), datamodule=make_data(digits=2)
     )

@@ -9,10 +9,10 @@ import lightning as L
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from lightning_mpo.cli.hyperparameters import flatten
 from lightning_mpo.errors import UserError
-from lightning_mpo.hyperparameters import flatten
 from lightning_mpo.modules.monitors import check_callbacks
-from lightning_mpo.supports import FullVocabulary
+from lightning_mpo.objective.supports import FullVocabulary
 
 
 class PolicyOptimization:
@@ -32,7 +32,10 @@ class CallbackOfAUser(L.Callback):
 
 def trainer(*callbacks, limit=1.0, module=None):
     return SimpleNamespace(
-        callbacks=list(callbacks), limit_val_batches=limit, fast_dev_run=False, lightning_module=module
+        callbacks=list(callbacks),
+        limit_val_batches=limit,
+        fast_dev_run=False,
+        lightning_module=module,
     )
 
 
@@ -57,13 +60,17 @@ def trainer(*callbacks, limit=1.0, module=None):
 def test_the_direction_of_a_metric(kind, monitor, better):
     worse = {"max": "min", "min": "max"}[better]
     check_callbacks(trainer(kind(monitor=monitor, mode=better)))
-    with pytest.raises(UserError, match=f"`{kind.__name__}` watches `{monitor}` with `mode: {worse}`"):
+    with pytest.raises(
+        UserError, match=f"`{kind.__name__}` watches `{monitor}` with `mode: {worse}`"
+    ):
         check_callbacks(trainer(kind(monitor=monitor, mode=worse)))
 
 
 def test_metrics_of_ones_own_are_left_alone():
     for mode in ("min", "max"):
-        check_callbacks(trainer(EarlyStopping(monitor="my/number", mode=mode), ModelCheckpoint(monitor=None)))
+        check_callbacks(
+            trainer(EarlyStopping(monitor="my/number", mode=mode), ModelCheckpoint(monitor=None))
+        )
 
 
 @pytest.mark.parametrize(
@@ -86,9 +93,13 @@ def test_a_metric_that_no_stage_logs(monitor, hint):
     check_callbacks(trainer(callback, CallbackOfAUser(), module=PolicyOptimization()))
 
 
-@pytest.mark.parametrize("monitor", ["val/pass_at_1", "val/judged", "reward/mean", "reward/MathAnswer", "value/error"])
+@pytest.mark.parametrize(
+    "monitor", ["val/pass_at_1", "val/judged", "reward/mean", "reward/MathAnswer", "value/error"]
+)
 def test_a_metric_that_the_stage_logs(monitor):
-    check_callbacks(trainer(EarlyStopping(monitor=monitor, mode="max"), module=PolicyOptimization()))
+    check_callbacks(
+        trainer(EarlyStopping(monitor=monitor, mode="max"), module=PolicyOptimization())
+    )
 
 
 def test_a_metric_of_a_validation_that_never_is():
@@ -99,7 +110,10 @@ def test_a_metric_of_a_validation_that_never_is():
 def test_options_are_flat_and_short():
     config = {
         "seed": 0,
-        "model": {"class_path": "a.B", "init_args": {"lr": 0.1, "policy": {"class_path": "a.P", "init_args": {}}}},
+        "model": {
+            "class_path": "a.B",
+            "init_args": {"lr": 0.1, "policy": {"class_path": "a.P", "init_args": {}}},
+        },
         "rewards": [{"class_path": "a.R", "init_args": {"weight": 2.0}}, {"class_path": "a.S"}],
         "text": "x" * 1000,
         "sizes": [1, 2],

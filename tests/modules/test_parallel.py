@@ -17,13 +17,15 @@ from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.parallel import check_nodes, check_strategy_options
-from tests.modules.many_ranks import CASES, gradients
+from tests.support.many_ranks import CASES, gradients
 
-SCRIPT = str(Path(__file__).with_name("many_ranks.py"))
+SCRIPT = str(Path(__file__).parents[1] / "support" / "many_ranks.py")
 
 
 def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {"OMP_NUM_THREADS": "1"}
+    return {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {
+        "OMP_NUM_THREADS": "1"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,9 @@ def two(tmp_path_factory, request) -> list[dict[str, dict[str, Any]]]:
     """What each of two processes finds under a strategy."""
     folder = tmp_path_factory.mktemp(request.param)
     command = [sys.executable, SCRIPT, str(folder), request.param]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment(), check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=900, env=environment(), check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"{request.param}-{rank}.pt") for rank in (0, 1)]
 
@@ -56,7 +60,9 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert mine.keys() == other.keys()
         assert flat(other).norm() > 0
         assert (flat(mine) - flat(other)).norm() < 1e-6 * flat(other).norm()
-    for (step, line), (other_step, other_line) in zip(found["logged"], expected["logged"], strict=True):
+    for (step, line), (other_step, other_line) in zip(
+        found["logged"], expected["logged"], strict=True
+    ):
         assert step == other_step
         assert line == pytest.approx(other_line, rel=1e-3, abs=1e-5)
 
@@ -77,7 +83,14 @@ def test_two_nodes_have_the_gradients_of_one_process(tmp_path, one, strategy):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
-    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    agent = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--rdzv-backend=c10d",
+    ]
     agents = [
         subprocess.Popen(
             [*agent, f"--rdzv-endpoint={place}", "--rdzv-id=two", f"--node-rank={node}", SCRIPT, str(tmp_path), strategy, "2"],
@@ -105,9 +118,15 @@ def options(data: Any, tensor: Any = 1, devices: Any = 2, nodes: Any = 1) -> dic
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"strategy": "fsdp", "devices": 4}, "`trainer.strategy: fsdp` is FSDP1.*data_parallel_size: 4"),
+        (
+            {"strategy": "fsdp", "devices": 4},
+            "`trainer.strategy: fsdp` is FSDP1.*data_parallel_size: 4",
+        ),
         ({"strategy": "fsdp_cpu_offload"}, "is FSDP1.*data_parallel_size: N"),
-        (options("auto", "auto"), "data_parallel_size auto and tensor_parallel_size auto.*data_parallel_size: 2"),
+        (
+            options("auto", "auto"),
+            "data_parallel_size auto and tensor_parallel_size auto.*data_parallel_size: 2",
+        ),
         (options(2, "auto"), "tensor_parallel_size auto"),
         (options(1, 2), "tensor_parallel_size 2.*tensor_parallel_size: 1"),
         (options(2, devices=8, nodes=2), "there are 16 processes.*data_parallel_size: 16"),
@@ -120,23 +139,40 @@ def test_a_strategy_that_would_not_train_is_refused_with_what_to_write(given, sa
 
 
 @pytest.mark.parametrize(
-    "given", [{"strategy": "ddp"}, {}, options(2), options(16, devices=8, nodes=2), options(4, devices="auto")]
+    "given",
+    [
+        {"strategy": "ddp"},
+        {},
+        options(2),
+        options(16, devices=8, nodes=2),
+        options(4, devices="auto"),
+    ],
 )
 def test_other_strategies_are_not(given):
     check_strategy_options(given)
 
 
 def test_several_nodes_need_a_launcher(monkeypatch, capsys):
-    trainer = SimpleNamespace(num_nodes=2, strategy=SimpleNamespace(cluster_environment=LightningEnvironment()))
+    trainer = SimpleNamespace(
+        num_nodes=2, strategy=SimpleNamespace(cluster_environment=LightningEnvironment())
+    )
     variables = {"MASTER_ADDR": "first", "MASTER_PORT": "29500", "NODE_RANK": "1"}
     for name in (*variables, "GROUP_RANK"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match="torchrun or srun; or set MASTER_ADDR, MASTER_PORT, NODE_RANK yourself"):
+    with pytest.raises(
+        UserError, match="torchrun or srun; or set MASTER_ADDR, MASTER_PORT, NODE_RANK yourself"
+    ):
         check_nodes(trainer)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     check_nodes(trainer)
-    assert capsys.readouterr().out == "nodes      2 of 2: waits at first:29500 until all are there\n"
+    assert (
+        capsys.readouterr().out == "nodes      2 of 2: waits at first:29500 until all are there\n"
+    )
     monkeypatch.delenv("MASTER_ADDR")
     check_nodes(SimpleNamespace(num_nodes=1, strategy=trainer.strategy))
-    check_nodes(SimpleNamespace(num_nodes=2, strategy=SimpleNamespace(cluster_environment=TorchElasticEnvironment())))
+    check_nodes(
+        SimpleNamespace(
+            num_nodes=2, strategy=SimpleNamespace(cluster_environment=TorchElasticEnvironment())
+        )
+    )

@@ -17,7 +17,9 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 @pytest.mark.parametrize("rate", [-1e-3, float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 def test_learning_rates_that_cannot_be(kind, rate):
-    with pytest.raises(UserError, match=r"^`model.optimizer`.*learning rate|^`model.optimizer`.*`lr`"):
+    with pytest.raises(
+        UserError, match=r"^`model.optimizer`.*learning rate|^`model.optimizer`.*`lr`"
+    ):
         try_optimizer(partial(kind, lr=rate), None)
 
 
@@ -43,11 +45,17 @@ def test_other_options_of_an_optimizer(options, wrong):
         (partial(S.OneCycleLR, max_lr=0.1, total_steps=0), "total_steps"),
         (partial(S.OneCycleLR, max_lr=[0.1, 0.1], total_steps=9), "max_lr"),
         (S.ReduceLROnPlateau, "waits for a metric"),
-        (partial(S.ExponentialLR, gamma=-1.0), "`model.scheduler: ExponentialLR` sets the learning rate to -0.1"),
+        (
+            partial(S.ExponentialLR, gamma=-1.0),
+            "`model.scheduler: ExponentialLR` sets the learning rate to -0.1",
+        ),
         (partial(S.ExponentialLR, gamma=1e300), "at update"),
         (partial(S.StepLR, step_size=0), "`model.scheduler"),
         (partial(S.LambdaLR, lr_lambda=lambda step: float("nan")), "nan"),
-        (partial(S.LinearLR, start_factor=0.0), "`model.scheduler`: Starting multiplicative factor"),
+        (
+            partial(S.LinearLR, start_factor=0.0),
+            "`model.scheduler`: Starting multiplicative factor",
+        ),
         (lambda optimizer: optimizer, "must make a torch scheduler, got SGD"),
     ],
 )
@@ -60,7 +68,11 @@ def test_schedulers_that_cannot_be(scheduler, wrong):
 
 def test_good_ones_pass_and_leave_the_random_state_alone():
     before = torch.get_rng_state()
-    for scheduler in (None, partial(S.CosineAnnealingLR, T_max=4), partial(S.OneCycleLR, max_lr=0.1, total_steps=4)):
+    for scheduler in (
+        None,
+        partial(S.CosineAnnealingLR, T_max=4),
+        partial(S.OneCycleLR, max_lr=0.1, total_steps=4),
+    ):
         try_optimizer(SGD, scheduler, updates=4)
     both = partial(S.OneCycleLR, max_lr=[0.1, 0.2], total_steps=4)
     try_optimizer(SGD, both, parts=("policy", "mtp"), learning_rates={"mtp": 0.2}, updates=4)
@@ -85,8 +97,11 @@ def test_an_optimizer_of_matrices():
 
     try_optimizer(muon, None)
     with pytest.raises(
-        UserError, match="takes no weights of one dimension, and norms have such: Muon only supports 2D"
+        UserError,
+        match="takes no weights of one dimension, and norms have such: Muon only supports 2D",
     ):
         try_optimizer(muon, None, vectors=True)
-    with pytest.raises(UserError, match="`model.optimizer` does not take the weights: Muon only supports 2D"):
+    with pytest.raises(
+        UserError, match="`model.optimizer` does not take the weights: Muon only supports 2D"
+    ):
         make_optimizer(muon, [torch.nn.Parameter(torch.zeros(3))])

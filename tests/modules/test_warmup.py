@@ -10,12 +10,25 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.modules import SupervisedWarmup
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.types import PromptRow
-from tests.modules.runs import Probe, Record, adam, fit, make_data, make_policy, make_trainer, same
+from tests.support.runs import Probe, Record, adam, fit, make_data, make_policy, make_trainer, same
 
 
-def warm_up(folder, steps, *, ckpt_path=None, callbacks=(), data=None, policy=None, batches=3, lr=1e-2, **trainer):
+def warm_up(
+    folder,
+    steps,
+    *,
+    ckpt_path=None,
+    callbacks=(),
+    data=None,
+    policy=None,
+    batches=3,
+    lr=1e-2,
+    **trainer,
+):
     record = Record()
-    module = SupervisedWarmup(policy or make_policy(), batch_size=4, batches_per_epoch=batches, optimizer=adam(lr))
+    module = SupervisedWarmup(
+        policy or make_policy(), batch_size=4, batches_per_epoch=batches, optimizer=adam(lr)
+    )
     machine = make_trainer(folder, callbacks, logger=record, max_steps=steps, **trainer)
     machine.fit(module, datamodule=data or make_data(), ckpt_path=ckpt_path)
     return module, record
@@ -42,7 +55,9 @@ def test_it_learns_to_imitate(tmp_path):
     assert sum(losses[-3:]) < 0.3 * sum(losses[:3])
 
 
-@pytest.mark.parametrize(("at", "batches", "cuts"), [(2, 3, 1), (3, 3, 1), (4, 3, 1), (2, 4, 2), (3, 4, 2)])
+@pytest.mark.parametrize(
+    ("at", "batches", "cuts"), [(2, 3, 1), (3, 3, 1), (4, 3, 1), (2, 4, 2), (3, 4, 2)]
+)
 def test_prompts_go_on_where_they_stopped(tmp_path, at, batches, cuts):
     """Over epochs, and after a resume: at 3 of 3, and at 2 with 2 micro-batches of 4, the epoch is at its end."""
     asked = []
@@ -62,7 +77,13 @@ def test_prompts_go_on_where_they_stopped(tmp_path, at, batches, cuts):
     whole, _ = warm_up(tmp_path / "whole", 7, data=spied(), **options)
     assert asked == [(counter, 4) for counter in range(7 * cuts)]
     asked.clear()
-    warm_up(tmp_path, at, callbacks=[ModelCheckpoint(dirpath=tmp_path, save_last=True)], data=spied(), **options)
+    warm_up(
+        tmp_path,
+        at,
+        callbacks=[ModelCheckpoint(dirpath=tmp_path, save_last=True)],
+        data=spied(),
+        **options,
+    )
     resumed, _ = warm_up(tmp_path, 7, ckpt_path=f"{tmp_path}/last.ckpt", data=spied(), **options)
     assert asked == [(counter, 4) for counter in range(7 * cuts)]
     assert same(dict(resumed.policy.named_parameters()), dict(whole.policy.named_parameters()))
@@ -76,8 +97,15 @@ def test_its_checkpoint_starts_the_reinforcement_stage(tmp_path):
             {name: weight.detach().clone() for name, weight in other.policy.named_parameters()}
         )
     )
-    fit(tmp_path, policy=make_policy(checkpoint=f"{tmp_path}/last.ckpt"), callbacks=[probe], max_steps=1)
-    assert same(seen[0], {name: weight.detach() for name, weight in module.policy.named_parameters()})
+    fit(
+        tmp_path,
+        policy=make_policy(checkpoint=f"{tmp_path}/last.ckpt"),
+        callbacks=[probe],
+        max_steps=1,
+    )
+    assert same(
+        seen[0], {name: weight.detach() for name, weight in module.policy.named_parameters()}
+    )
     assert not same(seen[0], fit(tmp_path, max_steps=1, module={"optimizer": adam(0.0)}).weights)
 
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.advantages import ReturnToGo
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.objective import Objective
+from lightning_mpo.objective.advantages import ReturnToGo
+from lightning_mpo.objective.objective import Objective
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.experience import build_experience
 from lightning_mpo.scores import TokenScores
 from lightning_mpo.types import Rollout
-from tests.helpers import VOCABULARY, relative_error, right_padded, scores_of, seeded
-from tests.test_objective import ALGORITHMS, from_yaml
+from tests.objective.test_objective import ALGORITHMS, from_yaml
+from tests.support.builders import VOCABULARY, relative_error, right_padded, scores_of, seeded
 
 GROUP, LENGTHS = 3, [4, 6, 1, 3, 5, 2, 6, 6, 2]
 MASK = right_padded(LENGTHS)
@@ -51,7 +51,9 @@ class Table(Policy):
 
     def __init__(self) -> None:
         super().__init__()
-        draws = [torch.randn(B, T, VOCABULARY, generator=seeded(s), dtype=torch.float64) for s in (2, 3)]
+        draws = [
+            torch.randn(B, T, VOCABULARY, generator=seeded(s), dtype=torch.float64) for s in (2, 3)
+        ]
         self.logits = torch.nn.Parameter(draws[0])
         self.reference = draws[0] + 0.3 * draws[1]
 
@@ -63,7 +65,9 @@ class Table(Policy):
         return state
 
     def score(self, rollout, mask_BT, *, temperature, request=None, reference=False) -> TokenScores:
-        return scores_of(self.reference if reference else self.logits, rollout.responses_BT, mask_BT)
+        return scores_of(
+            self.reference if reference else self.logits, rollout.responses_BT, mask_BT
+        )
 
 
 def subject(name: str, gamma: float) -> Objective:
@@ -90,14 +94,28 @@ def ours(objective: Objective, valid_B: Tensor) -> tuple[float, Tensor, Tensor, 
         behaviour_logprobs_BT=torch.zeros(B, T),
         finish_B=torch.zeros(B, dtype=torch.long),
     )
-    scores = Scores(REWARDS, valid_B, correct_B=valid_B, answered_B=valid_B, parts={}, decided_B=valid_B)
+    scores = Scores(
+        REWARDS, valid_B, correct_B=valid_B, answered_B=valid_B, parts={}, decided_B=valid_B
+    )
     experience = build_experience(
-        module.scorer(), objective, rollout, scores, seeded(0), updates=2, reference=objective.kl is not None
+        module.scorer(),
+        objective,
+        rollout,
+        scores,
+        seeded(0),
+        updates=2,
+        reference=objective.kl is not None,
     )
     before = policy.logits.detach().clone()
     with torch.no_grad():
-        policy.logits += 0.2 * torch.randn(B, T, VOCABULARY, generator=seeded(4), dtype=torch.float64)
-    batch = {"micro_batch": experience, "denominators": objective.denominators(experience), "last_of_update": False}
+        policy.logits += 0.2 * torch.randn(
+            B, T, VOCABULARY, generator=seeded(4), dtype=torch.float64
+        )
+    batch = {
+        "micro_batch": experience,
+        "denominators": objective.denominators(experience),
+        "last_of_update": False,
+    }
     loss = module.training_step(batch, 0)
     clipped, actions = module._sums.get("ratio/clip_fraction", (1, 2))
     assert 0 < clipped < actions  # both branches were there
@@ -112,7 +130,10 @@ def token_rewards(penalised: bool, before: Tensor, reference: Tensor) -> list[li
     """r_t = -β (log π_old - log π_ref), and the reward on top at the last token."""
     rows = []
     for b, length in enumerate(LENGTHS):
-        row = [-BETA * (logprob(before, b, t) - logprob(reference, b, t)).item() * penalised for t in range(length)]
+        row = [
+            -BETA * (logprob(before, b, t) - logprob(reference, b, t)).item() * penalised
+            for t in range(length)
+        ]
         row[-1] += REWARDS[b].item()
         rows.append(row)
     return rows
@@ -131,14 +152,24 @@ def whitened(rows: list[list[float]], valid: list[bool]) -> list[list[float]]:
     return [[(x - mean) / math.sqrt(variance + 1e-8) for x in row] for row in rows]
 
 
-def naive_advantages(name: str, gamma: float, rows: list[list[float]], valid: list[bool]) -> list[list[float]]:
+def naive_advantages(
+    name: str, gamma: float, rows: list[list[float]], valid: list[bool]
+) -> list[list[float]]:
     returns = [sum(row) for row in rows]
     if name == "rloo":
-        return [[returns[b] - others(returns, valid, b, itself=False)] * n for b, n in enumerate(LENGTHS)]
+        return [
+            [returns[b] - others(returns, valid, b, itself=False)] * n
+            for b, n in enumerate(LENGTHS)
+        ]
     if name == "reinforce_plus_plus_baseline":
-        centred = [[returns[b] - others(returns, valid, b, itself=True)] * n for b, n in enumerate(LENGTHS)]
+        centred = [
+            [returns[b] - others(returns, valid, b, itself=True)] * n for b, n in enumerate(LENGTHS)
+        ]
         return whitened(centred, valid)
-    to_go = [[sum(gamma ** (k - t) * row[k] for k in range(t, len(row))) for t in range(len(row))] for row in rows]
+    to_go = [
+        [sum(gamma ** (k - t) * row[k] for k in range(t, len(row))) for t in range(len(row))]
+        for row in rows
+    ]
     return to_go if name == "reinforce" else whitened(to_go, valid)
 
 
@@ -146,7 +177,9 @@ def clipped(ratio: Tensor, advantage: float) -> Tensor:
     return -min(ratio * advantage, ratio.clamp(1 - LOW, 1 + HIGH) * advantage)
 
 
-def naive_loss(name: str, advantages: list[list[float]], valid: list[bool], before: Tensor, logits: Tensor) -> Tensor:
+def naive_loss(
+    name: str, advantages: list[list[float]], valid: list[bool], before: Tensor, logits: Tensor
+) -> Tensor:
     """RLOO: a mean over responses, the product of ratios; the others: a mean over tokens."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for b, length in enumerate(LENGTHS):
@@ -171,6 +204,8 @@ def test_from_rewards_to_the_gradient_is_a_loop_over_tokens(name, gamma, valid_B
     logits.requires_grad_()
     expected = naive_loss(name, naive_advantages(name, gamma, rows, valid), valid, before, logits)
     (expected_gradient,) = torch.autograd.grad(expected, logits)
-    assert loss == pytest.approx(expected.item(), rel=1e-6, abs=1e-8)  # rewards are rounded to float32
+    assert loss == pytest.approx(
+        expected.item(), rel=1e-6, abs=1e-8
+    )  # rewards are rounded to float32
     assert relative_error(gradient, expected_gradient) < 1e-6
     assert not gradient[~valid_B].any()

@@ -29,7 +29,9 @@ def by_name(items):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
     with trl_bridge.quiet():  # here, so that nobody else waits for its import
-        pytest.importorskip("trl", reason="compares with TRL: pip install -c constraints.txt -e '.[dev]'")
+        pytest.importorskip(
+            "trl", reason="compares with TRL: pip install -c constraints.txt -e '.[dev]'"
+        )
     return trl_bridge.tiny_model(tmp_path_factory.mktemp("trl"))
 
 
@@ -93,7 +95,9 @@ def test_a_difference_is_there_and_accounted_for(item, folder):
     assert "|" not in item.name + item.why  # they are cells of a table
 
 
-def test_the_command_prints_three_tables_and_fails_where_a_bound_is_exceeded(folder, monkeypatch, capsys):
+def test_the_command_prints_three_tables_and_fails_where_a_bound_is_exceeded(
+    folder, monkeypatch, capsys
+):
     monkeypatch.setattr(sys, "argv", ["trl_losses.py"])
     monkeypatch.setattr(trl_losses, "tiny_model", lambda _: folder)
     for name in ("PATHS", "ADVANTAGES", "DIFFERENCES"):
@@ -106,6 +110,8 @@ def test_the_command_prints_three_tables_and_fails_where_a_bound_is_exceeded(fol
     printed = capsys.readouterr().out
     assert printed.count("\n| ---") == 3
     assert "| grpo | `grpo.yaml` | 9 |" in printed
-    monkeypatch.setattr(trl_losses, "CASES", (replace(CASES["grpo"], objective=CASES["bnpo"].objective),))
+    monkeypatch.setattr(
+        trl_losses, "CASES", (replace(CASES["grpo"], objective=CASES["bnpo"].objective),)
+    )
     with pytest.raises(SystemExit, match=r"a bound was exceeded by a factor of \d+"):
         trl_losses.main()

@@ -13,7 +13,9 @@ def test_views_and_weights_are_no_new_bytes():
     with torch.device("meta"):
         network = nn.Linear(256, 512, bias=False)
     with without_data(network), torch.no_grad():
-        assert peak_of(lambda: network.weight.t().reshape(-1)[:3].sum(), network) <= 4 + 256 * 512 * 4  # reshape copies
+        assert (
+            peak_of(lambda: network.weight.t().reshape(-1)[:3].sum(), network) <= 4 + 256 * 512 * 4
+        )  # reshape copies
         assert peak_of(lambda: network.weight.t(), network) == 0
         assert peak_of(lambda: network(torch.zeros(10, 256)), network) == 10 * (256 + 512) * 4
 

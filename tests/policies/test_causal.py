@@ -9,14 +9,21 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.policies import CausalPolicy, Lora, TinyPolicy, rollout_mode
-from lightning_mpo.rollout.base import SamplingRequest
-from lightning_mpo.rollout.local import LocalSampler
+from lightning_mpo.sampling.base import SamplingRequest
+from lightning_mpo.sampling.local import LocalSampler
 from lightning_mpo.scores import ScoreRequest
-from lightning_mpo.supports import FullVocabulary
 from lightning_mpo.types import take_rows
 from tests.conftest import CHARACTERS
-from tests.helpers import VOCABULARY, make_prompts, make_rollout, naive_logprobs, relative_error, seeded
+from tests.support.builders import (
+    VOCABULARY,
+    make_prompts,
+    make_rollout,
+    naive_logprobs,
+    relative_error,
+    seeded,
+)
 
 PROMPTS, RESPONSES = [6, 9, 4], [5, 1, 3, 2, 1, 7, 4, 4, 1]
 ORDER = [3, 0, 8, 5, 1, 2, 7, 4, 6]
@@ -33,7 +40,8 @@ def double(tiny_policy):
 def always_share(monkeypatch):
     """A model of 32 dimensions would hardly ever share: its attention costs more than its projections."""
     monkeypatch.setattr(
-        "lightning_mpo.policies.packing._pays", lambda prompt, responses, hidden_size: len(responses) > 1
+        "lightning_mpo.policies.packing._pays",
+        lambda prompt, responses, hidden_size: len(responses) > 1,
     )
 
 
@@ -63,17 +71,23 @@ def flat(rows: list[Tensor]) -> Tensor:
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
-def test_scores_and_gradients_equal_plain_transformers_row_by_row(double, options, temperature, share):
+def test_scores_and_gradients_equal_plain_transformers_row_by_row(
+    double, options, temperature, share
+):
     policy, rollout = double[share], make_rollout(PROMPTS, RESPONSES, **options)
     mask = rollout.response_mask_BT
-    scores = policy.score(rollout, mask, temperature=temperature, request=ScoreRequest(entropy_grad=True))
+    scores = policy.score(
+        rollout, mask, temperature=temperature, request=ScoreRequest(entropy_grad=True)
+    )
     logprobs, entropies = naive_logprobs(policy.network, rollout, temperature=temperature)
     torch.testing.assert_close(scores.logprobs_BT[mask].double(), flat(logprobs), rtol=0, atol=1e-5)
     torch.testing.assert_close(scores.entropy_BT[mask].double(), flat(entropies), rtol=0, atol=1e-5)
     assert not scores.logprobs_BT[~mask].any()
     assert not scores.entropy_BT[~mask].any()
     weights = torch.randn(2, int(mask.sum()), generator=seeded(3), dtype=torch.float64)
-    own = (weights[0] * scores.logprobs_BT[mask]).sum() + (weights[1] * scores.entropy_BT[mask]).sum()
+    own = (weights[0] * scores.logprobs_BT[mask]).sum() + (
+        weights[1] * scores.entropy_BT[mask]
+    ).sum()
     naive = (weights[0] * flat(logprobs)).sum() + (weights[1] * flat(entropies)).sum()
     for value, expected in zip(gradients(policy, own), gradients(policy, naive), strict=True):
         assert relative_error(value, expected) < 1e-5
@@ -93,7 +107,9 @@ def test_a_support_of_the_whole_vocabulary_is_the_full_softmax(double):
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "alone"])
 def test_only_the_tokens_asked_for_are_scored(double, share, support):
     policy, rollout = double[share], make_rollout(PROMPTS, RESPONSES, support=support)
-    mask = rollout.response_mask_BT & (torch.rand(rollout.response_mask_BT.shape, generator=seeded(1)) < 0.5)
+    mask = rollout.response_mask_BT & (
+        torch.rand(rollout.response_mask_BT.shape, generator=seeded(1)) < 0.5
+    )
     mask[0] = False
     every = policy.score(rollout, rollout.response_mask_BT, temperature=1.0)
     some = policy.score(rollout, mask, temperature=1.0)
@@ -105,7 +121,9 @@ def test_only_the_tokens_asked_for_are_scored(double, share, support):
 def test_nothing_to_score_is_scored_as_nothing(double, support):
     """An empty micro-batch still takes part in the backward pass, at gradient 0."""
     rollout = make_rollout(PROMPTS, RESPONSES, support=support)
-    scores = double[True].score(rollout, torch.zeros_like(rollout.response_mask_BT), temperature=1.0)
+    scores = double[True].score(
+        rollout, torch.zeros_like(rollout.response_mask_BT), temperature=1.0
+    )
     assert not scores.logprobs_BT.any()
     assert not any(gradient.any() for gradient in gradients(double[True], scores.logprobs_BT.sum()))
 
@@ -156,7 +174,9 @@ def move_adapters(policy: CausalPolicy) -> None:
 
 def score(policy: CausalPolicy, rollout, **options) -> Tensor:
     with torch.no_grad():
-        return policy.score(rollout, rollout.response_mask_BT, temperature=1.0, **options).logprobs_BT
+        return policy.score(
+            rollout, rollout.response_mask_BT, temperature=1.0, **options
+        ).logprobs_BT
 
 
 def test_without_lora_the_reference_is_a_frozen_copy(tiny_policy):
@@ -181,7 +201,9 @@ def test_with_lora_the_reference_is_the_base_with_adapters_off(tiny_folder):
     base.build(device=CPU, reference=False)
     rollout = make_rollout(PROMPTS, RESPONSES)
     expected = score(base, rollout)
-    torch.testing.assert_close(score(policy, rollout), expected, rtol=0, atol=1e-6)  # adapters start at zero
+    torch.testing.assert_close(
+        score(policy, rollout), expected, rtol=0, atol=1e-6
+    )  # adapters start at zero
     move_adapters(policy)
     assert (score(policy, rollout) - expected).abs().max() > 0.01
     torch.testing.assert_close(score(policy, rollout, reference=True), expected, rtol=0, atol=1e-6)
@@ -208,12 +230,18 @@ def test_the_reference_of_a_run_that_begins_with_adapters_has_them(tiny_folder, 
     torch.testing.assert_close(score(policy, rollout, reference=True), begun, rtol=0, atol=0)
     hidden_BD = torch.randn(3, policy.config.hidden_size, generator=seeded(1))
     with torch.no_grad():
-        torch.testing.assert_close(policy.logits(hidden_BD, reference=True), first.logits(hidden_BD), rtol=0, atol=0)
-    torch.testing.assert_close(score(policy, rollout), moved, rtol=0, atol=0)  # the present ones are back
+        torch.testing.assert_close(
+            policy.logits(hidden_BD, reference=True), first.logits(hidden_BD), rtol=0, atol=0
+        )
+    torch.testing.assert_close(
+        score(policy, rollout), moved, rtol=0, atol=0
+    )  # the present ones are back
     with pytest.raises(RuntimeError, match="half-way"), policy.as_reference():
         raise RuntimeError("half-way")
     torch.testing.assert_close(score(policy, rollout), moved, rtol=0, atol=0)
-    assert set(policy.trained_state(policy.state_dict())) == set(first.trained_state(first.state_dict()))
+    assert set(policy.trained_state(policy.state_dict())) == set(
+        first.trained_state(first.state_dict())
+    )
 
 
 def test_lora_trains_float32_adapters_over_a_bfloat16_base_and_nothing_else(tiny_folder):
@@ -234,7 +262,9 @@ def test_lora_trains_float32_adapters_over_a_bfloat16_base_and_nothing_else(tiny
         before = {name: p.clone() for name, p in trained.items()}
         optimizer.step()
     assert all(not torch.equal(p, before[name]) for name, p in trained.items())
-    assert all(torch.equal(p, frozen[name]) for name, p in policy.named_parameters() if name in frozen)
+    assert all(
+        torch.equal(p, frozen[name]) for name, p in policy.named_parameters() if name in frozen
+    )
 
 
 def test_lora_targets_are_checked_by_name(tiny_folder):
@@ -242,12 +272,18 @@ def test_lora_targets_are_checked_by_name(tiny_folder):
         CausalPolicy(tiny_folder, lora=Lora(targets="q_prj")).build(device=CPU, reference=False)
     policy = CausalPolicy(tiny_folder, lora=Lora(rank=2, targets=["q_proj", "v_proj"]))
     policy.build(device=CPU, reference=False)
-    owners = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, p in policy.named_parameters() if p.requires_grad}
+    owners = {
+        name.split(".lora_")[0].rsplit(".", 1)[-1]
+        for name, p in policy.named_parameters()
+        if p.requires_grad
+    }
     assert owners == {"q_proj", "v_proj"}
 
 
 def test_bfloat16_weights_are_not_trained():
-    with pytest.raises(UserError, match=r"`policy.dtype: bfloat16` without LoRA .* `policy.dtype: float32`"):
+    with pytest.raises(
+        UserError, match=r"`policy.dtype: bfloat16` without LoRA .* `policy.dtype: float32`"
+    ):
         CausalPolicy("anything", dtype="bfloat16").check()
 
 
@@ -287,7 +323,10 @@ def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_folder, 
 
 
 def modes(policy: CausalPolicy) -> list[tuple[str, bool, bool | None]]:
-    return [(name, m.training, getattr(m, "gradient_checkpointing", None)) for name, m in policy.named_modules()]
+    return [
+        (name, m.training, getattr(m, "gradient_checkpointing", None))
+        for name, m in policy.named_modules()
+    ]
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -323,7 +362,9 @@ def test_sampling_from_a_training_policy_equals_sampling_from_one_in_eval_mode(t
     rollouts = []
     for checkpointing in (False, True):
         torch.manual_seed(2)
-        policy = CausalPolicy(tiny_folder, lora=Lora(rank=4, dropout=0.5), gradient_checkpointing=checkpointing)
+        policy = CausalPolicy(
+            tiny_folder, lora=Lora(rank=4, dropout=0.5), gradient_checkpointing=checkpointing
+        )
         policy.build(device=CPU, reference=False)
         move_adapters(policy)
         if not checkpointing:
@@ -338,7 +379,9 @@ def test_sampling_from_a_training_policy_equals_sampling_from_one_in_eval_mode(t
 
 
 def save(policy: CausalPolicy, path) -> None:
-    state = {f"policy.{key}": value for key, value in policy.trained_state(policy.state_dict()).items()}
+    state = {
+        f"policy.{key}": value for key, value in policy.trained_state(policy.state_dict()).items()
+    }
     torch.save({"state_dict": state | {"metric": torch.zeros(1)}}, path)
 
 
@@ -350,7 +393,9 @@ def test_what_is_trained_is_saved_and_comes_back(tiny_policy, tiny_folder, tmp_p
     loaded = tiny_policy(seed=4, reference=True, checkpoint=path)
     loaded.check()
     torch.testing.assert_close(score(loaded, rollout), score(policy, rollout), rtol=0, atol=0)
-    torch.testing.assert_close(score(loaded, rollout, reference=True), score(policy, rollout), rtol=0, atol=0)
+    torch.testing.assert_close(
+        score(loaded, rollout, reference=True), score(policy, rollout), rtol=0, atol=0
+    )
 
     adapted = lora_policy(tiny_folder)
     move_adapters(adapted)
@@ -389,12 +434,17 @@ def broken(kind: str, path, tiny_policy) -> None:
         ("no checkpoint", "cannot be read as a Lightning checkpoint"),
         ("another file", "cannot be read as a Lightning checkpoint: it holds no state_dict"),
         ("no mapping", "cannot be read as a Lightning checkpoint"),
-        ("missing", r"does not fit the policy: 1 weights are missing, 0 unknown .*model.norm.weight"),
+        (
+            "missing",
+            r"does not fit the policy: 1 weights are missing, 0 unknown .*model.norm.weight",
+        ),
         ("unknown", r"does not fit the policy: 0 weights are missing, 1 unknown .*network.extra"),
         ("shape", r"does not fit the policy: .* has shape \[.*64\], the policy needs \[.*32\]"),
     ],
 )
-def test_a_checkpoint_that_does_not_serve_is_one_clear_sentence(tiny_policy, tmp_path, kind, message):
+def test_a_checkpoint_that_does_not_serve_is_one_clear_sentence(
+    tiny_policy, tmp_path, kind, message
+):
     path = tmp_path / "last.ckpt"
     broken(kind, path, tiny_policy)
     policy = TinyPolicy(CHARACTERS, hidden_size=32, layers=2, heads=2, checkpoint=str(path))
@@ -413,12 +463,16 @@ def test_a_micro_batch_may_be_any_rows_of_a_rollout(double):
     every = score(double[True], rollout)
     for rows in ([0], [4, 2], [8, 7, 6, 5, 4, 3, 2, 1, 0]):
         index = torch.tensor(rows)
-        torch.testing.assert_close(score(double[True], take_rows(rollout, index)), every[index], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            score(double[True], take_rows(rollout, index)), every[index], rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "alone"])
 @pytest.mark.parametrize("options", [{}, {"support": 6, "slots": True}], ids=["full", "support"])
-def test_candidates_are_scored_where_they_were_recorded_and_cost_no_gradient(double, options, share):
+def test_candidates_are_scored_where_they_were_recorded_and_cost_no_gradient(
+    double, options, share
+):
     """Any rows, any padding, any mask; slots without an id are -inf, and so are masked places."""
     policy, request = double[share], ScoreRequest(candidates=True)
     plain = make_rollout(PROMPTS, RESPONSES, order=ORDER, right=2, left=1, **options)
@@ -426,8 +480,14 @@ def test_candidates_are_scored_where_they_were_recorded_and_cost_no_gradient(dou
     g = seeded(5)
     recorded = -torch.rand(*mask.shape, 4, generator=g)
     recorded = recorded.masked_fill(torch.rand(recorded.shape, generator=g) < 0.3, -torch.inf)
-    pool = torch.rand(*mask.shape, VOCABULARY, generator=g).argsort(-1) if not options else plain.support_BTK
-    wild = torch.where(recorded > -torch.inf, pool[..., :4], 10**6).int()  # ids of empty slots are never read
+    pool = (
+        torch.rand(*mask.shape, VOCABULARY, generator=g).argsort(-1)
+        if not options
+        else plain.support_BTK
+    )
+    wild = torch.where(
+        recorded > -torch.inf, pool[..., :4], 10**6
+    ).int()  # ids of empty slots are never read
     rollout = replace(plain, candidates_BTK=wild, candidate_logprobs_BTK=recorded)
     some = mask & (torch.rand(mask.shape, generator=g) < 0.7)
     scores = policy.score(rollout, some, temperature=0.7, request=request)
@@ -437,7 +497,9 @@ def test_candidates_are_scored_where_they_were_recorded_and_cost_no_gradient(dou
             assert found == -float("inf")
             continue
         length = int(mask[b, :t].sum())
-        prompt = rollout.tokens_BL[b, : rollout.prompt_length][rollout.attention_mask_BL[b, : rollout.prompt_length]]
+        prompt = rollout.tokens_BL[b, : rollout.prompt_length][
+            rollout.attention_mask_BL[b, : rollout.prompt_length]
+        ]
         text = torch.cat([prompt, rollout.responses_BT[b, :length]])
         with torch.no_grad():
             logits = policy.network(input_ids=text[None], use_cache=False).logits[0, -1] / 0.7
@@ -454,7 +516,9 @@ def test_candidates_are_scored_where_they_were_recorded_and_cost_no_gradient(dou
     assert all(relative_error(one, other) < 1e-12 for one, other in pairs)
     index = torch.tensor([4, 2])
     part = policy.score(take_rows(rollout, index), some[index], temperature=0.7, request=request)
-    torch.testing.assert_close(part.candidate_logprobs_BTK, scores.candidate_logprobs_BTK[index], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        part.candidate_logprobs_BTK, scores.candidate_logprobs_BTK[index], rtol=0, atol=1e-6
+    )
     with pytest.raises(UserError, match="the rollout records no candidates"):
         policy.score(plain, mask, temperature=0.7, request=request)
 
@@ -483,6 +547,8 @@ def test_targets_are_checked_before_the_model_loads(tiny_folder):
     for targets in (["q_proj", "lm_head"], "v_proj", "all-linear"):
         CausalPolicy(tiny_folder, lora=Lora(targets=targets)).check()
     policy = CausalPolicy(tiny_folder, lora=Lora(targets=["q_proj", "query"]))
-    with pytest.raises(UserError, match=r"`lora.targets` names no linear layer: \['query'\]; there are"):
+    with pytest.raises(
+        UserError, match=r"`lora.targets` names no linear layer: \['query'\]; there are"
+    ):
         policy.check()
     assert policy.network is None

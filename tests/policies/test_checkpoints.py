@@ -67,7 +67,8 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch, forced):
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path = write_malicious(tmp_path / "bad.ckpt")
     with pytest.raises(
-        UserError, match=r"`policy.checkpoint` .*bad.ckpt'.* asks to run \w+.system, and code in files is"
+        UserError,
+        match=r"`policy.checkpoint` .*bad.ckpt'.* asks to run \w+.system, and code in files is",
     ):
         read_policy(str(path))
     with pytest.raises(UserError, match="code in files is never run"):
@@ -75,7 +76,9 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch, forced):
     assert not Path(MARK).exists()
 
 
-def test_an_adapter_folder_with_pickled_weights_is_not_read(adapters, tiny_folder, tmp_path, monkeypatch):
+def test_an_adapter_folder_with_pickled_weights_is_not_read(
+    adapters, tiny_folder, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(adapters, "pickled")
     Path("pickled/adapter_model.safetensors").unlink()
@@ -114,18 +117,23 @@ def test_a_checkpoint_of_a_stage_that_was_stopped_is_told(adapters, recwarn):
 def test_a_truncated_file_is_named(adapters, tmp_path, share):
     content = (adapters / "last.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match=r"`--checkpoint` '.*cut.ckpt' cannot be read as a Lightning checkpoint"):
+    with pytest.raises(
+        UserError, match=r"`--checkpoint` '.*cut.ckpt' cannot be read as a Lightning checkpoint"
+    ):
         read_checkpoint(tmp_path / "cut.ckpt", "`--checkpoint`")
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("adapter_model.safetensors", " as safetensors"), ("adapter_config.json", ": ")]
+    ("name", "said"),
+    [("adapter_model.safetensors", " as safetensors"), ("adapter_config.json", ": ")],
 )
 def test_a_truncated_adapter_folder_is_named(adapters, tiny_folder, tmp_path, name, said):
     folder = tmp_path / "cut"
     shutil.copytree(adapters, folder)
     (folder / name).write_bytes((adapters / name).read_bytes()[:-20])
-    with pytest.raises(UserError, match=rf"`policy.checkpoint` '.*cut': {name} cannot be read{said}"):
+    with pytest.raises(
+        UserError, match=rf"`policy.checkpoint` '.*cut': {name} cannot be read{said}"
+    ):
         adapted(tiny_folder, checkpoint=str(folder)).check()
 
 
@@ -160,7 +168,9 @@ def test_a_folder_of_adapters_is_the_checkpoint_of_them(adapters, tiny_folder):
         ({"lora": Lora(rank=8)}, "holds adapters of rank 4, `policy.lora` has 8"),
     ],
 )
-def test_other_adapters_are_refused_before_a_model_is_loaded(adapters, tiny_folder, monkeypatch, form, options, said):
+def test_other_adapters_are_refused_before_a_model_is_loaded(
+    adapters, tiny_folder, monkeypatch, form, options, said
+):
     policy = adapted(tiny_folder, checkpoint=str(adapters / form), **options)
     monkeypatch.setattr(policy, "load_network", lambda: pytest.fail("loaded"))
     with pytest.raises(UserError, match=said):
@@ -185,13 +195,21 @@ def test_adapters_that_are_not_plain_are_refused(adapters, tiny_folder, tmp_path
     folder = shutil.copytree(adapters, tmp_path / "elsewhere")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | entry))
-    with pytest.raises(UserError, match=f"`{next(iter(entry))}: .* merge them into their base") as error:
+    with pytest.raises(
+        UserError, match=f"`{next(iter(entry))}: .* merge them into their base"
+    ) as error:
         adapted(tiny_folder, checkpoint=str(folder)).check()
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "entry", [{"use_rslora": False}, {"rank_pattern": {}}, {"init_lora_weights": "gaussian"}, {"modules_to_save": None}]
+    "entry",
+    [
+        {"use_rslora": False},
+        {"rank_pattern": {}},
+        {"init_lora_weights": "gaussian"},
+        {"modules_to_save": None},
+    ],
 )
 def test_plain_adapters_from_elsewhere_are_taken(adapters, tiny_folder, tmp_path, entry):
     folder = shutil.copytree(adapters, tmp_path / "elsewhere")
@@ -203,7 +221,9 @@ def test_plain_adapters_from_elsewhere_are_taken(adapters, tiny_folder, tmp_path
 def test_whole_weights_are_refused_by_a_policy_with_adapters(tiny_policy, tiny_folder, tmp_path):
     state = {f"policy.{name}": value for name, value in tiny_policy().state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "whole.ckpt")
-    with pytest.raises(UserError, match="holds whole weights and no adapters: leave out `policy.lora`"):
+    with pytest.raises(
+        UserError, match="holds whole weights and no adapters: leave out `policy.lora`"
+    ):
         adapted(tiny_folder, checkpoint=str(tmp_path / "whole.ckpt")).check()
 
 
@@ -217,9 +237,12 @@ def test_adapters_of_another_architecture(adapters, tiny_policy, tmp_path):
     other.network.save_pretrained(tmp_path)
     other.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(
-        UserError, match=r"does not fit the policy: .* has shape \[4, 128\], the policy needs \[4, 256\]"
+        UserError,
+        match=r"does not fit the policy: .* has shape \[4, 128\], the policy needs \[4, 256\]",
     ):
-        adapted(str(tmp_path), checkpoint=str(adapters)).build(device=torch.device("cpu"), reference=False)
+        adapted(str(tmp_path), checkpoint=str(adapters)).build(
+            device=torch.device("cpu"), reference=False
+        )
 
 
 def test_a_weight_that_is_missing_is_named(adapters, tiny_folder, tiny_policy, tmp_path):
@@ -229,7 +252,9 @@ def test_a_weight_that_is_missing_is_named(adapters, tiny_folder, tiny_policy, t
     del content["state_dict"][gone]
     torch.save(content, tmp_path / "last.ckpt")
     with pytest.raises(UserError, match="1 weights are missing") as error:
-        adapted(tiny_folder, checkpoint=str(tmp_path / "last.ckpt")).build(device=torch.device("cpu"), reference=False)
+        adapted(tiny_folder, checkpoint=str(tmp_path / "last.ckpt")).build(
+            device=torch.device("cpu"), reference=False
+        )
     assert gone.removeprefix("policy.") in str(error.value)
     state = tiny_policy().state_dict()
     gone = next(name for name in state if "q_proj" in name)

@@ -12,7 +12,7 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_mpo.callbacks import Rollout
+from lightning_mpo.callbacks import RolloutLoop
 from lightning_mpo.data import PromptFile
 from lightning_mpo.errors import UserError
 from lightning_mpo.export import export
@@ -23,10 +23,15 @@ from lightning_mpo.policies.loading import positions_of
 from lightning_mpo.policies.packing import lay_out
 from lightning_mpo.rollout.parity import ParityError, check_parity
 from lightning_mpo.types import Splits
-from tests.helpers import make_prompts, make_rollout
-from tests.modules.runs import Digits, make_data, make_objective, sgd
+from tests.support.builders import make_prompts, make_rollout
+from tests.support.runs import Digits, make_data, make_objective, sgd
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 48}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 48,
+}
 FAMILIES = {
     "LlamaConfig": SIZES | {"intermediate_size": 64, "attention_dropout": 0.1},
     "GPT2Config": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 48},
@@ -59,15 +64,19 @@ def test_a_family_as_shipped_trains_and_is_exported(tmp_path, name):
     trainer = L.Trainer(
         accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, max_steps=1, num_sanity_val_steps=0,
-        callbacks=[Rollout([Digits()], prompts=2, completions=3, max_new_tokens=30)],
+        callbacks=[RolloutLoop([Digits()], prompts=2, completions=3, max_new_tokens=30)],
     )  # fmt: skip
-    trainer.fit(PolicyOptimization(policy, make_objective(), optimizer=sgd()), datamodule=make_data(digits=2))
+    trainer.fit(
+        PolicyOptimization(policy, make_objective(), optimizer=sgd()),
+        datamodule=make_data(digits=2),
+    )
     assert trainer.global_step == 1
     assert policy.positions == 48
     check, _ = export(policy, tmp_path / "out", "full", make_prompts([5, 3, 4]))
     assert not check.problems
     with pytest.raises(
-        UserError, match=r"has 6 tokens and `rollout.max_new_tokens` is 43, together more than the model's 48"
+        UserError,
+        match=r"has 6 tokens and `rollout.max_new_tokens` is 43, together more than the model's 48",
     ):
         check_fit(policy, *prompts_of(policy, "12+34="), 43)
 
@@ -88,7 +97,8 @@ def test_prompt_and_response_must_fit_the_positions(limit, fits):
         check_fit(policy, data, rows, limit)
         return
     with pytest.raises(
-        UserError, match=rf"longest prompt has 6 tokens and `rollout.max_new_tokens` is {limit},.*at most 42"
+        UserError,
+        match=rf"longest prompt has 6 tokens and `rollout.max_new_tokens` is {limit},.*at most 42",
     ):
         check_fit(policy, data, rows, limit)
 
@@ -105,8 +115,26 @@ def test_a_prompt_that_fills_the_positions_alone():
         ({}, 64),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 256),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 128),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, 256),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}}, 64),
+        (
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+            256,
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+            64,
+        ),
         ({"sliding_window": 8}, 64),
     ],
 )
@@ -147,7 +175,14 @@ def say(folder: Path, file: str, **entries: object) -> None:
 
 @pytest.mark.parametrize(
     ("config", "generation", "ends"),
-    [(1, [2, 1], [1, 2]), (1, 2, [1, 2]), ([3, 1], None, [1, 3]), (None, [4], [1, 4]), (1, [], [1]), (1, 1, [1])],
+    [
+        (1, [2, 1], [1, 2]),
+        (1, 2, [1, 2]),
+        ([3, 1], None, [1, 3]),
+        (None, [4], [1, 4]),
+        (1, [], [1]),
+        (1, 1, [1]),
+    ],
 )
 def test_end_tokens_of_all_three_places_end_a_response(folder, config, generation, ends):
     say(folder, "config.json", eos_token_id=config)
@@ -164,7 +199,10 @@ def test_end_tokens_that_are_none(folder, end):
     if end == [None]:
         assert CausalPolicy(str(folder)).end_tokens == [1]
         return
-    with pytest.raises(UserError, match="generation_config.json names the end token .*none of the model's 19 tokens"):
+    with pytest.raises(
+        UserError,
+        match="generation_config.json names the end token .*none of the model's 19 tokens",
+    ):
         CausalPolicy(str(folder)).check()
 
 
@@ -189,15 +227,17 @@ def test_a_pad_token_that_is_the_end_token_or_none_hides_no_end(folder, pad):
         policy.network.model.norm.weight.fill_(5.0)
         for layer in policy.network.model.layers:
             layer.mlp.down_proj.weight.zero_()
-    from lightning_mpo.rollout import LocalSampler, SamplingRequest
-    from lightning_mpo.supports import FullVocabulary
+    from lightning_mpo.objective.supports import FullVocabulary
+    from lightning_mpo.sampling import LocalSampler, SamplingRequest
 
     prompts = replace(make_prompts([2, 3]), input_ids_PS=torch.ones(2, 3, dtype=torch.long))
     rollout = LocalSampler().sample(
         policy, prompts, 1, SamplingRequest(FullVocabulary(), 1.0, 4, greedy=True),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    assert rollout.response_mask_BT.sum(1).tolist() == [1, 1], "the end token belongs to the response"
+    assert rollout.response_mask_BT.sum(1).tolist() == [1, 1], (
+        "the end token belongs to the response"
+    )
     assert rollout.finish_B.tolist() == [0, 0]
 
 
@@ -221,7 +261,9 @@ def test_a_token_without_an_embedding_is_refused_where_a_prompt_holds_it(folder,
         if fits:
             check_fit(policy, data, data.splits.train, 5)
             continue
-        with pytest.raises(UserError, match=r"'1<y>1=' holds the token '<y>' \(20\).* for 19 tokens only"):
+        with pytest.raises(
+            UserError, match=r"'1<y>1=' holds the token '<y>' \(20\).* for 19 tokens only"
+        ):
             check_fit(policy, data, data.splits.train, 5)
 
 
@@ -245,7 +287,9 @@ def test_the_gate_names_randomness_as_such(tiny_folder):
         for name, weight in policy.named_parameters():
             if "lora_B" in name:
                 weight.normal_()
-    with pytest.raises(ParityError, match=r"scoring the same rows twice differs too .* set its dropouts to 0"):
+    with pytest.raises(
+        ParityError, match=r"scoring the same rows twice differs too .* set its dropouts to 0"
+    ):
         check_parity(policy, make_rollout([5, 3], [4, 4]), temperature=1.0, exact=True)
 
 
@@ -257,5 +301,7 @@ def test_the_gate_does_not_advise_what_is_set_already():
             width = float(rollout.tokens_BL.shape[1])
             return SimpleNamespace(logprobs_BT=torch.full(mask_BT.shape, -width))
 
-    with pytest.raises(ParityError, match="positions or attention of this model depend on padding$"):
+    with pytest.raises(
+        ParityError, match="positions or attention of this model depend on padding$"
+    ):
         check_parity(Padded(), make_rollout([5, 3], [4, 2]), temperature=1.0, exact=True)

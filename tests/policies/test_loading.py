@@ -57,7 +57,9 @@ def entry(file: str, **entries: object) -> Edit:
 
 
 def text(file: str, content: str | bytes) -> Edit:
-    return lambda folder: (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return lambda folder: (folder / file).write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
 
 
 def gone(file: str) -> Edit:
@@ -98,7 +100,11 @@ def index(table: object, file: str = "a.safetensors") -> Edit:
 
 # --- code ---------------------------------------------------------------------------------------------------------------
 
-CLASSES = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T", None]}
+CLASSES = {
+    "AutoConfig": "evil.C",
+    "AutoModelForCausalLM": "evil.M",
+    "AutoTokenizer": ["evil.T", None],
+}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,9 @@ CLASSES = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokeni
         entry("config.json", text_config={"auto_map": CLASSES}),
         entry("tokenizer_config.json", auto_map=CLASSES, tokenizer_class="Evil"),
         entry("tokenizer_config.json", auto_map=["evil.T", None], tokenizer_class="Evil"),
-        entry("tokenizer_config.json", auto_map={"AutoTokenizer": ["somebody/model--evil.T", None]}),
+        entry(
+            "tokenizer_config.json", auto_map={"AutoTokenizer": ["somebody/model--evil.T", None]}
+        ),
         entry("generation_config.json", auto_map=CLASSES),
         entry("processor_config.json", auto_map={"AutoProcessor": "evil.P"}),
         entry("special_tokens_map.json", auto_map=CLASSES),
@@ -143,19 +151,33 @@ def test_the_hub_is_asked_for_descriptions_first(folder, monkeypatch):
         return str(path) if path.exists() else None
 
     monkeypatch.setattr("transformers.utils.cached_file", fetch)
-    assert "the model 'somebody/model': tokenizer_config.json names code of its own" in refused(source="somebody/model")
+    assert "the model 'somebody/model': tokenizer_config.json names code of its own" in refused(
+        source="somebody/model"
+    )
 
 
 @pytest.mark.parametrize(
     ("said", "edit"),
     [
-        ("requests the kernel 'evil/kernel'", entry("config.json", attn_implementation="evil/kernel")),
+        (
+            "requests the kernel 'evil/kernel'",
+            entry("config.json", attn_implementation="evil/kernel"),
+        ),
         ("requests the kernel", entry("config.json", _attn_implementation={"": "evil/kernel:f"})),
         ("requests the kernel", entry("config.json", experts_implementation="evil/kernel")),
-        ("names another file of weights", entry("config.json", transformers_weights="../x.safetensors")),
-        ("holds adapters (adapter_config.json)", entry("adapter_config.json", base_model_name_or_path="/else")),
+        (
+            "names another file of weights",
+            entry("config.json", transformers_weights="../x.safetensors"),
+        ),
+        (
+            "holds adapters (adapter_config.json)",
+            entry("adapter_config.json", base_model_name_or_path="/else"),
+        ),
         ("pytorch_model.bin is a pickle, which is code, and is never read", lambda f: pickled(f)),
-        ("names 'pytorch_model.bin', which is not a safetensors file", index({"a": "pytorch_model.bin"})),
+        (
+            "names 'pytorch_model.bin', which is not a safetensors file",
+            index({"a": "pytorch_model.bin"}),
+        ),
     ],
 )
 def test_what_leads_to_code_or_elsewhere(folder, said, edit):
@@ -267,12 +289,16 @@ def test_a_damaged_folder_is_refused_in_one_line(folder, said, edit):
 
 
 def test_sizes_are_compared_before_a_model_is_made(folder, monkeypatch):
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: pytest.fail("made"))
+    monkeypatch.setattr(
+        "transformers.AutoConfig.from_pretrained", lambda *_, **__: pytest.fail("made")
+    )
     entry("config.json", num_hidden_layers=10**9)(folder)
     assert "too many for weights of 20 tensors" in refused()
 
 
-@pytest.mark.parametrize("name", ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"])
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"]
+)
 def test_names_of_depth(name):
     import re
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import TinyPolicy
-from tests.helpers import VOCABULARY, make_rollout
+from tests.support.builders import VOCABULARY, make_rollout
 
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -66,7 +66,9 @@ def test_scores_and_samples_are_of_the_family_s_own_logits(family, support):
         hidden = policy.decoder()(input_ids=row[None]).last_hidden_state[0]
     torch.testing.assert_close(policy.logits(hidden) / 0.7, own)
     if support is not None:
-        outside = torch.ones(5, VOCABULARY, dtype=torch.bool).scatter(1, rollout.support_BTK[0, :5].long(), False)
+        outside = torch.ones(5, VOCABULARY, dtype=torch.bool).scatter(
+            1, rollout.support_BTK[0, :5].long(), False
+        )
         own[-6:-1] = own[-6:-1].masked_fill(outside, -torch.inf)
     expected = own.log_softmax(-1)[-6:-1].gather(1, row[-5:, None])[:, 0]
     torch.testing.assert_close(scored, expected, rtol=0, atol=1e-4)
@@ -81,7 +83,9 @@ def test_the_families_of_the_list_have_something_to_know():
 
 
 def test_a_head_that_does_something_else_is_refused():
-    with pytest.raises(UserError, match=r"the logits of `HyperCLOVAXForCausalLM` are not cap\(scale"):
+    with pytest.raises(
+        UserError, match=r"the logits of `HyperCLOVAXForCausalLM` are not cap\(scale"
+    ):
         build("hyperclovax", logits_scaling=4.0)  # multiplies by what Granite divides by
     build("hyperclovax", logits_scaling=1.0)
 
@@ -93,5 +97,7 @@ def test_a_factor_that_is_not_known_is_refused_before_weights_are_loaded(monkeyp
     policy.config.output_multiplier = 1.0
     policy.check()
     policy.config.output_multiplier = 0.5
-    with pytest.raises(UserError, match=r"models of type 'llama' scale their logits by `output_multiplier` \(0.5\)"):
+    with pytest.raises(
+        UserError, match=r"models of type 'llama' scale their logits by `output_multiplier` \(0.5\)"
+    ):
         policy.check()

@@ -9,11 +9,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
-from lightning_mpo.policies import CausalPolicy, Lora, MedusaHeads, MTPHeads, ParallelHeads, SequentialHeads
+from lightning_mpo.policies import (
+    CausalPolicy,
+    Lora,
+    MedusaHeads,
+    MTPHeads,
+    ParallelHeads,
+    SequentialHeads,
+)
 from lightning_mpo.policies.packing import lay_out
 from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
 from lightning_mpo.scores import ScoreRequest
-from tests.helpers import END, VOCABULARY, make_rollout, seeded, subclasses
+from tests.support.builders import END, VOCABULARY, make_rollout, seeded, subclasses
 
 PROMPTS, RESPONSES = [6, 9, 4], [5, 1, 3, 2, 1, 7, 4, 4, 1]
 FAMILIES = [ParallelHeads, SequentialHeads, MedusaHeads]
@@ -27,7 +34,12 @@ def scramble(heads: MTPHeads, size: float = 0.4) -> None:
     generator = seeded(7)
     with torch.no_grad():
         for weight in heads.parameters():
-            weight.add_(size * torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype))
+            weight.add_(
+                size
+                * torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(
+                    weight.dtype
+                )
+            )
 
 
 @pytest.fixture
@@ -107,10 +119,14 @@ def test_starts_as_the_trunks_next_token_distribution(make, family):
     """Sequential heads mix an embedding in at random, and start near it only."""
     policy = make(family, fresh=True)
     rollout = make_rollout([4], [6])
-    future = policy.score(rollout, rollout.response_mask_BT, temperature=1.0, request=REQUEST).future_BTM
+    future = policy.score(
+        rollout, rollout.response_mask_BT, temperature=1.0, request=REQUEST
+    ).future_BTM
     ids = rollout.tokens_BL
     table = policy.network(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
-    expected = [[table[3 + t, ids[0, 4 + t + n]] if t + n < 6 else 0.0 for n in (1, 2, 3)] for t in range(6)]
+    expected = [
+        [table[3 + t, ids[0, 4 + t + n]] if t + n < 6 else 0.0 for n in (1, 2, 3)] for t in range(6)
+    ]
     if family is SequentialHeads:
         assert torch.isfinite(future).all()
     else:
@@ -122,9 +138,12 @@ def test_only_sequential_heads_see_the_tokens_in_between(make, family):
     policy = make(family)
     rollout = make_rollout([4], [6])
     other = make_rollout([4], [6])
-    other.tokens_BL[0, 4] = (rollout.tokens_BL[0, 4] + 1) % VOCABULARY  # o_0, which lies between h_0 and o_1, o_2, …
+    other.tokens_BL[0, 4] = (
+        rollout.tokens_BL[0, 4] + 1
+    ) % VOCABULARY  # o_0, which lies between h_0 and o_1, o_2, …
     here, there = (
-        policy.score(r, r.response_mask_BT, temperature=1.0, request=REQUEST).future_BTM[0, 0] for r in (rollout, other)
+        policy.score(r, r.response_mask_BT, temperature=1.0, request=REQUEST).future_BTM[0, 0]
+        for r in (rollout, other)
     )
     assert (not torch.allclose(here, there)) == (family is SequentialHeads)
 
@@ -136,7 +155,9 @@ def test_windows_stop_at_gaps_of_the_mask_and_at_the_end(make, family):
     whole = rollout.response_mask_BT
     gap = whole.clone()
     gap[0, 3] = False
-    full, cut = (policy.score(rollout, m, temperature=1.0, request=REQUEST).future_BTM for m in (whole, gap))
+    full, cut = (
+        policy.score(rollout, m, temperature=1.0, request=REQUEST).future_BTM for m in (whole, gap)
+    )
     for n in range(1, M + 1):
         alive = window(gap, n)
         assert torch.equal(cut[..., n - 1] != 0, alive)
@@ -157,7 +178,10 @@ def test_gradients_go_where_they_are_told(make, family):
 
     open_, closed = make(family), make(family, options={"detach_trunk": True})
     assert reached(open_, "future_BTM") == (True, True)
-    for policy in (open_, closed):  # the shared unembedding and norm belong to the trunk: frozen in this test
+    for policy in (
+        open_,
+        closed,
+    ):  # the shared unembedding and norm belong to the trunk: frozen in this test
         policy.network.get_output_embeddings().weight.requires_grad_(False)
         policy.decoder().norm.requires_grad_(False)
     assert reached(open_, "upkeep_BTM") == (False, True)
@@ -171,20 +195,26 @@ def test_gradients_go_where_they_are_told(make, family):
 def test_the_support_of_offset_n_is_the_one_stored_there(make, family, kept):
     policy = make(family, options={"support": kept})
     rollout = make_rollout(PROMPTS, RESPONSES, support=4, slots=True)
-    future = policy.score(rollout, rollout.response_mask_BT, temperature=1.0, request=REQUEST).future_BTM
+    future = policy.score(
+        rollout, rollout.response_mask_BT, temperature=1.0, request=REQUEST
+    ).future_BTM
     free = make_rollout(PROMPTS, RESPONSES, support=4, slots=True)
     full = naive(policy, make_rollout(PROMPTS, RESPONSES))
     if kept == "full":
         torch.testing.assert_close(future.double(), full, rtol=1e-8, atol=1e-8)
         return
-    for n in range(1, M + 1):  # renormalise by hand: the ids of t+n under the distribution of offset n at t
+    for n in range(
+        1, M + 1
+    ):  # renormalise by hand: the ids of t+n under the distribution of offset n at t
         for b, t in window(free.response_mask_BT, n).nonzero().tolist():
             ids = free.support_BTK[b, t + n].long()[free.support_mask_BTK[b, t + n]]
             swapped = [_with(free, b, t + n, int(i)) for i in ids]
             if family is not SequentialHeads or n == 1:
                 mass = torch.stack([naive_at(policy, s, b, t, n) for s in swapped]).logsumexp(0)
                 expected = naive_at(policy, free, b, t, n) - mass
-                torch.testing.assert_close(future[b, t, n - 1].double(), expected, rtol=1e-7, atol=1e-7)
+                torch.testing.assert_close(
+                    future[b, t, n - 1].double(), expected, rtol=1e-7, atol=1e-7
+                )
             break
 
 
@@ -214,7 +244,9 @@ def test_works_with_adapters_and_saves_what_is_trained(tiny_folder, family):
     assert set(policy.parts()) == {"policy", "mtp"}
     kept = policy.trained_state(policy.state_dict())
     assert all("lora_" in key or key.startswith("mtp.") for key in kept)
-    assert {key for key in kept if key.startswith("mtp.")} == {f"mtp.{key}" for key in policy.mtp.state_dict()}
+    assert {key for key in kept if key.startswith("mtp.")} == {
+        f"mtp.{key}" for key in policy.mtp.state_dict()
+    }
     reference = policy.score(rollout, rollout.response_mask_BT, temperature=1.0, reference=True)
     assert reference.future_BTM is None
 
@@ -227,7 +259,11 @@ def test_works_over_a_4_bit_trunk(tiny_policy, family):
         for name, child in module.named_children():
             if isinstance(child, torch.nn.Linear) and name != "lm_head":
                 quantised = bitsandbytes.nn.Linear4bit(
-                    child.in_features, child.out_features, bias=False, quant_type="nf4", compute_dtype=torch.float32
+                    child.in_features,
+                    child.out_features,
+                    bias=False,
+                    quant_type="nf4",
+                    compute_dtype=torch.float32,
                 )
                 quantised.load_state_dict(child.state_dict())
                 setattr(module, name, quantised.to("cpu"))
@@ -236,7 +272,9 @@ def test_works_over_a_4_bit_trunk(tiny_policy, family):
     heads.build(Trunk(policy.decoder(), policy.config, policy.network.get_output_embeddings()))
     policy.mtp = heads
     rollout = make_rollout(PROMPTS, RESPONSES)
-    scores = policy.score(rollout, rollout.response_mask_BT, temperature=1.0, request=ScoreRequest(future=2))
+    scores = policy.score(
+        rollout, rollout.response_mask_BT, temperature=1.0, request=ScoreRequest(future=2)
+    )
     scores.future_BTM.sum().backward()
     assert torch.isfinite(scores.future_BTM).all()
     assert any(bool(weight.grad.any()) for weight in heads.parameters() if weight.grad is not None)
@@ -255,15 +293,23 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("model", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mistral"])
-@pytest.mark.parametrize("family", [ParallelHeads, SequentialHeads], ids=lambda family: family.family)
+@pytest.mark.parametrize(
+    "model", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mistral"]
+)
+@pytest.mark.parametrize(
+    "family", [ParallelHeads, SequentialHeads], ids=lambda family: family.family
+)
 def test_layers_of_the_trunks_own_class(model, family):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(model, **SIZES)
     network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     heads = family(offsets=2)
-    heads.build(Trunk(network.get_decoder(), network.config.get_text_config(), network.get_output_embeddings()))
+    heads.build(
+        Trunk(
+            network.get_decoder(), network.config.get_text_config(), network.get_output_embeddings()
+        )
+    )
     assert type(heads.layers[0]) is type(network.get_decoder().layers[0])
     rollout = make_rollout([5], [6, 6])
     lines = lay_out(rollout, share=False, hidden_size=32)
@@ -286,13 +332,19 @@ def test_layers_of_the_trunks_own_class(model, family):
     if family is ParallelHeads:  # causal: a shorter line has the same hidden states
         width = 4
         with watch_norm(network.get_decoder()) as before:
-            short = network.get_decoder()(input_ids=lines.input_ids_RL[:, :width], use_cache=False).last_hidden_state
+            short = network.get_decoder()(
+                input_ids=lines.input_ids_RL[:, :width], use_cache=False
+            ).last_hidden_state
         from dataclasses import replace
 
         short_lines = replace(
-            lines, input_ids_RL=lines.input_ids_RL[:, :width], position_ids_RL=lines.position_ids_RL[:, :width]
+            lines,
+            input_ids_RL=lines.input_ids_RL[:, :width],
+            position_ids_RL=lines.position_ids_RL[:, :width],
         )
-        for part, whole in zip(heads.hidden(TrunkStates(before[0], short, short_lines), 2), hidden, strict=True):
+        for part, whole in zip(
+            heads.hidden(TrunkStates(before[0], short, short_lines), 2), hidden, strict=True
+        ):
             torch.testing.assert_close(part, whole[:, :width], rtol=1e-4, atol=1e-5)
 
 
@@ -310,7 +362,9 @@ def test_checkpointing_changes_no_gradient(make, family):
     gradients = []
     for flag in (False, True):
         policy = make(family, options={"checkpointing": flag})
-        policy.score(rollout, rollout.response_mask_BT, temperature=1.0, request=REQUEST).future_BTM.sum().backward()
+        policy.score(
+            rollout, rollout.response_mask_BT, temperature=1.0, request=REQUEST
+        ).future_BTM.sum().backward()
         gradients.append([weight.grad for weight in policy.parameters() if weight.grad is not None])
     for plain, again in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, again)
@@ -321,7 +375,11 @@ def test_checkpointing_changes_no_gradient(make, family):
 def test_a_file_of_heads_comes_back(make, family, own, tmp_path):
     policy = make(family, options={"own_unembedding": own})
     policy.mtp.save(tmp_path / "heads.safetensors")
-    again = make(family, fresh=True, options={"own_unembedding": own, "weights": str(tmp_path / "heads.safetensors")})
+    again = make(
+        family,
+        fresh=True,
+        options={"own_unembedding": own, "weights": str(tmp_path / "heads.safetensors")},
+    )
     for name, value in policy.mtp.state_dict().items():
         assert torch.equal(again.mtp.state_dict()[name], value)
     assert not again.cold_parts
@@ -350,7 +408,9 @@ def test_a_file_that_is_none_is_refused(make, tmp_path):
 
 
 def test_fewer_heads_than_offsets_are_refused(make, tiny_policy):
-    with pytest.raises(UserError, match=r"blocks of 5 tokens .* need 4 future offsets, but `policy.mtp` has 3"):
+    with pytest.raises(
+        UserError, match=r"blocks of 5 tokens .* need 4 future offsets, but `policy.mtp` has 3"
+    ):
         make().check(ScoreRequest(future=4))
     with pytest.raises(UserError, match="the policy has none; give `policy.mtp`"):
         tiny_policy().check(ScoreRequest(future=1))
@@ -390,8 +450,12 @@ def _forced(policy, rollout, token):
     for n in range(M + 1):
         for b, t in window(rollout.response_mask_BT, n).nonzero().tolist():
             swapped = _with(rollout, b, t + n, token)
-            scores = policy.score(swapped, swapped.response_mask_BT, temperature=1.0, request=REQUEST)
-            values[b, t, n] = (scores.logprobs_BT if n == 0 else scores.future_BTM[..., n - 1])[b, t].detach()
+            scores = policy.score(
+                swapped, swapped.response_mask_BT, temperature=1.0, request=REQUEST
+            )
+            values[b, t, n] = (scores.logprobs_BT if n == 0 else scores.future_BTM[..., n - 1])[
+                b, t
+            ].detach()
     return values
 
 
@@ -418,7 +482,10 @@ def test_no_tensor_grows_with_offsets_times_vocabulary(monkeypatch, make):
         policy = make(offsets=3)
         with Largest() as largest:
             scores = policy.score(
-                rollout, rollout.response_mask_BT, temperature=1.0, request=ScoreRequest(future=offsets)
+                rollout,
+                rollout.response_mask_BT,
+                temperature=1.0,
+                request=ScoreRequest(future=offsets),
             )
             scores.future_BTM.sum().backward()
         sizes.append(largest.size)
@@ -430,7 +497,9 @@ def test_a_response_may_end_with_any_token(make):
     policy = make()
     rollout = make_rollout([4], [5])
     rollout.tokens_BL[0, 6] = END
-    future = policy.score(rollout, rollout.response_mask_BT, temperature=1.0, request=REQUEST).future_BTM
+    future = policy.score(
+        rollout, rollout.response_mask_BT, temperature=1.0, request=REQUEST
+    ).future_BTM
     torch.testing.assert_close(future.double(), naive(policy, rollout), rtol=1e-9, atol=1e-9)
 
 
@@ -445,5 +514,7 @@ def test_autocast_of_the_trainer_reaches_the_heads(tiny_policy, family):
     rollout = make_rollout(PROMPTS, RESPONSES)
     for dtype in (None, torch.bfloat16):
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            policy.score(rollout, rollout.response_mask_BT, temperature=1.0, request=ScoreRequest(future=1))
+            policy.score(
+                rollout, rollout.response_mask_BT, temperature=1.0, request=ScoreRequest(future=1)
+            )
     assert seen == [torch.float32, torch.bfloat16]

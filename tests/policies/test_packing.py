@@ -10,7 +10,7 @@ import torch
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.packing import Lines, lay_out
 from lightning_mpo.types import take_rows
-from tests.helpers import make_rollout
+from tests.support.builders import make_rollout
 
 PROMPTS, RESPONSES = [6, 9, 4], [5, 1, 3, 2, 0, 7, 4, 4, 1]
 ORDER = [3, 0, 8, 5, 1, 2, 7, 4, 6]
@@ -42,7 +42,9 @@ def test_what_predicts_a_token_has_seen_its_prompt_and_response_before_it_in_ord
             seen = seen_by(packed, line, position)
             places = packed.position_ids_RL[line, seen].tolist()
             tokens = packed.input_ids_RL[line, seen].tolist()
-            assert [token for _, token in sorted(zip(places, tokens, strict=True))] == prompt + response[:t]
+            assert [
+                token for _, token in sorted(zip(places, tokens, strict=True))
+            ] == prompt + response[:t]
             assert sorted(places) == list(range(len(prompt) + t))
 
 
@@ -51,13 +53,17 @@ def test_groups_share_a_line_and_rows_stand_alone_without_sharing():
     assert shared.shared
     assert len(shared.input_ids_RL) == len(PROMPTS)
     prompts = rollout.attention_mask_BL[:, : rollout.prompt_length].sum(1)
-    tokens = sum(PROMPTS) + sum(max(n - 1, 0) for n in RESPONSES)  # the last token of a response predicts nothing
+    tokens = sum(PROMPTS) + sum(
+        max(n - 1, 0) for n in RESPONSES
+    )  # the last token of a response predicts nothing
     assert int((shared.segment_RL >= 0).sum()) == tokens
     alone, _ = lines(share=False, order=ORDER)
     assert not alone.shared
     assert alone.attention_mask() is None
     assert len(alone.input_ids_RL) == len(RESPONSES)
-    assert int((alone.segment_RL >= 0).sum()) == int(prompts.sum()) + sum(max(n - 1, 0) for n in RESPONSES)
+    assert int((alone.segment_RL >= 0).sum()) == int(prompts.sum()) + sum(
+        max(n - 1, 0) for n in RESPONSES
+    )
 
 
 def test_padding_is_seen_by_nobody_and_every_token_sees_itself():
@@ -67,12 +73,16 @@ def test_padding_is_seen_by_nobody_and_every_token_sees_itself():
     assert padding.any()
     real = ~padding
     assert not (mask[:, 0] & padding[:, None, :] & real[:, :, None]).any()
-    assert mask[:, 0].diagonal(dim1=1, dim2=2).all()  # also padding, whose softmax would be empty otherwise
+    assert (
+        mask[:, 0].diagonal(dim1=1, dim2=2).all()
+    )  # also padding, whose softmax would be empty otherwise
 
 
 def test_lines_are_as_long_as_the_longest():
     packed, _ = lines()
-    widths = [PROMPTS[g] + sum(max(n - 1, 0) for n in RESPONSES[3 * g : 3 * g + 3]) for g in range(3)]
+    widths = [
+        PROMPTS[g] + sum(max(n - 1, 0) for n in RESPONSES[3 * g : 3 * g + 3]) for g in range(3)
+    ]
     assert packed.input_ids_RL.shape == (3, max(widths))
 
 
@@ -97,9 +107,14 @@ def test_rows_that_are_padded_on_the_wrong_side_are_refused():
     rollout = make_rollout([3, 5], [4, 2])
     lay_out(rollout, share=True, hidden_size=8)
     flipped = replace(rollout, response_mask_BT=rollout.response_mask_BT.flip(1))
-    with pytest.raises(UserError, match=r"`Rollout.response_mask_BT`: responses must be padded on the right .* row 1"):
+    with pytest.raises(
+        UserError,
+        match=r"`Rollout.response_mask_BT`: responses must be padded on the right .* row 1",
+    ):
         lay_out(flipped, share=True, hidden_size=8)
     mask = rollout.attention_mask_BL.clone()
     mask[:, :5] = mask[:, :5].flip(1)
-    with pytest.raises(UserError, match=r"`Rollout.attention_mask_BL`: prompts must be padded on the left .* row 0"):
+    with pytest.raises(
+        UserError, match=r"`Rollout.attention_mask_BL`: prompts must be padded on the left .* row 0"
+    ):
         lay_out(replace(rollout, attention_mask_BL=mask), share=True, hidden_size=8)

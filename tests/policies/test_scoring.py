@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.scoring import ResponseTokens
-from tests.helpers import VOCABULARY, make_rollout, seeded
+from tests.support.builders import VOCABULARY, make_rollout, seeded
 
 D = 6
 
@@ -17,7 +17,12 @@ def scene(**options) -> tuple[ResponseTokens, torch.Tensor, nn.Linear]:
     """Response tokens of a small rollout, hidden states for every place of it, and an unembedding in float64."""
     rollout = make_rollout([4, 3], [5, 2, 4, 1], **options)
     B, L = rollout.tokens_BL.shape
-    index_BT = torch.arange(B)[:, None] * L + rollout.prompt_length - 1 + torch.arange(rollout.responses_BT.shape[1])
+    index_BT = (
+        torch.arange(B)[:, None] * L
+        + rollout.prompt_length
+        - 1
+        + torch.arange(rollout.responses_BT.shape[1])
+    )
     tokens = ResponseTokens.of(rollout, rollout.response_mask_BT, index_BT)
     head = nn.Linear(D, VOCABULARY, dtype=torch.float64)
     with torch.no_grad():
@@ -49,7 +54,9 @@ def test_logits_of_the_support_are_those_of_the_head(slots):
 def test_logits_need_a_stored_support():
     tokens, hidden, head = scene()
     assert tokens.logprobs(hidden, head)[2] is None
-    with pytest.raises(UserError, match="logits of the support need a stored one: give `support` as `TopK`"):
+    with pytest.raises(
+        UserError, match="logits of the support need a stored one: give `support` as `TopK`"
+    ):
         tokens.logprobs(hidden, head, logits=True)
 
 

@@ -18,15 +18,17 @@ from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.policies.sharding import decoder_layers
-from tests.modules.runs import distance, fit, make_policy, sgd
+from tests.support.runs import distance, fit, make_policy, sgd
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, tiny_folder) -> Path:
     """Run the script on two processes and return the folder it wrote to."""
     folder = tmp_path_factory.mktemp("two")
-    script = str(Path(__file__).with_name("two_shards_of_a_policy.py"))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {"OMP_NUM_THREADS": "1"}
+    script = str(Path(__file__).parents[1] / "support" / "two_shards_of_a_policy.py")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {
+        "OMP_NUM_THREADS": "1"
+    }
     done = subprocess.run(
         [sys.executable, script, str(folder), tiny_folder],
         capture_output=True, text=True, timeout=1500, env=environment, check=False,
@@ -46,7 +48,9 @@ def test_one_process_reads_the_model_and_each_holds_half(two):
     assert [part["calls"] for part in ranks] == [1, 0], "only rank 0 reads the file"
     assert sum(part["own"] for part in ranks) == ranks[0]["all"]
     assert all(abs(part["own"] / part["all"] - 0.5) < 0.01 for part in ranks)
-    assert all(part["tied"] and not part["names"] for part in ranks), "ties stay, and the reference is in no state dict"
+    assert all(part["tied"] and not part["names"] for part in ranks), (
+        "ties stay, and the reference is in no state dict"
+    )
 
 
 @pytest.mark.slow
@@ -57,7 +61,10 @@ def test_shards_hold_the_pretrained_weights_and_train_as_one_process(tmp_path, t
     for name, weight in AutoModelForCausalLM.from_pretrained(tiny_folder).named_parameters():
         assert torch.equal(loaded[f"network.{name}"], weight)
         assert torch.equal(loaded[f"reference_network.{name}"], weight)
-    trained, start = torch.load(two / "trained.pt"), {n: w for n, w in loaded.items() if n.startswith("network.")}
+    trained, start = (
+        torch.load(two / "trained.pt"),
+        {n: w for n, w in loaded.items() if n.startswith("network.")},
+    )
     assert distance(trained, start) > 1e-4
     for _, line in said(two, "load")[0]["logged"]:
         assert abs(line["kl/old"]) < 0.1
@@ -77,7 +84,9 @@ def test_resume_within_a_rollout_is_exact(two, kind):
         assert part["folder"] == (kind == "folder")
         assert part["off"] == 0.0
         assert part["rows"] == part["expected"]
-    assert ranks[0]["rows"] != ranks[1]["rows"], "both ranks had the same rows: the test shows nothing"
+    assert ranks[0]["rows"] != ranks[1]["rows"], (
+        "both ranks had the same rows: the test shows nothing"
+    )
     assert ranks[0]["logged"] == ranks[0]["whole"][5:]
 
 
@@ -91,11 +100,16 @@ def test_layer_by_layer_is_what_whole_weights_are(two):
 @pytest.mark.slow
 def test_processes_draw_in_different_rounds(two):
     first, second = (part["accounts"] for part in said(two, "dynamic False"))
-    assert all(a["rollout/rounds"] == b["rollout/rounds"] for a, b in zip(first, second, strict=True))
+    assert all(
+        a["rollout/rounds"] == b["rollout/rounds"] for a, b in zip(first, second, strict=True)
+    )
     missing = [
-        (a["rollout/groups_missing"] > 0, b["rollout/groups_missing"] > 0) for a, b in zip(first, second, strict=True)
+        (a["rollout/groups_missing"] > 0, b["rollout/groups_missing"] > 0)
+        for a, b in zip(first, second, strict=True)
     ]
-    assert any(a != b for a, b in missing), "no process ever waited for the other: the test shows nothing"
+    assert any(a != b for a, b in missing), (
+        "no process ever waited for the other: the test shows nothing"
+    )
 
 
 @pytest.mark.slow
@@ -106,7 +120,9 @@ def test_all_that_scores_runs_in_shards(two):
         name for _, logged in ranks[0]["logged"] for name in logged
     }, line
     assert {"initial", "final"} <= ranks[0]["summary"].keys()
-    assert sorted(part["predicted"] for part in ranks) == [2, 3], "the processes had different numbers of batches"
+    assert sorted(part["predicted"] for part in ranks) == [2, 3], (
+        "the processes had different numbers of batches"
+    )
 
 
 @pytest.mark.slow
@@ -128,11 +144,17 @@ def alone(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "gather", [pytest.param(True, id="whole", marks=pytest.mark.slow), pytest.param(False, id="layers")]
+    "gather",
+    [pytest.param(True, id="whole", marks=pytest.mark.slow), pytest.param(False, id="layers")],
 )
 def test_one_process_in_shards_trains_as_without(tmp_path, alone, gather):
     """The weights are DTensors, clipped by value, and activations are recomputed."""
-    options = {"rollout": {"epochs": 2}, "max_steps": 2, "module": {"optimizer": sgd()}, "callbacks": [KLTracking()]}
+    options = {
+        "rollout": {"epochs": 2},
+        "max_steps": 2,
+        "module": {"optimizer": sgd()},
+        "callbacks": [KLTracking()],
+    }
     options |= {"gradient_clip_val": 0.02, "gradient_clip_algorithm": "value"}
     plain = fit(tmp_path, policy=make_policy(), **options)
     policy = make_policy()
@@ -140,7 +162,11 @@ def test_one_process_in_shards_trains_as_without(tmp_path, alone, gather):
     sharded = fit(tmp_path, policy=policy, strategy=ModelParallelStrategy(1, 1), **options)
     assert sharded.module.policy.shards is not None
     assert all(hasattr(weight, "device_mesh") for weight in sharded.module.policy.parameters())
-    weights = {name: weight.full_tensor() for name, weight in sharded.weights.items() if "reference" not in name}
+    weights = {
+        name: weight.full_tensor()
+        for name, weight in sharded.weights.items()
+        if "reference" not in name
+    }
     expected = {name: weight for name, weight in plain.weights.items() if "reference" not in name}
     assert distance(weights, expected) < 1e-6
     assert [line for _, line in sharded.record.without_clocks()] == [
@@ -179,11 +205,15 @@ def test_an_outline_has_the_weights_that_are_built(tiny_folder):
     from lightning_mpo.policies import ParallelHeads, SeparateCritic
 
     built, outline = (
-        CausalPolicy(tiny_folder, mtp=ParallelHeads(2, own_unembedding=True), critic=SeparateCritic(8))
+        CausalPolicy(
+            tiny_folder, mtp=ParallelHeads(2, own_unembedding=True), critic=SeparateCritic(8)
+        )
         for _ in range(2)
     )
     built.build(device=torch.device("cpu"), reference=False)
     outline.outline()
     assert all(weight.is_meta for weight in outline.parameters())
-    shapes = [{n: (w.shape, w.requires_grad) for n, w in p.named_parameters()} for p in (built, outline)]
+    shapes = [
+        {n: (w.shape, w.requires_grad) for n, w in p.named_parameters()} for p in (built, outline)
+    ]
     assert shapes[0] == shapes[1]

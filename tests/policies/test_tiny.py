@@ -54,7 +54,9 @@ def test_weights_depend_on_the_seed_alone(tiny_policy):
 
 
 def test_a_repeated_character_is_refused():
-    with pytest.raises(UserError, match=r"`TinyPolicy.characters` must not repeat a character, got 'abca'"):
+    with pytest.raises(
+        UserError, match=r"`TinyPolicy.characters` must not repeat a character, got 'abca'"
+    ):
         TinyPolicy("abca")
 
 
@@ -62,4 +64,6 @@ def test_the_width_of_the_first_weights_is_an_option():
     """Of 18 x 64 numbers: five standard errors of a deviation are 0.1 of it, a false alarm in 6e-7 of generators."""
     for width in (0.02, 0.12):
         network = TinyPolicy(hidden_size=64, layers=1, initializer_range=width).load_network()
-        assert network.get_input_embeddings().weight[2:].std().item() == pytest.approx(width, rel=0.11)
+        assert network.get_input_embeddings().weight[2:].std().item() == pytest.approx(
+            width, rel=0.11
+        )

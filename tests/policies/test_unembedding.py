@@ -12,7 +12,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.policies import CausalPolicy, Lora
 from lightning_mpo.policies.unembedding import Unembedding
 from lightning_mpo.scores import ScoreRequest
-from tests.helpers import make_rollout, naive_logprobs, relative_error, seeded
+from tests.support.builders import make_rollout, naive_logprobs, relative_error, seeded
 
 CPU = torch.device("cpu")
 PROMPTS, RESPONSES = [4, 6], [5, 2, 4, 3]
@@ -49,8 +49,12 @@ def flat(rows: list[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("support", [None, 6])
-@pytest.mark.parametrize(("dtype", "near", "close"), [("float32", 1e-4, 1e-4), ("bfloat16", 0.15, 0.03)])
-def test_an_adapted_head_scores_as_the_network_itself(tiny_folder, tied, support, dtype, near, close):
+@pytest.mark.parametrize(
+    ("dtype", "near", "close"), [("float32", 1e-4, 1e-4), ("bfloat16", 0.15, 0.03)]
+)
+def test_an_adapted_head_scores_as_the_network_itself(
+    tiny_folder, tied, support, dtype, near, close
+):
     policy = adapted(tiny_folder, tied=tied, dtype=dtype)
     head, network = policy.network.get_output_embeddings(), policy.network
     assert (head.weight is network.get_input_embeddings().weight) == tied
@@ -65,7 +69,9 @@ def test_an_adapted_head_scores_as_the_network_itself(tiny_folder, tied, support
     upstream = torch.randn(2, int(mask.sum()), generator=seeded(3))
     mine = (upstream[0] * scores.logprobs_BT[mask] + upstream[1] * scores.entropy_BT[mask]).sum()
     naive = (upstream[0] * flat(logprobs) + upstream[1] * flat(entropies)).sum()
-    pairs = zip(torch.autograd.grad(mine, trained), torch.autograd.grad(naive, trained), strict=True)
+    pairs = zip(
+        torch.autograd.grad(mine, trained), torch.autograd.grad(naive, trained), strict=True
+    )
     assert all(relative_error(one, other) < close for one, other in pairs)
 
 
@@ -77,7 +83,9 @@ def test_the_reference_has_no_adapter_on_its_head(tiny_folder, support):
     with torch.no_grad():
         expected = plain.score(rollout, rollout.response_mask_BT, temperature=1.0).logprobs_BT
         before = policy.score(rollout, rollout.response_mask_BT, temperature=1.0).logprobs_BT
-        off = policy.score(rollout, rollout.response_mask_BT, temperature=1.0, reference=True).logprobs_BT
+        off = policy.score(
+            rollout, rollout.response_mask_BT, temperature=1.0, reference=True
+        ).logprobs_BT
         after = policy.score(rollout, rollout.response_mask_BT, temperature=1.0).logprobs_BT
     torch.testing.assert_close(off, expected, rtol=0, atol=1e-6)
     assert torch.equal(before, after)
@@ -89,7 +97,9 @@ def test_sampling_and_ranks_see_the_adapter(tiny_folder):
     rollout = make_rollout(PROMPTS, RESPONSES)
     with torch.no_grad():
         hidden = policy.decoder()(input_ids=rollout.responses_BT).last_hidden_state[:, -1]
-        torch.testing.assert_close(policy.logits(hidden), policy.network.lm_head(hidden), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            policy.logits(hidden), policy.network.lm_head(hidden), rtol=0, atol=1e-4
+        )
         ranks = policy.ranks(rollout, rollout.response_mask_BT)[..., 0]
         for b, n in enumerate(RESPONSES):
             prompt = rollout.tokens_BL[b, : rollout.prompt_length][
@@ -114,7 +124,9 @@ def wrapped(bias: bool = False, **config) -> nn.Module:
     return model.base_model.model["head"]
 
 
-@pytest.mark.parametrize("config", [{}, {"lora_bias": True}, {"use_rslora": True}, {"lora_dropout": 0.4}])
+@pytest.mark.parametrize(
+    "config", [{}, {"lora_bias": True}, {"use_rslora": True}, {"lora_dropout": 0.4}]
+)
 @pytest.mark.parametrize("bias", [False, True])
 def test_what_is_read_of_an_adapter_is_the_layer_itself(config, bias):
     head = wrapped(bias=bias or "lora_bias" in config, **config)
@@ -136,11 +148,20 @@ def test_what_a_head_may_not_be_is_said_by_name():
     two.update_layer("other", 2, lora_alpha=1, config=_config())
     two.set_adapter(["default", "other"])
     for head, message in (
-        (wrapped(use_dora=True), r"the adapter 'default' of the head is a Dora\w+; .* only plain LoRA"),
+        (
+            wrapped(use_dora=True),
+            r"the adapter 'default' of the head is a Dora\w+; .* only plain LoRA",
+        ),
         (two, r"the head has 2 active adapters \(default, other\)"),
         (merged, "the head's adapter is merged .* `unmerge_adapter"),
-        (ModulesToSaveWrapper(nn.Linear(6, 9), "default"), "peft's ModulesToSaveWrapper .* `lora.targets`"),
-        (SimpleNamespace(weight=torch.zeros(9, 6, dtype=torch.uint8)), "must be a linear layer in floating point"),
+        (
+            ModulesToSaveWrapper(nn.Linear(6, 9), "default"),
+            "peft's ModulesToSaveWrapper .* `lora.targets`",
+        ),
+        (
+            SimpleNamespace(weight=torch.zeros(9, 6, dtype=torch.uint8)),
+            "must be a linear layer in floating point",
+        ),
         (nn.Identity(), "must be a linear layer in floating point, got Identity"),
     ):
         with pytest.raises(UserError, match=message) as caught:

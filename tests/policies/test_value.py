@@ -7,10 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.policies import CausalPolicy, Critic, Lora, ParallelHeads, SeparateCritic, ValueHead
+from lightning_mpo.policies import (
+    CausalPolicy,
+    Critic,
+    Lora,
+    ParallelHeads,
+    SeparateCritic,
+    ValueHead,
+)
 from lightning_mpo.policies.base import parameter_groups
 from lightning_mpo.scores import ScoreRequest
-from tests.helpers import make_rollout, relative_error, seeded, subclasses
+from tests.support.builders import make_rollout, relative_error, seeded, subclasses
 
 PROMPTS, RESPONSES = [6, 9, 4], [5, 1, 3, 2, 1, 7, 4, 4, 1]
 ORDER = [3, 0, 8, 5, 1, 2, 7, 4, 6]
@@ -30,7 +37,8 @@ each_critic = pytest.mark.parametrize("kind", CRITICS)
 def always_share(monkeypatch):
     """A model of 32 dimensions would hardly ever share: its attention costs more than its projections."""
     monkeypatch.setattr(
-        "lightning_mpo.policies.packing._pays", lambda prompt, responses, hidden_size: len(responses) > 1
+        "lightning_mpo.policies.packing._pays",
+        lambda prompt, responses, hidden_size: len(responses) > 1,
     )
 
 
@@ -38,7 +46,12 @@ def scramble(module: nn.Module, size: float = 0.4) -> None:
     generator = seeded(7)
     with torch.no_grad():
         for weight in module.parameters():
-            weight.add_(size * torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype))
+            weight.add_(
+                size
+                * torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(
+                    weight.dtype
+                )
+            )
 
 
 @pytest.fixture
@@ -70,7 +83,9 @@ def naive(policy: CausalPolicy, rollout) -> list[Tensor]:
             hidden = trunk_of(policy)(input_ids=read, use_cache=False).last_hidden_state[0, -1]
             for layer in policy.critic.head:
                 hidden = (
-                    layer.weight @ hidden + layer.bias if isinstance(layer, nn.Linear) else nn.functional.silu(hidden)
+                    layer.weight @ hidden + layer.bias
+                    if isinstance(layer, nn.Linear)
+                    else nn.functional.silu(hidden)
                 )
             values.append(hidden[0])
         rows.append(torch.stack(values))
@@ -129,7 +144,9 @@ def test_values_start_at_zero(make, kind):
 @each_critic
 def test_only_the_tokens_asked_for_are_valued(make, kind):
     policy, rollout = make(kind), make_rollout(PROMPTS, RESPONSES)
-    mask = rollout.response_mask_BT & (torch.rand(rollout.response_mask_BT.shape, generator=seeded(1)) < 0.5)
+    mask = rollout.response_mask_BT & (
+        torch.rand(rollout.response_mask_BT.shape, generator=seeded(1)) < 0.5
+    )
     mask[0] = False
     torch.testing.assert_close(values_of(policy, rollout, mask), values_of(policy, rollout) * mask)
     assert policy.score(rollout, mask, temperature=1.0).values_BT is None
@@ -140,7 +157,8 @@ def test_log_probs_are_the_same_with_values(make, kind):
     policy, rollout = make(kind), make_rollout(PROMPTS, RESPONSES)
     mask = rollout.response_mask_BT
     with_values, without = (
-        policy.score(rollout, mask, temperature=0.7, request=request) for request in (REQUEST, ScoreRequest())
+        policy.score(rollout, mask, temperature=0.7, request=request)
+        for request in (REQUEST, ScoreRequest())
     )
     assert torch.equal(with_values.logprobs_BT, without.logprobs_BT)
 
@@ -150,7 +168,9 @@ def test_values_beside_multi_token_heads(make, family):
     heads = None if family is None else family(offsets=2)
     policy, rollout = make(mtp=heads), make_rollout(PROMPTS, RESPONSES)
     request = ScoreRequest(values=True, future=2 if family else 0)
-    values = policy.score(rollout, rollout.response_mask_BT, temperature=1.0, request=request).values_BT
+    values = policy.score(
+        rollout, rollout.response_mask_BT, temperature=1.0, request=request
+    ).values_BT
     torch.testing.assert_close(values[rollout.response_mask_BT], torch.cat(naive(policy, rollout)))
 
 
@@ -176,7 +196,9 @@ def test_nothing_to_value_still_reaches_every_weight_of_the_critic(make, kind):
     """An empty micro-batch takes part in the backward pass, at gradient 0: DDP waits for it."""
     policy, rollout = make(kind), make_rollout(PROMPTS, RESPONSES)
     values_of(policy, rollout, torch.zeros_like(rollout.response_mask_BT)).sum().backward()
-    assert all(weight.grad is not None and not weight.grad.any() for weight in policy.parts()["critic"])
+    assert all(
+        weight.grad is not None and not weight.grad.any() for weight in policy.parts()["critic"]
+    )
 
 
 def test_checkpointing_recomputes_and_changes_no_gradient(tiny_policy):
@@ -213,7 +235,9 @@ def test_a_separate_critic_starts_as_the_trunk_and_shares_nothing(make):
     logprobs = policy.score(rollout, rollout.response_mask_BT, temperature=1.0).logprobs_BT
     scramble(policy.network)
     assert torch.equal(values_of(policy, rollout), before)
-    assert not torch.equal(policy.score(rollout, rollout.response_mask_BT, temperature=1.0).logprobs_BT, logprobs)
+    assert not torch.equal(
+        policy.score(rollout, rollout.response_mask_BT, temperature=1.0).logprobs_BT, logprobs
+    )
     assert not torch.equal(values_of(make("linear"), rollout), before)
 
 
@@ -230,11 +254,16 @@ def adapted(folder: str, critic: Critic, *, move: bool = True, **options) -> Cau
 
 
 @pytest.mark.parametrize("kind", ["linear", "separate"])
-def test_with_lora_the_head_reads_the_adapted_trunk_and_the_copy_is_trained_whole(tiny_folder, kind):
+def test_with_lora_the_head_reads_the_adapted_trunk_and_the_copy_is_trained_whole(
+    tiny_folder, kind
+):
     policy, rollout = adapted(tiny_folder, CRITICS[kind]()), make_rollout(PROMPTS, RESPONSES)
     scramble(policy.critic)
     torch.testing.assert_close(
-        values_of(policy, rollout)[rollout.response_mask_BT], torch.cat(naive(policy, rollout)), rtol=1e-4, atol=1e-4
+        values_of(policy, rollout)[rollout.response_mask_BT],
+        torch.cat(naive(policy, rollout)),
+        rtol=1e-4,
+        atol=1e-4,
     )
     before = values_of(policy, rollout)
     with policy._adapters.disable_adapter():
@@ -252,11 +281,16 @@ def test_with_lora_the_head_reads_the_adapted_trunk_and_the_copy_is_trained_whol
 
 @pytest.mark.parametrize("kind", ["linear", "separate"])
 def test_over_a_bfloat16_base_the_critic_is_float32(tiny_folder, kind):
-    policy, rollout = adapted(tiny_folder, CRITICS[kind](), dtype="bfloat16"), make_rollout(PROMPTS, RESPONSES)
+    policy, rollout = (
+        adapted(tiny_folder, CRITICS[kind](), dtype="bfloat16"),
+        make_rollout(PROMPTS, RESPONSES),
+    )
     scramble(policy.critic, 0.05)
     assert all(weight.dtype == torch.float32 for weight in policy.parts()["critic"])
     seen = []
-    trunk_of(policy).layers[0].mlp.down_proj.register_forward_hook(lambda module, ids, out: seen.append(out.dtype))
+    trunk_of(policy).layers[0].mlp.down_proj.register_forward_hook(
+        lambda module, ids, out: seen.append(out.dtype)
+    )
     values = values_of(policy, rollout)
     assert seen == [torch.bfloat16], "its matrices are multiplied as those of the base"
     assert values.dtype == torch.float32
@@ -289,16 +323,21 @@ def test_parts_come_in_one_order_and_an_unused_one_is_frozen(make):
     policy.freeze_unused(ScoreRequest())
     assert list(policy.parts()) == ["policy"]
     with pytest.raises(
-        UserError, match=r"`learning_rates` names 'critic', which is not trained; there are \['policy'\]"
+        UserError,
+        match=r"`learning_rates` names 'critic', which is not trained; there are \['policy'\]",
     ):
         parameter_groups(policy, {"critic": 0.5})
 
 
 def test_values_without_a_critic_are_refused_before_any_weight_is_loaded(tiny_policy):
-    with pytest.raises(UserError, match=r"^`objective.critic` needs `policy.critic`: give `ValueHead`, say"):
+    with pytest.raises(
+        UserError, match=r"^`objective.critic` needs `policy.critic`: give `ValueHead`, say"
+    ):
         CausalPolicy("nowhere").check(REQUEST)
     for critic in (ValueHead, SeparateCritic):
-        with pytest.raises(UserError, match=rf"`{critic.__name__}.width` must be at least 1, got 0"):
+        with pytest.raises(
+            UserError, match=rf"`{critic.__name__}.width` must be at least 1, got 0"
+        ):
             critic(width=0)
         with pytest.raises(RuntimeError, match="`build` was not called"):
             critic().values(None, torch.zeros(1, 1), torch.zeros(1, 1))
@@ -309,12 +348,16 @@ def test_a_quantised_trunk_is_not_copied(tiny_policy):
     packed = nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
     policy.decoder().layers[0].register_parameter("packed", packed)
     ValueHead().build(policy.decoder())
-    with pytest.raises(UserError, match="`SeparateCritic` cannot copy a quantised trunk; use `ValueHead`"):
+    with pytest.raises(
+        UserError, match="`SeparateCritic` cannot copy a quantised trunk; use `ValueHead`"
+    ):
         SeparateCritic().build(policy.decoder())
 
 
 def save(policy: CausalPolicy, path) -> str:
-    state = {f"policy.{key}": value for key, value in policy.trained_state(policy.state_dict()).items()}
+    state = {
+        f"policy.{key}": value for key, value in policy.trained_state(policy.state_dict()).items()
+    }
     torch.save({"state_dict": state}, path)
     return str(path)
 
@@ -328,7 +371,9 @@ def test_a_checkpoint_with_a_critic_is_taken(make, tmp_path, kind):
     assert make(kind).cold_parts == {"critic"}
 
 
-def test_a_checkpoint_without_a_critic_leaves_it_cold_over_the_checkpoints_own_trunk(make, tiny_policy, tmp_path):
+def test_a_checkpoint_without_a_critic_leaves_it_cold_over_the_checkpoints_own_trunk(
+    make, tiny_policy, tmp_path
+):
     earlier = tiny_policy(seed=3, double=True)
     for kind in ("linear", "separate"):
         policy = make(kind, fresh=True, seed=4, checkpoint=save(earlier, tmp_path / "last.ckpt"))
@@ -342,7 +387,9 @@ def test_a_separate_critic_takes_the_checkpoints_adapters_in(tiny_folder, tmp_pa
     earlier = CausalPolicy(tiny_folder, lora=Lora(rank=4, alpha=8))
     earlier.build(device=CPU, reference=False)
     scramble_adapters(earlier)
-    policy = adapted(tiny_folder, SeparateCritic(), move=False, checkpoint=save(earlier, tmp_path / "last.ckpt"))
+    policy = adapted(
+        tiny_folder, SeparateCritic(), move=False, checkpoint=save(earlier, tmp_path / "last.ckpt")
+    )
     ids = make_rollout([6], [5]).tokens_BL
     own, trunk, bare = (
         decoder(input_ids=ids, use_cache=False).last_hidden_state
@@ -366,7 +413,9 @@ def make_bare(folder: str) -> CausalPolicy:
     return policy
 
 
-def test_a_critic_of_an_earlier_stage_may_be_left_behind_but_not_be_another(make, tiny_policy, tmp_path):
+def test_a_critic_of_an_earlier_stage_may_be_left_behind_but_not_be_another(
+    make, tiny_policy, tmp_path
+):
     path = save(make("hidden"), tmp_path / "last.ckpt")
     assert not tiny_policy(double=True, checkpoint=path).cold_parts
     with pytest.raises(UserError, match="does not fit the policy"):

@@ -66,7 +66,12 @@ def test_none_abstains_and_a_row_is_invalid_only_where_all_do() -> None:
     math = FixedAccuracy([1.0, 0.0, None, None], weight=3.0, answers=[True, False, False, False])
     code = FixedAccuracy([None, None, 1.0, None], answers=[False, True, True, False])
     scores = score_all([math, code], four)
-    assert scores.valid_B.tolist() == scores.judged_B.tolist() == scores.decided_B.tolist() == [True] * 3 + [False]
+    assert (
+        scores.valid_B.tolist()
+        == scores.judged_B.tolist()
+        == scores.decided_B.tolist()
+        == [True] * 3 + [False]
+    )
     assert scores.rewards_B.tolist() == [3.0, 0.0, 1.0, 0.0]
     assert scores.correct_B.tolist() == [True, False, True, False]
     assert scores.answered_B.tolist() == [True, False, True, False]
@@ -102,7 +107,9 @@ def test_names_never_collide() -> None:
     assert list(score_all(rewards, PAIR).parts) == ["fixed", "fixed_2", "fixed_3"]
     assert ExactAnswer().name == "exact_answer"
     named = type("Fixed_3", (Fixed,), {})
-    parts = score_all([Fixed([0.0, 0]), named([1.0, 1]), Fixed([2.0, 2]), Fixed([3.0, 3])], PAIR).parts
+    parts = score_all(
+        [Fixed([0.0, 0]), named([1.0, 1]), Fixed([2.0, 2]), Fixed([3.0, 3])], PAIR
+    ).parts
     assert sorted(part[0].item() for part in parts.values()) == [0, 1, 2, 3]
 
 
@@ -114,7 +121,10 @@ def _raise(completions: Sequence[Completion]) -> None:
     ("value", "message"),
     [
         (_raise, r"reward `Fixed` raised KeyError: 'solution'"),
-        ([1.0, float("nan")], r"returned nan for completion 1 \('1; 51'\); return a finite number, or None"),
+        (
+            [1.0, float("nan")],
+            r"returned nan for completion 1 \('1; 51'\); return a finite number, or None",
+        ),
         ([float("inf"), 1.0], r"returned inf for completion 0"),
         ([1.0, "good"], r"returned 'good' for completion 1"),
         ([1.0, [2.0]], r"returned \[2.0\] for completion 1"),
@@ -162,7 +172,10 @@ def test_completions_of_a_rollout() -> None:
 
 def test_scores_are_split_and_joined_row_by_row():
     batch = [completion(text) for text in ("51", "3", "51", "x")]
-    rewards = [FixedAccuracy([1.0, 0.0, None, 0.25]), Fixed([0.5, 1.5, 2.5, 3.5], answers=[True, False, True, True])]
+    rewards = [
+        FixedAccuracy([1.0, 0.0, None, 0.25]),
+        Fixed([0.5, 1.5, 2.5, 3.5], answers=[True, False, True, True]),
+    ]
     whole = score_all(rewards, batch)
     parts = [take_reward_scores(whole, torch.tensor(rows)) for rows in ([3, 0], [1], [2])]
     again = join_reward_scores(parts)
@@ -175,7 +188,9 @@ def test_scores_are_split_and_joined_row_by_row():
 
 
 def test_scores_of_other_rewards_are_not_joined():
-    first, second = (score_all([reward], [completion()]) for reward in (Fixed([1.0]), ExactAnswer()))
+    first, second = (
+        score_all([reward], [completion()]) for reward in (Fixed([1.0]), ExactAnswer())
+    )
     with pytest.raises(ValueError, match="same rewards"):
         join_reward_scores([first, second])
 
@@ -199,7 +214,8 @@ def test_a_sum_that_float32_does_not_hold_is_refused() -> None:
 
     done = [Completion("p", "t", "x", 1, True, {})]
     with pytest.raises(
-        RewardError, match=r"completion 0 is 6e\+38, more than float32 holds; lower the weights \(Large"
+        RewardError,
+        match=r"completion 0 is 6e\+38, more than float32 holds; lower the weights \(Large",
     ):
         score_all([Large(), Large()], done)
 
@@ -212,7 +228,9 @@ def test_rows_that_nobody_judged_have_the_parts_of_all_rewards() -> None:
     rewards, done = [Plain(), Plain()], [Completion("p", "t", "x", 1, True, {})] * 2
     none, some = unjudged(rewards, 2), score_all(rewards, done)
     assert list(none.parts) == list(some.parts) == ["plain", "plain_2"]
-    assert not (none.judged_B | none.valid_B | none.correct_B | none.answered_B | none.decided_B).any()
+    assert not (
+        none.judged_B | none.valid_B | none.correct_B | none.answered_B | none.decided_B
+    ).any()
     assert join_reward_scores([none, some]).judged_B.tolist() == [False, False, True, True]
 
 

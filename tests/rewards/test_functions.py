@@ -12,10 +12,20 @@ import pytest
 import torch
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.rewards import Completion, ExactAnswer, FunctionReward, Reward, RewardError, score_all
+from lightning_mpo.rewards import (
+    Completion,
+    ExactAnswer,
+    FunctionReward,
+    Reward,
+    RewardError,
+    score_all,
+)
 from lightning_mpo.rewards.functions import RewardPath, as_rewards, load_object
 
-BATCH = [Completion(f"p{i}", f"t{i}", f"{i}", 2, True, {"answer": 10 * i}, token_ids=(7, i)) for i in range(3)]
+BATCH = [
+    Completion(f"p{i}", f"t{i}", f"{i}", 2, True, {"answer": 10 * i}, token_ids=(7, i))
+    for i in range(3)
+]
 
 
 def scores(function: Any) -> list[float | None]:
@@ -85,7 +95,9 @@ def test_a_generator_is_taken_and_an_endless_one_refused() -> None:
             yield 1.0
 
     assert scores(lambda completions: (len(c) for c in completions)) == [2, 2, 2]
-    with pytest.raises(RewardError, match=r"`endless` must return one number per completion \(3\), got more"):
+    with pytest.raises(
+        RewardError, match=r"`endless` must return one number per completion \(3\), got more"
+    ):
         scores(endless)
 
 
@@ -107,7 +119,9 @@ def test_what_is_no_number_is_refused(value, message) -> None:
 
 
 def test_a_sum_beyond_float32_is_refused_and_names_the_weights() -> None:
-    with pytest.raises(RewardError, match=r"is 1e\+39, more than float32 holds; lower the weights \(f 1e\+09\)"):
+    with pytest.raises(
+        RewardError, match=r"is 1e\+39, more than float32 holds; lower the weights \(f 1e\+09\)"
+    ):
         score_all([FunctionReward(_f, weight=1e9)], BATCH)
 
 
@@ -120,7 +134,9 @@ _f.__name__ = "f"
 
 def test_a_name_that_nothing_gives_is_refused() -> None:
     reward = FunctionReward(lambda completions, nosuch: [])
-    with pytest.raises(RewardError, match="takes `nosuch`, which it is not given; .* `answer`, or `\\*\\*kwargs`"):
+    with pytest.raises(
+        RewardError, match="takes `nosuch`, which it is not given; .* `answer`, or `\\*\\*kwargs`"
+    ):
         reward.check_columns(["answer"])
     FunctionReward(only_names).check_columns(["answer"])
 
@@ -157,14 +173,21 @@ def test_functions_and_classes_of_a_file(tmp_path: Path) -> None:
         "    def score(self, completions): return [self.scale] * len(completions)\n"
     )
     assert scores(RewardPath(f"{file}:f")) == [1, 1, 1]
-    assert scores(RewardPath({"class_path": f"{file}:Two", "init_args": {"scale": 3.0}})) == [3, 3, 3]
+    assert scores(RewardPath({"class_path": f"{file}:Two", "init_args": {"scale": 3.0}})) == [
+        3,
+        3,
+        3,
+    ]
     weighted = FunctionReward(f"{file}:f", weight=0.5, accuracy=True)
     assert score_all([weighted], BATCH).rewards_B.tolist() == [0.5] * 3
     assert score_all([weighted], BATCH).correct_B.all()
     for value, message in [
         (f"{file}:g", "has no `g`; it has .*f"),
         (f"{file}.py:f", "there is no file"),
-        ({"class_path": f"{file}:f", "init_args": {"a": 1}}, "is a function; write {class_path: FunctionReward"),
+        (
+            {"class_path": f"{file}:f", "init_args": {"a": 1}},
+            "is a function; write {class_path: FunctionReward",
+        ),
         ({"class_path": f"{file}:Two", "init_args": {"a": 1}}, "cannot be built: TypeError"),
         ("nosuchmodule.f", "^no module `nosuchmodule` for `nosuchmodule.f`; looked in "),
         ("nodot", "must be an import path"),
@@ -180,11 +203,16 @@ def test_a_module_that_exits_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_belongs_to_the_batch_is_not_taken_from_columns() -> None:
-    row = {"completions": "column", "prompts": "column", "completion_ids": "column", "target": "column"}
+    row = {
+        "completions": "column",
+        "prompts": "column",
+        "completion_ids": "column",
+        "target": "column",
+    }
     seen: dict[str, Any] = {}
-    FunctionReward(lambda completions, **columns: seen.update(columns, completions=completions) or [0.0]).score(
-        [Completion("p", "t", "x", 1, True, row, token_ids=(7,))]
-    )
+    FunctionReward(
+        lambda completions, **columns: seen.update(columns, completions=completions) or [0.0]
+    ).score([Completion("p", "t", "x", 1, True, row, token_ids=(7,))])
     assert (seen["completions"], seen["prompts"], seen["completion_ids"]) == (["t"], ["p"], [[7]])
     assert seen["target"] == ["column"]
 
@@ -204,7 +232,9 @@ def test_a_file_that_failed_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_file_is_also_looked_for_where_modules_are(tmp_path, monkeypatch):
-    (tmp_path / "lengths.py").write_text("def length(completions):\n    return [float(len(c)) for c in completions]\n")
+    (tmp_path / "lengths.py").write_text(
+        "def length(completions):\n    return [float(len(c)) for c in completions]\n"
+    )
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path / "runs")
     with pytest.raises(UserError, match="there is no file"):

@@ -96,7 +96,10 @@ def test_no_answer_scores_zero_and_is_told_apart(text: str) -> None:
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_responses_take_bounded_time(text: str) -> None:
     start = time.process_time(), time.monotonic()
-    assert MathAnswer(seconds=0.5).score([completion(text, "51"), completion("51", "51")]) == [0.0, 1.0]
+    assert MathAnswer(seconds=0.5).score([completion(text, "51"), completion("51", "51")]) == [
+        0.0,
+        1.0,
+    ]
     assert time.process_time() - start[0] < 1  # the work is not done here
     assert time.monotonic() - start[1] < 30
 
@@ -130,7 +133,10 @@ def test_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(math_rewards, "_exchange", watched)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(MathAnswer().score, [completion(f"{i}.00", str(i))]) for i in range(200, 240)]
+        jobs = [
+            pool.submit(MathAnswer().score, [completion(f"{i}.00", str(i))])
+            for i in range(200, 240)
+        ]
         assert all(job.result() == [1.0] for job in jobs)
     assert max(most) == 1
 
@@ -144,7 +150,9 @@ def test_a_response_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _score_in_child(queue: multiprocessing.Queue) -> None:
-    queue.put((MathAnswer().score([completion("forked 7", "7")]), math_rewards._helper._process.pid))
+    queue.put(
+        (MathAnswer().score([completion("forked 7", "7")]), math_rewards._helper._process.pid)
+    )
 
 
 def test_a_forked_process_has_a_helper_of_its_own() -> None:
@@ -172,7 +180,11 @@ def test_the_helper_ends_with_its_parent() -> None:
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     )
     root = Path(__file__).parents[2]
-    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout)
+    pid = int(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=root
+        ).stdout
+    )
     for _ in range(100):
         try:
             alive = "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -185,12 +197,16 @@ def test_the_helper_ends_with_its_parent() -> None:
     pytest.fail("the helper process outlived its parent")
 
 
-def test_a_helper_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_helper_that_cannot_start_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     worker = tmp_path / "worker.py"
     worker.write_text("raise SystemExit(3)")
     monkeypatch.setattr(math_rewards, "_WORKER", worker)
     monkeypatch.setattr(math_rewards, "_helper", math_rewards._Helper())
-    with pytest.raises(RewardError, match=r"does not start \(exit status 3\); `.*worker.py` shows why"):
+    with pytest.raises(
+        RewardError, match=r"does not start \(exit status 3\); `.*worker.py` shows why"
+    ):
         score_all([MathAnswer()], [completion("never asked before", "51")])
 
 

@@ -97,14 +97,20 @@ ENDS = [
     (raises_lines, "raised ValueError: one two"),
     (number_exits, "returned <"),
 ]
-HERE = [case for case in ENDS if case[0] not in (os_exits, crashes, loops_in_c, swallows, closes_files, reads_input)]
+HERE = [
+    case
+    for case in ENDS
+    if case[0] not in (os_exits, crashes, loops_in_c, swallows, closes_files, reads_input)
+]
 
 
 @pytest.mark.parametrize(("function", "message"), ENDS, ids=[case[0].__name__ for case in ENDS])
 def test_a_reward_in_a_process_ends_in_one_line(function, message) -> None:
     (reward,) = as_rewards(function)
     caller = RewardCaller([reward], 0.4, process=True)
-    with pytest.raises(RewardError, match=re.escape(f"reward `{function.__name__}` {message}")) as caught:
+    with pytest.raises(
+        RewardError, match=re.escape(f"reward `{function.__name__}` {message}")
+    ) as caught:
         caller(reward, BATCH)
     assert "\n" not in str(caught.value)
     caller.close()
@@ -217,7 +223,9 @@ def test_the_process_ends_with_a_killed_run(tmp_path, during) -> None:
         f"caller(reward, BATCH) if {during} else time.sleep(60)\n"
     )
     root = Path(__file__).parents[2]
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False
+    )
     assert gone(int(run.stdout)), run.stderr
 
 
@@ -235,7 +243,9 @@ def test_ctrl_c_is_the_users(process: bool) -> None:
     run = os.getpid()
 
     def interrupted(completions):
-        os.kill(run, signal.SIGINT)  # while the run waits for this reward, however busy the machine is
+        os.kill(
+            run, signal.SIGINT
+        )  # while the run waits for this reward, however busy the machine is
         while True:
             time.sleep(0.01)
 

@@ -23,14 +23,18 @@ def test_finished_is_a_part_and_no_accuracy() -> None:
 
 def test_the_overlong_penalty_is_taken_off_and_says_nothing_of_right_and_wrong() -> None:
     batch = [completion(";3", True, n) for n in (6, 7, 10, 12)]
-    scores = score_all([ExactAnswer(), OverlongPenalty(limit=10, buffer=4, factor=2.0, weight=0.5)], batch)
+    scores = score_all(
+        [ExactAnswer(), OverlongPenalty(limit=10, buffer=4, factor=2.0, weight=0.5)], batch
+    )
     assert scores.parts["overlong_penalty"].tolist() == [0.0, -0.5, -2.0, -2.0]
     assert scores.rewards_B.tolist() == [1.0, 0.75, 0.0, 0.0]
     assert scores.correct_B.all()
     assert not OverlongPenalty.is_accuracy
 
 
-@pytest.mark.parametrize("option", [{"limit": 0}, {"buffer": 0}, {"buffer": 11}, {"factor": 0.0}, {"factor": -1.0}])
+@pytest.mark.parametrize(
+    "option", [{"limit": 0}, {"buffer": 0}, {"buffer": 11}, {"factor": 0.0}, {"factor": -1.0}]
+)
 def test_a_penalty_that_is_none_is_refused(option: dict) -> None:
     with pytest.raises(UserError, match=f"`OverlongPenalty.{next(iter(option))}` must be"):
         OverlongPenalty(**{"limit": 10, "buffer": 4} | option)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lightning_mpo.rewards import Completion, ExactAnswer, MathAnswer, Reward
-from tests.rewards.verdicts import EXACT, MATH, NONE, RIGHT, UNJUDGED, WRONG
+from tests.support.verdicts import EXACT, MATH, NONE, RIGHT, UNJUDGED, WRONG
 
 
 def verdict(reward: Reward, completion: Completion) -> str:
@@ -31,7 +31,9 @@ def test_exact_answer(target: str, text: str, expected: str) -> None:
     assert verdict(ExactAnswer(), completion(target, text)) == expected
 
 
-@pytest.mark.parametrize(("reward", "text"), [(MathAnswer(), "The answer is 5"), (ExactAnswer(), "; 5")])
+@pytest.mark.parametrize(
+    ("reward", "text"), [(MathAnswer(), "The answer is 5"), (ExactAnswer(), "; 5")]
+)
 def test_thoughts_that_the_prompt_opened(reward: Reward, text: str) -> None:
     opened = replace(completion("5", text), thinking=True)
     assert verdict(reward, opened) == NONE

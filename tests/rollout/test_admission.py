@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.objective.supports import FullVocabulary, TopK
 from lightning_mpo.rollout.admission import admit
 from lightning_mpo.rollout.parity import check_parity
-from lightning_mpo.supports import FullVocabulary, TopK
-from tests.helpers import VOCABULARY, make_rollout
+from tests.support.builders import VOCABULARY, make_rollout
 
 PROMPTS, RESPONSES = [3, 5], [4, 1, 2, 6]
 
@@ -36,7 +36,9 @@ def test_a_rollout_of_the_objective_s_kind_passes_unchanged(slots):
 
 def test_a_token_outside_its_support_is_refused_with_the_way_out():
     rollout = lacking(make_rollout(PROMPTS, RESPONSES, support=3), (0, 1), (3, 5))
-    with pytest.raises(UserError, match=r"2 of 13 sampled tokens are not in the support .*`TopK.outside: unite`"):
+    with pytest.raises(
+        UserError, match=r"2 of 13 sampled tokens are not in the support .*`TopK.outside: unite`"
+    ):
         admit(rollout, TopK(3), VOCABULARY)
 
 
@@ -53,9 +55,14 @@ def test_in_tolerant_mode_supports_are_united_with_their_token(tiny_policy, slot
         scored = policy.score(united, mask, temperature=1.0).logprobs_BT
         before = policy.score(whole, mask, temperature=1.0).logprobs_BT
     kept = mask & ~united.outside_BT
-    torch.testing.assert_close(scored[kept], before[kept])  # where nothing was missing, nothing changed
+    torch.testing.assert_close(
+        scored[kept], before[kept]
+    )  # where nothing was missing, nothing changed
     assert (scored[united.outside_BT] < 0).all()
-    everything = [set(row[slot].tolist()) for row, slot in zip(united.support_BTK[0], united.support_mask_BTK[0])]  # noqa: B905
+    everything = [
+        set(row[slot].tolist())
+        for row, slot in zip(united.support_BTK[0], united.support_mask_BTK[0], strict=False)
+    ]
     assert rollout.responses_BT[0, 1].item() in everything[1]
     assert len(everything[0]) <= 3
 
@@ -84,8 +91,16 @@ def test_the_parity_gate_says_nothing_of_tokens_that_were_outside(tiny_policy):
 @pytest.mark.parametrize(
     ("change", "support", "message"),
     [
-        ({}, FullVocabulary(), "`objective.support` is FullVocabulary, so that every ratio would carry the mass"),
-        ({"support_BTK": None}, TopK(3), "the rollout stores no supports, but `objective.support` is TopK"),
+        (
+            {},
+            FullVocabulary(),
+            "`objective.support` is FullVocabulary, so that every ratio would carry the mass",
+        ),
+        (
+            {"support_BTK": None},
+            TopK(3),
+            "the rollout stores no supports, but `objective.support` is TopK",
+        ),
         (
             {"support_BTK": torch.full((4, 6, 3), VOCABULARY)},
             TopK(3),
@@ -123,7 +138,12 @@ def recorded(support: int | None = None):
     logprobs = torch.tensor([-1.5, -0.7]).expand(*tokens.shape, 2).clone()
     behaviour = torch.where(rollout.response_mask_BT, logprobs[..., 1], 0.0)
     ids = torch.stack([other, tokens], -1).int()
-    return replace(rollout, candidates_BTK=ids, candidate_logprobs_BTK=logprobs, behaviour_logprobs_BT=behaviour)
+    return replace(
+        rollout,
+        candidates_BTK=ids,
+        candidate_logprobs_BTK=logprobs,
+        behaviour_logprobs_BT=behaviour,
+    )
 
 
 def put(values, value):
@@ -160,23 +180,51 @@ def test_log_probs_of_the_sampler_are_checked_where_they_are_used(value, message
 
 def test_log_probs_in_padding_and_by_rounding_pass():
     rollout = make_rollout(PROMPTS, RESPONSES)
-    logprobs = put(rollout.behaviour_logprobs_BT, 5e-5).masked_fill(~rollout.response_mask_BT, torch.nan)
-    admit(replace(rollout, behaviour_logprobs_BT=logprobs), FullVocabulary(), VOCABULARY, behaviour=True)
+    logprobs = put(rollout.behaviour_logprobs_BT, 5e-5).masked_fill(
+        ~rollout.response_mask_BT, torch.nan
+    )
+    admit(
+        replace(rollout, behaviour_logprobs_BT=logprobs),
+        FullVocabulary(),
+        VOCABULARY,
+        behaviour=True,
+    )
 
 
 NO_CANDIDATES = {
-    "missing": (lambda r: {"candidates_BTK": None}, "the rollout has no `candidates_BTK` with log-probs"),
-    "no logprobs": (lambda r: {"candidate_logprobs_BTK": None}, "of which `objective.surrogate` compares 1"),
-    "nan": (lambda r: {"candidate_logprobs_BTK": put(r.candidate_logprobs_BTK, torch.nan)}, "or -inf in slots"),
-    "positive": (lambda r: {"candidate_logprobs_BTK": put(r.candidate_logprobs_BTK, 0.5)}, "must hold log-probs"),
-    "ids": (lambda r: {"candidates_BTK": put(r.candidates_BTK, VOCABULARY)}, "the candidates of the rollout hold ids"),
+    "missing": (
+        lambda r: {"candidates_BTK": None},
+        "the rollout has no `candidates_BTK` with log-probs",
+    ),
+    "no logprobs": (
+        lambda r: {"candidate_logprobs_BTK": None},
+        "of which `objective.surrogate` compares 1",
+    ),
+    "nan": (
+        lambda r: {"candidate_logprobs_BTK": put(r.candidate_logprobs_BTK, torch.nan)},
+        "or -inf in slots",
+    ),
+    "positive": (
+        lambda r: {"candidate_logprobs_BTK": put(r.candidate_logprobs_BTK, 0.5)},
+        "must hold log-probs",
+    ),
+    "ids": (
+        lambda r: {"candidates_BTK": put(r.candidates_BTK, VOCABULARY)},
+        "the candidates of the rollout hold ids",
+    ),
     "twice": (lambda r: {"candidates_BTK": put(r.candidates_BTK, 3)}, "must hold distinct ids"),
     "not the token": (
-        lambda r: {"candidate_logprobs_BTK": put(r.candidate_logprobs_BTK, torch.tensor([-1.0, -torch.inf]))},
+        lambda r: {
+            "candidate_logprobs_BTK": put(
+                r.candidate_logprobs_BTK, torch.tensor([-1.0, -torch.inf])
+            )
+        },
         "1 of 13 sampled tokens are not among their `candidates_BTK`",
     ),
     "two stories": (
-        lambda r: {"candidate_logprobs_BTK": put(r.candidate_logprobs_BTK, torch.tensor([-1.0, -0.9]))},
+        lambda r: {
+            "candidate_logprobs_BTK": put(r.candidate_logprobs_BTK, torch.tensor([-1.0, -0.9]))
+        },
         "differ by up to 0.2 nats for the same token",
     ),
 }
@@ -195,7 +243,9 @@ def test_candidates_with_which_no_divergence_could_be_taken_are_refused(case):
 def test_candidates_outside_the_stored_support_are_refused():
     rollout = recorded(3)
     free = next(v for v in range(VOCABULARY) if v not in rollout.support_BTK[3, 5].tolist())
-    ids = put(rollout.candidates_BTK, torch.stack([torch.tensor(free), rollout.responses_BT[3, 5]]).int())
+    ids = put(
+        rollout.candidates_BTK, torch.stack([torch.tensor(free), rollout.responses_BT[3, 5]]).int()
+    )
     with pytest.raises(UserError, match="`candidates_BTK` must be ids of the stored support"):
         admit(replace(rollout, candidates_BTK=ids), TopK(3), VOCABULARY, candidates=1)
 
@@ -218,4 +268,9 @@ def test_groups_that_an_advantage_would_mix_up_are_refused(group, message):
     rollout = make_rollout([3, 5], [2] * 6)
     assert admit(rollout, FullVocabulary(), VOCABULARY, completions=3) is rollout
     with pytest.raises(UserError, match=message):
-        admit(replace(rollout, group_B=torch.tensor(group)), FullVocabulary(), VOCABULARY, completions=3)
+        admit(
+            replace(rollout, group_B=torch.tensor(group)),
+            FullVocabulary(),
+            VOCABULARY,
+            completions=3,
+        )

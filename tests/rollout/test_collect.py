@@ -9,19 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.kl import ConstantCoefficient, KLPenalty
+from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
+from lightning_mpo.objective.supports import TopK
 from lightning_mpo.rewards.scoring import Scores, completions_of, score_all
-from lightning_mpo.rollout import DynamicSampling, LocalSampler
+from lightning_mpo.rollout import DynamicSampling
 from lightning_mpo.rollout.collect import Collector
 from lightning_mpo.rollout.events import Listener
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.rollout.scorer import Scorer
-from lightning_mpo.supports import TopK
-from tests.helpers import seeded
+from lightning_mpo.sampling import LocalSampler
 from tests.laws.test_policies import TwoPrompts, places_with_token_5
-from tests.modules.runs import Digits, fit, make_data, make_objective, make_policy
-from tests.modules.test_dynamic import FewLow
+from tests.stories.test_dynamic import FewLow
 from tests.support.bigram import BigramPolicy, BigramSampler
+from tests.support.builders import seeded
+from tests.support.runs import Digits, fit, make_data, make_objective, make_policy
 
 CLOCKS = ("time/", "throughput/")
 
@@ -92,7 +93,9 @@ def test_it_makes_the_rollouts_of_a_run_bit_for_bit(tmp_path, case):
         prompts=data,
         sampler=LocalSampler(),
         judge=lambda rollout: score_all([reward], completions_of(rollout)),
-        schedule=Schedule(4, 4, minibatches=options.get("minibatches", 1), epochs=options.get("epochs", 1)),
+        schedule=Schedule(
+            4, 4, minibatches=options.get("minibatches", 1), epochs=options.get("epochs", 1)
+        ),
         max_new_tokens=8,
         seed=3,
         listener=notes,
@@ -103,8 +106,12 @@ def test_it_makes_the_rollouts_of_a_run_bit_for_bit(tmp_path, case):
     _, second = (collector.collect(counter, reference=reference) for counter in (0, 1))
     assert same(second.experience, run.rollout.experience)
     flat = partial(map, torch.Tensor.tolist)
-    assert [list(flat(update)) for update in second.plan] == [list(flat(update)) for update in run.rollout._plan]
-    assert all(same(a, b) for a, b in zip(second.denominators, run.rollout._denominators, strict=True))
+    assert [list(flat(update)) for update in second.plan] == [
+        list(flat(update)) for update in run.rollout._plan
+    ]
+    assert all(
+        same(a, b) for a, b in zip(second.denominators, run.rollout._denominators, strict=True)
+    )
     logged = [run.record.column(name)[-1] for name in second.metrics]
     assert logged == pytest.approx(list(second.metrics.values()), nan_ok=True, rel=1e-6)
     assert [line.split()[0] for line in notes.lines] == ["parity"], "once"
@@ -120,7 +127,9 @@ def test_the_way_from_prompts_to_updates_imports_no_lightning():
     for path in Path(lightning_mpo.rollout.__file__).parent.glob("*.py"):
         lines = path.read_text().splitlines()
         assert not [
-            line for line in lines if line.startswith(("import lightning ", "import lightning.", "from lightning."))
+            line
+            for line in lines
+            if line.startswith(("import lightning ", "import lightning.", "from lightning."))
         ]
 
 
@@ -131,8 +140,12 @@ class Noisy(BigramPolicy):
 
     def score(self, rollout, mask_BT, **options):
         scores = super().score(rollout, mask_BT, **options)
-        noise_BT = torch.stack([torch.randn(64, generator=seeded(int(seed))) for seed in rollout.score_seed_B])
-        return replace(scores, logprobs_BT=(scores.logprobs_BT + noise_BT[:, : mask_BT.shape[1]]) * mask_BT)
+        noise_BT = torch.stack(
+            [torch.randn(64, generator=seeded(int(seed))) for seed in rollout.score_seed_B]
+        )
+        return replace(
+            scores, logprobs_BT=(scores.logprobs_BT + noise_BT[:, : mask_BT.shape[1]]) * mask_BT
+        )
 
 
 def test_old_and_reference_see_estimated_logprobs_under_the_same_noise():
@@ -144,14 +157,21 @@ def test_old_and_reference_see_estimated_logprobs_under_the_same_noise():
 
     def collect(tokens):
         scorer = Scorer(policy, tokens=tokens)
-        collector = Collector(scorer, objective, TwoPrompts(), BigramSampler(), judge, schedule, 6, listener=notes)
+        collector = Collector(
+            scorer, objective, TwoPrompts(), BigramSampler(), judge, schedule, 6, listener=notes
+        )
         return collector.collect(3, reference=True).experience
 
     made = collect(10_000)
     mask_BT = made.rollout.response_mask_BT
-    exact = [BigramPolicy.score(policy, made.rollout, mask_BT, temperature=1.0, reference=r) for r in (False, True)]
+    exact = [
+        BigramPolicy.score(policy, made.rollout, mask_BT, temperature=1.0, reference=r)
+        for r in (False, True)
+    ]
     difference = made.old_logprobs_BT - made.reference_logprobs_BT
-    torch.testing.assert_close(difference, exact[0].logprobs_BT - exact[1].logprobs_BT, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        difference, exact[0].logprobs_BT - exact[1].logprobs_BT, atol=1e-5, rtol=1e-5
+    )
     assert (made.old_logprobs_BT - exact[0].logprobs_BT).abs().max() > 0.5, "there is noise"
     assert len(set(made.rollout.score_seed_B.tolist())) == 8
     assert same(made, collect(1)), "noise belongs to rows, not to passes"
@@ -167,9 +187,13 @@ def test_the_deviation_of_large_rewards_is_that_of_their_differences():
         judged_B = torch.ones(8, dtype=torch.bool)
         return Scores(rewards_B, judged_B, judged_B, judged_B, {"large": rewards_B}, judged_B)
 
-    collector = Collector(Scorer(policy), make_objective(), TwoPrompts(), BigramSampler(), judge, Schedule(2, 4), 6)
+    collector = Collector(
+        Scorer(policy), make_objective(), TwoPrompts(), BigramSampler(), judge, Schedule(2, 4), 6
+    )
     collected = collector.collect(0)
-    assert collected.metrics["reward/std"] == pytest.approx((torch.arange(8) % 2).double().std().item(), rel=1e-6)
+    assert collected.metrics["reward/std"] == pytest.approx(
+        (torch.arange(8) % 2).double().std().item(), rel=1e-6
+    )
     assert collected.metrics["rollout/groups_flat"] == 0
     sizes = collected.experience.advantages_BT.abs().amax(1)
     assert torch.allclose(sizes, sizes[0].expand(8)), "advantages see the differences"

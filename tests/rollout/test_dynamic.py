@@ -13,7 +13,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.rewards import ExactAnswer, Finished, Scores
 from lightning_mpo.rollout import DynamicSampling
 from lightning_mpo.types import PromptRow
-from tests.helpers import make_rollout, seeded
+from tests.support.builders import make_rollout, seeded
 
 G = 3
 FULL = 21
@@ -47,8 +47,12 @@ class Source:
             texts=names,
             rows=tuple(PromptRow(name, "") for name in names),
         )
-        rewards = torch.rand(B, generator=g)  # no two alike: a criterion on rewards would keep every group
-        scores = Scores(rewards, judged, correct & judged, torch.ones_like(correct), {"part": rewards}, judged)
+        rewards = torch.rand(
+            B, generator=g
+        )  # no two alike: a criterion on rewards would keep every group
+        scores = Scores(
+            rewards, judged, correct & judged, torch.ones_like(correct), {"part": rewards}, judged
+        )
         self.drawn.append((rollout, scores))
         return rollout, scores
 
@@ -96,7 +100,12 @@ def test_the_groups_that_are_kept_are_those_of_a_loop(name, places):
     assert len(names) == len(scores.rewards_B) == len(rollout.group_B) == places * G
     assert rollout.group_B.tolist() == [p for p in range(places) for _ in range(G)]
     by_name = {
-        text: (drawn.rewards_B[b], drawn.correct_B[b], drawn.valid_B[b], part.responses_BT[b][part.response_mask_BT[b]])
+        text: (
+            drawn.rewards_B[b],
+            drawn.correct_B[b],
+            drawn.valid_B[b],
+            part.responses_BT[b][part.response_mask_BT[b]],
+        )
         for part, drawn in source.drawn
         for b, text in enumerate(part.texts)
     }
@@ -141,7 +150,9 @@ def test_ranks_stop_together_and_count_once_a_round():
     """A rank that is full draws nothing more while the other goes on; both call the all-reduce equally often."""
     fast, slow = Source(0.5, seed=FULL), Source(1.0, 1.0, 0.5, seed=3)
     missing: list[torch.Tensor] = []
-    alone = DynamicSampling(9).collect(slow, 2, G, lambda counts: (missing.append(counts), counts)[1])[2]
+    alone = DynamicSampling(9).collect(
+        slow, 2, G, lambda counts: (missing.append(counts), counts)[1]
+    )[2]
     calls: list[float] = []
 
     def total(counts):
@@ -213,7 +224,9 @@ def test_tokens_of_places_that_stay_free_count_as_dropped():
 
 @pytest.mark.parametrize("rounds", [0, -1])
 def test_no_rounds_are_refused(rounds):
-    with pytest.raises(UserError, match=f"`DynamicSampling.rounds` must be at least 1, got {rounds}"):
+    with pytest.raises(
+        UserError, match=f"`DynamicSampling.rounds` must be at least 1, got {rounds}"
+    ):
         DynamicSampling(rounds)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_mpo.rollout import join_rollouts
 from lightning_mpo.types import PromptRow, Rollout, take_rows
-from tests.helpers import make_rollout
+from tests.support.builders import make_rollout
 
 SHAPES = [([3, 6], [4, 1, 5, 2], 4), ([2], [9, 3], 7), ([8, 1, 1], [1, 2, 3, 1, 1, 2], 2)]
 """Prompt lengths, response lengths and support sizes of the parts."""
@@ -18,7 +18,9 @@ SHAPES = [([3, 6], [4, 1, 5, 2], 4), ([2], [9, 3], 7), ([8, 1, 1], [1, 2, 3, 1, 
 
 def part(number: int, *, support: bool = True, slots: bool = True, **fields) -> Rollout:
     prompts, responses, size = SHAPES[number]
-    rollout = make_rollout(prompts, responses, support=size if support else None, slots=support and slots, seed=number)
+    rollout = make_rollout(
+        prompts, responses, support=size if support else None, slots=support and slots, seed=number
+    )
     B, T = rollout.response_mask_BT.shape
     g = torch.Generator().manual_seed(number)
     return replace(
@@ -38,7 +40,9 @@ def ids(rollout: Rollout, b: int, t: int) -> list[int]:
     """Return the support of a step, slots that hold nothing left out."""
     assert rollout.support_BTK is not None
     support = rollout.support_BTK[b, t]
-    return (support if rollout.support_mask_BTK is None else support[rollout.support_mask_BTK[b, t]]).tolist()
+    return (
+        support if rollout.support_mask_BTK is None else support[rollout.support_mask_BTK[b, t]]
+    ).tolist()
 
 
 def line(rollout: Rollout, b: int) -> dict[str, object]:
@@ -94,14 +98,20 @@ def test_padding_stands_where_it_belongs():
 def test_groups_are_numbered_anew_and_stay_apart():
     parts = [replace(part(0), group_B=torch.tensor([7, 7, 2, 2])), part(1), part(2)]
     groups = join_rollouts(parts).group_B.tolist()
-    assert [groups[0] == groups[1], groups[2] == groups[3], groups[1] == groups[2]] == [True, True, False]
+    assert [groups[0] == groups[1], groups[2] == groups[3], groups[1] == groups[2]] == [
+        True,
+        True,
+        False,
+    ]
     assert groups[4:] == [2, 2, 3, 3, 4, 4, 5, 5]
     assert sorted(set(groups)) == list(range(6))
 
 
 @pytest.mark.parametrize("with_slots", [(False, False), (True, False), (False, True)], ids=str)
 def test_supports_of_one_size_need_slots_only_where_a_part_has_them(with_slots):
-    parts = [replace(part(0, slots=slots), texts=(f"{i}",) * 4) for i, slots in enumerate(with_slots)]
+    parts = [
+        replace(part(0, slots=slots), texts=(f"{i}",) * 4) for i, slots in enumerate(with_slots)
+    ]
     joined = join_rollouts(parts)
     assert (joined.support_mask_BTK is not None) == any(with_slots)
     assert lines(joined) == lines(*parts)
@@ -111,7 +121,9 @@ def test_supports_of_two_sizes_get_slots():
     parts = [part(0, slots=False), part(1, slots=False)]
     joined = join_rollouts(parts)
     assert lines(joined) == lines(*parts)
-    assert joined.support_mask_BTK.sum() == 4 * 5 * 4 + 2 * 9 * 7  # rows x columns x slots of each part
+    assert (
+        joined.support_mask_BTK.sum() == 4 * 5 * 4 + 2 * 9 * 7
+    )  # rows x columns x slots of each part
 
 
 def test_tokens_outside_their_support_stay_marked():
@@ -127,7 +139,9 @@ def test_one_part_is_itself():
     joined = join_rollouts([whole])
     for name, value in vars(whole).items():
         same = (
-            torch.equal(getattr(joined, name), value) if isinstance(value, Tensor) else getattr(joined, name) == value
+            torch.equal(getattr(joined, name), value)
+            if isinstance(value, Tensor)
+            else getattr(joined, name) == value
         )
         assert same, name
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.objective.supports import FullVocabulary, TopK
 from lightning_mpo.policies import causal
 from lightning_mpo.policies.packing import lay_out
-from lightning_mpo.rollout.base import SamplingRequest
-from lightning_mpo.rollout.local import LocalSampler
 from lightning_mpo.rollout.parity import Parity, ParityError, check_parity
-from lightning_mpo.supports import FullVocabulary, TopK
-from tests.helpers import make_prompts, seeded
+from lightning_mpo.sampling.base import SamplingRequest
+from lightning_mpo.sampling.local import LocalSampler
+from tests.support.builders import make_prompts, seeded
 
 FULL, TOP = FullVocabulary(), TopK(4)
 
@@ -23,7 +23,8 @@ FULL, TOP = FullVocabulary(), TopK(4)
 def always_share(monkeypatch):
     """Let groups share lines: at 32 dimensions attention would cost more than it saves."""
     monkeypatch.setattr(
-        "lightning_mpo.policies.packing._pays", lambda prompt, responses, hidden_size: len(responses) > 1
+        "lightning_mpo.policies.packing._pays",
+        lambda prompt, responses, hidden_size: len(responses) > 1,
     )
 
 
@@ -53,7 +54,9 @@ def refusal(policy, rollout, temperature=1.0, exact=True) -> str:
 @pytest.mark.parametrize("support", [FULL, TOP], ids=["full", "top"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_and_trainer_agree(policy, support, temperature):
-    parity = check_parity(policy, sample(policy, support, temperature), temperature=temperature, exact=True)
+    parity = check_parity(
+        policy, sample(policy, support, temperature), temperature=temperature, exact=True
+    )
     assert 0 <= parity.mean <= parity.p99 <= parity.max < 1e-4
 
 
@@ -81,7 +84,9 @@ def test_a_support_that_the_trainer_does_not_apply_is_named(policy):
     """The classic bug: the ratio is then the kept mass (docs/algorithms.md 16.2, invariant 7)."""
     rollout = sample(policy, TOP)
     dropped = replace(rollout, support_BTK=None, support_mask_BTK=None)
-    assert "the sampler drew from a truncated support that the trainer does not apply" in refusal(policy, dropped)
+    assert "the sampler drew from a truncated support that the trainer does not apply" in refusal(
+        policy, dropped
+    )
 
 
 def test_position_ids_of_the_trainer_that_depend_on_the_batch_are_named(policy, monkeypatch):
@@ -90,19 +95,26 @@ def test_position_ids_of_the_trainer_that_depend_on_the_batch_are_named(policy, 
     def broken(*args, **kwargs):
         lines = lay_out(*args, **kwargs)
         R, L = lines.input_ids_RL.shape
-        return replace(lines, position_ids_RL=torch.arange(L).repeat(R, 1))  # responses not set back to their prompt
+        return replace(
+            lines, position_ids_RL=torch.arange(L).repeat(R, 1)
+        )  # responses not set back to their prompt
 
     monkeypatch.setattr(causal, "lay_out", broken)
     text = refusal(policy, rollout)
     assert "the trainer scores padded and unpadded rows differently" in text
-    assert "positions or attention of this model depend on padding; try `policy.share_prompts: false`" in text
+    assert (
+        "positions or attention of this model depend on padding; try `policy.share_prompts: false`"
+        in text
+    )
 
 
 def test_an_attention_mask_that_leaks_between_responses_is_named(policy, monkeypatch):
     rollout = sample(policy)
 
     def broken(*args, **kwargs):
-        return replace(lay_out(*args, **kwargs), shared=False)  # plain causal attention: a row sees its sisters
+        return replace(
+            lay_out(*args, **kwargs), shared=False
+        )  # plain causal attention: a row sees its sisters
 
     monkeypatch.setattr(causal, "lay_out", broken)
     assert "the trainer scores padded and unpadded rows differently" in refusal(policy, rollout)
@@ -112,7 +124,9 @@ def test_position_ids_of_the_sampler_are_among_the_causes_named(policy, monkeypa
     decoder = policy.decoder()
 
     def shifted(input_ids, position_ids, **options):
-        late = position_ids + 3 if input_ids.shape[1] == 1 else position_ids  # as if left padding were counted
+        late = (
+            position_ids + 3 if input_ids.shape[1] == 1 else position_ids
+        )  # as if left padding were counted
         return decoder(input_ids=input_ids, position_ids=late, **options)
 
     with monkeypatch.context() as patch:

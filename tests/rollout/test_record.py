@@ -14,12 +14,15 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rollout import load_rollout, save_rollout
 from lightning_mpo.types import PromptRow
-from tests.helpers import make_rollout
+from tests.support.builders import make_rollout
 
 
 def full_rollout():
     rollout = make_rollout([3, 5], [4, 1, 2, 6], support=3, slots=True)
-    rows = [PromptRow("1+1=", "2"), PromptRow("ü\n", "", solution="s", extra={"level": 3, "tags": ["a"]})]
+    rows = [
+        PromptRow("1+1=", "2"),
+        PromptRow("ü\n", "", solution="s", extra={"level": 3, "tags": ["a"]}),
+    ]
     return replace(
         rollout,
         texts=("a", "", "ö", '"'),
@@ -42,7 +45,11 @@ def test_what_is_read_is_what_was_written(tmp_path):
             assert torch.equal(before, after)
         else:
             assert before == after
-    assert {name: value.shape for name, value in others.items()} == {"old_BT": (4, 6), "new_BT": (4, 6), "one": ()}
+    assert {name: value.shape for name, value in others.items()} == {
+        "old_BT": (4, 6),
+        "new_BT": (4, 6),
+        "one": (),
+    }
     assert torch.equal(others["new_BT"], twice)
 
 
@@ -72,7 +79,9 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_rows_that_json_cannot_hold_are_refused(tmp_path):
-    rollout = replace(make_rollout([3], [2]), rows=(PromptRow("p", "t", extra={"day": date(2026, 1, 1)}),))
+    rollout = replace(
+        make_rollout([3], [2]), rows=(PromptRow("p", "t", extra={"day": date(2026, 1, 1)}),)
+    )
     with pytest.raises(UserError, match="a prompt row cannot be written to .*date"):
         save_rollout(tmp_path / "frozen", rollout)
     assert not list(tmp_path.iterdir())
@@ -95,7 +104,11 @@ def broken(tmp_path, how):
     elif how == "row":
         save_file(state, path, metadata={"rollout": '{"texts": [], "rows": [{"prompt": 1}]}'})
     elif how == "field":
-        save_file({name: value for name, value in state.items() if "finish" not in name}, path, metadata=metadata)
+        save_file(
+            {name: value for name, value in state.items() if "finish" not in name},
+            path,
+            metadata=metadata,
+        )
     elif how == "rows":
         save_file(state | {"rollout.finish_B": torch.zeros(3)}, path, metadata=metadata)
     elif how == "mask":

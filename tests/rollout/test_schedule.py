@@ -9,7 +9,7 @@ import torch
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.rollout.schedule import Schedule, balanced_cuts
-from tests.helpers import seeded
+from tests.support.builders import seeded
 
 SCHEDULES = [
     Schedule(4, 4),
@@ -31,9 +31,14 @@ def groups(schedule: Schedule) -> torch.Tensor:
     return torch.arange(schedule.local_prompts).repeat_interleave(schedule.completions)
 
 
-def plan(schedule: Schedule, seed: int = 0, tokens: torch.Tensor | None = None) -> list[list[list[int]]]:
+def plan(
+    schedule: Schedule, seed: int = 0, tokens: torch.Tensor | None = None
+) -> list[list[list[int]]]:
     tokens = lengths(schedule) if tokens is None else tokens
-    return [[m.tolist() for m in update] for update in schedule.plan(groups(schedule), tokens, seeded(seed))]
+    return [
+        [m.tolist() for m in update]
+        for update in schedule.plan(groups(schedule), tokens, seeded(seed))
+    ]
 
 
 @each
@@ -42,7 +47,9 @@ def test_every_row_comes_once_in_each_pass(schedule):
     assert len(updates) == schedule.updates
     for epoch in range(schedule.epochs):
         part = updates[epoch * schedule.minibatches : (epoch + 1) * schedule.minibatches]
-        assert sorted(row for update in part for micro in update for row in micro) == list(range(schedule.rows))
+        assert sorted(row for update in part for micro in update for row in micro) == list(
+            range(schedule.rows)
+        )
 
 
 @each
@@ -64,7 +71,9 @@ def test_groups_stay_together(schedule):
         if (schedule.rows // schedule.minibatches) % G == 0:
             assert len(seen) * G == len(rows)
         order = [row // G for row in rows]
-        assert len(seen) == 1 + sum(a != b for a, b in pairwise(order))  # neighbours, group by group
+        assert len(seen) == 1 + sum(
+            a != b for a, b in pairwise(order)
+        )  # neighbours, group by group
 
 
 @each
@@ -106,8 +115,14 @@ def test_passes_are_shuffled_apart():
 
 def test_group_numbers_may_have_gaps():
     schedule = Schedule(3, 2, minibatches=3)
-    updates = schedule.plan(torch.tensor([7, 7, 2, 2, 9, 9]), torch.tensor([5, 6, 7, 8, 9, 1]), seeded(0))
-    assert sorted(tuple(sorted(micro.tolist())) for update in updates for micro in update) == [(0, 1), (2, 3), (4, 5)]
+    updates = schedule.plan(
+        torch.tensor([7, 7, 2, 2, 9, 9]), torch.tensor([5, 6, 7, 8, 9, 1]), seeded(0)
+    )
+    assert sorted(tuple(sorted(micro.tolist())) for update in updates for micro in update) == [
+        (0, 1),
+        (2, 3),
+        (4, 5),
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -123,7 +138,10 @@ def test_cuts_keep_the_order_and_no_piece_is_empty(parts, seed):
 
 def test_cuts_by_hand():
     def cut(tokens, parts):
-        return [piece.tolist() for piece in balanced_cuts(torch.arange(len(tokens)), torch.tensor(tokens), parts)]
+        return [
+            piece.tolist()
+            for piece in balanced_cuts(torch.arange(len(tokens)), torch.tensor(tokens), parts)
+        ]
 
     assert cut([1] * 6, 3) == [[0, 1], [2, 3], [4, 5]]
     assert cut([9, 3, 3, 3], 2) == [[0], [1, 2, 3]]
@@ -134,7 +152,12 @@ def test_cuts_by_hand():
 
 def test_the_arithmetic():
     schedule = Schedule(8, 4, minibatches=2, epochs=3, micro_batches=4, world_size=2)
-    assert (schedule.local_prompts, schedule.rows, schedule.updates, schedule.slots) == (4, 16, 6, 24)
+    assert (schedule.local_prompts, schedule.rows, schedule.updates, schedule.slots) == (
+        4,
+        16,
+        6,
+        24,
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +182,10 @@ def test_describe(schedule, text):
         ({"completions": 0}, "`rollout.completions` must be at least 1, got 0"),
         ({"minibatches": 0}, "`rollout.minibatches` must be at least 1, got 0"),
         ({"epochs": 0}, "`rollout.epochs` must be at least 1, got 0"),
-        ({"world_size": 3}, r"`rollout.prompts` \(4\) must be a multiple of the 3 processes that share them"),
+        (
+            {"world_size": 3},
+            r"`rollout.prompts` \(4\) must be a multiple of the 3 processes that share them",
+        ),
         (
             {"minibatches": 3},
             r"`rollout.minibatches` \(3\) must divide the 8 sequences of a rollout on each process "

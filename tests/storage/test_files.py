@@ -46,7 +46,8 @@ class Full(Disk):
 def test_a_full_disk_leaves_the_checkpoint_before(saved):
     before = saved.read_bytes()
     with pytest.raises(
-        UserError, match=r"last\.ckpt could not be written: No space left on device; .* still the one before"
+        UserError,
+        match=r"last\.ckpt could not be written: No space left on device; .* still the one before",
     ):
         write_file(content(2.0), saved, Full())
     assert saved.read_bytes() == before
@@ -70,14 +71,18 @@ def test_a_write_that_is_cut_off_is_not_the_checkpoint(saved, monkeypatch):
     assert [path.name for path in saved.parent.glob("*.ckpt")] == ["last.ckpt"]
     monkeypatch.undo()
     write_file(content(3.0), saved, Disk())
-    assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"], "what was left is used again"
+    assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"], (
+        "what was left is used again"
+    )
 
 
 def test_it_is_on_the_disk_before_it_has_its_name(saved, monkeypatch):
     done = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (done.append(name), real(*args))[1])
+        monkeypatch.setattr(
+            os, name, lambda *args, name=name, real=real: (done.append(name), real(*args))[1]
+        )
     write_file(content(), saved, Disk())
     assert done == ["fsync", "replace", "fsync"]
 
@@ -87,7 +92,9 @@ def test_a_changed_byte_is_refused(saved, at):
     data = bytearray(saved.read_bytes())
     data[at] ^= 1
     saved.write_bytes(data)
-    with pytest.raises(UserError, match=r"last\.ckpt' is not what was written: its checksum differs"):
+    with pytest.raises(
+        UserError, match=r"last\.ckpt' is not what was written: its checksum differs"
+    ):
         read_checkpoint(saved)
 
 
@@ -95,7 +102,8 @@ def test_a_changed_byte_is_refused(saved, at):
 def test_a_truncated_file_is_refused(saved, kept):
     saved.write_bytes(saved.read_bytes()[:kept])
     with pytest.raises(
-        UserError, match=r"last\.ckpt' cannot be read as a Lightning checkpoint: it is truncated or none"
+        UserError,
+        match=r"last\.ckpt' cannot be read as a Lightning checkpoint: it is truncated or none",
     ):
         read_checkpoint(saved)
 

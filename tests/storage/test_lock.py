@@ -13,7 +13,9 @@ from lightning_mpo.storage.lock import NAME, FolderLock
 def test_a_second_run_is_refused_until_the_first_lets_go(tmp_path):
     folder = tmp_path / "a" / "b"
     first = FolderLock(folder)
-    with pytest.raises(UserError, match=rf"another run \(process {os.getpid()}\) is writing to '{folder}'"):
+    with pytest.raises(
+        UserError, match=rf"another run \(process {os.getpid()}\) is writing to '{folder}'"
+    ):
         FolderLock(folder)
     first.release()
     FolderLock(folder).release()

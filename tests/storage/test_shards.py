@@ -17,7 +17,15 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.checkpoints import read_policy
-from lightning_mpo.storage import Disk, find, is_shards, locate, read_checkpoint, write_file, write_folder
+from lightning_mpo.storage import (
+    Disk,
+    find,
+    is_shards,
+    locate,
+    read_checkpoint,
+    write_file,
+    write_folder,
+)
 from lightning_mpo.storage.shards import CLASSES, MANIFEST, METADATA, REST
 
 SHARD = "__0_0.distcp"
@@ -26,7 +34,10 @@ NAME = "policy.network.weight"
 
 def write(path: Path, value: float = 1.0, disk: Disk | None = None) -> Path:
     weight = torch.full((16, 16), value)
-    optimizer = {"state": {NAME: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [NAME]}]}
+    optimizer = {
+        "state": {NAME: {"step": torch.tensor(3.0)}},
+        "param_groups": [{"lr": 0.1, "params": [NAME]}],
+    }
     shards = {"state_dict": {NAME: weight}, "optimizer_0": optimizer}
     write_folder(shards, {"global_step": int(value), "mtp": None}, path, disk or Disk())
     return path
@@ -89,14 +100,17 @@ class Cut(Disk):
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("open", 1), ("open", 2), ("open", 3), ("open", 4), ("rename", 1), ("rename", 2)]
+    ("kind", "count"),
+    [("open", 1), ("open", 2), ("open", 3), ("open", 4), ("rename", 1), ("rename", 2)],
 )
 def test_wherever_a_write_is_cut_off_a_checkpoint_is_there(saved, kind, count):
     with pytest.raises((KeyboardInterrupt, dcp.api.CheckpointException)):
         write(saved, 2.0, Cut(kind, count))
     assert read_checkpoint(saved)["global_step"] == 1
     assert find(saved.parent, "last*.ckpt") == [locate(saved)]
-    assert saved.exists() == ((kind, count) != ("rename", 2)), "between the two renames it is only aside"
+    assert saved.exists() == ((kind, count) != ("rename", 2)), (
+        "between the two renames it is only aside"
+    )
     write(saved, 3.0)
     assert read_checkpoint(saved)["global_step"] == 3
     assert names(saved.parent) == ["last.ckpt"], "what was left is removed"
@@ -121,12 +135,17 @@ class Full(Disk):
         self.name = name
 
     def open(self, path):
-        return open("/dev/full", "wb", buffering=0) if path.name == self.name else super().open(path)
+        return (
+            open("/dev/full", "wb", buffering=0) if path.name == self.name else super().open(path)
+        )
 
 
 @pytest.mark.parametrize("name", [SHARD, f"{METADATA}.tmp", REST, MANIFEST])
 def test_a_full_disk_leaves_the_checkpoint_before(saved, name):
-    with pytest.raises(UserError, match=r"last\.ckpt could not be written: No space left on device; .* still the one"):
+    with pytest.raises(
+        UserError,
+        match=r"last\.ckpt could not be written: No space left on device; .* still the one",
+    ):
         write(saved, 2.0, Full(name))
     assert read_checkpoint(saved)["global_step"] == 1
     assert names(saved.parent) == ["last.ckpt"]
@@ -175,7 +194,9 @@ def test_a_changed_byte_is_named(saved, name, part):
     data = bytearray((saved / name).read_bytes())
     data[len(data) // 2] ^= 1
     (saved / name).write_bytes(data)
-    with pytest.raises(UserError, match=rf"last\.ckpt' is damaged: '{name}' is not what was written"):
+    with pytest.raises(
+        UserError, match=rf"last\.ckpt' is damaged: '{name}' is not what was written"
+    ):
         read_checkpoint(saved, part=part)
 
 
@@ -188,7 +209,9 @@ def test_a_missing_or_truncated_shard_is_named_with_a_manifest_and_without(saved
     (saved / SHARD).unlink()
     if kept is not None:
         (saved / SHARD).write_bytes(data[:kept])
-    with pytest.raises(UserError, match=rf"'{SHARD}' is {'missing' if kept is None else 'truncated'}"):
+    with pytest.raises(
+        UserError, match=rf"'{SHARD}' is {'missing' if kept is None else 'truncated'}"
+    ):
         read_checkpoint(saved, part="outline")
 
 
@@ -208,7 +231,9 @@ def test_a_folder_without_metadata_is_no_checkpoint(saved, tmp_path):
     (saved / METADATA).unlink()
     assert is_shards(saved)
     for read in (read_checkpoint, lambda path: read_policy(str(path))):
-        with pytest.raises(UserError, match=r"last\.ckpt' is a folder without \.metadata: no checkpoint"):
+        with pytest.raises(
+            UserError, match=r"last\.ckpt' is a folder without \.metadata: no checkpoint"
+        ):
             read(saved)
     with pytest.raises(UserError, match=r"is a folder without \.metadata: no checkpoint"):
         read_checkpoint(tmp_path)
@@ -234,7 +259,8 @@ def test_code_in_metadata_is_not_run(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (unlisted(saved) / METADATA).write_bytes(pickle.dumps(Runs()))
     with pytest.raises(
-        UserError, match=r"last\.ckpt' is refused: \.metadata asks to run \w+\.mkdir, and code in files is"
+        UserError,
+        match=r"last\.ckpt' is refused: \.metadata asks to run \w+\.mkdir, and code in files is",
     ):
         read_checkpoint(saved, part="outline")
     assert not Path("executed").exists()
@@ -243,7 +269,8 @@ def test_code_in_metadata_is_not_run(saved, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["builtins eval", "torch load", "torch.serialization load", "torch.hub load", "os system"]
+    "name",
+    ["builtins eval", "torch load", "torch.serialization load", "torch.hub load", "os system"],
 )
 def test_names_beside_the_allowed_ones_are_refused(saved, name):
     (unlisted(saved) / METADATA).write_bytes(f"c{name.replace(' ', chr(10))}\n.".encode())
@@ -264,7 +291,9 @@ def test_a_part_outside_of_the_folder_is_not_read(saved):
 def test_code_in_the_rest_is_not_run(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"more": Runs()}, unlisted(saved) / REST)
-    with pytest.raises(UserError, match=r"it asks to run \w+\.mkdir, and code in files is never run"):
+    with pytest.raises(
+        UserError, match=r"it asks to run \w+\.mkdir, and code in files is never run"
+    ):
         read_checkpoint(saved)
     assert not Path("executed").exists()
 
@@ -280,7 +309,9 @@ def test_code_in_a_plain_value_of_a_shard_is_not_run(saved, tmp_path, monkeypatc
     place.offset, place.length = shard.stat().st_size, len(bad.getvalue())
     shard.write_bytes(shard.read_bytes() + bad.getvalue())
     (saved / METADATA).write_bytes(pickle.dumps(found))
-    with pytest.raises(UserError, match=r"it asks to run \w+\.mkdir, and code in files is never run"):
+    with pytest.raises(
+        UserError, match=r"it asks to run \w+\.mkdir, and code in files is never run"
+    ):
         read_checkpoint(saved)
     assert not Path("executed").exists()
     with warnings.catch_warnings():

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mpo.policies.base import Policy
-from lightning_mpo.rollout.base import Sampler
+from lightning_mpo.sampling.base import Sampler
 from lightning_mpo.scores import ScoreRequest, TokenScores
 from lightning_mpo.types import Finish, Rollout
-from tests.helpers import END, VOCABULARY, seeded
+from tests.support.builders import END, VOCABULARY, seeded
 
 
 class Letters:
@@ -50,8 +50,12 @@ class BigramPolicy(Policy):
             logits_BTV = logits_BTV.masked_fill(~inside_BTV, -torch.inf)
         all_BTV = logits_BTV.log_softmax(-1)
         entropy_BT = -(all_BTV.exp() * all_BTV.masked_fill(all_BTV == -torch.inf, 0)).sum(-1)
-        logprobs_BT = all_BTV.gather(2, rollout.responses_BT[..., None])[..., 0].masked_fill(~mask_BT, 0)
-        return TokenScores(logprobs_BT, entropy_BT.masked_fill(~mask_BT, 0), on_support=inside_BTV is not None)
+        logprobs_BT = all_BTV.gather(2, rollout.responses_BT[..., None])[..., 0].masked_fill(
+            ~mask_BT, 0
+        )
+        return TokenScores(
+            logprobs_BT, entropy_BT.masked_fill(~mask_BT, 0), on_support=inside_BTV is not None
+        )
 
 
 def support_mask(rollout: Rollout) -> Tensor | None:
@@ -59,9 +63,13 @@ def support_mask(rollout: Rollout) -> Tensor | None:
     if rollout.support_BTK is None:
         return None
     slots_BTK = rollout.support_mask_BTK
-    held_BTK = torch.ones_like(rollout.support_BTK, dtype=torch.bool) if slots_BTK is None else slots_BTK
+    held_BTK = (
+        torch.ones_like(rollout.support_BTK, dtype=torch.bool) if slots_BTK is None else slots_BTK
+    )
     B, T, _ = held_BTK.shape
-    counts = torch.zeros(B, T, VOCABULARY).scatter_add(2, rollout.support_BTK.long(), held_BTK.float())
+    counts = torch.zeros(B, T, VOCABULARY).scatter_add(
+        2, rollout.support_BTK.long(), held_BTK.float()
+    )
     return (counts > 0) | ~rollout.response_mask_BT[..., None]
 
 
@@ -82,8 +90,12 @@ class BigramSampler(Sampler):
             support_BK, slots_BK = request.support.select(logits_BV)
             inside_BV = torch.ones_like(logits_BV, dtype=torch.bool)
             if support_BK is not None:
-                held = torch.ones_like(support_BK, dtype=torch.bool) if slots_BK is None else slots_BK
-                inside_BV = torch.zeros_like(logits_BV).scatter_add(1, support_BK.long(), held.float()) > 0
+                held = (
+                    torch.ones_like(support_BK, dtype=torch.bool) if slots_BK is None else slots_BK
+                )
+                inside_BV = (
+                    torch.zeros_like(logits_BV).scatter_add(1, support_BK.long(), held.float()) > 0
+                )
                 columns["support"].append(support_BK.int())
                 columns["slots"].append(held)
             logprobs_BV = logits_BV.masked_fill(~inside_BV, -torch.inf).log_softmax(-1)
@@ -91,7 +103,9 @@ class BigramSampler(Sampler):
             token_B = logprobs_BV.argmax(-1) if request.greedy else drawn_B
             columns["token"].append(token_B.masked_fill(~running, 0))
             columns["mask"].append(running)
-            columns["logprob"].append(logprobs_BV.gather(1, token_B[:, None])[:, 0].masked_fill(~running, 0))
+            columns["logprob"].append(
+                logprobs_BV.gather(1, token_B[:, None])[:, 0].masked_fill(~running, 0)
+            )
             columns["kept"].append((logits_BV.softmax(-1) * inside_BV).sum(-1))
             ids = torch.cat([ids, token_B[:, None]], 1)
             if progress is not None:
@@ -99,7 +113,11 @@ class BigramSampler(Sampler):
             running = running & (token_B != END)
         mask_BT = torch.stack(columns["mask"], 1)
         tokens_BL = torch.cat(
-            [prompts.input_ids_PS.repeat_interleave(completions, 0), torch.stack(columns["token"], 1)], 1
+            [
+                prompts.input_ids_PS.repeat_interleave(completions, 0),
+                torch.stack(columns["token"], 1),
+            ],
+            1,
         )
         rows = [row[mask].tolist() for row, mask in zip(tokens_BL[:, -T:], mask_BT, strict=True)]
         truncated = columns["support"] != []
@@ -113,6 +131,8 @@ class BigramSampler(Sampler):
             support_BTK=torch.stack(columns["support"], 1) if truncated else None,
             support_mask_BTK=torch.stack(columns["slots"], 1) if truncated else None,
             kept_mass_BT=torch.stack(columns["kept"], 1) if truncated else None,
-            texts=tuple(policy.tokenizer.batch_decode([[t for t in row if t != END] for row in rows])),
+            texts=tuple(
+                policy.tokenizer.batch_decode([[t for t in row if t != END] for row in rows])
+            ),
             rows=tuple(row for row in prompts.rows for _ in range(completions)),
         )

@@ -1,0 +1,198 @@
+"""`lightning-mpo export`: a checkpoint's policy as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightning_mpo.cli.guard import guarded
+from lightning_mpo.cli.parser import CLI, OPTIONS
+from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.errors import UserError
+from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, part_of
+from lightning_mpo.export.origin import read_summary
+from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.recipes import find
+from lightning_mpo.seeding import Stream, generator_of
+from lightning_mpo.storage import read_checkpoint
+from lightning_mpo.types import PromptBatch, PromptRow
+
+COMPARED = 8
+"""Prompts on which policy and reloaded model are compared."""
+
+
+class Reader(CLI):
+    """Builds module and data of a configuration, and no trainer: other devices than those of the run are at hand."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        config["ckpt_path"] = None
+        for name in ("callbacks", "logger", "plugins", "profiler"):
+            config["trainer"][name] = None
+        super().before_instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        return
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """The configuration as plain values."""
+        return yaml.safe_load(
+            self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `lightning-mpo export`; return the exit code: 1 if what was written is not the policy, 2 after a mistake."""
+    parser = argparse.ArgumentParser(
+        prog="lightning-mpo export",
+        description="Write a checkpoint's policy as a Hugging Face folder, load it again as a user would, and compare "
+        "log-probs and greedy texts.",
+        epilog="Options of the configuration go on the command line as for the other verbs: --model.temperature 0.7, say.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="a Lightning checkpoint, a file or a folder, such as runs/…/last.ckpt",
+    )
+    parser.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="what is written; it must be empty or new"
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        metavar="FILE",
+        help="of the run: config.yaml in its folder. It is code: read it first",
+    )
+    parser.add_argument(
+        "--form",
+        choices=("adapter", "merged", "full"),
+        help="adapter: for peft; merged: added to the unquantised base; full: all weights. Default: adapter with LoRA, else full",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of merged weights (default: bfloat16)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what an earlier export wrote"
+    )
+
+    outcome: list[int] = []
+
+    def action() -> None:
+        options, rest = parser.parse_known_args(arguments)
+        missing = [f"--{name}" for name in ("checkpoint", "to") if getattr(options, name) is None]
+        if missing:
+            raise UserError(
+                f"`export` needs {' and '.join(missing)}: lightning-mpo export -c CONFIG --checkpoint FILE --to FOLDER"
+            )
+        outcome.append(_export(options, rest))
+
+    return guarded(action) or outcome[0]
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> int:
+    stored = read_checkpoint(options.checkpoint, "`--checkpoint`", part="outline")
+    configs = options.config or _no_config(options.checkpoint)
+    arguments = ["predict", *(part for path in configs for part in ("-c", path)), *rest]
+    cli = Reader(**OPTIONS | {"args": arguments})
+    policy = cli.model.policy
+    if not isinstance(policy, CausalPolicy):
+        raise UserError(f"`export` takes a `CausalPolicy`, got {type(policy).__name__}")
+    policy.checkpoint, policy.critic = str(options.checkpoint), None
+    form: Any = options.form or ("full" if policy.lora is None else "adapter")
+    check_form(policy, form)
+    rollout = cli.config_init[cli.subcommand].get("rollout")
+    sampling = Sampling(
+        temperature=getattr(cli.model, "temperature", 1.0),
+        max_new_tokens=rollout.max_new_tokens if rollout else 256,
+        support=getattr(getattr(cli.model, "objective", None), "support", None),
+    )
+    try:
+        policy.check()
+        prompts, data = _prompts(policy, cli.datamodule)
+        check_target(options.to, options.overwrite, "say --overwrite")
+        policy.build(device=torch.device("cpu"), reference=False)
+    except UserError as error:
+        raise UserError(str(error).replace("`policy.checkpoint`", "`--checkpoint`")) from error
+    origin = Origin(
+        cli.whole,
+        stored.get("global_step"),
+        _rollouts(stored),
+        read_summary(find(configs[-1]).parent),
+    )
+    check, notes = export(
+        policy,
+        options.to,
+        form,
+        prompts,
+        dtype=options.dtype,
+        sampling=sampling,
+        origin=origin,
+        data=data,
+    )
+    folder = part_of(options.to) if check.problems else options.to
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"written    {form} form, {size / 2**20:.1f} MB, into {folder}")
+    for note in notes:
+        print(f"warning    {note}")
+    if check.problems:
+        print(
+            f"lightning-mpo: the export in {folder} differs from the policy: {check.problems[0]}; {options.to} is unchanged",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"checked    loaded again and compared: {check}")
+    return 0
+
+
+def _no_config(checkpoint: Path) -> list[str]:
+    """Ask for the configuration, which is code: one that lies beside a checkpoint may be anybody's."""
+    beside = [
+        folder / "config.yaml"
+        for folder in checkpoint.parents[:2]
+        if (folder / "config.yaml").is_file()
+    ]
+    hint = f"-c {beside[0]}, if you trust it" if beside else "there is no config.yaml beside it"
+    raise UserError(
+        f"`export` needs the configuration of the run that made {str(checkpoint)!r}: {hint}"
+    )
+
+
+def _rollouts(stored: dict[str, Any]) -> int | None:
+    """Return how many rollouts a checkpoint has seen."""
+    for name, state in stored.get("callbacks", {}).items():
+        if name.startswith("RolloutLoop") and isinstance(state, dict) and state.get("ranks"):
+            return state["ranks"][0].get("counter")
+    return None
+
+
+def _prompts(policy: CausalPolicy, data: Any) -> tuple[PromptBatch, PromptDataModule | None]:
+    """Return prompts of the run's validation data; where these are not at hand, random tokens."""
+    try:
+        if not isinstance(data, PromptDataModule):
+            raise UserError("the configuration names no data")
+        data.connect(policy.tokenizer)
+        return data.encode(list(data.validation_rows or data.splits.train)[:COMPARED]), data
+    except UserError as error:
+        print(f"note       compared on random tokens, as the run's data cannot be had: {error}")
+    ids_PS = torch.randint(
+        policy.vocabulary, (COMPARED, 8), generator=generator_of(0, Stream.CHECK)
+    )
+    rows = tuple(PromptRow(str(policy.tokenizer.decode(ids)), "") for ids in ids_PS)
+    return PromptBatch(ids_PS, torch.ones_like(ids_PS, dtype=torch.bool), rows), None

@@ -1,0 +1,22 @@
+"""The verbs that train and evaluate: `fit`, `validate`, `test` and `predict -c`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_mpo.callbacks import ExactResume, Preemption
+from lightning_mpo.cli.guard import guarded
+from lightning_mpo.cli.parser import CLI, OPTIONS
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a verb of the trainer; return the exit code, 2 after a mistake.
+
+    Args:
+        arguments: the verb and its options, such as `["fit", "-c", "quickstart"]`.
+    """
+    options = {
+        "args": list(arguments),
+        "trainer_defaults": {"callbacks": [ExactResume(), Preemption()]},
+    }
+    return guarded(lambda: CLI(**OPTIONS | options))

@@ -1,0 +1,218 @@
+"""`lightning-mpo methods`: the table of methods, one row per algorithm file, made from the files and their headers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_mpo import recipes
+from lightning_mpo.errors import UserError, plainly
+from lightning_mpo.recipes.headers import FIELDS, TAGS, Method, is_number, read, tags, word
+
+FOLDER = recipes.FOLDER / "algorithm"
+BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
+COLUMNS = (
+    "method, and its paper",
+    "choices",
+    "values, and where they come from",
+    "confidence in the equations",
+)
+NEARLY_ALL = 0.8
+"""A choice of at least this share of files stands once, under the table, instead of in each row."""
+MANY = 5
+"""Least number of files for that."""
+
+
+def read_folder(folder: Path) -> list[Method]:
+    """Read every algorithm file of a folder, in the order of their names.
+
+    Raises:
+        UserError: there is no such folder, it holds no YAML file, or a file or its header is wrong.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder {str(folder)!r}; give `--configs` a folder of algorithm files")
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise UserError(
+            f"{str(folder)!r} holds no .yaml file; give `--configs` a folder of algorithm files"
+        )
+    return [read(path) for path in paths]
+
+
+def table(methods: Sequence[Method], page: Path | None = None) -> str:
+    """Return the methods as a Markdown table, with a note below on common choices and the meaning of tags.
+
+    Args:
+        methods: the rows.
+        page: the file for the table; links are relative to it. None: relative to the root of the repository.
+    """
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *_rows(methods, page)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([*lines, "", _note(methods)]) + "\n"
+
+
+def _rows(methods: Sequence[Method], page: Path | None = None) -> Iterator[tuple[str, ...]]:
+    plain = _plain(methods)
+    for method in methods:
+        said = [
+            _choice(axis, value)
+            for axis, value in method.choices.items()
+            if value != plain.get(axis)
+        ]
+        paper = re.sub(
+            r"arXiv:(\d{4}\.\d{4,5})",
+            r"[arXiv:\1](https://arxiv.org/abs/\1)",
+            method.header["paper"],
+        )
+        yield (
+            f"[{method.path.stem}]({_link(method.path, page)}): {paper}",
+            ", ".join(f"`{choice}`" for choice in said),
+            method.header["values"],
+            method.header["confidence"],
+        )
+
+
+def _link(path: Path, page: Path | None) -> str:
+    """Return the link to a file; one of the package is linked in the repository, relative to a page in it."""
+    if not path.is_relative_to(recipes.FOLDER):
+        return path.as_posix()
+    root, inside = (
+        recipes.FOLDER.resolve().parent,
+        Path("configs") / path.relative_to(recipes.FOLDER),
+    )
+    if page is None or not page.resolve().is_relative_to(root):
+        return inside.as_posix()
+    return Path(os.path.relpath(root / inside, page.resolve().parent)).as_posix()
+
+
+def _note(methods: Sequence[Method]) -> str:
+    plain = _plain(methods).items()
+    unsaid = [
+        f"{axis} `{_choice(axis, value)}`" if value is not None else f"no {axis}"
+        for axis, value in plain
+    ]
+    note = f"Where a row says nothing else: {', '.join(unsaid)}. " if unsaid else ""
+    used = {tag for method in methods for key in FIELDS for tag in tags(method.header[key])}
+    meanings = "; ".join(f"[{tag}] {meaning}" for tag, meaning in TAGS.items() if tag in used)
+    return f"{note}Switches that are off are left out. {meanings}."
+
+
+def _plain(methods: Sequence[Method]) -> dict[str, Any]:
+    """Return the common choice by axis: none if a file leaves the axis empty, else that of nearly all files."""
+    plain: dict[str, Any] = {}
+    for axis in dict.fromkeys(axis for method in methods for axis in method.choices):
+        chosen = [method.choices.get(axis) for method in methods]
+        common = max(chosen, key=chosen.count)
+        if None in chosen:
+            plain[axis] = None
+        elif len(methods) >= MANY and chosen.count(common) >= NEARLY_ALL * len(methods):
+            plain[axis] = common
+    return plain
+
+
+def _choice(axis: str, value: Any) -> str:
+    """Write a choice as in `ClippedRatio(0.2, 0.28)`; a choice without a class has the name of its axis.
+
+    Numbers in front and plain words have no name; `null` and switches that are off are left out.
+
+    >>> _choice("critic", {"coef": 0.1, "clip": None})
+    'critic(0.1)'
+    >>> _choice("actions", {"class_path": "Blocks", "init_args": {"length": 3, "source": "mtp", "stride": 1, "mean": True}})
+    'Blocks(3, mtp, stride 1, mean)'
+    """
+    if not isinstance(value, dict):
+        return word(value)
+    own = "class_path" in value
+    name = value["class_path"].rsplit(".", 1)[-1] if own else axis
+    arguments: list[str] = []
+    front = True
+    for key, inner in ((value.get("init_args") or {}) if own else value).items():
+        front = front and is_number(inner)
+        if isinstance(inner, bool):
+            arguments += [key] if inner else []
+        elif inner is not None:
+            bare = front or (isinstance(inner, str) and not inner.startswith("${"))
+            bare = bare or (
+                isinstance(inner, dict) and "class_path" not in inner
+            )  # called by its key anyway
+            arguments.append(_choice(key, inner) if bare else f"{key} {_choice(key, inner)}")
+    return f"{name}({', '.join(arguments)})" if arguments else name
+
+
+def refresh(readme: Path, text: str) -> None:
+    """Put the table between the markers of a Markdown file.
+
+    Raises:
+        UserError: the file is missing or lacks the markers.
+    """
+    if not readme.is_file():
+        raise UserError(f"`--readme`: no file {str(readme)!r}")
+    try:
+        before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{readme} is no UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from error
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(
+            f"{readme} must hold the lines `{BEGIN}` and `{END}`; the table goes between them"
+        )
+    readme.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `lightning-mpo methods`; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="lightning-mpo methods",
+        description="Print a folder of algorithm files as a table: what each chooses, and where it comes from.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--configs", type=Path, default=FOLDER, metavar="DIR", help="default: those of the package"
+    )
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help=f"write the table between `{BEGIN}` and `{END}` of this file instead",
+    )
+    return plainly(lambda: _run(*parser.parse_known_args(arguments)))
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise UserError(
+            f"`methods` does not take {rest[0]!r}; it takes --configs DIR and --readme FILE"
+        )
+    methods = read_folder(options.configs)
+    if options.readme is not None:
+        refresh(options.readme, table(methods, options.readme))
+    elif sys.stdout.isatty():
+        _show(methods)
+    else:
+        print(table(methods), end="")
+    return 0
+
+
+def _show(methods: Sequence[Method]) -> None:
+    """Print the table at the width of the terminal: the lines of Markdown are longer than any."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 1, 0))
+    for name in COLUMNS:
+        shown.add_column(name, overflow="fold")
+    for row in _rows(methods):
+        shown.add_row(*(Text(re.sub(r"`|\]\([^)]*\)|\[(?=[^\]]*\]\()", "", cell)) for cell in row))
+    console = Console()
+    console.print(shown)
+    console.print(Text(_note(methods).replace("`", "")))

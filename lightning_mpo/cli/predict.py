@@ -1,0 +1,189 @@
+"""`lightning-mpo predict --model FOLDER --data FILE`: complete prompts with a model folder, without running its code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from lightning_mpo.callbacks import Predictions, RolloutLoop
+from lightning_mpo.cli.guard import guarded
+from lightning_mpo.cli.messages import suggest
+from lightning_mpo.data import PromptFile
+from lightning_mpo.errors import UserError
+from lightning_mpo.export.usage import TOP, USAGE, Usage, prompt_options
+from lightning_mpo.modules import PolicyOptimization
+from lightning_mpo.objective.action_spaces import TokenActions
+from lightning_mpo.objective.advantages import ReturnToGo
+from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.reductions import TokenMean
+from lightning_mpo.objective.selection import AllTokens
+from lightning_mpo.objective.supports import FullVocabulary
+from lightning_mpo.objective.surrogates import PolicyGradient
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `lightning-mpo predict --model`; return the exit code, 2 after a mistake."""
+    parser = _parser()
+
+    def action() -> None:
+        options, rest = parser.parse_known_args(arguments)
+        if rest:
+            known = [name for option in parser._actions for name in option.option_strings]
+            name = rest[0].partition("=")[0]
+            raise UserError(f"`predict --model` has no option `{name}`{suggest(name, known)}")
+        missing = [f"--{name}" for name in ("model", "data") if not getattr(options, name)]
+        if missing:
+            raise UserError(
+                f"`predict` needs {' and '.join(missing)}: lightning-mpo predict --model FOLDER --data FILE.jsonl "
+                "(or a configuration of your own: -c FILE)"
+            )
+        predict(options)
+
+    return guarded(action)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-mpo predict",
+        description="Complete the prompts of a file with an exported folder or another model folder. No code of the folder is "
+        "run. With a configuration of your own (-c FILE), `predict` uses that instead; `predict -c FILE --help` lists its "
+        "options.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="an exported folder, or another model as in `policy.source`",
+    )
+    parser.add_argument("--data", metavar="FILE", help='JSON lines: {"prompt": "…"}')
+    parser.add_argument("--out", metavar="FILE", help="default: completions/predictions.jsonl")
+    parser.add_argument(
+        "--prompt",
+        default="prompt",
+        metavar="COLUMN",
+        help="column of the prompts (default: prompt)",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="SOURCE",
+        help="base model of adapters, in place of the one that the folder names",
+    )
+    parser.add_argument(
+        "--rollout.max_new_tokens", "--max_new_tokens", dest="max_new_tokens", type=int, metavar="N"
+    )
+    parser.add_argument(
+        *("--rollout.validation_completions", "--completions"),
+        dest="completions",
+        type=int,
+        default=1,
+        metavar="N",
+        help="completions per prompt (default: 1)",
+    )
+    parser.add_argument("--temperature", type=float, metavar="T")
+    parser.add_argument("--seed_everything", "--seed", dest="seed", type=int, metavar="N")
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="prompts at a time (default: 32)"
+    )
+    parser.add_argument(
+        "--accelerator", default="auto", choices=("auto", "cpu", "gpu", "cuda", "mps")
+    )
+    return parser
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Write completions of prompts.
+
+    Args:
+        options: parsed options of the command line.
+
+    Raises:
+        UserError: an option, the folder or the file is wrong.
+    """
+    folder = Path(options.model).expanduser()
+    usage = Usage.read(folder) if folder.is_dir() else Usage()
+    if folder.is_dir() and not (folder / USAGE).exists():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"`--model` {options.model!r} holds adapters without {USAGE}: export it again, or give "
+                "`-c` with a configuration of your own and `policy.checkpoint`"
+            )
+        old = (
+            " (lightning_mpo.yaml is a configuration, and is not read)"
+            if (folder / "lightning_mpo.yaml").exists()
+            else ""
+        )
+        print(
+            f"note       {folder} has no {USAGE}{old}: sampling at temperature 1, at most 256 tokens, unless options set others"
+        )
+    chosen = {
+        name: _number(options, name, getattr(usage, name))
+        for name in ("temperature", "max_new_tokens", "seed")
+    }
+    for name in ("completions", "batch_size"):
+        if getattr(options, name) < 1:
+            raise UserError(f"`--{name}` must be at least 1, got {getattr(options, name)}")
+    _check_out(options)
+    prompt = {name: value for name, value in usage.prompt.items() if name in prompt_options()}
+    policy = usage.policy(str(folder) if folder.is_dir() else options.model, options.base)
+    if usage.form == "adapter":
+        print(f"base       {policy.source}{'' if options.base else ', as the folder says'}")
+    L.seed_everything(chosen["seed"], verbose=False)
+    objective = Objective(
+        FullVocabulary(), TokenActions(), ReturnToGo(), PolicyGradient(), AllTokens(), TokenMean()
+    )
+    callbacks = [
+        RolloutLoop(
+            max_new_tokens=chosen["max_new_tokens"], validation_completions=options.completions
+        ),
+        Predictions(options.out),
+    ]
+    try:
+        trainer = L.Trainer(
+            accelerator=options.accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            default_root_dir=os.curdir,
+            callbacks=callbacks,
+        )
+    except (
+        ValueError,
+        RuntimeError,
+    ) as error:  # Lightning's MisconfigurationException is a ValueError in some versions
+        raise UserError(
+            f"`--accelerator {options.accelerator}`: {str(error).splitlines()[0]}"
+        ) from error
+    trainer.predict(
+        PolicyOptimization(policy, objective, temperature=chosen["temperature"]),
+        datamodule=PromptFile(
+            options.data, prompt=options.prompt, validation_batch_size=options.batch_size, **prompt
+        ),
+        return_predictions=False,
+    )
+
+
+def _number(options: argparse.Namespace, name: str, default: Any) -> Any:
+    given = getattr(options, name)
+    check, kind = TOP[name]
+    if given is not None and not check(given):
+        raise UserError(f"`--{name}` must be {kind}, got {given}")
+    return default if given is None else given
+
+
+def _check_out(options: argparse.Namespace) -> None:
+    """Refuse an output that is a folder, the file of the prompts, or not a regular file."""
+    if options.out is None:
+        return
+    out = Path(options.out)
+    if out.is_dir():
+        raise UserError(f"`--out` {options.out!r} is a folder; name a file")
+    if out.resolve() == Path(options.data).expanduser().resolve():
+        raise UserError(f"`--out` {options.out!r} is the file of the prompts; name another")
+    if out.exists() and not out.is_file():
+        raise UserError(f"`--out` {options.out!r} is not a regular file; name another")

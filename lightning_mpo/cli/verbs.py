@@ -1,0 +1,7 @@
+"""The verbs of `lightning-mpo`."""
+
+from __future__ import annotations
+
+TRAINER_VERBS = ("fit", "validate", "test", "predict")
+"""Verbs that Lightning's trainer answers."""
+VERBS = (*TRAINER_VERBS, "export", "configs", "methods", "plan", "verify-resume")

@@ -1,0 +1,316 @@
+"""Axis "action space": over which tokens one importance ratio is taken (docs/algorithms.md 3)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.checks import at_least, not_below, one_of, within
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional import actions as F
+from lightning_mpo.functional.segments import number_segments
+from lightning_mpo.objective.segmenters import Segmenter, check_segments
+from lightning_mpo.types import Rollout
+
+LONGEST_BLOCK = 4096
+"""Most tokens of a block: each costs a pass over the log-ratios, and the paper uses 3 [S]."""
+
+
+@dataclass(frozen=True)
+class TokenTerms:
+    """Per-token quantities that exist only if each action is one token."""
+
+    logprobs_BT: Tensor  # of the policy, nats, carries gradient
+    anchor_logprobs_BT: Tensor  # of the same tokens, where the log-ratio is 0
+    old_entropy_BT: Tensor | None = None  # nats, at rollout weights
+    candidate_logprobs_BTK: Tensor | None = (
+        None  # of stored candidates under the policy, -inf in slots without one
+    )
+    anchor_candidate_logprobs_BTK: Tensor | None = None  # the same under the policy that sampled
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Actions of a batch; an action stands at the position of its first token."""
+
+    log_ratios_BU: Tensor  # nats, carries gradient
+    advantages_BU: Tensor  # of the action's first token
+    mask_BU: Tensor  # bool, True only where an action starts
+    weights_BU: Tensor  # tokens that the action stands for; they sum to the response tokens
+    tokens: TokenTerms | None = None  # where every action is a token
+
+
+class ActionSpace(ABC):
+    """Groups tokens into actions. Nothing after it knows the granularity."""
+
+    token_level: ClassVar[bool] = False
+    """True where every action is one token, so that probabilities of actions are those of tokens."""
+    future: int = 0
+    """M, the future offsets whose log-probs multi-token heads must provide; 0 asks for none."""
+
+    @abstractmethod
+    def group(
+        self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn log-ratios `[B, T]`, or `[B, T, 1 + M]` of heads, into `(log_ratios_BU, mask_BU, weights_BU)`."""
+
+    def segment(
+        self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]
+    ) -> Tensor | None:
+        """Number the actions of each response, once per rollout; None where the space needs no numbering.
+
+        Args:
+            rollout: what was sampled.
+            entropy_BT: of the policy at rollout weights, in nats; None unless `needs_entropy`.
+            texts: each token id as text; empty unless `needs_texts`.
+        """
+        return None
+
+    needs_entropy: bool = False
+    """True where `segment` looks at entropies."""
+    needs_texts: bool = False
+    """True where `segment` looks at what tokens say."""
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Refuse a vocabulary that the space cannot work on; asked before a model is loaded, if `needs_texts`."""
+
+    def actions(
+        self,
+        log_ratios: Tensor,
+        advantages_BT: Tensor,
+        mask_BT: Tensor,
+        segments_BT: Tensor | None = None,
+    ) -> Actions:
+        """Group token log-ratios; an action takes the advantage of its first token."""
+        log_ratios_BU, mask_BU, weights_BU = self.group(log_ratios, mask_BT, segments_BT)
+        return Actions(log_ratios_BU, advantages_BT, mask_BU, weights_BU)
+
+    def weights(self, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+        """Return the tokens each action stands for, which depend on the mask alone. Shape `[B, U]`."""
+        return self.group(torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT, segments_BT)[2]
+
+
+class TokenActions(ActionSpace):
+    """Every token is an action: PPO, GRPO, DAPO."""
+
+    token_level: ClassVar[bool] = True
+
+    def group(
+        self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return log_ratios, mask_BT, mask_BT.float()
+
+
+class BlockWeights(ABC):
+    """The weights beta_0 … beta_{N-1} of a block's token log-ratios; they sum to 1."""
+
+    @abstractmethod
+    def weights(self, length: int) -> list[float]:
+        """Return one weight per offset."""
+
+
+class FutureShare(BlockWeights):
+    """`beta_0 = 1 - share`, the other offsets share the rest evenly: MPO-10 … MPO-40 [S, I] (docs/algorithms.md 3.3).
+
+    Args:
+        share: weight of the future tokens, probability in [0, 1); 0.2 by default [I].
+    """
+
+    def __init__(self, share: float = 0.2) -> None:
+        within("FutureShare", "[0, 1)", share=share)
+        self.share = share
+
+    def weights(self, length: int) -> list[float]:
+        return F.block_weights(length, self.share).tolist()
+
+
+class GeometricDecay(BlockWeights):
+    """`beta_n ∝ decay^n`, closest to the log-COP-TD discount that inspired the paper [I] (docs/algorithms.md 3.3).
+
+    Args:
+        decay: factor from one offset to the next, in (0, 1]; 1 gives uniform weights.
+    """
+
+    def __init__(self, decay: float = 0.5) -> None:
+        within("GeometricDecay", "(0, 1]", decay=decay)
+        self.decay = decay
+
+    def weights(self, length: int) -> list[float]:
+        return F.geometric_weights(length, self.decay).tolist()
+
+
+class ExplicitWeights(BlockWeights):
+    """The weights as given, not normalised: all ones give the exact product of the ratios (MPO Eq. 11 [S]).
+
+    Args:
+        values: one weight per offset.
+    """
+
+    def __init__(self, values: list[float]) -> None:
+        for value in values:
+            not_below("ExplicitWeights", 0, values=value)
+        if not any(values):
+            raise UserError(
+                f"`ExplicitWeights.values` must be non-negative and not all 0, got {values}"
+            )
+        self.values = values
+
+    def weights(self, length: int) -> list[float]:
+        if len(self.values) != length:
+            raise UserError(
+                f"`ExplicitWeights.values` must have one weight per offset ({length}), got {len(self.values)}"
+            )
+        return list(self.values)
+
+
+class BlockActions(ActionSpace):
+    """N consecutive tokens are one action (MPO): `R_t = exp(Σ_n beta_n · ell_n(t))`, `ell_0` the token's own log-ratio.
+
+    Equations and evidence: docs/algorithms.md 3.2 to 3.4.
+    With weights that sum to 1, R is a weighted geometric mean (MPO Eq. 12 [I]) and biased as an importance ratio; with
+    `ratio="joint"` and weights of 1 it is the exact product (MPO Eq. 11 [S]).
+
+    Args:
+        weights: the betas; None: `FutureShare(0.2)` for the weighted ratio, all 1 for the joint one.
+        length: N, tokens per block, the current one included [I]; 1 is the token-level method.
+        stride: 1 slides the window over every token (default [I]); N cuts disjoint blocks.
+        tail: what stands for offsets past the end: "absorb" counts them as ratio 1, "renorm" rescales the weights
+            of the offsets that are left. None takes absorb at stride 1 and renorm at stride N.
+        source: where the log-ratios of later offsets come from. "mtp": multi-token heads, log q_n(o_{t+n} | h_t), the
+            paper's [S]. "backbone": the policy's own log-probs of those tokens, an ablation and not MPO.
+        ratio: "weighted" wants weights that sum to 1; "joint" takes them as they are.
+    """
+
+    def __init__(
+        self,
+        weights: BlockWeights | None = None,
+        length: int = 3,
+        stride: int = 1,
+        tail: Literal["absorb", "renorm"] | None = None,
+        source: Literal["backbone", "mtp"] = "backbone",
+        ratio: Literal["weighted", "joint"] = "weighted",
+    ) -> None:
+        at_least("BlockActions", 1, most=LONGEST_BLOCK, length=length)
+        if stride not in (1, length):
+            raise UserError(
+                f"`BlockActions.stride` must be 1 or the block length {length}, got {stride}"
+            )
+        self.length, self.stride, self.tail, self.source, self.ratio = (
+            length,
+            stride,
+            tail,
+            source,
+            ratio,
+        )
+        if weights is None:
+            self.weights_N = [1.0] * length if ratio == "joint" else FutureShare().weights(length)
+        else:
+            self.weights_N = weights.weights(length)
+        if ratio == "weighted" and abs(sum(self.weights_N) - 1) > 1e-6:
+            raise UserError(
+                f"the weights of `BlockActions` must sum to 1, got {sum(self.weights_N):.4g}; set `ratio: joint` for a "
+                "product of ratios"
+            )
+
+    @property
+    def future(self) -> int:  # type: ignore[override]
+        """M: the offsets that heads must score."""
+        return self.length - 1 if self.source == "mtp" else 0
+
+    def group(
+        self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weights_N = torch.tensor(self.weights_N, dtype=log_ratios.dtype, device=log_ratios.device)
+        return F.block_log_ratios(
+            log_ratios, mask_BT, weights_N, stride=self.stride, tail=self.tail
+        )
+
+
+class SequenceActions(ActionSpace):
+    """The whole response is one action: GSPO.
+
+    The token form gives each token the value of its response's ratio and a gradient of its own, so that tokens may have
+    advantages of their own (GSPO-token, verl's form [C]; docs/algorithms.md 3.6). With one advantage for all tokens and
+    `SequenceMean` its gradient is that of the sequence form [V].
+
+        s_t = sg(s) · π(o_t) / sg(π(o_t)),      s = exp(mean_t ell_t)
+
+    Args:
+        mean: True takes the length-normalised ratio `exp(mean_t ell_t)` (GSPO), False the product (RLOO's form).
+        form: "sequence", or "token", which needs the mean.
+    """
+
+    def __init__(self, mean: bool = True, form: Literal["sequence", "token"] = "sequence") -> None:
+        one_of("SequenceActions", ("sequence", "token"), form=form)
+        if form == "token" and not mean:
+            raise UserError(
+                "`SequenceActions.form: token` needs the mean log-ratio; use `mean: true`, or `form: sequence`"
+            )
+        self.mean, self.form = mean, form
+
+    def group(
+        self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.form == "token":
+            return F.sequence_token_log_ratios(log_ratios, mask_BT)
+        return F.sequence_log_ratios(log_ratios, mask_BT, mean=self.mean)
+
+
+class SegmentActions(ActionSpace):
+    """A block is whatever a segmenter cuts: a line, a sentence, a step between two hesitations.
+
+        log R_j = (1/n_j) Σ_{t in block j} ell_t    (mean)     or     Σ_{t in block j} ell_t    (joint)
+
+    A generalisation of MPO's blocks of N tokens, not the paper's (arXiv:2602.14386) [I]; docs/algorithms.md 3.5. "mean" is
+    GSPO's ratio, block by block: a geometric mean, biased as an importance ratio, whose spread falls with the block's
+    length, so the clip range wants tuning anew. "joint" is the exact ratio of the block. Blocks are cut once per rollout
+    and end at gaps of the response mask.
+
+    Args:
+        segmenter: where blocks are cut.
+        ratio: "mean" or "joint".
+        max_length: tokens; a longer block is cut into pieces of this many, the last one shorter. None: never.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        ratio: Literal["mean", "joint"] = "mean",
+        max_length: int | None = None,
+    ) -> None:
+        one_of("SegmentActions", ("mean", "joint"), ratio=ratio)
+        at_least("SegmentActions", 1, max_length=max_length)
+        self.segmenter, self.ratio, self.max_length = segmenter, ratio, max_length
+
+    @property
+    def needs_entropy(self) -> bool:  # type: ignore[override]
+        """Whether the segmenter looks at entropies."""
+        return self.segmenter.needs_entropy
+
+    @property
+    def needs_texts(self) -> bool:  # type: ignore[override]
+        """Whether the segmenter looks at what tokens say."""
+        return self.segmenter.needs_texts
+
+    def check(self, texts: Sequence[str]) -> None:
+        self.segmenter.check(texts)
+
+    def segment(self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]) -> Tensor:
+        mask_BT = rollout.response_mask_BT
+        segments_BT = self.segmenter.segment(rollout, entropy_BT, texts)
+        check_segments(self.segmenter, segments_BT, mask_BT)
+        return number_segments(segments_BT.to(mask_BT.device), mask_BT, max_length=self.max_length)
+
+    def group(
+        self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if segments_BT is None:
+            raise RuntimeError(
+                "`SegmentActions.group` needs the `segments_BT` that `segment` returned"
+            )
+        return F.segment_log_ratios(log_ratios, mask_BT, segments_BT, mean=self.ratio == "mean")

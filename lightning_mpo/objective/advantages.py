@@ -1,0 +1,232 @@
+"""Axis "advantage": how much better an action was than what it is compared with (docs/algorithms.md 4)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.checks import one_of, within
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional import advantages as F
+
+
+class Estimate(NamedTuple):
+    """What the rewards of a rollout come to."""
+
+    advantages_BT: Tensor
+    returns_BT: Tensor | None = None  # what a critic is fitted to
+    weights_BT: Tensor | None = None  # what tokens weigh in the loss, 0: nothing; None: all alike
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The judged responses of a rollout, as an advantage sees them.
+
+    Args:
+        rewards_BT: reward per token: a response's reward stands at its last token.
+        mask_BT: response tokens.
+        group_size: G; the rows of a prompt are neighbours.
+        valid_B: rows whose reward counts.
+        values_BT: of a critic, where `needs_values`.
+        tokens_BT: response ids.
+    """
+
+    rewards_BT: Tensor
+    mask_BT: Tensor
+    group_size: int
+    valid_B: Tensor
+    values_BT: Tensor | None = None
+    tokens_BT: Tensor | None = None
+
+    @property
+    def rewards_B(self) -> Tensor:
+        """Reward of each response."""
+        return self.rewards_BT.sum(1)
+
+    @property
+    def valid_BT(self) -> Tensor:
+        """Response tokens of valid rows."""
+        return self.mask_BT & self.valid_B[:, None]
+
+    def spread(self, values_B: Tensor) -> Tensor:
+        """Give each token of a response the value of the response."""
+        return values_B[:, None].expand(self.mask_BT.shape) * self.mask_BT
+
+
+class Advantage(ABC):
+    """Turns rewards into advantages."""
+
+    compares_group: ClassVar[bool] = False
+    """True where a response is compared with the others of its prompt, so that one completion has no advantage."""
+
+    needs_values: ClassVar[bool] = False
+    """True where a critic's values are the baseline."""
+
+    weighs_tokens: ClassVar[bool] = False
+    """True where the estimate says how much single tokens weigh."""
+
+    by_token: bool = False
+    """True where the tokens of a response get different advantages."""
+
+    to_go: ClassVar[bool] = False
+    """True where a token's advantage is made of the rewards behind it, so that rewards of tokens tell them apart."""
+
+    whiten: bool = False
+    """Whether the advantages of a rollout, over all ranks, are given mean 0 and standard deviation 1 afterwards."""
+
+    @abstractmethod
+    def estimate(self, outcome: Outcome) -> Estimate:
+        """Return advantages per token; rows that are not valid get 0."""
+
+    def check(self, group_size: int) -> None:
+        """Refuse a group in which there is nothing to compare."""
+        if self.compares_group and group_size < 2:
+            raise UserError(
+                f"`{type(self).__name__}` compares the completions of a prompt; `rollout.completions` must be at "
+                f"least 2, got {group_size}"
+            )
+
+
+class GroupRelative(Advantage):
+    """`(R - mean) / (std + 1e-4)` within the group (GRPO), or `R - mean` (Dr. GRPO).
+
+    Args:
+        scale: "std" divides by the group's standard deviation (Bessel-corrected, TRL's form [C]); "none" does not;
+            "batch" whitens over all response tokens of the rollout and all ranks instead (REINFORCE++ with a baseline
+            [C, verl and OpenRLHF]; docs/algorithms.md 4.1).
+    """
+
+    compares_group: ClassVar[bool] = True
+
+    def __init__(self, scale: Literal["std", "none", "batch"] = "std") -> None:
+        one_of("GroupRelative", ("std", "none", "batch"), scale=scale)
+        self.scale: Literal["std", "none", "batch"] = scale
+
+    @property
+    def whiten(self) -> bool:  # type: ignore[override]
+        """Whether the module whitens afterwards."""
+        return self.scale == "batch"
+
+    def estimate(self, outcome: Outcome) -> Estimate:
+        scale: Literal["std", "none"] = "std" if self.scale == "std" else "none"
+        advantages_B = F.group_relative(
+            outcome.rewards_B, outcome.group_size, scale=scale, valid_B=outcome.valid_B
+        )
+        return Estimate(outcome.spread(advantages_B))
+
+
+class LeaveOneOut(Advantage):
+    """`R_i - mean of the others` (RLOO; docs/algorithms.md 4.2)."""
+
+    compares_group: ClassVar[bool] = True
+
+    def estimate(self, outcome: Outcome) -> Estimate:
+        advantages_B = F.leave_one_out(
+            outcome.rewards_B, outcome.group_size, valid_B=outcome.valid_B
+        )
+        return Estimate(outcome.spread(advantages_B))
+
+
+class ReturnToGo(Advantage):
+    """The discounted return from a token on, without a baseline: REINFORCE, and whitened REINFORCE++.
+
+        A_t = Σ_{k>=t} γ^(k-t) r_k                           ([C, verl and OpenRLHF]; docs/algorithms.md 4.3)
+
+    One completion per prompt is enough.
+
+    Args:
+        gamma: γ, discount per token, in [0, 1].
+        whiten: give the advantages of all response tokens of a rollout, over all ranks, mean 0 and standard deviation
+            1: the mean of the batch is the baseline then.
+    """
+
+    to_go: ClassVar[bool] = True
+
+    def __init__(self, gamma: float = 1.0, whiten: bool = True) -> None:
+        within("ReturnToGo", "[0, 1]", gamma=gamma)
+        self.gamma, self.whiten = gamma, whiten
+
+    @property
+    def by_token(self) -> bool:  # type: ignore[override]
+        """Whether the discount tells the tokens apart."""
+        return self.gamma != 1
+
+    def estimate(self, outcome: Outcome) -> Estimate:
+        zeros_BT = torch.zeros_like(outcome.rewards_BT)
+        advantages_BT, _ = F.generalized_advantages(
+            outcome.rewards_BT, zeros_BT, outcome.valid_BT, gamma=self.gamma, lam=1.0
+        )
+        return Estimate(advantages_BT)
+
+
+class GeneralizedAdvantage(Advantage):
+    """Generalised advantage estimation from a critic's values (PPO); one completion per prompt is enough.
+
+        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t      (GAE Eq. 16; docs/algorithms.md 4.4)
+
+    Rows that are not valid get advantage 0 and are their own returns. Returns are those of the raw advantages.
+
+    Args:
+        gamma: γ, discount per token, in [0, 1]. 1: a reward at the end counts in full at every token (TRL, verl [C]).
+        lam: λ, in [0, 1]: 1 takes the whole return, 0 one step. TRL takes 0.95, verl and OpenRLHF 1 [C].
+        whiten: give the advantages of all response tokens of a rollout, over all ranks, mean 0 and standard deviation
+            1 (TRL, verl [C]), so that the step does not depend on the scale of the reward.
+    """
+
+    needs_values: ClassVar[bool] = True
+    by_token: bool = True
+    to_go: ClassVar[bool] = True
+
+    def __init__(self, gamma: float = 1.0, lam: float = 0.95, whiten: bool = True) -> None:
+        within("GeneralizedAdvantage", "[0, 1]", gamma=gamma, lam=lam)
+        self.gamma, self.lam, self.whiten = gamma, lam, whiten
+
+    def estimate(self, outcome: Outcome) -> Estimate:
+        values_BT, valid_BT = outcome.values_BT, outcome.valid_BT
+        if values_BT is None:
+            raise RuntimeError("`GeneralizedAdvantage` needs the values of a critic")
+        advantages_BT, returns_BT = F.generalized_advantages(
+            outcome.rewards_BT, values_BT, valid_BT, gamma=self.gamma, lam=self.lam
+        )
+        return Estimate(advantages_BT, torch.where(valid_BT, returns_BT, values_BT))
+
+
+class PrefixTree(Advantage):
+    """Credit for the tokens at which the completions of a prompt part, and for no others (T-SPMO).
+
+        A(v | p) = V(pv) - V(p),   V(p) = mean reward of the completions that start with prefix p
+
+    Each distinct pair (p, v) counts once, at a branching prefix only; `TokenMean` divides by their number |U| in the
+    mini-batch, so that a prompt with many branches weighs more than one with few. Dividing by the |U| of each prompt
+    would be another reading [I].
+    arXiv:2504.20834: matching of prefixes in a trie, critic-free token credit, under 5 % of the tokens [S]; the formula
+    and the choices are [REC, I] (docs/algorithms.md 4.6). Rows without a valid reward stand outside of the tree.
+
+    Args:
+        count: True: a pair counts once per completion that goes through it.
+    """
+
+    compares_group: ClassVar[bool] = True
+    weighs_tokens: ClassVar[bool] = True
+    by_token: bool = True
+
+    def __init__(self, count: bool = False) -> None:
+        self.count = count
+
+    def estimate(self, outcome: Outcome) -> Estimate:
+        if outcome.tokens_BT is None:
+            raise RuntimeError("`PrefixTree` needs the tokens of the responses")
+        advantages_BT, weights_BT = F.prefix_tree(
+            outcome.tokens_BT,
+            outcome.mask_BT,
+            outcome.rewards_B,
+            outcome.group_size,
+            valid_B=outcome.valid_B,
+        )
+        if self.count:
+            weights_BT = (weights_BT > 0).to(weights_BT)
+        return Estimate(advantages_BT, weights_BT=weights_BT)

@@ -1,0 +1,117 @@
+"""Axis "kl": what holds the policy near its reference (docs/algorithms.md 8)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+from lightning_mpo.checks import at_least, not_below, one_of, positive
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional import divergences as F
+
+
+class Controller(ABC):
+    """Sets the coefficient of the penalty from the divergence that was measured."""
+
+    coefficient: float
+
+    @abstractmethod
+    def update(self, divergence: float, rows: int) -> None:
+        """Take the mean divergence of a rollout (nats per token) over `rows` responses."""
+
+
+class ConstantCoefficient(Controller):
+    """The coefficient never changes.
+
+    Args:
+        coefficient: factor of the penalty.
+    """
+
+    def __init__(self, coefficient: float = 0.001) -> None:
+        not_below("ConstantCoefficient", 0, coefficient=coefficient)
+        self.coefficient = coefficient
+
+    def update(self, divergence: float, rows: int) -> None:
+        return
+
+
+class AdaptiveCoefficient(Controller):
+    """`coef ← coef · (1 + clip(KL / target - 1, ±0.2) · min(rows / horizon, 1))` (docs/algorithms.md 8.4).
+
+    After Ziegler et al., 2019 [REC].
+
+    Args:
+        coefficient: where it starts.
+        target: the divergence to hold, in nats per token.
+        horizon: responses over which an error of 20 % changes the coefficient by 20 %.
+    """
+
+    def __init__(self, target: float, coefficient: float = 0.1, horizon: int = 10_000) -> None:
+        positive("AdaptiveCoefficient", target=target)
+        at_least("AdaptiveCoefficient", 1, most=10**9, horizon=horizon)
+        positive("AdaptiveCoefficient", coefficient=coefficient, note=": 0 never moves")
+        self.coefficient, self.target, self.horizon = coefficient, target, horizon
+
+    def update(self, divergence: float, rows: int) -> None:
+        error = min(max(divergence / self.target - 1, -0.2), 0.2)
+        share = min(
+            rows / self.horizon, 1.0
+        )  # a rollout far beyond the horizon would flip the coefficient's sign
+        self.coefficient *= 1 + error * share
+
+
+class KLPenalty:
+    """A penalty on the divergence from the reference, on the distribution that is sampled from.
+
+    Args:
+        controller: the coefficient, constant or adaptive.
+        estimator: per token, from the sampled token, Schulman's k1, k2 or k3; or "exact", the sum over a stored
+            support, policy and reference both renormalised on it [I] (docs/algorithms.md 8.2): no sampling noise, K logits more.
+        place: "loss" adds it to the loss; "reward" subtracts the response's sum of it from the reward.
+
+    Raises:
+        UserError: an unknown estimator or place; k1 in the loss, whose expected gradient is zero.
+    """
+
+    def __init__(
+        self,
+        controller: Controller,
+        estimator: Literal["k1", "k2", "k3", "exact"] = "k3",
+        place: Literal["loss", "reward"] = "loss",
+    ) -> None:
+        one_of("KLPenalty", ("k1", "k2", "k3", "exact"), estimator=estimator)
+        one_of("KLPenalty", ("loss", "reward"), place=place)
+        if estimator == "k1" and place == "loss":
+            raise UserError(
+                "`KLPenalty` with estimator k1 in the loss has an expected gradient of zero; use `estimator: k3` (or "
+                "k2), or `place: reward`"
+            )
+        self.controller, self.estimator, self.place = controller, estimator, place
+
+    def divergence(
+        self,
+        logprobs_BT: Tensor,
+        reference_logprobs_BT: Tensor,
+        logits_BTK: Tensor | None = None,
+        reference_logits_BTK: Tensor | None = None,
+        slots_BTK: Tensor | None = None,
+    ) -> Tensor:
+        """Return the estimate per token, in nats. Shape `[B, T]`.
+
+        Args:
+            logprobs_BT: of the sampled tokens.
+            reference_logprobs_BT: the same under the reference.
+            logits_BTK: all logits of the stored support; only "exact" reads them.
+            reference_logits_BTK: the same under the reference.
+            slots_BTK: False for slots that hold no id; None: all hold one.
+        """
+        if self.estimator == "exact":
+            if logits_BTK is None or reference_logits_BTK is None:
+                raise RuntimeError(
+                    "the exact divergence needs the support's logits of both policy and reference"
+                )
+            return F.exact_on_support(logits_BTK, reference_logits_BTK, slots_BTK)
+        estimate = {"k1": F.k1, "k2": F.k2, "k3": F.k3}[self.estimator]
+        return estimate(logprobs_BT, reference_logprobs_BT)

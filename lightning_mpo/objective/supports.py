@@ -1,0 +1,148 @@
+"""Axis "support": over which part of the vocabulary the softmax of the policy is taken (docs/algorithms.md 2)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+from lightning_mpo.checks import at_least, within
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional import supports as F
+
+Outside = Literal["refuse", "unite", "drop"]
+
+
+class Support(ABC):
+    """Chooses the tokens of one step. The rollout stores the choice; every later pass replays it."""
+
+    from_reference: bool = False
+    """Whether the frozen reference ranks the tokens, instead of the policy that samples."""
+    outside: Outside = "refuse"
+    """What becomes of a sampled token that its stored support lacks."""
+
+    @abstractmethod
+    def select(self, logits_BV: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return `(support_BK, support_mask_BK)`; `(None, None)` stands for the whole vocabulary.
+
+        Args:
+            logits_BV: logits after temperature, of the policy, or of the reference with `from_reference`.
+        """
+
+    def check(self, vocabulary: int) -> None:
+        """Refuse a support that the vocabulary cannot hold."""
+
+
+class FullVocabulary(Support):
+    """The ordinary softmax."""
+
+    def select(self, logits_BV: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+class PromisingTokens(Support):
+    """What the truncated supports have in common.
+
+    Args:
+        slots: ids that are stored per step.
+        from_reference: rank by the frozen reference, an ablation: the paper's abstract speaks of "base model" priors, a
+            summary of "current policy" ranks. The default, the policy at rollout time, is the only reading under which
+            the ratio's support condition holds by construction [I] (docs/algorithms.md 2.2). Costs a second pass per token.
+        outside: a token that the sampler drew from outside its stored support, as an external engine may, is refused;
+            or united with the support and counted; or united, counted and left without loss [I] (docs/algorithms.md 2.4).
+    """
+
+    slots_name = "k"
+
+    def __init__(self, slots: int, from_reference: bool, outside: Outside) -> None:
+        at_least(type(self).__name__, 1, **{self.slots_name: slots})
+        self.from_reference, self.outside = from_reference, outside
+
+    def check(self, vocabulary: int) -> None:
+        slots = getattr(self, self.slots_name)
+        if slots > vocabulary:
+            raise UserError(
+                f"`{type(self).__name__}.{self.slots_name}` must be at most the vocabulary size {vocabulary}, got {slots}"
+            )
+
+
+class TopK(PromisingTokens):
+    """The k most probable tokens (RLPT).
+
+        P_t = {v : rank(v | s_t) <= k}                       [S]; ties by (value desc, id asc); docs/algorithms.md 2.2
+
+    Args:
+        k: tokens kept per step; 8, 16 and 32 are reported for the paper [S], 16 is our default [I].
+        from_reference: rank by the frozen reference instead of the policy at rollout time.
+        outside: what becomes of a sampled token that its support lacks.
+    """
+
+    def __init__(
+        self, k: int = 16, from_reference: bool = False, outside: Outside = "refuse"
+    ) -> None:
+        self.k = k
+        super().__init__(k, from_reference, outside)
+
+    def select(self, logits_BV: Tensor) -> tuple[Tensor, None]:
+        return F.top_k(logits_BV, self.k), None
+
+
+class Nucleus(PromisingTokens):
+    """The smallest set of most probable tokens with mass p, at most `max_k` of them: a support of varying size.
+
+    Reported second-hand as a variant of RLPT [S] (docs/algorithms.md 2.3). The bound is ours: a flat distribution would
+    otherwise store thousands of ids per step [I].
+
+    Args:
+        p: probability mass to keep, in (0, 1], after temperature.
+        max_k: slots that are stored per step; those beyond the nucleus are masked, never valid ids.
+        from_reference: rank by the frozen reference instead of the policy at rollout time.
+        outside: what becomes of a sampled token that its support lacks.
+    """
+
+    slots_name = "max_k"
+
+    def __init__(
+        self,
+        p: float = 0.95,
+        max_k: int = 32,
+        from_reference: bool = False,
+        outside: Outside = "refuse",
+    ) -> None:
+        within("Nucleus", "(0, 1]", p=p)
+        self.p, self.max_k = p, max_k
+        super().__init__(max_k, from_reference, outside)
+
+    def select(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+        return F.nucleus(logits_BV, self.p, self.max_k)
+
+
+class MinP(PromisingTokens):
+    """The tokens that are at least `ratio` times as probable as the most probable one, at most `max_k` of them.
+
+    The rule by which vocabularies are pruned in arXiv:2512.23087 [S]; its threshold is not known [N]
+    (docs/algorithms.md 2.3).
+
+    Args:
+        ratio: in (0, 1], after temperature.
+        max_k: slots that are stored per step.
+        from_reference: rank by the frozen reference instead of the policy at rollout time.
+        outside: what becomes of a sampled token that its support lacks.
+    """
+
+    slots_name = "max_k"
+
+    def __init__(
+        self,
+        ratio: float = 0.05,
+        max_k: int = 32,
+        from_reference: bool = False,
+        outside: Outside = "refuse",
+    ) -> None:
+        within("MinP", "(0, 1]", ratio=ratio)
+        self.ratio, self.max_k = ratio, max_k
+        super().__init__(max_k, from_reference, outside)
+
+    def select(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+        return F.min_p(logits_BV, self.ratio, self.max_k)

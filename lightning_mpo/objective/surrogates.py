@@ -1,0 +1,307 @@
+"""Axis "surrogate": how far the policy may move in one rollout (docs/algorithms.md 5)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.checks import above, at_least, not_below, one_of, positive, within
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional import surrogates as F
+from lightning_mpo.functional.selections import highest
+from lightning_mpo.functional.trust_regions import outside_trust_region, trust_divergence
+from lightning_mpo.objective.action_spaces import Actions
+from lightning_mpo.objective.loss_metrics import measure_trust
+from lightning_mpo.scores import Metrics
+
+
+class Surrogate(ABC):
+    """A loss per action, to be minimised, unreduced."""
+
+    needs_token_actions: bool = False
+    """True where the loss needs what only single tokens have (`TokenTerms`); other action spaces are then refused."""
+
+    needs_entropy: bool = False
+    """True where it needs the entropies at rollout weights."""
+
+    at_behaviour: ClassVar[bool] = False
+    """True where ratios are against the sampler's own log-probs, and not against those that the trainer recomputes."""
+
+    on_policy: ClassVar[bool] = False
+    """True where the loss is meant for the weights that sampled, so that a second update on a rollout is biased."""
+
+    candidates: int = 0
+    """K, the most probable ids whose log-probs the sampler must record; 0 asks for none."""
+
+    def bound(self, log_ratios: Tensor, advantages_BT: Tensor) -> Tensor:
+        """Bound the log-ratios of tokens before they are grouped into actions; most surrogates bound actions only."""
+        return log_ratios
+
+    @abstractmethod
+    def loss(self, actions: Actions) -> Tensor:
+        """Return `losses_BU`."""
+
+    def clipped(self, actions: Actions) -> Tensor | None:
+        """Return where the trust region stops the gradient, bool `[B, U]`; None without a trust region."""
+        return None
+
+    def measure(self, actions: Actions) -> Metrics:
+        """Return metrics of its own, as sums that add up."""
+        return {}
+
+    def check(self, vocabulary: int) -> None:
+        """Refuse what the vocabulary cannot hold; asked before a model is loaded."""
+
+
+class PolicyGradient(Surrogate):
+    """`-A·log R`: the plain policy gradient, without weights or a trust region (REINFORCE). Meant for one update a rollout."""
+
+    on_policy: ClassVar[bool] = True
+
+    def loss(self, actions: Actions) -> Tensor:
+        return F.policy_gradient(actions.log_ratios_BU, actions.advantages_BU)
+
+
+class ClippedRatio(Surrogate):
+    """`-min(R·A, clip(R, 1 - low, 1 + high)·A)`, with an optional dual clip for negative advantages (PPO).
+
+    The form of PPO, GRPO, DAPO and MPO: docs/algorithms.md 5.2.
+
+    Args:
+        low: lower clip distance, in (0, 1).
+        high: upper clip distance, positive; larger than `low` is DAPO's clip-higher.
+        dual: cap c > 1 on the ratio where the advantage is negative (verl takes 3 [C]); None: no cap.
+    """
+
+    def __init__(self, low: float = 0.2, high: float = 0.2, dual: float | None = None) -> None:
+        within("ClippedRatio", "(0, 1)", low=low)
+        positive("ClippedRatio", high=high)
+        above("ClippedRatio", 1, dual=dual)
+        self.low, self.high, self.dual = low, high, dual
+
+    def loss(self, actions: Actions) -> Tensor:
+        return F.clipped_ratio(
+            actions.log_ratios_BU,
+            actions.advantages_BU,
+            low=self.low,
+            high=self.high,
+            dual=self.dual,
+        )
+
+    def clipped(self, actions: Actions) -> Tensor:
+        ratio_BU, advantages_BU = (
+            F.safe_ratio(actions.log_ratios_BU.detach()),
+            actions.advantages_BU,
+        )
+        above = (ratio_BU > 1 + self.high) & (advantages_BU > 0)
+        below = (ratio_BU < 1 - self.low) & (advantages_BU < 0)
+        if self.dual is not None:
+            below = below | ((ratio_BU > self.dual) & (advantages_BU < 0))
+        return (above | below) & actions.mask_BU
+
+
+class ClippedWeight(Surrogate):
+    """`-sg(clip(R, 1 - low, 1 + high))·A·log R`: the weight is bounded, and no action loses its gradient (CISPO).
+
+    The gradient is that of the policy gradient with the bounded importance weight. arXiv:2506.13585
+    [C, verl and TRL]; docs/algorithms.md 5.3. MiniMax-M1 bounds from above only and publishes no value [REC].
+
+    Args:
+        low: how far the weight may fall below 1, in (0, 1]; 1 is no bound, as in TRL. verl takes 0.2 [C].
+        high: how far it may rise above 1, positive; 4 is TRL's recommended cap of 5 [C].
+    """
+
+    def __init__(self, low: float = 1.0, high: float = 4.0) -> None:
+        within("ClippedWeight", "(0, 1]", low=low)
+        positive("ClippedWeight", high=high)
+        self.low, self.high = low, high
+
+    def loss(self, actions: Actions) -> Tensor:
+        now_BU, old_BU = _as_logprobs(actions)
+        return F.clipped_weight(now_BU, old_BU, actions.advantages_BU, low=self.low, high=self.high)
+
+
+class AsymmetricRatio(Surrogate):
+    """`-sg(M·w)·A·log R` with w = min(1/R, cap) for good actions and min(R, cap) for bad ones (ASPO).
+
+    Good actions that have become unlikely learn most, and those beyond the trust region nothing: M is PPO's mask.
+    arXiv:2510.06062 Eq. 3 [P, C]; docs/algorithms.md 5.4. On the policy that sampled it is GRPO, so it needs several
+    updates per rollout to differ.
+
+    Args:
+        low: how far the ratio of a bad action may fall below 1, in (0, 1); 0.2 [P].
+        high: how far the ratio of a good action may rise above 1, positive; 0.2 [P].
+        cap_positive: largest weight of a good action, at least 1; 3 [C], the paper gives no number.
+        cap_negative: largest weight of a bad action, at least 1; 3 [C].
+        wide: both distances for the fifth of a response's tokens that had the highest entropy at rollout weights, in
+            (0, 1); 0.4 in the released code [C]. None: one clip for all, as in the paper [P].
+    """
+
+    def __init__(
+        self,
+        low: float = 0.2,
+        high: float = 0.2,
+        cap_positive: float = 3.0,
+        cap_negative: float = 3.0,
+        wide: float | None = None,
+    ) -> None:
+        within("AsymmetricRatio", "(0, 1)", low=low, wide=wide)
+        positive("AsymmetricRatio", high=high)
+        not_below("AsymmetricRatio", 1, cap_positive=cap_positive, cap_negative=cap_negative)
+        self.low, self.high, self.wide = low, high, wide
+        self.cap_positive, self.cap_negative = cap_positive, cap_negative
+
+    @property
+    def needs_token_actions(self) -> bool:  # type: ignore[override]
+        """Whether entropies of tokens decide the clip."""
+        return self.wide is not None
+
+    @property
+    def needs_entropy(self) -> bool:  # type: ignore[override]
+        """Whether entropies of tokens decide the clip."""
+        return self.wide is not None
+
+    def _clip(self, actions: Actions) -> tuple[float | Tensor, float | Tensor]:
+        if self.wide is None:
+            return self.low, self.high
+        if actions.tokens is None or actions.tokens.old_entropy_BT is None:
+            raise RuntimeError("`AsymmetricRatio.wide` needs the entropies at rollout weights")
+        uncertain_BT = highest(actions.tokens.old_entropy_BT, actions.mask_BU, share=0.2)
+        return tuple(torch.where(uncertain_BT, self.wide, bound) for bound in (self.low, self.high))  # type: ignore[return-value]
+
+    def loss(self, actions: Actions) -> Tensor:
+        now_BU, old_BU = _as_logprobs(actions)
+        low, high = self._clip(actions)
+        return F.asymmetric_ratio(
+            now_BU,
+            old_BU,
+            actions.advantages_BU,
+            low=low,
+            high=high,
+            cap_positive=self.cap_positive,
+            cap_negative=self.cap_negative,
+        )
+
+    def clipped(self, actions: Actions) -> Tensor:
+        low, high = self._clip(actions)
+        ratio_BU, advantages_BU = (
+            F.safe_ratio(actions.log_ratios_BU.detach()),
+            actions.advantages_BU,
+        )
+        above = (ratio_BU > 1 + high) & (advantages_BU > 0)
+        below = (ratio_BU < 1 - low) & (advantages_BU < 0)
+        return (above | below) & actions.mask_BU
+
+
+class BoundedTokens(Surrogate):
+    """`-R·A` over log-ratios of tokens that were bounded where the objective would grow, before they were grouped (GMPO).
+
+        ell'_t = min(ell_t, high) where A > 0,   max(ell_t, -low) where A < 0;       log R = mean_t ell'_t
+
+    With `SequenceActions(mean=True)` it is GMPO, the geometric mean of clipped ratios (arXiv:2507.20673 [P, abstract];
+    form and clip as in verl [C]; docs/algorithms.md 5.5); other action spaces are a generalisation of ours [I].
+
+    Args:
+        low: bound from below, nats, positive; 0.4 is the paper's [REC].
+        high: bound from above, nats, positive; 0.4.
+    """
+
+    def __init__(self, low: float = 0.4, high: float = 0.4) -> None:
+        positive("BoundedTokens", low=low, high=high)
+        self.low, self.high = low, high
+
+    def bound(self, log_ratios: Tensor, advantages_BT: Tensor) -> Tensor:
+        advantages = (
+            advantages_BT
+            if log_ratios.ndim == 2
+            else advantages_BT[..., None].expand_as(log_ratios)
+        )
+        return F.bounded_log_ratios(log_ratios, advantages, low=self.low, high=self.high)
+
+    def loss(self, actions: Actions) -> Tensor:
+        return -F.safe_ratio(actions.log_ratios_BU) * actions.advantages_BU
+
+
+class DivergenceMask(Surrogate):
+    """`-sg(M·min(r, cap))·A·log π`: a token stops learning once its distribution has moved too far (DPPO).
+
+    The trust region is a divergence from the policy that sampled, and not a ratio, so that unlikely tokens may grow by
+    large factors and likely ones may not lose much. arXiv:2602.04879 Eq. 12-16 [P, C]; docs/algorithms.md 5.6. Ratios
+    are against the sampler's own log-probs: recomputed ones collapse [P], and nothing has to be recomputed.
+
+    Args:
+        delta: bound for tokens whose probability falls, and also for those that rise unless `delta_up` is given;
+            positive. 0.15 in probability for "tv" [P, C]; take 0.05 nats for "kl" [P].
+        delta_up: bound for tokens whose probability rises; None: `delta`.
+        divergence: "tv" total variation, "kl" from the sampler's policy to the current one.
+        cap: largest weight, at least 1; 5 in the paper's scaling runs [P], 20 in verl and TRL [C]; None: none.
+        top_k: ids whose probabilities are compared besides the sampled token, which the sampler must record; None: the
+            binary divergence. 20 in the paper, without a clear gain [P].
+    """
+
+    needs_token_actions = True
+    at_behaviour: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        delta: float = 0.15,
+        delta_up: float | None = None,
+        divergence: Literal["tv", "kl"] = "tv",
+        cap: float | None = 5.0,
+        top_k: int | None = None,
+    ) -> None:
+        positive("DivergenceMask", delta=delta, delta_up=delta_up)
+        one_of("DivergenceMask", ("tv", "kl"), divergence=divergence)
+        not_below("DivergenceMask", 1, cap=cap)
+        at_least("DivergenceMask", 1, top_k=top_k)
+        self.delta, self.delta_up, self.divergence = delta, delta_up, divergence
+        self.cap, self.top_k = cap, top_k
+
+    @property
+    def candidates(self) -> int:  # type: ignore[override]
+        """How many ids the sampler records."""
+        return self.top_k or 0
+
+    def _options(self, actions: Actions) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
+        tokens = actions.tokens
+        if tokens is None:
+            raise RuntimeError("`DivergenceMask` needs the log-probs of tokens")
+        if self.top_k and tokens.candidate_logprobs_BTK is None:
+            raise RuntimeError("`DivergenceMask.top_k` needs candidates that the sampler recorded")
+        return (tokens.logprobs_BT, tokens.anchor_logprobs_BT, actions.advantages_BU), {
+            "delta": (self.delta, self.delta_up or self.delta),
+            "divergence": self.divergence,
+            "candidate_logprobs_BTK": tokens.candidate_logprobs_BTK if self.top_k else None,
+            "behaviour_candidate_logprobs_BTK": tokens.anchor_candidate_logprobs_BTK
+            if self.top_k
+            else None,
+        }
+
+    def loss(self, actions: Actions) -> Tensor:
+        tensors, options = self._options(actions)
+        return F.divergence_mask(*tensors, cap=self.cap, **options)
+
+    def clipped(self, actions: Actions) -> Tensor:
+        tensors, options = self._options(actions)
+        return outside_trust_region(*tensors, **options) & actions.mask_BU
+
+    def measure(self, actions: Actions) -> Metrics:
+        (now_BT, then_BT, _), options = self._options(actions)
+        del options["delta"]
+        return measure_trust(
+            actions, self.clipped(actions), trust_divergence(now_BT, then_BT, **options), self.cap
+        )
+
+    def check(self, vocabulary: int) -> None:
+        if self.candidates > vocabulary:
+            raise UserError(
+                f"`DivergenceMask.top_k` must be at most the vocabulary size {vocabulary}, got {self.top_k}"
+            )
+
+
+def _as_logprobs(actions: Actions) -> tuple[Tensor, Tensor]:
+    """Return log-probs of actions up to a constant, which no gradient knows of: those at rollout weights are set to 0."""
+    return actions.log_ratios_BU, actions.log_ratios_BU.new_zeros(actions.log_ratios_BU.shape)

@@ -1,0 +1,130 @@
+"""On resume, applies optimiser and scheduler options that the configuration changed, and logs each change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning as L
+
+from lightning_mpo.errors import UserError
+
+MOVING = ("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial")
+"""What a schedule counts."""
+
+
+def configured(trainer: L.Trainer) -> dict[str, Any]:
+    """Return the options of optimisers and schedules, before training or a checkpoint has moved them."""
+    groups = [_plain(group) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    schedules = [_plain(schedule.state_dict()) for schedule in _schedules(trainer)]
+    return {
+        "kinds": _kinds(trainer),
+        "groups": groups,
+        "schedules": [{k: v for k, v in state.items() if k not in MOVING} for state in schedules],
+    }
+
+
+def check_kinds(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse to go on with an optimiser or a schedule whose state the checkpoint does not hold.
+
+    Args:
+        saved: what was configured when the checkpoint's run began.
+        own: what is configured now.
+
+    Raises:
+        UserError: which one differs, and the way out.
+        ValueError: an entry is not what `configured` returns.
+    """
+    for name in own["kinds"]:
+        was = saved["kinds"][name]
+        if was != own["kinds"][name]:
+            raise UserError(
+                f"the checkpoint holds the state of {name} {_list(was)}, and the configuration has "
+                f"{_list(own['kinds'][name])}: a run goes on as it began; for a new one from its weights give "
+                "`policy.checkpoint` instead of `--ckpt_path`"
+            )
+
+    for name in ("groups", "schedules"):
+        parts = saved[name]
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise TypeError(f"`configured.{name}` must be a list of dicts")
+        if len(parts) != len(own[name]):
+            raise ValueError(
+                f"`configured.{name}` must have {len(own[name])} parts, got {len(parts)}"
+            )
+
+
+def _kinds(trainer: L.Trainer) -> dict[str, list[str]]:
+    optimizers = [f"{type(o).__name__} of {len(o.param_groups)} groups" for o in trainer.optimizers]
+    return {
+        "the optimiser": optimizers,
+        "the schedule": [type(s).__name__ for s in _schedules(trainer)],
+    }
+
+
+def _list(kinds: list[str]) -> str:
+    return ", ".join(kinds) or "none"
+
+
+def _schedules(trainer: L.Trainer) -> list[Any]:
+    """Return the schedules, each before those that it is made of."""
+
+    def within(schedule: Any) -> Iterator[Any]:
+        yield schedule
+        for part in getattr(schedule, "_schedulers", ()):
+            yield from within(part)
+
+    return [part for config in trainer.lr_scheduler_configs for part in within(config.scheduler)]
+
+
+def configuration_wins(
+    trainer: L.Trainer, saved: Mapping[str, Any], own: Mapping[str, Any]
+) -> list[str]:
+    """Put what the configuration has changed since the checkpoint's run began over what was loaded.
+
+    The learning rate of the moment is scaled by the change of its start.
+
+    Args:
+        trainer: with optimisers and schedules as they were loaded.
+        saved: what was configured when the checkpoint's run began.
+        own: what is configured now.
+
+    Returns:
+        A line for each option that was changed.
+    """
+    lines = []
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    for group, before, now in zip(groups, saved["groups"], own["groups"], strict=False):
+        for name, old, new in _changes(before, now):
+            group[name] = group[name] * new / old if name == "lr" and old else new
+            lines.append(f"optimizer {name} was {_show(old)} and is {_show(new)}")
+    for schedule, before, now in zip(
+        _schedules(trainer), saved["schedules"], own["schedules"], strict=False
+    ):
+        for name, old, new in _changes(before, now):
+            setattr(schedule, name, new)
+            lines.append(f"scheduler {name} was {_show(old)} and is {_show(new)}")
+    return list(dict.fromkeys(lines))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [
+        (name, before[name], new)
+        for name, new in now.items()
+        if name in before and before[name] != new
+    ]
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep numbers, texts and short lists of them: what a configuration can have said."""
+    return {name: value for name, value in state.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, int | float | str) for item in value)
+    return value is None or isinstance(value, int | float | str)
+
+
+def _show(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,167 @@
+"""Compares what two runs left behind, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_mpo.storage import read_checkpoint
+
+CLOCKS = ("throughput/", "time/", "memory/")
+"""Metrics that two equal runs do not share."""
+PROMPTS = "prompts.jsonl"
+"""Prompts of each rollout, as `PromptOrder` writes them."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A part of two runs.
+
+    Args:
+        part: what was compared.
+        count: values of the first run.
+        difference: the first place where they differ, and both values; None: nowhere.
+    """
+
+    part: str
+    count: int
+    difference: str | None
+
+
+def compare_runs(whole: Path, other: Path) -> list[Comparison]:
+    """Compare `checkpoints/last.ckpt`, `metrics.csv` and the prompts of two run folders.
+
+    Args:
+        whole: the run that nothing disturbed.
+        other: the one that was killed and went on.
+
+    Raises:
+        UserError: a checkpoint is missing or cannot be read.
+    """
+    first, second = (
+        _parts(read_checkpoint(folder / "checkpoints" / "last.ckpt")) for folder in (whole, other)
+    )
+    found = [compare(part, first[part], second.get(part)) for part in first]
+    found.append(compare("prompt order", _prompts(whole), _prompts(other)))
+    found.append(compare("metrics.csv", _rows(whole), _rows(other)))
+    return found
+
+
+def compare(part: str, first: Any, second: Any) -> Comparison:
+    """Compare two trees of tensors and plain values."""
+    mine, others = dict(leaves(first)), dict(leaves(second))
+    for place in [*mine, *(place for place in others if place not in mine)]:
+        one, other = mine.get(place, "nothing"), others.get(place, "nothing")
+        if not _same(one, other):
+            return Comparison(part, len(mine), f"{part}{place}: {_show(one, other)}")
+    return Comparison(part, len(mine), None)
+
+
+def leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the place and value of each leaf of nested dicts and lists."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{place}[{key}]")
+    elif isinstance(tree, list | tuple):
+        for i, value in enumerate(tree):
+            yield from leaves(value, f"{place}[{i}]")
+    else:
+        yield place, tree
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return (
+            one.dtype == other.dtype
+            and one.shape == other.shape
+            and torch.equal(_bits(one), _bits(other))
+        )
+    return type(one) is type(other) and repr(one) == repr(other)  # nan is itself here
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _show(one: Any, other: Any) -> str:
+    if (
+        isinstance(one, torch.Tensor)
+        and isinstance(other, torch.Tensor)
+        and one.shape == other.shape
+    ):
+        apart = (one != other).reshape(-1)
+        if apart.any():
+            i = int(apart.nonzero()[0])
+            return f"{int(apart.sum())} of {apart.numel()} values, the first {one.reshape(-1)[i]} and {other.reshape(-1)[i]}"
+    return f"{str(one)[:80]} and {str(other)[:80]}"
+
+
+def _parts(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Sort what a checkpoint holds into the parts that a resume has to bring back."""
+    callbacks = dict(checkpoint["callbacks"])
+    exact = callbacks.pop("ExactResume", {})
+    buffer = callbacks.pop("RolloutLoop", {})
+    others = {
+        key: _ranking(state) if "Checkpoint" in key else _without_clocks(state)
+        for key, state in callbacks.items()
+        if isinstance(state, dict) and not key.startswith("Throughput") and ": datetime" not in key
+    }
+    parts = {
+        "weights": checkpoint["state_dict"],
+        "optimiser": checkpoint["optimizer_states"],
+        "schedule": checkpoint["lr_schedulers"],
+        "update": [checkpoint["global_step"], checkpoint["epoch"]],
+        "KL controller": checkpoint.get("kl_coefficient"),
+        "random numbers": exact.get("ranks"),
+        "rollout buffer": buffer.get("ranks"),
+        "metrics so far": {
+            k: v for k, v in exact.get("metrics", {}).items() if not k.startswith(CLOCKS)
+        },
+        "callbacks": others,
+    }
+    averages = {"weights of the moment": "current_model_state", "averages": "averaging_state"}
+    return parts | {part: checkpoint[key] for part, key in averages.items() if key in checkpoint}
+
+
+def _without_clocks(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key not in ("seconds", "clocks")}
+
+
+def _ranking(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the scores of a `ModelCheckpoint` that rank checkpoints; its paths are those of its folder.
+
+    Lightning does not load `current_score` back, and sets it before each use.
+    """
+    scores = {name: state.get(name) for name in ("best_model_score", "kth_value")}
+    return scores | {
+        "best_k_scores": sorted(float(score) for score in state.get("best_k_models", {}).values())
+    }
+
+
+def _prompts(folder: Path) -> dict[str, list[str]]:
+    """Return the prompts by rank and rollout; one that was sampled twice must have had the same ones."""
+    prompts: dict[str, list[str]] = {}
+    for path in sorted(folder.glob(f"*{PROMPTS}")):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            key = f"rank {record['rank']}, rollout {record['rollout']}"
+            if prompts.setdefault(key, record["prompts"]) != record["prompts"]:
+                prompts[f"{key}, again"] = record["prompts"]
+    return dict(sorted(prompts.items()))
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {name: value for name, value in row.items() if not name.startswith(CLOCKS)}
+            for row in csv.DictReader(file)
+        ]

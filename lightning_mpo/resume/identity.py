@@ -1,0 +1,171 @@
+"""What a checkpoint must share with the run that goes on from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import lightning as L
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.objective.objective import Objective
+from lightning_mpo.policies.base import Policy
+from lightning_mpo.policies.causal import CausalPolicy
+
+VOLATILE = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "quantization_config",
+)
+"""Entries of a model's configuration that say nothing of its weights' shapes."""
+
+
+BASE = ("policy.dtype", "policy.quantization", "policy.base")
+"""What adapters were trained on: it is in no checkpoint and must be the same where training goes on."""
+
+
+def identity(module: L.LightningModule) -> dict[str, Any]:
+    """Return what a module's checkpoints can be recognised by; no weights are loaded for it."""
+    found: dict[str, Any] = {"model": type(module).__name__}
+    policy, objective = getattr(module, "policy", None), getattr(module, "objective", None)
+    if isinstance(policy, Policy):
+        found |= {
+            "policy": type(policy).__name__,
+            "architecture": _architecture(policy),
+            "tokenizer": _tokenizer(policy),
+        }
+        lora = getattr(policy, "lora", None)
+        found["policy.lora"] = (
+            asdict(lora) if is_dataclass(lora) and not isinstance(lora, type) else None
+        )
+        found |= _base(policy)
+        found["policy.critic"] = (
+            None if getattr(policy, "critic", None) is None else type(policy.critic).__name__
+        )
+    if isinstance(objective, Objective):
+        found["objective"] = objective.describe()
+    return found
+
+
+def check_identity(
+    path: object,
+    saved: Mapping[str, Any],
+    own: Mapping[str, Any],
+    *,
+    algorithm: bool = True,
+    options: Sequence[tuple[str, Any, Any]] = (),
+) -> None:
+    """Refuse a checkpoint of another model, tokenizer, adapter or algorithm.
+
+    Args:
+        path: of the checkpoint, for the message.
+        saved: the identity in it.
+        own: that of the run.
+        algorithm: whether the objective, the batch arithmetic and `options` count: they do where training goes on.
+        options: further (name, what it was, what it is) that differ.
+
+    Raises:
+        UserError: what differs, and the way out: the first part of the model, or all of the algorithm.
+    """
+    apart: list[tuple[str, Any, Any]] = []
+    for name in own:
+        if (
+            name not in saved
+            or saved[name] == own[name]
+            or (name == "policy.base" and None in (saved[name], own[name]))
+        ):
+            continue
+        if name == "objective":
+            apart += [("objective", *axis) for axis in _axes_apart(saved[name], own[name])]
+        elif name.startswith(("rollout.", "trainer.", *BASE)):
+            apart.append((f"`{name}`", saved[name], own[name]))
+        else:
+            raise UserError(
+                f"the checkpoint {path} has {_named(name)} {_first_apart(saved[name], own[name])}: give the options that "
+                "it was trained with, or another checkpoint"
+            )
+    apart += [(f"`{name}`", before, now) for name, before, now in options]
+    if apart and algorithm:
+        raise UserError(
+            f"the checkpoint {path} was saved with the "
+            + " and the ".join(f"{name} {_cut(before)}" for name, before, _ in apart)
+            + f", and the configuration has {' and '.join(_cut(now) for *_, now in apart)}: a run goes on as it began; for "
+            "a new one from these weights give `policy.checkpoint` instead of `--ckpt_path`"
+        )
+
+
+def _axes_apart(saved: str, own: str) -> list[tuple[str, str]]:
+    """Return the axes of an objective that differ."""
+    axes = zip(saved.split(" | "), own.split(" | "), strict=False)
+    return [(one, other) for one, other in axes if one != other] or [(saved, own)]
+
+
+def _cut(value: Any, length: int = 160) -> str:
+    text = repr(value) if isinstance(value, str) and (not value or "\n" in value) else str(value)
+    return text if len(text) <= length else f"{text[: length - 2]} …"
+
+
+def _named(name: str) -> str:
+    return {
+        "model": "the model",
+        "policy": "the policy",
+        "architecture": "the architecture",
+        "tokenizer": "the tokenizer",
+    }.get(name, f"`{name}`")
+
+
+def _first_apart(saved: Any, own: Any) -> str:
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        key = next(key for key in {**own, **saved} if saved.get(key) != own.get(key))
+        return f"{key} {saved.get(key)!r}, the configuration {own.get(key)!r}"
+    return f"{_short(saved)}, the configuration {_short(own)}"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "none"
+    return (
+        f"of rank {value['rank']}" if isinstance(value, Mapping) and "rank" in value else str(value)
+    )
+
+
+def _base(policy: Policy) -> dict[str, Any]:
+    """Describe the weights that a LoRA run's checkpoints leave out."""
+    if getattr(policy, "lora", None) is None or not isinstance(policy, CausalPolicy):
+        return {}
+    quantised = None if policy.quantization is None else asdict(policy.quantization)
+    return dict(zip(BASE, (str(policy.dtype), quantised, policy.base_fingerprint), strict=True))
+
+
+def _architecture(policy: Policy) -> dict[str, Any] | None:
+    config = getattr(policy, "config", None)
+    if config is None:
+        return None
+    content = {key: value for key, value in config.to_dict().items() if key not in VOLATILE}
+    text = config.get_text_config()
+    sizes = (
+        "model_type",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+    )
+    return {size: getattr(text, size, None) for size in sizes} | {"digest": _digest(content)}
+
+
+def _tokenizer(policy: Policy) -> str:
+    tokenizer = policy.tokenizer
+    return _digest([sorted(tokenizer.get_vocab().items()), str(tokenizer.special_tokens_map)])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
+        :12
+    ]

@@ -1,0 +1,367 @@
+"""The options of a run, one by one, and the effect of a difference on a resume."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from inspect import Parameter, signature
+from pathlib import Path
+from types import FunctionType, MethodType
+from typing import Any, Literal
+
+import lightning as L
+import torch
+
+from lightning_mpo.policies.causal import CausalPolicy
+
+Effect = Literal["refused", "reported", "compared elsewhere", "none"]
+"""Effect of a difference. "refused": the run does not start. "reported": the configuration wins, with a message.
+"compared elsewhere": another check handles it. "none": no number changes."""
+
+EFFECTS: dict[Effect, tuple[str, ...]] = {
+    "compared elsewhere": (
+        "model",  # `identity`
+        "model.objective*",
+        "model.policy",
+        "model.policy.lora*",
+        "model.policy.quantization*",
+        "model.policy.mtp*",
+        "model.policy.critic*",
+        "model.policy.characters",
+        "model.policy.hidden_size",
+        "model.policy.layers",
+        "model.policy.heads",
+        "model.policy.max_length",
+        "model.policy.intermediate_size",
+        "rollout.prompts",
+        "rollout.completions",
+        "rollout.minibatches",
+        "rollout.epochs",
+        "trainer.accumulate_grad_batches",
+        "trainer.devices",
+        "trainer.num_nodes",
+        "model.optimizer*",  # `configured`
+        "model.scheduler*",
+        "model.learning_rates*",
+        "model.policy.source",  # by their content
+        "model.policy.checkpoint",
+        "data.train",
+        "data.validation",
+        "data.path",
+        "data.folder",
+        "data.train_problems",
+        "data.held_out_problems",
+    ),
+    "reported": (
+        "seed_everything",
+        "threads",
+        "versions.*",
+        "model.temperature",
+        "model.max_new_tokens",
+        "model.seed",
+        "model.score_tokens",
+        "model.batches_per_epoch",
+        "model.policy.*",
+        "data.seed",
+        "data.max_prompt_tokens",
+        "data.validation*",
+        "rollout.seed",
+        "rollout.max_new_tokens",
+        "rollout.sampler*",
+        "rollout.validation_completions",
+        "rollout.parity_gate",
+        "rollout.reward_*",
+        "trainer.precision",
+        "trainer.gradient_clip*",
+        "trainer.accelerator",
+        "trainer.strategy*",
+        "trainer.deterministic",
+        "trainer.benchmark",
+        "trainer.limit_train_batches",
+        "trainer.limit_val_batches",
+        "trainer.val_check_interval",
+        "trainer.check_val_every_n_epoch",
+        "trainer.detect_anomaly",
+        "trainer.plugins*",
+        "trainer.use_distributed_sampler",
+        "trainer.sync_batchnorm",
+        "trainer.overfit_batches",
+        "trainer.fast_dev_run",
+        "callbacks.EarlyStopping*",
+        "callbacks.KLTracking*",
+        "callbacks.ReferenceUpdate*",
+        "callbacks.*WeightAveraging*",
+    ),
+    "refused": (
+        "model.batch_size",
+        "model.prompts",
+        "model.completions",
+        "model.passes",
+        "model.solutions",
+        "data",
+        "data.*",
+        "rollout.rewards*",
+        "rollout.dynamic*",
+        "rollout.mask_truncated",
+        "rollout.replay*",
+    ),
+    "none": (
+        "ckpt_path",
+        "config",
+        "weights_only",
+        "include*",
+        "warmup",
+        "optimizer*",
+        "lr_scheduler*",
+        "trainer.max_*",
+        "trainer.min_*",
+        "trainer.default_root_dir",
+        "trainer.logger*",
+        "trainer.log_every_n_steps",
+        "trainer.enable_*",
+        "trainer.num_sanity_val_steps",
+        "trainer.limit_test_batches",
+        "trainer.limit_predict_batches",
+        "trainer.inference_mode",
+        "trainer.profiler*",
+        "trainer.barebones",
+        "trainer.reload_dataloaders_every_n_epochs",
+        "trainer.model_registry",
+        "trainer.callbacks",
+        "callbacks.*ProgressBar*",
+        "callbacks.*Checkpoint*",
+        "callbacks.ExactResume*",
+        "callbacks.Export*",
+        "callbacks.Heartbeat*",
+        "callbacks.KillAt*",
+        "callbacks.CountEvents*",
+        "callbacks.LearningRateMonitor*",
+        "callbacks.MemoryAccounting*",
+        "callbacks.ModelSummary*",
+        "callbacks.Predictions*",
+        "callbacks.Preemption*",
+        "callbacks.PromptOrder*",
+        "callbacks.Report*",
+        "callbacks.SaveConfig*",
+        "callbacks.Samples*",
+        "callbacks.SupportOverlap*",
+        "callbacks.Throughput*",
+        "callbacks.Watchdog*",
+    ),
+}
+"""Patterns for paths of options, without `init_args`; the first match counts. An object's path holds its class name."""
+TRAINER = (
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
+    "limit_val_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+)
+PACKAGES = ("torch", "transformers", "lightning", "peft", "lightning-mpo")
+NOTHING = "nothing"
+"""The value of an option that one of the runs does not have."""
+
+
+def effect(path: str) -> Effect | None:
+    """Return the effect of a difference at a path; None: no pattern matches, which counts as "reported"."""
+    return next(
+        (name for name, rules in EFFECTS.items() for rule in rules if fnmatchcase(path, rule)), None
+    )
+
+
+def run_options(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[str, Any]:
+    """Return the options of a run by path, as plain values; no weights are loaded for it.
+
+    An option is an argument of a class that its objects keep under its name, with or without an underscore in front.
+
+    Args:
+        trainer: with its callbacks.
+        module: not built yet, or built.
+        data: the data module, or None.
+    """
+    found: dict[str, Any] = {
+        "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
+        "threads": torch.get_num_threads(),
+    }
+    found |= {f"versions.{name}": _version(name) for name in PACKAGES}
+    found |= dict(_leaves(module, "model"))
+    found |= {
+        f"model.policy.{key}": value
+        for key, value in _contents(getattr(module, "policy", None)).items()
+    }
+    found |= dict(_leaves(data, "data")) | _rows(data)
+    found |= {f"trainer.{name}": _plain(getattr(trainer, name, None)) for name in TRAINER}
+    found |= {
+        "trainer.precision": str(trainer.precision),
+        "trainer.accelerator": type(trainer.accelerator).__name__,
+        "trainer.strategy": type(trainer.strategy).__name__,
+        "trainer.deterministic": torch.are_deterministic_algorithms_enabled(),
+        "trainer.benchmark": torch.backends.cudnn.benchmark,
+    }
+    seen: dict[str, int] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = type(callback).__name__
+        seen[name] = seen.get(name, 0) + 1
+        place = (
+            "rollout"
+            if name == "RolloutLoop"
+            else f"callbacks.{name}" + (f"[{seen[name]}]" if seen[name] > 1 else "")
+        )
+        leaves = dict(_leaves(callback, place))
+        leaves.pop(place)  # `changed_callbacks` says which are there
+        found |= leaves
+    return {
+        path: value
+        for path, value in found.items()
+        if effect(path) not in ("none", "compared elsewhere")
+    }
+
+
+def differences(
+    saved: Mapping[str, Any], now: Mapping[str, Any], wanted: Effect
+) -> list[tuple[str, Any, Any]]:
+    """Return (option, saved value, present value) of options that differ and have a given effect.
+
+    If a whole part is new, gone or of another class, its options are not listed as well. Callbacks that are new or gone
+    are left to `changed_callbacks`.
+
+    Args:
+        saved: options in the checkpoint, by path.
+        now: options of this run, by path.
+        wanted: the effect.
+    """
+    found = [
+        (path, saved.get(path, NOTHING), now.get(path, NOTHING))
+        for path in {**saved, **now}
+        if saved.get(path, NOTHING) != now.get(path, NOTHING)
+        and (effect(path) or "reported") == wanted
+    ]
+    found = [item for item in found if not item[0].startswith("callbacks.") or NOTHING not in item]
+    paths = {**saved, **now}
+    parts = [path for path, *_ in found if any(other.startswith(f"{path}.") for other in paths)]
+    return [item for item in found if not any(item[0].startswith(f"{path}.") for path in parts)]
+
+
+def changed_callbacks(saved: list[str], trainer: L.Trainer) -> list[str]:
+    """Return a line for each callback that is gone or new, and has a state or may change a number."""
+    now = {type(callback).__name__: callback for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    gone = [name for name in saved if name not in now and effect(f"callbacks.{name}") != "none"]
+    new = [
+        name
+        for name, callback in now.items()
+        if name not in saved
+        and (
+            effect(f"callbacks.{name}") != "none"
+            or type(callback).state_dict is not L.Callback.state_dict
+        )
+        and not name.endswith("Checkpoint")
+    ]
+    return [f"{name} was there and is gone" for name in gone] + [
+        f"{name} is new and begins afresh" for name in new
+    ]
+
+
+def shown(path: str) -> str:
+    """Return the name of an option for messages."""
+    return path.removeprefix("callbacks.").removeprefix("versions.")
+
+
+# --- reading options ----------------------------------------------------------------------------------------------------
+
+
+def _leaves(value: Any, place: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield path and plain value of an object's options, and of those of objects among them."""
+    if _is_plain(value):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{place}.{key}", above)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for i, item in enumerate(
+            sorted(value, key=str) if isinstance(value, set | frozenset) else value
+        ):
+            yield from _leaves(item, f"{place}[{i}]", above)
+    elif isinstance(value, Path | torch.dtype | torch.device):
+        yield place, str(value)
+    elif isinstance(value, FunctionType | MethodType | type):
+        yield place, f"{value.__module__}.{value.__qualname__}"
+    elif id(value) not in above:
+        yield place, type(value).__name__
+        for name in _arguments(type(value)):
+            inner = getattr(value, name, getattr(value, f"_{name}", _MISSING))
+            if inner is not _MISSING:
+                yield from _leaves(inner, f"{place}.{name}", (*above, id(value)))
+
+
+_MISSING = object()
+
+
+def _arguments(kind: type) -> list[str]:
+    """Return the names of a class's arguments, with those that it passes on to its base classes."""
+    names: list[str] = []
+    for part in kind.__mro__[:-1]:
+        if "__init__" not in vars(part):
+            continue
+        parameters = list(signature(vars(part)["__init__"]).parameters.values())[1:]
+        kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_ONLY)
+        names += [p.name for p in parameters if p.kind in kinds and p.name not in names]
+        if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _plain(value: Any) -> Any:
+    return value if _is_plain(value) else str(value)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _contents(policy: Any) -> dict[str, Any]:
+    """Return digests of the files that a policy starts from, as the reference of a resumed run is made from them."""
+    if not isinstance(policy, CausalPolicy):
+        return {}
+    found: dict[str, Any] = {}
+    if policy.lora is None:  # with adapters it is part of the identity
+        found["source_content"] = policy.base_fingerprint
+    if policy.checkpoint is not None:
+        found["checkpoint_content"] = _file_mark(Path(policy.checkpoint))
+    return found
+
+
+def _file_mark(path: Path) -> str | None:
+    """Return a digest of the end of a checkpoint, which holds its checksum, or of the ends of a folder's files."""
+    files = sorted(path.glob("*")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if not file.is_file():
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name if path.is_dir() else ''} {size}".encode())
+        with file.open("rb") as handle:
+            handle.seek(max(size - (1 << 16), 0))
+            digest.update(handle.read())
+    return digest.hexdigest()[:12] if path.exists() else None
+
+
+def _rows(data: Any) -> dict[str, Any]:
+    """Return counts and the digest of the rows that a data module serves."""
+    identity = getattr(data, "identity", None)
+    if identity is None:
+        return {}
+    rows = identity()
+    return {"data.digest": rows["digest"]} | {
+        f"data.rows.{name}": count for name, count in rows["rows"].items()
+    }

