@@ -21,7 +21,7 @@ train: $(BIN)/.installed
 	$(BIN)/lightning-mpo fit -c configs/experiment/quickstart.yaml --seed_everything $(SEED)
 
 test: $(BIN)/.installed
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(BIN)/.installed
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m slow --durations=15
