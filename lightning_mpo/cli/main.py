@@ -66,10 +66,10 @@ OF_CONFIGURATIONS = (
 """How options of a configuration begin."""
 
 
-def main() -> int:
-    """Run the command line of this process; return the exit code."""
+def main(arguments: Sequence[object] | None = None) -> int:
+    """Do as `run`; Ctrl-C ends in one line."""
     try:
-        return run()
+        return run(arguments)
     except KeyboardInterrupt:  # a fit that has begun says more, and exits by itself
         print("lightning-mpo: stopped by Ctrl-C", file=sys.stderr)
         return 130

@@ -132,7 +132,7 @@ def test_callbacks_are_one_set_of_classes_behind_a_link():
     assert link.readlink() == Path("../callbacks")
     code = """
 import lightning_mpo.callbacks
-assert lightning_mpo.callbacks.Rollout.__module__ == "lightning_mpo.callbacks.rollout"
+assert lightning_mpo.callbacks.RolloutLoop.__module__ == "lightning_mpo.callbacks.rollout"
 try:
     import callbacks
 except ImportError as error:
