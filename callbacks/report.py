@@ -119,7 +119,7 @@ class Report(RolloutCallback):
         sampled = decodings(module.objective.support, self.completions)
         ways = {"": sampled.pop(""), "greedy_": Decoding(FullVocabulary(), 1, True)} | sampled
         result: dict[str, Any] = {}
-        with module.policy.gathered():
+        with module.policy.full_weights():
             for prefix, decoding in ways.items():
                 result |= self._decode(trainer, module, stage, prefix, decoding)
         self.stages[stage] = result

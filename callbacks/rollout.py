@@ -273,7 +273,7 @@ class RolloutLoop(RolloutEvaluation):
         slot = trainer.fit_loop.epoch_loop.batch_idx % schedule.slots
         if slot == 0 or self._experience is None:
             tell_phase(trainer, "gathering weights")
-            with pl_module.policy.gathered():
+            with pl_module.policy.full_weights():
                 self._collect(trainer, pl_module)
         update, micro = divmod(slot, schedule.micro_batches)
         experience = self.experience

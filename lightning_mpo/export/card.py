@@ -116,7 +116,7 @@ def _use(policy: CausalPolicy, name: str, form: str) -> str:
     if policy.mtp is not None:
         said += [
             "",
-            f"`{HEADS}` holds {policy.mtp.offsets} multi-token heads, which `policy.mtp` takes as `weights`.",
+            f"`{HEADS}` holds {policy.mtp.offsets} multi-token heads, which `policy.mtp` takes as `weights_file`.",
         ]
     return "\n".join(said)
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.functional.head_gradients import FullHead, LogitForm, RowProducts
-from lightning_mpo.functional.head_places import (
+from lightning_mpo.functional.head_positions import (
     FULL_CHUNK_BYTES,
     SUPPORT_CHUNK_BYTES,
-    Places,
+    Positions,
     adapter_parts,
     raw_inputs,
     tokens_per_chunk,
@@ -99,13 +99,15 @@ def full_logprobs(
         **adapter_parts(adapter),
     )
     chunk = tokens_per_chunk(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
-    places = Places(tokens_BT.shape, mask_BT)
-    ids = places.take_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
+    positions = Positions(tokens_BT.shape, mask_BT)
+    ids = positions.gather_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
     if candidates_BTK is not None:
-        ids = torch.cat([ids, places.take_ids("candidates_BTK", candidates_BTK, sizes["V"])], -1)
+        ids = torch.cat(
+            [ids, positions.gather_ids("candidates_BTK", candidates_BTK, sizes["V"])], -1
+        )
     learning, learnt = torch.is_grad_enabled(), ids.shape[1] if candidates_grad else 1
     logprobs, entropies = FullHead.apply(
-        *raw_inputs(places.take(hidden_BTD), weight_VD, bias_V, adapter),
+        *raw_inputs(positions.gather(hidden_BTD), weight_VD, bias_V, adapter),
         ids,
         form,
         chunk,
@@ -114,7 +116,7 @@ def full_logprobs(
         entropy or entropy_grad,
         learnt,
     )
-    logprobs, entropies = places.put(logprobs), places.put(entropies)
+    logprobs, entropies = positions.scatter(logprobs), positions.scatter(entropies)
     if candidates_BTK is None:
         return logprobs[..., 0], entropies
     candidates = logprobs[..., 1:]
@@ -173,16 +175,16 @@ def support_logits(
     chunk = tokens_per_chunk(
         chunk_size, SUPPORT_CHUNK_BYTES, sizes["K"] * sizes["D"] * weight_VD.element_size()
     )
-    places = Places(support_BTK.shape[:-1], mask_BT)
-    ids = places.take_ids("support_BTK", support_BTK, sizes["V"])
-    hidden = places.take(hidden_BTD)
+    positions = Positions(support_BTK.shape[:-1], mask_BT)
+    ids = positions.gather_ids("support_BTK", support_BTK, sizes["V"])
+    hidden = positions.gather(hidden_BTD)
     raw = RowProducts.apply(hidden, *rows_of(weight_VD, ids), chunk)
     if adapter is not None:
         raw = raw + RowProducts.apply(adapter.inner(hidden), *rows_of(adapter.up_VR, ids), chunk)
     if bias_V is not None:
         rows, places_there = rows_of(bias_V, ids)
         raw = raw + rows.to(raw.dtype)[places_there]
-    return places.put(form.logits(raw))
+    return positions.scatter(form.logits(raw))
 
 
 def support_logprobs(
@@ -243,18 +245,18 @@ def support_logprobs(
         support_mask_BTK=support_mask_BTK,
         mask_BT=mask_BT,
     )
-    places = Places(tokens_BT.shape, mask_BT)
-    support = places.take(support_BTK)
+    positions = Positions(tokens_BT.shape, mask_BT)
+    support = positions.gather(support_BTK)
     slots = (
         torch.ones_like(support, dtype=torch.bool)
         if support_mask_BTK is None
-        else places.take(support_mask_BTK)
+        else positions.gather(support_mask_BTK)
     )
-    hits = (support == places.take(tokens_BT.unsqueeze(-1))) & slots
+    hits = (support == positions.gather(tokens_BT.unsqueeze(-1))) & slots
     if not torch.compiler.is_compiling():
         _refuse_tokens_outside(hits)
     logits = support_logits(
-        places.take(hidden_BTD),
+        positions.gather(hidden_BTD),
         weight_VD,
         support.masked_fill(~slots, 0),
         temperature=temperature,
@@ -270,7 +272,7 @@ def support_logprobs(
     results = [chosen, entropy if entropy_grad else entropy.detach()]
     if return_logits:
         results.append(logits.masked_fill(~slots, 0))
-    return tuple(places.put(result) for result in results)
+    return tuple(positions.scatter(result) for result in results)
 
 
 def _refuse_tokens_outside(hits: Tensor) -> None:

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from lightning_mpo.functional.head_gradients import RawLogits, count_larger, largest
-from lightning_mpo.functional.head_places import (
+from lightning_mpo.functional.head_positions import (
     FULL_CHUNK_BYTES,
-    Places,
+    Positions,
     adapter_parts,
     raw_inputs,
     tokens_per_chunk,
@@ -58,10 +58,10 @@ def full_ranks(
         **adapter_parts(adapter),
     )
     chunk = tokens_per_chunk(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
-    places = Places(tokens_BT.shape, mask_BT)
-    ids = places.take_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
-    raw = RawLogits(*raw_inputs(places.take(hidden_BTD), weight_VD, bias_V, adapter))
-    return places.put(count_larger(raw, ids, chunk))
+    positions = Positions(tokens_BT.shape, mask_BT)
+    ids = positions.gather_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
+    raw = RawLogits(*raw_inputs(positions.gather(hidden_BTD), weight_VD, bias_V, adapter))
+    return positions.scatter(count_larger(raw, ids, chunk))
 
 
 def full_top_k(
@@ -111,6 +111,6 @@ def full_top_k(
     if not 1 <= k <= sizes["V"]:
         raise ValueError(f"`k` must be between 1 and the vocabulary size {sizes['V']}, got {k}")
     chunk = tokens_per_chunk(chunk_size, FULL_CHUNK_BYTES, 4 * sizes["V"])
-    places = Places(hidden_BTD.shape[:-1], mask_BT)
-    raw = RawLogits(*raw_inputs(places.take(hidden_BTD), weight_VD, bias_V, adapter))
-    return places.put(largest(raw, k, chunk))
+    positions = Positions(hidden_BTD.shape[:-1], mask_BT)
+    raw = RawLogits(*raw_inputs(positions.gather(hidden_BTD), weight_VD, bias_V, adapter))
+    return positions.scatter(largest(raw, k, chunk))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lightning_mpo.policies.quantization import stored
+from lightning_mpo.policies.quantization import quantised_tensors
 
 if TYPE_CHECKING:
     from lightning_mpo.policies.base import Policy
@@ -83,7 +83,7 @@ def footprint(policy: Policy) -> Footprint:
         sizes[kind] += size(weight)
     network: Any = getattr(policy, "network", None)
     if isinstance(network, nn.Module):
-        sizes["base"] += sum(size(tensor) for _, tensor in stored(network))
+        sizes["base"] += sum(size(tensor) for _, tensor in quantised_tensors(network))
     own: Any = getattr(policy, "reference_adapters", None)
     if own is not None:
         sizes["reference"] += sum(size(tensor) for tensor in own.kept)

@@ -49,7 +49,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._tallies = {}
         if isinstance(pl_module, PolicyOptimization):
-            self._weights.enter_context(pl_module.policy.gathered())
+            self._weights.enter_context(pl_module.policy.full_weights())
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._weights.close()
@@ -86,7 +86,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
         if isinstance(
             pl_module, PolicyOptimization
         ):  # processes may have different numbers of batches
-            self._weights.enter_context(pl_module.policy.in_step())
+            self._weights.enter_context(pl_module.policy.lockstep())
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._weights.close()

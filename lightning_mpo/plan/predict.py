@@ -158,7 +158,7 @@ class Planner:
         heads, critic = copy.deepcopy(self.policy.mtp), copy.deepcopy(self.policy.critic)
         with torch.device("meta"):
             if heads is not None:
-                heads.weights = None
+                heads.weights_file = None
                 heads.build(Trunk(decoder, self.config, network.get_output_embeddings()))  # type: ignore[operator]
             if critic is not None:
                 critic.build(decoder)

@@ -23,11 +23,11 @@ class Shards(ABC):
     """The weights of a policy that are spread over processes."""
 
     @abstractmethod
-    def gathered(self) -> AbstractContextManager[None]:
+    def full_weights(self) -> AbstractContextManager[None]:
         """Keep the weights of a rollout on this process for a while. All processes take part."""
 
     @abstractmethod
-    def in_step(self) -> AbstractContextManager[None]:
+    def lockstep(self) -> AbstractContextManager[None]:
         """Run passes without gradient whose number differs between processes. All processes take part."""
 
 
@@ -103,13 +103,13 @@ class Policy(nn.Module, ABC):
     def trained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the part of a module's state dict that a checkpoint needs: what is trained, not what is reloaded."""
 
-    def gathered(self) -> AbstractContextManager[None]:
+    def full_weights(self) -> AbstractContextManager[None]:
         """Keep the weights of a rollout on this process for a while, where they are in shards. All processes take part."""
-        return nullcontext() if self.shards is None else self.shards.gathered()
+        return nullcontext() if self.shards is None else self.shards.full_weights()
 
-    def in_step(self) -> AbstractContextManager[None]:
+    def lockstep(self) -> AbstractContextManager[None]:
         """Run passes without gradient whose number differs between processes. All processes take part."""
-        return nullcontext() if self.shards is None else self.shards.in_step()
+        return nullcontext() if self.shards is None else self.shards.lockstep()
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Return the trained weights by part, in the order policy, mtp, critic.
@@ -199,7 +199,7 @@ def rollout_mode(policy: nn.Module) -> Iterator[None]:
     policy.eval()
     for module in checkpointing:
         module.gradient_checkpointing = False  # type: ignore[assignment]
-    together = policy.in_step() if isinstance(policy, Policy) else nullcontext()
+    together = policy.lockstep() if isinstance(policy, Policy) else nullcontext()
     try:
         with torch.no_grad(), together:
             yield

@@ -26,7 +26,7 @@ from lightning_mpo.policies.quantization import (
     refuse_stored_otherwise,
 )
 from lightning_mpo.policies.scoring import ResponseTokens
-from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
+from lightning_mpo.policies.trunk import Trunk, TrunkStates, record_norm_input
 from lightning_mpo.policies.unembedding import Unembedding
 from lightning_mpo.policies.value import Critic, SeparateCritic
 from lightning_mpo.scores import ScoreRequest, TokenScores
@@ -295,7 +295,7 @@ class CausalPolicy(Policy):
                 )
             )
             self.mtp.to(device)
-            self.cold_parts = frozenset() if self.mtp.weights else frozenset({"mtp"})
+            self.cold_parts = frozenset() if self.mtp.weights_file else frozenset({"mtp"})
         if self.critic is not None:
             self.critic.build(network.get_decoder())
             self.cold_parts |= {"critic"}
@@ -506,7 +506,7 @@ class CausalPolicy(Policy):
         width = self.config.get_text_config().hidden_size
         lines = lay_out(rollout, share=self._can_share and not ahead, hidden_size=width)
         decoder = self.decoder(reference)
-        watched: Any = watch_norm(decoder) if future else nullcontext([])
+        watched: Any = record_norm_input(decoder) if future else nullcontext([])
         with self.as_reference(reference), watched as before_norm:
             after_norm_RLD = decoder(
                 input_ids=lines.input_ids_RL,

@@ -50,7 +50,7 @@ class MTPHeads(nn.Module, ABC):
         support: over what offset n is a distribution where rollouts store a support: "stored" takes the one that the
             sampler stored at t+n, "full" the whole vocabulary.
         checkpointing: recompute a head's activations in the backward pass.
-        weights: a file of `save` to take; None starts afresh, or from `policy.checkpoint`.
+        weights_file: a file of `save` to take; None starts afresh, or from `policy.checkpoint`.
     """
 
     family: ClassVar[str]
@@ -64,7 +64,7 @@ class MTPHeads(nn.Module, ABC):
         detach_trunk: bool = False,
         support: Literal["stored", "full"] = "stored",
         checkpointing: bool = False,
-        weights: str | None = None,
+        weights_file: str | None = None,
     ) -> None:
         super().__init__()
         at_least(type(self).__name__, 1, most=MOST_OFFSETS, offsets=offsets)
@@ -73,7 +73,7 @@ class MTPHeads(nn.Module, ABC):
         self.detach_trunk = detach_trunk
         self.support = support
         self.checkpointing = checkpointing
-        self.weights = weights
+        self.weights_file = weights_file
         self.unembeddings: nn.ModuleList | None = None
         self._trunk: Trunk | None = None
 
@@ -87,8 +87,8 @@ class MTPHeads(nn.Module, ABC):
         self._make(trunk)
         if self.own_unembedding:
             self.unembeddings = nn.ModuleList(trunk.new_unembedding() for _ in range(self.offsets))
-        if self.weights is not None:
-            self.load(self.weights)
+        if self.weights_file is not None:
+            self.load(self.weights_file)
 
     @abstractmethod
     def _make(self, trunk: Trunk) -> None:
@@ -134,12 +134,12 @@ class MTPHeads(nn.Module, ABC):
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"`mtp.weights` {str(path)!r} cannot be read as safetensors: {error}"
+                f"`mtp.weights_file` {str(path)!r} cannot be read as safetensors: {error}"
             ) from error
         for key, value in self.describe(self.trunk.config).items():
             if metadata.get(key) != str(value):
                 raise UserError(
-                    f"`mtp.weights` {str(path)!r} holds heads with {key} {metadata.get(key)}, `policy.mtp` has {value}"
+                    f"`mtp.weights_file` {str(path)!r} holds heads with {key} {metadata.get(key)}, `policy.mtp` has {value}"
                 )
         self.load_state_dict(state)
 

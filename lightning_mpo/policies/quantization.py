@@ -234,7 +234,7 @@ def _gradients(network: PreTrainedModel) -> Tensor:
     return torch.cat([gradient.float().flatten() for gradient in found if gradient is not None])
 
 
-def stored(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def quantised_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of quantised layers: weights and their scales."""
     for name, module in network.named_modules():
         weight: Any = dict(module.named_parameters(recurse=False)).get(
@@ -257,7 +257,7 @@ def fingerprints(network: nn.Module) -> dict[str, int]:
 
     A sum of bytes, each times an odd number that depends on its place, modulo 2⁶⁴: one changed byte always changes it.
     """
-    return {name: _checksum(tensor) for name, tensor in stored(network)}
+    return {name: _checksum(tensor) for name, tensor in quantised_tensors(network)}
 
 
 def _checksum(tensor: Tensor) -> int:

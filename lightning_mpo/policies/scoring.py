@@ -32,9 +32,9 @@ class ResponseTokens:
     index_BT: Tensor
     ids_BT: Tensor
     support_BTK: Tensor | None
-    slots_BTK: Tensor | None
+    support_mask_BTK: Tensor | None
     candidates_BTK: Tensor | None = None
-    named_BTK: Tensor | None = None
+    candidate_mask_BTK: Tensor | None = None
     """Which slots hold a candidate."""
 
     @classmethod
@@ -53,15 +53,15 @@ class ResponseTokens:
 
     def ahead(self, n: int, *, keep_support: bool) -> ResponseTokens:
         """Return the tokens n places behind, predicted from the same hidden states, where the window is whole."""
-        support_BTK, slots_BTK = (
-            (self.support_BTK, self.slots_BTK) if keep_support else (None, None)
+        support_BTK, support_mask_BTK = (
+            (self.support_BTK, self.support_mask_BTK) if keep_support else (None, None)
         )
         return ResponseTokens(
             window(self.mask_BT, n),
             self.index_BT,
             shift_left(self.ids_BT, n),
             None if support_BTK is None else shift_left(support_BTK, n),
-            None if slots_BTK is None else shift_left(slots_BTK, n),
+            None if support_mask_BTK is None else shift_left(support_mask_BTK, n),
         )
 
     def logprobs(
@@ -102,7 +102,7 @@ class ResponseTokens:
         if candidates:
             asked, named = self._asked()
         if self.support_BTK is not None:
-            slots = None if self.slots_BTK is None else self.slots_BTK[mask_BT]
+            slots = None if self.support_mask_BTK is None else self.support_mask_BTK[mask_BT]
             support = self.support_BTK[mask_BT]
             options |= {"support_mask_BTK": slots, "return_logits": logits or candidates}
             scores = heads.support_logprobs(hidden_nD, head.weight_VD, ids_n, support, **options)
@@ -130,11 +130,11 @@ class ResponseTokens:
 
     def _asked(self) -> tuple[Tensor, Tensor]:
         """Return the candidates of the scored tokens, and which slots hold one; the others name id 0."""
-        if self.candidates_BTK is None or self.named_BTK is None:
+        if self.candidates_BTK is None or self.candidate_mask_BTK is None:
             raise UserError(
                 "the rollout records no candidates, which `surrogate` compares: sample with `candidates`"
             )
-        named = self.named_BTK[self.mask_BT]
+        named = self.candidate_mask_BTK[self.mask_BT]
         return self.candidates_BTK[self.mask_BT].masked_fill(~named, 0), named
 
     def _spread(self, values_n: Tensor, elsewhere: float = 0.0) -> Tensor:

@@ -259,7 +259,7 @@ class ShardedWeights(Shards):
         self.root.reshard()
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
+    def full_weights(self) -> Iterator[None]:
         """Keep weights gathered: all of them, or without `gather_rollouts` all but the layers. Nests."""
         if self._depth == 0:
             self._held = self._all if self.policy.gather_rollouts else self._outer
@@ -277,9 +277,9 @@ class ShardedWeights(Shards):
                     module.set_reshard_after_forward(module is not self.root, recurse=False)
 
     @contextmanager
-    def in_step(self) -> Iterator[None]:
+    def lockstep(self) -> Iterator[None]:
         """Let processes make different numbers of passes without gradient; all of them enter, and leave together. Nests."""
-        with self.gathered():
+        with self.full_weights():
             self._steps += 1
             try:
                 yield

@@ -115,7 +115,7 @@ class TrunkStates:
 
 
 @contextmanager
-def watch_norm(decoder: nn.Module) -> Iterator[list[Tensor]]:
+def record_norm_input(decoder: nn.Module) -> Iterator[list[Tensor]]:
     """Record the input of the decoder's final norm: heads that are decoder layers need the residual stream before it."""
     seen: list[Tensor] = []
     handle = decoder.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))  # type: ignore[union-attr]

@@ -150,7 +150,7 @@ class Collector:
             places,
             self.schedule.completions,
             total,
-            others=self.scorer.policy.in_step,
+            others=self.scorer.policy.lockstep,
             warn=self.listener.warn,
         )
         return *collected, seconds
@@ -175,7 +175,7 @@ class Collector:
             else partial(self.replay.sample, self.sampler)
         )
         with (
-            policy.in_step(),
+            policy.lockstep(),
             self.scorer.context(),
         ):  # outside of `training_step` autocast is not active
             rollout = sample(
@@ -204,7 +204,7 @@ class Collector:
     def _check_parity(self, rollout: Rollout) -> None:
         """Compare sampler and trainer, once."""
         scorer = self.scorer
-        with scorer.policy.in_step(), scorer.context():
+        with scorer.policy.lockstep(), scorer.context():
             parity = check_parity(
                 scorer.policy, rollout, temperature=scorer.temperature, exact=scorer.exact
             )

@@ -18,7 +18,7 @@ from lightning_mpo.policies import (
     SequentialHeads,
 )
 from lightning_mpo.policies.packing import lay_out
-from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
+from lightning_mpo.policies.trunk import Trunk, TrunkStates, record_norm_input
 from lightning_mpo.scores import ScoreRequest
 from tests.support.builders import END, VOCABULARY, make_rollout, seeded, subclasses
 
@@ -63,7 +63,7 @@ def naive(policy: CausalPolicy, rollout, *, temperature: float = 1.0) -> Tensor:
         response = rollout.responses_BT[b][rollout.response_mask_BT[b]]
         ids = torch.cat([prompt, response])[None]
         L, s = ids.shape[1], len(prompt)
-        with watch_norm(decoder) as before:
+        with record_norm_input(decoder) as before:
             after = decoder(input_ids=ids, use_cache=False).last_hidden_state
         positions = torch.arange(L)[None]
         causal = torch.full((L, L), -torch.inf, dtype=torch.float64).triu(1)[None, None]
@@ -313,7 +313,7 @@ def test_layers_of_the_trunks_own_class(model, family):
     assert type(heads.layers[0]) is type(network.get_decoder().layers[0])
     rollout = make_rollout([5], [6, 6])
     lines = lay_out(rollout, share=False, hidden_size=32)
-    with watch_norm(network.get_decoder()) as before:
+    with record_norm_input(network.get_decoder()) as before:
         after = network.get_decoder()(
             input_ids=lines.input_ids_RL, position_ids=lines.position_ids_RL, use_cache=False
         ).last_hidden_state
@@ -331,7 +331,7 @@ def test_layers_of_the_trunks_own_class(model, family):
     assert cut.input_ids_RL.shape[1] < lines.input_ids_RL.shape[1]
     if family is ParallelHeads:  # causal: a shorter line has the same hidden states
         width = 4
-        with watch_norm(network.get_decoder()) as before:
+        with record_norm_input(network.get_decoder()) as before:
             short = network.get_decoder()(
                 input_ids=lines.input_ids_RL[:, :width], use_cache=False
             ).last_hidden_state
@@ -378,7 +378,7 @@ def test_a_file_of_heads_comes_back(make, family, own, tmp_path):
     again = make(
         family,
         fresh=True,
-        options={"own_unembedding": own, "weights": str(tmp_path / "heads.safetensors")},
+        options={"own_unembedding": own, "weights_file": str(tmp_path / "heads.safetensors")},
     )
     for name, value in policy.mtp.state_dict().items():
         assert torch.equal(again.mtp.state_dict()[name], value)
@@ -399,12 +399,12 @@ def test_a_file_of_heads_comes_back(make, family, own, tmp_path):
 def test_a_file_of_other_heads_is_refused(make, other, message, tmp_path):
     make(**other).mtp.save(tmp_path / "heads.safetensors")
     with pytest.raises(UserError, match=message):
-        make(options={"weights": str(tmp_path / "heads.safetensors")})
+        make(options={"weights_file": str(tmp_path / "heads.safetensors")})
 
 
 def test_a_file_that_is_none_is_refused(make, tmp_path):
     with pytest.raises(UserError, match="cannot be read as safetensors"):
-        make(options={"weights": str(tmp_path / "none.safetensors")})
+        make(options={"weights_file": str(tmp_path / "none.safetensors")})
 
 
 def test_fewer_heads_than_offsets_are_refused(make, tiny_policy):

@@ -93,7 +93,7 @@ def test_the_trunk_is_in_four_bits_and_embedding_and_head_are_not(folder):
         )
         held = sum(
             t.numel() * t.element_size()
-            for n, t in quantization.stored(layer)
+            for n, t in quantization.quantised_tensors(layer)
             if not n.endswith("code")
         )
         assert Quantization(double=double).bytes_per_weight() == expected
@@ -290,7 +290,7 @@ def test_a_moved_byte_is_found(folder, part):
     quantization.check_moved(policy.network, before)
     name, tensor = next(
         (n, t)
-        for n, t in quantization.stored(policy.network)
+        for n, t in quantization.quantised_tensors(policy.network)
         if n.endswith(f"up_proj.base_layer.{part}")
     )
     tensor.view(torch.uint8).flatten()[-1] += 1

@@ -42,8 +42,8 @@ def test_logits_of_the_support_are_those_of_the_head(slots):
     assert torch.equal(plain[1], entropies)
     counts = tokens.mask_BT[..., None].expand_as(logits)
     if slots:
-        assert not tokens.slots_BTK[tokens.mask_BT].all()
-        counts = counts & tokens.slots_BTK
+        assert not tokens.support_mask_BTK[tokens.mask_BT].all()
+        counts = counts & tokens.support_mask_BTK
     table = head(hidden.flatten(0, 1)[tokens.index_BT]) / 0.5
     expected = torch.where(counts, table.gather(2, tokens.support_BTK.long()), 0)
     torch.testing.assert_close(logits, expected)

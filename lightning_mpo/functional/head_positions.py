@@ -14,7 +14,7 @@ SUPPORT_CHUNK_BYTES = 4 * 2**20
 """Default size of one chunk of gathered weight rows."""
 
 
-class Places:
+class Positions:
     """The positions to compute: flattens any leading shape to them and puts results back, 0 elsewhere.
 
     Under `torch.compile`, where the number of positions would be a shape that is not known, all of them are computed,
@@ -29,16 +29,16 @@ class Places:
         elif mask is not None:
             self.index = mask.flatten().nonzero().squeeze(-1)
 
-    def take(self, values: Tensor) -> Tensor:
+    def gather(self, values: Tensor) -> Tensor:
         """Return the values of the positions to compute, [N, ...]."""
         flat = values.reshape(-1, *values.shape[len(self.lead) :])
         if self.hidden is not None:
             return self._clear(flat)
         return flat if self.index is None else flat.index_select(0, self.index)
 
-    def take_ids(self, name: str, values: Tensor, vocabulary: int) -> Tensor:
+    def gather_ids(self, name: str, values: Tensor, vocabulary: int) -> Tensor:
         """Return ids as int64 after a check that they are in the vocabulary."""
-        ids = self.take(values).long()
+        ids = self.gather(values).long()
         if ids.numel() and not torch.compiler.is_compiling():
             low, high = (int(end) for end in ids.aminmax())
             if low < 0 or high >= vocabulary:
@@ -47,7 +47,7 @@ class Places:
                 )
         return ids
 
-    def put(self, values: Tensor) -> Tensor:
+    def scatter(self, values: Tensor) -> Tensor:
         """Return values to their places in the leading shape."""
         if self.hidden is not None:
             values = self._clear(values)
