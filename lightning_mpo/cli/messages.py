@@ -31,6 +31,7 @@ from lightning_mpo.objective import (
     value_loss,
 )
 from lightning_mpo.objective.objective import Objective
+from lightning_mpo.resume.metrics_csv import MetricsCSV
 
 _ROOTS: tuple[type, ...] = (
     supports.Support,
@@ -61,6 +62,7 @@ _OTHERS: tuple[type, ...] = (
     terms.WeightPenalty,
     terms.HeadUpkeep,
     value_loss.ValueLoss,
+    MetricsCSV,
 )
 """Classes without a base of their own that a configuration fills in."""
 _SECTIONS = (
