@@ -16,7 +16,7 @@ usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key va
        lightning-mpo configs [copy NAME [DEST] | show NAME]
        lightning-mpo export -c NAME --checkpoint FILE --to FOLDER [--form adapter|merged|full]
        lightning-mpo verify-resume -c NAME [...] [--updates N] [--kill PHASE:N | --kills N]
-       lightning-mpo methods [--configs DIR] [--readme FILE]
+       lightning-mpo methods [--configs DIR] [--page FILE]
        lightning-mpo plan -c NAME [--gpu-gib GIB] [--check]
 
 RL post-training of language models; one action may be a token, a block of tokens or a whole response.

@@ -144,26 +144,26 @@ def _choice(axis: str, value: Any) -> str:
     return f"{name}({', '.join(arguments)})" if arguments else name
 
 
-def refresh(readme: Path, text: str) -> None:
+def refresh(page: Path, text: str) -> None:
     """Put the table between the markers of a Markdown file.
 
     Raises:
         UserError: the file is missing or lacks the markers.
     """
-    if not readme.is_file():
-        raise UserError(f"`--readme`: no file {str(readme)!r}")
+    if not page.is_file():
+        raise UserError(f"`--page`: no file {str(page)!r}")
     try:
-        before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+        before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{readme} is no UTF-8 text (byte {error.start}): save it as UTF-8"
+            f"{page} is no UTF-8 text (byte {error.start}): save it as UTF-8"
         ) from error
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(
-            f"{readme} must hold the lines `{BEGIN}` and `{END}`; the table goes between them"
+            f"{page} must hold the lines `{BEGIN}` and `{END}`; the table goes between them"
         )
-    readme.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str]) -> int:
         "--configs", type=Path, default=FOLDER, metavar="DIR", help="default: those of the package"
     )
     parser.add_argument(
-        "--readme",
+        "--page",
         type=Path,
         metavar="FILE",
         help=f"write the table between `{BEGIN}` and `{END}` of this file instead",
@@ -189,11 +189,11 @@ def main(arguments: Sequence[str]) -> int:
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if rest:
         raise UserError(
-            f"`methods` does not take {rest[0]!r}; it takes --configs DIR and --readme FILE"
+            f"`methods` does not take {rest[0]!r}; it takes --configs DIR and --page FILE"
         )
     methods = read_folder(options.configs)
-    if options.readme is not None:
-        refresh(options.readme, table(methods, options.readme))
+    if options.page is not None:
+        refresh(options.page, table(methods, options.page))
     elif sys.stdout.isatty():
         _show(methods)
     else:

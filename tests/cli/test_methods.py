@@ -98,7 +98,7 @@ def test_the_page_holds_the_table():
     text = page.read_text().partition(methods.BEGIN)[2].partition(methods.END)[0]
     table = methods.table(methods.read_folder(methods.FOLDER), page)
     assert text.strip() == table.strip(), (
-        "the page is behind: run `lightning-mpo methods --readme docs/methods.md`"
+        "the page is behind: run `lightning-mpo methods --page docs/methods.md`"
     )
     links = re.findall(r"\]\((\.\./[^)]+)\)", text)
     assert [Path(link).stem for link in links] == [path.stem for path in ALGORITHMS]
@@ -213,14 +213,14 @@ def test_a_terminal_gets_a_table_of_its_width(monkeypatch, capsys):
 
 
 def test_the_table_is_written_between_the_markers(tmp_path, monkeypatch, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# Above\n\n{methods.BEGIN}\nold\n{methods.END}\n\nbelow\n")
+    page = tmp_path / "README.md"
+    page.write_text(f"# Above\n\n{methods.BEGIN}\nold\n{methods.END}\n\nbelow\n")
     configs = tmp_path / "configs"
     configs.mkdir()
     write(configs / "mine.yaml")
     for _ in range(2):
-        assert call(monkeypatch, "--configs", configs, "--readme", readme) == 0
-        text = readme.read_text()
+        assert call(monkeypatch, "--configs", configs, "--page", page) == 0
+        text = page.read_text()
         assert text.startswith(f"# Above\n\n{methods.BEGIN}\n\n| method")
         assert text.endswith(f"\n\n{methods.END}\n\nbelow\n")
         assert text.count("[mine]") == 1
@@ -295,12 +295,12 @@ def test_words_and_switches_are_compared_too(tmp_path):
         (["--configs", "."], "'.' holds no .yaml file"),
         (
             ["--config", "."],
-            "`methods` does not take '--config'; it takes --configs DIR and --readme FILE",
+            "`methods` does not take '--config'; it takes --configs DIR and --page FILE",
         ),
         (["--configs"], "argument --configs: expected one argument"),
-        (["--configs", FOLDER, "--readme", "README.md"], "`--readme`: no file 'README.md'"),
+        (["--configs", FOLDER, "--page", "README.md"], "`--page`: no file 'README.md'"),
         (
-            ["--configs", FOLDER, "--readme", "bare.txt"],
+            ["--configs", FOLDER, "--page", "bare.txt"],
             "bare.txt must hold the lines `<!-- methods: begin -->` and",
         ),
     ],

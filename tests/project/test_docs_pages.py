@@ -27,9 +27,11 @@ from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.objective.advantages import Outcome
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.policies import CausalPolicy
+from lightning_mpo.seeding import Stream
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "RESULTS")]
+PAGES = [*TOP, *sorted((ROOT / "docs").glob("*.md"))]
 FROM_TRL = ROOT / "docs" / "from_trl.md"
 RUN_FOLDER = ROOT / "docs" / "run_folder.md"
 LIGHTNINGS = ("hparams.yaml", "events.out.tfevents", "last.ckpt")
@@ -87,6 +89,18 @@ def test_the_pages_are_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text()
     for page in ("CONTRIBUTING.md", "docs/from_trl.md", "docs/run_folder.md", "docs/glossary.md"):
         assert f"]({page})" in readme, page
+
+
+def test_every_page_is_two_clicks_from_the_readme():
+    """The README links a page, or a page that it links does."""
+
+    def linked(page: Path) -> set[Path]:
+        links = re.findall(r"\]\(([^)#\s]+\.md)", without_code(page.read_text()))
+        return {(page.parent / link).resolve() for link in links if not link.startswith("http")}
+
+    first = linked(ROOT / "README.md")
+    reached = first | {page for near in first for page in linked(near)}
+    assert [page.name for page in PAGES[1:] if page.resolve() not in reached] == []
 
 
 def test_the_glossary_is_in_alphabetical_order():
@@ -171,6 +185,13 @@ def test_options_of_trl_exist_there():
                 known |= {argument.arg for argument in node.args.args}
     names = {theirs.strip("`") for theirs, _, _ in rows(FROM_TRL, "Option names")}
     assert names - known == set()
+
+
+def test_the_random_streams_are_listed():
+    table = rows(ROOT / "docs" / "architecture.md", "Random numbers")
+    assert [row[0].strip("`") for row in table] == [stream.name for stream in Stream]
+    for stream, row in zip(Stream, table, strict=True):
+        assert [row[1], row[2]] == [*stream.value.split(": "), "none"][:2]
 
 
 # --- files of a run -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The README's examples run as they stand there."""
+"""The examples of the README and of the pages for users run as they are printed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,21 @@ from lightning_mpo.rewards import Completion
 from tests.cli.test_bad_input import BASE
 
 README = Path(__file__).parents[2] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+DOCS = README.parent / "docs"
+RUN_PAGES = (
+    *("configuration", "data", "export", "memory", "mpo", "objective", "resume", "rewards"),
+    *("rlpt", "training"),
+)
+"""Pages whose commands name recipes, apart from the README."""
+TEXTS = [README.read_text(), *((DOCS / f"{name}.md").read_text() for name in RUN_PAGES)]
+BLOCKS = [block for text in TEXTS for block in re.findall(r"```python\n(.*?)```", text, re.S)]
 RUN = next(block for block in BLOCKS if "trainer.fit" in block)
-FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(), re.S | re.M)
+FENCED = [
+    fence for text in TEXTS for fence in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)
+]
 NAMES = {
     name for kind, block in FENCED if not kind for name in re.findall(r"-c ([\w/]+)(?=\s)", block)
-}
+} - {"NAME"}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +49,10 @@ def completion(text: str) -> Completion:
     return Completion(prompt="", text=text, target="4", tokens=1, finished=True, row={})
 
 
-def test_there_are_four_examples() -> None:
-    assert len(BLOCKS) == 4
+def test_there_are_five_examples() -> None:
+    assert len(BLOCKS) == 5
+    assert RUN in TEXTS[0]
+    assert len(RUN.splitlines()) <= 20
 
 
 def test_the_run_from_python_learns(tmp_path, monkeypatch, capsys) -> None:
@@ -91,6 +102,8 @@ def test_the_function_trains_from_another_folder(tmp_path: Path) -> None:
 
 
 def test_the_reward(examples: dict) -> None:
+    judged = examples["ends_with_target"](["2+2=4 ", "5"], ["4", "4"], prompt=["", ""])
+    assert judged == [1.0, 0.0]
     assert examples["EndsWithTarget"]().score([completion("2+2=4 "), completion("5")]) == [1.0, 0.0]
 
 
@@ -109,6 +122,16 @@ def test_the_data_module(examples: dict) -> None:
     batch = data.prompts(0, 4)
     assert all(row.target == str(2 * int(row.prompt.split("+")[0])) for row in batch.rows)
     assert len({row.prompt for row in data.training_rows(0, 90)}) == 90
+
+
+def test_every_recipe_is_in_the_readme() -> None:
+    """By its name, under the kind that its folder is."""
+    text = README.read_text().partition("## Recipes")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"`(\w+)`", text))
+    files = {path.stem for path in recipes.FOLDER.rglob("*.yaml")}
+    stages = {name for name in files if name.endswith("_warmup")}
+    assert files - stages - listed == set()
+    assert len(files - stages) > 40
 
 
 def test_named_files_exist() -> None:
