@@ -1,13 +1,14 @@
-"""Records numbers that a change of structure must leave as they are, and compares two records bit for bit.
+"""Records numbers that a change of structure must not alter, and compares two records bit for bit.
 
     python benchmarks/behaviour.py record before.json
     python benchmarks/behaviour.py record after.json
     python benchmarks/behaviour.py compare before.json after.json     # exits 1 where a number differs
 
-A record holds, for each algorithm file: its objective line, the logged metrics of four updates, the digests of weights
-and of the optimiser's moments at their end, and the same after a stop and a resume. The quickstart adds its warm-up's
-weights, and completions and metrics of its first two rollouts. Numbers depend on how a CPU rounds, so both records come
-from one machine. Everything goes through the command line and the files of a run: names of modules and classes may move.
+A record holds for each algorithm file: its objective line, the logged metrics of four updates, and
+the digests of weights and optimiser moments at their end. It holds the same after a stop and a
+resume. The quickstart adds its warm-up's weights, and completions and metrics of its first two
+rollouts. Numbers depend on how a CPU rounds, so both records come from one machine. Everything goes
+through the command line and the files of a run: names of modules and classes may move.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Time and peak memory of the heads: support head, own chunked full head, and full logits with a plain log-softmax.
+"""Time and peak memory of support head, chunked full head, and full logits with log-softmax.
 
     python benchmarks/head.py --out runs/head
 
-Forward and backward to the hidden states of 4096 tokens under a frozen unembedding, each measurement in a process of its
-own, in float32 on one thread. Time is the least of `--repeats` runs in each of `--rounds` alternating rounds; memory is the
-highest resident size minus that of weights and inputs. Full heads do not depend on K and are measured once per V and D,
-in the first round, twice. Ids follow a log-uniform law (token n about 1/n as frequent as the first, as in text); `--ids uniform`
-spreads them over the whole table. Writes `head.md`, `head.csv` and `head.png`.
+Measures forward and backward to the hidden states of 4096 tokens under a frozen unembedding, in
+float32 on one thread. Each measurement is a process of its own. Time is the least of `--repeats`
+runs in each of `--rounds` alternating rounds. Memory is the highest resident size minus that of
+weights and inputs. Full heads do not depend on K and are measured once per V and D, in the first
+round, twice. Ids follow a log-uniform law (token n about 1/n as frequent as the first, as in text);
+`--ids uniform` spreads them over the whole table. Writes `head.md`, `head.csv` and `head.png`.
 """
 
 from __future__ import annotations

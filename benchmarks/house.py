@@ -1,9 +1,9 @@
-"""Measures the structure of the package: sizes of files and functions, comments, wide lines, circles of imports.
+"""Measures the structure of the package: sizes, comments, wide lines, circles of imports.
 
     python benchmarks/house.py ROOT        # exits 1 where a bound is exceeded; without ROOT: this checkout
 
-Counted are the files of `lightning_mpo/` and `callbacks/`. Imports under `TYPE_CHECKING` and within functions count:
-whoever reads a file reads these, too.
+The files of `lightning_mpo/` and `callbacks/` are counted. Imports under `TYPE_CHECKING` and within
+functions count, as readers of a file read them too.
 """
 
 from __future__ import annotations

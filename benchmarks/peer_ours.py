@@ -1,7 +1,7 @@
 """Our side of the comparison with TRL, in a process of its own: prints one JSON line with the seconds of each step.
 
-The same work as `peer_trl.py`: full fine-tuning of SmolLM2-135M-Instruct in float32, 4 prompts x 4 completions of exactly
-48 tokens, no KL term, one update per rollout.
+The same work as `peer_trl.py`: full fine-tuning of SmolLM2-135M-Instruct in float32, 4 prompts x 4
+completions of exactly 48 tokens, no KL term, one update per rollout.
 
     python benchmarks/peer_ours.py --steps 5 --threads 2 --data ../shared/data/svamp
 """

@@ -1,7 +1,8 @@
 """One TRL run for the comparison, in a process of its own: prints one JSON line with the seconds of each step.
 
-Full fine-tuning of SmolLM2-135M-Instruct in float32 on the CPU, without a KL term: 4 prompts x 4 completions of exactly
-48 tokens, one update per rollout. A step is everything between two updates: rollout, reward, loss, AdamW.
+Full fine-tuning of SmolLM2-135M-Instruct in float32 on the CPU, without a KL term: 4 prompts x 4
+completions of exactly 48 tokens, one update per rollout. A step is everything between two updates:
+rollout, reward, loss, AdamW.
 
     python benchmarks/peer_trl.py --steps 5 --threads 2 --data ../shared/data/svamp
 """

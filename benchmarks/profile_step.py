@@ -1,9 +1,9 @@
-"""Where a step's time goes: SmolLM2 with LoRA, 8 prompts x 4 completions x 96 tokens, two updates.
+"""Profiles a step by phase: SmolLM2 with LoRA, 8 prompts x 4 completions x 96 tokens, two updates.
 
     python benchmarks/profile_step.py --steps 3 --data ../shared/data/svamp
 
-A step is a rollout with its updates. Phases are timed at the calls that do the work; what is left of a step is the
-framework's overhead: batch arithmetic, hooks, logging, copies. Prints one JSON line.
+A step is a rollout with its updates. Phases are timed at the calls that do the work. The rest of a
+step is the framework's overhead: batch arithmetic, hooks, logging, copies. Prints one JSON line.
 """
 
 from __future__ import annotations

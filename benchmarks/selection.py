@@ -1,13 +1,15 @@
-"""What learning from a part of the tokens saves at the head, and what every surrogate costs.
+"""Savings at the head from learning on a part of the tokens, and the cost of every surrogate.
 
     python benchmarks/selection.py --out runs/selection
 
-Head: forward and backward to the hidden states of 4096 tokens under a frozen unembedding, in float32 on one thread. All
-tokens through the chunked head, 40 % of them (chosen by chance, as in S-GRPO) through the same head, and the logits of all
-tokens at once, which is the comparison of the paper (arXiv:2504.20834). Each measurement is a process of its own, in alternating
-rounds; time is the least over rounds, memory the least of the highest resident sizes minus that of weights and inputs.
-Surrogates: loss and gradient of 32 x 96 log-ratios, least of many runs, against the CPU seconds of a whole step
-(benchmarks/rlpt/step.py). Writes `selection.md`, `selection.csv` and `surrogates.csv`.
+Head: forward and backward to the hidden states of 4096 tokens under a frozen unembedding, in
+float32 on one thread. Three variants are compared: all tokens through the chunked head, 40 % of
+them through the same head, and the logits of all tokens at once. The 40 % are chosen by chance, as
+in S-GRPO; the paper (arXiv:2504.20834) compares with the third. Each measurement is a process of
+its own, in alternating rounds. Time is the least over rounds. Memory is the least of the highest
+resident sizes, minus that of weights and inputs. Surrogates: loss and gradient of 32 x 96
+log-ratios, least of many runs, against the CPU seconds of a whole step (benchmarks/rlpt/step.py).
+Writes `selection.md`, `selection.csv` and `surrogates.csv`.
 """
 
 from __future__ import annotations

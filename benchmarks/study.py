@@ -1,12 +1,13 @@
-"""Compares algorithms over tasks and seeds, paired by seed; goes on where it stopped.
+"""Compares algorithms over tasks and seeds, paired by seed; continues after a stop.
 
     python benchmarks/study.py benchmarks/studies/mpo.yaml --jobs 2
 
-A study names tasks, cells (configurations laid over a task) and seeds. Each run is a process of its own and is done
-once its folder holds `summary.json`; what is done is not run again. Warm-ups come first, one per task and seed (where a
-task has one), so that all cells of a seed start from the same weights and see the same prompts. The table gives means over
-seeds, and paired differences from the cell named under `against` with 95 % t-intervals. `arguments` of a cell go to the
-command line. `levels` asks for the rollouts until held-out pass@1 has reached them, of runs that validate on the way.
+A study names tasks, cells and seeds; a cell is a configuration laid over a task. Each run is a
+process of its own. A run whose folder holds `summary.json` is finished and is not run again.
+Warm-ups come first, one per task and seed. All cells of a seed thus start from the same weights and
+see the same prompts. The table gives means over seeds. It also gives paired differences from the
+cell named under `against`, with 95 % t-intervals. `arguments` of a cell go to the command line.
+`levels` lists values of held-out pass@1: the table then counts the rollouts until each is reached.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Ours against TRL's GRPOTrainer on the same work, alternating, each run in a child process of its own.
+"""Compares a run of ours with TRL's GRPOTrainer on the same work, in alternating child processes.
 
     python benchmarks/trl.py --rounds 2 --data ../shared/data/svamp
 
-Prints the median step and the peak memory of each side and their ratios. Only ratios carry over to other machines.
+Prints the median step and the peak memory of each side and their ratios. Only ratios carry over to
+other machines.
 """
 
 from __future__ import annotations

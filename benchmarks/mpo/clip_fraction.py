@@ -1,9 +1,9 @@
-"""Clip fraction against the share of future tokens: at equal ε, and the ε that clips as much as the token-level method.
+"""Clip fraction against the share of future tokens, and the ε at equal clip fractions.
 
     python benchmarks/mpo/clip_fraction.py --frozen runs/frozen.safetensors --out runs/mpo_analyses
 
-Beside each number stands what follows mechanically from a ratio that is shrunk by `sqrt(Σβ²)`. Writes
-`clip_fraction.csv` and `clip_fraction.png`.
+Each number stands beside the value of token ratios whose logarithms are multiplied by `sqrt(Σβ²)`.
+Writes `clip_fraction.csv` and `clip_fraction.png`.
 """
 
 from __future__ import annotations

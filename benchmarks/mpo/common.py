@@ -1,4 +1,4 @@
-"""What the analyses of MPO share: the quickstart's policy, frozen rollouts, matched clips, tables and pictures."""
+"""Shared code of the analyses of MPO: policy, frozen rollouts, matched clips, tables, pictures."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""What multi-token heads cost: parameters, step time and peak memory against the same method without them.
+"""The cost of multi-token heads: parameters, step time and peak memory, with and without them.
 
     python benchmarks/mpo/cost.py --rounds 2 --steps 3 --data ../shared/data/svamp --out runs/mpo_cost
 
-SmolLM2 with LoRA, 8 prompts x 4 completions x 96 tokens, two updates a rollout (`benchmarks/profile_step.py`). Each run is
-a process of its own, variants take turns, learning rates are so small that all sample the same responses. Ratios are of
-medians over rounds. Blocks of 5 tokens: four parallel heads with the trunk's unembedding.
+SmolLM2 with LoRA, 8 prompts x 4 completions x 96 tokens, two updates a rollout
+(`benchmarks/profile_step.py`). Each run is a process of its own, and variants take turns. Learning
+rates are so small that all variants sample the same responses. Ratios are of medians over rounds.
+Blocks of 5 tokens: four parallel heads with the trunk's unembedding.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python benchmarks/mpo/freeze.py --checkpoint runs/quickstart_mtp/warmup-seed0/last.ckpt --out runs/frozen.safetensors
 
-The policy samples training problems, is rewarded for right sums, and takes a few token-level GRPO updates on all of the
-rollout; ratios after them are those of an off-policy step. Heads get no gradient: theirs move with the trunk. Writes the
-rollout (docs/mpo_analyses.md says what is in it) and, beside it as `.ckpt`, the policy after the updates.
+The policy samples training problems, is rewarded for right sums, and takes a few token-level GRPO
+updates on the rollout. Ratios after them are those of an off-policy step. Heads get no gradient, so
+their predictions change with the trunk alone. Writes the rollout, whose content
+docs/mpo_analyses.md lists, and the policy after the updates as `.ckpt`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/mpo/ratio_variance.py --frozen runs/frozen.safetensors --out runs/mpo_analyses
 
-Every setting is measured at the same positions: those with a whole block of the longest length. Writes
-`ratio_variance.csv` and `ratio_variance.png`.
+Every setting is measured at the same positions: those with a whole block of the longest length.
+Writes `ratio_variance.csv` and `ratio_variance.png`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reliability of the future information: how well heads predict the policy's own next tokens, per offset.
+"""Reliability of the future information: accuracy of heads on the policy's samples, per offset.
 
     python benchmarks/mpo/reliability.py --checkpoint runs/quickstart_mtp/warmup-seed0/last.ckpt \\
         --checkpoint runs/quickstart_mtp/checkpoints/last.ckpt --label warm-up --label trained

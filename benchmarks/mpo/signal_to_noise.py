@@ -1,15 +1,16 @@
-"""Signal-to-noise ratio of the policy gradient per granularity, on one frozen rollout, all settings in one go.
+"""Signal-to-noise ratio of the policy gradient per granularity, on one frozen rollout.
 
     python benchmarks/mpo/signal_to_noise.py --frozen runs/frozen.safetensors --out runs/mpo_analyses
 
-Gradients of the clipped surrogate are taken at the policy after the updates of freeze.py, where clips matter: at equal ε,
-and at the ε that clips as much as the token-level method does. The gradient is that of the trunk, of which every setting
-has one. With x_p the gradient of prompt p's part of the loss, times P:
+Gradients of the clipped surrogate are taken at the policy after the updates of freeze.py, where
+clips matter: at equal ε, and at the ε that clips as much as the token-level method does. The
+gradient is that of the trunk, which every setting has. With x_p the gradient of prompt p's part of
+the loss, times P:
 
     mean = (1/P) Σ_p x_p,   noise = tr Cov(mean),   signal = |mean|² - noise,   SNR = signal / noise
 
-Intervals are 95 %, from a jackknife over 8 blocks of prompts (Student's t). Writes `signal_to_noise.csv` and
-`signal_to_noise.png`.
+Intervals are 95 %, from a jackknife over 8 blocks of prompts (Student's t). Writes
+`signal_to_noise.csv` and `signal_to_noise.png`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""TRL's own trainers on a tiny model, asked for losses and advantages without a training loop.
+"""Computes losses and advantages with TRL's own trainers on a tiny model, without a training loop.
 
-Nothing of TRL is rewritten: a trainer is built from its public config, its `_generate_and_score_completions` is given
-responses instead of sampling them, and its `_compute_loss` computes the loss.
+Nothing of TRL is rewritten: a trainer is built from its public config, its
+`_generate_and_score_completions` is given responses instead of sampling them, and its
+`_compute_loss` computes the loss.
 """
 
 from __future__ import annotations

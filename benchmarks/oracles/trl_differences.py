@@ -1,4 +1,4 @@
-"""Where TRL's losses and ours differ on purpose: each difference measured, and then accounted for."""
+"""Differences between TRL's losses and ours that are on purpose: each is measured, and then accounted for."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
     python benchmarks/oracles/trl_losses.py
 
-Prints three tables in Markdown: losses on tables of logits (float64), whole paths of a tiny model (gradients of its
-weights) with advantages, and the places where TRL and we differ. Bounds: 1e-6 relative in float64, 1e-5 in float32.
+Prints three tables in Markdown: losses on tables of logits (float64), whole paths of a tiny model
+(gradients of its weights) with advantages, and the places where TRL and we differ. Bounds: 1e-6
+relative in float64, 1e-5 in float32.
 """
 
 from __future__ import annotations

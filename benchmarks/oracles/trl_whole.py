@@ -1,9 +1,9 @@
 """The whole path on both sides: scoring, old and reference log-probs, advantages, loss, and the gradient of the weights.
 
-The same tiny model, responses and rewards go through TRL's `_generate_and_score_completions` and `_compute_loss`, and
-through `build_experience` and `training_step`. The policy has moved from its reference before the rollout,
-and again before the update. Norms and rotations of a Llama are computed in float32 whatever its weights are, hence the
-bound of float32 for both.
+The same tiny model, responses and rewards go through TRL's `_generate_and_score_completions` and
+`_compute_loss`, and through `build_experience` and `training_step`. The policy has moved from its
+reference before the rollout, and again before the update. Norms and rotations of a Llama are
+computed in float32 whatever its weights are, hence the bound of float32 for both.
 """
 
 from __future__ import annotations

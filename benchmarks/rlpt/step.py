@@ -1,9 +1,10 @@
-"""What promising tokens cost or save in a whole step: CPU seconds of RLPT against GRPO, in alternation.
+"""The effect of promising tokens on a whole step: CPU seconds of RLPT against GRPO, in alternation.
 
     python benchmarks/rlpt/step.py --rounds 7 --data ../shared/data/svamp
 
-SmolLM2 with LoRA, 8 prompts x 4 completions x 96 tokens (no end token, so that both do the same work), two updates. Each
-run is a process of its own (`profile_step.py`); of each variant the least CPU time counts, as other load only adds to it.
+SmolLM2 with LoRA, 8 prompts x 4 completions x 96 tokens (no end token, so that both do the same
+work), two updates. Each run is a process of its own (`profile_step.py`); the least CPU time of each
+variant counts, as other load only adds to it.
 """
 
 from __future__ import annotations

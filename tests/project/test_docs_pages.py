@@ -314,3 +314,19 @@ def test_the_configuration_of_a_run_is_parsed(tmp_path, monkeypatch, capsys):
     )
     assert len(made[("mine.yaml", "reward.yaml")]["rollout"]["rewards"]) == 2
     assert "few short steps" in made[("smollm2_svamp", "chat")]["data"]["init_args"]["instruction"]
+
+
+@pytest.mark.parametrize(("page", "first"), [("configuration", ()), ("rewards", ("quickstart",))])
+def test_the_configuration_of_another_page_is_parsed(page, first, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = ROOT / "docs" / f"{page}.md"
+    (block,) = blocks(text, "yaml")
+    Path("mine.yaml").write_text(block)
+    Path("rewards.py").write_text("\n".join(blocks(text, "python")))
+    arguments = [part for name in (*first, "mine.yaml") for part in ("-c", name)]
+    with pytest.raises(SystemExit) as ended:
+        cli.run(["fit", *arguments, "--print_config"])
+    assert not ended.value.code
+    made, given = yaml.safe_load(capsys.readouterr().out), yaml.safe_load(block)
+    assert made["rollout"]["prompts"] == given["rollout"].get("prompts", 32)
+    assert len(made["rollout"]["rewards"]) == len(given["rollout"].get("rewards", "1"))
