@@ -33,8 +33,9 @@ RL post-training of language models; one action may be a token, a block of token
   verify-resume
              kill a run of the configuration, resume it, and compare it bit for bit with an undisturbed one
 
-  -c NAME           a recipe, or a YAML file; later ones win, key by key, and the command line wins over files. A file
-                    names classes to build, so it is code: run only files that you have read. Exported folders are data.
+  -c NAME           a recipe, or a YAML file; later ones win, key by key, and an option wins over the files in front
+                    of it. A file names classes to build, so it is code: run only files that you have read. Exported
+                    folders are data.
   --print_config    show the resulting configuration and stop
   --help            after a verb: every option
 
