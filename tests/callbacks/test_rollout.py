@@ -1,4 +1,4 @@
-"""The rollout callback beyond training (whose loop `tests/stories/test_loop.py` covers): verbs, seeds, refusals."""
+"""The rollout callback beyond training (whose loop `tests/stories` covers): verbs, seeds, refusals."""
 
 from __future__ import annotations
 
