@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_mpo.functional.heads import support_logits, support_logprobs
 from lightning_mpo.functional.low_rank import LowRank
-from tests.functional.test_heads import low_rank, problem
+from tests.support.heads import low_rank, problem
 
 
 @pytest.fixture(autouse=True)
