@@ -17,6 +17,7 @@ if str(ROOT) not in sys.path:  # `python -m pytest` puts it there, plain `pytest
 os.environ["HF_HUB_OFFLINE"] = (
     "1"  # no test needs the hub; without a network a look-up takes half a minute
 )
+pytest.register_assert_rewrite("tests.support")  # its checks explain themselves as tests do
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 CHARACTERS = "0123456789+-*=;, "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_bad_input import BASE
+from tests.support.configurations import BASE
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ from lightning_mpo.export import forms
 from lightning_mpo.export.usage import Usage
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.storage import Disk, write_folder
-from tests.cli.test_bad_input import BASE
-from tests.policies.test_checkpoints import MARK, write_malicious
+from tests.support.configurations import BASE
+from tests.support.malicious import MARK, write_malicious
 
 PROMPTS = [{"prompt": "1+2=", "id": 7}, {"prompt": "3+4="}, {"prompt": "5+5=", "id": 9}]
 CHECKPOINT = "run/checkpoints/last.ckpt"

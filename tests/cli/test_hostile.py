@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lightning_mpo.__main__ import main
-from tests.cli.test_bad_input import BASE, Case, run_case
+from tests.support.configurations import BASE
+from tests.support.mistakes import Case, run_case
 
 TRAINER = {
     "accelerator=foo": "invalid accelerator name",

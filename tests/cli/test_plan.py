@@ -14,7 +14,7 @@ import yaml
 
 from lightning_mpo.cli import plan as command
 from lightning_mpo.policies.precision import computes_natively
-from tests.cli.test_bad_input import BASE
+from tests.support.configurations import BASE
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -12,7 +12,7 @@ import pytest
 
 from lightning_mpo.cli import verify_resume
 from lightning_mpo.resume.comparison import Comparison
-from tests.cli.test_bad_input import BASE
+from tests.support.configurations import BASE
 
 ROOT = Path(__file__).parents[2]
 

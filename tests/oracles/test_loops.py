@@ -22,8 +22,8 @@ from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.experience import build_experience
 from lightning_mpo.scores import TokenScores
 from lightning_mpo.types import Rollout
-from tests.objective.test_objective import ALGORITHMS, from_yaml
 from tests.support.builders import VOCABULARY, relative_error, right_padded, scores_of, seeded
+from tests.support.objectives import ALGORITHMS, from_yaml
 
 GROUP, LENGTHS = 3, [4, 6, 1, 3, 5, 2, 6, 6, 2]
 MASK = right_padded(LENGTHS)

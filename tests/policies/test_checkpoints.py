@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -15,20 +14,7 @@ from lightning_mpo.policies import CausalPolicy, Lora, TinyPolicy
 from lightning_mpo.policies.checkpoints import read_policy
 from lightning_mpo.scores import ScoreRequest
 from lightning_mpo.storage import read_checkpoint
-
-MARK = "executed"
-
-
-class Malicious:
-    """Leaves a mark when it is unpickled."""
-
-    def __reduce__(self):
-        return os.system, (f"touch {MARK}",)
-
-
-def write_malicious(path: Path) -> Path:
-    torch.save({"state_dict": {"policy.network.x": torch.zeros(1)}, "callbacks": Malicious()}, path)
-    return path
+from tests.support.malicious import MARK, write_malicious
 
 
 def adapted(folder: str, **options) -> CausalPolicy:

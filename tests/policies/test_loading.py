@@ -187,7 +187,7 @@ def test_what_leads_to_code_or_elsewhere(folder, said, edit):
 
 
 def pickled(folder: Path) -> None:
-    from tests.policies.test_checkpoints import write_malicious
+    from tests.support.malicious import write_malicious
 
     (folder / "model.safetensors").unlink()
     write_malicious(folder / "pytorch_model.bin")

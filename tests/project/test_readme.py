@@ -15,7 +15,7 @@ from lightning_mpo import recipes
 from lightning_mpo.objective.action_spaces import TokenActions
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rewards import Completion
-from tests.cli.test_bad_input import BASE
+from tests.support.configurations import BASE
 
 README = Path(__file__).parents[2] / "README.md"
 DOCS = README.parent / "docs"

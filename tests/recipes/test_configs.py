@@ -23,7 +23,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.resume.run_options import effect, run_options
-from tests.cli.test_bad_input import BASE
+from tests.support.configurations import BASE
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))

@@ -1,0 +1,83 @@
+"""Mistakes in files of rows and in options of the data end in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.mistakes import Case, check_message
+
+DATA = ["--data", "JsonLines", "--data.train", "rows.jsonl", "--data.chat_template", "false"]
+ROW = '{"prompt": "1+1=", "target": "2"}'
+
+
+def jsonl(*lines: str) -> dict[str, str]:
+    return {"rows.jsonl": "\n".join(lines)}
+
+
+CASES = {
+    "missing data file": Case("there is no file rows.jsonl", DATA),
+    "a row without the target": Case(
+        "line 2 of rows.jsonl has no 'target'", DATA, jsonl(ROW, '{"prompt": "1+2="}')
+    ),
+    "a row that is not JSON": Case("line 2 of rows.jsonl is not JSON", DATA, jsonl(ROW, "{")),
+    "no rows": Case("no training rows", DATA, jsonl("")),
+    "rows in Latin-1": Case(
+        "line 1 of rows.jsonl is not JSON in UTF-8: byte 0xe9",
+        DATA,
+        {"rows.jsonl": b'{"prompt": "caf\xe9"}'},
+    ),
+    "rows in Parquet": Case(
+        "rows.jsonl is Parquet, not JSON lines; convert it", DATA, {"rows.jsonl": b"PAR1"}
+    ),
+    "a target of null": Case(
+        "line 1 of rows.jsonl: 'target' is null", DATA, jsonl('{"prompt": "1", "target": null}')
+    ),
+    "an empty prompt": Case(
+        "line 2 of rows.jsonl: 'prompt' is empty",
+        DATA,
+        jsonl(ROW, '{"prompt": " ", "target": "2"}'),
+    ),
+    "characters that the tokenizer does not know": Case(
+        "'1Ä=' (line 2 of rows.jsonl) holds characters that the tokenizer does not know, such as 'Ä'",
+        DATA,
+        jsonl(ROW, '{"prompt": "1Ä=", "target": "2"}'),
+    ),
+    "a chat without a template": Case(
+        "'1+1=' (line 2 of rows.jsonl) is a chat, but the tokenizer of the policy has no chat template; take a model that",
+        DATA,
+        jsonl(ROW, '{"messages": [{"role": "user", "content": "1+1="}], "target": "2"}'),
+    ),
+    "a chat without a template, which is applied": Case(
+        "'1+1=' (line 1 of rows.jsonl) is a chat, but the tokenizer of the policy has no chat template",
+        [*DATA[:-1], "true", "--data.system", "x"],
+        jsonl('{"messages": [{"role": "user", "content": "1+1="}], "target": "2"}', ROW),
+    ),
+    "text without a template, which is applied": Case(
+        "the tokenizer of the policy has no chat template; set `data.chat_template: false` for prompts that are text",
+        [*DATA[:-1], "true"],
+        jsonl(ROW, ROW.replace("1+1", "1+2")),
+    ),
+    "a system message without a template": Case(
+        "`data.system` is for a chat template",
+        [*DATA, "--data.system", "x"],
+        jsonl(ROW, ROW.replace("1+1", "1+2")),
+    ),
+    "an unknown way with overlong rows": Case(
+        "data", [*DATA, "--data.overlong", "cut"], jsonl(ROW)
+    ),
+    "a prompt over the limit": Case(
+        "prompt '1+1=1+1=…over `data.max_prompt_tokens` (16)",
+        [*DATA, "--data.validation_share", "0", "--data.max_prompt_tokens", "16"],
+        jsonl('{"prompt": "1+1=1+1=1+1=1+1=1+1=", "target": "2"}'),
+    ),
+    "a chat template that is none": Case(
+        "`data.chat_template: false`", ["--data.chat_template", "true"]
+    ),
+    "too few problems": Case("`Arithmetic.digits` = 1", ["--data.train_problems", "99999"]),
+    "more digits than there are": Case("`Arithmetic.digits`", ["--data.digits", "0"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_that_says_what_to_write(tmp_path, name):
+    check_message(CASES[name], tmp_path)

@@ -1,0 +1,118 @@
+"""Mistakes in blocks, multi-token heads and stages before the run end in one line."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+
+from tests.support.mistakes import OVERLAY, Case, check_message
+
+HEADS = "{mtp: {class_path: ParallelHeads, init_args: {offsets: 2}}, checkpoint: heads.ckpt}"
+MTP = "{length: 3, source: mtp}"
+
+
+def blocks(block: str, policy: str = "{}") -> dict[str, str]:
+    """Overlay: blocks with these options, and a policy with these."""
+    actions = f"{{class_path: BlockActions, init_args: {block}}}"
+    return {
+        "o.yaml": f"model: {{init_args: {{policy: {{init_args: {policy}}}, objective: {{actions: {actions}}}}}}}"
+    }
+
+
+def stage(name: str, options: str) -> dict[str, str]:
+    """Overlay: a stage before reinforcement learning, in place of the model."""
+    policy = "{class_path: TinyPolicy, init_args: {hidden_size: 32, layers: 1, heads: 2, mtp: ParallelHeads}}"
+    return {"o.yaml": f"model: {{class_path: {name}, init_args: {{policy: {policy}, {options}}}}}"}
+
+
+def heads_checkpoint(**description: object) -> bytes:
+    """A checkpoint that says which multi-token heads it holds."""
+    own = {
+        "family": "parallel",
+        "offsets": 2,
+        "own_unembedding": False,
+        "trunk": "llama",
+        "hidden_size": 32,
+        "vocabulary": 19,
+    }
+    file = io.BytesIO()
+    torch.save({"state_dict": {}, "mtp": own | description}, file)
+    return file.getvalue()
+
+
+CASES = {
+    # --- blocks and their heads
+    "block weights that do not sum to 1": Case(
+        "the weights of `BlockActions` must sum to 1, got 1.5; set `ratio: joint`",
+        OVERLAY,
+        blocks(
+            "{length: 2, weights: {class_path: ExplicitWeights, init_args: {values: [1.0, 0.5]}}}"
+        ),
+    ),
+    "a block of no tokens": Case(
+        "`BlockActions.length` must be at least 1, got 0", OVERLAY, blocks("{length: 0}")
+    ),
+    "blocks over heads that are not there": Case(
+        "blocks of 3 tokens with `source: mtp` need 2 future offsets, but the policy has none; give `policy.mtp`",
+        OVERLAY,
+        blocks(MTP),
+    ),
+    "more offsets than heads": Case(
+        "need 4 future offsets, but `policy.mtp` has 2",
+        OVERLAY,
+        blocks("{length: 5, source: mtp}", HEADS),
+    ),
+    "heads of another family": Case(
+        "'heads.ckpt' holds multi-token heads with family 'medusa', `policy.mtp` has 'parallel'",
+        OVERLAY,
+        blocks(MTP, HEADS) | {"heads.ckpt": heads_checkpoint(family="medusa")},
+    ),
+    "heads of another trunk": Case(
+        "'heads.ckpt' holds multi-token heads with trunk 'qwen2', `policy.mtp` has 'llama'",
+        OVERLAY,
+        blocks(MTP, HEADS) | {"heads.ckpt": heads_checkpoint(trunk="qwen2")},
+    ),
+    "heads of another width": Case(
+        "with hidden_size 64, `policy.mtp` has 32",
+        OVERLAY,
+        blocks(MTP, HEADS) | {"heads.ckpt": heads_checkpoint(hidden_size=64)},
+    ),
+    # --- stages before
+    **{
+        f"warm-up of heads: {options}": Case(
+            said, OVERLAY, stage("HeadWarmup", options), without="model"
+        )
+        for options, said in {
+            "prompts: 0": "`HeadWarmup.prompts` must be at least 1, got 0",
+            "completions: 0": "`HeadWarmup.completions` must be at least 1, got 0",
+            "max_new_tokens: 0": "`HeadWarmup.max_new_tokens` must be at least 1, got 0",
+            "passes: 0": "`HeadWarmup.passes` must be at least 1, got 0",
+            "batches_per_epoch: 0": "`HeadWarmup.batches_per_epoch` must be at least 1, got 0",
+            "temperature: 0.0": "`HeadWarmup.temperature` must be positive, got 0.0",
+            "temperature: .nan": "`model.temperature` is .nan, which is no number",
+            "prompts: 3, completions: 1, passes: 2": "`HeadWarmup.passes` (2) must divide the 3 samples of a pool on each "
+            "process (3 prompts x 1 completions)",
+            "solutions: true, prompts: 2, completions: 4, passes: 8": "`HeadWarmup.passes` (8) must divide the 2 samples "
+            "of a pool on each process (2 prompts x one solution each)",
+        }.items()
+    },
+    "micro-batches of no rows": Case(
+        "`SupervisedWarmup.batch_size` must be at least 1, got 0",
+        OVERLAY,
+        stage("SupervisedWarmup", "batch_size: 0"),
+        without="model",
+    ),
+    "epochs of no micro-batches": Case(
+        "`SupervisedWarmup.batches_per_epoch` must be at least 1, got 0",
+        OVERLAY,
+        stage("SupervisedWarmup", "batches_per_epoch: 0"),
+        without="model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_that_says_what_to_write(tmp_path, name):
+    check_message(CASES[name], tmp_path)

@@ -1,0 +1,170 @@
+"""Mistakes in rewards, and in dynamic sampling by their accuracy, end in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_mpo.rewards.base import Reward
+from tests.support.mistakes import OBJECTIVE, OVERLAY, Case, check_message
+
+
+class Raises(Reward):
+    def score(self, completions):
+        return [1 / 0 for _ in completions]
+
+
+class ReturnsNan(Reward):
+    def score(self, completions):
+        return [float("nan")] * len(completions)
+
+
+class ReturnsTooFew(Reward):
+    def score(self, completions):
+        return [1.0]
+
+
+class ReturnsText(Reward):
+    def score(self, completions):
+        return ["good"] * len(completions)
+
+
+def penalty(options: str) -> dict[str, str]:
+    """Overlay: an overlong penalty with these options."""
+    return {
+        "o.yaml": f"rollout: {{rewards: [ExactAnswer, {{class_path: OverlongPenalty, init_args: {options}}}]}}"
+    }
+
+
+CASES = {
+    # --- dynamic sampling
+    "no rounds": Case(
+        "`DynamicSampling.rounds` must be at least 1, got 0",
+        ["-c", "more.yaml"],
+        {"more.yaml": "rollout: {dynamic: {class_path: DynamicSampling, init_args: {rounds: 0}}}"},
+    ),
+    "dynamic sampling without accuracy": Case(
+        "`rollout.dynamic` needs a reward that says what is right…got Finished…`ExactAnswer`…`rollout.dynamic: null`",
+        ["--rollout.dynamic", "DynamicSampling", "--rollout.rewards", "[Finished]"],
+    ),
+    "dynamic sampling of single completions": Case(
+        "`rollout.dynamic`…`rollout.completions` must be at least 2, got 1",
+        [
+            *("--rollout.dynamic", "DynamicSampling", "--rollout.completions", "1"),
+            *(f"{OBJECTIVE}.advantage", "ReturnToGo"),
+        ],
+    ),
+    "a misspelt argument of dynamic sampling": Case(
+        "`DynamicSampling` has no argument `round`; did you mean `rounds`",
+        ["-c", "more.yaml"],
+        {"more.yaml": "rollout: {dynamic: {class_path: DynamicSampling, init_args: {round: 3}}}"},
+    ),
+    "a misspelt dynamic sampling": Case(
+        "no class `DynamicSample`; did you mean `DynamicSampling`",
+        ["--rollout.dynamic", "DynamicSample"],
+    ),
+    "something else for dynamic sampling": Case(
+        "`TokenMean` is a `Reduction`, which does not belong here",
+        ["--rollout.dynamic", "TokenMean"],
+    ),
+    "truncated responses by a word": Case(
+        "mask_truncated…bool…often", ["--rollout.mask_truncated", "often"]
+    ),
+    # --- rewards
+    "a module of rewards that exits": Case(
+        "module `exits` cannot be imported: it calls `sys.exit`",
+        ["--rollout.rewards", "[exits.f]"],
+        {"exits.py": "import sys\nsys.exit(3)\n"},
+    ),
+    "a module of a class that exits": Case(
+        "module `exits_too` cannot be imported: it calls `sys.exit`",
+        ["--rollout.rewards", "[{class_path: exits_too.Mine}]"],
+        {"exits_too.py": "raise SystemExit\n"},
+    ),
+    "a file of rewards that exits": Case(
+        "reward 'exits.py:f' cannot be imported: SystemExit: 3",
+        ["--rollout.rewards", "['exits.py:f']"],
+        {"exits.py": "import sys\nsys.exit(3)\n"},
+    ),
+    "a file of rewards that is not there": Case(
+        "there is no file 'none.py' with rewards", ["--rollout.rewards", "['none.py:f']"]
+    ),
+    "a file without that reward": Case(
+        "reward 'some.py:g': some.py has no `g`; it has f",
+        ["--rollout.rewards", "['some.py:g']"],
+        {"some.py": "def f(completions): return [1.0]\n"},
+    ),
+    "a function that takes what is no column": Case(
+        "reward `f` takes `answers`, which it is not given",
+        ["--rollout.rewards", "['columns.py:f']"],
+        {"columns.py": "def f(completions, answers): return [1.0]\n"},
+    ),
+    "a function within a class of rewards that exits": Case(
+        "reward 'exits_deep.f' cannot be imported: SystemExit",
+        [
+            "--rollout.rewards",
+            "[{class_path: FunctionReward, init_args: {function: exits_deep.f}}]",
+        ],
+        {"exits_deep.py": "raise SystemExit\n"},
+    ),
+    "a reward of infinite weight": Case(
+        "`MathAnswer.weight` must be",
+        ["--rollout.rewards", "[{class_path: MathAnswer, init_args: {weight: .inf}}]"],
+    ),
+    "no time for rewards": Case(
+        "`rollout.reward_seconds` must be positive", ["--rollout.reward_seconds", "0"]
+    ),
+    "a reward that raises": Case(
+        "reward `Raises` raised ZeroDivisionError",
+        ["--rollout.rewards", "[tests.cli.mistakes.test_rewards.Raises]"],
+        late=True,
+    ),
+    "a reward of nan": Case(
+        "reward `ReturnsNan` returned nan",
+        ["--rollout.rewards", "[tests.cli.mistakes.test_rewards.ReturnsNan]"],
+        late=True,
+    ),
+    "a reward of a wrong count": Case(
+        "reward `ReturnsTooFew` must return one number per completion (4), got 1",
+        ["--rollout.rewards", "[tests.cli.mistakes.test_rewards.ReturnsTooFew]"],
+        late=True,
+    ),
+    "a reward of text": Case(
+        "reward `ReturnsText` returned 'good'",
+        ["--rollout.rewards", "[tests.cli.mistakes.test_rewards.ReturnsText]"],
+        late=True,
+    ),
+    "a penalty over no tokens": Case(
+        "`OverlongPenalty.buffer` must be between 1 and `limit` = 6, got 0",
+        OVERLAY,
+        penalty("{limit: 6, buffer: 0}"),
+    ),
+    "a penalty over more than the limit": Case(
+        "`OverlongPenalty.buffer` must be between 1 and `limit` = 6, got 7",
+        OVERLAY,
+        penalty("{limit: 6, buffer: 7}"),
+    ),
+    "a penalty at no limit": Case(
+        "`OverlongPenalty.limit` must be at least 1, got 0",
+        OVERLAY,
+        penalty("{limit: 0, buffer: 0}"),
+    ),
+    "a penalty that is a bonus": Case(
+        "`OverlongPenalty.factor` must be positive, got -1.0: it is taken off",
+        OVERLAY,
+        penalty("{limit: 6, buffer: 2, factor: -1}"),
+    ),
+    "a penalty that no response reaches": Case(
+        "`OverlongPenalty` begins after 8 tokens (`limit - buffer`), and no response is longer than "
+        "`rollout.max_new_tokens` = 6; give `limit: ${rollout.max_new_tokens}`",
+        OVERLAY,
+        penalty("{limit: 10, buffer: 2}"),
+    ),
+    "a penalty without its limit": Case(
+        "`OverlongPenalty` needs the argument `limit`", OVERLAY, penalty("{buffer: 2}")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_that_says_what_to_write(tmp_path, name):
+    check_message(CASES[name], tmp_path)
