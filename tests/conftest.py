@@ -20,8 +20,6 @@ os.environ["HF_HUB_OFFLINE"] = (
 pytest.register_assert_rewrite("tests.support")  # its checks explain themselves as tests do
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
-CHARACTERS = "0123456789+-*=;, "
-
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
@@ -42,6 +40,7 @@ def tiny_policy() -> Callable:
     `double` computes in float64; `prepare` is called with the policy before it is built.
     """
     from lightning_mpo.policies import TinyPolicy
+    from tests.support.builders import CHARACTERS
 
     def make(
         *,
@@ -79,6 +78,16 @@ def tiny_folder(tiny_policy, tmp_path_factory) -> str:
     """Return a folder in Hugging Face's format with a tiny model and its tokenizer."""
     folder = tmp_path_factory.mktemp("tiny")
     policy = tiny_policy()
+    policy.network.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def four_bit_folder(tiny_policy, tmp_path_factory) -> str:
+    """Return a folder with a model of 64 dimensions, since blocks of 4-bit scales are 64 long."""
+    folder = tmp_path_factory.mktemp("four")
+    policy = tiny_policy(hidden_size=64, sharp=4.0)
     policy.network.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     return str(folder)

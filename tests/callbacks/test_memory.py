@@ -15,7 +15,7 @@ from lightning_mpo.memory.footprint import Footprint, footprint
 from lightning_mpo.memory.resident import PhasePeaks, _find_mallinfo, heap_free_bytes
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.policies import CausalPolicy, Lora, Quantization
-from tests.policies.test_quantization import built, folder  # noqa: F401  a fixture
+from tests.support.quantized import built
 from tests.support.runs import fit, make_policy
 
 WORK = 96 * 2**20
@@ -129,14 +129,14 @@ def test_parts_add_up_to_the_peak():
     assert parts["activations, caches, buffers"] == [6, 68, 54]
 
 
-def test_weights_are_counted_by_part(folder, tmp_path):  # noqa: F811
+def test_weights_are_counted_by_part(four_bit_folder, tmp_path):
     full = make_policy()
     full.build(device=torch.device("cpu"), reference=True)
     found = footprint(full)
     numbers = sum(p.numel() for p in full.network.parameters())
     assert (found.numbers, found.base, found.reference) == (numbers, 4 * numbers, 4 * numbers)
     assert found.bf16_pair == 4 * numbers
-    policy = CausalPolicy(folder, lora=Lora(rank=4), dtype="bfloat16")
+    policy = CausalPolicy(four_bit_folder, lora=Lora(rank=4), dtype="bfloat16")
     policy.build(device=torch.device("cpu"), reference=True)
     lora = footprint(policy)
     adapters = sum(p.numel() for n, p in policy.named_parameters() if "lora_" in n)
@@ -146,12 +146,12 @@ def test_weights_are_counted_by_part(folder, tmp_path):  # noqa: F811
     }
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
     begun = CausalPolicy(
-        folder, lora=Lora(rank=4), dtype="bfloat16", checkpoint=str(tmp_path / "last.ckpt")
+        four_bit_folder, lora=Lora(rank=4), dtype="bfloat16", checkpoint=str(tmp_path / "last.ckpt")
     )
     begun.build(device=torch.device("cpu"), reference=True)
     assert footprint(begun).reference == 4 * adapters  # the adapters that its reference keeps
     four = footprint(
-        built(folder, lora=Lora(rank=4), dtype="bfloat16", quantization=Quantization())
+        built(four_bit_folder, lora=Lora(rank=4), dtype="bfloat16", quantization=Quantization())
     )
     assert (four.numbers, four.adapters) == (lora.numbers, lora.adapters)
     linear = 2 * (4 * 64 * 64 + 3 * 64 * 256)
@@ -162,7 +162,7 @@ def test_weights_are_counted_by_part(folder, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("when", ["end", "rollout"])
-def test_a_moved_base_stops_the_run(folder, tmp_path, when):  # noqa: F811
+def test_a_moved_base_stops_the_run(four_bit_folder, tmp_path, when):
     class Moves(RolloutCallback):
         def on_train_batch_end(self, trainer, module, *args):
             if trainer.global_step == (2 if when == "end" else 1):
@@ -170,7 +170,7 @@ def test_a_moved_base_stops_the_run(folder, tmp_path, when):  # noqa: F811
                 weight.data[0] ^= 1
 
     policy = CausalPolicy(
-        folder, lora=Lora(rank=4), quantization=Quantization(compute_dtype="float32")
+        four_bit_folder, lora=Lora(rank=4), quantization=Quantization(compute_dtype="float32")
     )
     memory = MemoryAccounting(canary_every=1 if when == "rollout" else 0)
     with pytest.raises(

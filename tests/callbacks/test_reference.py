@@ -1,38 +1,18 @@
-"""The reference moves when it should, to where it should, and a resumed run has it where it was."""
+"""The reference moves when it should, to where it should."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lightning_mpo.callbacks import ExactResume, KLTracking, ReferenceUpdate, Report
-from lightning_mpo.errors import UserError
+from lightning_mpo.callbacks import KLTracking, ReferenceUpdate
 from lightning_mpo.export.verify import observe
-from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.modules.hooks import RolloutCallback
-from lightning_mpo.modules.warmup import SupervisedWarmup
-from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
-from lightning_mpo.objective.supports import TopK
 from lightning_mpo.policies import CausalPolicy, Lora, Quantization
-from tests.policies.test_quantization import folder as four_folder  # noqa: F401  64 dimensions
 from tests.support.builders import make_prompts
 from tests.support.many_ranks import double
-from tests.support.runs import (
-    Run,
-    adam,
-    fit,
-    make_data,
-    make_objective,
-    make_policy,
-    make_trainer,
-    same,
-)
-
-LORA = Lora(rank=2, alpha=4)
+from tests.support.references import LORA, _saving, reference_of, run
+from tests.support.runs import make_objective, make_policy, same
 
 
 class Keep(RolloutCallback):
@@ -61,34 +41,8 @@ def kind(name: str, request) -> CausalPolicy:
         return make_policy()
     if name == "lora":
         return CausalPolicy(request.getfixturevalue("tiny_folder"), lora=LORA)
-    source = request.getfixturevalue("four_folder")
+    source = request.getfixturevalue("four_bit_folder")
     return CausalPolicy(source, lora=LORA, quantization=Quantization(compute_dtype="float32"))
-
-
-def run(folder, policy, update, *, updates=5, callbacks=(), objective=None, **options) -> Run:
-    torch.manual_seed(
-        7 if options.get("ckpt_path") is None else 8
-    )  # of the adapters, which a resume has to find again
-    callbacks = [*callbacks, *([update] if update else [])]
-    penalised = make_objective(kl=KLPenalty(ConstantCoefficient(0.2)))
-    module = {"optimizer": adam(1e-2)}
-    return fit(
-        folder, policy=policy, objective=objective or penalised, callbacks=callbacks, max_steps=updates, module=module,
-        **options,
-    )  # fmt: skip
-
-
-def reference_of(run: Run) -> dict[str, torch.Tensor]:
-    """Return the weights that a score of the reference computes with: adapters, or all of a copy."""
-    policy = run.module.policy
-    with policy.as_reference():
-        weights = dict(policy._network(reference=True).named_parameters())
-        return {
-            n: w.detach().clone() for n, w in weights.items() if policy.lora is None or "lora_" in n
-        }
-
-
-# --- where it moves to ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["copy", "lora", "four"])
@@ -222,178 +176,3 @@ def test_an_export_is_still_compared_with_the_base(tmp_path, tiny_folder):
         ]
     torch.testing.assert_close(moved.base_logprobs_n, expected, rtol=0, atol=1e-5)
     assert (moved.base_logprobs_n - moved.logprobs_n).abs().max() > 1e-3
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def _saving(folder) -> ModelCheckpoint:
-    return ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_last=True)
-
-
-def train(folder, policy, *, update=None, ckpt_path=None, **options) -> Run:
-    """Five rollouts of two updates each; the reference moves before the third and the fifth."""
-    update = update or ReferenceUpdate(every=2, mixup=0.5)
-    objective = make_objective(
-        support=TopK(6, from_reference=True), kl=KLPenalty(ConstantCoefficient(0.2))
-    )
-    return run(
-        folder, policy, update, updates=9, callbacks=[ExactResume(), _saving(folder)], objective=objective,
-        rollout={"minibatches": 2}, ckpt_path=ckpt_path, **options,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=["copy", "lora"])
-def whole(request, tmp_path_factory, tiny_folder):
-    """An undisturbed run, its folder and a maker of its policy."""
-    make = make_policy if request.param == "copy" else lambda: CausalPolicy(tiny_folder, lora=LORA)
-    folder = tmp_path_factory.mktemp(request.param)
-    return train(folder, make()), folder, make
-
-
-@pytest.mark.parametrize("at", [2, 4, 5, 7, 8], ids=lambda at: f"after{at}")
-def test_a_run_goes_on_as_if_undisturbed(tmp_path, whole, at):
-    """Before the reference moved (2), right before it moves (4, 8), within the rollout it moved for (5), after that (7)."""
-    done, folder, make = whole
-    again = train(tmp_path, make(), ckpt_path=f"{folder}/step={at}.ckpt")
-    assert same(again.weights, done.weights)
-    assert same(reference_of(again), reference_of(done))
-    expected, found = (
-        [line for line in one.record.without_clocks() if line[0] >= at] for one in (done, again)
-    )
-    assert expected
-    assert found == expected
-
-
-def test_a_checkpoint_holds_the_reference_once_it_moved(whole):
-    done, folder, _ = whole
-    states = [
-        torch.load(folder / f"step={at}.ckpt", weights_only=True)["callbacks"] for at in (4, 5, 9)
-    ]
-    assert "ReferenceUpdate" not in states[0]
-    assert [state["ReferenceUpdate"]["counter"] for state in states[1:]] == [2, 4]
-    assert same(states[2]["ReferenceUpdate"]["reference"], reference_of(done))
-    if done.module.policy.lora is not None:
-        assert all("lora_" in name for name in states[2]["ReferenceUpdate"]["reference"])
-
-
-def test_a_validation_has_the_reference_of_the_checkpoint(tmp_path, whole):
-    done, folder, make = whole
-    update = ReferenceUpdate(every=2, mixup=0.5)
-    objective = make_objective(support=TopK(6, from_reference=True))
-    module = PolicyOptimization(make(), objective)
-    trainer = make_trainer(tmp_path, [update, done.rollout], limit_val_batches=1)
-    trainer.validate(
-        module, datamodule=make_data(), ckpt_path=f"{folder}/step=9.ckpt", verbose=False
-    )
-    assert same(module.policy.reference_state(), reference_of(done))
-
-
-def test_a_rollout_that_begins_twice_moves_the_reference_once(tmp_path):
-    """A save in the middle of a rollout, of an exception say, lets the same rollout begin again."""
-    update = ReferenceUpdate(every=2, mixup=0.5)
-    done = run(tmp_path, make_policy(), update, updates=3)
-    before = reference_of(done)
-    source = SimpleNamespace(counter=2)
-    update.on_rollout_start(done.trainer, SimpleNamespace(source=source), 1, 1)
-    assert same(before, reference_of(done))
-    source.counter = 4
-    update.on_rollout_start(done.trainer, SimpleNamespace(source=source), 1, 1)
-    assert not same(before, reference_of(done))
-
-
-def test_nor_does_a_rollout_that_begins_again_after_a_resume(tmp_path, whole):
-    done, folder, make = whole
-    update = ReferenceUpdate(every=2, mixup=0.5)
-    module = PolicyOptimization(make(), make_objective(kl=KLPenalty(ConstantCoefficient(0.2))))
-    module.policy.build(device=torch.device("cpu"), reference=True)
-    update.setup(SimpleNamespace(callbacks=[], strategy=None), module, "fit")
-    update.load_state_dict(
-        torch.load(folder / "step=9.ckpt", weights_only=True)["callbacks"]["ReferenceUpdate"]
-    )
-    for counter, moved in ((4, False), (6, True)):
-        update.on_rollout_start(
-            done.trainer, SimpleNamespace(source=SimpleNamespace(counter=counter)), 1, 1
-        )
-        assert same(module.policy.reference_state(), reference_of(done)) != moved
-
-
-def test_other_options_are_said(tmp_path, whole, caplog):
-    _, folder, make = whole
-    with caplog.at_level("INFO"):
-        train(tmp_path, make(), update=ReferenceUpdate(every=3), ckpt_path=f"{folder}/step=8.ckpt")
-    assert "ReferenceUpdate.every was 2 and is 3: the configuration wins" in caplog.text
-    assert "ReferenceUpdate.mixup was 0.5 and is 1.0: the configuration wins" in caplog.text
-
-
-def test_a_reference_of_other_weights_is_refused(tiny_policy):
-    policy = tiny_policy(reference=True)
-    state = policy.reference_state()
-    name, weight = next(iter(state.items()))
-    with pytest.raises(UserError, match=f"does not fit the policy: '{name}' is not the same"):
-        policy.load_reference({n: w for n, w in state.items() if n != name})
-    with pytest.raises(UserError, match=f"does not fit the policy: '{name}' is not the same"):
-        policy.load_reference(state | {name: weight[:1]})
-    with pytest.raises(UserError, match="does not fit the policy: 'another' is not the same"):
-        policy.load_reference(state | {"another": weight})
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("every", [0, -1])
-def test_it_moves_every_rollout_or_less_often(every):
-    with pytest.raises(UserError, match=f"`ReferenceUpdate.every` must be at least 1, got {every}"):
-        ReferenceUpdate(every)
-
-
-@pytest.mark.parametrize("mixup", [0.0, -0.1, 1.5, float("nan")])
-def test_a_share_of_the_policy_is_above_0_and_up_to_1(mixup):
-    with pytest.raises(UserError, match="`ReferenceUpdate.mixup` must be in"):
-        ReferenceUpdate(1, mixup)
-
-
-def unloadable() -> CausalPolicy:
-    policy = make_policy()
-    policy.load_network = lambda: pytest.fail("a model was loaded")
-    return policy
-
-
-def test_a_run_without_a_reference_is_refused_before_a_model_is_loaded(tmp_path):
-    with pytest.raises(
-        UserError, match="nothing here asks for one: give `objective.kl`, `KLTracking` or `Report`"
-    ):
-        fit(tmp_path, callbacks=[ReferenceUpdate(1)], policy=unloadable())
-    trainer = make_trainer(tmp_path, [ReferenceUpdate(1), KLTracking()])
-    with pytest.raises(UserError, match="nothing here asks for one"):
-        trainer.fit(SupervisedWarmup(unloadable()), datamodule=make_data())
-
-
-@pytest.mark.parametrize(
-    "asks", [KLTracking(), Report(problems=2, completions=2, batch_size=4)], ids=["kl", "report"]
-)
-def test_who_asks_for_the_reference_may_stand_behind_it(tmp_path, asks):
-    callbacks = [ReferenceUpdate(1), asks]
-    done = fit(tmp_path, callbacks=callbacks, max_steps=2)
-    assert done.module.policy.reference_network is not None
-    if isinstance(asks, Report):
-        assert asks.stages["final"]["kl"] > asks.stages["initial"]["kl"] >= 0
-
-
-def test_policies_of_another_kind_are_refused():
-    objective = make_objective(kl=KLPenalty(ConstantCoefficient(0.2)))
-    module = PolicyOptimization(torch.nn.Identity(), objective)
-    with pytest.raises(UserError, match="`ReferenceUpdate` needs a `CausalPolicy`, got Identity"):
-        ReferenceUpdate(1).setup(SimpleNamespace(callbacks=[], strategy=None), module, "fit")
-
-
-def test_shards_are_refused(tmp_path):
-    module = PolicyOptimization(
-        unloadable(), make_objective(kl=KLPenalty(ConstantCoefficient(0.2)))
-    )
-    trainer = SimpleNamespace(callbacks=[], strategy=ModelParallelStrategy())
-    with pytest.raises(
-        UserError,
-        match="mixes whole weights, and FSDP2 keeps them in shards; use `trainer.strategy: ddp`",
-    ):
-        ReferenceUpdate(1).setup(trainer, module, "fit")

@@ -1,12 +1,9 @@
-"""What Lightning's checkpoints leave out is there again, and a killed run ends as if it had not been."""
+"""A killed run ends as if it had not been killed: what Lightning leaves out of checkpoints is there again."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -21,27 +18,12 @@ from lightning_mpo.callbacks import (
     SupportOverlap,
     Watchdog,
 )
-from lightning_mpo.errors import UserError
 from lightning_mpo.objective.kl import AdaptiveCoefficient, KLPenalty
 from lightning_mpo.objective.supports import TopK
 from lightning_mpo.policies import CausalPolicy, Lora
 from lightning_mpo.resume.comparison import compare, compare_runs
 from lightning_mpo.resume.metrics_csv import MetricsCSV
-from lightning_mpo.rewards import ExactAnswer
-from lightning_mpo.rollout import DynamicSampling
-from lightning_mpo.sampling import LocalSampler
-from tests.support.runs import (
-    Digits,
-    Probe,
-    Run,
-    adam,
-    fit,
-    make_data,
-    make_objective,
-    make_policy,
-    same,
-    sgd,
-)
+from tests.support.runs import Probe, Run, adam, fit, make_objective, same
 
 STEPS = 8
 
@@ -170,110 +152,6 @@ def test_the_comparison_sees_what_differs(whole, interrupted, tiny_folder):
     assert compare("part", {}, {"a": 1}).difference == "part[a]: nothing and 1"
 
 
-@pytest.mark.slow
-def test_twenty_runs_that_are_killed_anywhere(tmp_path, tiny_folder):
-    """Rollout, micro-batch, update, validation, a checkpoint half-written, without its name, and just saved."""
-    shutil.copytree(tiny_folder, tmp_path / "model")
-    script = str(Path(__file__).parents[1] / "support" / "killed_runs.py")
-    done = subprocess.run(
-        [sys.executable, script, str(tmp_path), "20", "1"],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    print(done.stdout)
-    lines = done.stdout.splitlines()
-    assert [line.endswith("bit for bit") for line in lines] == [True] * 20, done.stdout
-    assert done.returncode == 0
-    assert sum("resumed at  0" not in line for line in lines) >= 12, (
-        "most kills came before any save"
-    )
-
-
-# --- the configuration and the checkpoint ---------------------------------------------------------------------------
-
-
-def test_the_configuration_wins_over_the_checkpoint_and_says_so(tmp_path, caplog):
-    def run(folder, lr, steps, ckpt_path=None, seed=1):
-        return fit(
-            folder,
-            rollout={"seed": seed},
-            module={
-                "optimizer": sgd(lr),
-                "scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(
-                    optimizer, 0.5, 1.0, 10 + steps
-                ),
-            },
-            callbacks=[ExactResume(), ModelCheckpoint(folder, save_last=True)],
-            max_steps=steps,
-            ckpt_path=ckpt_path,
-        )
-
-    run(tmp_path, 0.05, 2)
-    with caplog.at_level("INFO"):
-        resumed = run(tmp_path, 0.1, 3, f"{tmp_path}/last.ckpt", seed=2)
-    group = resumed.trainer.optimizers[0].param_groups[0]
-    scheduler = resumed.trainer.lr_scheduler_configs[0].scheduler
-    assert group["initial_lr"] == 0.1
-    assert 0.05 < group["lr"] < 0.1
-    assert scheduler.total_iters == 13
-    for said in (
-        "lr was 0.025 and is 0.05",
-        "scheduler total_iters was 12 and is 13",
-        "rollout.seed was 1 and is 2",
-    ):
-        assert f"{said}: the configuration wins" in caplog.text.replace("optimizer ", ""), said
-
-
-def test_the_configuration_wins_within_schedules_of_schedules(tmp_path, caplog):
-    def run(period, steps, ckpt_path=None):
-        def schedule(optimizer):
-            warm = torch.optim.lr_scheduler.ConstantLR(optimizer, 0.5, 1)
-            rest = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period)
-            return torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, rest], [1])
-
-        save = ModelCheckpoint(tmp_path, save_last=True)
-        module = {"optimizer": sgd(0.1), "scheduler": schedule}
-        return fit(
-            tmp_path, module=module, callbacks=[ExactResume(), save], max_steps=steps, ckpt_path=ckpt_path,
-        )  # fmt: skip
-
-    run(10, 2)
-    with caplog.at_level("INFO"):
-        resumed = run(100, 3, f"{tmp_path}/last.ckpt")
-    assert resumed.trainer.lr_scheduler_configs[0].scheduler._schedulers[1].T_max == 100
-    assert "scheduler T_max was 10 and is 100: the configuration wins" in caplog.text
-
-
-@pytest.mark.parametrize("change", ["optimizer", "scheduler"])
-def test_another_optimiser_or_schedule_is_refused_before_its_state_is_read(tmp_path, change):
-    constant = torch.optim.lr_scheduler.ConstantLR
-    module = {"optimizer": adam(1e-3), "scheduler": constant}
-    fit(
-        tmp_path,
-        module=module,
-        callbacks=[ExactResume(), ModelCheckpoint(tmp_path, save_last=True)],
-        max_steps=1,
-    )
-    other = {
-        "optimizer": sgd(1e-3),
-        "scheduler": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
-    }
-    said = {
-        "optimizer": "the optimiser AdamW? of 1 groups, and the configuration has SGD of 1 groups",
-        "scheduler": "the schedule ConstantLR, and the configuration has ExponentialLR",
-    }[change]
-    never = Probe(on_train_start=lambda *_: pytest.fail("began"))
-    with pytest.raises(
-        UserError, match=f"{said}: a run goes on as it began; .* give `policy.checkpoint`"
-    ):
-        fit(
-            tmp_path, module=module | {change: other[change]}, callbacks=[ExactResume(), never], max_steps=2,
-            ckpt_path=f"{tmp_path}/last.ckpt", enable_checkpointing=False,
-        )  # fmt: skip
-
-
 @pytest.mark.filterwarnings("ignore:stopping")
 def test_a_run_that_was_stopped_for_its_divergence_stays_stopped(tmp_path):
     """Killed behind its last save, while it evaluates, say."""
@@ -294,200 +172,6 @@ def test_a_run_that_was_stopped_for_its_divergence_stays_stopped(tmp_path):
     again = run(ckpt_path=f"{tmp_path}/step={last - 1}.ckpt")
     assert again.trainer.global_step == last
     assert run(last + 1, f"{tmp_path}/step={last}.ckpt", bound=10.0).trainer.global_step == last + 1
-
-
-def test_nothing_is_said_where_nothing_has_changed(tmp_path, caplog):
-    callbacks = [ExactResume(), ModelCheckpoint(tmp_path, save_last=True)]
-    fit(tmp_path, callbacks=callbacks, max_steps=1)
-    with caplog.at_level("INFO"):
-        fit(tmp_path, callbacks=callbacks, max_steps=2, ckpt_path=f"{tmp_path}/last.ckpt")
-    assert "the configuration wins" not in caplog.text
-
-
-class Letters(Digits):
-    def __init__(self, weight=1.0, share=0.5):
-        super().__init__(weight)
-        self.share = share
-
-
-@pytest.fixture(scope="module")
-def short(tmp_path_factory) -> Path:
-    """A run of one update, with what `changed` changes."""
-    folder = tmp_path_factory.mktemp("short")
-    save = ModelCheckpoint(folder, save_last=True)
-    rollout = {"rewards": [Letters()]}
-    fit(folder, callbacks=[KLTracking(), ExactResume(), save], rollout=rollout, max_steps=1)
-    return folder / "last.ckpt"
-
-
-def go_on(folder: Path, path: Path, *callbacks, rollout=None, **options) -> Run:
-    return fit(
-        folder,
-        callbacks=[*callbacks, ExactResume()],
-        rollout={"rewards": [Letters()]} | (rollout or {}),
-        max_steps=2,
-        ckpt_path=str(path),
-        enable_checkpointing=False,
-        **options,
-    )
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (
-            {"objective": make_objective(support=TopK(4))},
-            "saved with the objective support FullVocabulary",
-        ),
-        ({"rollout": {"completions": 2}}, r"`rollout\.completions` 4, and the configuration has 2"),
-        (
-            {"accumulate_grad_batches": 2},
-            r"`trainer\.accumulate_grad_batches` 1, and the configuration has 2",
-        ),
-        (
-            {"rollout": {"rewards": [Digits()]}},
-            r"`rollout\.rewards\[0\]` Letters, and the configuration has Digits",
-        ),
-        (
-            {"rollout": {"rewards": [Letters(2.0)]}},
-            r"`rollout\.rewards\[0\]\.weight` 1\.0, and .* has 2\.0",
-        ),
-        (
-            {"rollout": {"rewards": [Letters(share=0.1)]}},
-            r"`rollout\.rewards\[0\]\.share` 0\.5, and .* has 0\.1",
-        ),
-        (
-            {"rollout": {"rewards": [Letters(), Digits()]}},
-            r"`rollout\.rewards\[1\]` nothing, and .* has Digits",
-        ),
-        (
-            {"rollout": {"mask_truncated": True}},
-            r"`rollout\.mask_truncated` False, and .* has True",
-        ),
-        (
-            {"rollout": {"rewards": [Letters(), ExactAnswer()], "dynamic": DynamicSampling(2)}},
-            r"`rollout\.dynamic` None and the `rollout\.rewards\[1\]` nothing, and .* has DynamicSampling and ExactAnswer:",
-        ),
-        (
-            {"data": make_data(train_problems=11)},
-            r"`data\.digest` \w+ and the `data\.rows\.train` 12, and .* and 11:",
-        ),
-        ({"data": make_data(held_out_problems=3)}, r"`data\.rows\.validation` 4, and .* and 3:"),
-        (
-            {"data": make_data(order="file")},
-            r"`data\.order` shuffled, and the configuration has file",
-        ),
-        (
-            {"data": make_data(instruction="1+")},
-            r"`data\.instruction` '', and the configuration has 1\+:",
-        ),
-        ({"data": make_data(digits=2)}, r"`data\.digits` 1 and the .*`data\.digest` \w+"),
-        (
-            {"rollout": {"completions": 2, "mask_truncated": True}, "accumulate_grad_batches": 2},
-            r"`rollout\.completions` 4 and the `trainer\.accumulate_grad_batches` 1 and the `rollout\.mask_truncated` "
-            r"False, and the configuration has 2 and 2 and True: a run goes on as it began",
-        ),
-    ],
-)
-def test_another_run_is_refused_before_anything_is_restored(tmp_path, short, options, said):
-    never = Probe(
-        on_load_checkpoint=lambda *_: pytest.fail("restored"),
-        on_train_start=lambda *_: pytest.fail("began"),
-    )
-    with pytest.raises(UserError, match=said) as caught:
-        go_on(tmp_path, short, never, KLTracking(), **options)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (
-            {"rollout": {"max_new_tokens": 6}},
-            "rollout.max_new_tokens was 8 and is 6: the configuration wins",
-        ),
-        ({"rollout": {"sampler": LocalSampler(4)}}, "rollout.sampler.batch_size was None and is 4"),
-        (
-            {"rollout": {"validation_completions": 2}},
-            "rollout.validation_completions was 1 and is 2",
-        ),
-        ({"rollout": {"parity_gate": False}}, "rollout.parity_gate was True and is False"),
-        (
-            {"module": {"optimizer": adam(), "score_tokens": 64}},
-            "model.score_tokens was 16384 and is 64",
-        ),
-        (
-            {"module": {"optimizer": adam(), "temperature": 0.9}},
-            "model.temperature was 1.0 and is 0.9",
-        ),
-        (
-            {"policy": make_policy(share_prompts=False)},
-            "model.policy.share_prompts was True and is False",
-        ),
-        ({"gradient_clip_val": 0.5}, "trainer.gradient_clip_val was None and is 0.5"),
-        ({"precision": "bf16-mixed"}, "trainer.precision was 32-true and is bf16-mixed"),
-        ({"data": make_data(max_prompt_tokens=99)}, "data.max_prompt_tokens was 512 and is 99"),
-        ({"data": make_data(validation_prompts=3)}, "data.validation_prompts was None and is 3"),
-    ],
-)
-def test_what_moves_numbers_and_may_change_is_told(tmp_path, short, caplog, options, said):
-    with caplog.at_level("INFO"):
-        go_on(tmp_path, short, KLTracking(), **options)
-    lines = [line for line in caplog.text.splitlines() if "resume     " in line]
-    assert any(said in line for line in lines), lines
-    assert all(said.split(" was ")[0].rsplit(".", 1)[0] in line for line in lines), lines
-
-
-def test_callbacks_that_are_gone_or_new_and_other_versions_are_told(tmp_path, short, caplog):
-    content = torch.load(short, weights_only=True)
-    content["callbacks"]["ExactResume"]["options"]["versions.torch"] = "1.0"
-    torch.save(content, tmp_path / "old.ckpt")
-    with caplog.at_level("INFO"):
-        go_on(tmp_path, tmp_path / "old.ckpt", Watchdog(), Samples(show=False))
-    lines = [
-        line.split("resume     ", 1)[1]
-        for line in caplog.text.splitlines()
-        if "resume     " in line
-    ]
-    assert lines == [
-        f"torch was 1.0 and is {version('torch')}: the configuration wins",
-        "KLTracking was there and is gone",
-        "Watchdog is new and begins afresh",
-        "Samples is new and begins afresh",
-    ]
-
-
-def test_a_checkpoint_of_weights_alone_is_refused_in_one_line(tmp_path):
-    save = ModelCheckpoint(tmp_path, save_last=True, save_weights_only=True)
-    fit(tmp_path, callbacks=[ExactResume(), save], max_steps=1)
-    with pytest.raises(
-        UserError, match="holds weights alone.* give `policy.checkpoint` instead of `--ckpt_path`"
-    ):
-        go_on(tmp_path, tmp_path / "last.ckpt")
-
-
-@pytest.mark.filterwarnings("error:the checkpoint was saved in the middle")
-@pytest.mark.parametrize("kind", [True, "link", False])
-def test_the_end_of_a_run_is_saved_as_last(tmp_path, kind):
-    def end(steps, path=None):
-        save = ModelCheckpoint(
-            tmp_path, "{step}", save_last=kind, every_n_train_steps=2, enable_version_counter=False
-        )
-        return fit(tmp_path, callbacks=[ExactResume(), save], max_steps=steps, ckpt_path=path)
-
-    last = tmp_path / "last.ckpt"
-    run = end(3)
-    assert last.exists() == bool(kind)
-    if kind:
-        found = torch.load(last, weights_only=True)
-        assert found["global_step"] == 3
-        weights = run.module.state_dict()
-        assert found["state_dict"]
-        assert all(torch.equal(value, weights[name]) for name, value in found["state_dict"].items())
-        end(5, str(last))
-        assert torch.load(last, weights_only=True)["global_step"] == 5, "of a run that went on, too"
-    names = {path.name for path in tmp_path.glob("step*.ckpt")}
-    assert names <= {"step=2.ckpt", "step=4.ckpt"}
 
 
 def test_a_save_that_the_clock_asks_for_waits_for_the_end_of_the_update(tmp_path):
@@ -563,14 +247,3 @@ def test_where_the_numbers_lie_is_the_same_after_a_resume(whole, tmp_path, tiny_
           max_steps=6)  # fmt: skip
     assert len(places) > 40
     assert places == expected
-
-
-def test_a_save_within_an_update_is_named_when_the_run_goes_on(tmp_path):
-    def save(trainer, module, outputs, batch, batch_idx):
-        if batch_idx == 5:
-            trainer.save_checkpoint(tmp_path / "within.ckpt")
-
-    shared = {"accumulate_grad_batches": 4, "max_steps": 3}
-    fit(tmp_path, callbacks=[ExactResume(), Probe(on_train_batch_end=save)], **shared)
-    with pytest.warns(UserWarning, match="saved in the middle of an update"):
-        fit(tmp_path, callbacks=[ExactResume()], ckpt_path=f"{tmp_path}/within.ckpt", **shared)

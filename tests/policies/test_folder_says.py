@@ -1,4 +1,4 @@
-"""What a model folder says of itself is read: end tokens, positions, dropouts, tokens without an embedding."""
+"""Options in a model folder are read: end tokens, positions, dropouts, tokens without an embedding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -18,10 +17,9 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.export import export
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.modules.fitting import check_fit
-from lightning_mpo.policies import CausalPolicy, Lora, TinyPolicy
+from lightning_mpo.policies import CausalPolicy, TinyPolicy
 from lightning_mpo.policies.loading import positions_of
 from lightning_mpo.policies.packing import lay_out
-from lightning_mpo.rollout.parity import ParityError, check_parity
 from lightning_mpo.types import Splits
 from tests.support.builders import make_prompts, make_rollout
 from tests.support.runs import Digits, make_data, make_objective, sgd
@@ -278,30 +276,3 @@ def test_dropouts_of_a_model_are_0_and_said(folder):
     assert policy.network.model.layers[0].self_attn.attention_dropout == 0
     assert "dropout    attention_dropout of the model set to 0" in policy.remarks[1]
     assert CausalPolicy(str(folder)).remarks[1:] == policy.remarks[1:]
-
-
-def test_the_gate_names_randomness_as_such(tiny_folder):
-    policy = CausalPolicy(tiny_folder, lora=Lora(rank=4, alpha=8, dropout=0.5))
-    policy.build(device=torch.device("cpu"), reference=False)
-    with torch.no_grad():
-        for name, weight in policy.named_parameters():
-            if "lora_B" in name:
-                weight.normal_()
-    with pytest.raises(
-        ParityError, match=r"scoring the same rows twice differs too .* set its dropouts to 0"
-    ):
-        check_parity(policy, make_rollout([5, 3], [4, 4]), temperature=1.0, exact=True)
-
-
-def test_the_gate_does_not_advise_what_is_set_already():
-    class Padded:
-        share_prompts = False
-
-        def score(self, rollout, mask_BT, **_):
-            width = float(rollout.tokens_BL.shape[1])
-            return SimpleNamespace(logprobs_BT=torch.full(mask_BT.shape, -width))
-
-    with pytest.raises(
-        ParityError, match="positions or attention of this model depend on padding$"
-    ):
-        check_parity(Padded(), make_rollout([5, 3], [4, 2]), temperature=1.0, exact=True)

@@ -8,7 +8,7 @@ import torch
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.policies.tiny import END, PAD
-from tests.conftest import CHARACTERS
+from tests.support.builders import CHARACTERS
 
 
 @pytest.mark.parametrize("text", ["12+34=46;", "1 , 2 ,3", "  7", "9  ", "", "=-=", CHARACTERS])

@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_mpo.scores import TokenScores
 from lightning_mpo.types import Experience, PromptBatch, PromptRow, Rollout
 
-VOCABULARY = 19  # of `TinyPolicy("0123456789+-*=;, ")`
+CHARACTERS = "0123456789+-*=;, "
+VOCABULARY = 19  # of `TinyPolicy(CHARACTERS)`
 PAD, END = 0, 1
 
 
