@@ -1,105 +1,38 @@
-"""The coverage study of RLPT: its shares against a naive loop, its judges, its readers, and the command end to end."""
+"""The coverage study of RLPT: its shares against a naive loop, and the command end to end."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import gzip
-import importlib.util
-import json
 import math
-import string
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.types import Finish, PromptRow
-from tests.support.builders import make_rollout, right_padded
+from tests.support.rlpt_problems import CHARACTERS
+from tests.support.rlpt_scripts import coverage, coverage_picture, problems
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "rlpt"
-sys.path.insert(0, str(SCRIPTS))
-import coverage_picture  # noqa: E402
-import execute  # noqa: E402
-import problems  # noqa: E402
-
-spec = importlib.util.spec_from_file_location(
-    "rlpt_coverage", SCRIPTS / "coverage.py"
-)  # `coverage` is a package, too
-coverage = importlib.util.module_from_spec(spec)
-sys.modules["rlpt_coverage"] = coverage
-spec.loader.exec_module(coverage)
-sys.path.remove(str(SCRIPTS))
-
-CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 V = len(CHARACTERS) + 2
 PNG = b"\x89PNG\r\n\x1a\n"
 ABOUT = {"model": "tiny", "domain": "here", "source": "reference"}
 
-GSM8K = [
-    {"question": "What is 2+3?", "answer": "2+3 = <<2+3=5>>5 is all.\n#### 5"},
-    {"question": "Ann has 4 apples and eats 1. How many are left?", "answer": "4-1=3\n#### 3"},
-    {
-        "question": "How many is 1,000 twice?",
-        "answer": "It is 2*1000=2000\nThat is a lot of apples, for one.\n#### 2,000",
-    },
-]
-SVAMP = [
-    {
-        "Body": "Ann has 7.0 apples.",
-        "Question": "How many?",
-        "Equation": "( ( 7.0 - 5.0 ) * 1.5 )",
-        "Answer": 3.0,
-    },
-    {
-        "Body": "Bob has 2 pears.",
-        "Question": "How many?",
-        "Equation": "( 10.0 / 5.0 )",
-        "Answer": 2.0,
-    },
-]
-HUMANEVAL = [
-    {
-        "prompt": 'def one():\n    """Return 1."""\n',
-        "canonical_solution": "    return 1\n",
-        "test": "def check(candidate):\n    assert candidate() == 1\n",
-        "entry_point": "one",
-    }
-]
-
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, GSM8K)))
-    (folder / "svamp.json").write_text(json.dumps(SVAMP))
-    with gzip.open(folder / "humaneval.jsonl.gz", "wt") as file:
-        file.write("\n".join(map(json.dumps, HUMANEVAL)))
-    return folder
+def plain_folder(plain_policy, tmp_path_factory):
+    plain_folder = tmp_path_factory.mktemp("model")
+    plain_policy.network.save_pretrained(plain_folder)
+    plain_policy.tokenizer.save_pretrained(plain_folder)
+    return str(plain_folder)
 
 
-@pytest.fixture(scope="module")
-def policy(tiny_policy):
-    return tiny_policy(characters=CHARACTERS, max_length=512)
+def data_of(plain_policy, path, name="gsm8k"):
+    return problems.serve(name, problems.DOMAINS[name].read(path), plain_policy.tokenizer, "Say: ")
 
 
-@pytest.fixture(scope="module")
-def folder(policy, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    policy.network.save_pretrained(folder)
-    policy.tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def data_of(policy, path, name="gsm8k"):
-    return problems.serve(name, problems.DOMAINS[name].read(path), policy.tokenizer, "Say: ")
-
-
-def naive_ranks(policy, prompt, response):
+def naive_ranks(plain_policy, prompt, response):
     """Rank each token of a response by sorting the whole vocabulary."""
-    logits = policy.network(input_ids=torch.tensor([prompt + response])).logits[0]
+    logits = plain_policy.network(input_ids=torch.tensor([prompt + response])).logits[0]
     order = logits.argsort(-1, descending=True)
     return [order[len(prompt) - 1 + t].tolist().index(token) for t, token in enumerate(response)]
 
@@ -112,16 +45,17 @@ def table(tokens, tops):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 64])
-def test_coverage_of_references_is_that_of_a_naive_loop(policy, files, batch):
-    data = data_of(policy, files / "gsm8k.jsonl")
-    tokens = coverage.reference_tokens(policy, data, batch)
+def test_coverage_of_references_is_that_of_a_naive_loop(plain_policy, problem_files, batch):
+    data = data_of(plain_policy, problem_files / "gsm8k.jsonl")
+    tokens = coverage.reference_tokens(plain_policy, data, batch)
     ranks = []
     for row in data.rows:
         prompt, response = (
-            policy.tokenizer(text)["input_ids"] for text in (f"Say: {row.prompt}", row.solution)
+            plain_policy.tokenizer(text)["input_ids"]
+            for text in (f"Say: {row.prompt}", row.solution)
         )
         assert row.prompt.endswith("?\n"), "without a chat template a line break ends the prompt"
-        ranks.append(naive_ranks(policy, prompt, response))
+        ranks.append(naive_ranks(plain_policy, prompt, response))
     rows = table(tokens, [1, 4, 30])
     bounds = {"all": (0, 999), "1": (0, 1), "2-8": (1, 8), "9-32": (8, 32), "33+": (32, 999)}
     for position, (start, stop) in bounds.items():
@@ -138,8 +72,10 @@ def test_coverage_of_references_is_that_of_a_naive_loop(policy, files, batch):
                 assert row["low"] == pytest.approx(max(mean - 1.96 * error, 0))
 
 
-def test_coverage_grows_with_k_up_to_one_and_positions_part_the_tokens(policy, files):
-    tokens = coverage.reference_tokens(policy, data_of(policy, files / "gsm8k.jsonl"), 64)
+def test_coverage_grows_with_k_up_to_one_and_positions_part_the_tokens(plain_policy, problem_files):
+    tokens = coverage.reference_tokens(
+        plain_policy, data_of(plain_policy, problem_files / "gsm8k.jsonl"), 64
+    )
     tops = [1, 2, 8, 40, V]
     rows = table(tokens, tops)
     for position in coverage_picture.POSITIONS:
@@ -154,8 +90,10 @@ def test_coverage_grows_with_k_up_to_one_and_positions_part_the_tokens(policy, f
     assert covered == pytest.approx(rows["all", 8]["tokens"] * rows["all", 8]["coverage"])
 
 
-def test_own_tokens_are_those_of_right_completions_only(policy, files, monkeypatch, capsys):
-    seen, data = [], data_of(policy, files / "gsm8k.jsonl")
+def test_own_tokens_are_those_of_right_completions_only(
+    plain_policy, problem_files, monkeypatch, capsys
+):
+    seen, data = [], data_of(plain_policy, problem_files / "gsm8k.jsonl")
 
     def judge(rollout):
         right = torch.tensor(
@@ -168,14 +106,14 @@ def test_own_tokens_are_those_of_right_completions_only(policy, files, monkeypat
     options = argparse.Namespace(
         completions=4, batch=8, execute=False, seed=0, temperature=1.0, max_new_tokens=9
     )
-    tokens = coverage.own_tokens(policy, data, "gsm8k", options)
+    tokens = coverage.own_tokens(plain_policy, data, "gsm8k", options)
     ranks, owners = [], []
     for rollout, right in seen:
         for b in right.nonzero()[:, 0].tolist():
             S = rollout.prompt_length
             prompt = rollout.tokens_BL[b, :S][rollout.attention_mask_BL[b, :S]].tolist()
             response = rollout.responses_BT[b][rollout.response_mask_BT[b]].tolist()
-            ranks += naive_ranks(policy, prompt, response)
+            ranks += naive_ranks(plain_policy, prompt, response)
             owners += [rollout.rows[b].prompt] * len(response)
     assert 0 < sum(int(right.sum()) for _, right in seen) < 12
     assert len(seen) == 2, "two problems with four completions each make a batch of eight"
@@ -188,86 +126,12 @@ def test_own_tokens_are_those_of_right_completions_only(policy, files, monkeypat
     )
 
 
-# --- problems -----------------------------------------------------------------------------------------------------
-
-
-def test_references_of_each_data_set(files):
-    first = problems.read_gsm8k(files / "gsm8k.jsonl")
-    assert [row.target for row in first] == ["5", "3", "2,000"]
-    assert first[0].solution == GSM8K[0]["answer"]
-    assert problems.read_gsm8k_plain(files / "gsm8k.jsonl")[0].solution == "2+3 = 5 is all.\n#### 5"
-    assert [row.solution for row in problems.read_svamp(files / "svamp.json")] == [
-        "(7 - 5) * 1.5 = 3",
-        "10 / 5 = 2",
-    ]
-    (row,) = problems.read_humaneval(files / "humaneval.jsonl.gz")
-    assert row.prompt + row.solution == HUMANEVAL[0]["prompt"] + HUMANEVAL[0]["canonical_solution"]
-    assert row.solution.startswith("\n    return")
-
-
-def test_problems_are_drawn_by_seed(files):
-    draws = {
-        tuple(r.prompt for r in problems.load_problems(f"gsm8k={files}/gsm8k.jsonl", 2, s)[1])
-        for s in range(9)
-    }
-    assert len(draws) > 2
-    assert all(len(set(draw)) == 2 for draw in draws)
-
-
-def responses(policy, texts, row):
-    """Return a rollout with given responses."""
-    ids = [policy.tokenizer(text)["input_ids"] for text in texts]
-    rollout = make_rollout([2], [len(each) for each in ids])
-    mask = right_padded([len(each) for each in ids])
-    rollout.tokens_BL[:, rollout.prompt_length :][mask] = torch.tensor(
-        [i for each in ids for i in each]
-    )
-    object.__setattr__(rollout, "texts", tuple(texts))
-    object.__setattr__(rollout, "rows", (row,) * len(texts))
-    return rollout
-
-
-def test_word_problems_are_judged_by_their_answer(policy):
-    rollout = responses(policy, ["It is 2,000.", "It is 1999.", "No idea"], PromptRow("?", "2,000"))
-    rollout.finish_B.fill_(int(Finish.STOP))
-    right, mask = problems.right_answers(rollout)
-    assert right.tolist() == [True, False, False]
-    assert torch.equal(mask, rollout.response_mask_BT)
-
-
-def test_programs_are_judged_up_to_the_end_of_the_function(policy, files):
-    (row,) = problems.read_humaneval(files / "humaneval.jsonl.gz")
-    texts = ["\n    return 1\n\nreturn this", "\n    return 1", "\n    return 2", "return 1", ""]
-    rollout = responses(policy, texts, row)
-    right, mask = problems.right_programs(rollout, policy.tokenizer)
-    assert right.tolist() == [True, True, False, False, False]
-    assert mask.sum(1).tolist()[:2] == [len("\n    return 1\n"), len("\n    return 1")]
-    assert mask[0, : len("\n    return 1\n")].all()
-
-
-@pytest.mark.parametrize(
-    ("program", "passed"),
-    [
-        ("assert 1 + 1 == 2", True),
-        ("assert 1 + 1 == 3", False),
-        ("import sys; sys.exit(0)", False),
-        ("while True: pass", False),
-        ("import time; time.sleep(60)", False),
-        ("x = bytearray(1 << 30)", False),
-        ("open('large', 'wb').write(bytes(1 << 22))", False),
-        ("import os; assert not os.environ.get('HOME')", True),
-        ("def broken(:", False),
-    ],
-)
-def test_a_program_passes_if_it_gets_to_its_end_within_limits(program, passed, monkeypatch):
-    monkeypatch.setenv("HOME", "/somewhere")
-    assert execute.passes(program, seconds=1, megabytes=512) is passed
-
-
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_table_and_picture(folder, files, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_table_and_picture(
+    plain_folder, problem_files, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(
         coverage, "right_programs", lambda *_: pytest.fail("ran a program without --execute")
     )
@@ -287,8 +151,12 @@ def test_the_command_writes_table_and_picture(folder, files, tmp_path, monkeypat
         (("gsm8k=gsm8k.jsonl", "svamp=svamp.json"), "a"),
         (("humaneval=humaneval.jsonl.gz",), "b"),
     ):
-        data = [f"{name}={files / file}" for name, file in (text.split("=") for text in names)]
-        coverage.main(["--model", folder, "--data", *data, *options, "--out", str(tmp_path / out)])
+        data = [
+            f"{name}={problem_files / file}" for name, file in (text.split("=") for text in names)
+        ]
+        coverage.main(
+            ["--model", plain_folder, "--data", *data, *options, "--out", str(tmp_path / out)]
+        )
         assert (tmp_path / out / "coverage.png").read_bytes().startswith(PNG)
     said = capsys.readouterr().out
     assert "gsm8k: 0 of 4 own completions are correct, of 0 of 2 problems" in said
@@ -309,7 +177,7 @@ def test_the_command_writes_table_and_picture(folder, files, tmp_path, monkeypat
         coverage_picture.main([both[0], both[0], "--out", str(tmp_path)])
 
 
-def test_programs_run_with_execute_only(folder, files, tmp_path, monkeypatch):
+def test_programs_run_with_execute_only(plain_folder, problem_files, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(problems, "passes", lambda program: ran.append(program) or True)
     options = [
@@ -324,7 +192,15 @@ def test_programs_run_with_execute_only(folder, files, tmp_path, monkeypatch):
         "--execute",
     ]
     monkeypatch.setattr(problems, "function_body", lambda text: text or " ")
-    coverage.main(["--model", folder, "--data", f"humaneval={files}/humaneval.jsonl.gz", *options])
+    coverage.main(
+        [
+            "--model",
+            plain_folder,
+            "--data",
+            f"humaneval={problem_files}/humaneval.jsonl.gz",
+            *options,
+        ]
+    )
     assert len(ran) == 3
     with (tmp_path / "coverage.csv").open() as file:
         own = [
@@ -354,8 +230,10 @@ def test_programs_run_with_execute_only(folder, files, tmp_path, monkeypatch):
         ("gsm8k={}/gsm8k.jsonl gsm8k={}/gsm8k.jsonl", [], "names a data set twice"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(folder, files, tmp_path, data, more, message):
-    texts = data.replace("{}", str(files)).split()
+def test_bad_input_is_refused_in_one_line(
+    plain_folder, problem_files, tmp_path, data, more, message
+):
+    texts = data.replace("{}", str(problem_files)).split()
     with pytest.raises(UserError, match=message) as caught:
-        coverage.main(["--model", folder, "--data", *texts, *more, "--out", str(tmp_path)])
+        coverage.main(["--model", plain_folder, "--data", *texts, *more, "--out", str(tmp_path)])
     assert "\n" not in str(caught.value)

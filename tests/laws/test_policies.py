@@ -14,16 +14,16 @@ import torch
 
 from lightning_mpo.objective.supports import FullVocabulary, Nucleus, TopK
 from lightning_mpo.policies import CausalPolicy
-from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.collect import Collector
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.sampling import LocalSampler, SamplingRequest
-from lightning_mpo.types import Finish, PromptRow, take_rows, trim_rollout
+from lightning_mpo.types import Finish, take_rows, trim_rollout
 from tests.support.bigram import BigramPolicy, BigramSampler
 from tests.support.builders import END, PAD, VOCABULARY, make_prompts, make_rollout, seeded
 from tests.support.runs import make_objective
+from tests.support.two_prompts import TwoPrompts, places_with_token_5
 
 CPU = torch.device("cpu")
 KINDS = ["tiny", "causal", "bigram"]
@@ -176,32 +176,6 @@ def test_greedy_takes_the_most_probable_token_of_each_step(policy, sampler):
 
 
 # --- training -------------------------------------------------------------------------------------------------------
-
-
-class TwoPrompts:
-    """Serves the same two prompts for ever."""
-
-    def training_rows(self, counter, count, round=0):
-        return [PromptRow(prompt=str(i % 2), target="") for i in range(count)]
-
-    def encode(self, rows):
-        prompts = make_prompts([4, 3])
-        index = torch.tensor([int(row.prompt) for row in rows])
-        return replace(
-            prompts,
-            input_ids_PS=prompts.input_ids_PS[index],
-            attention_mask_PS=prompts.attention_mask_PS[index],
-            rows=tuple(rows),
-        )
-
-
-def places_with_token_5(rollout) -> Scores:
-    """Reward the share of the six places of a response that hold token 5."""
-    share_B = ((rollout.responses_BT == 5) & rollout.response_mask_BT).sum(1) / 6
-    judged_B = torch.ones(len(share_B), dtype=torch.bool)
-    return Scores(
-        share_B.double(), judged_B, share_B > 0.5, judged_B, {"share": share_B.double()}, judged_B
-    )
 
 
 def test_it_trains_without_a_trainer_and_the_reward_rises(policy, sampler):

@@ -20,9 +20,7 @@ from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.objective.supports import TopK
-from lightning_mpo.objective.surrogates import (
-    ClippedRatio,
-)
+from lightning_mpo.objective.surrogates import ClippedRatio
 from lightning_mpo.objective.terms import EntropyBonus
 from tests.support.builders import relative_error, scores_of
 from tests.support.objectives import (

@@ -9,11 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.objective.action_spaces import (
-    SegmentActions,
-    SequenceActions,
-    TokenActions,
-)
+from lightning_mpo.objective.action_spaces import SegmentActions, SequenceActions, TokenActions
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import SequenceMean, TokenMean
 from lightning_mpo.objective.surrogates import (

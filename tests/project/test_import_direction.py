@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.heavy import HEAVY
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lightning_mpo"
 PAGE = ROOT / "docs" / "architecture.md"
@@ -20,7 +22,6 @@ LEVEL = {
 """Layer of each file or folder of the package, as the page lists them."""
 LAZY = {("objective.objective", "cli.objective_files")}
 """Imports from above, within a function and by name: a convenience of the class for use from Python."""
-HEAVY = ("torch", "lightning", "transformers", "peft", "datasets", "matplotlib")
 
 
 def modules() -> list[Path]:
@@ -132,6 +133,7 @@ def test_callbacks_are_one_set_of_classes_behind_a_link():
     assert link.readlink() == Path("../callbacks")
     code = """
 import lightning_mpo.callbacks
+from tests.support.heavy import HEAVY
 assert lightning_mpo.callbacks.RolloutLoop.__module__ == "lightning_mpo.callbacks.rollout"
 try:
     import callbacks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import lightning_mpo
+from tests.support.wheels import copied, wheel
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -117,39 +117,6 @@ def test_every_import_is_a_dependency():
             found += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             for top in {name.split(".")[0] for name in found} - {"lightning_mpo"}:
                 assert top in names | brought | sys.stdlib_module_names, f"{path} imports {top}"
-
-
-def copied(folder: Path) -> Path:
-    """Copy what a wheel is built from, links as links."""
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
-        shutil.copy(ROOT / name, folder / name)
-    for name in ("lightning_mpo", "callbacks", "configs"):
-        shutil.copytree(
-            ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    return folder
-
-
-def wheel(source: Path, folder: Path) -> Path:
-    """Build a wheel from a source folder or archive, with the setuptools of this environment."""
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        folder,
-        source,
-    ]
-    done = subprocess.run(
-        [str(word) for word in build], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    (made,) = folder.glob("*.whl")
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import yaml
 import lightning_mpo
 from lightning_mpo import Objective, UserError, recipes
 from lightning_mpo.objective.surrogates import ClippedRatio
-from tests.project.test_import_direction import HEAVY
+from tests.support.heavy import HEAVY
 
 PACKAGE = Path(lightning_mpo.__file__).parent
 ALGORITHMS = sorted(path.stem for path in (PACKAGE / "configs" / "algorithm").glob("*.yaml"))

@@ -16,16 +16,8 @@ from lightning_mpo.objective.action_spaces import TokenActions
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rewards import Completion
 from tests.support.configurations import BASE
+from tests.support.readme import BLOCKS, README
 
-README = Path(__file__).parents[2] / "README.md"
-DOCS = README.parent / "docs"
-RUN_PAGES = (
-    *("configuration", "data", "export", "memory", "mpo", "objective", "resume", "rewards"),
-    *("rlpt", "training"),
-)
-"""Pages whose commands name recipes, apart from the README."""
-TEXTS = [README.read_text(), *((DOCS / f"{name}.md").read_text() for name in RUN_PAGES)]
-BLOCKS = [block for text in TEXTS for block in re.findall(r"```python\n(.*?)```", text, re.S)]
 RUN = next(block for block in BLOCKS if "trainer.fit" in block)
 FENCED = [
     fence for text in TEXTS for fence in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)

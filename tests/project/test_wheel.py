@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.project.test_packaging import copied, wheel
-from tests.project.test_readme import BLOCKS
+from tests.support.readme import BLOCKS
+from tests.support.wheels import copied, wheel
 
 SMALL = """\
 # Seconds instead of minutes.

@@ -18,11 +18,11 @@ from lightning_mpo.rollout.events import Listener
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.sampling import LocalSampler
-from tests.laws.test_policies import TwoPrompts, places_with_token_5
-from tests.stories.test_dynamic import FewLow
 from tests.support.bigram import BigramPolicy, BigramSampler
 from tests.support.builders import seeded
+from tests.support.dynamic import FewLow
 from tests.support.runs import Digits, fit, make_data, make_objective, make_policy
+from tests.support.two_prompts import TwoPrompts, places_with_token_5
 
 CLOCKS = ("time/", "throughput/")
 

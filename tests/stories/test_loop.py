@@ -8,12 +8,7 @@ import torch
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.policies import CausalPolicy
 from tests.support.loops import Slots
-from tests.support.runs import (
-    Probe,
-    fit,
-    make_objective,
-    sgd,
-)
+from tests.support.runs import Probe, fit, make_objective, sgd
 
 PLANS = [(1, 1, 1), (2, 1, 1), (2, 2, 1), (1, 2, 2), (2, 2, 3), (4, 1, 4)]
 

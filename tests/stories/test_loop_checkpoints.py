@@ -7,13 +7,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
-from tests.support.runs import (
-    Probe,
-    adam,
-    fit,
-    make_objective,
-    same,
-)
+from tests.support.runs import Probe, adam, fit, make_objective, same
 
 
 def test_checkpoints_of_every_n_train_steps_are_of_those_updates(tmp_path):

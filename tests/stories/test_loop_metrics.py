@@ -11,14 +11,7 @@ from lightning_mpo.objective.action_spaces import BlockActions, FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.objective.supports import TopK
-from tests.support.runs import (
-    Digits,
-    adam,
-    distance,
-    fit,
-    make_objective,
-    sgd,
-)
+from tests.support.runs import Digits, adam, distance, fit, make_objective, sgd
 
 REDUCTIONS = [TokenMean(), SequenceMean(), ConstantLength(8)]
 

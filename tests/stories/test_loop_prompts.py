@@ -8,13 +8,7 @@ from torch.utils.data import DataLoader
 
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.objective.supports import TopK
-from tests.support.runs import (
-    Probe,
-    adam,
-    fit,
-    make_data,
-    make_objective,
-)
+from tests.support.runs import Probe, adam, fit, make_data, make_objective
 
 
 def test_the_loader_has_a_length_and_is_no_torch_loader():

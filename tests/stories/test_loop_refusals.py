@@ -12,11 +12,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
 from tests.support.loops import Slots
-from tests.support.runs import (
-    fit,
-    make_data,
-    make_objective,
-)
+from tests.support.runs import fit, make_data, make_objective
 
 ROOT = Path(__file__).parents[2]
 

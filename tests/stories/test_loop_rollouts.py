@@ -12,13 +12,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.objective.action_spaces import SequenceActions
 from lightning_mpo.rollout.parity import ParityError
 from tests.support.loops import Right
-from tests.support.runs import (
-    Digits,
-    Probe,
-    fit,
-    make_objective,
-    same,
-)
+from tests.support.runs import Digits, Probe, fit, make_objective, same
 
 
 def test_val_check_interval_counts_updates(tmp_path):

@@ -13,12 +13,7 @@ from lightning_mpo.objective.supports import FullVocabulary, MinP, Nucleus, TopK
 from lightning_mpo.policies import ParallelHeads, TinyPolicy
 from lightning_mpo.sampling import LocalSampler
 from tests.support.loops import Right
-from tests.support.runs import (
-    Probe,
-    fit,
-    make_objective,
-    make_policy,
-)
+from tests.support.runs import Probe, fit, make_objective, make_policy
 
 
 @pytest.mark.parametrize("support", [Nucleus(0.25, 6), MinP(0.8, 6)], ids=["nucleus", "min_p"])

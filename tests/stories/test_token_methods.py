@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_mpo.errors import UserError
 from lightning_mpo.objective.action_spaces import SequenceActions
 from lightning_mpo.objective.advantages import GroupRelative, PrefixTree
 from lightning_mpo.objective.corrections import MaskedWeights, TruncatedWeights
@@ -25,7 +24,6 @@ from lightning_mpo.objective.terms import WeightPenalty
 from lightning_mpo.policies import Lora
 from lightning_mpo.rewards.scoring import completions_of, score_all
 from lightning_mpo.rollout.experience import build_experience
-from lightning_mpo.sampling.local import LocalSampler
 from tests.support.builders import seeded
 from tests.support.runs import Probe, fit, make_objective, make_policy, same, sgd
 
@@ -253,55 +251,6 @@ def test_what_the_sampler_recorded_wrongly_is_weighed(tmp_path, correction, upda
     before, after = (run.module.objective.denominators(part) for part in (plain, weighed))
     assert torch.equal(before.actions, after.actions)
     assert torch.equal(before.tokens, after.tokens)
-
-
-class Plain(LocalSampler):
-    """Records no candidates."""
-
-    records_candidates = False
-
-
-def test_a_sampler_without_candidates_serves_whoever_asks_for_none(tmp_path):
-    fit(
-        tmp_path,
-        objective=make_objective(surrogate=DivergenceMask()),
-        rollout={"sampler": Plain()},
-        max_steps=1,
-    )
-    policy = make_policy()
-    objective = make_objective(surrogate=DivergenceMask(top_k=4))
-    with pytest.raises(
-        UserError, match="`rollout.sampler` Plain records no candidates, .* compares 4"
-    ):
-        fit(tmp_path, objective=objective, rollout={"sampler": Plain()}, policy=policy, max_steps=1)
-    assert policy.network is None  # refused before any weights were loaded
-
-
-def test_a_sampler_that_takes_the_argument_and_records_nothing_is_refused(tmp_path):
-    class Forgetful(LocalSampler):
-        def sample(self, policy, prompts, completions, request, **options):
-            return super().sample(
-                policy, prompts, completions, replace(request, candidates=0), **options
-            )
-
-    objective = make_objective(surrogate=DivergenceMask(top_k=4))
-    with pytest.raises(UserError, match="the rollout has no `candidates_BTK` with log-probs"):
-        fit(tmp_path, objective=objective, rollout={"sampler": Forgetful()}, max_steps=1)
-
-
-def test_more_candidates_than_ids_are_refused_before_weights_are_loaded(tmp_path):
-    policy = make_policy()
-    message = (
-        f"`DivergenceMask.top_k` must be at most the vocabulary size {policy.vocabulary}, got 20"
-    )
-    with pytest.raises(UserError, match=message):
-        fit(
-            tmp_path,
-            objective=make_objective(surrogate=DivergenceMask(top_k=20)),
-            policy=policy,
-            max_steps=1,
-        )
-    assert policy.network is None
 
 
 def test_how_far_the_policy_moved_is_logged_with_each_update(tmp_path):

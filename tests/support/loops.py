@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from tests.support.runs import (
-    Digits,
-)
+from tests.support.runs import Digits
 
 
 class Slots(Callback):

@@ -32,11 +32,7 @@ from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, Tok
 from lightning_mpo.objective.segmenters import EntropySegmenter
 from lightning_mpo.objective.selection import AllTokens
 from lightning_mpo.objective.supports import FullVocabulary
-from lightning_mpo.objective.surrogates import (
-    BoundedTokens,
-    ClippedRatio,
-    DivergenceMask,
-)
+from lightning_mpo.objective.surrogates import BoundedTokens, ClippedRatio, DivergenceMask
 from lightning_mpo.objective.terms import EntropyBonus
 from lightning_mpo.types import Experience, Rollout, take_rows, trim
 from tests.support.builders import VOCABULARY as V

@@ -1,4 +1,4 @@
-"""A low-rank adapter on the head, and the top k of the present policy."""
+"""A low-rank adapter on the head is a changed weight, and makes no second matrix."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from lightning_mpo.functional.heads import full_logprobs, support_logits, support_logprobs
 from lightning_mpo.functional.low_rank import LowRank
 from lightning_mpo.functional.ranking import full_ranks, full_top_k
-from tests.support.heads import FORMS, V, loop_logits, low_rank, problem
+from tests.support.heads import FORMS, low_rank, problem
 
 
 @pytest.mark.parametrize("form", [FORMS[0], FORMS[-1]])
@@ -94,17 +94,3 @@ def test_dropout_of_an_adapter_keeps_the_mean():
         LowRank(down, up[:, :1])
     with pytest.raises(ValueError, match=r"`up_VR` must have shape \[V=11, R"):
         support_logits(hidden, weight, support, adapter=LowRank(down, up[:-1]))
-
-
-@pytest.mark.parametrize("k", [1, 4, V])
-@pytest.mark.parametrize("chunk_size", [None, 3])
-def test_the_full_top_k_is_a_sort_by_value_and_id(k, chunk_size):
-    hidden, weight, bias, _, _, mask = problem(seed=14)
-    hidden, weight, bias = (x.round() for x in (hidden, weight, bias))  # many equal logits
-    hidden = torch.where(mask.unsqueeze(-1), hidden, torch.nan)
-    ids = full_top_k(hidden, weight, k, mask_BT=mask, bias_V=bias, chunk_size=chunk_size)
-    assert ids.dtype == torch.int32
-    assert (ids[~mask] == 0).all()
-    for b, t in mask.nonzero().tolist():
-        z = loop_logits(hidden[b, t], weight, bias)
-        assert ids[b, t].tolist() == sorted(range(V), key=lambda v: (-z[v], v))[:k]

@@ -1,0 +1,18 @@
+"""Completions, a reward that never returns, and the processes of a caller."""
+
+from __future__ import annotations
+
+import time
+
+from lightning_mpo.rewards import Completion
+from lightning_mpo.rewards.process import RewardCaller
+
+BATCH = [Completion(f"p{i}", f"; {i}", f"{i}", 2, True, {}) for i in range(3)]
+
+
+def sleeps(completions):
+    time.sleep(100)
+
+
+def alive(caller: RewardCaller) -> list[int]:
+    return [] if caller._helper is None else [caller._helper.pid]
