@@ -68,7 +68,7 @@ def test_heads_are_loaded_again(tiny_folder, tmp_path, lora):
     again = (
         CausalPolicy(tiny_folder, lora=lora, mtp=heads(), checkpoint=str(tmp_path))
         if lora
-        else CausalPolicy(str(tmp_path), mtp=heads(weights=str(tmp_path / HEADS)))
+        else CausalPolicy(str(tmp_path), mtp=heads(weights_file=str(tmp_path / HEADS)))
     )
     again.check()
     again.build(device=torch.device("cpu"), reference=False)

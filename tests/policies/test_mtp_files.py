@@ -19,7 +19,7 @@ def test_a_file_of_heads_comes_back(policy_with_heads, family, own, tmp_path):
     again = policy_with_heads(
         family,
         fresh=True,
-        options={"own_unembedding": own, "weights": str(tmp_path / "heads.safetensors")},
+        options={"own_unembedding": own, "weights_file": str(tmp_path / "heads.safetensors")},
     )
     for name, value in policy.mtp.state_dict().items():
         assert torch.equal(again.mtp.state_dict()[name], value)
@@ -40,12 +40,12 @@ def test_a_file_of_heads_comes_back(policy_with_heads, family, own, tmp_path):
 def test_a_file_of_other_heads_is_refused(policy_with_heads, other, message, tmp_path):
     policy_with_heads(**other).mtp.save(tmp_path / "heads.safetensors")
     with pytest.raises(UserError, match=message):
-        policy_with_heads(options={"weights": str(tmp_path / "heads.safetensors")})
+        policy_with_heads(options={"weights_file": str(tmp_path / "heads.safetensors")})
 
 
 def test_a_file_that_is_none_is_refused(policy_with_heads, tmp_path):
     with pytest.raises(UserError, match="cannot be read as safetensors"):
-        policy_with_heads(options={"weights": str(tmp_path / "none.safetensors")})
+        policy_with_heads(options={"weights_file": str(tmp_path / "none.safetensors")})
 
 
 def test_fewer_heads_than_offsets_are_refused(policy_with_heads, tiny_policy):

@@ -8,7 +8,7 @@ import torch
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import CausalPolicy, Lora, ParallelHeads, SequentialHeads
 from lightning_mpo.policies.packing import lay_out
-from lightning_mpo.policies.trunk import Trunk, TrunkStates, watch_norm
+from lightning_mpo.policies.trunk import Trunk, TrunkStates, record_norm_input
 from lightning_mpo.scores import ScoreRequest
 from tests.support.builders import make_rollout
 from tests.support.mtp import PROMPTS, REQUEST, RESPONSES, each_family, scramble
@@ -95,7 +95,7 @@ def test_layers_of_the_trunks_own_class(model, family):
     assert type(heads.layers[0]) is type(network.get_decoder().layers[0])
     rollout = make_rollout([5], [6, 6])
     lines = lay_out(rollout, share=False, hidden_size=32)
-    with watch_norm(network.get_decoder()) as before:
+    with record_norm_input(network.get_decoder()) as before:
         after = network.get_decoder()(
             input_ids=lines.input_ids_RL, position_ids=lines.position_ids_RL, use_cache=False
         ).last_hidden_state
@@ -113,7 +113,7 @@ def test_layers_of_the_trunks_own_class(model, family):
     assert cut.input_ids_RL.shape[1] < lines.input_ids_RL.shape[1]
     if family is ParallelHeads:  # causal: a shorter line has the same hidden states
         width = 4
-        with watch_norm(network.get_decoder()) as before:
+        with record_norm_input(network.get_decoder()) as before:
             short = network.get_decoder()(
                 input_ids=lines.input_ids_RL[:, :width], use_cache=False
             ).last_hidden_state

@@ -23,7 +23,7 @@ def test_a_moved_byte_is_found(four_bit_folder, part):
     quantization.check_moved(policy.network, before)
     name, tensor = next(
         (n, t)
-        for n, t in quantization.stored(policy.network)
+        for n, t in quantization.quantised_tensors(policy.network)
         if n.endswith(f"up_proj.base_layer.{part}")
     )
     tensor.view(torch.uint8).flatten()[-1] += 1

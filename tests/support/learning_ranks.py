@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch.distributed as dist
 
-from tests.stories.test_learns import rewards
+from tests.support.learning import rewards
 from tests.support.many_ranks import strategy_of
 
 

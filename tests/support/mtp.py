@@ -13,7 +13,7 @@ from lightning_mpo.policies import (
     ParallelHeads,
     SequentialHeads,
 )
-from lightning_mpo.policies.trunk import watch_norm
+from lightning_mpo.policies.trunk import record_norm_input
 from lightning_mpo.scores import ScoreRequest
 from tests.support.builders import seeded
 
@@ -47,7 +47,7 @@ def naive(policy: CausalPolicy, rollout, *, temperature: float = 1.0) -> Tensor:
         response = rollout.responses_BT[b][rollout.response_mask_BT[b]]
         ids = torch.cat([prompt, response])[None]
         L, s = ids.shape[1], len(prompt)
-        with watch_norm(decoder) as before:
+        with record_norm_input(decoder) as before:
             after = decoder(input_ids=ids, use_cache=False).last_hidden_state
         positions = torch.arange(L)[None]
         causal = torch.full((L, L), -torch.inf, dtype=torch.float64).triu(1)[None, None]
