@@ -153,7 +153,7 @@ def test_one_line_without_a_model(tmp_path, name):
     assert outcome.code == 2, outcome
     lines = [line for line in outcome.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, outcome.stderr
-    assert case.said in lines[0]
+    assert case.message in lines[0]
     assert len(lines[0]) < 450
     assert not outcome.loaded
     assert outcome.left == []
