@@ -1,0 +1,113 @@
+"""Each source file of the package has a test of its name, or a line here that names the test which covers it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COVERED = {
+    "callbacks/prompt_order.py": "callbacks/test_resume.py",
+    "callbacks/support.py": "stories/test_training_rlpt.py",
+    "__main__.py": "cli/test_entry_point.py",
+    "checks.py": "cli/test_numbers.py",
+    "errors.py": "cli/test_entry_point.py",
+    "scores.py": "laws/test_policies.py",
+    "cli/fit.py": "cli/test_run.py",
+    "cli/forked_runs.py": "cli/test_verify_resume.py",
+    "cli/forks.py": "cli/test_verify_resume.py",
+    "cli/guard.py": "cli/test_entry_point.py",
+    "cli/hyperparameters.py": "cli/test_parser.py",
+    "cli/main.py": "cli/test_entry_point.py",
+    "cli/messages.py": "cli/mistakes/test_names.py",
+    "cli/mistakes.py": "cli/test_entry_point.py",
+    "cli/objective_files.py": "project/test_public.py",
+    "cli/other_names.py": "cli/mistakes/test_names.py",
+    "cli/plan_check.py": "cli/test_plan.py",
+    "cli/plan_parser.py": "cli/test_plan.py",
+    "cli/save_config.py": "cli/test_run.py",
+    "cli/verbs.py": "cli/test_entry_point.py",
+    "cli/warmup_stage.py": "cli/test_warm_up.py",
+    "data/base.py": "laws/test_data.py",
+    "data/tables.py": "data/test_svamp.py",
+    "export/origin.py": "export/test_card.py",
+    "functional/head_gradients.py": "functional/test_heads.py",
+    "functional/head_positions.py": "functional/test_heads_both.py",
+    "memory/footprint.py": "callbacks/test_memory.py",
+    "memory/resident.py": "callbacks/test_memory.py",
+    "modules/evaluation.py": "callbacks/test_rollout.py",
+    "modules/fitting.py": "policies/test_folder_says.py",
+    "modules/hooks.py": "callbacks/test_rollout.py",
+    "modules/limits.py": "stories/test_loop_refusals.py",
+    "modules/loader.py": "stories/test_loop_prompts.py",
+    "modules/optimization.py": "stories/test_loop.py",
+    "modules/saved_state.py": "stories/test_resume_within_epochs.py",
+    "modules/source.py": "stories/test_loop_prompts.py",
+    "modules/stage.py": "modules/test_warmup.py",
+    "modules/trainer_options.py": "cli/test_numbers.py",
+    "objective/advantages.py": "laws/test_advantages.py",
+    "objective/axes.py": "objective/test_rules.py",
+    "objective/loss_metrics.py": "objective/test_objective.py",
+    "objective/reductions.py": "laws/test_reductions.py",
+    "objective/selection.py": "laws/test_selections.py",
+    "objective/supports.py": "laws/test_supports.py",
+    "objective/surrogates.py": "laws/test_surrogates.py",
+    "objective/terms.py": "objective/test_objective.py",
+    "plan/check.py": "cli/test_plan.py",
+    "plan/predict.py": "cli/test_plan.py",
+    "policies/base.py": "laws/test_policies.py",
+    "policies/model_files.py": "policies/test_loading_damage.py",
+    "policies/trunk.py": "policies/test_mtp_trunks.py",
+    "recipes/yaml_files.py": "cli/test_hostile.py",
+    "resume/changed_options.py": "callbacks/test_resume_options.py",
+    "resume/comparison.py": "callbacks/test_resume.py",
+    "resume/entries.py": "resume/test_restoring.py",
+    "resume/kills.py": "cli/test_verify_resume.py",
+    "resume/run_options.py": "recipes/test_configs.py",
+    "rewards/calling.py": "rewards/test_process.py",
+    "rewards/math_worker.py": "rewards/test_math.py",
+    "rewards/scoring.py": "rewards/test_base.py",
+    "rewards/thoughts.py": "rewards/test_verdicts.py",
+    "rollout/evaluation.py": "callbacks/test_rollout.py",
+    "rollout/events.py": "rollout/test_collect.py",
+    "rollout/experience.py": "rollout/test_collect.py",
+    "rollout/ranks.py": "rollout/test_collect.py",
+    "rollout/scorer.py": "rollout/test_collect.py",
+    "rollout/state.py": "stories/test_resume_within_epochs.py",
+    "sampling/base.py": "laws/test_policies.py",
+    "storage/disk.py": "storage/test_files.py",
+    "storage/reading.py": "resume/test_restoring.py",
+}
+"""The test, below `tests/`, of each source file that has none of its name."""
+
+
+def sources() -> set[str]:
+    """Return the files of the package; `callbacks` through its link."""
+    package = ROOT / "lightning_mpo"
+    files = [*package.rglob("*.py"), *(package / "callbacks").glob("*.py")]
+    return {str(path.relative_to(package)) for path in files if path.name != "__init__.py"}
+
+
+def namesake(source: str) -> Path:
+    path = Path(source)
+    return ROOT / "tests" / path.parent / f"test_{path.name}"
+
+
+def test_every_source_file_has_a_namesake_or_a_line():
+    assert {source for source in sources() if not namesake(source).exists()} == COVERED.keys()
+
+
+def test_every_test_of_the_map_exists():
+    assert [test for test in COVERED.values() if not (ROOT / "tests" / test).is_file()] == []
+
+
+def test_no_test_file_is_over_300_lines():
+    files = (ROOT / "tests").rglob("test_*.py")
+    assert [path.name for path in files if len(path.read_text().splitlines()) > 300] == []
+
+
+def test_no_test_file_imports_another():
+    files = (ROOT / "tests").rglob("*.py")
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    assert [
+        line for line in lines if line.lstrip().startswith("from tests.") and ".test_" in line
+    ] == []
