@@ -89,8 +89,10 @@ def test_a_run_from_python_reads_files_as_the_command_line_does(here, call, runs
     with pytest.raises(UserError, match="`include` stands in files"):
         parser.CLI(**own | {"args": {"include": ["base.yaml"]}})
     assert cli.run(["configs", "show", "grop"]) == 2
-    assert cli.run([]) == 2
-    assert "no verb ''; there are fit, validate" in capsys.readouterr().err
+    assert cli.run(["fti"]) == 2
+    assert "no verb 'fti'; did you mean `fit`?" in capsys.readouterr().err
+    assert cli.run([]) == 0
+    assert capsys.readouterr().out.startswith("usage: lightning-mpo")
 
 
 def test_version(monkeypatch, capsys):
@@ -107,7 +109,7 @@ def test_help_is_quick_and_a_mistake_exits_with_two(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("usage: lightning-mpo"), done.stderr
     loaded = done.stdout.splitlines()[-1].split()
-    assert "lightning_mpo.__main__" in loaded
+    assert "lightning_mpo.cli.main" in loaded
     assert not {"torch", "lightning", "transformers", "jsonargparse"} & set(loaded)
     done = subprocess.run(
         [sys.executable, "-m", "lightning_mpo", "fot"],

@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 
-from lightning_mpo import cli
 from lightning_mpo.cli import parser
 from lightning_mpo.cli.main import main
 from lightning_mpo.policies import TinyPolicy
@@ -220,7 +219,7 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
     def interrupt(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run", interrupt)
+    monkeypatch.setattr("lightning_mpo.cli.main.run", interrupt)
     assert main(["fit"]) == 130
     assert capsys.readouterr().err == "lightning-mpo: stopped by Ctrl-C\n"
 
