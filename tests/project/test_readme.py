@@ -16,7 +16,7 @@ from lightning_mpo.objective.action_spaces import TokenActions
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rewards import Completion
 from tests.support.configurations import BASE
-from tests.support.readme import BLOCKS, README
+from tests.support.readme import BLOCKS, README, TEXTS
 
 RUN = next(block for block in BLOCKS if "trainer.fit" in block)
 FENCED = [

@@ -75,12 +75,12 @@ def test_words_and_switches_are_compared_too(tmp_path):
         (["--configs", "."], "'.' holds no .yaml file"),
         (
             ["--config", "."],
-            "`methods` does not take '--config'; it takes --configs DIR and --readme FILE",
+            "`methods` does not take '--config'; it takes --configs DIR and --page FILE",
         ),
         (["--configs"], "argument --configs: expected one argument"),
-        (["--configs", FOLDER, "--readme", "README.md"], "`--readme`: no file 'README.md'"),
+        (["--configs", FOLDER, "--page", "README.md"], "`--page`: no file 'README.md'"),
         (
-            ["--configs", FOLDER, "--readme", "bare.txt"],
+            ["--configs", FOLDER, "--page", "bare.txt"],
             "bare.txt must hold the lines `<!-- methods: begin -->` and",
         ),
     ],
