@@ -133,7 +133,6 @@ def test_callbacks_are_one_set_of_classes_behind_a_link():
     assert link.readlink() == Path("../callbacks")
     code = """
 import lightning_mpo.callbacks
-from tests.support.heavy import HEAVY
 assert lightning_mpo.callbacks.RolloutLoop.__module__ == "lightning_mpo.callbacks.rollout"
 try:
     import callbacks
