@@ -47,6 +47,14 @@ def test_links_open(page):
     assert broken == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_paths_of_a_page_exist(page):
+    """From the root, or within the package or `configs/`."""
+    paths = re.findall(r"`([\w./]+/[\w.]+\.(?:py|yaml|slurm))(?::\w+)?`", page.read_text())
+    folders = (ROOT, ROOT / "lightning_mpo", ROOT / "configs")
+    assert [path for path in paths if not any((near / path).is_file() for near in folders)] == []
+
+
 def test_the_pages_are_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text()
     for page in ("CONTRIBUTING.md", "docs/from_trl.md", "docs/run_folder.md", "docs/glossary.md"):
