@@ -9,6 +9,7 @@
 ``ranking``              ranks of tokens and the top k, over the whole vocabulary
 ``supports``             logits -> promising sets
 ``actions``              token log-ratios -> action log-ratios
+``future_credit``        advantages of the future tokens of a block
 ``segments``             where blocks of unequal length begin and end
 ``advantages``           rewards -> advantages
 ``groups``               which groups of completions tell right from wrong

@@ -38,7 +38,7 @@ def policy(seed: int) -> Tensor:
 
 
 def probabilities(logits_SV: Tensor) -> Tensor:
-    """Return the probability of each sequence, [B]."""
+    """Return the probability of each sequence, one number a row."""
     chosen_BT = logits_SV.log_softmax(-1)[STATES_BT].gather(-1, SEQUENCES[..., None])[..., 0]
     return chosen_BT.sum(1).exp()
 

@@ -22,6 +22,7 @@ EQUATIONS = [
     "corrections",
     "diagnostics",
     "divergences",
+    "future_credit",
     "groups",
     "heads",
     "lengths",
