@@ -9,6 +9,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "algorithms.md"
+PATTERNS = {
+    Path(__file__).resolve(),
+    ROOT / "tests" / "project" / "test_citations.py",
+    ROOT / "tests" / "project" / "test_algorithms_page.py",
+}
+"""Files whose text is patterns and samples of citations, not citations."""
 FOLDERS = ("lightning_mpo", "callbacks", "tests", "benchmarks", "configs", "docs", "docker")
 SECTION = r"\d+(?:\.\d+)?"
 CITATION = re.compile(
@@ -25,9 +31,7 @@ def files() -> list[Path]:
         inside = sorted(
             path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml")
         )
-        found += [
-            path for path in inside if path != Path(__file__).resolve() and path == path.resolve()
-        ]
+        found += [path for path in inside if path not in PATTERNS and path == path.resolve()]
     return found
 
 
