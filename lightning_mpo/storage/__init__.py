@@ -11,7 +11,8 @@ from lightning_mpo.storage.disk import (
 )
 from lightning_mpo.storage.files import is_sealed, write_file
 from lightning_mpo.storage.reading import Part, read_checkpoint, reading
-from lightning_mpo.storage.shards import is_shards, load_folder, write_folder
+from lightning_mpo.storage.shard_reading import load_folder
+from lightning_mpo.storage.shards import is_shards, write_folder
 
 __all__ = [
     "PART",

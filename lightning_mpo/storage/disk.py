@@ -67,8 +67,8 @@ def beside(path: Path, end: str) -> Path:
 def put(disk: Disk, part: Path, target: Path) -> None:
     """Give what was written its name.
 
-    A file takes the place of another in one step. A folder cannot: the one before is moved aside first and removed last, so
-    that at any time one of the two is whole (`locate` finds it).
+    A file takes the place of another in one step. A folder cannot: the one before is moved aside
+    first and removed last, so that at any time one of the two is whole (`locate` finds it).
     """
     before = beside(target, BEFORE)
     if os.path.lexists(target) and (part.is_dir() or target.is_dir()):
@@ -94,7 +94,7 @@ def unfinished_mark(path: str | Path) -> Path:
 
 
 def find(folder: Path, pattern: str) -> list[Path]:
-    """Return the checkpoints of a folder whose names match, with those of which only the backup is left."""
+    """Return the checkpoints of a folder whose names match; a lost one is given by its backup."""
     aside = [
         path.with_name(path.name[1 : -len(BEFORE)]) for path in folder.glob(f".{pattern}{BEFORE}")
     ]
@@ -120,7 +120,7 @@ def discard(path: Path) -> None:
 
 
 def sha256(path: Path, length: int | None = None) -> str:
-    """Return the SHA-256 of a file or of its first bytes; a process reads one that stays as it is once."""
+    """Return the SHA-256 of a file or of its first bytes; an unchanged file is read once."""
     stat = path.stat()
     return _sha256(
         path.absolute(), stat.st_size if length is None else length, (stat.st_ino, stat.st_mtime_ns)

@@ -53,7 +53,7 @@ def write_file(content: dict[str, Any], target: Path, disk: Disk) -> None:
 
 
 def check_file(path: Path, shown: str) -> None:
-    """Refuse a file that is not what was written: by its checksum, or without one by those of the archive's parts.
+    """Compare a file with its checksum, or without one with the checksums of its archive.
 
     Raises:
         UserError: content and checksum differ; `shown` says what the user named.
@@ -74,7 +74,7 @@ def check_file(path: Path, shown: str) -> None:
 
 
 def is_sealed(path: Path) -> bool:
-    """Return whether a checkpoint holds the checksum that it was written with: a folder always does."""
+    """Return whether a checkpoint holds a checksum of its content; a folder always does."""
     return path.is_dir() or MARK in _tail(path)
 
 

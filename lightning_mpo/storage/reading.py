@@ -14,7 +14,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from lightning_mpo.errors import UserError
 from lightning_mpo.storage.disk import locate
 from lightning_mpo.storage.files import check_file
-from lightning_mpo.storage.shards import check_folder, gather_folder, load_rest, outline
+from lightning_mpo.storage.shard_reading import (
+    check_folder,
+    gather_folder,
+    load_rest,
+    outline,
+)
 
 Part = Literal["outline", "weights", "all"]
 
@@ -22,16 +27,19 @@ Part = Literal["outline", "weights", "all"]
 def read_checkpoint(
     path: str | Path, name: str = "the checkpoint", part: Part = "all"
 ) -> dict[str, Any]:
-    """Return a Lightning checkpoint, a file or a folder: tensors and plain values; what asks for code is refused.
+    """Return a Lightning checkpoint, a file or a folder, as tensors and plain values.
+
+    A checkpoint that asks for code is refused.
 
     Args:
         path: the file or the folder.
         name: what messages call it, such as "`ckpt_path`".
-        part: "outline" leaves tensors on the disk: those of a file are mapped, those of a folder have no values;
-            "weights" leaves out the optimisers of a folder.
+        part: "outline" leaves tensors on the disk: those of a file are mapped, those of a folder
+            have no values; "weights" leaves out the optimisers of a folder.
 
     Raises:
-        UserError: there is none, it is damaged or no Lightning checkpoint, or reading it would run code.
+        UserError: there is none, it is damaged or no Lightning checkpoint, or reading it would run
+            code.
     """
     path, shown = locate(path), f"{name} {str(path)!r}"
     if not path.exists():
@@ -51,12 +59,12 @@ def read_checkpoint(
 
 
 def _read_folder(folder: Path, shown: str, part: Part) -> dict[str, Any]:
-    described = check_folder(folder, shown)
+    metadata = check_folder(folder, shown)
     content = load_rest(folder)
     _check(content, shown)
     check_entries(content, shown)
     if part == "outline":
-        return content | {"state_dict": outline(described)}
+        return content | {"state_dict": outline(metadata)}
     state = gather_folder(folder, {"state_dict"} if part == "weights" else None)
     _check(state.get("state_dict"), shown)
     count = sum(key.startswith("optimizer_") for key in state)
@@ -126,7 +134,8 @@ def check_entries(content: dict[str, Any], shown: str) -> None:
         if name in content and not check(content[name]):
             got = type(content[name]).__name__
             raise UserError(
-                f"{shown} is damaged: its entry {name!r} must be {kind}, got {got}; take another one"
+                f"{shown} is damaged: its entry {name!r} must be {kind}, got {got}; take another "
+                "one"
             )
 
 
@@ -140,7 +149,8 @@ def reading(shown: str) -> Generator[None, None, None]:
     """Say in one line why what is read within cannot be.
 
     Raises:
-        UserError: it is truncated, no checkpoint, or asks for code; `shown` says what the user named.
+        UserError: it is truncated, no checkpoint, or asks for code; `shown` says what the user
+            named.
     """
     try:
         yield

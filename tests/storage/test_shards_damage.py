@@ -16,7 +16,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.checkpoints import read_policy
 from lightning_mpo.storage import is_shards, read_checkpoint
-from lightning_mpo.storage.shards import CLASSES, MANIFEST, METADATA, REST
+from lightning_mpo.storage.shard_reading import CLASSES
+from lightning_mpo.storage.shards import MANIFEST, METADATA, REST
 from tests.support.shards import SHARD
 
 # --- damage -------------------------------------------------------------------------------------------------------------
