@@ -22,8 +22,8 @@ from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
 from lightning_mpo.resume.entries import is_count
-from lightning_mpo.rewards.functions import RewardLike, as_rewards
 from lightning_mpo.rewards.process import RewardCaller
+from lightning_mpo.rewards.resolving import RewardLike, as_rewards
 from lightning_mpo.rollout.collect import Collector
 from lightning_mpo.rollout.dynamic import DynamicSampling
 from lightning_mpo.rollout.events import Listener

@@ -3,11 +3,11 @@
 Several rewards form one judgement, the same in training, validation and prediction:
 
 * A reward gives each completion a finite number, or None: it abstains.
-* **judged**: at least one reward gave a number. A row that no reward judged is not `valid`: it carries no loss, is in no
-  denominator, and counts as neither right nor wrong.
+* **judged**: at least one reward gave a number. A row that no reward judged is not `valid`: it
+  carries no loss, is in no denominator, and counts as neither right nor wrong.
 * **reward**: the sum of weight × number over the rewards that judged the row.
-* **decided**: at least one accuracy reward (`is_accuracy`) judged the row. pass@k, `reward/accuracy` and dynamic sampling
-  look at decided rows alone.
+* **decided**: at least one accuracy reward (`is_accuracy`) judged the row. pass@k,
+  `reward/accuracy` and dynamic sampling look at decided rows alone.
 * **right** (`correct`): decided, and every accuracy reward that judged the row gave more than 0.5.
 * **answered**: judged, and every reward that judged the row found an answer in it.
 """
@@ -18,17 +18,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_mpo.checks import finite
 from lightning_mpo.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 
 class RewardError(UserError):
-    """A reward raised, ended its process, took too long, or did not return one number per completion."""
+    """A reward raised, ended its process, took too long, or returned a wrong number of values."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,10 @@ class Completion:
         target: the right answer.
         tokens: length of the response, with its end token.
         finished: False where `max_new_tokens` cut the response off.
-        row: all columns of the data set under their own names, as the file has them. A column that is called `target`
-            or `solution`, and is that, is text.
-        thinking: the rendered prompt ends inside thoughts: it opened `<think>` and did not close it.
+        row: all columns of the data set under their own names, as the file has them. A column that
+            is called `target` or `solution`, and is that, is text.
+        thinking: the rendered prompt ends inside thoughts: it opened `<think>` and did not close
+            it.
         token_ids: the response as sampled.
         solution: a worked solution of the data set, if it has one.
     """
@@ -69,7 +67,7 @@ class Reward(ABC):
         UserError: the weight is not a number, or beyond 1e9.
     """
 
-    is_accuracy: ClassVar[bool] = False
+    is_accuracy: bool = False
     """True where a score over 0.5 means "right": what validation counts as solved."""
     weight: float = 1.0
     """Factor of this reward in the sum."""
@@ -93,7 +91,9 @@ class Reward(ABC):
         """Return one number per completion, in their order; None: not judged."""
 
     def check(self, max_new_tokens: int) -> None:
-        """Refuse options that have no meaning with responses of this length. Called before a model is loaded.
+        """Refuse options that have no meaning with responses of this length.
+
+        Called before a model is loaded.
 
         Args:
             max_new_tokens: longest response.
@@ -113,7 +113,10 @@ class Reward(ABC):
         """
 
     def answered(self, completions: Sequence[Completion]) -> Sequence[bool]:
-        """Return for each completion whether it has an answer; a score of 0 means "wrong" or "no answer"."""
+        """Return for each completion whether it has an answer.
+
+        A score of 0 alone may mean "wrong" or "no answer".
+        """
         return [True] * len(completions)
 
 

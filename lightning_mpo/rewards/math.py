@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from lightning_mpo.checks import positive
 from lightning_mpo.errors import UserError
@@ -23,19 +23,21 @@ from lightning_mpo.rewards.thoughts import after_thoughts
 class MathAnswer(Reward):
     r"""1 if the last answer in the response equals the target as a mathematical expression, else 0.
 
-    math-verify finds the answer: the last `\boxed{...}` (several, if "and" joins them), else what follows the last
-    `####`, else "the answer is ...", else the last expression or number. After thoughts, only the text behind `</think>`
-    is read. 51, 51.0, \$51 and 102/2 are equal, and so are 1,000 and 1000; `docs/judging.md` has the rules.
-    Responses are untrusted and math-verify can hang or eat memory on them (`9^9^9^9`), so it runs in a helper process
-    with limits; a response that passes them counts as not answered.
+    math-verify finds the answer: the last `\boxed{...}` (several, if "and" joins them), else what
+    follows the last `####`, else "the answer is ...", else the last expression or number. After
+    thoughts, only the text behind `</think>` is read. 51, 51.0, \$51 and 102/2 are equal, and so
+    are 1,000 and 1000; `docs/judging.md` has the rules. Responses are untrusted and math-verify can
+    hang or eat memory on them (`9^9^9^9`), so it runs in a helper process with limits; a response
+    that passes them counts as not answered.
 
     Args:
-        require_finished: a response that was cut off gets 0, as its last number is often an accident.
+        require_finished: a response that was cut off gets 0, as its last number is often an
+            accident.
         seconds: CPU time for one response.
         weight: factor of this reward in the sum.
     """
 
-    is_accuracy: ClassVar[bool] = True
+    is_accuracy = True
 
     def __init__(
         self, require_finished: bool = True, seconds: float = 3.0, weight: float = 1.0
@@ -73,7 +75,10 @@ class _Verdict(NamedTuple):
 
 
 class _Helper:
-    """The process that runs `math_worker.py`; it starts at the first question, and again after its end or a fork."""
+    """The process that runs `math_worker.py`.
+
+    It starts at the first question, and again after its end or a fork.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -81,7 +86,7 @@ class _Helper:
         self._owner = 0
 
     def ask(self, text: str, target: str, seconds: float) -> _Verdict:
-        """Judge one response. If it ends the process, by a limit or a crash, it counts as not answered.
+        """Judge one response. If it ends the process by a limit or a crash, it is not answered.
 
         Raises:
             UserError: the process cannot be started.
@@ -109,7 +114,7 @@ class _Helper:
 
 
 def _start() -> subprocess.Popen[str]:
-    # -P: this folder has a math.py. A session of its own: signals to our process group are not meant for it.
+    # -P: this folder has a math.py; a session of its own: signals to our group are not for it
     process = subprocess.Popen(
         [sys.executable, "-P", str(_WORKER)],
         stdin=subprocess.PIPE,

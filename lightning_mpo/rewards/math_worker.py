@@ -1,9 +1,12 @@
-"""The helper process of `MathAnswer`: a script, started by path, that imports math-verify and nothing of this package.
+"""The worker process of `MathAnswer`, a script that imports math-verify.
 
-It reads one JSON object a line (`text`, `target`, `seconds`) and answers with one line: `judged`, the target could be
-read; `answered`, the response could be read; `correct`. The line `null` tests whether the process is alive. A question
-that takes more than `seconds` of CPU time ends the process: the signal of the timer keeps its default action, which also
-stops C code that no Python exception could interrupt.
+It is started by path and imports nothing of this package.
+
+It reads one JSON object a line (`text`, `target`, `seconds`) and answers with one line: `judged`,
+the target could be read; `answered`, the response could be read; `correct`. The line `null` tests
+whether the process is alive. A question that takes more than `seconds` of CPU time ends the
+process: the signal of the timer keeps its default action, which also stops C code that no Python
+    exception could interrupt.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from sympy import Float, MatrixBase, Rational
 MEMORY = 4 * 2**30
 CONFIG = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 
-# math-verify makes a set of all boxes; boxes are one answer only if "and", "or" or a comma joins them.
+# math-verify takes a set of all boxes; they are one answer only if joined by "and", "or" or a comma
 GOES_ON = re.compile(r"\{[^\n]*\}\s*\$?\s*(,|,?\s*and|,?\s*or)\s*\$?\s*")
 
 
@@ -67,7 +70,7 @@ DRESS = [
     (r"(?<![\\A-Za-z])sqrt\(([^()]{1,80})\)", r"\\sqrt{\1}"),
     (r"((?:^|[:=({\[$]|\bis)[ \t]*)-[ \t]+(?=\d)", r"\1-"),
 ]
-"""How an answer may be dressed up: emphasis, colours, units inside a box, a minus that stands apart."""
+"""Decorations of answers: emphasis, colours, units inside a box, a minus that stands apart."""
 
 
 def clean(text: str) -> str:
@@ -125,7 +128,7 @@ PERCENT = re.compile(rf"({THOUSANDS})\s*(?:\\?%|percent\b)")
 
 
 def forms(text: str) -> list[str]:
-    """Return the readings of a text with a percentage: the number before the sign, and the number divided by 100."""
+    """Return the readings of a text with a percentage: the number, and the number over 100."""
     if not PERCENT.search(text):
         return [text]
     return [
@@ -135,7 +138,10 @@ def forms(text: str) -> list[str]:
 
 
 def same_number(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
-    """Compare two numbers exactly; a decimal equals a number without a short decimal if six significant digits agree."""
+    """Compare two numbers exactly.
+
+    A decimal equals a number without a finite decimal form if six significant digits agree.
+    """
     if isinstance(a, MatrixBase) or isinstance(b, MatrixBase) or not (_is_real(a) and _is_real(b)):
         return bool(_numeric_eq(a, b, float_rounding, numeric_precision))
     a, b = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
@@ -183,8 +189,8 @@ LETTER = re.compile(
 def read(text: str) -> list[Any]:
     """Parse the last answer of a text.
 
-    It is what `<answer>` holds, in it the last `\\boxed{...}`, else what follows the last `####`, else "the answer is C",
-    else math-verify's choice.
+    It is what `<answer>` holds, in it the last `\\boxed{...}`, else what follows the last `####`,
+    else "the answer is C", else math-verify's choice.
     """
     text = (TAGGED.findall(text) or [text])[-1]
     _, *boxes = text.split("\\boxed")

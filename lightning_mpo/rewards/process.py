@@ -21,8 +21,9 @@ from typing import Any, NoReturn
 import torch
 
 from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError
-from lightning_mpo.rewards.calling import describe, judge, overdue
+from lightning_mpo.rewards.calling import judge
 from lightning_mpo.rewards.functions import FunctionReward
+from lightning_mpo.rewards.isolation import describe, overdue
 
 QUIET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals to a whole run, which its helper ignores."""
@@ -31,10 +32,10 @@ TURN = 0.5
 
 
 class RewardCaller:
-    """Calls rewards: built-in ones in this process, those of a user in a helper process if `process` is set.
+    """Calls rewards: built-in ones in this process, those of a user in a helper process.
 
-    The helper is a fork, so rewards need not be picklable. It is made before a model is loaded, and ends with this
-    process, however that ends.
+    The helper is a fork, so rewards need not be picklable. It is made before a model is loaded, and
+    ends with this process, however that ends.
 
     Args:
         rewards: all rewards of a run.
@@ -53,7 +54,8 @@ class RewardCaller:
         """Judge completions by one reward.
 
         Raises:
-            RewardError: it raised, ended its process, took too long, or did not return one number per completion.
+            RewardError: it raised, ended its process, took too long, or did not return one number
+                per completion.
         """
         if not self.process or not is_own(reward):
             return judge(reward, completions, self.seconds if is_own(reward) else None)
@@ -74,7 +76,8 @@ class RewardCaller:
             return
         if torch.cuda.is_initialized():
             warnings.warn(
-                "rewards run in the process of the run, as the GPU is already in use; nothing ends one that hangs in C code",
+                "rewards run in the process of the run, as the GPU is already in use; nothing "
+                "ends one that hangs in C code",
                 stacklevel=2,
             )
             self.process = False
@@ -142,7 +145,8 @@ class _Helper:
             question = pickle.dumps((place, list(completions)))
         except Exception as error:
             raise RewardError(
-                f"the rows cannot be sent to the helper process of reward `{reward.title}` ({describe(error)}); set "
+                f"the rows cannot be sent to the helper process of reward `{reward.title}` "
+                f"({describe(error)}); set "
                 "`rollout.reward_process: false`"
             ) from error
         try:
@@ -160,7 +164,7 @@ class _Helper:
         return Judgement(reply["scores"], reply["answered"])
 
     def _replies(self, seconds: float) -> bool:
-        """Wait for a reply in short turns: a signal that comes just before a wait is seen only after it."""
+        """Wait for a reply in short turns: a signal just before a wait is handled only after it."""
         end = time.monotonic() + seconds
         while not self.pipe.poll(max(0.0, min(TURN, end - time.monotonic()))):
             if time.monotonic() >= end:
@@ -208,11 +212,11 @@ def _why(status: int | None) -> str:
     return f"ended its process with exit code {os.WEXITSTATUS(status)}; a reward must return"
 
 
-# --- the helper ---------------------------------------------------------------------------------------------------
+# --- the helper -----------------------------------------------------------------------------------
 
 
 def _serve(rewards: Sequence[Reward], pipe: Connection, parent: int) -> NoReturn:
-    """Answer until the pipe is closed. This never returns, so the fork runs nothing else of the parent's code."""
+    """Answer until the pipe is closed. It never returns, so no other code of the parent runs."""
     try:
         _settle(pipe, parent)
         while True:
@@ -234,7 +238,10 @@ def _serve(rewards: Sequence[Reward], pipe: Connection, parent: int) -> NoReturn
 
 
 def _settle(pipe: Connection, parent: int) -> None:
-    """Separate the process from its parent: session, signals, standard input. It ends when the parent ends."""
+    """Separate the process from its parent: session, signals, standard input.
+
+    It ends when the parent ends.
+    """
     os.setsid()
     owner = os.getpid()
 

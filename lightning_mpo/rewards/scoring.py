@@ -1,4 +1,7 @@
-"""From judgements of single rewards to the scores of a rollout: one definition of judged, right and answered."""
+"""From judgements of single rewards to the scores of a rollout.
+
+Training, validation and prediction share one definition of judged, right and answered.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,8 @@ def join_reward_scores(parts: Sequence[Scores]) -> Scores:
     names = list(parts[0].parts)
     if any(list(part.parts) != names for part in parts):
         raise ValueError(
-            f"`parts` must be scores of the same rewards, got {[list(part.parts) for part in parts]}"
+            "`parts` must be scores of the same rewards, got "
+            f"{[list(part.parts) for part in parts]}"
         )
     return Scores(
         rewards_B=torch.cat([part.rewards_B for part in parts]),
@@ -78,7 +82,8 @@ def completions_of(
 
     Args:
         rollout: responses with their texts and rows.
-        tokenizer: decodes the rendered prompts, to see which of them opened thoughts; None: none did.
+        tokenizer: decodes the rendered prompts, to see which of them opened thoughts; None: none
+            did.
     """
     mask_BT, responses_BT = rollout.response_mask_BT.cpu(), rollout.responses_BT.cpu()
     ids = [tuple(row[mask].tolist()) for row, mask in zip(responses_BT, mask_BT, strict=True)]
@@ -102,7 +107,10 @@ def completions_of(
 
 
 def _thinking(rollout: Rollout, tokenizer: PreTrainedTokenizerBase | None) -> list[bool]:
-    """Return for each row whether its rendered prompt ends inside thoughts; the prompt of a group is decoded once."""
+    """Return for each row whether its rendered prompt ends inside thoughts.
+
+    The prompt of a group is decoded once.
+    """
     groups = rollout.group_B.tolist()
     if tokenizer is None:
         return [False] * len(groups)
@@ -132,8 +140,8 @@ def score_all(
         Rewards and judgements per row.
 
     Raises:
-        RewardError: a reward raised, returned a value that is not a finite number, or returned a wrong count; a weight is
-            not finite, or float32 cannot hold a sum.
+        RewardError: a reward raised, returned a value that is not a finite number, or returned a
+            wrong count; a weight is not finite, or float32 cannot hold a sum.
     """
     B = len(completions)
     total = torch.zeros(B, dtype=torch.float64)
@@ -157,7 +165,7 @@ def score_all(
 
 
 def unjudged(rewards: Sequence[Reward], count: int) -> Scores:
-    """Return the scores of rows that nobody judged: they stand in for those of rewards that failed."""
+    """Return the scores of rows that no reward judged, in place of those of a failed reward."""
     none_B, parts = torch.zeros(count, dtype=torch.bool), dict[str, Tensor]()
     for reward in rewards:
         parts[_free_name(reward.name, parts)] = torch.full((count,), math.nan, dtype=torch.float64)
@@ -179,7 +187,8 @@ def _check_total(total_B: Tensor, rewards: Sequence[Reward]) -> None:
     if len(bad):
         weights = ", ".join(f"{reward.title} {reward.weight:g}" for reward in rewards)
         raise RewardError(
-            f"the weighted sum of the rewards of completion {int(bad[0])} is {total_B[bad[0]].item():.3g}, more than "
+            f"the weighted sum of the rewards of completion {int(bad[0])} is "
+            f"{total_B[bad[0]].item():.3g}, more than "
             f"float32 holds; lower the weights ({weights})"
         )
 

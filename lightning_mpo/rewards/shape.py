@@ -13,7 +13,9 @@ from lightning_mpo.rewards.base import Completion, Reward
 
 
 class Finished(Reward):
-    """1 if the response ended by itself, 0 if `max_new_tokens` cut it off. Use it beside a reward of the answer.
+    """1 if the response ended by itself, 0 if `max_new_tokens` cut it off.
+
+    Use it beside a reward of the answer.
 
     Args:
         weight: factor of this reward in the sum.
@@ -24,12 +26,15 @@ class Finished(Reward):
 
 
 class OverlongPenalty(Reward):
-    """DAPO's soft punishment of long responses: 0 up to `limit - buffer` tokens, `-factor` at `limit`, straight between.
+    """DAPO's soft punishment of long responses.
+
+    It is 0 up to `limit - buffer` tokens, `-factor` at `limit`, and linear between.
 
     The end token counts. Use it beside a reward of the answer; dynamic sampling ignores it.
 
     Args:
-        limit: length in tokens from which the whole penalty applies, usually `"${rollout.max_new_tokens}"`; DAPO takes 20480.
+        limit: length in tokens from which the whole penalty applies, usually
+            `"${rollout.max_new_tokens}"`; DAPO takes 20480.
         buffer: tokens before the limit over which the penalty grows; DAPO takes 4096.
         factor: size of the whole penalty.
         weight: factor of this reward in the sum.
@@ -48,8 +53,10 @@ class OverlongPenalty(Reward):
     def check(self, max_new_tokens: int) -> None:
         if max_new_tokens <= self.limit - self.buffer:
             raise UserError(
-                f"`OverlongPenalty` begins after {self.limit - self.buffer} tokens (`limit - buffer`), and no response is "
-                f"longer than `rollout.max_new_tokens` = {max_new_tokens}; give `limit: ${{rollout.max_new_tokens}}`"
+                f"`OverlongPenalty` begins after {self.limit - self.buffer} tokens (`limit - "
+                "buffer`), and no response is "
+                f"longer than `rollout.max_new_tokens` = {max_new_tokens}; give `limit: "
+                f"${{rollout.max_new_tokens}}`"
             )
 
     def score(self, completions: Sequence[Completion]) -> list[float | None]:

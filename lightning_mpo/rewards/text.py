@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import ClassVar
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.rewards.base import Completion, Reward
@@ -12,9 +11,12 @@ from lightning_mpo.rewards.thoughts import after_thoughts
 
 
 class ExactAnswer(Reward):
-    """1 if the text after the last `separator` equals the target, else 0; a response that did not finish gets 0.
+    """1 if the text after the last `separator` equals the target, else 0.
 
-    Surrounding white space and zeros at the end of a decimal do not count: 72.0 equals 72. After thoughts, only the text
+    A response that did not finish gets 0.
+
+    Surrounding white space and zeros at the end of a decimal do not count: 72.0 equals 72. After
+        thoughts, only the text
     behind `</think>` is read. A row with an empty target is not judged.
 
     Args:
@@ -22,13 +24,14 @@ class ExactAnswer(Reward):
         weight: factor of this reward in the sum.
     """
 
-    is_accuracy: ClassVar[bool] = True
+    is_accuracy = True
 
     def __init__(self, separator: str = ";", weight: float = 1.0) -> None:
         super().__init__(weight)
         if not separator:
             raise UserError(
-                "`ExactAnswer.separator` must not be empty: it marks where the answer begins, such as `####`"
+                "`ExactAnswer.separator` must not be empty: it marks where the answer begins, "
+                "such as `####`"
             )
         self.separator = separator
 

@@ -26,8 +26,10 @@ def after_thoughts(text: str, thinking: bool = False) -> str | None:
         The whole text if there are no thoughts; None if they were opened and not closed.
 
     Example:
-        >>> after_thoughts("<think>7?</think> It is 5."), after_thoughts("7? no"), after_thoughts("7? no", thinking=True)
-        (' It is 5.', '7? no', None)
+        >>> after_thoughts("<think>7?</think> It is 5."), after_thoughts("7? no")
+        (' It is 5.', '7? no')
+        >>> after_thoughts("7? no", thinking=True) is None
+        True
     """
     if ends_in_thoughts(text):
         return None

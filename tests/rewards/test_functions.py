@@ -20,7 +20,8 @@ from lightning_mpo.rewards import (
     RewardError,
     score_all,
 )
-from lightning_mpo.rewards.functions import RewardPath, as_rewards, load_object
+from lightning_mpo.rewards.importing import load_object
+from lightning_mpo.rewards.resolving import RewardPath, as_rewards
 
 BATCH = [
     Completion(f"p{i}", f"t{i}", f"{i}", 2, True, {"answer": 10 * i}, token_ids=(7, i))

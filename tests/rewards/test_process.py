@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from lightning_mpo.rewards import ExactAnswer, RewardError
-from lightning_mpo.rewards.functions import as_rewards
 from lightning_mpo.rewards.process import RewardCaller
+from lightning_mpo.rewards.resolving import as_rewards
 from tests.support.failing_rewards import BATCH, alive, sleeps
 
 

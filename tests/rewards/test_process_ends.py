@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mpo.rewards.functions import as_rewards
 from lightning_mpo.rewards.process import RewardCaller
+from lightning_mpo.rewards.resolving import as_rewards
 from tests.support.failing_rewards import BATCH, alive, sleeps
 
 
@@ -62,7 +62,7 @@ def test_the_process_ends_with_a_killed_run(tmp_path, during) -> None:
     code = (
         "import os, signal, threading, time\n"
         "from tests.support.failing_rewards import BATCH, sleeps\n"
-        "from lightning_mpo.rewards.functions import as_rewards\n"
+        "from lightning_mpo.rewards.resolving import as_rewards\n"
         "from lightning_mpo.rewards.process import RewardCaller\n"
         "reward, = as_rewards(sleeps)\n"
         "caller = RewardCaller([reward], 60, True)\n"
