@@ -15,13 +15,16 @@ from lightning_mpo.types import PromptRow, Splits
 class Arithmetic(PromptDataModule):
     """Column addition with the columns written out from the right, then the sum.
 
-    A column is written as its two digits, what is carried into it, and a sum of two digits. A careful solution carries:
-    `484+338=` is answered by `4+8+0=12,8+3+1=12,4+3+1=08;822`. A careless one never does:
-    `4+8+0=12,8+3+0=11,4+3+0=07;712`, which is right only where there is nothing to carry. A share of the solutions, which
-    a supervised warm-up imitates, is careless; the target is always right. A policy that was warmed up on them knows
-    both habits, and only a reward on the sum says which one works.
+    A column is written as its two digits, what is carried into it, and a sum of two digits. A
+    careful solution carries: `484+338=` is answered by `4+8+0=12,8+3+1=12,4+3+1=08;822`. A careless
+        one never does:
+    `4+8+0=12,8+3+0=11,4+3+0=07;712`, which is right only where there is nothing to carry. A share
+    of the solutions, which a supervised warm-up imitates, is careless; the target is always right.
+    A policy that was warmed up on them knows both habits, and only a reward on the sum says which
+    one works.
 
-    Held-out problems are those whose prompt hashes below `held_out_share`; no training problem does.
+    Held-out problems are those whose prompt hashes below `held_out_share`; no training problem
+    does.
 
     Args:
         digits: of both operands.
@@ -58,7 +61,8 @@ class Arithmetic(PromptDataModule):
             or held_out_problems > pairs * held_out_share / 2
         ):
             raise UserError(
-                f"`{type(self).__name__}.digits` = {digits} gives {pairs} problems, too few to draw {train_problems} for training "
+                f"`{type(self).__name__}.digits` = {digits} gives {pairs} problems, too few to "
+                f"draw {train_problems} for training "
                 f"and {held_out_problems} to hold out; raise `digits` or ask for fewer"
             )
         self.digits, self.careless_share = digits, careless_share
@@ -97,10 +101,12 @@ class Arithmetic(PromptDataModule):
 
 
 class Multiplication(Arithmetic):
-    """A number of several digits times one digit, worked from the right: `4321*7=` is `1*7+0=07,2*7+0=14,…;30247`.
+    """A number of several digits times one digit, worked from the right.
 
-    Careless solutions drop what is carried, as in `Arithmetic`, whose arguments these are; `digits` are those of the
-    first operand, the second is 2 to 9.
+    `4321*7=` is answered by `1*7+0=07,2*7+0=14,…;30247`.
+
+    Careless solutions drop what is carried, as in `Arithmetic`, whose arguments these are; `digits`
+    are those of the first operand, the second is 2 to 9.
     """
 
     sign: ClassVar[str] = "*"
@@ -124,7 +130,7 @@ def is_held_out(prompt: str, share: float) -> bool:
 
 
 def column_addition(a: int, b: int, carry: bool) -> str:
-    """Write out the columns of `a + b` from the right, with or without carries, and the sum that they give.
+    """Write out the columns of `a + b` from the right, with or without carries, and their sum.
 
     Example:
         >>> column_addition(484, 338, carry=True)
@@ -142,7 +148,9 @@ def column_addition(a: int, b: int, carry: bool) -> str:
 
 
 def long_multiplication(a: int, b: int, carry: bool) -> str:
-    """Multiply each digit of `a` by the digit `b` from the right, with or without carries, and write the product down.
+    """Multiply each digit of `a` by the digit `b` from the right, and write out the product.
+
+    Careless work drops the carries.
 
     Example:
         >>> long_multiplication(484, 3, carry=True)

@@ -14,23 +14,24 @@ from lightning_mpo.types import PromptRow, Splits
 
 
 class JsonLines(PromptDataModule):
-    """Prompts and targets from JSON lines; all columns reach the rewards as `Completion.row`, by their own names.
+    """Prompts and targets from JSON lines; rewards get all columns by their names in the file.
 
-    A file holds one JSON object a line, or one JSON list of objects; gzip is unpacked. The prompt is text, or a list of
-    messages `{"role": …, "content": …}` for the chat template; a row without the prompt's column may have `messages`.
-    A last message of the assistant is the row's solution. Other options are those of `PromptDataModule`: `seed`,
-    `order`, `chat_template`, `system`, `instruction`, `suffix`, `template_arguments`, `control_tokens`,
-    `max_prompt_tokens`, `overlong`, `validation_prompts` and `validation_batch_size`.
+    A file holds one JSON object a line, or one JSON list of objects; gzip is unpacked. The prompt
+    is text, or a list of messages `{"role": …, "content": …}` for the chat template; a row without
+    the prompt's column may have `messages`. A last message of the assistant is the row's solution.
+    Other options are those of `PromptDataModule`: `seed`, `order`, `chat_template`, `system`,
+    `instruction`, `suffix`, `template_arguments`, `control_tokens`, `max_prompt_tokens`,
+    `overlong`, `validation_prompts` and `validation_batch_size`.
 
     Args:
         train: the file to train on.
         validation: the file to validate on. None: a part of `train` is held out.
         prompt: column of the prompt.
-        target: column of the right answer: text (surrounding white space is dropped), true, false, or a number, which is
-            written plainly (1e-07 as 0.0000001, 72.0 as 72).
+        target: column of the right answer: text (surrounding white space is dropped), true, false,
+            or a number, which is written plainly (1e-07 as 0.0000001, 72.0 as 72).
         solution: column of a solution to imitate; None: none.
-        validation_share: part of `train` to hold out if there is no validation file: below 1 a share of the prompts, from 1 on
-            their number.
+        validation_share: part of `train` to hold out if there is no validation file: below 1 a
+            share of the prompts, from 1 on their number.
         split_seed: seed of that split.
         kwargs: as for `PromptDataModule`.
     """
@@ -62,7 +63,8 @@ class JsonLines(PromptDataModule):
         """Read both files.
 
         Raises:
-            UserError: a file is missing or broken, a row lacks a column, or a prompt is in both files.
+            UserError: a file is missing or broken, a row lacks a column, or a prompt is in both
+                files.
         """
         rows = self._read(self.train)
         if self.validation is None:
@@ -72,8 +74,10 @@ class JsonLines(PromptDataModule):
         if shared:
             first = min(shared, key=lambda row: row.prompt)
             raise UserError(
-                f"{len(shared)} prompts stand both in {self.train} and in {self.validation}, such as "
-                f"{first.prompt[:60]!r} ({first.where}; white space does not count); take them out of one"
+                f"{len(shared)} prompts stand both in {self.train} and in {self.validation}, such "
+                "as "
+                f"{first.prompt[:60]!r} ({first.where}; white space does not count); take them "
+                "out of one"
             )
         return Splits(rows, held_out)
 

@@ -30,8 +30,8 @@ class TimeLimitError(Exception):
 def first_failure(calls: Sequence[Callable[[], object]]) -> tuple[int, str] | None:
     """Try calls in a child process, and find the first that fails.
 
-    A call that takes too much time or memory fails as well, even inside a C function. On a system without `fork`, nothing
-    is tried.
+    A call that takes too much time or memory fails as well, even inside a C function. On a system
+    without `fork`, nothing is tried.
 
     Args:
         calls: without arguments; their results are dropped.
@@ -41,11 +41,11 @@ def first_failure(calls: Sequence[Callable[[], object]]) -> tuple[int, str] | No
     """
     if not calls or not hasattr(os, "fork"):
         return None
+    # fork; the child runs the calls and writes records
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of a fork beside threads: the child starts none
+        # the warning of a fork beside threads: the child starts none
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         _run(calls, writing)
@@ -57,6 +57,7 @@ def first_failure(calls: Sequence[Callable[[], object]]) -> tuple[int, str] | No
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+    # the last record: all calls done, a reason, or the call at which the child was killed
     last = records[-1] if records else 0
     if last == len(calls):
         return None
@@ -66,7 +67,8 @@ def first_failure(calls: Sequence[Callable[[], object]]) -> tuple[int, str] | No
 
 
 def _run(calls: Sequence[Callable[[], object]], writing: int) -> None:
-    """Write the index of each call before it begins, and [index, reason] of the first that fails."""
+    """Write the index of each call before it begins, and [index, reason] of the first failure."""
+    # limit the memory, and write no core dump
     number, record = 0, ""
     try:
         with open("/proc/self/statm") as file:
@@ -76,6 +78,7 @@ def _run(calls: Sequence[Callable[[], object]], writing: int) -> None:
         pass  # not Linux, or a lower limit is set already
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # run the calls, each with its own limit of CPU time
     try:
         for number, call in enumerate(calls):
             os.write(writing, f"{number}\n".encode())
@@ -87,15 +90,15 @@ def _run(calls: Sequence[Callable[[], object]], writing: int) -> None:
             call()
         record = f"{len(calls)}\n"
     except BaseException as error:
-        reason = str(error) if _plain(error) else f"{type(error).__name__}: {error}".rstrip(": ")
+        reason = str(error) if _is_plain(error) else f"{type(error).__name__}: {error}".rstrip(": ")
         record = json.dumps([number, reason[:2000]]) + "\n"
     finally:
         os.write(writing, record.encode())
         os._exit(0)
 
 
-def _plain(error: BaseException) -> bool:
-    """Whether an error's text is understood without the name of its type."""
+def _is_plain(error: BaseException) -> bool:
+    """Return whether the text of an error needs no name of its type to be understood."""
     return type(error).__name__ == "TemplateError" or isinstance(error, ValueError)
 
 
@@ -113,7 +116,7 @@ def _records(reading: int) -> list[Any]:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Limit the time of a block. It works in any thread, but cannot interrupt a call of a C function.
+    """Limit the time of a block. It works in any thread, but cannot interrupt a C function.
 
     Args:
         seconds: real time.

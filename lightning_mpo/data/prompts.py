@@ -20,7 +20,8 @@ class PromptFile(PromptDataModule):
     Args:
         path: the file.
         prompt: column of the prompt.
-        target: column of the right answer. None: completions are not judged, and the output has no rewards.
+        target: column of the right answer. None: completions are not judged, and the output has no
+            rewards.
         chat_template: apply the tokenizer's chat template. None: if it has one.
         kwargs: as for `PromptDataModule`.
     """
@@ -52,7 +53,8 @@ class PromptFile(PromptDataModule):
     def setup(self, stage: str | None = None) -> None:
         if stage not in (None, "predict"):
             raise UserError(
-                f"`PromptFile` is for `predict`, not for `{stage}`: train and validate on `JsonLines`"
+                f"`PromptFile` is for `predict`, not for `{stage}`: train and validate on "
+                "`JsonLines`"
             )
         super().setup(stage)
 
@@ -60,7 +62,8 @@ class PromptFile(PromptDataModule):
         """Read the file.
 
         Raises:
-            UserError: the file is missing or empty, or a line is not a JSON object with a prompt; the message names the line.
+            UserError: the file is missing or empty, or a line is not a JSON object with a prompt;
+                the message names the line.
         """
         example = ', such as {"prompt": "…"}'
         rows = [

@@ -11,7 +11,10 @@ from typing import Any
 
 from lightning_mpo.errors import UserError
 
-PANDAS = "python -c \"import pandas; pandas.read_KIND('NAME').to_json('rows.jsonl', orient='records', lines=True)\""
+PANDAS = (
+    "python -c \"import pandas; pandas.read_KIND('NAME').to_json('rows.jsonl', "
+    "orient='records', lines=True)\""
+)
 UTF_16 = "iconv -f UTF-16 -t UTF-8 NAME > rows.jsonl"
 FORMATS = {
     b"PAR1": ("Parquet", PANDAS.replace("KIND", "parquet")),
@@ -28,7 +31,7 @@ FORMATS = {
     b"\xff\xfe": ("UTF-16", UTF_16),
     b"\xfe\xff": ("UTF-16", UTF_16),
 }
-"""First bytes of other formats, with the name of the format and the command that makes JSON lines of it."""
+"""First bytes of other formats, their names, and commands that convert them to JSON lines."""
 
 
 class WrittenFloat(float):
@@ -46,7 +49,9 @@ class WrittenFloat(float):
 
 
 def read_rows(name: str, option: str = "", example: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (place, row) of a file with one JSON object a line, or with one JSON list; gzip is read too.
+    """Yield (place, row) of a file with one JSON object a line, or with one JSON list.
+
+    A gzip file is unpacked.
 
     Args:
         name: path of the file.
@@ -56,14 +61,17 @@ def read_rows(name: str, option: str = "", example: str = "") -> Iterator[tuple[
     Raises:
         UserError: the file is missing, cannot be read, or is not JSON; the message names the line.
     """
+    # read the file and cut it into lines
     text = _text(name, _bytes(name, option), example)
     lines = text.replace("\r\n", "\n").split("\n")
     if len(lines) == 1 and "\r" in text:
         lines = text.split("\r")
+    # one JSON list
     table = _list(name, text, lines) if text.lstrip()[:1] == "[" else None
     if table is not None:
         yield from ((f"row {number} of {name}", row) for number, row in enumerate(table, start=1))
         return
+    # one JSON object a line
     for number, line in enumerate(lines, start=1):
         if line.strip():
             place = f"line {number} of {name}"
@@ -77,7 +85,13 @@ def read_rows(name: str, option: str = "", example: str = "") -> Iterator[tuple[
 
 
 def _bytes(name: str, option: str) -> bytes:
-    """Return the bytes of a file, unpacked."""
+    """Return the bytes of a file, unpacked.
+
+    Args:
+        name: path of the file.
+        option: the option that holds the path, for messages; empty: none.
+    """
+    # refuse paths that are no file
     prefix = f"`{option}`: " if option else ""
     if not name.strip() or "\0" in name:
         raise UserError(f"{prefix}{name[:200]!r} is not a file name")
@@ -96,6 +110,7 @@ def _bytes(name: str, option: str) -> bytes:
             raise
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{prefix}{name[:200]!r} cannot be read: {reason}") from error
+    # unpack gzip
     if not data.startswith(b"\x1f\x8b"):
         return data
     try:
@@ -107,13 +122,15 @@ def _bytes(name: str, option: str) -> bytes:
 
 
 def _text(name: str, data: bytes, example: str) -> str:
-    for start, (kind, way) in FORMATS.items():
+    """Return the text of a file; other formats and encodings are refused with a conversion."""
+    for start, (kind, command) in FORMATS.items():
         if data.startswith(start):
-            way = way.replace("NAME", name)
-            raise UserError(f"{name} is {kind}, not JSON lines; convert it: {way}")
+            command = command.replace("NAME", name)
+            raise UserError(f"{name} is {kind}, not JSON lines; convert it: {command}")
     if b"\0" in data:
         raise UserError(
-            f"line {data.count(10, 0, data.index(0)) + 1} of {name} is not JSON{example}: it holds a zero byte; "
+            f"line {data.count(10, 0, data.index(0)) + 1} of {name} is not JSON{example}: it "
+            "holds a zero byte; "
             f"if the file is UTF-16, convert it: {UTF_16.replace('NAME', name)}"
         )
     try:
@@ -122,7 +139,8 @@ def _text(name: str, data: bytes, example: str) -> str:
         begin = data.rfind(b"\n", 0, error.start) + 1
         raise UserError(
             f"line {data.count(10, 0, begin) + 1} of {name} is not JSON{example} in UTF-8: byte "
-            f"0x{data[error.start]:02x} at column {error.start - begin + 1}; if it is Latin-1, convert it: "
+            f"0x{data[error.start]:02x} at column {error.start - begin + 1}; if it is Latin-1, "
+            "convert it: "
             f"iconv -f LATIN1 -t UTF-8 {name} > rows.jsonl"
         ) from error
 
@@ -142,13 +160,15 @@ def _list(name: str, text: str, lines: list[str]) -> list[Any] | None:
 
 
 def _parse(text: str) -> Any:
-    value = json.loads(text, object_pairs_hook=_object, parse_float=WrittenFloat, parse_int=_whole)
+    value = json.loads(
+        text, object_pairs_hook=_object, parse_float=WrittenFloat, parse_int=_integer
+    )
     if "\\u" in text:
         _refuse_half_characters(value)
     return value
 
 
-def _whole(digits: str) -> int:
+def _integer(digits: str) -> int:
     if len(digits) > 4000:  # Python refuses to read longer ones
         raise ValueError(f"a number has {len(digits)} digits; write it as text")
     return int(digits)
@@ -158,8 +178,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"an object has {twice[:60]!r} twice")
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has {repeated[:60]!r} twice")
     return content
 
 
@@ -185,7 +205,10 @@ def _hint(name: str, lines: list[str], number: int) -> str:
         and line[0] not in "{["
         and (any(mark in line for mark in ",;\t") or Path(name).suffix in (".csv", ".tsv"))
     ):
-        return f"; if the file is CSV, convert it: {PANDAS.replace('KIND', 'csv').replace('NAME', name)}"
+        return (
+            "; if the file is CSV, convert it: "
+            f"{PANDAS.replace('KIND', 'csv').replace('NAME', name)}"
+        )
     if line.strip() == "{" and any(part.strip() for part in rest):
         return "; an object must stand on one line"
     if number > 1 and not any(part.strip() for part in rest) and line.strip()[-1] != "}":

@@ -43,17 +43,19 @@ def prompt_row(
     Args:
         line: the row: an object with columns.
         where: place of the row, for messages.
-        prompt: column of the prompt, which is text or a list of messages. A row without it may have `messages`. A last
-            message of the assistant is not part of the prompt but the solution.
+        prompt: column of the prompt, which is text or a list of messages. A row without it may have
+            `messages`. A last message of the assistant is not part of the prompt but the solution.
         target: column of the right answer; None: no answer is known.
         solution: column of the solution, which takes precedence over a message of the assistant.
 
     Raises:
         UserError: a column is missing, null, empty or of another type.
     """
+    # the column of the prompt, or the messages
     is_chat = isinstance(line, Mapping) and prompt not in line and MESSAGES in line
     column = MESSAGES if is_chat else prompt
     value = cell(line, column, where)
+    # a chat, whose last message of the assistant is the solution; or a text
     messages: tuple[Mapping[str, Any], ...] = ()
     answer: str | None = None
     if isinstance(value, list) and (
@@ -69,31 +71,31 @@ def prompt_row(
         text = text_cell(line, column, where)
     if not text.strip():
         raise UserError(f"{where}: {column!r} is empty; write a prompt, or take the row out")
+    # solution and target
     if solution is not None:
         answer = text_cell(line, solution, where)
     if answer is not None and not answer.strip():
         raise UserError(
             f"{where}: the solution is empty; a demonstration needs something to imitate"
         )
-    right = "" if target is None else target_cell(line, target, where)
-    as_read = {
-        "target": right if target == "target" else None,
+    right_answer = "" if target is None else target_cell(line, target, where)
+    # columns for rewards; `target` and `solution` are text there as well
+    texts = {
+        "target": right_answer if target == "target" else None,
         "solution": answer if solution == "solution" else None,
     }
     return PromptRow(
         prompt=text,
-        target=right,
+        target=right_answer,
         solution=answer,
-        extra={
-            key: value if (value := as_read.get(key)) is not None else line[key] for key in line
-        },
+        extra={key: line[key] if (read := texts.get(key)) is None else read for key in line},
         messages=messages,
         where=where,
     )
 
 
 def _messages(value: list[Any], where: str) -> tuple[tuple[Mapping[str, Any], ...], str | None]:
-    """Return the messages up to the response, and the response of the assistant where there is one."""
+    """Return the messages before the answer, and the answer of the assistant if there is one."""
     messages = [
         _message(message, f"{where}, message {i}") for i, message in enumerate(value, start=1)
     ]
@@ -104,7 +106,8 @@ def _messages(value: list[Any], where: str) -> tuple[tuple[Mapping[str, Any], ..
         raise UserError(f"{where} has no message to answer; it needs a message of the user")
     if messages[-1]["role"] not in ("user", "tool"):
         raise UserError(
-            f"{where} ends with a message of the role {messages[-1]['role']!r}; the last one before the answer must be the "
+            f"{where} ends with a message of the role {messages[-1]['role']!r}; the last one "
+            "before the answer must be the "
             "user's or a tool's"
         )
     return tuple(messages), answer
@@ -147,3 +150,9 @@ def _is_text(part: Any) -> bool:
         and part.get("type") == "text"
         and isinstance(part.get("text"), str)
     )
+
+
+def describe(row: PromptRow) -> str:
+    """Describe a row for a message, by the beginning of its prompt and its place in the file."""
+    place = f" ({row.where})" if row.where else ""
+    return f"the prompt {row.prompt[:60]!r}{place}"

@@ -21,11 +21,12 @@ HUB_ID = "ChilleD/SVAMP"
 class Svamp(PromptDataModule):
     """Word problems with a number as their answer; the rows of all files are pooled and split anew.
 
-    The solution that a supervised warm-up imitates is the row's equation, `76 - 25 = 51`, where it has one.
+    The solution that a supervised warm-up imitates is the row's equation, `76 - 25 = 51`, where it
+    has one.
 
     Args:
-        path: `SVAMP.json` or its folder. None: `$LIGHTNING_MPO_DATA/svamp/SVAMP.json` if that variable is set, else
-            the hub.
+        path: `SVAMP.json` or its folder. None: `$LIGHTNING_MPO_DATA/svamp/SVAMP.json` if that
+            variable is set, else the hub.
         validation_share: below 1 a share of the problems, from 1 on their number.
         split_seed: seed of the split, which the order of the rows and `seed` do not touch.
         kwargs: as for `PromptDataModule`.
@@ -65,9 +66,10 @@ class Svamp(PromptDataModule):
         path = Path(self.path or f"{folder}/svamp").expanduser()
         path = path / "SVAMP.json" if path.is_dir() else path
         if not path.is_file():
-            said = "`data.path`" if self.path else "the environment variable LIGHTNING_MPO_DATA"
+            source = "`data.path`" if self.path else "the environment variable LIGHTNING_MPO_DATA"
             raise UserError(
-                f"there is no SVAMP.json at {path}, which {said} names; correct it, or leave it out for the hub's copy"
+                f"there is no SVAMP.json at {path}, which {source} names; correct it, or leave it "
+                "out for the hub's copy"
             )
         return path
 
@@ -89,7 +91,8 @@ def _from_hub() -> Sequence[Any]:
         parts = datasets.load_dataset(HUB_ID)
     except Exception as error:  # offline, renamed, refused: many types
         raise UserError(
-            f"cannot load {HUB_ID} from the hub ({type(error).__name__}); set `data.path` to a local SVAMP.json"
+            f"cannot load {HUB_ID} from the hub ({type(error).__name__}); set `data.path` to a "
+            "local SVAMP.json"
         ) from error
     return [row for name in sorted(parts) for row in parts[name]]
 
@@ -125,7 +128,7 @@ def _plain(equation: str) -> str:
 
 
 def _join(body: str, question: str) -> str:
-    """Make one text of two; a body without a full stop is half a sentence ("If there are 692 girls").
+    """Make one text of two. A body without a full stop is half a sentence ("If there are 6 girls").
 
     Example:
         >>> _join("Dan had $ 3 left. If he had $ 4 at the start", "How much was it?")

@@ -1,4 +1,4 @@
-"""Shared by data modules that read tables: cells, plain numbers, and a split by prompts."""
+"""Tables of rows: their cells, plain numbers, prompts in several rows, and a split by prompts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.types import PromptRow, Splits
 
 LONGEST_NUMBER = 400
-"""Digits before or behind the point that a number is written out with; a float64 has at most 324."""
+"""Most digits before or behind the point of a number that is written out.
+
+A float64 has at most 324.
+"""
 
 
 def cell(row: Any, column: str, where: str) -> Any:
     """Return `row[column]`.
 
     Raises:
-        UserError: the row is not a mapping, or the column is missing or null; `where` is the place of the row.
+        UserError: the row is not a mapping, or the column is missing or null; `where` is the place
+            of the row.
     """
     if not isinstance(row, Mapping):
         raise UserError(f"{where} must be an object with columns, got {type(row).__name__}")
@@ -52,7 +56,7 @@ def text_cell(row: Any, column: str, where: str) -> str:
 
 
 def plain_number(value: Any, where: str) -> str:
-    """Write a number without exponent or trailing zeros; a number of a file keeps all of its digits.
+    """Write a number without exponent or trailing zeros; a number of a file keeps all its digits.
 
     Example:
         >>> plain_number(51.0, "row 1"), plain_number("0.50", "row 2"), plain_number(1e-07, "row 3")
@@ -77,7 +81,9 @@ def plain_number(value: Any, where: str) -> str:
 
 
 def target_cell(row: Any, column: str, where: str) -> str:
-    """Return the right answer of a row as text, without surrounding white space; numbers are written by `plain_number`.
+    """Return the right answer of a row as text, without surrounding white space.
+
+    Numbers are written by `plain_number`.
 
     Raises:
         UserError: it is missing, null, NaN or infinite, or a list or an object.
@@ -96,7 +102,8 @@ def target_cell(row: Any, column: str, where: str) -> str:
             raise UserError(f"{where}: {column!r} is {value}; write a finite number, or text")
         return plain_number(value, f"{where}: {column!r}")
     raise UserError(
-        f"{where}: {column!r} must be text or a number, got {type(value).__name__}; write one text; put values "
+        f"{where}: {column!r} must be text or a number, got {type(value).__name__}; write one "
+        "text; put values "
         "for a reward of your own into another column, which it gets in `Completion.row`"
     )
 
@@ -109,7 +116,8 @@ def checked_text(text: str, column: str, where: str) -> str:
     """
     if "\0" in text:
         raise UserError(
-            f"{where}: {column!r} holds a zero character (\\u0000) at column {text.index(chr(0)) + 1}"
+            f"{where}: {column!r} holds a zero character (\\u0000) at column "
+            f"{text.index(chr(0)) + 1}"
         )
     return text
 
@@ -142,8 +150,8 @@ def contradictions(rows: Sequence[PromptRow]) -> list[tuple[PromptRow, PromptRow
 def split_rows(rows: Sequence[PromptRow], validation_share: float, split_seed: int) -> Splits:
     """Split rows by their prompts; prompts that differ in white space only go to the same side.
 
-    The split depends on the set of prompts and on `split_seed` only, not on the order of the rows. Both sides keep that
-    order.
+    The split depends on the set of prompts and on `split_seed` only, not on the order of the rows.
+    Both sides keep that order.
 
     Args:
         rows: all rows.
@@ -153,16 +161,19 @@ def split_rows(rows: Sequence[PromptRow], validation_share: float, split_seed: i
     Raises:
         UserError: the share is not valid, or leaves no prompt to train on.
     """
+    # the different prompts, sorted
     keys = [prompt_key(row) for row in rows]
     smallest: dict[str, str] = {}
     for key, row in zip(keys, rows, strict=True):
         smallest[key] = min(smallest.get(key, row.prompt), row.prompt)
     prompts = sorted(smallest, key=lambda key: (smallest[key], key))
+    # number of prompts to hold out
     if not validation_share >= 0 or (
         validation_share >= 1 and not float(validation_share).is_integer()
     ):
         raise UserError(
-            f"`data.validation_share` must be a share below 1 or a whole number of prompts, got {validation_share}"
+            "`data.validation_share` must be a share below 1 or a whole number of prompts, got "
+            f"{validation_share}"
         )
     count = (
         int(validation_share)
@@ -171,9 +182,11 @@ def split_rows(rows: Sequence[PromptRow], validation_share: float, split_seed: i
     )
     if rows and count >= len(prompts):
         raise UserError(
-            f"`data.validation_share` ({validation_share}) takes {count} of the {len(prompts)} different prompts and "
+            f"`data.validation_share` ({validation_share}) takes {count} of the {len(prompts)} "
+            "different prompts and "
             "leaves none to train on"
         )
+    # draw them
     order = torch.randperm(
         len(prompts), generator=torch.Generator().manual_seed(split_seed)
     ).tolist()

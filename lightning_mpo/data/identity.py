@@ -1,0 +1,26 @@
+"""The identity of data: equal for two runs that train on the same prompts in the same order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from lightning_mpo.types import Splits
+
+IDENTIFYING = (
+    *("seed", "order", "overlong", "max_prompt_tokens", "validation_prompts"),
+    *("chat_template", "instruction", "suffix", "system", "template_arguments", "control_tokens"),
+)
+"""Options of a `PromptDataModule` that are part of its identity."""
+
+
+def digest_of(splits: Splits) -> str:
+    """Return a digest of all rows in their order, with the columns that rewards read."""
+    digest = hashlib.sha256()
+    for rows in (splits.train, splits.validation):
+        for row in rows:
+            messages = [dict(message) for message in row.messages]
+            content = [row.prompt, row.target, row.solution, messages, dict(row.extra)]
+            digest.update(json.dumps(content, default=str).encode() + b"\n")
+        digest.update(b"\n")
+    return digest.hexdigest()[:16]
