@@ -13,10 +13,11 @@ import yaml
 import lightning_mpo
 from lightning_mpo.export.folder import CARD, Sampling
 from lightning_mpo.export.forms import is_quantised
-from lightning_mpo.export.origin import Origin, find_method, inside, short
+from lightning_mpo.export.origin import Origin, find_method, short
 from lightning_mpo.export.verify import Check
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.checkpoints import HEADS
+from lightning_mpo.recipes.tree import value_at
 from lightning_mpo.rollout.evaluation import readable
 
 STEPS = ("pass_at_1", "greedy_accuracy", "support_pass_at_1", "length", "truncated", "kl")
@@ -142,7 +143,7 @@ def _training(
             if value is not None
         )
         yield "objective: " + ", ".join(axes)
-    begun = inside(origin.config, "model", "init_args", "policy", "init_args", "checkpoint")
+    begun = value_at(origin.config, "model", "init_args", "policy", "init_args", "checkpoint")
     if begun:
         yield f"begun from the weights of an earlier stage: `{'/'.join(Path(begun).parts[-2:])}`"
     if policy.lora is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 from lightning_mpo import recipes
 from lightning_mpo.errors import UserError
 from lightning_mpo.recipes.headers import Method, read
+from lightning_mpo.recipes.tree import options, value_at
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Origin:
     @property
     def objective(self) -> dict[str, Any] | None:
         """The axes, as configured."""
-        return inside(self.config, "model", "init_args", "objective")
+        return value_at(self.config, "model", "init_args", "objective")
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
@@ -55,7 +55,7 @@ def find_method(objective: dict[str, Any]) -> tuple[Method, dict[str, tuple[Any,
     Returns:
         the file, and by argument what the objective has and what the file says.
     """
-    own = dict(_leaves(objective))
+    own = _choices(objective)
     found: list[tuple[Method, dict[str, tuple[Any, Any]]]] = []
     for folder in dict.fromkeys(root / "algorithm" for root in (Path("configs"), recipes.FOLDER)):
         for path in sorted(folder.glob("*.yaml")) if not found else ():
@@ -63,7 +63,7 @@ def find_method(objective: dict[str, Any]) -> tuple[Method, dict[str, tuple[Any,
                 method = read(path)
             except UserError:
                 continue
-            theirs = dict(_leaves(method.choices))
+            theirs = _choices(method.choices)
             if {k: v for k, v in own.items() if "." not in k} == {
                 k: v for k, v in theirs.items() if "." not in k
             }:
@@ -83,20 +83,10 @@ def short(value: Any) -> Any:
     return value.rsplit(".", 1)[-1] if isinstance(value, str) else value
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each choice and each argument: `support` is `TopK`, `support.k` is 8."""
-    if isinstance(value, dict):
-        named = "class_path" in value
-        if path:
-            yield path, short(value["class_path"]) if named else "set"
-        for key, inner in ((value.get("init_args") or {}) if named else value).items():
-            yield from _leaves(inner, f"{path}.{key}" if path else key)
-    elif value is not None:
-        yield path, value
-
-
-def inside(value: Any, *keys: str) -> Any:
-    """Return what stands under keys of nested mappings, or None."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+def _choices(objective: Any) -> dict[str, Any]:
+    """Return each choice and each argument: `support` is `TopK`, `support.k` is 8."""
+    return {
+        path: short(value.get("class_path", "set")) if isinstance(value, dict) else value
+        for path, value in options(objective)
+        if value is not None
+    }

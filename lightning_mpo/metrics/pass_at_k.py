@@ -53,7 +53,8 @@ class PassAtK(Metric):
         """
         if correct_PG.dtype != torch.bool or correct_PG.ndim != 2:
             raise ValueError(
-                f"`correct_PG` must be bool of shape [P, G], got {correct_PG.dtype} of {tuple(correct_PG.shape)}"
+                f"`correct_PG` must be bool of shape [P, G], got {correct_PG.dtype} of "
+                f"{tuple(correct_PG.shape)}"
             )
         n = correct_PG.shape[1]
         if n < self.k:
@@ -62,7 +63,7 @@ class PassAtK(Metric):
             )
         wrong_P = (~correct_PG).sum(1, dtype=torch.float64)
         drawn_k = torch.arange(self.k, dtype=torch.float64, device=correct_PG.device)
-        # C(n−c, k) / C(n, k): all of k draws without putting back are wrong; a factor is 0 where fewer than k are
+        # C(n−c, k) / C(n, k): all k draws without replacement are wrong; 0 if fewer than k are
         estimates_P = 1 - ((wrong_P[:, None] - drawn_k) / (n - drawn_k)).prod(1)
         self.problems += len(estimates_P)
         self.total += estimates_P.sum()
@@ -75,9 +76,10 @@ class PassAtK(Metric):
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Return a confidence interval of the mean, over all ranks: mean ± z·s/√P, cut to [0, 1].
 
-        The unit is the problem, also at k = 1: completions of one problem are alike, and counting each as an
-        observation would promise too much. Where all problems score alike (s = 0, so often all right or all wrong) it
-        is Wilson's interval with P trials, which does not shrink to a point.
+        The unit is the problem, also at k = 1: completions of one problem are alike, and counting
+        each as an observation would promise too much. Where all problems score alike (s = 0, so
+        often all right or all wrong) it is Wilson's interval with P trials, which does not shrink
+        to a point.
 
         Args:
             level: probability that it covers the true mean, if problems are drawn at random.

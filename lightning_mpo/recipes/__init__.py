@@ -1,6 +1,7 @@
 """Recipes: the configuration files of the package, found by name, with the files that they include.
 
-A recipe has a name (`quickstart`), also with its folder (`experiment/quickstart`). A file of that name takes precedence.
+A recipe has a name (`quickstart`), also with its folder (`experiment/quickstart`). A file of that
+name takes precedence.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.recipes.yaml_files import read_mapping
 
 FOLDER = Path(__file__).parents[1] / "configs"
-"""Where the recipes are: a link to `configs/` in the repository, a folder in the wheel."""
+"""Folder of the recipes: a link to `configs/` in the repository, a real folder in the wheel."""
 OLD_USAGE = "lightning_mpo.yaml"
-"""A configuration that exported folders may hold, and which is never run."""
+"""A configuration in exported folders of earlier versions. It is never run."""
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -29,12 +30,9 @@ def shipped() -> dict[str, Path]:
 
 def name_of(path: Path) -> str | None:
     """Return folder and name of a recipe; None: the file is not a recipe."""
-    known = shipped().get(f"{path.parent.name}/{path.stem}")
-    return (
-        f"{path.parent.name}/{path.stem}"
-        if known and path.is_file() and known.samefile(path)
-        else None
-    )
+    name = f"{path.parent.name}/{path.stem}"
+    recipe = shipped().get(name)
+    return name if recipe and path.is_file() and recipe.samefile(path) else None
 
 
 def find(name: str, folder: Path = Path(), place: str = "") -> Path:
@@ -42,15 +40,17 @@ def find(name: str, folder: Path = Path(), place: str = "") -> Path:
 
     Args:
         name: a path, `quickstart`, or `experiment/quickstart`.
-        folder: what a relative path is relative to.
-        place: start of messages: the place of the name, such as "`warmup`: ".
+        folder: a relative path is relative to it.
+        place: beginning of messages, such as "`warmup`: ".
 
     Raises:
         UserError: there is no such file, or the name is ambiguous.
     """
+    # a file
     path = Path(os.path.normpath(folder / name)) if name else folder
     if path.is_file():
         return path
+    # a recipe
     known = shipped()
     matches = [key for key in known if name in (key, key.partition("/")[2])]
     if len(matches) > 1:
@@ -60,11 +60,13 @@ def find(name: str, folder: Path = Path(), place: str = "") -> Path:
     if not matches:
         kind = "configuration file" if path.suffix in SUFFIXES else "configuration file or recipe"
         raise UserError(f"{place}no {kind} {name!r}{_near(name, folder, known)}")
+    # a recipe, and a file that may be meant instead
     beside = path.with_name(f"{path.name}.yaml")
     if beside.is_file() and not beside.samefile(known[matches[0]]):
         other = matches[0] if name != matches[0] else str(known[name])
         raise UserError(
-            f"{place}{name!r} is a recipe, and there is a file {str(beside)!r} as well: write {_either([beside, other])}"
+            f"{place}{name!r} is a recipe, and there is a file {str(beside)!r} as well: write "
+            f"{_either([beside, other])}"
         )
     return known[matches[0]]
 
@@ -75,11 +77,14 @@ def _either(names: Iterable[object]) -> str:
 
 def _near(name: str, folder: Path, known: Iterable[str]) -> str:
     """Suggest a file or recipe with a similar name."""
+    # a recipe that is written with an ending, or in other case
     stem = Path(name).stem.casefold()
     same = [key for key in known if key.partition("/")[2] == stem]
+    if same and Path(name).suffix in SUFFIXES:
+        return f"; a recipe has no ending: write {_either(same)}"
     if same:
-        why = "a recipe has no ending: write" if Path(name).suffix in SUFFIXES else "did you mean"
-        return f"; {why} {_either(same)}" + ("?" if why.startswith("did") else "")
+        return f"; did you mean {_either(same)}?"
+    # a similar name
     files = [
         path
         for pattern in ("*.yaml", "*/*.yaml", "configs/*/*.yaml")
@@ -95,19 +100,19 @@ def _near(name: str, folder: Path, known: Iterable[str]) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what a configuration file holds.
+    """Return the options of a configuration file.
 
     Raises:
-        UserError: it is no text, no valid YAML or no mapping.
+        UserError: the file is no text, no valid YAML or no mapping.
     """
     return read_mapping(path)
 
 
 def includes_of(path: Path) -> list[Path]:
-    """Return the files that a file names under `include:`, which are relative to it, or recipes.
+    """Return the files that a file includes; each is relative to it, or a recipe.
 
     Raises:
-        UserError: the file cannot be read, or what it names is not there.
+        UserError: the file cannot be read, or an included file does not exist.
     """
     names = read(path).get("include") or []
     names = [names] if isinstance(names, str) else names
@@ -119,9 +124,12 @@ def includes_of(path: Path) -> list[Path]:
 
 
 def warmup_of(path: Path) -> Path | None:
-    """Return the stage that a file names under `warmup:`: relative to the file, or to the working folder, or a recipe.
+    """Return the stage that a file names under `warmup:`.
 
-    None: it names none, or a file that does not exist.
+    The name is relative to the file, relative to the working folder, or that of a recipe.
+
+    Returns:
+        The file; None: there is no `warmup:`, or its file does not exist.
 
     Raises:
         UserError: the file cannot be read.
@@ -138,26 +146,30 @@ def warmup_of(path: Path) -> Path | None:
 
 
 def call(path: Path) -> str:
-    """Return an argument for `-c` that means this file: the name of a recipe, or a path."""
+    """Return the argument of `-c` for a file: the name of a recipe, or a path."""
     name = name_of(path)
     if name is None:
         return str(path)
     try:
         return name if find(name).samefile(path) else os.path.abspath(path)
-    except UserError:  # a file here has that name
+    except UserError:  # a file in the working folder has that name
         return os.path.abspath(path)
 
 
 def with_includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """Return a file, after all files that it includes and overlays.
+    """Return the files that a file includes, and theirs, and last the file itself.
+
+    Args:
+        path: the file.
+        above: the files that include it, to find circles.
 
     Raises:
         UserError: a file is missing or is no mapping, or files include each other.
     """
     if path.name == OLD_USAGE:
         raise UserError(
-            f"{path} came with an exported folder, and configurations of others are code and not run; use "
-            f"lightning-mpo predict --model {path.parent} --data FILE.jsonl"
+            f"{path} came with an exported folder, and configurations of others are code and not "
+            f"run; use lightning-mpo predict --model {path.parent} --data FILE.jsonl"
         )
     if path in above:
         raise UserError(
@@ -170,32 +182,33 @@ def with_includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Replace each `-c NAME` of a command line by its files: first those that it includes, then the file itself.
+    """Replace each `-c NAME` of a command line by its files: included ones, then the file itself.
 
     Raises:
         UserError: a file is missing or is no mapping, or files include each other.
     """
     expanded: list[str] = []
-    waiting = False  # for the value of -c
-    any_file = False
+    expects_name = False  # behind a lone `-c`
+    has_file = False
     for argument in arguments:
-        given = re.fullmatch(r"(?:--config=|-c=?)(.+)", argument, re.S)
-        name = argument if waiting else given[1] if given else None
+        # `-c NAME`, `-cNAME`, `--config=NAME`
+        match = re.fullmatch(r"(?:--config=|-c=?)(.+)", argument, re.S)
+        name = argument if expects_name else match[1] if match else None
         if name is not None:
-            any_file = True
+            has_file = True
             for path in with_includes(find(name)):
                 expanded += ["-c", str(path)]
                 stage = warmup_of(path)
                 expanded += [f"--warmup={call(stage)}"] if stage is not None else []
-            waiting = False
+            expects_name = False
         elif argument in ("-c", "--config"):
-            waiting = True
+            expects_name = True
         else:
             expanded.append(argument)
-    if waiting:
+    if expects_name:
         raise UserError(
-            "`-c` needs a configuration file or the name of a recipe; `lightning-mpo configs` lists them"
+            "`-c` needs a configuration file or the name of a recipe; `lightning-mpo configs` "
+            "lists them"
         )
-    return (
-        [*expanded, "--include=null"] if any_file else expanded
-    )  # a printed configuration is whole
+    # a printed configuration holds the options of all files, and includes none
+    return [*expanded, "--include=null"] if has_file else expanded

@@ -1,15 +1,16 @@
-"""Headers of algorithm files: what they say of papers and values, compared with what the files set.
+"""Headers of algorithm files: their statements on papers and values, compared with the files.
 
-A header is comment lines in front of a file's first key: what the algorithm is, then three fields. A field goes on until
-the next one begins.
+A header is the comment lines in front of a file's first key: a description of the algorithm, then
+three fields. A field goes on until the next one begins.
 
     # GRPO: token ratios, group-relative advantages, mean over responses.
     # paper: arXiv:2402.03300
     # values: low = high = 0.2 [C, TRL and verl]; no KL [C, TRL and verl; paper: 0.04, REC]
     # confidence: [C] TRL and verl
 
-`values:` is clauses between semicolons, each with its source in brackets. What it says as `name = value` outside of
-brackets must agree with the file, and every number of the file must be named: a changed default leaves no stale header.
+`values:` consists of clauses between semicolons, each with its source in brackets. A `name = value`
+outside of brackets must agree with the file, and every number of the file must be named. A changed
+default therefore leaves no stale header.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.recipes.tree import options, value_at
 from lightning_mpo.recipes.yaml_files import read_mapping
 
 FIELDS = ("paper", "values", "confidence")
@@ -50,27 +52,26 @@ def read(path: Path) -> Method:
     """Read an algorithm file and check its header against it.
 
     Raises:
-        UserError: the file has no objective, or no whole header, or one that does not agree with the file.
+        UserError: the file has no objective, or its header lacks a field or does not agree with it.
     """
-    content: Any = read_mapping(path)
+    content = read_mapping(path)
     text = path.read_text(encoding="utf-8-sig")
-    for key in ("model", "init_args", "objective"):
-        content = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(content, dict):
+    choices = value_at(content, "model", "init_args", "objective")
+    if not isinstance(choices, dict):
         raise UserError(f"{path} sets no `model.init_args.objective`, so it is not an algorithm")
-    method = Method(path, _header(path, text), content)
+    method = Method(path, _header(path, text), choices)
     _check_tags(method)
     _check_values(method)
     return method
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of YAML is a number; switches are none."""
+    """Return whether a value of YAML is a number; a switch is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def word(value: Any) -> str:
-    """Write an argument as a header does: numbers short, `${rollout.max_new_tokens}` without its frame."""
+    """Write an argument as a header does: a short number, `${…}` without its frame."""
     if isinstance(value, str):
         return value.removeprefix("${").removesuffix("}")
     return f"{value:.6g}" if is_number(value) else json.dumps(value)
@@ -83,7 +84,7 @@ def tags(text: str) -> list[str]:
     ['P', 'C', 'S', 'I']
     """
     return [
-        found for bracket in _brackets(text) for found in re.split(r"\W+", bracket) if found in TAGS
+        part for bracket in _brackets(text) for part in re.split(r"\W+", bracket) if part in TAGS
     ]
 
 
@@ -92,6 +93,8 @@ def _brackets(text: str) -> list[str]:
 
 
 def _header(path: Path, text: str) -> dict[str, str]:
+    """Return the fields of a header; the description stands under ""."""
+    # collect the lines of each field
     parts: dict[str, list[str]] = {"": []}
     part = ""
     for line in text.splitlines():
@@ -105,18 +108,21 @@ def _header(path: Path, text: str) -> dict[str, str]:
             part, line = key, rest.strip()
             parts[part] = []
         parts[part].append(line)
+    # all fields must be there
     header = {key: " ".join(lines).strip() for key, lines in parts.items()}
     if not header[""]:
         raise UserError(f"{path} must begin with a comment that says what the algorithm is")
     missing = [f"`# {key}: …`" for key in FIELDS if not header.get(key)]
     if missing:
         raise UserError(
-            f"{path}: its header lacks {', '.join(missing)}; where nothing is known, write `ours [I]`"
+            f"{path}: its header lacks {', '.join(missing)}; where nothing is known, write "
+            "`ours [I]`"
         )
     return header
 
 
 def _check_tags(method: Method) -> None:
+    """Check that each clause has a source."""
     clauses = re.split(r";(?![^\[]*\])", method.header["values"])  # semicolons outside of brackets
     for key, text in [
         ("confidence", method.header["confidence"]),
@@ -125,61 +131,57 @@ def _check_tags(method: Method) -> None:
         brackets = _brackets(text)
         if not brackets or any(re.split(r"\W", bracket)[0] not in TAGS for bracket in brackets):
             raise UserError(
-                f"{method.path}: `{key}:` needs a source in brackets, which begins with one of {', '.join(TAGS)}; got {text!r}"
+                f"{method.path}: `{key}:` needs a source in brackets, which begins with one of "
+                f"{', '.join(TAGS)}; got {text!r}"
             )
 
 
 def _check_values(method: Method) -> None:
-    given = dict(_arguments(method.choices))
-    named: set[str] = set()
-    for name, said in _statements(method.header["values"]):
-        meant = [key for key in given if f".{key}".endswith(f".{name}")]
-        if not meant:
+    """Compare the header's `name = value` with the file."""
+    arguments = {
+        path: value for path, value in options(method.choices) if not isinstance(value, dict)
+    }
+    explained: set[str] = set()
+    # each statement of the header agrees with the file
+    for name, written in _statements(method.header["values"]):
+        matches = [key for key in arguments if f".{key}".endswith(f".{name}")]
+        if not matches:
             raise UserError(
-                f"{method.path}: `values:` says {name} = {said}, but the file sets no `{name}`"
+                f"{method.path}: `values:` says {name} = {written}, but the file sets no `{name}`"
             )
-        for key in meant:
-            if not _same(said, given[key]):
+        for key in matches:
+            if not _agrees(written, arguments[key]):
                 raise UserError(
-                    f"{method.path}: `values:` says {name} = {said}, but `{key}` is {word(given[key])}"
+                    f"{method.path}: `values:` says {name} = {written}, but `{key}` is "
+                    f"{word(arguments[key])}"
                 )
-        named.update(meant)
-    for key, value in given.items():
-        if is_number(value) and key not in named:
-            said = f"{key.rsplit('.', 1)[-1]} = {word(value)} [I]"
+        explained.update(matches)
+    # the header names each number of the file
+    for key, value in arguments.items():
+        if is_number(value) and key not in explained:
+            example = f"{key.rsplit('.', 1)[-1]} = {word(value)} [I]"
             raise UserError(
-                f"{method.path}: `values:` must say where `{key}` comes from, such as `{said}`"
+                f"{method.path}: `values:` must say where `{key}` comes from, such as `{example}`"
             )
 
 
 def _statements(values: str) -> Iterator[tuple[str, str]]:
-    """Yield what is said as `name = value` outside of brackets; `low = high = 0.2` says two things.
+    """Yield each `name = value` outside of brackets; `low = high = 0.2` states two.
 
     >>> list(_statements("low = high = 0.2 [C; verl: dual = 3]; no KL, k = 16 [I]"))
     [('low', '0.2'), ('high', '0.2'), ('k', '16')]
     """
     for clause in re.split("[;,]", re.sub(r"\[[^\]]*\]", "", values)):
-        *names, said = clause.split(" = ")
+        *names, value = clause.split(" = ")
         for name in names:
-            if name.split() and said.split():
-                yield name.split()[-1], said.split()[0]
+            if name.split() and value.split():
+                yield name.split()[-1], value.split()[0]
 
 
-def _arguments(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield each argument with its dotted path, without `class_path` and `init_args`."""
-    if isinstance(value, dict) and "class_path" in value:
-        yield from _arguments(value.get("init_args") or {}, path)
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _arguments(inner, (*path, str(key)))
-    else:
-        yield ".".join(path), value
-
-
-def _same(said: str, value: Any) -> bool:
+def _agrees(written: str, value: Any) -> bool:
     if not is_number(value):
-        return said == word(value)
+        return written == word(value)
     try:
-        return float(said) == value
+        return float(written) == value
     except ValueError:
         return False

@@ -1,4 +1,4 @@
-"""Reads a configuration file, and refuses in one line what YAML would let pass."""
+"""Reads a configuration file, and refuses mistakes that YAML accepts."""
 
 from __future__ import annotations
 
@@ -33,11 +33,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Return the options of a configuration file.
 
     Raises:
-        UserError: it is no UTF-8 text, too large, no valid YAML, no single mapping, or gives a key twice.
+        UserError: the file is no UTF-8 text, too large, no valid YAML, no mapping, or gives a key
+            twice.
     """
+    # parse
     if path.stat().st_size > LARGEST:
         raise UserError(
-            f"{path} has {path.stat().st_size:,} bytes, which no configuration has; is it another file?"
+            f"{path} has {path.stat().st_size:,} bytes, which no configuration has; is it another "
+            "file?"
         )
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
@@ -53,6 +56,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         tab = "; indent with spaces, not with tabs" if "'\\t'" in reason else ""
         raise UserError(f"{path} is no valid YAML: {reason[:300]}{tab}") from error
+    # check the content
     if not isinstance(content, dict):
         kind = "nothing" if content is None else type(content).__name__
         raise UserError(f"{path} must hold a mapping of options, got {kind}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lightning_mpo.recipes.tree import leaves
 from lightning_mpo.storage import read_checkpoint
 
 CLOCKS = ("throughput/", "time/", "memory/")
@@ -55,7 +55,7 @@ def compare_runs(whole: Path, other: Path) -> list[Comparison]:
 
 def compare(part: str, first: Any, second: Any) -> Comparison:
     """Compare two trees of tensors and plain values."""
-    mine, others = dict(leaves(first)), dict(leaves(second))
+    mine, others = _by_place(first), _by_place(second)
     for place in [*mine, *(place for place in others if place not in mine)]:
         one, other = mine.get(place, "nothing"), others.get(place, "nothing")
         if not _same(one, other):
@@ -63,16 +63,9 @@ def compare(part: str, first: Any, second: Any) -> Comparison:
     return Comparison(part, len(mine), None)
 
 
-def leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the place and value of each leaf of nested dicts and lists."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from leaves(value, f"{place}[{key}]")
-    elif isinstance(tree, list | tuple):
-        for i, value in enumerate(tree):
-            yield from leaves(value, f"{place}[{i}]")
-    else:
-        yield place, tree
+def _by_place(tree: Any) -> dict[str, Any]:
+    """Return the leaves of nested dicts and lists, such as `[0][state]`."""
+    return {"".join(f"[{key}]" for key in path): value for path, value in leaves(tree)}
 
 
 def _same(one: Any, other: Any) -> bool:
