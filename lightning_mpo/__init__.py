@@ -1,6 +1,9 @@
-"""lightning-mpo: RL post-training of language models; one action may be a token, a block of tokens or a whole response.
+"""lightning-mpo: RL post-training of language models.
 
-`from lightning_mpo import Objective, PolicyOptimization, RolloutLoop, TinyPolicy` imports the classes of a run. The package
+One action may be a token, a block of tokens or a whole response.
+
+`from lightning_mpo import Objective, PolicyOptimization, RolloutLoop, TinyPolicy` imports the
+classes of a run. The package
 itself imports nothing heavy: each name is loaded at its first use.
 """
 
@@ -115,7 +118,9 @@ _NAMES = {
         "ActionSpace BlockActions ExplicitWeights FutureShare GeometricDecay SegmentActions "
         "SequenceActions TokenActions"
     ),
-    "objective.advantages": "Advantage GeneralizedAdvantage GroupRelative LeaveOneOut PrefixTree ReturnToGo",
+    "objective.advantages": (
+        "Advantage GeneralizedAdvantage GroupRelative LeaveOneOut PrefixTree ReturnToGo"
+    ),
     "callbacks": (
         "ExactResume Export KLTracking Predictions Preemption ReferenceUpdate "
         "Report RolloutLoop RolloutProgressBar Samples Throughput Watchdog"
@@ -139,7 +144,8 @@ _NAMES = {
     "objective.selection": "AllTokens HighEntropyTokens SampledTokens Selection",
     "objective.supports": "FullVocabulary MinP Nucleus Support TopK",
     "objective.surrogates": (
-        "AsymmetricRatio BoundedTokens ClippedRatio ClippedWeight DivergenceMask PolicyGradient Surrogate"
+        "AsymmetricRatio BoundedTokens ClippedRatio ClippedWeight DivergenceMask PolicyGradient "
+        "Surrogate"
     ),
     "objective.terms": "EntropyBonus HeadUpkeep WeightPenalty",
     "types": "PromptRow",

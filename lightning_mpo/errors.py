@@ -8,29 +8,36 @@ from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """What is wrong, where, and what to write instead. The command line prints it without a traceback."""
+    """A mistake of the user: what is wrong, where, and what to write instead.
+
+    The command line prints the message without a traceback.
+    """
 
     everywhere: bool = False
-    """All processes of a run raise it at the same place, and the first one alone prints it."""
+    """All processes of a run raise it at the same place, and only the first one prints it."""
     launcher: int | None = None
-    """Process that started this one and ends first: Lightning kills it, unread, where another one is gone before."""
+    """Id of the process that started this one. This process waits for its end, as it would
+    otherwise be killed before the other one has printed."""
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """Return the `UserError` behind an exception: itself, its cause or its context; None: there is none."""
+    """Return the `UserError` behind an exception: itself, its cause or its context."""
     if error is None or isinstance(error, UserError):
         return error
     return user_error(error.__cause__) or user_error(error.__context__)
 
 
-def plainly(call: Callable[[], int]) -> int:
-    """Call a verb that reads no configuration; a mistake of the user's prints one line and returns 2.
+def exit_code_of(verb: Callable[[], int]) -> int:
+    """Call a verb that reads no configuration.
 
     Args:
-        call: the verb, which returns its exit code.
+        verb: returns its exit code.
+
+    Returns:
+        The exit code; 2 after a mistake of the user, for which one line is printed.
     """
     try:
-        return call()
+        return verb()
     except UserError as error:
         line = str(error)
     except argparse.ArgumentError as error:
@@ -39,5 +46,10 @@ def plainly(call: Callable[[], int]) -> int:
         if not error.filename:
             raise
         line = f"{str(error.filename)!r} cannot be used: {error.strerror}"
-    print(f"lightning-mpo: {line}", file=sys.stderr)
+    return print_mistake(line)
+
+
+def print_mistake(message: str) -> int:
+    """Print a mistake of the user; return the exit code for it."""
+    print(f"lightning-mpo: {message}", file=sys.stderr)
     return 2

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_mpo.errors import UserError, plainly
+from lightning_mpo.errors import UserError, exit_code_of
 from lightning_mpo.recipes import SUFFIXES, find, includes_of, name_of, read, shipped, warmup_of
 from lightning_mpo.recipes.headers import FIELDS
 
@@ -32,21 +32,28 @@ FOLDERS = {
     "hardware": "processes, precision, memory",
     "report": "evaluation before and after",
 }
-"""Content of each folder, in the order of the list."""
+"""Description of each folder, in the order of the list."""
 ACTIONS = ("copy", "show")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run `lightning-mpo configs`; return the exit code."""
-    return plainly(lambda: print(answer(arguments), end="") or 0)
+
+    def verb() -> int:
+        print(answer(arguments), end="")
+        return 0
+
+    return exit_code_of(verb)
 
 
 def answer(arguments: Sequence[str]) -> str:
     """Return the output of `lightning-mpo configs`; `copy` also writes files.
 
     Raises:
-        UserError: the arguments are not as in `HELP`, there is no such recipe, or a file exists or cannot be written.
+        UserError: the arguments are not as in `HELP`, there is no such recipe, or a file exists or
+            cannot be written.
     """
+    # the action
     if not arguments:
         return listing()
     action, *rest = arguments
@@ -56,16 +63,17 @@ def answer(arguments: Sequence[str]) -> str:
         known = [key for key in shipped() if action in (key, key.partition("/")[2])]
         hint = f"; `lightning-mpo configs show {action}` prints the recipe" if known else ""
         raise UserError(
-            f"`configs` does not take {action!r}{hint or '; it takes copy NAME [DEST] and show NAME'}"
+            f"`configs` does not take {action!r}"
+            f"{hint or '; it takes copy NAME [DEST] and show NAME'}"
         )
+    # its arguments
     options = [word for word in rest if word.startswith("-")]
     if options:
         raise UserError(f"`configs {action}` has no option {options[0]!r}")
     if not 1 <= len(rest) <= (2 if action == "copy" else 1):
-        wanted = "NAME [DEST]" if action == "copy" else "NAME"
-        raise UserError(
-            f"`configs {action}` takes {wanted}: lightning-mpo configs {action} {wanted}"
-        )
+        usage = "NAME [DEST]" if action == "copy" else "NAME"
+        raise UserError(f"`configs {action}` takes {usage}: lightning-mpo configs {action} {usage}")
+    # print or copy
     path = _recipe(rest[0])
     if action == "show":
         return path.read_text(encoding="utf-8")
@@ -79,6 +87,7 @@ def answer(arguments: Sequence[str]) -> str:
 
 def listing() -> str:
     """Return the list of recipes by folder, each with the first sentence of its header."""
+    # the recipes of each folder
     by_folder: dict[str, list[tuple[str, str]]] = {}
     for key, path in shipped().items():
         folder, _, name = key.partition("/")
@@ -86,6 +95,7 @@ def listing() -> str:
             (name, first_sentence(path.read_text(encoding="utf-8")))
         )
     width = max(len(name) for recipes in by_folder.values() for name, _ in recipes)
+    # known folders first, in their order
     lines: list[str] = []
     for folder in [
         *(known for known in FOLDERS if known in by_folder),
@@ -94,11 +104,11 @@ def listing() -> str:
         lines.append(f"{folder}: {FOLDERS[folder]}" if folder in FOLDERS else folder)
         lines += [_cut(f"  {name:{width}}  {first}") for name, first in by_folder[folder]]
         lines.append("")
-    lines.append("run one:       lightning-mpo fit -c quickstart")
-    lines.append(
-        "combine some:  lightning-mpo fit -c quickstart -c gspo     (later files win, key by key)"
-    )
-    lines.append("change one:    lightning-mpo configs copy quickstart")
+    lines += [
+        "run one:       lightning-mpo fit -c quickstart",
+        "combine some:  lightning-mpo fit -c quickstart -c gspo     (later files win, key by key)",
+        "change one:    lightning-mpo configs copy quickstart",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -106,8 +116,8 @@ def first_sentence(text: str) -> str:
     """Return the first sentence of a file's header.
 
     Example:
-        >>> first_sentence("# Dr. GRPO: no division by the deviation. Another sentence.\\n# paper: none\\nmodel: {}")
-        'Dr. GRPO: no division by the deviation.'
+        >>> first_sentence("# Dr. GRPO: no deviation. More.\\n# paper: none\\nmodel: {}")
+        'Dr. GRPO: no deviation.'
     """
     header: list[str] = []
     for line in text.splitlines():
@@ -127,7 +137,7 @@ def _cut(line: str) -> str:
 
 
 def _recipe(name: str) -> Path:
-    """Return the path of a recipe, whether or not the working folder has a file of that name."""
+    """Return the path of a recipe; a file of that name in the working folder does not count."""
     known = shipped()
     matches = [key for key in known if name in (key, key.partition("/")[2])]
     if len(matches) == 1:
@@ -141,9 +151,10 @@ def _recipe(name: str) -> Path:
 
 
 def _copy_all(path: Path, destination: Path) -> str:
-    """Write a recipe and its includes into a folder, each below the folder that it has here."""
-    needed = _needed(path)
-    targets = {source: destination / source.parent.name / source.name for source in needed}
+    """Write a recipe and its includes into a folder, with the subfolders that they have here."""
+    targets = {
+        source: destination / source.parent.name / source.name for source in _with_needed(path)
+    }
     target = targets[path]
     if destination.exists() and not destination.is_dir():
         raise UserError(
@@ -151,6 +162,7 @@ def _copy_all(path: Path, destination: Path) -> str:
         )
     if target.exists() and target.read_bytes() != path.read_bytes():
         raise UserError(f"{target} exists and differs from the recipe; give another folder")
+    # write the files that are missing
     lines: list[str] = []
     for source, copy in targets.items():
         if copy.exists():
@@ -164,32 +176,33 @@ def _copy_all(path: Path, destination: Path) -> str:
     return "\n".join([*lines, _how(path, target)]) + "\n"
 
 
-def _needed(path: Path) -> list[Path]:
-    """Return a recipe, all that it includes and its warm-up stages, each once."""
-    needed: list[Path] = []
+def _with_needed(path: Path) -> list[Path]:
+    """Return a recipe, all files that it includes and its warm-up stages, each once."""
+    paths: list[Path] = []
     waiting = [path]
     while waiting:
         source = waiting.pop(0)
-        if source in needed:
+        if source in paths:
             continue
-        needed.append(source)
+        paths.append(source)
         stage = warmup_of(source)
         waiting += [*includes_of(source), *([stage] if stage is not None else [])]
-    return needed
+    return paths
 
 
 def _copy_one(path: Path, target: Path) -> str:
     """Write a recipe as one file, which includes the others by their names."""
     if target.exists():
         raise UserError(f"{target} exists; give another file")
-    text = path.read_text(encoding="utf-8")
+    # the names by which the file refers to other recipes, and the names of these
     content = read(path)
     entries = content.get("include") or []
     entries = [entries] if isinstance(entries, str) else entries
     pairs = [(word, name_of(other)) for word, other in zip(entries, includes_of(path), strict=True)]
     stage = warmup_of(path)
     pairs += [(content["warmup"], name_of(stage))] if stage is not None else []
-    lines = text.splitlines()
+    # replace them, except in comments
+    lines = path.read_text(encoding="utf-8").splitlines()
     for word, name in pairs:
         pattern = rf"(^|[\s\[,:-]){re.escape(word)}(?=[\s\],]|$)"
         lines = [
@@ -203,9 +216,7 @@ def _copy_one(path: Path, target: Path) -> str:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open(
-            "x", encoding="utf-8"
-        ) as file:  # "x": never over a file that appeared meanwhile
+        with path.open("x", encoding="utf-8") as file:  # "x": an existing file is never replaced
             file.write(text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {os.strerror(error.errno or 0)}") from error

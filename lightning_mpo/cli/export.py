@@ -17,6 +17,7 @@ from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, part_of
 from lightning_mpo.export.origin import read_summary
+from lightning_mpo.export.verify import Check
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.recipes import find
 from lightning_mpo.seeding import Stream, generator_of
@@ -28,7 +29,7 @@ COMPARED = 8
 
 
 class Reader(CLI):
-    """Builds module and data of a configuration, and no trainer: other devices than those of the run are at hand."""
+    """Builds module and data of a configuration, but no trainer: devices may be missing here."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -44,31 +45,51 @@ class Reader(CLI):
         return
 
     @property
-    def whole(self) -> dict[str, Any]:
-        """The configuration as plain values."""
+    def configuration(self) -> dict[str, Any]:
+        """The complete configuration as plain values."""
         return yaml.safe_load(
             self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
         )
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `lightning-mpo export`; return the exit code: 1 if what was written is not the policy, 2 after a mistake."""
+    """Run `lightning-mpo export`.
+
+    Returns:
+        The exit code: 1 if the written folder differs from the policy, 2 after a mistake.
+    """
+    outcome: list[int] = []
+
+    def action() -> None:
+        options, rest = _parser().parse_known_args(arguments)
+        missing = [f"--{name}" for name in ("checkpoint", "to") if getattr(options, name) is None]
+        if missing:
+            raise UserError(
+                f"`export` needs {' and '.join(missing)}: "
+                "lightning-mpo export -c CONFIG --checkpoint FILE --to FOLDER"
+            )
+        outcome.append(_export(options, rest))
+
+    return guarded(action) or outcome[0]
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lightning-mpo export",
-        description="Write a checkpoint's policy as a Hugging Face folder, load it again as a user would, and compare "
-        "log-probs and greedy texts.",
-        epilog="Options of the configuration go on the command line as for the other verbs: --model.temperature 0.7, say.",
+        description="Write a checkpoint's policy as a Hugging Face folder, load it again as a user "
+        "would, and compare log-probs and greedy texts.",
+        epilog="Options of the configuration go on the command line as for the other verbs, such "
+        "as "
+        "--model.temperature 0.7.",
         exit_on_error=False,
         allow_abbrev=False,
     )
+    # the run
     parser.add_argument(
         "--checkpoint",
         type=Path,
         metavar="FILE",
         help="a Lightning checkpoint, a file or a folder, such as runs/…/last.ckpt",
-    )
-    parser.add_argument(
-        "--to", type=Path, metavar="FOLDER", help="what is written; it must be empty or new"
     )
     parser.add_argument(
         "-c",
@@ -77,10 +98,16 @@ def main(arguments: Sequence[str]) -> int:
         metavar="FILE",
         help="of the run: config.yaml in its folder. It is code: read it first",
     )
+    # the folder to write
+    parser.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="the folder to write; it must be empty or new"
+    )
     parser.add_argument(
         "--form",
         choices=("adapter", "merged", "full"),
-        help="adapter: for peft; merged: added to the unquantised base; full: all weights. Default: adapter with LoRA, else full",
+        help="adapter: for peft; merged: added to the unquantised base; full: all weights. "
+        "Default: "
+        "adapter with LoRA, else full",
     )
     parser.add_argument(
         "--dtype",
@@ -89,24 +116,14 @@ def main(arguments: Sequence[str]) -> int:
         help="of merged weights (default: bfloat16)",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace what an earlier export wrote"
+        "--overwrite", action="store_true", help="replace the files of an earlier export"
     )
-
-    outcome: list[int] = []
-
-    def action() -> None:
-        options, rest = parser.parse_known_args(arguments)
-        missing = [f"--{name}" for name in ("checkpoint", "to") if getattr(options, name) is None]
-        if missing:
-            raise UserError(
-                f"`export` needs {' and '.join(missing)}: lightning-mpo export -c CONFIG --checkpoint FILE --to FOLDER"
-            )
-        outcome.append(_export(options, rest))
-
-    return guarded(action) or outcome[0]
+    return parser
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> int:
+    """Export a policy and compare it with the written folder; return the exit code."""
+    # module and data of the configuration, with the weights of the checkpoint
     stored = read_checkpoint(options.checkpoint, "`--checkpoint`", part="outline")
     configs = options.config or _no_config(options.checkpoint)
     arguments = ["predict", *(part for path in configs for part in ("-c", path)), *rest]
@@ -117,12 +134,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
     policy.checkpoint, policy.critic = str(options.checkpoint), None
     form: Any = options.form or ("full" if policy.lora is None else "adapter")
     check_form(policy, form)
-    rollout = cli.config_init[cli.subcommand].get("rollout")
-    sampling = Sampling(
-        temperature=getattr(cli.model, "temperature", 1.0),
-        max_new_tokens=rollout.max_new_tokens if rollout else 256,
-        support=getattr(getattr(cli.model, "objective", None), "support", None),
-    )
+    # refuse a wrong folder before the model is loaded
     try:
         policy.check()
         prompts, data = _prompts(policy, cli.datamodule)
@@ -130,8 +142,9 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
         policy.build(device=torch.device("cpu"), reference=False)
     except UserError as error:
         raise UserError(str(error).replace("`policy.checkpoint`", "`--checkpoint`")) from error
+    # write, load again and compare
     origin = Origin(
-        cli.whole,
+        cli.configuration,
         stored.get("global_step"),
         _rollouts(stored),
         read_summary(find(configs[-1]).parent),
@@ -142,18 +155,34 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
         form,
         prompts,
         dtype=options.dtype,
-        sampling=sampling,
+        sampling=_sampling(cli),
         origin=origin,
         data=data,
     )
-    folder = part_of(options.to) if check.problems else options.to
+    return _report(check, notes, form, options.to)
+
+
+def _sampling(cli: Reader) -> Sampling:
+    """Return the sampling options of the run."""
+    rollout = cli.config_init[cli.subcommand].get("rollout")
+    return Sampling(
+        temperature=getattr(cli.model, "temperature", 1.0),
+        max_new_tokens=rollout.max_new_tokens if rollout else 256,
+        support=getattr(getattr(cli.model, "objective", None), "support", None),
+    )
+
+
+def _report(check: Check, notes: Sequence[str], form: str, to: Path) -> int:
+    """Print the result of an export; return the exit code."""
+    folder = part_of(to) if check.problems else to
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"written    {form} form, {size / 2**20:.1f} MB, into {folder}")
     for note in notes:
         print(f"warning    {note}")
     if check.problems:
         print(
-            f"lightning-mpo: the export in {folder} differs from the policy: {check.problems[0]}; {options.to} is unchanged",
+            f"lightning-mpo: the export in {folder} differs from the policy: {check.problems[0]}; "
+            f"{to} is unchanged",
             file=sys.stderr,
         )
         return 1
@@ -162,7 +191,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _no_config(checkpoint: Path) -> list[str]:
-    """Ask for the configuration, which is code: one that lies beside a checkpoint may be anybody's."""
+    """Ask for the configuration: it is code, and a file beside a checkpoint may be anybody's."""
     beside = [
         folder / "config.yaml"
         for folder in checkpoint.parents[:2]
@@ -175,7 +204,7 @@ def _no_config(checkpoint: Path) -> list[str]:
 
 
 def _rollouts(stored: dict[str, Any]) -> int | None:
-    """Return how many rollouts a checkpoint has seen."""
+    """Return the number of rollouts before a checkpoint; None: it is not known."""
     for name, state in stored.get("callbacks", {}).items():
         if name.startswith("RolloutLoop") and isinstance(state, dict) and state.get("ranks"):
             return state["ranks"][0].get("counter")
@@ -183,7 +212,7 @@ def _rollouts(stored: dict[str, Any]) -> int | None:
 
 
 def _prompts(policy: CausalPolicy, data: Any) -> tuple[PromptBatch, PromptDataModule | None]:
-    """Return prompts of the run's validation data; where these are not at hand, random tokens."""
+    """Return prompts of the run's validation data; if these cannot be read, random tokens."""
     try:
         if not isinstance(data, PromptDataModule):
             raise UserError("the configuration names no data")

@@ -10,10 +10,13 @@ from lightning_mpo.cli.parser import CLI, OPTIONS
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a verb of the trainer; return the exit code, 2 after a mistake.
+    """Run a verb of the trainer.
 
     Args:
         arguments: the verb and its options, such as `["fit", "-c", "quickstart"]`.
+
+    Returns:
+        The exit code: 0, or 2 after a mistake of the user.
     """
     options = {
         "args": list(arguments),

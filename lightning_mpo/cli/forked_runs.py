@@ -13,21 +13,21 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.resume.kills import Kill
 
 EVENTS = "events.json"
-"""Written by the undisturbed run: how many events of each kind it had."""
+"""File of the undisturbed run: its number of events of each kind."""
 
 
 class Runs:
     """Runs of a configuration, each a fork of one process that has imported everything.
 
     Args:
-        arguments: of the command line, for `fit`.
-        updates: updates of a run.
+        arguments: of the command line, without a verb.
+        updates: number of updates of a run.
     """
 
     def __init__(self, arguments: list[str], updates: int) -> None:
         self.arguments, self.updates = arguments, updates
         self.seconds = 0.0
-        """Duration of the undisturbed run."""
+        """Duration of the first run, which is the undisturbed one."""
         self._server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Runs:
@@ -42,7 +42,7 @@ class Runs:
         self._server.communicate()
 
     def run(self, name: str, folder: Path, kill: Kill | None = None, quiet: bool = False) -> bool:
-        """Run once, with the output in a file; return whether it was killed.
+        """Run once, with the output in a file; return whether the run was killed.
 
         Args:
             name: of the run, for its log and messages.
@@ -53,18 +53,20 @@ class Runs:
         Raises:
             UserError: the run failed.
         """
+        # a kill at a time is left to the parent process, a kill at an event to the run
         folder.mkdir(exist_ok=True)
         log = Path(f"{folder}-{name}.log")
-        timed = kill is not None and kill.phase == "time"
-        event = "none" if kill is None or timed else str(kill)
-        status, seconds = self._ask(
+        is_timed = kill is not None and kill.phase == "time"
+        event = "none" if kill is None or is_timed else str(kill)
+        status, seconds = self._submit(
             {
                 "arguments": [str(folder), event, str(self.updates), *self.arguments],
                 "log": str(log),
-                "seconds": kill.at if kill is not None and timed else None,
+                "seconds": kill.at if kill is not None and is_timed else None,
             }
         )
-        if status == 2:  # the run has printed its mistake in one line
+        # a mistake of the user: the run has printed it in one line
+        if status == 2:
             raise UserError(
                 log.read_text().strip().rsplit("lightning-mpo: ", 1)[-1].splitlines()[0]
             )
@@ -73,13 +75,11 @@ class Runs:
             raise UserError(
                 f"the {name} run failed with exit code {status}; its output is in {log}"
             )
+        # report
         self.seconds = self.seconds or seconds
         if not quiet:
-            print(
-                f"{name:11s}  {self.updates} updates, {seconds:.0f} s"
-                + (f", {kill}" if kill else ""),
-                flush=True,
-            )
+            at = f", {kill}" if kill else ""
+            print(f"{name:11s}  {self.updates} updates, {seconds:.0f} s{at}", flush=True)
         return killed
 
     def events(self, folder: Path) -> dict[str, int]:
@@ -87,7 +87,8 @@ class Runs:
         counts: dict[str, int] = json.loads((folder / EVENTS).read_text())
         return counts
 
-    def _ask(self, job: dict[str, Any]) -> tuple[int, float]:
+    def _submit(self, job: dict[str, Any]) -> tuple[int, float]:
+        """Have the parent process fork a run; return its exit status and its seconds."""
         server = self._server
         assert server is not None
         assert server.stdin is not None

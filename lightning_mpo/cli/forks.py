@@ -1,4 +1,8 @@
-"""The process that runs of `verify-resume` are forked from: `python -m lightning_mpo.cli.forks`."""
+"""The process that runs of `verify-resume` are forked from.
+
+python -m lightning_mpo.cli.forks                             # serves jobs from the standard input
+python -m lightning_mpo.cli.forks FOLDER KILL UPDATES -c ...  # one run, in a process of a strategy
+"""
 
 from __future__ import annotations
 
@@ -27,20 +31,26 @@ LEFT_OUT = ("RolloutProgressBar", "TQDMProgressBar", "RichProgressBar")
 
 
 def serve() -> int:
-    """Fork a run for each line of the standard input; write its exit status, negative for a signal, and its seconds."""
+    """Fork a run for each job, a line of JSON on the standard input.
+
+    For each job, the exit status of its run (negative for a signal) and its seconds are printed.
+    """
     for line in sys.stdin:
+        # fork the run
         job, started = json.loads(line), time.perf_counter()
-        run = os.fork()
-        if not run:
-            os._exit(_forked(job))
+        child = os.fork()
+        if not child:
+            os._exit(_run_job(job))
+        # kill it after some seconds, if the job says so
         timer = (
-            threading.Timer(job["seconds"], os.kill, (run, signal.SIGKILL))
+            threading.Timer(job["seconds"], os.kill, (child, signal.SIGKILL))
             if job["seconds"] is not None
             else None
         )
         if timer is not None:
             timer.start()
-        status = os.waitstatus_to_exitcode(os.waitpid(run, 0)[1])
+        # wait for its end
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if timer is not None:
             timer.cancel()
             timer.join()
@@ -48,13 +58,13 @@ def serve() -> int:
     return 0
 
 
-def _forked(job: dict[str, Any]) -> int:
-    """Run with the output in a file."""
+def _run_job(job: dict[str, Any]) -> int:
+    """Run with the output in a file; return the exit code."""
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.argv[1:] = job["arguments"]  # also of the processes that a strategy starts
+    sys.argv[1:] = job["arguments"]  # a strategy starts its processes with these, too
     try:
         status = _run()
     except BaseException:
@@ -66,6 +76,7 @@ def _forked(job: dict[str, Any]) -> int:
 
 
 def _run() -> int:
+    """Run as the arguments of this process say; return the exit code."""
     folder, kill, updates, *arguments = sys.argv[1:]
     return guarded(lambda: _fit(Path(folder), kill, int(updates), arguments))
 
@@ -74,11 +85,12 @@ class VerifyCLI(CLI):
     """Sends all output of a run to a folder.
 
     Args:
-        folder: of the run.
-        updates: of the run.
+        folder: folder of the run.
+        updates: number of updates of the run.
+        options: as for `LightningCLI`.
     """
 
-    fits = True
+    trains = True
 
     def __init__(self, folder: Path, updates: int, **options: Any) -> None:
         self.folder, self.updates = folder, updates
@@ -87,28 +99,45 @@ class VerifyCLI(CLI):
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
         trainer = self.config["trainer"]
+        # metrics go to the folder
         trainer["default_root_dir"] = str(self.folder)
-        place = Namespace(save_dir=str(self.folder), name="", version="")
+        logger_options = Namespace(save_dir=str(self.folder), name="", version="")
         trainer["logger"] = [
-            Namespace(class_path="lightning_mpo.resume.metrics_csv.MetricsCSV", init_args=place)
+            Namespace(
+                class_path="lightning_mpo.resume.metrics_csv.MetricsCSV", init_args=logger_options
+            )
         ]
+        # checkpoints of the configuration go beside the one of the verification
         callbacks = [
-            c
-            for c in trainer["callbacks"] or []
-            if c["class_path"].rsplit(".", 1)[-1] not in LEFT_OUT
+            callback
+            for callback in trainer["callbacks"] or []
+            if _short_name(callback) not in LEFT_OUT
         ]
         for i, callback in enumerate(callbacks):
-            # apart from that of the verification
-            if callback["class_path"].rsplit(".", 1)[-1] == "ModelCheckpoint":
+            if _short_name(callback) == "ModelCheckpoint":
                 callback["init_args"]["dirpath"] = str(self.folder / f"checkpoints-{i}")
         trainer["callbacks"] = callbacks
+        # no output to a terminal, and few validations
         trainer["enable_progress_bar"] = trainer["enable_model_summary"] = False
         if trainer["limit_val_batches"] != 0:
             trainer["limit_val_batches"], trainer["check_val_every_n_epoch"] = 1, None
             trainer["val_check_interval"] = max(1, self.updates // 3)
 
 
+def _short_name(callback: Any) -> str:
+    return str(callback["class_path"]).rsplit(".", 1)[-1]
+
+
 def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
+    """Fit once, from the last checkpoint of the folder if there is one.
+
+    Args:
+        folder: of the run.
+        kill: `PHASE:N`, the event to kill at, or "none".
+        updates: of the run.
+        arguments: of the command line, without a verb.
+    """
+    # a checkpoint after each update
     save = ModelCheckpoint(
         folder / "checkpoints",
         save_last=True,
@@ -117,20 +146,19 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
         enable_version_counter=False,
     )
     last = folder / "checkpoints" / "last.ckpt"
-    fresh = not locate(last).exists()
-    die = KillAt.from_text(kill) if kill != "none" else CountEvents(folder / EVENTS)
-    needed = [PromptOrder(), ExactResume(), die, save]
-    made = VerifyCLI(
+    is_new = not locate(last).exists()
+    # kill the run, or count its events
+    events = KillAt.from_text(kill) if kill != "none" else CountEvents(folder / EVENTS)
+    callbacks = [PromptOrder(), ExactResume(), events, save]
+    cli = VerifyCLI(
         folder,
         updates,
         **OPTIONS
-        | {"trainer_defaults": {"callbacks": needed}, "save_config_callback": None, "run": False}
+        | {"trainer_defaults": {"callbacks": callbacks}, "save_config_callback": None, "run": False}
         | {"args": [*arguments, "--trainer.max_steps", str(updates)]},
     )
-    made.trainer.fit(made.model, datamodule=made.datamodule, ckpt_path=None if fresh else str(last))
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=None if is_new else str(last))
 
 
 if __name__ == "__main__":
-    sys.exit(
-        _run() if sys.argv[1:] else serve()
-    )  # a strategy starts its processes with the arguments of a run
+    sys.exit(_run() if sys.argv[1:] else serve())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import lightning_mpo
 from lightning_mpo.cli.verbs import TRAINER_VERBS, VERBS
+from lightning_mpo.errors import print_mistake
 
 HELP = """\
 usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key value ...]
@@ -19,94 +20,90 @@ usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key va
        lightning-mpo methods [--configs DIR] [--page FILE]
        lightning-mpo plan -c NAME [--gpu-gib GIB] [--check]
 
-RL post-training of language models; one action may be a token, a block of tokens or a whole response.
+RL post-training of language models. One action may be a token, a block of tokens or a whole
+response.
 
-  fit        train
-  validate   sample held-out prompts and report pass@1
-  test       the same under the name `test`
-  predict    sample completions
-  configs    list the recipes of the package; print one, or copy one to change it
-  export     write a checkpoint's policy as a Hugging Face folder, load it again and compare
-  methods    print the algorithms as a table: choices, papers, values and their sources
-  plan       predict the peak memory of a run by part and whether it fits a GPU; measure two rollouts
+  fit            train
+  validate       sample held-out prompts and report pass@1
+  test           do the same under the name `test`
+  predict        sample completions and write them to a file
+  configs        list the recipes of the package, print one, or copy one to change it
+  export         write a checkpoint's policy as a Hugging Face folder, load it again and compare
+  verify-resume  kill a run, resume it, and compare it bit for bit with an undisturbed run
+  methods        print the algorithms as a table: choices, papers, values and their sources
+  plan           predict the peak memory of a run, and whether it fits a GPU
 
-  verify-resume
-             kill a run of the configuration, resume it, and compare it bit for bit with an undisturbed one
-
-  -c NAME           a recipe, or a YAML file; later ones win, key by key, and an option wins over the files in front
-                    of it. A file names classes to build, so it is code: run only files that you have read. Exported
-                    folders are data.
+  -c NAME           a recipe or a YAML file. Later files win over earlier ones, key by key, and an
+                    option wins over the files in front of it. A file names classes that are built,
+                    so it is code: run only files that you have read. Exported folders are data.
   --print_config    show the resulting configuration and stop
-  --help            after a verb: every option
+  --help            after a verb: list its options
 
 examples:
   lightning-mpo fit -c quickstart
   lightning-mpo fit -c quickstart -c gspo
   lightning-mpo fit -c smollm2_svamp --trainer.max_steps 80
 """
-
-PROCESS = (
-    *(
-        "RANK",
-        "LOCAL_RANK",
-        "NODE_RANK",
-        "GROUP_RANK",
-        "WORLD_SIZE",
-        "LOCAL_WORLD_SIZE",
-        "JSM_NAMESPACE_RANK",
-    ),
-    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS"),
+LAUNCHER_VARIABLES = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("JSM_NAMESPACE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS"),
 )
-"""Variables of the environment that launchers set, all of them whole numbers."""
-
-
-OF_CONFIGURATIONS = (
+"""Environment variables of launchers. Each holds a whole number."""
+CONFIGURATION_OPTIONS = (
     *("-c", "--config", "--model.", "--data.", "--trainer"),
     *("--ckpt_path", "--include", "--print_config"),
 )
-"""How options of a configuration begin."""
+"""Beginnings of options that belong to a configuration."""
 
 
 def main(arguments: Sequence[object] | None = None) -> int:
-    """Do as `run`; Ctrl-C ends in one line."""
+    """Run a command line as `run` does; after Ctrl-C, one line is printed.
+
+    Args:
+        arguments: such as `["fit", "-c", "quickstart"]`; None: those of the process.
+    """
     try:
         return run(arguments)
-    except KeyboardInterrupt:  # a fit that has begun says more, and exits by itself
+    except KeyboardInterrupt:  # a fit that has begun handles it before
         print("lightning-mpo: stopped by Ctrl-C", file=sys.stderr)
         return 130
 
 
 def run(arguments: Sequence[object] | None = None) -> int:
-    """Run a command line; a mistake of the user's prints one line and returns 2.
+    """Run a command line.
 
     Args:
         arguments: such as `["fit", "-c", "quickstart"]`; None: those of the process.
 
     Returns:
-        the exit code.
+        The exit code: 2 after a mistake of the user, for which one line is printed.
     """
     words = sys.argv[1:] if arguments is None else [str(word) for word in arguments]
-    import_from_here()
-    # what needs no import
+    make_working_folder_importable()
+    # answers that need no import
     if not words or words[0] in ("-h", "--help"):
         print(HELP)
         return 0
     if words[0] == "--version":
         print(f"lightning-mpo {lightning_mpo.__version__}")
         return 0
-    wrong = next((name for name in PROCESS if not os.environ.get(name, "0").isdecimal()), None)
-    if wrong is not None:  # the import of Lightning would end in a traceback
-        return _fail(
-            f"the environment variable {wrong} is {os.environ[wrong]!r}, which is no number of a process: "
-            "unset it, or start the run with a launcher, such as torchrun or srun, which sets it"
+    # variables on which the import of Lightning would end in a traceback
+    invalid = next(
+        (name for name in LAUNCHER_VARIABLES if not os.environ.get(name, "0").isdecimal()), None
+    )
+    if invalid is not None:
+        return print_mistake(
+            f"the environment variable {invalid} is {os.environ[invalid]!r}, which is no number "
+            "of a "
+            "process: unset it, or start the run with a launcher, such as torchrun or srun, which "
+            "sets it"
         )
     if words[0] not in VERBS:
-        from lightning_mpo.cli.messages import suggest
+        from lightning_mpo.cli.suggestions import suggest
 
-        return _fail(
-            f"no verb {words[0]!r}{suggest(words[0], VERBS) or '; there are ' + ', '.join(VERBS)}"
-        )
-    # each verb is imported when it is called, as torch and Lightning take seconds
+        hint = suggest(words[0], VERBS) or f"; there are {', '.join(VERBS)}"
+        return print_mistake(f"no verb {words[0]!r}{hint}")
+    # a verb is imported when it is called, as torch and Lightning take seconds
     if words[0] == "predict" and takes_model_folder(words[1:]):
         from lightning_mpo.cli import predict
 
@@ -120,23 +117,19 @@ def run(arguments: Sequence[object] | None = None) -> int:
 
 
 def takes_model_folder(arguments: Sequence[str]) -> bool:
-    """Return whether `predict` has no option of a configuration, and so wants `--model FOLDER`."""
-    return not any(argument.startswith(OF_CONFIGURATIONS) for argument in arguments)
+    """Return whether `predict` has no option of a configuration, so that it needs `--model`."""
+    return not any(argument.startswith(CONFIGURATION_OPTIONS) for argument in arguments)
 
 
-def import_from_here() -> None:
-    """Make modules of the working folder importable, as `python -m` does, for rewards given by import path.
+def make_working_folder_importable() -> None:
+    """Make modules of the working folder importable, as `python -m` does.
 
-    An empty entry is not enough: a file is parsed in its folder.
+    Rewards are given by import path. An empty entry of `sys.path` is not enough, as a file is
+    parsed in its own folder.
     """
     try:
         here = os.getcwd()
-    except OSError:  # the folder is gone
+    except OSError:  # the folder was deleted
         return
     if not sys.flags.safe_path and here not in sys.path:
         sys.path.insert(0, here)
-
-
-def _fail(message: str) -> int:
-    print(f"lightning-mpo: {message}", file=sys.stderr)
-    return 2

@@ -1,4 +1,4 @@
-"""`lightning-mpo methods`: the table of methods, one row per algorithm file, made from the files and their headers."""
+"""`lightning-mpo methods`: a table of the algorithm files, made from their choices and headers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mpo import recipes
-from lightning_mpo.errors import UserError, plainly
+from lightning_mpo.errors import UserError, exit_code_of
 from lightning_mpo.recipes.headers import FIELDS, TAGS, Method, is_number, read, tags, word
 
 FOLDER = recipes.FOLDER / "algorithm"
@@ -23,9 +23,9 @@ COLUMNS = (
     "confidence in the equations",
 )
 NEARLY_ALL = 0.8
-"""A choice of at least this share of files stands once, under the table, instead of in each row."""
+"""Share of files. A choice of at least that many stands once under the table, not in each row."""
 MANY = 5
-"""Least number of files for that."""
+"""Least number of files for which common choices stand under the table."""
 
 
 def read_folder(folder: Path) -> list[Method]:
@@ -45,11 +45,11 @@ def read_folder(folder: Path) -> list[Method]:
 
 
 def table(methods: Sequence[Method], page: Path | None = None) -> str:
-    """Return the methods as a Markdown table, with a note below on common choices and the meaning of tags.
+    """Return the methods as a Markdown table; a note below explains common choices and tags.
 
     Args:
         methods: the rows.
-        page: the file for the table; links are relative to it. None: relative to the root of the repository.
+        page: the file for the table; links are relative to it. None: to the root of the repository.
     """
     rows = [COLUMNS, ("---",) * len(COLUMNS), *_rows(methods, page)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -57,12 +57,14 @@ def table(methods: Sequence[Method], page: Path | None = None) -> str:
 
 
 def _rows(methods: Sequence[Method], page: Path | None = None) -> Iterator[tuple[str, ...]]:
-    plain = _plain(methods)
+    """Yield the cells of each row."""
+    common = _common_choices(methods)
     for method in methods:
-        said = [
+        # choices that differ from the common ones
+        choices = [
             _choice(axis, value)
             for axis, value in method.choices.items()
-            if value != plain.get(axis)
+            if value != common.get(axis)
         ]
         paper = re.sub(
             r"arXiv:(\d{4}\.\d{4,5})",
@@ -71,14 +73,14 @@ def _rows(methods: Sequence[Method], page: Path | None = None) -> Iterator[tuple
         )
         yield (
             f"[{method.path.stem}]({_link(method.path, page)}): {paper}",
-            ", ".join(f"`{choice}`" for choice in said),
+            ", ".join(f"`{choice}`" for choice in choices),
             method.header["values"],
             method.header["confidence"],
         )
 
 
 def _link(path: Path, page: Path | None) -> str:
-    """Return the link to a file; one of the package is linked in the repository, relative to a page in it."""
+    """Return the link to a file; a link to a recipe leads into the repository."""
     if not path.is_relative_to(recipes.FOLDER):
         return path.as_posix()
     root, inside = (
@@ -91,56 +93,59 @@ def _link(path: Path, page: Path | None) -> str:
 
 
 def _note(methods: Sequence[Method]) -> str:
-    plain = _plain(methods).items()
-    unsaid = [
+    """Return the note below the table."""
+    defaults = [
         f"{axis} `{_choice(axis, value)}`" if value is not None else f"no {axis}"
-        for axis, value in plain
+        for axis, value in _common_choices(methods).items()
     ]
-    note = f"Where a row says nothing else: {', '.join(unsaid)}. " if unsaid else ""
+    note = f"Where a row says nothing else: {', '.join(defaults)}. " if defaults else ""
     used = {tag for method in methods for key in FIELDS for tag in tags(method.header[key])}
     meanings = "; ".join(f"[{tag}] {meaning}" for tag, meaning in TAGS.items() if tag in used)
     return f"{note}Switches that are off are left out. {meanings}."
 
 
-def _plain(methods: Sequence[Method]) -> dict[str, Any]:
-    """Return the common choice by axis: none if a file leaves the axis empty, else that of nearly all files."""
-    plain: dict[str, Any] = {}
+def _common_choices(methods: Sequence[Method]) -> dict[str, Any]:
+    """Return the common choice by axis: none if a file leaves it empty, else that of most files."""
+    common: dict[str, Any] = {}
     for axis in dict.fromkeys(axis for method in methods for axis in method.choices):
-        chosen = [method.choices.get(axis) for method in methods]
-        common = max(chosen, key=chosen.count)
-        if None in chosen:
-            plain[axis] = None
-        elif len(methods) >= MANY and chosen.count(common) >= NEARLY_ALL * len(methods):
-            plain[axis] = common
-    return plain
+        choices = [method.choices.get(axis) for method in methods]
+        most_frequent = max(choices, key=choices.count)
+        is_common = choices.count(most_frequent) >= NEARLY_ALL * len(methods)
+        if None in choices:
+            common[axis] = None
+        elif len(methods) >= MANY and is_common:
+            common[axis] = most_frequent
+    return common
 
 
 def _choice(axis: str, value: Any) -> str:
-    """Write a choice as in `ClippedRatio(0.2, 0.28)`; a choice without a class has the name of its axis.
+    """Write a choice as in `ClippedRatio(0.2, 0.28)`; without a class, it has the name of its axis.
 
     Numbers in front and plain words have no name; `null` and switches that are off are left out.
 
     >>> _choice("critic", {"coef": 0.1, "clip": None})
     'critic(0.1)'
-    >>> _choice("actions", {"class_path": "Blocks", "init_args": {"length": 3, "source": "mtp", "stride": 1, "mean": True}})
+    >>> arguments = {"length": 3, "source": "mtp", "stride": 1, "mean": True}
+    >>> _choice("actions", {"class_path": "Blocks", "init_args": arguments})
     'Blocks(3, mtp, stride 1, mean)'
     """
     if not isinstance(value, dict):
         return word(value)
-    own = "class_path" in value
-    name = value["class_path"].rsplit(".", 1)[-1] if own else axis
+    is_class = "class_path" in value
+    name = value["class_path"].rsplit(".", 1)[-1] if is_class else axis
     arguments: list[str] = []
-    front = True
-    for key, inner in ((value.get("init_args") or {}) if own else value).items():
-        front = front and is_number(inner)
-        if isinstance(inner, bool):
-            arguments += [key] if inner else []
-        elif inner is not None:
-            bare = front or (isinstance(inner, str) and not inner.startswith("${"))
-            bare = bare or (
-                isinstance(inner, dict) and "class_path" not in inner
-            )  # called by its key anyway
-            arguments.append(_choice(key, inner) if bare else f"{key} {_choice(key, inner)}")
+    leading_numbers = True
+    for key, argument in ((value.get("init_args") or {}) if is_class else value).items():
+        leading_numbers = leading_numbers and is_number(argument)
+        if isinstance(argument, bool):
+            arguments += [key] if argument else []
+        elif argument is not None:
+            # numbers in front and plain words need no name; a mapping has that of its key already
+            is_word = isinstance(argument, str) and not argument.startswith("${")
+            is_mapping = isinstance(argument, dict) and "class_path" not in argument
+            text = _choice(key, argument)
+            bare = leading_numbers or is_word or is_mapping
+            arguments.append(text if bare else f"{key} {text}")
     return f"{name}({', '.join(arguments)})" if arguments else name
 
 
@@ -170,7 +175,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run `lightning-mpo methods`; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="lightning-mpo methods",
-        description="Print a folder of algorithm files as a table: what each chooses, and where it comes from.",
+        description="Print a folder of algorithm files as a table: the choices of each, and their "
+        "sources.",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -183,7 +189,7 @@ def main(arguments: Sequence[str]) -> int:
         metavar="FILE",
         help=f"write the table between `{BEGIN}` and `{END}` of this file instead",
     )
-    return plainly(lambda: _run(*parser.parse_known_args(arguments)))
+    return exit_code_of(lambda: _run(*parser.parse_known_args(arguments)))
 
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
@@ -202,7 +208,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _show(methods: Sequence[Method]) -> None:
-    """Print the table at the width of the terminal: the lines of Markdown are longer than any."""
+    """Print the table at the width of the terminal; lines of Markdown would be too long for it."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,8 +1,11 @@
-"""Tells mistakes of the user's, which get one line, from faults of the program, which keep their traceback.
+"""Tells mistakes of the user from faults of the program.
 
-The kind of an exception does not tell them apart: a `ValueError` may be either. What tells is where it was raised, and
-when. While options are parsed and objects made from them, whatever other libraries raise is about an option. Once
-training runs it is not. What this package raises without meaning to is a fault of its own at any time.
+A mistake gets one line, and a fault keeps its traceback.
+
+The type of an exception does not tell them apart: a `ValueError` may be either. The place and the
+time do. While options are parsed and objects are made from them, an exception of another library is
+about an option. Once training runs, it is not. An exception of this package other than `UserError`
+is a fault of the program at any time.
 """
 
 from __future__ import annotations
@@ -20,69 +23,69 @@ from yaml.representer import RepresenterError
 from lightning_mpo.errors import UserError
 
 _TRAINING = ("advance", "run_training_batch", "on_advance_end", "_evaluation_step", "_predict_step")
-"""Functions of Lightning's loops that stand in the traceback of whatever is raised once batches are run."""
+"""Functions of Lightning's loops. One of them is in the traceback of each error in a batch."""
 _DISK = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 )
+"""Errors of files that a user can correct."""
 _LIBRARIES = (
-    "lightning",
-    "lightning_utilities",
-    "lightning_fabric",
-    "jsonargparse",
-    "fsspec",
-    "yaml",
-    "omegaconf",
+    *("lightning", "lightning_utilities", "lightning_fabric"),
+    *("jsonargparse", "fsspec", "yaml", "omegaconf"),
 )
-"""Whose exceptions are about options while a run is set up."""
+"""Packages whose exceptions are about options while a run is set up."""
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the line for a mistake of the user's; None for anything else."""
+    """Return the line for a mistake of the user; None: another error."""
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, UserError):
             return str(link)
+    # the original exception, whatever the parser wrapped around it
     root = next((link for link in reversed(chain) if not _is_wrapper(link)), error)
-    if isinstance(root, RecursionError | MemoryError):
+    if isinstance(root, RecursionError | MemoryError | OmegaConfBaseException):
         return None
-    if isinstance(root, OmegaConfBaseException):
-        return None
-    if isinstance(root, ImportError):
-        missing = _missing_package(root)
-        if missing:
-            return missing
-    if isinstance(root, RepresenterError):
-        return f"the configuration holds {root.args[-1]!r}, which is no text: write it out, such as `interval: step` of `Timer`"
-    if isinstance(root, OSError) and root.filename and root.errno in _DISK:
-        return f"{str(root.filename)!r} cannot be used: {root.strerror}"
-    training = any(name in _TRAINING for link in chain for _, name in _frames(link))
-    where = _raised_in(root)
+    line = _environment_mistake(root)
+    if line is not None:
+        return line
+    # errors of other packages: about an option, unless training runs
+    raised_in = _raised_in(root)
+    package = raised_in.split(".")[0]
     if isinstance(root, MisconfigurationException):
         return _line(root)
-    if training:
-        return (
-            _line(root)
-            if where.startswith(("lightning.pytorch.callbacks", "lightning.pytorch.loggers"))
-            else None
-        )
-    if where.split(".")[0] == "lightning_mpo":
+    if any(name in _TRAINING for link in chain for _, name in _frames(link)):
+        plugins = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers")
+        return _line(root) if raised_in.startswith(plugins) else None
+    if package == "lightning_mpo":
         return None
+    is_about_options = _while_objects_are_built(chain) or package in _LIBRARIES
+    return _line(root) if is_about_options else None
+
+
+def _environment_mistake(error: BaseException) -> str | None:
+    """Return the line for a missing package, an unusable file, or a value that YAML cannot hold."""
+    if isinstance(error, ImportError):
+        return _missing_package(error)
+    if isinstance(error, RepresenterError):
+        return (
+            f"the configuration holds {error.args[-1]!r}, which is no text: write it out, such as "
+            "`interval: step` of `Timer`"
+        )
+    if isinstance(error, OSError) and error.filename and error.errno in _DISK:
+        return f"{str(error.filename)!r} cannot be used: {error.strerror}"
+    return None
+
+
+def _while_objects_are_built(chain: list[BaseException]) -> bool:
+    """Return whether the parser was reading options or building objects from them."""
     frames = [frame for link in chain for frame in _frames(link)]
-    if ("lightning.pytorch.cli", "__init__") in frames and not any(
-        name == "_run_subcommand" for _, name in frames
-    ):
-        return _line(root)
-    return _line(root) if where.split(".")[0] in _LIBRARIES else None
+    runs = any(name == "_run_subcommand" for _, name in frames)
+    return ("lightning.pytorch.cli", "__init__") in frames and not runs
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and those that it was raised from, or while which it was raised."""
+    """Yield an exception, its cause, the cause of that, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -91,7 +94,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_wrapper(error: BaseException) -> bool:
-    """Whether the parser has put its own report around what a constructor raised."""
+    """Return whether the parser has put its own report around the error of a constructor."""
     return "Given value" in str(error) or "Parser key" in str(error)
 
 
@@ -104,7 +107,7 @@ def _frames(error: BaseException) -> list[tuple[str, str]]:
 
 
 def _raised_in(error: BaseException) -> str:
-    """Return the module that raised, calls into Python's own library left out."""
+    """Return the module that raised; modules of Python's library are passed over."""
     for module, _ in reversed(_frames(error)):
         if module.split(".")[0] not in sys.stdlib_module_names:
             return module
@@ -112,24 +115,26 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _missing_package(error: ImportError) -> str | None:
+    """Return the line for a package or a module that is not installed; None: another error."""
     text = " ".join(str(error).split())
     match = re.search(r"Requirement '(([\w.-]+)[^']*)' not met", text) or re.search(
         r"pip install (?:-U )?'?(([\w.-]+)(?:[<>=!~][\w.,<>=!~]+)?)", text
     )
     if match:
-        return f"the package `{match[2]}` is not installed, and the configuration needs it: pip install '{match[1]}'"
-    return (
-        f"no module `{error.name}`: it must be installed, or lie in the working folder"
-        if error.name
-        else None
-    )
+        return (
+            f"the package `{match[2]}` is not installed, and the configuration needs it: "
+            f"pip install '{match[1]}'"
+        )
+    if error.name:
+        return f"no module `{error.name}`: it must be installed, or lie in the working folder"
+    return None
 
 
 def _line(error: BaseException) -> str:
-    """Return the message in one line, with the type where it says little."""
+    """Return the message in one line, with the type of the exception if the message is short."""
     text = " ".join(str(error).split())
     text = re.sub(
-        r"<([\w.]+) object at 0x[0-9a-f]+>", lambda found: found.group(1).rsplit(".", 1)[-1], text
+        r"<([\w.]+) object at 0x[0-9a-f]+>", lambda match: match[1].rsplit(".", 1)[-1], text
     )
     text = text if len(text) > 25 else f"{type(error).__name__}: {text}"
     return text if len(text) < 400 else f"{text[:400]} …"

@@ -1,4 +1,4 @@
-"""Objectives from configuration files, for use from Python, read by the parser of the command line."""
+"""Objectives from configuration files, for use from Python."""
 
 from __future__ import annotations
 
@@ -8,91 +8,95 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
-from omegaconf.errors import OmegaConfBaseException
+from jsonargparse import ArgumentParser
 
-from lightning_mpo.cli.messages import one_line
+from lightning_mpo.cli.messages import parser_mistake
+from lightning_mpo.cli.settings import PARSER_OPTIONS, resolve_references_within_verbs
 from lightning_mpo.errors import UserError, user_error
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.recipes import find, read, with_includes
+from lightning_mpo.recipes.tree import value_at
 
 
 def read_objective(names: Sequence[str | Path], max_new_tokens: int | None = None) -> Objective:
-    """Return the objective of recipes or configuration files; later ones overlay earlier ones, key by key.
+    """Return the objective of recipes or configuration files.
+
+    Later files win over earlier ones, key by key. The parser of the command line reads them.
 
     Args:
-        names: of recipes, or paths.
-        max_new_tokens: longest response, for algorithms that depend on it (`dr_grpo`); None: that of the files.
+        names: names of recipes, or paths.
+        max_new_tokens: longest response in tokens, for algorithms that depend on it (`dr_grpo`);
+            None: that of the files.
 
     Raises:
         UserError: a file is missing, no file sets an objective, or an option is wrong.
     """
+    # read the files and all that they include
     if not names:
         raise UserError('`Objective.from_file` needs a recipe or a file, such as "grpo"')
     listed = ", ".join(str(name) for name in names)
     contents = [read(path) for name in names for path in with_includes(find(str(name)))]
-    objectives = [_nested(content, "model", "init_args", "objective") for content in contents]
+    # the objective of each file
+    objectives = [value_at(content, "model", "init_args", "objective") for content in contents]
     if not any(objectives):
         raise UserError(
-            f"{listed} sets no `model.init_args.objective`; `lightning-mpo configs` lists the algorithms"
+            f"{listed} sets no `model.init_args.objective`; `lightning-mpo configs` lists the "
+            "algorithms"
         )
-    lengths = [_nested(content, "rollout", "max_new_tokens") for content in contents] + [
-        max_new_tokens
-    ]
-    if "${rollout.max_new_tokens}" in json.dumps(objectives) and not any(lengths):
+    # the longest response, which some axes refer to
+    lengths = [value_at(content, "rollout", "max_new_tokens") for content in contents]
+    refers_to_length = "${rollout.max_new_tokens}" in json.dumps(objectives)
+    if refers_to_length and not any([*lengths, max_new_tokens]):
         raise UserError(f"{listed}: an axis depends on the longest response: give `max_new_tokens`")
+    # parse both as the command line does
     arguments: list[str] = []
-    for content, objective in zip(contents, objectives, strict=True):
-        length = _nested(content, "rollout", "max_new_tokens")
-        part = {"objective": objective} if objective else {}
-        part |= {"rollout": {"max_new_tokens": length}} if length is not None else {}
-        arguments += ["--config", json.dumps(part)] if part else []
-    arguments += (
-        [f"--rollout.max_new_tokens={max_new_tokens}"] if max_new_tokens is not None else []
-    )
-    objective = _parse(arguments, listed)
-    dynamic = [part for content in contents if (part := _nested(content, "rollout", "dynamic"))]
+    for objective, length in zip(objectives, lengths, strict=True):
+        section: dict[str, Any] = {"objective": objective} if objective else {}
+        section |= {"rollout": {"max_new_tokens": length}} if length is not None else {}
+        arguments += ["--config", json.dumps(section)] if section else []
+    if max_new_tokens is not None:
+        arguments.append(f"--rollout.max_new_tokens={max_new_tokens}")
+    parsed = _parse(arguments, listed)
+    _warn_of_dynamic_sampling(contents, listed)
+    return parsed
+
+
+def _warn_of_dynamic_sampling(contents: Sequence[dict[str, Any]], listed: str) -> None:
+    """Warn if files set `rollout.dynamic`, which is not part of an objective."""
+    dynamic = [part for content in contents if (part := value_at(content, "rollout", "dynamic"))]
     if dynamic:
-        kind = (
-            dynamic[-1].get("class_path", dynamic[-1])
-            if isinstance(dynamic[-1], dict)
-            else dynamic[-1]
-        )
+        last = dynamic[-1]
+        kind = last.get("class_path", last) if isinstance(last, dict) else last
         warnings.warn(
-            f"{listed} also sets `rollout.dynamic` to `{kind}`, which is not part of the objective: give it to "
-            "`RolloutLoop(dynamic=…)`",
-            stacklevel=3,
+            f"{listed} also sets `rollout.dynamic` to `{kind}`, which is not part of the "
+            "objective: "
+            "give it to `RolloutLoop(dynamic=…)`",
+            stacklevel=4,
         )
-    return objective
 
 
 def _parse(arguments: list[str], listed: str) -> Objective:
     """Build an objective as the command line does.
 
+    Args:
+        arguments: of the parser.
+        listed: the files, for messages.
+
     Raises:
         UserError: an option is wrong.
     """
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    parser = ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
+    resolve_references_within_verbs()
+    parser = ArgumentParser(**PARSER_OPTIONS)
     parser.add_argument("--config", action="config")
     parser.add_argument("--objective", type=Objective)
     parser.add_argument("--rollout.max_new_tokens", type=int | None)
     try:
         return parser.instantiate_classes(parser.parse_args(arguments)).objective
-    except ArgumentError as error:
-        raise UserError(f"{listed}: {one_line(str(error))}") from error
-    except OmegaConfBaseException as error:
-        raise UserError(
-            f"{listed}: `{error.full_key}`: {str(error.msg).splitlines()[0]}"
-        ) from error
-    except ValueError as error:  # the parser wraps what a constructor raises
-        cause = user_error(error)
-        if cause is None:
+    except Exception as error:
+        mistake = parser_mistake(error)
+        if mistake is None and isinstance(error, ValueError):
+            cause = user_error(error)  # the parser wraps the error of a constructor
+            mistake = None if cause is None else str(cause)
+        if mistake is None:
             raise
-        raise UserError(f"{listed}: {cause}") from error
-
-
-def _nested(content: Any, *keys: str) -> Any:
-    for key in keys:
-        content = content.get(key) if isinstance(content, dict) else None
-    return content
+        raise UserError(f"{listed}: {mistake}") from error

@@ -1,37 +1,83 @@
-"""Where the options of other libraries are here: TRL, verl, OpenRLHF, transformers and peft call them otherwise."""
+"""Options of TRL, verl, OpenRLHF, transformers and peft, with the names that they have here."""
 
 from __future__ import annotations
 
-_BATCH = "a rollout has `rollout.prompts` x `rollout.completions` sequences, `rollout.minibatches` updates a pass, and "
+_BATCH = (
+    "a rollout has `rollout.prompts` x `rollout.completions` sequences, `rollout.minibatches` "
+    "updates a pass, and "
+)
 _OPTIMIZER = "`model.optimizer: {class_path: torch.optim.AdamW, init_args: {lr: …}}`"
 OPTIONS = {
-    "top_p": "training over a nucleus is `objective.support: {class_path: Nucleus, init_args: {p: …}}`",
-    "top_k": "training over the most probable tokens is `objective.support: {class_path: TopK, init_args: {k: …}}`",
+    "top_p": (
+        "training over a nucleus is `objective.support: {class_path: Nucleus, init_args: {p: …}}`"
+    ),
+    "top_k": (
+        "training over the most probable tokens is `objective.support: {class_path: TopK, "
+        "init_args: {k: …}}`"
+    ),
     "min_p": "it is `objective.support: {class_path: MinP, init_args: {ratio: …}}`",
     "temperature": "it is `model.temperature`, of sampling and of every log-prob",
-    "stop": "stop strings do not exist yet; a response ends with the end token or after `rollout.max_new_tokens`",
-    "stop_strings": "stop strings do not exist yet; a response ends with the end token or after `rollout.max_new_tokens`",
-    "repetition_penalty": "it does not exist: it would change the distribution that log-probs are of",
+    "stop": (
+        "stop strings do not exist yet; a response ends with the end token or after "
+        "`rollout.max_new_tokens`"
+    ),
+    "stop_strings": (
+        "stop strings do not exist yet; a response ends with the end token or after "
+        "`rollout.max_new_tokens`"
+    ),
+    "repetition_penalty": (
+        "it does not exist: it would change the distribution that log-probs are of"
+    ),
     "num_generations": "completions per prompt are `rollout.completions`",
     "num_generations_eval": "it is `rollout.validation_completions`",
     "group_size": "completions per prompt are `rollout.completions`",
     "n_samples_per_prompt": "completions per prompt are `rollout.completions`",
     "n": "completions per prompt are `rollout.completions`",
-    "beta": "it is `objective.kl: {controller: {class_path: ConstantCoefficient, init_args: {coefficient: …}}}`",
-    "kl_coef": "it is `objective.kl: {controller: {class_path: ConstantCoefficient, init_args: {coefficient: …}}}`",
-    "init_kl_coef": "it is `objective.kl: {controller: {class_path: AdaptiveCoefficient, init_args: {coefficient: …}}}`",
-    "target_kl": "it is `objective.kl: {controller: {class_path: AdaptiveCoefficient, init_args: {target: …}}}`",
-    "epsilon": "it is `objective.surrogate: {class_path: ClippedRatio, init_args: {low: …, high: …}}`",
+    "beta": (
+        "it is `objective.kl: {controller: {class_path: ConstantCoefficient, init_args: "
+        "{coefficient: …}}}`"
+    ),
+    "kl_coef": (
+        "it is `objective.kl: {controller: {class_path: ConstantCoefficient, init_args: "
+        "{coefficient: …}}}`"
+    ),
+    "init_kl_coef": (
+        "it is `objective.kl: {controller: {class_path: AdaptiveCoefficient, init_args: "
+        "{coefficient: …}}}`"
+    ),
+    "target_kl": (
+        "it is `objective.kl: {controller: {class_path: AdaptiveCoefficient, init_args: "
+        "{target: …}}}`"
+    ),
+    "epsilon": (
+        "it is `objective.surrogate: {class_path: ClippedRatio, init_args: {low: …, high: …}}`"
+    ),
     "epsilon_low": "it is `objective.surrogate: {class_path: ClippedRatio, init_args: {low: …}}`",
     "epsilon_high": "it is `objective.surrogate: {class_path: ClippedRatio, init_args: {high: …}}`",
-    "delta": "TRL's is `dual` of `objective.surrogate: ClippedRatio`, DPPO's an argument of `DivergenceMask`",
-    "cliprange": "it is `objective.surrogate: {class_path: ClippedRatio, init_args: {low: …, high: …}}`",
-    "clip_ratio": "it is `objective.surrogate: {class_path: ClippedRatio, init_args: {low: …, high: …}}`",
-    "loss_type": "the loss is put together from `objective.surrogate` and `objective.reduction`; see configs/algorithm",
-    "importance_sampling_level": "it is `objective.actions`: TokenActions, SequenceActions or BlockActions",
-    "scale_rewards": "it is `objective.advantage: {class_path: GroupRelative, init_args: {scale: …}}`",
+    "delta": (
+        "TRL's is `dual` of `objective.surrogate: ClippedRatio`, DPPO's an argument of "
+        "`DivergenceMask`"
+    ),
+    "cliprange": (
+        "it is `objective.surrogate: {class_path: ClippedRatio, init_args: {low: …, high: …}}`"
+    ),
+    "clip_ratio": (
+        "it is `objective.surrogate: {class_path: ClippedRatio, init_args: {low: …, high: …}}`"
+    ),
+    "loss_type": (
+        "the loss is put together from `objective.surrogate` and `objective.reduction`; see "
+        "configs/algorithm"
+    ),
+    "importance_sampling_level": (
+        "it is `objective.actions`: TokenActions, SequenceActions or BlockActions"
+    ),
+    "scale_rewards": (
+        "it is `objective.advantage: {class_path: GroupRelative, init_args: {scale: …}}`"
+    ),
     "entropy_coef": "it is `objective.bonus: {coef: …}`",
-    "top_entropy_quantile": "it is `objective.selection: {class_path: HighEntropyTokens, init_args: {share: …}}`",
+    "top_entropy_quantile": (
+        "it is `objective.selection: {class_path: HighEntropyTokens, init_args: {share: …}}`"
+    ),
     "ent_coef": "it is `objective.bonus: {coef: …}`",
     "vf_coef": "it is `objective.critic: {coef: …, clip: …}`",
     "gamma": "it is an argument of `objective.advantage`: GeneralizedAdvantage or ReturnToGo",
@@ -44,8 +90,12 @@ OPTIONS = {
     "optimizer": f"it is {_OPTIMIZER}",
     "lr_scheduler": "it is `model.scheduler: {class_path: …}`",
     "lr_scheduler_type": "it is `model.scheduler: {class_path: torch.optim.lr_scheduler.…}`",
-    "warmup_ratio": "it is `model.scheduler: {class_path: torch.optim.lr_scheduler.LinearLR, init_args: {…}}`",
-    "warmup_steps": "it is `model.scheduler: {class_path: torch.optim.lr_scheduler.LinearLR, init_args: {…}}`",
+    "warmup_ratio": (
+        "it is `model.scheduler: {class_path: torch.optim.lr_scheduler.LinearLR, init_args: {…}}`"
+    ),
+    "warmup_steps": (
+        "it is `model.scheduler: {class_path: torch.optim.lr_scheduler.LinearLR, init_args: {…}}`"
+    ),
     "max_completion_length": "it is `rollout.max_new_tokens`",
     "max_response_length": "it is `rollout.max_new_tokens`",
     "response_length": "it is `rollout.max_new_tokens`",
@@ -67,7 +117,9 @@ OPTIONS = {
     "gradient_accumulation_steps": "it is `trainer.accumulate_grad_batches`",
     "gradient_checkpointing": "it is `model.policy.gradient_checkpointing` of a CausalPolicy",
     "num_train_epochs": "it is `trainer.max_epochs`, or `trainer.max_steps` in updates",
-    "epochs": "passes over the data are `trainer.max_epochs`, passes over a rollout `rollout.epochs`",
+    "epochs": (
+        "passes over the data are `trainer.max_epochs`, passes over a rollout `rollout.epochs`"
+    ),
     "max_grad_norm": "it is `trainer.gradient_clip_val`",
     "bf16": "it is `trainer.precision: bf16-mixed`",
     "fp16": "it is `trainer.precision: bf16-mixed`",
@@ -76,20 +128,28 @@ OPTIONS = {
     "report_to": "it is `trainer.logger: {class_path: lightning.pytorch.loggers.…}`",
     "logging_steps": "it is `trainer.log_every_n_steps`",
     "log_completions": "it is the callback `Samples`",
-    "eval_steps": "it is `trainer.val_check_interval`, with `trainer.check_val_every_n_epoch: null`",
+    "eval_steps": (
+        "it is `trainer.val_check_interval`, with `trainer.check_val_every_n_epoch: null`"
+    ),
     "save_steps": "it is `every_n_train_steps` of `ModelCheckpoint` in `trainer.callbacks`",
     "save_total_limit": "it is `save_top_k` of `ModelCheckpoint` in `trainer.callbacks`",
     "resume_from_checkpoint": "it is `--ckpt_path FILE`, or `--ckpt_path last`",
     "seed": "it is `seed_everything`",
     "gpus": "it is `trainer.devices`",
-    "deepspeed": "it is `trainer.strategy`; sharding is `ModelParallelStrategy`, see configs/hardware",
+    "deepspeed": (
+        "it is `trainer.strategy`; sharding is `ModelParallelStrategy`, see configs/hardware"
+    ),
     "use_vllm": "responses are sampled in process, by `rollout.sampler`",
     "vllm_mode": "responses are sampled in process, by `rollout.sampler`",
-    "vllm_importance_sampling_correction": "it is `objective.correction`: TruncatedWeights or MaskedWeights",
+    "vllm_importance_sampling_correction": (
+        "it is `objective.correction`: TruncatedWeights or MaskedWeights"
+    ),
     "reward_funcs": "it is `rollout.rewards`, a list of classes",
     "reward_weights": "it is `weight` of each reward in `rollout.rewards`",
     "mask_truncated_completions": "it is `rollout.mask_truncated`",
-    "model_name_or_path": "it is `model.policy: {class_path: CausalPolicy, init_args: {source: …}}`",
+    "model_name_or_path": (
+        "it is `model.policy: {class_path: CausalPolicy, init_args: {source: …}}`"
+    ),
     "dataset_name": "it is `data: {class_path: JsonLines, init_args: {train: …}}`",
     "train_dataset": "it is `data: {class_path: JsonLines, init_args: {train: …}}`",
     "eval_dataset": "it is `data: {class_path: JsonLines, init_args: {validation: …}}`",
@@ -100,7 +160,7 @@ OPTIONS = {
     "ref_model_mixup_alpha": "it is `mixup` of the callback `ReferenceUpdate`",
     "ref_model_sync_steps": "it is `every` of the callback `ReferenceUpdate`, in rollouts",
 }
-"""Pointers by the last part of an option's name."""
+"""The option of this package, by the last part of another library's name."""
 
 ARGUMENTS = {
     "Lora": {
@@ -121,4 +181,4 @@ ARGUMENTS = {
         "bnb_4bit_compute_dtype": "`compute_dtype`",
     },
 }
-"""What arguments of other libraries' classes are in ours."""
+"""The argument of a class of this package, by class and another library's name."""

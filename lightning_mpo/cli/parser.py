@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Sequence
-from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,18 +14,25 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
 from lightning_mpo.callbacks import Heartbeat, Predictions, RolloutLoop, RolloutProgressBar
+from lightning_mpo.cli.option_checks import (
+    check_numbers,
+    check_options,
+    check_sections,
+    holds_enum,
+)
 from lightning_mpo.cli.save_config import SaveConfig
+from lightning_mpo.cli.settings import PARSER_OPTIONS, resolve_references_within_verbs
 from lightning_mpo.cli.verbs import TRAINER_VERBS
 from lightning_mpo.cli.warmup_stage import fit_first
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.monitors import check_callbacks
-from lightning_mpo.modules.parallel import check_alone, check_nodes, check_strategy_options
-from lightning_mpo.modules.trainer_options import check_trainer_options, check_training
+from lightning_mpo.modules.parallel import check_alone, check_nodes
 from lightning_mpo.quiet import NOTES
 from lightning_mpo.recipes import expand
+from lightning_mpo.recipes.tree import value_at
 from lightning_mpo.resume.checkpoints import settle_checkpoint
-from lightning_mpo.rewards.functions import blame
-from lightning_mpo.storage import locate, read_checkpoint, unfinished_mark
+from lightning_mpo.rewards.resolving import blame
+from lightning_mpo.storage import locate, unfinished_mark
 
 OPTIONS: dict[str, Any] = {
     "model_class": L.LightningModule,
@@ -39,13 +43,19 @@ OPTIONS: dict[str, Any] = {
     "seed_everything_default": 0,
     "save_config_callback": SaveConfig,
     "save_config_kwargs": {"overwrite": True},
-    "parser_kwargs": {"parser_mode": "omegaconf+", "exit_on_error": False},
+    "parser_kwargs": PARSER_OPTIONS,
 }
-"""Of every command line that reads configuration files."""
+"""Arguments of `LightningCLI` for every verb that reads configuration files."""
 
 
 class CLI(LightningCLI):
-    """Adds the `rollout:` section, `include:` and `warmup:`; the command line wins over checkpoints."""
+    """Adds the `rollout:` section, `include:` and `warmup:`.
+
+    The command line wins over the hyper-parameters in a checkpoint.
+    """
+
+    starts_processes = True
+    """Whether the trainer starts the processes of a run."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         words = kwargs.get("args")
@@ -53,17 +63,25 @@ class CLI(LightningCLI):
         self._verb = words[0] if isinstance(words, Sequence) and words else None
         super().__init__(*args, **kwargs)
 
+    @property
+    def trains(self) -> bool:
+        """Whether the run trains, so that a missing checkpoint of a warm-up stage is made first."""
+        return self.subcommand == "fit"
+
+    # --- the parser -------------------------------------------------------------------------------
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Take whole names of options only: a shortened one would be another option after a release."""
+        """Accept complete names of options only: new options may make abbreviations ambiguous."""
+        resolve_references_within_verbs()
         return super().init_parser(**kwargs | {"allow_abbrev": False})
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning
-        """Return the verb of this command line alone: a parser of each takes a tenth of a second."""
+        """Return this command line's verb alone: a parser of each takes a tenth of a second."""
         verbs = super().subcommands()
         return {self._verb: verbs[self._verb]} if self._verb in verbs else verbs
 
     def _add_instantiators(self) -> None:
-        """Leave out a second copy of the configuration for `save_hyperparameters`: `SaveConfig` gives it to loggers."""
+        """Keep the configuration out of `save_hyperparameters`; `SaveConfig` logs it."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RolloutLoop, "rollout")
@@ -71,19 +89,21 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--include",
             type=list[str] | str | None,
-            help="files that this one overlays (expanded beforehand)",
+            help="files that come before this one, so that it wins over them",
         )
         parser.add_argument(
             "--warmup",
             type=str | None,
-            help="configuration of a stage that makes `policy.checkpoint`, fitted first where that file is missing",
+            help="configuration of the stage that makes `policy.checkpoint`; it is fitted first "
+            "if that "
+            "file is missing",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Find recipes by name and put in front what files `include:`, whoever gives the arguments."""
+        """Replace names of recipes by their files, with the files that these include in front."""
         if isinstance(args, dict | Namespace):
-            if _nested(args, "include") or any(
-                _nested(args, verb, "include") for verb in TRAINER_VERBS
+            if value_at(args, "include") or any(
+                value_at(args, verb, "include") for verb in TRAINER_VERBS
             ):
                 raise UserError(
                     '`include` stands in files; give the arguments as a list: ["fit", "-c", FILE]'
@@ -93,64 +113,54 @@ class CLI(LightningCLI):
             self.config = parser.parse_args(expand(sys.argv[1:] if args is None else args))
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the configuration alone: Lightning's version lets a checkpoint's hyper-parameters beat it silently."""
+        """Leave the configuration as it is.
 
-    starts = True
-    """Whether the processes of a run are started."""
+        Lightning's method would let the hyper-parameters of a checkpoint win over it silently.
+        """
 
-    @property
-    def fits(self) -> bool:
-        """Whether a warm-up stage is fitted first where its checkpoint is missing."""
-        return self.subcommand == "fit"
+    # --- checks before a model is loaded ----------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
-        for section in ("trainer", "rollout"):
-            if not isinstance(config.get(section), Namespace):
-                raise UserError(
-                    f"`{section}` must be a mapping of options, got {config.get(section)!r}"
-                )
-        _check_numbers(config)
-        if _holds_enum(
-            config
-        ):  # some defaults of Lightning's are members that YAML has no form for
+        # refuse mistakes that would appear late or never
+        check_sections(config)
+        check_numbers(config)
+        if holds_enum(config):  # YAML has no form for some defaults of Lightning; this raises
             self.parser.dump(self.config)
-        check_trainer_options(config["trainer"])
-        if self.fits:
-            check_training(config["trainer"])
-        check_strategy_options(config["trainer"])
-        _check_checkpoint(config.get("ckpt_path"))
+        check_options(config, self.subcommand, self.trains)
+        # options that the verb sets
         if self.subcommand:
-            if config.get("weights_only") is False:
-                raise UserError(
-                    "`weights_only: false` would run code that a checkpoint names; leave it out"
-                )
-            config["weights_only"] = (
-                True  # the default is torch's, which a variable of the environment changes
-            )
+            config["weights_only"] = True  # torch's default depends on an environment variable
         if self.subcommand == "predict":
-            config["return_predictions"] = (
-                False  # they are written batch by batch, and may be more than memory holds
-            )
-            config["trainer"]["logger"] = (
-                False  # one of files would delete the metrics of the run that made the weights
-            )
-        _take_own_classes(config)
-        _leave_bars_out(config)
+            # predictions are written batch by batch, as memory may not hold all
+            config["return_predictions"] = False
+            # a logger of files would delete the metrics of the run that made the weights
+            config["trainer"]["logger"] = False
+        _replace_csv_logger(config)
+        _remove_bars(config)
+        # fit the warm-up stage first if its checkpoint is missing
         warmup = config.pop("warmup", None)
-        checkpoint = _nested(config, "model", "init_args", "policy", "init_args", "checkpoint")
+        checkpoint = value_at(config, "model", "init_args", "policy", "init_args", "checkpoint")
         if (
             warmup
             and checkpoint
             and (not locate(checkpoint).exists() or unfinished_mark(checkpoint).exists())
         ):
-            self.without_warmup(config, warmup, checkpoint)
+            self.make_checkpoint(config, warmup, checkpoint)
 
-    def without_warmup(self, config: Any, warmup: str, checkpoint: str) -> None:
-        """Fit the stage that makes `policy.checkpoint`, which is missing."""
-        if self.fits:
+    def make_checkpoint(self, config: Any, warmup: str, checkpoint: str) -> None:
+        """Fit the warm-up stage that makes `policy.checkpoint`, which is missing.
+
+        Args:
+            config: the configuration, which subclasses may change instead.
+            warmup: the configuration of the stage.
+            checkpoint: the file.
+        """
+        if self.trains:
             fit_first(warmup, checkpoint, config.get("seed_everything"))
+
+    # --- objects ----------------------------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
         try:
@@ -164,40 +174,43 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         verb = self.config_init[self.subcommand] if self.subcommand else self.config_init
         options = verb["trainer"]
-        given = options["callbacks"] or []
-        parts: list[L.Callback] = [given] if isinstance(given, L.Callback) else list(given)
-        bars = options["enable_progress_bar"] is not False and not options["barebones"]
-        if bars and not any(isinstance(part, ProgressBar) for part in parts):
-            parts.append(
-                RolloutProgressBar()
-            )  # Lightning's own counts epochs that a run does not have
+        # our own progress bar: Lightning's counts epochs, which a run of rollouts does not have
+        configured = options["callbacks"] or []
+        parts: list[L.Callback] = (
+            [configured] if isinstance(configured, L.Callback) else list(configured)
+        )
+        wants_bar = options["enable_progress_bar"] is not False and not options["barebones"]
+        if wants_bar and not any(isinstance(part, ProgressBar) for part in parts):
+            parts.append(RolloutProgressBar())
         trainer = super().instantiate_trainer(**{"callbacks": parts} | kwargs)
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # write predictions, which would otherwise be lost
         if self.subcommand == "predict" and not any(
             isinstance(callback, Predictions) for callback in callbacks
         ):
-            callbacks.append(Predictions())  # what is sampled would be lost
-        if self.starts:
+            callbacks.append(Predictions())
+        # several processes: they wait for each other from here on
+        if self.starts_processes:
             check_alone(trainer)
             check_nodes(trainer)
         if trainer.world_size > 1:
-            NOTES.show()  # processes wait for each other from here on, and say so
+            NOTES.show()
         if (
-            self.fits
+            self.trains
             and trainer.world_size > 1
             and not any(isinstance(callback, Heartbeat) for callback in callbacks)
         ):
-            callbacks.insert(
-                0, Heartbeat()
-            )  # a process that waits for another says nothing by itself
+            callbacks.insert(0, Heartbeat())  # reports a process that waits for another
         return trainer
 
     def before_fit(self) -> None:
-        """Find `last`, and refuse a checkpoint that the run cannot go on from, before a model is loaded for it."""
-        if self.fits:
-            check_callbacks(
-                self.trainer, self.model
-            )  # some fail in their own set-up, which comes before the module's
+        """Find the checkpoint `last`, and refuse one that the run cannot continue.
+
+        This comes before a model is loaded for it.
+        """
+        # some callbacks fail in their own set-up, which comes before the module's
+        if self.trains:
+            check_callbacks(self.trainer, self.model)
         options = self.config_init[self.subcommand]
         options["ckpt_path"] = settle_checkpoint(
             self.trainer,
@@ -206,7 +219,8 @@ class CLI(LightningCLI):
             stage=str(self.subcommand),
             data=self.datamodule,
         )
-        if options["ckpt_path"] is not None:  # a run that goes on writes where it wrote before
+        # a resumed run writes into the folder of the run before
+        if options["ckpt_path"] is not None:
             warnings.filterwarnings(
                 "ignore", message="Checkpoint directory .* exists and is not empty"
             )
@@ -214,58 +228,20 @@ class CLI(LightningCLI):
     before_validate = before_test = before_predict = before_fit
 
 
-def _check_numbers(config: Any, path: str = "") -> None:
-    """Refuse a number that is none, wherever it stands: no option takes it, and it spreads into the weights."""
-    if isinstance(config, float) and math.isnan(config):
-        raise UserError(f"`{path}` is .nan, which is no number")
-    if isinstance(config, list | tuple):
-        for i, value in enumerate(config):
-            _check_numbers(value, f"{path}[{i}]")
-    elif isinstance(config, dict | Namespace):
-        for key, value in vars(config).items() if isinstance(config, Namespace) else config.items():
-            _check_numbers(value, path if key == "init_args" else f"{path}.{key}".lstrip("."))
-
-
-def _holds_enum(config: Any) -> bool:
-    """Return whether any value is a member of an `Enum`."""
-    if isinstance(config, list | tuple | dict | Namespace):
-        values = config if isinstance(config, list | tuple) else config.values()
-        return any(_holds_enum(value) for value in values)
-    return isinstance(config, Enum)
-
-
-def _take_own_classes(config: Any) -> None:
-    """Put `MetricsCSV` where Lightning's `CSVLogger` is named, which deletes the file of a run that goes on."""
-    loggers = _nested(config, "trainer", "logger")
+def _replace_csv_logger(config: Any) -> None:
+    """Put `MetricsCSV` in place of Lightning's `CSVLogger`, which deletes a resumed run's file."""
+    loggers = value_at(config, "trainer", "logger")
     for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if _nested(logger, "class_path") == "lightning.pytorch.loggers.CSVLogger":
+        if value_at(logger, "class_path") == "lightning.pytorch.loggers.CSVLogger":
             logger["class_path"] = "lightning_mpo.resume.metrics_csv.MetricsCSV"
 
 
-def _leave_bars_out(config: Any) -> None:
-    """Let `enable_progress_bar: false` win over the bars of a recipe, where Lightning refuses both."""
-    callbacks = _nested(config, "trainer", "callbacks")
-    if _nested(config, "trainer", "enable_progress_bar") is False and isinstance(callbacks, list):
-        kept = [
-            part
-            for part in callbacks
-            if not str(_nested(part, "class_path")).endswith("ProgressBar")
+def _remove_bars(config: Any) -> None:
+    """Remove a recipe's progress bars if `enable_progress_bar: false`; Lightning refuses both."""
+    callbacks = value_at(config, "trainer", "callbacks")
+    if value_at(config, "trainer", "enable_progress_bar") is False and isinstance(callbacks, list):
+        config["trainer"]["callbacks"] = [
+            callback
+            for callback in callbacks
+            if not str(value_at(callback, "class_path")).endswith("ProgressBar")
         ]
-        config["trainer"]["callbacks"] = kept
-
-
-def _check_checkpoint(path: str | None) -> None:
-    """Refuse a checkpoint that cannot be read before a model is loaded for it."""
-    if path is None or path == "last":
-        return
-    if not Path(path).name or path in ("best", "hpc", "registry") or path.startswith("registry:"):
-        raise UserError(
-            f"`ckpt_path` must be `last` or a checkpoint file, got {path!r}: name the file itself"
-        )
-    read_checkpoint(path, "`ckpt_path`", part="outline")
-
-
-def _nested(config: Any, *keys: str) -> Any:
-    for key in keys:
-        config = config.get(key) if config is not None and hasattr(config, "get") else None
-    return config

@@ -1,4 +1,4 @@
-"""The verb `plan`: a table of predicted memory, what fits a GPU, and a measured step beside it."""
+"""`lightning-mpo plan`: predicted memory, sizes that fit a GPU, and a measured run to compare."""
 
 from __future__ import annotations
 
@@ -16,73 +16,89 @@ from typing import Any
 import torch
 
 from lightning_mpo.cli.guard import guarded
-from lightning_mpo.cli.plan_parser import build
+from lightning_mpo.cli.plan_objects import build
 from lightning_mpo.errors import UserError
 
 MIB, GIB = 2**20, 2**30
 CONTEXT = 0.6
-"""GiB that CUDA's context and the allocator's fragments take of a GPU. A guess."""
+"""GiB of a GPU that CUDA's context and fragments of the allocator take. A guess."""
 MICRO_ROWS = (1, 2, 4, 8, 16, 32)
+"""Sizes of micro-batches that are tried."""
 TOLERANCE = 0.15
+"""Largest deviation of the predicted peak from the measured one, as a share of the latter."""
 
 
 def table(phases: dict[str, dict[str, int]]) -> str:
-    """Return parts by phase, in MiB, as text."""
+    """Return predicted memory as text.
+
+    Args:
+        phases: bytes by phase and part.
+    """
     parts = list(dict.fromkeys(part for phase in phases.values() for part in phase))
     parts = [part for part in parts if any(phase.get(part) for phase in phases.values())]
+    rows = [(part, [phase.get(part, 0) for phase in phases.values()]) for part in parts]
+    rows.append(("sum", [sum(phase.values()) for phase in phases.values()]))
     lines = [f"{'MiB':<18}" + "".join(f"{name:>11}" for name in phases)]
-    for part in parts:
-        lines.append(
-            f"{part:<18}"
-            + "".join(f"{phase.get(part, 0) / MIB:>11.1f}" for phase in phases.values())
-        )
-    lines.append(
-        f"{'sum':<18}" + "".join(f"{sum(phase.values()) / MIB:>11.1f}" for phase in phases.values())
-    )
+    lines += [f"{name:<18}" + "".join(f"{n / MIB:>11.1f}" for n in sizes) for name, sizes in rows]
     return "\n".join(lines)
 
 
 def fitting(planner: Any, gib: float) -> str:
-    """Say which micro-batches, and how many sequences sampled at once, fit a GPU."""
+    """Return the micro-batches, and the numbers of sequences sampled at once, that fit a GPU.
+
+    Args:
+        planner: a `Planner`.
+        gib: memory of the GPU in GiB.
+    """
+    # predicted bytes of each size
     planner.gpu = True
     room = (gib - CONTEXT) * GIB
-    rows = sorted({n for n in (*MICRO_ROWS, planner.sizes.micro_rows) if n <= planner.sizes.rows})
-    updates = {n: planner.update(micro_rows=n) for n in rows}
-    G = planner.sizes.completions
-    together = sorted(
-        {n for n in (G, 2 * G, 4 * G, 8 * G, planner.sizes.rows) if n <= planner.sizes.rows}
-    )
+    total, G = planner.sizes.rows, planner.sizes.completions
+    micro_rows = sorted({n for n in (*MICRO_ROWS, planner.sizes.micro_rows) if n <= total})
+    updates = {n: planner.update(micro_rows=n) for n in micro_rows}
+    together = sorted({n for n in (G, 2 * G, 4 * G, 8 * G, total) if n <= total})
     rollouts = {n: planner.rolling(together=n) for n in together}
+    # list them
     lines = [f"of {gib:g} GiB, {CONTEXT:g} are left to CUDA itself (predicted, not measured)"]
-    for what, sizes in (
+    for title, sizes in (
         ("rows of a micro-batch", updates),
         ("sequences sampled at once", rollouts),
     ):
-        said = ", ".join(
+        listed = (
             f"{n}: {size / GIB:.2f} GiB{'' if size <= room else ' (too much)'}"
             for n, size in sizes.items()
         )
-        lines.append(f"{what}: {said}")
-    best, most = (
-        max((n for n, s in sizes.items() if s <= room), default=0) for sizes in (updates, rollouts)
+        lines.append(f"{title}: {', '.join(listed)}")
+    # the largest sizes that fit, as options
+    best_micro, best_together = (
+        max((n for n, size in sizes.items() if size <= room), default=0)
+        for sizes in (updates, rollouts)
     )
-    if not best or not most:
-        return "\n".join(
-            [
-                *lines,
-                "nothing fits: take a smaller model, `policy.quantization`, or shorter responses",
-            ]
-        )
-    cuts = -(-planner.sizes.rows // planner.minibatches // best)
+    if not best_micro or not best_together:
+        advice = "take a smaller model, `policy.quantization`, or shorter responses"
+        return "\n".join([*lines, f"nothing fits: {advice}"])
+    cuts = -(-total // planner.minibatches // best_micro)
     lines.append(
-        f"fits: trainer.accumulate_grad_batches {cuts} (micro-batches of {best} rows), "
-        f"rollout.sampler LocalSampler(batch_size: {most}) for rollouts of {planner.sizes.rows}"
+        f"fits: trainer.accumulate_grad_batches {cuts} (micro-batches of {best_micro} rows), "
+        f"rollout.sampler LocalSampler(batch_size: {best_together}) for rollouts of {total}"
     )
     return "\n".join(lines)
 
 
 def check(arguments: Sequence[str], peaks: dict[str, int]) -> tuple[str, float]:
-    """Run two rollouts in a process of its own; return predicted beside measured, and the deviation of the peak."""
+    """Run two rollouts in a separate process, and compare their memory with the prediction.
+
+    Args:
+        arguments: of the command line, without a verb.
+        peaks: predicted bytes by phase.
+
+    Returns:
+        A table of predicted and measured memory, and the deviation of the predicted peak.
+
+    Raises:
+        UserError: the process failed.
+    """
+    # measure
     command = [sys.executable, "-m", "lightning_mpo.cli.plan_check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -90,28 +106,32 @@ def check(arguments: Sequence[str], peaks: dict[str, int]) -> tuple[str, float]:
         raise UserError(f"the dry step failed with exit code {done.returncode}: {last}")
     measured = json.loads(done.stdout.splitlines()[-1])
     in_use, held = measured["in_use"], measured["held"]
+    # a row for each phase, and one for the peak
+    rows = [(phase, size, in_use[phase], held[phase]) for phase, size in peaks.items()]
+    predicted_peak = max(peaks.values())
+    measured_peak, held_peak = (max(sizes[phase] for phase in peaks) for sizes in (in_use, held))
+    rows.append(("peak", predicted_peak, measured_peak, held_peak))
     lines = [f"{'MiB':<18}{'predicted':>11}{'measured':>11}{'held':>11}"]
-    for phase, size in peaks.items():
-        lines.append(
-            f"{phase:<18}{size / MIB:>11.1f}{in_use[phase] / MIB:>11.1f}{held[phase] / MIB:>11.1f}"
-        )
-    most, found, kept = (
-        max(peaks.values()),
-        *(max(sizes[phase] for phase in peaks) for sizes in (in_use, held)),
-    )
-    off = most / found - 1
+    lines += [
+        f"{name:<18}" + "".join(f"{size / MIB:>11.1f}" for size in sizes) for name, *sizes in rows
+    ]
+    deviation = predicted_peak / measured_peak - 1
+    lines[-1] += f"   {deviation:+.1%}"
     lines.append(
-        f"{'peak':<18}{most / MIB:>11.1f}{found / MIB:>11.1f}{kept / MIB:>11.1f}   {off:+.1%}"
+        "measured: without freed memory that the allocator keeps, which is in `held`; while "
+        "loading "
+        f"{held['load'] / MIB:.1f} MiB, file pages that the system can take back included"
     )
-    lines.append(
-        "measured: without what the allocator keeps of freed memory, which is in `held`; "
-        f"while loading {held['load'] / MIB:.1f} MiB, file pages that the system can take back included"
-    )
-    return "\n".join(lines), off
+    return "\n".join(lines), deviation
 
 
 def _check_room(peak: int, device: torch.device) -> None:
-    """Refuse to run what the machine cannot hold."""
+    """Refuse to run more than the machine can hold.
+
+    Args:
+        peak: predicted bytes.
+        device: of the run.
+    """
     if device.type == "cuda":
         room = torch.cuda.mem_get_info(device)[1]
     elif "SC_PHYS_PAGES" in os.sysconf_names:
@@ -120,27 +140,34 @@ def _check_room(peak: int, device: torch.device) -> None:
         return
     if peak > room:
         raise UserError(
-            f"`--check` runs two rollouts, for which {peak / GIB:,.1f} GiB are predicted, and this machine has {room / GIB:,.1f} "
-            "GiB: leave `--check` out, or take a smaller model"
+            f"`--check` runs two rollouts, for which {peak / GIB:,.1f} GiB are predicted, and this "
+            f"machine has {room / GIB:,.1f} GiB: leave `--check` out, or take a smaller model"
         )
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `lightning-mpo plan`; return the exit code: 1 where a check is further off than 15 %."""
+    """Run `lightning-mpo plan`.
+
+    Returns:
+        The exit code: 1 if the measured peak differs by more than `TOLERANCE`, 2 after a mistake.
+    """
     parser = argparse.ArgumentParser(
         prog="lightning-mpo plan",
-        description="Predict the peak memory of a run by part, from its configuration; other options are those of `fit`.",
+        description="Predict the peak memory of a run by part, from its configuration. Other "
+        "options "
+        "are those of `fit`.",
         allow_abbrev=False,
         exit_on_error=False,
     )
     parser.add_argument(
-        "--gpu-gib", type=float, metavar="GIB", help="say what fits a GPU of this size"
+        "--gpu-gib", type=float, metavar="GIB", help="list the sizes that fit a GPU of this memory"
     )
     parser.add_argument(
         "--check",
         action="store_true",
         help="run a rollout, its updates and a second rollout, and compare",
     )
+    # without Lightning's notes on devices, and without warnings: nothing is trained
     outcome: list[int] = []
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = logger.level
@@ -148,29 +175,30 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore")
-            return (
-                guarded(lambda: outcome.append(_plan(*parser.parse_known_args(arguments))))
-                or outcome[0]
-            )
+            failed = guarded(lambda: outcome.append(_plan(*parser.parse_known_args(arguments))))
+            return failed or outcome[0]
     finally:
         logger.setLevel(level)
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:
+    """Print the plan; return the exit code."""
+    # options
     if not rest:
         raise UserError("`plan` needs a configuration: lightning-mpo plan -c quickstart")
     if options.gpu_gib is not None and not CONTEXT < options.gpu_gib < math.inf:
         raise UserError(
             f"`--gpu-gib` must be above {CONTEXT:g} and finite, got {options.gpu_gib:g}"
         )
+    # predict
     from lightning_mpo.plan.predict import Planner
 
     planner = Planner(*build(rest))
     prediction = planner.predict()
     sizes = prediction.sizes
     print(
-        f"{sizes.rows} sequences of {sizes.prompt} + {sizes.response} tokens, micro-batches of {sizes.micro_rows} "
-        "rows; predicted peaks by phase, above the process itself"
+        f"{sizes.rows} sequences of {sizes.prompt} + {sizes.response} tokens, micro-batches of "
+        f"{sizes.micro_rows} rows; predicted peaks by phase, above the process itself"
     )
     print(table(prediction.phases))
     print("\n".join(planner.notes()))
@@ -178,9 +206,11 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> int:
         print(fitting(planner, options.gpu_gib))
     if not options.check:
         return 0
+    # measure
     _check_room(max(prediction.peaks.values()), planner.trainer.strategy.root_device)
-    said, off = check(rest, prediction.peaks)
-    print(said)
-    if abs(off) > TOLERANCE:
+    comparison, deviation = check(rest, prediction.peaks)
+    print(comparison)
+    is_off = abs(deviation) > TOLERANCE
+    if is_off:
         print(f"exit code 1: the predicted peak is off by more than {TOLERANCE:.0%}")
-    return int(abs(off) > TOLERANCE)
+    return int(is_off)

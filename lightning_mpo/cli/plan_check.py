@@ -1,4 +1,7 @@
-"""The process that `plan --check` measures: `python -m lightning_mpo.cli.plan_check -c CONFIG …`; it prints JSON."""
+"""The process that `plan --check` measures; it prints the peaks as JSON.
+
+python -m lightning_mpo.cli.plan_check -c CONFIG ...
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import contextlib
 import json
 import sys
 
-from lightning_mpo.cli.plan_parser import build
+from lightning_mpo.cli.plan_objects import build
 from lightning_mpo.plan.check import measure
 
 if __name__ == "__main__":
+    # the standard output holds the JSON alone
     with contextlib.redirect_stdout(sys.stderr):
         peaks = measure(*build(sys.argv[1:]))
     print(json.dumps(peaks))

@@ -1,4 +1,7 @@
-"""`lightning-mpo predict --model FOLDER --data FILE`: complete prompts with a model folder, without running its code."""
+"""`lightning-mpo predict --model FOLDER --data FILE`: complete prompts with a model folder.
+
+No code of the folder is run.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import lightning as L
 
 from lightning_mpo.callbacks import Predictions, RolloutLoop
 from lightning_mpo.cli.guard import guarded
-from lightning_mpo.cli.messages import suggest
+from lightning_mpo.cli.suggestions import suggest
 from lightning_mpo.data import PromptFile
 from lightning_mpo.errors import UserError
 from lightning_mpo.export.usage import TOP, USAGE, Usage, prompt_options
@@ -39,8 +42,8 @@ def main(arguments: Sequence[str]) -> int:
         missing = [f"--{name}" for name in ("model", "data") if not getattr(options, name)]
         if missing:
             raise UserError(
-                f"`predict` needs {' and '.join(missing)}: lightning-mpo predict --model FOLDER --data FILE.jsonl "
-                "(or a configuration of your own: -c FILE)"
+                f"`predict` needs {' and '.join(missing)}: lightning-mpo predict --model FOLDER "
+                "--data FILE.jsonl (or a configuration of your own: -c FILE)"
             )
         predict(options)
 
@@ -48,11 +51,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    # model and prompts
     parser = argparse.ArgumentParser(
         prog="lightning-mpo predict",
-        description="Complete the prompts of a file with an exported folder or another model folder. No code of the folder is "
-        "run. With a configuration of your own (-c FILE), `predict` uses that instead; `predict -c FILE --help` lists its "
-        "options.",
+        description="Complete the prompts of a file with an exported folder or another model "
+        "folder. "
+        "No code of the folder is run. With a configuration of your own (-c FILE), `predict` uses "
+        "that instead; `predict -c FILE --help` lists its options.",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -74,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="base model of adapters, in place of the one that the folder names",
     )
+    # sampling
     parser.add_argument(
         "--rollout.max_new_tokens", "--max_new_tokens", dest="max_new_tokens", type=int, metavar="N"
     )
@@ -105,75 +111,89 @@ def predict(options: argparse.Namespace) -> None:
     Raises:
         UserError: an option, the folder or the file is wrong.
     """
+    # the folder's options, and those of the command line, which win
     folder = Path(options.model).expanduser()
-    usage = Usage.read(folder) if folder.is_dir() else Usage()
-    if folder.is_dir() and not (folder / USAGE).exists():
-        if (folder / "adapter_config.json").is_file():
-            raise UserError(
-                f"`--model` {options.model!r} holds adapters without {USAGE}: export it again, or give "
-                "`-c` with a configuration of your own and `policy.checkpoint`"
-            )
-        old = (
-            " (lightning_mpo.yaml is a configuration, and is not read)"
-            if (folder / "lightning_mpo.yaml").exists()
-            else ""
-        )
-        print(
-            f"note       {folder} has no {USAGE}{old}: sampling at temperature 1, at most 256 tokens, unless options set others"
-        )
-    chosen = {
-        name: _number(options, name, getattr(usage, name))
-        for name in ("temperature", "max_new_tokens", "seed")
-    }
+    usage = _read_usage(folder, options.model)
+    temperature = _number(options, "temperature", usage.temperature)
+    max_new_tokens = _number(options, "max_new_tokens", usage.max_new_tokens)
+    seed = _number(options, "seed", usage.seed)
     for name in ("completions", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"`--{name}` must be at least 1, got {getattr(options, name)}")
     _check_out(options)
-    prompt = {name: value for name, value in usage.prompt.items() if name in prompt_options()}
+    # the policy and the prompts
     policy = usage.policy(str(folder) if folder.is_dir() else options.model, options.base)
     if usage.form == "adapter":
         print(f"base       {policy.source}{'' if options.base else ', as the folder says'}")
-    L.seed_everything(chosen["seed"], verbose=False)
-    objective = Objective(
+    known = prompt_options()
+    prompts = PromptFile(
+        options.data,
+        prompt=options.prompt,
+        validation_batch_size=options.batch_size,
+        **{name: value for name, value in usage.prompt.items() if name in known},
+    )
+    # sample
+    L.seed_everything(seed, verbose=False)
+    loop = RolloutLoop(max_new_tokens=max_new_tokens, validation_completions=options.completions)
+    trainer = _trainer(options.accelerator, [loop, Predictions(options.out)])
+    trainer.predict(
+        PolicyOptimization(policy, _plain_objective(), temperature=temperature),
+        datamodule=prompts,
+        return_predictions=False,
+    )
+
+
+def _read_usage(folder: Path, name: str) -> Usage:
+    """Return the options of an exported folder; other model folders and hub ids have defaults."""
+    if not folder.is_dir():
+        return Usage()
+    usage = Usage.read(folder)
+    if (folder / USAGE).exists():
+        return usage
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"`--model` {name!r} holds adapters without {USAGE}: export it again, or give `-c` "
+            "with a "
+            "configuration of your own and `policy.checkpoint`"
+        )
+    has_old_file = (folder / "lightning_mpo.yaml").exists()
+    old = " (lightning_mpo.yaml is a configuration, and is not read)" if has_old_file else ""
+    print(
+        f"note       {folder} has no {USAGE}{old}: sampling at temperature 1, at most 256 tokens, "
+        "unless options set others"
+    )
+    return usage
+
+
+def _plain_objective() -> Objective:
+    """Return an objective that samples from the whole vocabulary; nothing is trained with it."""
+    return Objective(
         FullVocabulary(), TokenActions(), ReturnToGo(), PolicyGradient(), AllTokens(), TokenMean()
     )
-    callbacks = [
-        RolloutLoop(
-            max_new_tokens=chosen["max_new_tokens"], validation_completions=options.completions
-        ),
-        Predictions(options.out),
-    ]
+
+
+def _trainer(accelerator: str, callbacks: list[L.Callback]) -> L.Trainer:
+    """Return a trainer on one device, without logger and checkpoints."""
     try:
-        trainer = L.Trainer(
-            accelerator=options.accelerator,
+        return L.Trainer(
+            accelerator=accelerator,
             devices=1,
             logger=False,
             enable_checkpointing=False,
             default_root_dir=os.curdir,
             callbacks=callbacks,
         )
-    except (
-        ValueError,
-        RuntimeError,
-    ) as error:  # Lightning's MisconfigurationException is a ValueError in some versions
-        raise UserError(
-            f"`--accelerator {options.accelerator}`: {str(error).splitlines()[0]}"
-        ) from error
-    trainer.predict(
-        PolicyOptimization(policy, objective, temperature=chosen["temperature"]),
-        datamodule=PromptFile(
-            options.data, prompt=options.prompt, validation_batch_size=options.batch_size, **prompt
-        ),
-        return_predictions=False,
-    )
+    except (ValueError, RuntimeError) as error:  # MisconfigurationException is one of the two
+        raise UserError(f"`--accelerator {accelerator}`: {str(error).splitlines()[0]}") from error
 
 
 def _number(options: argparse.Namespace, name: str, default: Any) -> Any:
-    given = getattr(options, name)
+    """Return an option of the command line, or the default if it is not given."""
+    value = getattr(options, name)
     check, kind = TOP[name]
-    if given is not None and not check(given):
-        raise UserError(f"`--{name}` must be {kind}, got {given}")
-    return default if given is None else given
+    if value is not None and not check(value):
+        raise UserError(f"`--{name}` must be {kind}, got {value}")
+    return default if value is None else value
 
 
 def _check_out(options: argparse.Namespace) -> None:

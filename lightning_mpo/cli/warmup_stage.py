@@ -1,4 +1,4 @@
-"""`warmup:`: a stage that is fitted first, as a process of its own, where its checkpoint is missing."""
+"""`warmup:`, a stage that is fitted first, as a separate process, if its checkpoint is missing."""
 
 from __future__ import annotations
 
@@ -15,22 +15,35 @@ from lightning_mpo.recipes import find
 from lightning_mpo.storage import locate, unfinished_mark
 
 EARLY = 75
-"""Exit code of a warm-up stage that was asked to go, and saved (EX_TEMPFAIL of sysexits.h)."""
+"""Exit code of a stage that was asked to end, and saved (EX_TEMPFAIL of sysexits.h)."""
 
 
 def fit_first(config: str, checkpoint: str, seed: Any) -> None:
-    """Run the stage that makes a checkpoint, as a process of its own; one that was stopped before goes on."""
+    """Run the stage that makes a checkpoint; a stage that was stopped before continues.
+
+    Args:
+        config: configuration of the stage.
+        checkpoint: the file that it makes.
+        seed: seed of the run; None: that of the stage.
+
+    Raises:
+        UserError: the stage failed, did not write the checkpoint, or would run beside other
+            processes.
+    """
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(
-            f"`policy.checkpoint` {checkpoint!r} is missing; make it first: lightning-mpo fit -c {config}"
+            f"`policy.checkpoint` {checkpoint!r} is missing; make it first: "
+            f"lightning-mpo fit -c {config}"
         )
     find(config, place="`warmup`: ")
+    # the command line of the stage
     path, mark = locate(checkpoint), unfinished_mark(checkpoint)
     state = "unfinished" if path.exists() else "missing"
     print(f"warm-up    {checkpoint} is {state}: fitting {config} first", flush=True)
     command = [sys.executable, "-m", "lightning_mpo", "fit", "-c", config]
     command += ["--seed_everything", str(seed)] if seed is not None else []
     command += ["--ckpt_path", checkpoint] if path.exists() else []
+    # the mark stays until the stage has ended
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
     code = run_stage(command)
@@ -48,19 +61,29 @@ def fit_first(config: str, checkpoint: str, seed: Any) -> None:
 
 
 def run_stage(command: list[str]) -> int:
-    """Run a process that is stopped with this one, and return its exit code: `EARLY` if it was asked to go."""
+    """Run a process that gets the signals of this one.
+
+    Args:
+        command: the command and its arguments.
+
+    Returns:
+        The exit code of the process: `EARLY` if it was asked to end.
+    """
+    # pass signals on, which a main thread alone can receive
     process = subprocess.Popen(command, env=os.environ | {STAGE_CODE: str(EARLY)})
-    passed: list[int] = []
+    received: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
-        passed.append(number)
+        received.append(number)
         process.send_signal(number)
 
-    here = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS} if here else {}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    signals = SIGNALS if in_main_thread else ()
+    handlers = {number: signal.signal(number, pass_on) for number in signals}
+    # wait for its end
     try:
         code = process.wait()
-    except KeyboardInterrupt:  # of a terminal, which interrupts the stage as well
+    except KeyboardInterrupt:  # the terminal interrupts the stage as well
         try:
             process.wait(10)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -68,6 +91,6 @@ def run_stage(command: list[str]) -> int:
             process.wait()
         raise
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    return EARLY if passed and code == -passed[0] else code
+    return EARLY if received and code == -received[0] else code

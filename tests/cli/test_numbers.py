@@ -14,7 +14,7 @@ import lightning as L
 import pytest
 
 from lightning_mpo import checks
-from lightning_mpo.cli import messages
+from lightning_mpo.cli.classes import classes
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.trainer_options import check_trainer_options, check_training
 from lightning_mpo.objective.kl import ConstantCoefficient
@@ -135,9 +135,7 @@ def described(owner: type) -> set[type]:
 
 def configurable() -> dict[str, type]:
     """Return every class that a configuration may name, and the dataclasses of their arguments, and theirs."""
-    todo = [
-        c for c in messages._classes().values() if inspect.isclass(c) and not inspect.isabstract(c)
-    ]
+    todo = [c for c in classes().values() if inspect.isclass(c) and not inspect.isabstract(c)]
     found: dict[str, type] = {}
     while todo:
         owner = todo.pop()

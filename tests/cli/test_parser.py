@@ -9,7 +9,7 @@ import yaml
 
 from lightning_mpo import recipes
 from lightning_mpo.callbacks import Watchdog
-from lightning_mpo.cli.plan_parser import build
+from lightning_mpo.cli.plan_objects import build
 from tests.support.commands import write
 from tests.support.configurations import BASE
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from lightning_mpo.cli.messages import _classes
+from lightning_mpo.cli.classes import classes
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective.action_spaces import ActionSpace, SegmentActions
 from lightning_mpo.objective.segmenters import (
@@ -76,9 +76,7 @@ def test_segmenters_are_named_in_a_configuration():
         build({"class_path": "EntropySegmenter", "init_args": {"quantile": 0.8}}).segmenter.quantile
         == 0.8
     )
-    assert {"DelimiterSegmenter", "EntropySegmenter", "Segmenter"} - set(_classes()) == {
-        "Segmenter"
-    }
+    assert {"DelimiterSegmenter", "EntropySegmenter", "Segmenter"} - set(classes()) == {"Segmenter"}
     assert subclasses(Segmenter) == {DelimiterSegmenter, EntropySegmenter}
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from lightning_mpo import recipes
 from lightning_mpo.callbacks import RolloutLoop
-from lightning_mpo.cli.messages import _classes
+from lightning_mpo.cli.classes import classes
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective.objective import Objective
 from tests.support.recipes import CONFIGS, name_of
@@ -75,7 +75,7 @@ def assert_complete(value: object, where: str) -> None:
     """Check each class in a tree of options against its signature."""
     if isinstance(value, dict) and "class_path" in value:
         given = set(value.get("init_args", {}))
-        takes = set(inspect.signature(_classes()[value["class_path"]].__init__).parameters) - {
+        takes = set(inspect.signature(classes()[value["class_path"]].__init__).parameters) - {
             "self"
         }
         assert given == takes, f"{where}: {value['class_path']} leaves {takes - given} open"
@@ -83,9 +83,9 @@ def assert_complete(value: object, where: str) -> None:
     elif isinstance(value, dict):
         for key, inner in value.items():
             assert_complete(inner, f"{where}.{key}")
-    elif isinstance(value, str) and value in _classes():
-        takes = set(inspect.signature(_classes()[value].__init__).parameters) - {"self"}
-        own = _classes()[value].__init__ is not object.__init__
+    elif isinstance(value, str) and value in classes():
+        takes = set(inspect.signature(classes()[value].__init__).parameters) - {"self"}
+        own = classes()[value].__init__ is not object.__init__
         assert not (takes and own), f"{where}: {value} takes {takes}; write them out"
 
 

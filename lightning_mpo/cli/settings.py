@@ -1,0 +1,15 @@
+"""Settings of every parser that reads configuration files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import set_parsing_settings
+
+PARSER_OPTIONS: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False}
+"""`omegaconf+` resolves references such as `${rollout.max_new_tokens}`; mistakes are raised."""
+
+
+def resolve_references_within_verbs() -> None:
+    """Let `${seed_everything}` mean the option of the same verb, which lies below `fit`, say."""
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
