@@ -26,7 +26,7 @@ Existing files are not changed.
 """
 FOLDERS = {
     "experiment": "whole runs",
-    "algorithm": "what counts as one action, how it is credited, how far the policy may move",
+    "algorithm": "actions, credit, and limits of the policy's moves",
     "model": "the policy",
     "data": "prompts and rewards",
     "hardware": "processes, precision, memory",
