@@ -34,9 +34,9 @@ def table(phases: dict[str, dict[str, int]]) -> str:
     Args:
         phases: bytes by phase and part.
     """
-    parts = list(dict.fromkeys(part for phase in phases.values() for part in phase))
-    parts = [part for part in parts if any(phase.get(part) for phase in phases.values())]
-    rows = [(part, [phase.get(part, 0) for phase in phases.values()]) for part in parts]
+    all_parts = dict.fromkeys(part for phase in phases.values() for part in phase)
+    rows = [(part, [phase.get(part, 0) for phase in phases.values()]) for part in all_parts]
+    rows = [(part, sizes) for part, sizes in rows if any(sizes)]
     rows.append(("sum", [sum(phase.values()) for phase in phases.values()]))
     lines = [f"{'MiB':<18}" + "".join(f"{name:>11}" for name in phases)]
     lines += [f"{name:<18}" + "".join(f"{n / MIB:>11.1f}" for n in sizes) for name, sizes in rows]

@@ -15,7 +15,7 @@ from lightning_mpo.types import PromptRow, Splits
 class Arithmetic(PromptDataModule):
     """Column addition with the columns written out from the right, then the sum.
 
-    A column is written as its two digits, what is carried into it, and a sum of two digits. A
+    A column is written as its two digits, the carry into it, and a sum of two digits. A
     careful solution carries: `484+338=` is answered by `4+8+0=12,8+3+1=12,4+3+1=08;822`. A careless
         one never does:
     `4+8+0=12,8+3+0=11,4+3+0=07;712`, which is right only where there is nothing to carry. A share
@@ -72,12 +72,13 @@ class Arithmetic(PromptDataModule):
     def load(self) -> Splits:
         random_numbers = random.Random(self.problem_seed)
         rows: dict[bool, dict[str, PromptRow]] = {False: {}, True: {}}
-        wanted = {False: self.train_problems, True: self.held_out_problems}
-        while any(len(rows[side]) < wanted[side] for side in rows):
+        problems = {False: self.train_problems, True: self.held_out_problems}
+        # draw until both sides are full
+        while any(len(rows[side]) < problems[side] for side in rows):
             a, b = self._operands(random_numbers)
             prompt = f"{a}{self.sign}{b}="
             side = is_held_out(prompt, self.held_out_share)
-            if prompt not in rows[side] and len(rows[side]) < wanted[side]:
+            if prompt not in rows[side] and len(rows[side]) < problems[side]:
                 target, solution = self._solve(
                     a, b, careful=random_numbers.random() >= self.careless_share
                 )
@@ -105,8 +106,8 @@ class Multiplication(Arithmetic):
 
     `4321*7=` is answered by `1*7+0=07,2*7+0=14,…;30247`.
 
-    Careless solutions drop what is carried, as in `Arithmetic`, whose arguments these are; `digits`
-    are those of the first operand, the second is 2 to 9.
+    Careless solutions drop the carries. The arguments are those of `Arithmetic`. `digits` are those
+    of the first operand; the second operand is from 2 to 9.
     """
 
     sign: ClassVar[str] = "*"

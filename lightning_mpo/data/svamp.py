@@ -88,13 +88,13 @@ def _from_hub() -> Sequence[Any]:
     import datasets
 
     try:
-        parts = datasets.load_dataset(HUB_ID)
+        splits = datasets.load_dataset(HUB_ID)
     except Exception as error:  # offline, renamed, refused: many types
         raise UserError(
             f"cannot load {HUB_ID} from the hub ({type(error).__name__}); set `data.path` to a "
             "local SVAMP.json"
         ) from error
-    return [row for name in sorted(parts) for row in parts[name]]
+    return [row for name in sorted(splits) for row in splits[name]]
 
 
 def _row(line: Any, where: str) -> PromptRow:

@@ -95,21 +95,21 @@ def _brackets(text: str) -> list[str]:
 def _header(path: Path, text: str) -> dict[str, str]:
     """Return the fields of a header; the description stands under ""."""
     # collect the lines of each field
-    parts: dict[str, list[str]] = {"": []}
-    part = ""
+    fields: dict[str, list[str]] = {"": []}
+    field = ""
     for line in text.splitlines():
         if not line.startswith("#"):
             break
         line = line.removeprefix("#").strip()
         key, _, rest = line.partition(":")
         if key in FIELDS:
-            if key in parts:
+            if key in fields:
                 raise UserError(f"{path}: its header gives `{key}:` twice")
-            part, line = key, rest.strip()
-            parts[part] = []
-        parts[part].append(line)
+            field, line = key, rest.strip()
+            fields[field] = []
+        fields[field].append(line)
     # all fields must be there
-    header = {key: " ".join(lines).strip() for key, lines in parts.items()}
+    header = {key: " ".join(lines).strip() for key, lines in fields.items()}
     if not header[""]:
         raise UserError(f"{path} must begin with a comment that says what the algorithm is")
     missing = [f"`# {key}: …`" for key in FIELDS if not header.get(key)]

@@ -165,7 +165,7 @@ def _is_real(x: Any) -> bool:
 
 
 def _terminates(x: Any) -> bool:
-    """Whether a number has a finite decimal form."""
+    """Return whether a number has a finite decimal form."""
     if not isinstance(x, Rational):
         return False
     rest = int(x.q)
@@ -189,8 +189,8 @@ LETTER = re.compile(
 def read(text: str) -> list[Any]:
     """Parse the last answer of a text.
 
-    It is what `<answer>` holds, in it the last `\\boxed{...}`, else what follows the last `####`,
-    else "the answer is C", else math-verify's choice.
+    It is the content of `<answer>`, and in it the last `\\boxed{...}`, else the text after the last
+    `####`, else the letter in "the answer is C", else math-verify's choice.
     """
     text = (TAGGED.findall(text) or [text])[-1]
     _, *boxes = text.split("\\boxed")

@@ -1,4 +1,4 @@
-"""A helper process for the rewards of a user, so that none of them can hang or change the run."""
+"""A helper process for the rewards of a user, which can then neither hang nor change the run."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from lightning_mpo.rewards.functions import FunctionReward
 from lightning_mpo.rewards.isolation import describe, overdue
 
 QUIET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals to a whole run, which its helper ignores."""
+"""Signals to all processes of a run, which the helper ignores."""
 TURN = 0.5
-"""Seconds of one wait for the helper, so that Ctrl-C waits no longer."""
+"""Seconds of one wait for the helper. Ctrl-C is handled after at most that long."""
 
 
 class RewardCaller:
@@ -45,7 +45,7 @@ class RewardCaller:
 
     def __init__(self, rewards: Sequence[Reward], seconds: float, process: bool) -> None:
         self.rewards, self.seconds = list(rewards), seconds
-        self.process = process and any(is_own(reward) for reward in rewards)
+        self.process = process and any(is_of_user(reward) for reward in rewards)
         self._helper: _Helper | None = None
         if self.process:
             self.start()
@@ -57,14 +57,16 @@ class RewardCaller:
             RewardError: it raised, ended its process, took too long, or did not return one number
                 per completion.
         """
-        if not self.process or not is_own(reward):
-            return judge(reward, completions, self.seconds if is_own(reward) else None)
+        # in this process
+        if not self.process or not is_of_user(reward):
+            return judge(reward, completions, self.seconds if is_of_user(reward) else None)
         self.start()
         if self._helper is None:
             return judge(reward, completions, self.seconds)
-        place = next(i for i, candidate in enumerate(self.rewards) if candidate is reward)
+        # in the helper, which knows rewards by their position
+        position = next(i for i, candidate in enumerate(self.rewards) if candidate is reward)
         try:
-            return self._helper.ask(place, reward, completions, self.seconds)
+            return self._helper.ask(position, reward, completions, self.seconds)
         except RewardError:
             if not self._helper.alive:
                 self._helper = None
@@ -94,24 +96,25 @@ class RewardCaller:
         return vars(self) | {"_helper": None}
 
 
-def is_own(reward: Reward) -> bool:
-    """Whether a reward is code of the user."""
+def is_of_user(reward: Reward) -> bool:
+    """Return whether a reward is code of the user."""
     return isinstance(reward, FunctionReward) or not type(reward).__module__.startswith(
         "lightning_mpo."
     )
 
 
 _open: weakref.WeakSet[_Helper] = weakref.WeakSet()
+"""The helpers of this process."""
 
 
-def _forget() -> None:
+def _close_inherited_pipes() -> None:
     """Close the pipes of the run in a process that was forked from it."""
     for helper in list(_open):
         helper.pipe.close()
     _open.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_close_inherited_pipes)
 
 
 class _Helper:
@@ -124,9 +127,8 @@ class _Helper:
         self.pipe, theirs = Pipe()
         self.owner = os.getpid()
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # of threads: the child runs Python alone
+            # the warning of a fork beside threads: the child runs Python alone
+            warnings.simplefilter("ignore", DeprecationWarning)
             self.pid = os.fork()
         if self.pid == 0:
             _serve(rewards, theirs, self.owner)
@@ -139,16 +141,26 @@ class _Helper:
         return bool(self._end.alive)
 
     def ask(
-        self, place: int, reward: Reward, completions: Sequence[Completion], seconds: float
+        self, position: int, reward: Reward, completions: Sequence[Completion], seconds: float
     ) -> Judgement:
+        """Have the process judge completions.
+
+        Args:
+            position: index of the reward in the list that the process has.
+            reward: the reward, for messages.
+            completions: B responses.
+            seconds: time limit.
+        """
+        # send
         try:
-            question = pickle.dumps((place, list(completions)))
+            question = pickle.dumps((position, list(completions)))
         except Exception as error:
             raise RewardError(
                 f"the rows cannot be sent to the helper process of reward `{reward.title}` "
                 f"({describe(error)}); set "
                 "`rollout.reward_process: false`"
             ) from error
+        # receive
         try:
             self.pipe.send_bytes(question)
             if not self._replies(seconds):
@@ -172,7 +184,7 @@ class _Helper:
         return True
 
     def close(self) -> int | None:
-        """End the process and all that it started; return its exit status."""
+        """End the process and all processes that it started; return its exit status."""
         return self._end()
 
     def _status(self) -> int | None:
@@ -203,6 +215,7 @@ def _end(pid: int, owner: int, pipe: Connection) -> int | None:
 
 
 def _why(status: int | None) -> str:
+    """Return the end of a process as the end of a sentence."""
     if status is None:
         return "ended its process"
     if os.WIFSIGNALED(status):
@@ -224,9 +237,9 @@ def _serve(rewards: Sequence[Reward], pipe: Connection, parent: int) -> NoReturn
                 question = pipe.recv_bytes()
             except (EOFError, OSError):
                 os.killpg(0, signal.SIGKILL)  # ends workers that rewards left behind as well
-            place, completions = pickle.loads(question)
+            position, completions = pickle.loads(question)
             try:
-                reply: dict[str, Any] = judge(rewards[place], completions)._asdict()
+                reply: dict[str, Any] = judge(rewards[position], completions)._asdict()
             except RewardError as error:
                 reply = {"error": str(error)}
             for stream in (sys.stdout, sys.stderr):

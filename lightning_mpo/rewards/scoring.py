@@ -143,11 +143,13 @@ def score_all(
         RewardError: a reward raised, returned a value that is not a finite number, or returned a
             wrong count; a weight is not finite, or float32 cannot hold a sum.
     """
+    # start from rows that nothing has judged
     B = len(completions)
     total = torch.zeros(B, dtype=torch.float64)
     valid, decided = torch.zeros(B, dtype=torch.bool), torch.zeros(B, dtype=torch.bool)
     correct, answered = torch.ones_like(valid), torch.ones_like(valid)
     parts: dict[str, Tensor] = {}
+    # add one reward after the other; nan stands for "not judged"
     for reward in rewards:
         weight, judgement = _weight(reward), call(reward, completions)
         scores = [math.nan if score is None else score for score in judgement.scores]
@@ -173,6 +175,7 @@ def unjudged(rewards: Sequence[Reward], count: int) -> Scores:
 
 
 def _weight(reward: Reward) -> float:
+    """Return the weight of a reward, which may have changed since its construction."""
     weight = getattr(reward, "weight", None)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
         raise RewardError(
@@ -194,6 +197,7 @@ def _check_total(total_B: Tensor, rewards: Sequence[Reward]) -> None:
 
 
 def _free_name(name: str, taken: Mapping[str, Tensor]) -> str:
+    """Return the name, or with a number if another reward has it."""
     return next(
         free
         for free in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 2)))

@@ -6,7 +6,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 def ends_in_thoughts(text: str) -> bool:
-    """Whether a text opens thoughts and does not close them.
+    """Return whether a text opens thoughts and does not close them.
 
     Example:
         >>> ends_in_thoughts("<|assistant|><think>"), ends_in_thoughts("<think>so</think> 5")

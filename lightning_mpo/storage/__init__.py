@@ -1,4 +1,4 @@
-"""Checkpoints on the disk, of one file or a folder: whole or not there, read as data."""
+"""Checkpoints as one file or a folder: written completely or not at all, and read as data."""
 
 from lightning_mpo.storage.disk import (
     PART,

@@ -1,4 +1,4 @@
-"""How a checkpoint gets to the disk: beside its place, flushed, and only then under its name."""
+"""Writes a checkpoint under a temporary name, flushes it, and only then gives it its name."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import IO, Any
 
 PART = ".part"
-"""Ends the name under which something is written."""
+"""Ending of the temporary name of a checkpoint that is being written."""
 BEFORE = ".before"
-"""Ends the name of a folder that the next one is about to take the place of."""
+"""Ending of the name of a folder that is being replaced."""
 
 
 class Disk:
-    """Opens and renames: what a kill can come before, in one place."""
+    """Opens and renames files. Tests replace it, to kill a run before each of its calls."""
 
     def open(self, path: Path) -> IO[bytes]:
-        """Open a file that is written to."""
+        """Open a file for writing."""
         return path.open("wb")
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give a file or a folder its name, and make the disk keep it."""
+        """Rename a file or a folder, and flush the new name to the disk."""
         os.replace(source, target)
         sync_folder(target.parent)
 
 
 class DigestFile:
-    """Passes what is written on to a file and takes its size and SHA-256 on the way."""
+    """Writes to a file, and computes the size and the SHA-256 of the written bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
@@ -42,7 +42,7 @@ class DigestFile:
 
     @property
     def account(self) -> dict[str, Any]:
-        """What a manifest says of the file."""
+        """The file's entry in a manifest."""
         return {"size": self.size, "sha256": self.digest.hexdigest()}
 
     def __getattr__(self, name: str) -> Any:
@@ -50,7 +50,16 @@ class DigestFile:
 
 
 def write_flushed(disk: Disk, path: Path, write: Callable[[DigestFile], Any]) -> dict[str, Any]:
-    """Have a function write a file, make the disk keep it, and return its account."""
+    """Write a file and flush it to the disk.
+
+    Args:
+        disk: opens the file.
+        path: the file.
+        write: writes the content to the open file.
+
+    Returns:
+        The file's entry in a manifest.
+    """
     with disk.open(path) as file:
         summed = DigestFile(file)
         write(summed)
@@ -60,12 +69,12 @@ def write_flushed(disk: Disk, path: Path, write: Callable[[DigestFile], Any]) ->
 
 
 def beside(path: Path, end: str) -> Path:
-    """Return the hidden name of a path that ends on `PART` or `BEFORE`."""
+    """Return the hidden path beside a path, with the ending `PART` or `BEFORE`."""
     return path.with_name(f".{path.name}{end}")
 
 
 def put(disk: Disk, part: Path, target: Path) -> None:
-    """Give what was written its name.
+    """Give a written file or folder its name.
 
     A file takes the place of another in one step. A folder cannot: the one before is moved aside
     first and removed last, so that at any time one of the two is whole (`locate` finds it).
@@ -88,7 +97,7 @@ def locate(path: str | Path) -> Path:
 
 
 def unfinished_mark(path: str | Path) -> Path:
-    """Return the file that is there while the stage that makes a checkpoint has not ended."""
+    """Return the file that exists while the stage that makes a checkpoint has not ended."""
     path = locate(path)
     return path.with_name(f".{path.name}.unfinished")
 
@@ -102,7 +111,7 @@ def find(folder: Path, pattern: str) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, which is whole until it has lost its name."""
+    """Remove a checkpoint: it loses its name first, so that no partial one has it."""
     part = beside(path, PART)
     discard(part)
     discard(beside(path, BEFORE))
@@ -112,7 +121,7 @@ def remove(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -138,13 +147,13 @@ def _sha256(path: Path, left: int, stamp: tuple[int, int]) -> str:
 
 
 def unwritten(target: Path, cause: OSError) -> str:
-    """Return what to say of a checkpoint that could not be written."""
-    kept = f"; {target} is still the one before" if locate(target).exists() else ""
-    return f"the checkpoint {target} could not be written: {cause.strerror}{kept}"
+    """Return the message for a checkpoint that could not be written."""
+    unchanged = f"; {target} is still the one before" if locate(target).exists() else ""
+    return f"the checkpoint {target} could not be written: {cause.strerror}{unchanged}"
 
 
 def os_error(error: BaseException | None) -> OSError | None:
-    """Return the error of the system's that an exception was raised from, on any process."""
+    """Return the `OSError` from which an exception was raised, on any process, if there is one."""
     if error is None or isinstance(error, OSError):
         return error
     others = [
@@ -154,7 +163,7 @@ def os_error(error: BaseException | None) -> OSError | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the disk keep the names in a folder."""
+    """Flush the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Checkpoints of one file, with the SHA-256 of the archive behind it."""
+"""Checkpoints of one file: torch's archive, followed by its SHA-256."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from lightning_mpo.storage.disk import (
 
 MARK = b"\nsha256:"
 TAIL = len(MARK) + 64
-"""Bytes behind a checkpoint's archive: readers of zip files pass over them."""
+"""Bytes behind the archive. Readers of zip files ignore them."""
 
 
 def write_file(content: dict[str, Any], target: Path, disk: Disk) -> None:
-    """Write a checkpoint as one file, whole or not at all.
+    """Write a checkpoint as one file, completely or not at all.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -56,7 +56,7 @@ def check_file(path: Path, shown: str) -> None:
     """Compare a file with its checksum, or without one with the checksums of its archive.
 
     Raises:
-        UserError: content and checksum differ; `shown` says what the user named.
+        UserError: content and checksum differ. The message begins with `shown`.
     """
     tail = _tail(path)
     if MARK in tail:

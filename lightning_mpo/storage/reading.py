@@ -1,4 +1,4 @@
-"""The one reader of checkpoints: files and folders, as data that was checked."""
+"""The only reader of checkpoints. Files and folders are read as data, and checked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_checkpoint(
 
     Args:
         path: the file or the folder.
-        name: what messages call it, such as "`ckpt_path`".
+        name: name of the checkpoint in messages, such as "`ckpt_path`".
         part: "outline" leaves tensors on the disk: those of a file are mapped, those of a folder
             have no values; "weights" leaves out the optimisers of a folder.
 
@@ -121,14 +121,14 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "mtp": (lambda value: value is None or isinstance(value, dict), "a dict or None"),
     "kl_coefficient": (lambda value: isinstance(value, int | float), "a number"),
 }
-"""What the entries of a checkpoint are, where it has them."""
+"""Check and kind of each entry that a checkpoint may have."""
 
 
 def check_entries(content: dict[str, Any], shown: str) -> None:
     """Refuse a checkpoint with an entry of another kind than Lightning or this package saves.
 
     Raises:
-        UserError: names the entry; `shown` says what the user named.
+        UserError: an entry is of another kind. The message begins with `shown`.
     """
     for name, (check, kind) in ENTRIES.items():
         if name in content and not check(content[name]):
@@ -146,11 +146,11 @@ def _check(content: Any, shown: str) -> None:
 
 @contextmanager
 def reading(shown: str) -> Generator[None, None, None]:
-    """Say in one line why what is read within cannot be.
+    """Turn an error of reading into one line.
 
     Raises:
-        UserError: it is truncated, no checkpoint, or asks for code; `shown` says what the user
-            named.
+        UserError: the checkpoint is truncated, is none, or asks for code. The message begins with
+            `shown`.
     """
     try:
         yield
