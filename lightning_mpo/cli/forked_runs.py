@@ -31,7 +31,7 @@ class Runs:
         self._server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Runs:
-        command = [sys.executable, "-m", "lightning_mpo.cli.forks"]
+        command = [sys.executable, "-m", "lightning_mpo.cli.fork_server"]
         self._server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

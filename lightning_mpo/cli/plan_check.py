@@ -1,6 +1,6 @@
-"""The process that `plan --check` measures; it prints the peaks as JSON.
+"""The process that `plan --check` measures, `python -m lightning_mpo.cli.plan_check -c CONFIG …`.
 
-python -m lightning_mpo.cli.plan_check -c CONFIG ...
+It prints the peaks as JSON.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import lightning as L
 
 from lightning_mpo.callbacks import RolloutLoop
 from lightning_mpo.cli.classes import BASES, classes, imported_class, parameters_of
-from lightning_mpo.cli.other_names import ARGUMENTS, OPTIONS
+from lightning_mpo.cli.other_libraries import ARGUMENTS, OPTIONS
 from lightning_mpo.cli.suggestions import suggest
 from lightning_mpo.objective.objective import Objective
 

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import lightning_mpo
 from lightning_mpo import cli
 from lightning_mpo.callbacks import RolloutLoop
-from lightning_mpo.cli.other_names import OPTIONS
+from lightning_mpo.cli.other_libraries import OPTIONS
 from lightning_mpo.data import JsonLines, PromptDataModule
 from lightning_mpo.functional.advantages import at_last_token
 from lightning_mpo.modules import PolicyOptimization

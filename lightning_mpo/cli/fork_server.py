@@ -1,7 +1,7 @@
 """The process that runs of `verify-resume` are forked from.
 
-python -m lightning_mpo.cli.forks                             # serves jobs from the standard input
-python -m lightning_mpo.cli.forks FOLDER KILL UPDATES -c ...  # one run, in a process of a strategy
+Without arguments, it serves jobs from the standard input. With arguments, `FOLDER KILL UPDATES -c
+…`, it is one run, as a strategy starts its other processes with the arguments of the first.
 """
 
 from __future__ import annotations
