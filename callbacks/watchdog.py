@@ -99,7 +99,7 @@ class Watchdog(RolloutCallback):
                 f"no prompt {span} has two completions that a reward judged, so nothing is learnt: rewards that return "
                 "None leave nothing to compare"
             )
-        different = [name for name, part_B in scores.parts.items() if _differ(part_B, groups_B)]
+        different = [name for name, part_B in scores.by_reward.items() if _differ(part_B, groups_B)]
         if different and not _differ(scores.rewards_B, groups_B):
             names = ", ".join(f"`{name}`" for name in different)
             return (

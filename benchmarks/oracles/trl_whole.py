@@ -133,7 +133,7 @@ def scores_of(rewards: Sequence[float | None]) -> Scores:
     valid_B = torch.tensor([reward is not None for reward in rewards])
     rewards_B = torch.tensor([reward or 0.0 for reward in rewards])
     return Scores(
-        rewards_B, valid_B, correct_B=valid_B, answered_B=valid_B, parts={}, decided_B=valid_B
+        rewards_B, valid_B, correct_B=valid_B, answered_B=valid_B, by_reward={}, decided_B=valid_B
     )
 
 

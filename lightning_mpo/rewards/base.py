@@ -68,7 +68,7 @@ class Reward(ABC):
     """
 
     is_accuracy: bool = False
-    """True where a score over 0.5 means "right": what validation counts as solved."""
+    """Whether a score over 0.5 means "right", which validation counts as solved."""
     weight: float = 1.0
     """Factor of this reward in the sum."""
 
@@ -99,7 +99,7 @@ class Reward(ABC):
             max_new_tokens: longest response.
 
         Raises:
-            UserError: they have none.
+            UserError: an option has no meaning.
         """
 
     def check_columns(self, columns: Sequence[str]) -> None:
@@ -109,7 +109,7 @@ class Reward(ABC):
             columns: names of the columns of the data.
 
         Raises:
-            UserError: one is missing.
+            UserError: a column is missing.
         """
 
     def answered(self, completions: Sequence[Completion]) -> Sequence[bool]:

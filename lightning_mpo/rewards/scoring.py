@@ -30,48 +30,48 @@ class Scores:
     valid_B: Tensor  # bool: judged, and not excluded by dynamic sampling
     correct_B: Tensor  # bool
     answered_B: Tensor  # bool
-    parts: Mapping[str, Tensor]  # by reward name, float64, unweighted, nan where not judged
+    by_reward: Mapping[str, Tensor]  # float64 by reward name, unweighted, nan if not judged
     decided_B: Tensor  # bool
 
     @property
     def judged_B(self) -> Tensor:
         """Rows that at least one reward judged, shape `[B]`."""
-        if not self.parts:
+        if not self.by_reward:
             return self.valid_B
-        return ~torch.stack([part_B.isnan() for part_B in self.parts.values()]).all(0)
+        return ~torch.stack([scores_B.isnan() for scores_B in self.by_reward.values()]).all(0)
 
 
 def take_reward_scores(scores: Scores, index_B: Tensor) -> Scores:
-    """Select rows."""
+    """Return the scores of selected rows, in the order of `index_B`."""
     return Scores(
         rewards_B=scores.rewards_B[index_B],
         valid_B=scores.valid_B[index_B],
         correct_B=scores.correct_B[index_B],
         answered_B=scores.answered_B[index_B],
-        parts={name: values_B[index_B] for name, values_B in scores.parts.items()},
+        by_reward={name: values_B[index_B] for name, values_B in scores.by_reward.items()},
         decided_B=scores.decided_B[index_B],
     )
 
 
-def join_reward_scores(parts: Sequence[Scores]) -> Scores:
-    """Put scores of the same rewards below each other.
+def join_reward_scores(batches: Sequence[Scores]) -> Scores:
+    """Join the scores of several batches, row after row.
 
     Raises:
-        ValueError: they belong to different rewards.
+        ValueError: the batches have different rewards.
     """
-    names = list(parts[0].parts)
-    if any(list(part.parts) != names for part in parts):
+    names = list(batches[0].by_reward)
+    if any(list(batch.by_reward) != names for batch in batches):
         raise ValueError(
-            "`parts` must be scores of the same rewards, got "
-            f"{[list(part.parts) for part in parts]}"
+            "`batches` must be scores of the same rewards, got "
+            f"{[list(batch.by_reward) for batch in batches]}"
         )
     return Scores(
-        rewards_B=torch.cat([part.rewards_B for part in parts]),
-        valid_B=torch.cat([part.valid_B for part in parts]),
-        correct_B=torch.cat([part.correct_B for part in parts]),
-        answered_B=torch.cat([part.answered_B for part in parts]),
-        parts={name: torch.cat([part.parts[name] for part in parts]) for name in names},
-        decided_B=torch.cat([part.decided_B for part in parts]),
+        rewards_B=torch.cat([batch.rewards_B for batch in batches]),
+        valid_B=torch.cat([batch.valid_B for batch in batches]),
+        correct_B=torch.cat([batch.correct_B for batch in batches]),
+        answered_B=torch.cat([batch.answered_B for batch in batches]),
+        by_reward={name: torch.cat([batch.by_reward[name] for batch in batches]) for name in names},
+        decided_B=torch.cat([batch.decided_B for batch in batches]),
     )
 
 
@@ -148,7 +148,7 @@ def score_all(
     total = torch.zeros(B, dtype=torch.float64)
     valid, decided = torch.zeros(B, dtype=torch.bool), torch.zeros(B, dtype=torch.bool)
     correct, answered = torch.ones_like(valid), torch.ones_like(valid)
-    parts: dict[str, Tensor] = {}
+    by_reward: dict[str, Tensor] = {}
     # add one reward after the other; nan stands for "not judged"
     for reward in rewards:
         weight, judgement = _weight(reward), call(reward, completions)
@@ -161,17 +161,20 @@ def score_all(
             decided |= judged_B
             correct &= ~judged_B | (scores_B > 0.5)
         answered &= ~judged_B | torch.tensor(judgement.answered, dtype=torch.bool)
-        parts[_free_name(reward.name, parts)] = scores_B
+        by_reward[_free_name(reward.name, by_reward)] = scores_B
     _check_total(total, rewards)
-    return Scores(total, valid, correct & decided, answered & valid, parts, decided)
+    return Scores(total, valid, correct & decided, answered & valid, by_reward, decided)
 
 
 def unjudged(rewards: Sequence[Reward], count: int) -> Scores:
     """Return the scores of rows that no reward judged, in place of those of a failed reward."""
-    none_B, parts = torch.zeros(count, dtype=torch.bool), dict[str, Tensor]()
+    none_B = torch.zeros(count, dtype=torch.bool)
+    by_reward: dict[str, Tensor] = {}
     for reward in rewards:
-        parts[_free_name(reward.name, parts)] = torch.full((count,), math.nan, dtype=torch.float64)
-    return Scores(torch.zeros(count, dtype=torch.float64), none_B, none_B, none_B, parts, none_B)
+        scores_B = torch.full((count,), math.nan, dtype=torch.float64)
+        by_reward[_free_name(reward.name, by_reward)] = scores_B
+    total_B = torch.zeros(count, dtype=torch.float64)
+    return Scores(total_B, none_B, none_B, none_B, by_reward, none_B)
 
 
 def _weight(reward: Reward) -> float:

@@ -85,7 +85,7 @@ class RolloutEvent:
             "rollout/truncated": (float(rollout.finish_B.sum()), rows),
             "rollout/groups_flat": _flat_groups(rollout.group_B, scores),
         }
-        for name, values_B in scores.parts.items():
+        for name, values_B in scores.by_reward.items():
             sums[f"reward/{name}"] = (
                 values_B.double().nansum().item(),
                 float((~values_B.isnan()).sum()),

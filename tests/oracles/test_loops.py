@@ -95,7 +95,7 @@ def ours(objective: Objective, valid_B: Tensor) -> tuple[float, Tensor, Tensor, 
         finish_B=torch.zeros(B, dtype=torch.long),
     )
     scores = Scores(
-        REWARDS, valid_B, correct_B=valid_B, answered_B=valid_B, parts={}, decided_B=valid_B
+        REWARDS, valid_B, correct_B=valid_B, answered_B=valid_B, by_reward={}, decided_B=valid_B
     )
     experience = build_experience(
         module.scorer(),

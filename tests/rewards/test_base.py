@@ -56,7 +56,7 @@ def test_weighted_sum() -> None:
     scores = score_all([Fixed([1.0, 0.0], weight=2.0), Fixed([0.5, -1], weight=-1.0)], PAIR)
     assert scores.rewards_B.tolist() == [1.5, 1.0]
     assert scores.rewards_B.dtype == torch.float64
-    assert scores.parts["fixed"].tolist() == [1.0, 0.0]  # unweighted
+    assert scores.by_reward["fixed"].tolist() == [1.0, 0.0]  # unweighted
     assert scores.valid_B.all()
     assert scores.answered_B.all()
 
@@ -75,7 +75,7 @@ def test_none_abstains_and_a_row_is_invalid_only_where_all_do() -> None:
     assert scores.rewards_B.tolist() == [3.0, 0.0, 1.0, 0.0]
     assert scores.correct_B.tolist() == [True, False, True, False]
     assert scores.answered_B.tolist() == [True, False, True, False]
-    assert scores.parts["fixed_accuracy"].isnan().tolist() == [False, False, True, True]
+    assert scores.by_reward["fixed_accuracy"].isnan().tolist() == [False, False, True, True]
 
 
 def test_a_row_that_only_other_rewards_judged_is_neither_right_nor_wrong() -> None:
@@ -104,12 +104,12 @@ def test_no_completions_and_no_rewards() -> None:
 
 def test_names_never_collide() -> None:
     rewards = [Fixed([float(i)] * 2) for i in range(3)]
-    assert list(score_all(rewards, PAIR).parts) == ["fixed", "fixed_2", "fixed_3"]
+    assert list(score_all(rewards, PAIR).by_reward) == ["fixed", "fixed_2", "fixed_3"]
     assert ExactAnswer().name == "exact_answer"
     named = type("Fixed_3", (Fixed,), {})
     parts = score_all(
         [Fixed([0.0, 0]), named([1.0, 1]), Fixed([2.0, 2]), Fixed([3.0, 3])], PAIR
-    ).parts
+    ).by_reward
     assert sorted(part[0].item() for part in parts.values()) == [0, 1, 2, 3]
 
 
@@ -182,9 +182,9 @@ def test_scores_are_split_and_joined_row_by_row():
     order = torch.tensor([3, 0, 1, 2])
     for name in ("rewards_B", "valid_B", "correct_B", "answered_B"):
         assert torch.equal(getattr(again, name), getattr(whole, name)[order]), name
-    assert list(again.parts) == list(whole.parts) == ["fixed_accuracy", "fixed"]
-    for name, values in whole.parts.items():
-        torch.testing.assert_close(again.parts[name], values[order], equal_nan=True)
+    assert list(again.by_reward) == list(whole.by_reward) == ["fixed_accuracy", "fixed"]
+    for name, values in whole.by_reward.items():
+        torch.testing.assert_close(again.by_reward[name], values[order], equal_nan=True)
 
 
 def test_scores_of_other_rewards_are_not_joined():
@@ -227,7 +227,7 @@ def test_rows_that_nobody_judged_have_the_parts_of_all_rewards() -> None:
 
     rewards, done = [Plain(), Plain()], [Completion("p", "t", "x", 1, True, {})] * 2
     none, some = unjudged(rewards, 2), score_all(rewards, done)
-    assert list(none.parts) == list(some.parts) == ["plain", "plain_2"]
+    assert list(none.by_reward) == list(some.by_reward) == ["plain", "plain_2"]
     assert not (
         none.judged_B | none.valid_B | none.correct_B | none.answered_B | none.decided_B
     ).any()

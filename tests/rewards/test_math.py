@@ -87,7 +87,7 @@ def test_wrong_but_answered(text: str, target: str) -> None:
 @pytest.mark.parametrize("text", UNANSWERED)
 def test_no_answer_scores_zero_and_is_told_apart(text: str) -> None:
     scores = score_all([MathAnswer()], [completion(text, "51"), completion("51", "51")])
-    assert scores.parts["math_answer"].tolist() == [0.0, 1.0]
+    assert scores.by_reward["math_answer"].tolist() == [0.0, 1.0]
     assert scores.answered_B.tolist() == [False, True]
     assert scores.valid_B.all()
     assert scores.correct_B.tolist() == [False, True]

@@ -14,7 +14,7 @@ def completion(text: str, finished: bool, tokens: int = 1) -> Completion:
 def test_finished_is_a_part_and_no_accuracy() -> None:
     batch = [completion(";3", True), completion(";3", False), completion(";4", True)]
     scores = score_all([ExactAnswer(), Finished(weight=0.1)], batch)
-    assert scores.parts["finished"].tolist() == [1.0, 0.0, 1.0]
+    assert scores.by_reward["finished"].tolist() == [1.0, 0.0, 1.0]
     assert [round(value, 6) for value in scores.rewards_B.tolist()] == [1.1, 0.0, 0.1]
     assert scores.correct_B.tolist() == [True, False, False]
     assert MathAnswer.is_accuracy
@@ -26,7 +26,7 @@ def test_the_overlong_penalty_is_taken_off_and_says_nothing_of_right_and_wrong()
     scores = score_all(
         [ExactAnswer(), OverlongPenalty(limit=10, buffer=4, factor=2.0, weight=0.5)], batch
     )
-    assert scores.parts["overlong_penalty"].tolist() == [0.0, -0.5, -2.0, -2.0]
+    assert scores.by_reward["overlong_penalty"].tolist() == [0.0, -0.5, -2.0, -2.0]
     assert scores.rewards_B.tolist() == [1.0, 0.75, 0.0, 0.0]
     assert scores.correct_B.all()
     assert not OverlongPenalty.is_accuracy

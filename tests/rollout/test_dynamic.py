@@ -112,7 +112,7 @@ def test_the_groups_that_are_kept_are_those_of_a_loop(name, places):
     for b, text in enumerate(names):
         reward, correct, valid, tokens = by_name[text]
         alive = b < (places - missing) * G
-        assert scores.rewards_B[b] == scores.parts["part"][b] == reward
+        assert scores.rewards_B[b] == scores.by_reward["part"][b] == reward
         assert scores.correct_B[b] == correct
         assert scores.valid_B[b] == (valid and alive)
         assert torch.equal(rollout.responses_BT[b][rollout.response_mask_BT[b]], tokens)
