@@ -34,7 +34,7 @@ def test_the_list_has_every_recipe_with_the_first_sentence_of_its_header(capsys)
         ]
         begin = path.read_text().splitlines()[0].removeprefix("# ").split()[:4]
         assert line.split()[1:5] == begin
-    assert "Dr. GRPO: no division by the group's standard deviation, no scaling" in shown
+    assert "Dr. GRPO: no division by the group's standard deviation or by" in shown
     folders = [line.partition(":")[0] for line in lines if line and line[0] != " "][:-3]
     assert folders == ["experiment", "algorithm", "model", "data", "hardware", "report"]
 
