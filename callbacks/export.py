@@ -14,6 +14,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, part_of
 from lightning_mpo.export.origin import read_summary, read_yaml
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run, prompts_of
 from lightning_mpo.policies.causal import CausalPolicy
 
 
@@ -54,21 +55,21 @@ class Export(L.Callback):
                 "`Export` needs whole weights, and these are sharded: use `lightning-mpo export` afterwards"
             )
         check_form(pl_module.policy, self._form(pl_module.policy))
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not is_fast_dev_run(trainer):
             check_target(self._folder(trainer), self.overwrite, "set `Export.overwrite: true`")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if (
             not isinstance(pl_module, PolicyOptimization)
-            or trainer.fast_dev_run
+            or is_fast_dev_run(trainer)
             or not trainer.is_global_zero
-        ):  # type: ignore[attr-defined]
+        ):
             return
-        policy, data = pl_module.policy, trainer.datamodule  # type: ignore[attr-defined]
+        policy, data = pl_module.policy, prompts_of(trainer)
         assert isinstance(policy, CausalPolicy)
         source = next(
-            callback for callback in trainer.callbacks if isinstance(callback, RolloutLoop)
-        )  # type: ignore[attr-defined]
+            callback for callback in callbacks_of(trainer) if isinstance(callback, RolloutLoop)
+        )
         run = Path(trainer.log_dir or trainer.default_root_dir)
         folder, rows = self._folder(trainer), list(data.validation_rows or data.splits.train)
         check, notes = export(

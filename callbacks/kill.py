@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal, cast, get_args
 
 import lightning as L
 
@@ -60,7 +60,9 @@ class KillAt(RolloutCallback):
         if self.phase in ("write", "rename", "saved"):
             if not isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
                 save_whole(trainer.strategy, None)
-            trainer.strategy.checkpoint_io.disk = _DyingDisk(self)  # type: ignore[attr-defined]
+            checkpoint_io = trainer.strategy.checkpoint_io
+            if isinstance(checkpoint_io, AtomicCheckpointIO):
+                checkpoint_io.disk = _DyingDisk(self)
 
     def passed(self, phase: Phase) -> bool:
         """Count an event; return whether it is the one."""
@@ -126,7 +128,7 @@ class _DyingDisk(Disk):
         self.killer = killer
 
     def open(self, path: Path) -> IO[bytes]:
-        return _DyingFile(super().open(path), self.killer)  # type: ignore[return-value]
+        return cast("IO[bytes]", _DyingFile(super().open(path), self.killer))
 
     def rename(self, source: Path, target: Path) -> None:
         self.killer.event("rename")

@@ -16,6 +16,7 @@ from lightning_mpo.memory.footprint import Footprint, footprint
 from lightning_mpo.memory.resident import PhasePeaks, resident_bytes
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.trainer import is_fast_dev_run
 from lightning_mpo.policies.quantization import check_moved, fingerprints
 from lightning_mpo.rollout.events import RolloutEvent
 
@@ -126,7 +127,7 @@ class MemoryAccounting(RolloutCallback):
         self.watch.stop()
         if isinstance(pl_module, PolicyOptimization):
             check_moved(pl_module.policy, self._checksums)
-            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if not is_fast_dev_run(trainer):
                 self._write(Path(trainer.default_root_dir))
 
     # --- what is said ---------------------------------------------------------------------------------------------

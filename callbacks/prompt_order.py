@@ -9,6 +9,7 @@ import lightning as L
 
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.trainer import is_fast_dev_run
 from lightning_mpo.resume.comparison import PROMPTS
 from lightning_mpo.rollout.events import RolloutEvent
 
@@ -19,7 +20,7 @@ class PromptOrder(RolloutCallback):
     def on_rollout_end(
         self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
     ) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if is_fast_dev_run(trainer):
             return
         rows = event.experience.rollout.rows
         prompts = list(dict.fromkeys(row.prompt for row in rows))

@@ -13,6 +13,7 @@ from lightning_mpo.checks import at_least, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.policies.causal import CausalPolicy
 
 
@@ -48,7 +49,7 @@ class ReferenceUpdate(RolloutCallback):
         """The rollout before which the reference last moved; 0: it is still the first one."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         if not isinstance(pl_module, PolicyOptimization) or not (
             pl_module.keep_reference
             or any(isinstance(callback, KLTracking | Report) for callback in callbacks)

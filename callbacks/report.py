@@ -18,6 +18,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress, tell_phase
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run, prompts_of
 from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings, readable
 from lightning_mpo.rollout.events import RolloutEvent
@@ -133,7 +134,7 @@ class Report(RolloutCallback):
         prefix: str,
         decoding: Decoding,
     ) -> dict[str, Any]:
-        data, source = trainer.datamodule, _rollout_of(trainer)  # type: ignore[attr-defined]
+        data, source = prompts_of(trainer), _rollout_of(trainer)
         rows = data.splits.validation[: self.problems]
         size = max(1, self.batch_size // decoding.completions)
         tally = Tally(
@@ -159,7 +160,7 @@ class Report(RolloutCallback):
             if not prefix and start == 0:
                 divergence, tokens = self._divergence(module, rollout)
                 kept = _records(rollout, scores.rewards_B.tolist(), decoding.completions)
-        if kept and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if kept and trainer.is_global_zero and not is_fast_dev_run(trainer):
             _write_lines(_folder(trainer) / "completions" / f"{stage}.jsonl", kept)
         values = tally.compute()
         result: dict[str, Any] = {}
@@ -191,9 +192,9 @@ class Report(RolloutCallback):
 
     @rank_zero_only
     def _write(self, trainer: L.Trainer) -> None:
-        problems = min(self.problems, len(trainer.datamodule.splits.validation))  # type: ignore[attr-defined]
+        problems = min(self.problems, len(prompts_of(trainer).splits.validation))
         _print_table(self.stages, problems)
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if is_fast_dev_run(trainer):
             return
         folder = _folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
@@ -228,7 +229,7 @@ def _folder(trainer: L.Trainer) -> Path:
 
 
 def _rollout_of(trainer: L.Trainer) -> RolloutLoop:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks_of(trainer):
         if isinstance(callback, RolloutLoop):
             return callback
     raise UserError("`Report` needs the `RolloutLoop` callback, whose sampler and rewards it uses")

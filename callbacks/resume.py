@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
+from lightning_mpo.modules.trainer import callbacks_of, data_of, is_fast_dev_run
 from lightning_mpo.resume.changed_options import check_kinds, configuration_wins, configured
 from lightning_mpo.resume.checkpoints import check_content, folders, run_identity
 from lightning_mpo.resume.entries import SAVED, check_metrics, check_weights, describe_state
@@ -61,7 +62,7 @@ class ExactResume(RolloutCallback):
         restore_in_one_line(trainer)
         self._identity = run_identity(trainer, pl_module)
         if stage == "fit":
-            self._options = run_options(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+            self._options = run_options(trainer, pl_module, data_of(trainer))
 
         def check(path: Any, content: dict[str, Any]) -> None:
             check_content(trainer, self._identity, path, content, stage, self._options)
@@ -73,14 +74,12 @@ class ExactResume(RolloutCallback):
             check,
             "all" if stage == "fit" else "weights",
         )
-        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if stage == "fit" and not is_fast_dev_run(trainer):
             check_folders(folders(trainer))
         for logger in _csv_loggers(trainer) if stage != "fit" else ():
             logger.experiment.set_aside(str(getattr(stage, "value", stage)))
         for callback in _model_checkpoints(trainer):
-            callback.on_train_batch_end = _behind_updates(callback.on_train_batch_end)  # type: ignore[method-assign]
-            callback._save_checkpoint = partial(_save_marked, callback, callback._save_checkpoint)  # type: ignore[method-assign]
-            callback.on_train_end = partial(_save_end, callback, callback.on_train_end)  # type: ignore[method-assign]
+            _wrap_saves(callback)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._configured = configured(trainer)
@@ -97,7 +96,7 @@ class ExactResume(RolloutCallback):
             "identity": self._identity,
             "configured": self._configured,
             "options": self._options,
-            "callbacks": [type(callback).__name__ for callback in trainer.callbacks],  # type: ignore[attr-defined]
+            "callbacks": [type(callback).__name__ for callback in callbacks_of(trainer)],
             "ranks": gather_ranks({"random": random_state()}),
             "rows": [logger.experiment.mark() for logger in _csv_loggers(trainer)],
             "metrics": _plain(trainer.callback_metrics),
@@ -246,6 +245,14 @@ def _model_checkpoints(trainer: L.Trainer) -> list[ModelCheckpoint]:
         for callback in trainer.checkpoint_callbacks
         if isinstance(callback, ModelCheckpoint)
     ]
+
+
+def _wrap_saves(callback: ModelCheckpoint) -> None:
+    """Replace the methods of a `ModelCheckpoint` that save, so that a resumed run saves at the same steps."""
+    methods: Any = callback
+    methods.on_train_batch_end = _behind_updates(callback.on_train_batch_end)
+    methods._save_checkpoint = partial(_save_marked, callback, callback._save_checkpoint)
+    methods.on_train_end = partial(_save_end, callback, callback.on_train_end)
 
 
 def _save_marked(

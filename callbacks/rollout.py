@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.checks import at_least, positive, seeds
@@ -21,6 +21,7 @@ from lightning_mpo.modules.hooks import listeners, tell_phase
 from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
+from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run, prompts_of
 from lightning_mpo.resume.entries import is_count
 from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rewards.resolving import RewardLike, as_rewards
@@ -167,11 +168,7 @@ class RolloutLoop(RolloutEvaluation):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, PolicyOptimization):
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, PromptDataModule):
-            raise UserError(
-                "`data` must be a `PromptDataModule`, which serves prompts to the rollout"
-            )
+        data = prompts_of(trainer)
         if not self.rewards and (stage != "predict" or data.judged):
             raise UserError(
                 "`rollout.rewards` is empty: name at least one reward, such as `MathAnswer`"
@@ -209,20 +206,22 @@ class RolloutLoop(RolloutEvaluation):
 
     def _setup_fit(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
         if any(
-            isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks
-        ):  # type: ignore[attr-defined]
+            isinstance(callback, GradientAccumulationScheduler)
+            for callback in callbacks_of(trainer)
+        ):
             raise UserError(
                 "`GradientAccumulationScheduler` changes the number of micro-batches, which is fixed within a rollout; "
                 "set `trainer.accumulate_grad_batches` instead"
             )
-        trainer.callbacks.sort(key=lambda callback: callback is not self)  # type: ignore[attr-defined]  # first in each slot
-        quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        # first in each slot
+        callbacks_of(trainer).sort(key=lambda callback: callback is not self)
+        quick = is_fast_dev_run(trainer)
         if quick:
             trainer.accumulate_grad_batches = 1
-            for (
-                callback
-            ) in trainer.checkpoint_callbacks:  # Lightning 2.6.6 writes last.ckpt nevertheless
-                callback.save_last = False  # type: ignore[attr-defined]
+            # Lightning 2.6.6 writes last.ckpt nevertheless
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint):
+                    callback.save_last = False
         self.schedule = Schedule(
             self.prompts,
             self.completions,
@@ -238,7 +237,7 @@ class RolloutLoop(RolloutEvaluation):
                 "`rollout.minibatches` and `rollout.epochs` to 1, or take a surrogate with ratios"
             )
         fit_limits(trainer, self.schedule)
-        self._data = trainer.datamodule  # type: ignore[attr-defined]
+        self._data = prompts_of(trainer)
         rank_zero_info(f"rollout    {self.schedule.describe()}")
         axes = [
             axis for axis in module.objective.describe().split(" | ") if not axis.endswith(" none")

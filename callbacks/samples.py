@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_mpo.checks import at_least
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.trainer import is_fast_dev_run
 from lightning_mpo.rollout.events import RolloutEvent
 
 
@@ -35,7 +36,7 @@ class Samples(RolloutCallback):
         self._size = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not is_fast_dev_run(trainer):
             self._path = Path(trainer.default_root_dir) / "completions" / "rollouts.jsonl"
 
     @rank_zero_only

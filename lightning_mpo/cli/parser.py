@@ -27,6 +27,7 @@ from lightning_mpo.cli.warmup_stage import fit_first
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.monitors import check_callbacks
 from lightning_mpo.modules.parallel import check_alone, check_nodes
+from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.quiet import NOTES
 from lightning_mpo.recipes import expand
 from lightning_mpo.recipes.tree import value_at
@@ -183,7 +184,7 @@ class CLI(LightningCLI):
         if wants_bar and not any(isinstance(part, ProgressBar) for part in parts):
             parts.append(RolloutProgressBar())
         trainer = super().instantiate_trainer(**{"callbacks": parts} | kwargs)
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         # write predictions, which would otherwise be lost
         if self.subcommand == "predict" and not any(
             isinstance(callback, Predictions) for callback in callbacks

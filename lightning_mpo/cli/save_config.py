@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_mpo.cli.hyperparameters import flatten
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.trainer import is_fast_dev_run
 from lightning_mpo.quiet import NOTES
 from lightning_mpo.resume.checkpoints import last_path
 from lightning_mpo.storage.lock import FolderLock
@@ -32,7 +33,7 @@ class SaveConfig(SaveConfigCallback):
         """
         if stage != "fit" or not trainer.is_global_zero or self._locks:
             return
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if is_fast_dev_run(trainer):
             return
         # the folders of checkpoints and of the logger
         paths = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]

@@ -16,6 +16,7 @@ from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
 from lightning_mpo.modules.source import RolloutSource
+from lightning_mpo.modules.trainer import prompts_of
 from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.rewards.base import Reward, RewardError
 from lightning_mpo.rewards.process import RewardCaller
@@ -188,7 +189,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
                 rollout.rows, rollout.texts, rollout.finish_B.tolist(), strict=True
             )
         ]
-        if module.trainer.datamodule.judged:  # type: ignore[attr-defined]
+        if prompts_of(module.trainer).judged:
             rewards = self.judge(module, rollout).rewards_B.tolist()
             if self._failure is not None:
                 return []

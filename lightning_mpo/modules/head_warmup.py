@@ -18,6 +18,7 @@ from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.saved_state import keep_trained, mend_epoch_end
 from lightning_mpo.modules.stage import Stage
+from lightning_mpo.modules.trainer import prompts_of
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import make_optimizer, try_optimizer
 from lightning_mpo.objective.supports import FullVocabulary
@@ -104,10 +105,7 @@ class HeadWarmup(Stage):
     @property
     def data(self) -> PromptDataModule:
         """The data module."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, PromptDataModule):
-            raise UserError("`data` must be a `PromptDataModule`")
-        return data
+        return prompts_of(self.trainer)
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer)

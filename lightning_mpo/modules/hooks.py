@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning as L
 
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.rollout.events import RolloutEvent
 from lightning_mpo.sampling.base import Progress
 
@@ -37,7 +38,7 @@ class RolloutCallback(L.Callback):
 
 def listeners(trainer: L.Trainer) -> list[RolloutCallback]:
     """Return the callbacks with rollout hooks."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, RolloutCallback)]
 
 
 def tell_phase(trainer: L.Trainer, phase: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning as L
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.trainer import is_fast_dev_run
 from lightning_mpo.rollout.schedule import Schedule
 
 
@@ -14,7 +15,7 @@ def fit_limits(trainer: L.Trainer, schedule: Schedule) -> None:
     Raises:
         UserError: a limit within a rollout, or an interval over epochs.
     """
-    quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    quick = is_fast_dev_run(trainer)
     limit = trainer.limit_train_batches
     if not quick and isinstance(limit, int) and limit % schedule.slots:
         raise UserError(

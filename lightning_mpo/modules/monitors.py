@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run
 
 HIGHER = re.compile(r"pass(_at_|@)|reward(?!.*std)|accuracy|answered|kept_mass|(^|/)correct")
 LOWER = re.compile(r"(^|/)loss|cross_entropy|(^|/)kl(/|$)|truncated|perplexity|grad_norm")
@@ -106,7 +107,7 @@ OURS = ("lightning.", "lightning_mpo.")
 
 def _check_logged(trainer: L.Trainer, module: Any, owner: str, monitor: str) -> None:
     """Refuse a metric that nothing logs: without a class of the user's own, all that is logged is known."""
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if is_fast_dev_run(trainer):
         return
     if monitor.startswith("val/") and trainer.limit_val_batches == 0:
         raise UserError(
@@ -114,7 +115,7 @@ def _check_logged(trainer: L.Trainer, module: Any, owner: str, monitor: str) -> 
             "validated"
         )
     module = getattr(trainer, "lightning_module", None) if module is None else module
-    parts = [type(part) for part in (module, *trainer.callbacks)]  # type: ignore[attr-defined]
+    parts = [type(part) for part in (module, *callbacks_of(trainer))]
     known = LOGGED.get(parts[0].__name__)
     if known is None or not all(part.__module__.startswith(OURS) for part in parts):
         return

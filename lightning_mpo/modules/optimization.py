@@ -20,6 +20,7 @@ from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.saved_state import keep_trained, mend_epoch_end
 from lightning_mpo.modules.source import RolloutSource
 from lightning_mpo.modules.stage import Stage
+from lightning_mpo.modules.trainer import callbacks_of, data_of
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import has_vectors, make_optimizer, try_optimizer
 from lightning_mpo.objective.objective import Objective
@@ -111,7 +112,7 @@ class PolicyOptimization(Stage):
             )
         if self.objective.actions.needs_texts:
             self.objective.actions.check(self.policy.token_texts)
-        connect = getattr(self.trainer.datamodule, "connect", None)  # type: ignore[attr-defined]
+        connect = getattr(data_of(self.trainer), "connect", None)
         if connect is not None:
             connect(self.policy.tokenizer)
             self._check_fit(stage)
@@ -136,7 +137,7 @@ class PolicyOptimization(Stage):
 
     def _check_fit(self, stage: str) -> None:
         """Refuse prompts and responses that the model has no places for."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = data_of(self.trainer)
         longest = getattr(self.source, "max_new_tokens", None)
         if longest is None or not hasattr(data, "longest_prompt"):
             return
@@ -176,7 +177,7 @@ class PolicyOptimization(Stage):
     @property
     def source(self) -> RolloutSource:
         """The callback that provides rollouts."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in callbacks_of(self.trainer):
             if isinstance(callback, RolloutSource):
                 return callback
         raise UserError(

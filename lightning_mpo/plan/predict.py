@@ -21,6 +21,7 @@ from lightning_mpo.callbacks import KLTracking, ReferenceUpdate, Report, Rollout
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import heads
 from lightning_mpo.modules import PolicyOptimization
+from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.plan.trace import extrapolate, peak_of, without_data
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.policies.lora import add_adapters
@@ -90,7 +91,9 @@ class Planner:
         self.module, self.policy, self.trainer = module, module.policy, trainer
         self.policy.check(module.objective.request)
         self.gpu = trainer.strategy.root_device.type == "cuda"
-        self.rollout: RolloutLoop = next(c for c in trainer.callbacks if isinstance(c, RolloutLoop))  # type: ignore[attr-defined]
+        self.rollout: RolloutLoop = next(
+            c for c in callbacks_of(trainer) if isinstance(c, RolloutLoop)
+        )
         schedule = Schedule(
             self.rollout.prompts,
             self.rollout.completions,
@@ -152,23 +155,23 @@ class Planner:
             network.enable_input_require_grads()
         return network.train()
 
-    def _extras(self, network: nn.Module) -> dict[str, list[nn.Parameter]]:
+    def _extras(self, network: Any) -> dict[str, list[nn.Parameter]]:
         """Return the weights of multi-token heads and critic, on the meta device; all of them are trained."""
-        decoder: Any = network.get_decoder()  # type: ignore[operator]
+        decoder: Any = network.get_decoder()
         heads, critic = copy.deepcopy(self.policy.mtp), copy.deepcopy(self.policy.critic)
         with torch.device("meta"):
             if heads is not None:
                 heads.weights_file = None
-                heads.build(Trunk(decoder, self.config, network.get_output_embeddings()))  # type: ignore[operator]
+                heads.build(Trunk(decoder, self.config, network.get_output_embeddings()))
             if critic is not None:
                 critic.build(decoder)
         parts = {"heads": heads, "critic": critic}
         return {name: list(part.parameters()) for name, part in parts.items() if part is not None}
 
-    def _base(self, network: nn.Module) -> int:
+    def _base(self, network: Any) -> int:
         """Return the bytes of the base, those of quantised layers as they will be stored."""
         quantised = self.policy.quantization
-        decoder: Any = network.get_decoder()  # type: ignore[operator]
+        decoder: Any = network.get_decoder()
         linear = {id(m.weight) for m in decoder.modules() if isinstance(m, nn.Linear)}
         total = 0.0
         for name, weight in network.named_parameters():
@@ -181,7 +184,7 @@ class Planner:
         return round(total)
 
     def _has(self, *kinds: type[L.Callback]) -> bool:
-        return any(isinstance(callback, kinds) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return any(isinstance(callback, kinds) for callback in callbacks_of(self.trainer))
 
     @cached_property
     def _transient(self) -> int:

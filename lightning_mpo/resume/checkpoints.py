@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.source import RolloutSource
+from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run
 from lightning_mpo.resume.entries import check_callbacks, check_loops
 from lightning_mpo.resume.identity import check_identity, identity
 from lightning_mpo.resume.restoring import restoring
@@ -64,8 +65,8 @@ def _check_entries(
     lacking = [repr(name) for name in needed if name not in content]
     if "rollout.prompts" in own:
         sources = [
-            callback for callback in trainer.callbacks if isinstance(callback, RolloutSource)
-        ]  # type: ignore[attr-defined]
+            callback for callback in callbacks_of(trainer) if isinstance(callback, RolloutSource)
+        ]
         lacking += [
             f"state of {type(one).__name__}"
             for one in sources
@@ -127,7 +128,7 @@ def settle_checkpoint(
     Raises:
         UserError: the checkpoint is damaged or of another run, there is none to evaluate, or a folder cannot be written.
     """
-    if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if stage == "fit" and not is_fast_dev_run(trainer):
         check_folders(folders(trainer))
     if wanted is None or wanted in ("best", "hpc"):
         return wanted
@@ -209,7 +210,7 @@ def folders(trainer: L.Trainer) -> list[str]:
 def run_identity(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     """Return what checkpoints of a run can be recognised by: the module, and how rollouts are spent."""
     found = identity(module)
-    for source in trainer.callbacks:  # type: ignore[attr-defined]
+    for source in callbacks_of(trainer):
         if isinstance(source, RolloutSource) and isinstance(module, PolicyOptimization):
             names = ("prompts", "completions", "minibatches", "epochs")
             found |= {f"rollout.{name}": getattr(source, name) for name in names}

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_mpo.modules.trainer import callbacks_of
+
 SAVED: dict[str, type] = {
     "_last_global_step_saved": int,
     "_last_checkpoint_saved": str,
@@ -109,7 +111,7 @@ def check_callbacks(trainer: L.Trainer, content: Mapping[str, Any]) -> None:
         ValueError: names the callback.
     """
     states = content["callbacks"]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks_of(trainer):
         if callback.state_key not in states:
             continue
         name, state = type(callback).__name__, states[callback.state_key]

@@ -106,4 +106,5 @@ class MetricsCSV(CSVLogger):
         if self._experiment is None:
             self._fs.makedirs(self.root_dir, exist_ok=True)
             self._experiment = MetricsWriter(log_dir=self.log_dir)
-        return self._experiment  # type: ignore[return-value]
+        assert isinstance(self._experiment, MetricsWriter)
+        return self._experiment

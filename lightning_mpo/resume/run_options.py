@@ -15,6 +15,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
+from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.policies.causal import CausalPolicy
 
 Effect = Literal["refused", "reported", "compared elsewhere", "none"]
@@ -203,7 +204,7 @@ def run_options(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dic
         "trainer.benchmark": torch.backends.cudnn.benchmark,
     }
     seen: dict[str, int] = {}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks_of(trainer):
         name = type(callback).__name__
         seen[name] = seen.get(name, 0) + 1
         place = (
@@ -248,7 +249,7 @@ def differences(
 
 def changed_callbacks(saved: list[str], trainer: L.Trainer) -> list[str]:
     """Return a line for each callback that is gone or new, and has a state or may change a number."""
-    now = {type(callback).__name__: callback for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    now = {type(callback).__name__: callback for callback in callbacks_of(trainer)}
     gone = [name for name in saved if name not in now and effect(f"callbacks.{name}") != "none"]
     new = [
         name

@@ -121,8 +121,8 @@ def _save_shards_whole(strategy: ModelParallelStrategy, io: AtomicCheckpointIO) 
             load_folder(path, module, strategy.optimizers, strict=module.strict_loading)
         return {key: value for key, value in rest.items() if key != "state_dict"}
 
-    strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
-    strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
+    methods: Any = strategy
+    methods.save_checkpoint, methods.load_checkpoint = save_checkpoint, load_checkpoint
 
 
 @rank_zero_only

@@ -223,5 +223,6 @@ def _correction(objective: Objective, rollout: Rollout, old: TokenScores | None)
 def _kept(objective: Objective, rollout: Rollout) -> Tensor:
     """Return the tokens that may carry loss: all, or all that their support held."""
     mask_BT, outside_BT = rollout.response_mask_BT, rollout.outside_BT
-    drop = outside_BT is not None and objective.support.outside == "drop"
-    return mask_BT & ~outside_BT if drop else mask_BT  # type: ignore[operator]
+    if outside_BT is None or objective.support.outside != "drop":
+        return mask_BT
+    return mask_BT & ~outside_BT
