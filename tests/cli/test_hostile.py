@@ -166,7 +166,7 @@ VERBS = {
     "methods --configs latin": "is no UTF-8 text",
     "methods --configs lists": "must hold a mapping of options, got list",
     "methods --configs twice": "gives `model` twice",
-    "methods --readme latin/a.yaml": "latin/a.yaml is no UTF-8 text",
+    "methods --page latin/a.yaml": "latin/a.yaml is no UTF-8 text",
     "configs show nope": "nope",
     "plan": "`plan` needs a configuration",
     "plan -c base.yaml --gpu-gib x": "argument --gpu-gib: invalid float value: 'x'",

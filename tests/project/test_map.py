@@ -55,6 +55,7 @@ COVERED = {
     "modules/saved_state.py": "stories/test_resume_within_epochs.py",
     "modules/source.py": "stories/test_loop_prompts.py",
     "modules/stage.py": "modules/test_warmup.py",
+    "modules/trainer.py": "stories/test_loop_refusals.py",
     "modules/trainer_options.py": "cli/test_numbers.py",
     "objective/advantages.py": "laws/test_advantages.py",
     "objective/axes.py": "objective/test_rules.py",
