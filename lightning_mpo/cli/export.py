@@ -65,8 +65,8 @@ def main(arguments: Sequence[str]) -> int:
         missing = [f"--{name}" for name in ("checkpoint", "to") if getattr(options, name) is None]
         if missing:
             raise UserError(
-                f"`export` needs {' and '.join(missing)}: "
-                "lightning-mpo export -c CONFIG --checkpoint FILE --to FOLDER"
+                f"`export` needs {' and '.join(missing)}: lightning-mpo export -c CONFIG "
+                "--checkpoint FILE --to FOLDER"
             )
         outcome.append(_export(options, rest))
 
@@ -79,8 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a checkpoint's policy as a Hugging Face folder, load it again as a user "
         "would, and compare log-probs and greedy texts.",
         epilog="Options of the configuration go on the command line as for the other verbs, such "
-        "as "
-        "--model.temperature 0.7.",
+        "as --model.temperature 0.7.",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -106,8 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "--form",
         choices=("adapter", "merged", "full"),
         help="adapter: for peft; merged: added to the unquantised base; full: all weights. "
-        "Default: "
-        "adapter with LoRA, else full",
+        "Default: adapter with LoRA, else full",
     )
     parser.add_argument(
         "--dtype",
@@ -138,7 +136,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
     try:
         policy.check()
         prompts, data = _prompts(policy, cli.datamodule)
-        check_target(options.to, options.overwrite, "say --overwrite")
+        check_target(options.to, options.overwrite, "add --overwrite")
         policy.build(device=torch.device("cpu"), reference=False)
     except UserError as error:
         raise UserError(str(error).replace("`policy.checkpoint`", "`--checkpoint`")) from error

@@ -93,10 +93,9 @@ def run(arguments: Sequence[object] | None = None) -> int:
     )
     if invalid is not None:
         return print_mistake(
-            f"the environment variable {invalid} is {os.environ[invalid]!r}, which is no number "
-            "of a "
-            "process: unset it, or start the run with a launcher, such as torchrun or srun, which "
-            "sets it"
+            f"the environment variable {invalid} is {os.environ[invalid]!r}, which is not the "
+            "number of a process: unset it, or start the run with a launcher, such as torchrun or "
+            "srun, which sets it"
         )
     if words[0] not in VERBS:
         from lightning_mpo.cli.suggestions import suggest

@@ -161,7 +161,7 @@ def refresh(page: Path, text: str) -> None:
         before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{page} is no UTF-8 text (byte {error.start}): save it as UTF-8"
+            f"{page} is not UTF-8 text (byte {error.start}): save it as UTF-8"
         ) from error
     _, end, after = rest.partition(END)
     if not begin or not end:

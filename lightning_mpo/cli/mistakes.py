@@ -69,7 +69,7 @@ def _environment_mistake(error: BaseException) -> str | None:
         return _missing_package(error)
     if isinstance(error, RepresenterError):
         return (
-            f"the configuration holds {error.args[-1]!r}, which is no text: write it out, such as "
+            f"the configuration holds {error.args[-1]!r}, which is not text: write it out, such as "
             "`interval: step` of `Timer`"
         )
     if isinstance(error, OSError) and error.filename and error.errno in _DISK:

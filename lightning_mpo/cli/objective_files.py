@@ -69,8 +69,7 @@ def _warn_of_dynamic_sampling(contents: Sequence[dict[str, Any]], listed: str) -
         kind = last.get("class_path", last) if isinstance(last, dict) else last
         warnings.warn(
             f"{listed} also sets `rollout.dynamic` to `{kind}`, which is not part of the "
-            "objective: "
-            "give it to `RolloutLoop(dynamic=…)`",
+            "objective: give it to `RolloutLoop(dynamic=…)`",
             stacklevel=4,
         )
 

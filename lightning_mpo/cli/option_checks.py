@@ -53,7 +53,7 @@ def check_numbers(config: Any) -> None:
         if isinstance(value, float) and math.isnan(value):
             keys = (f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
             name = "".join(key for key in keys if key != ".init_args").lstrip(".")
-            raise UserError(f"`{name}` is .nan, which is no number")
+            raise UserError(f"`{name}` is .nan, which is not a number")
 
 
 def holds_enum(config: Any) -> bool:

@@ -96,8 +96,7 @@ class CLI(LightningCLI):
             "--warmup",
             type=str | None,
             help="configuration of the stage that makes `policy.checkpoint`; it is fitted first "
-            "if that "
-            "file is missing",
+            "if that file is missing",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -107,7 +106,7 @@ class CLI(LightningCLI):
                 value_at(args, verb, "include") for verb in TRAINER_VERBS
             ):
                 raise UserError(
-                    '`include` stands in files; give the arguments as a list: ["fit", "-c", FILE]'
+                    '`include` works in files only; give the arguments as a list: ["fit", "-c", FILE]'
                 )
             super().parse_arguments(parser, args)
         else:

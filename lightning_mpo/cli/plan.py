@@ -119,8 +119,7 @@ def check(arguments: Sequence[str], peaks: dict[str, int]) -> tuple[str, float]:
     lines[-1] += f"   {deviation:+.1%}"
     lines.append(
         "measured: without freed memory that the allocator keeps, which is in `held`; while "
-        "loading "
-        f"{held['load'] / MIB:.1f} MiB, file pages that the system can take back included"
+        f"loading {held['load'] / MIB:.1f} MiB, file pages that the system can take back included"
     )
     return "\n".join(lines), deviation
 
@@ -154,8 +153,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lightning-mpo plan",
         description="Predict the peak memory of a run by part, from its configuration. Other "
-        "options "
-        "are those of `fit`.",
+        "options are those of `fit`.",
         allow_abbrev=False,
         exit_on_error=False,
     )

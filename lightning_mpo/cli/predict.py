@@ -55,9 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lightning-mpo predict",
         description="Complete the prompts of a file with an exported folder or another model "
-        "folder. "
-        "No code of the folder is run. With a configuration of your own (-c FILE), `predict` uses "
-        "that instead; `predict -c FILE --help` lists its options.",
+        "folder. No code of the folder is run. With a configuration of your own (-c FILE), "
+        "`predict` uses that instead; `predict -c FILE --help` lists its options.",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -153,8 +152,7 @@ def _read_usage(folder: Path, name: str) -> Usage:
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"`--model` {name!r} holds adapters without {USAGE}: export it again, or give `-c` "
-            "with a "
-            "configuration of your own and `policy.checkpoint`"
+            "with a configuration of your own and `policy.checkpoint`"
         )
     has_old_file = (folder / "lightning_mpo.yaml").exists()
     old = " (lightning_mpo.yaml is a configuration, and is not read)" if has_old_file else ""

@@ -98,7 +98,7 @@ def no_axis(report: str, group: str, option: str) -> str:
 
 def lone_word(report: str, word: str) -> str:
     return (
-        f"`{word}` stands alone; a recipe or a file follows `-c`: `-c {word}`, and a value follows "
+        f"`{word}` follows no option: write `-c {word}` for a recipe or a file, and a value behind "
         "its option"
     )
 
@@ -165,8 +165,7 @@ def no_module(report: str, class_path: str, module: str) -> str:
     )
     return (
         f"{place_of(report)}no module `{module}` for `{class_path}`; looked in {here} and among "
-        "the "
-        "packages"
+        "the packages"
     )
 
 
@@ -203,7 +202,7 @@ def other_kind(report: str, path: str, kind: str) -> str:
             f"{place_of(report)}{name} is of another package; write lightning.pytorch in place of "
             "pytorch_lightning"
         )
-    return f"{place_of(report)}{name} is no `{kind}`, which is needed here"
+    return f"{place_of(report)}{name} is not a subclass of `{kind}`, which is needed here"
 
 
 def no_class_given(report: str, value: str) -> str:
@@ -248,8 +247,8 @@ def no_member(report: str, kinds: str) -> str:
     names = [KINDS.get(name, name) for name in plain]
     names = [", ".join(literals), *names] if literals else names
     return (
-        f"{place_of(report)}must be {' or '.join(dict.fromkeys(names))}, "
-        f"got {_value_of(report)[:80]}"
+        f"{place_of(report)}must be {' or '.join(dict.fromkeys(names))}, got "
+        f"{_value_of(report)[:80]}"
     )
 
 
@@ -262,7 +261,7 @@ def wrong_reward_path(report: str, problem: str) -> str:
 
 def no_reward(report: str, value: str) -> str:
     return (
-        f"{place_of(report)}{value[:80]} is no reward: name a `Reward` class or a function of "
-        "`completions`; options of a function stand in "
-        "{class_path: FunctionReward, init_args: {function: my_module.f, weight: 1.0}}"
+        f"{place_of(report)}{value[:80]} is not a reward: name a `Reward` class or a function of "
+        "`completions`; give options of a function by {class_path: FunctionReward, init_args: "
+        "{function: my_module.f, weight: 1.0}}"
     )

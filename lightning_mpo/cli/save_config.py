@@ -52,8 +52,7 @@ class SaveConfig(SaveConfigCallback):
             if path.is_dir():
                 raise UserError(
                     f"{str(path)!r} is a folder, and the run writes a file of that name: move it "
-                    "away, "
-                    "or give the logger another `save_dir`"
+                    "away, or give the logger another `save_dir`"
                 )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -142,8 +142,7 @@ def explain(runs: Runs, folder: Path) -> None:
     first = _first_difference(compare_runs(folder / "whole", folder / "again"))
     print(
         f"two undisturbed runs differ as well ({first}): look for a reward or a kernel that does "
-        "not "
-        "repeat itself; OMP_NUM_THREADS=1 or MKL_CBWR=COMPATIBLE may help"
+        "not repeat itself; OMP_NUM_THREADS=1 or MKL_CBWR=COMPATIBLE may help"
         if first
         else "two undisturbed runs are the same bit for bit: the difference comes from the resume"
     )

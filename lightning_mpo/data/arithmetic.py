@@ -62,8 +62,8 @@ class Arithmetic(PromptDataModule):
         ):
             raise UserError(
                 f"`{type(self).__name__}.digits` = {digits} gives {pairs} problems, too few to "
-                f"draw {train_problems} for training "
-                f"and {held_out_problems} to hold out; raise `digits` or ask for fewer"
+                f"draw {train_problems} for training and {held_out_problems} to hold out; raise "
+                "`digits` or ask for fewer"
             )
         self.digits, self.careless_share = digits, careless_share
         self.train_problems, self.held_out_problems = train_problems, held_out_problems

@@ -149,9 +149,8 @@ class TextEncoder:
     def unsafe(self, row: PromptRow, control_token: str | None) -> str:
         """Return the message for a row whose control token cannot be encoded as text."""
         return (
-            f"{describe(row)} writes the control token {control_token!r}, which cannot be encoded "
-            "as "
-            "text; take it out, or set `data.control_tokens: true` if it is meant"
+            f"{describe(row)} contains the control token {control_token!r}, which cannot be "
+            "encoded as text; take it out, or set `data.control_tokens: true` if it is meant"
         )
 
     # --- encoding ---------------------------------------------------------------------------------

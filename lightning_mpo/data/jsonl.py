@@ -74,10 +74,9 @@ class JsonLines(PromptDataModule):
         if shared:
             first = min(shared, key=lambda row: row.prompt)
             raise UserError(
-                f"{len(shared)} prompts stand both in {self.train} and in {self.validation}, such "
-                "as "
-                f"{first.prompt[:60]!r} ({first.where}; white space does not count); take them "
-                "out of one"
+                f"{len(shared)} prompts are both in {self.train} and in {self.validation}, such as "
+                f"{first.prompt[:60]!r} ({first.where}; white space does not count); take them out "
+                "of one"
             )
         return Splits(rows, held_out)
 

@@ -129,9 +129,8 @@ def _text(name: str, data: bytes, example: str) -> str:
             raise UserError(f"{name} is {kind}, not JSON lines; convert it: {command}")
     if b"\0" in data:
         raise UserError(
-            f"line {data.count(10, 0, data.index(0)) + 1} of {name} is not JSON{example}: it "
-            "holds a zero byte; "
-            f"if the file is UTF-16, convert it: {UTF_16.replace('NAME', name)}"
+            f"line {data.count(10, 0, data.index(0)) + 1} of {name} is not JSON{example}: it holds "
+            f"a zero byte; if the file is UTF-16, convert it: {UTF_16.replace('NAME', name)}"
         )
     try:
         return data.decode("utf-8-sig")
@@ -140,8 +139,7 @@ def _text(name: str, data: bytes, example: str) -> str:
         raise UserError(
             f"line {data.count(10, 0, begin) + 1} of {name} is not JSON{example} in UTF-8: byte "
             f"0x{data[error.start]:02x} at column {error.start - begin + 1}; if it is Latin-1, "
-            "convert it: "
-            f"iconv -f LATIN1 -t UTF-8 {name} > rows.jsonl"
+            f"convert it: iconv -f LATIN1 -t UTF-8 {name} > rows.jsonl"
         ) from error
 
 
@@ -210,7 +208,7 @@ def _hint(name: str, lines: list[str], number: int) -> str:
             f"{PANDAS.replace('KIND', 'csv').replace('NAME', name)}"
         )
     if line.strip() == "{" and any(part.strip() for part in rest):
-        return "; an object must stand on one line"
+        return "; an object must be on one line"
     if number > 1 and not any(part.strip() for part in rest) and line.strip()[-1] != "}":
         return "; the file ends within this line: is it complete?"
     return ""

@@ -72,8 +72,8 @@ class Renderer:
         # options of a template, and no template
         if self.chat_template and not self.template:
             raise UserError(
-                f"the tokenizer of {self.name} has no chat template; set "
-                "`data.chat_template: false` for prompts that are text"
+                f"the tokenizer of {self.name} has no chat template; set `data.chat_template: "
+                "false` for prompts that are text"
             )
         if not self.chat_template:
             for option in ("system", "template_arguments"):
@@ -264,8 +264,7 @@ def no_template(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> UserError
         )
     return UserError(
         f"{describe(row)} is a chat, but the tokenizer of {name_of(tokenizer)} has no chat "
-        "template; "
-        "take a model that has one, or prompts that are text"
+        "template; take a model that has one, or prompts that are text"
     )
 
 

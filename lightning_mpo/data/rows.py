@@ -107,8 +107,7 @@ def _messages(value: list[Any], where: str) -> tuple[tuple[Mapping[str, Any], ..
     if messages[-1]["role"] not in ("user", "tool"):
         raise UserError(
             f"{where} ends with a message of the role {messages[-1]['role']!r}; the last one "
-            "before the answer must be the "
-            "user's or a tool's"
+            "before the answer must be the user's or a tool's"
         )
     return tuple(messages), answer
 

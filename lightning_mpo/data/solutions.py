@@ -60,8 +60,7 @@ class SolutionEncoder:
                 text = self.renderer.tokenizer.convert_ids_to_tokens(early)
                 raise UserError(
                     f"the solution of {describe(row)} holds the end token {text!r}; leave it out, "
-                    "it "
-                    "is added"
+                    "it is added"
                 )
         return [[*tokens, closing] for tokens in encoded]
 
@@ -137,8 +136,7 @@ def check_positions(
     if prompt_tokens + solution_tokens > positions:
         raise UserError(
             f"{describe(row)} has {prompt_tokens} tokens and its solution {solution_tokens}, "
-            "together "
-            f"more than the model's {positions} positions: shorten or drop the row"
+            f"together more than the model's {positions} positions: shorten or drop the row"
         )
 
 

@@ -20,8 +20,7 @@ def warn_of_leaks(splits: Splits) -> None:
         rank_zero_warn(
             f"{len(shared)} of {len(splits.validation)} validation prompts are trained on as well, "
             f"such as {describe(shared[0])}: validation measures memory; split rows by "
-            "`split_rows` "
-            "of `lightning_mpo.data.tables`"
+            "`split_rows` of `lightning_mpo.data.tables`"
         )
 
 
@@ -54,9 +53,8 @@ def allow_rendered_prompts(renderer: Renderer, rows: Sequence[PromptRow]) -> boo
     renderer.encoder.control_tokens = True
     rank_zero_warn(
         f"all prompts begin with {first_token!r}, so they seem to be rendered already: their "
-        "control "
-        "tokens are encoded as control tokens; set `data.control_tokens: false` to encode them as "
-        "text, or `true` to accept this"
+        "control tokens are encoded as control tokens; set `data.control_tokens: false` to encode "
+        "them as text, or `true` to accept this"
     )
     return True
 
@@ -68,9 +66,8 @@ def warn_of_control_tokens(renderer: Renderer, rows: Sequence[PromptRow]) -> Non
         rank_zero_warn(
             f"{len(suspicious)} of {len(rows)} prompts contain control tokens, such as "
             f"{renderer.written_control_token(suspicious[0])!r} in {describe(suspicious[0])}, "
-            "which "
-            "are encoded as text; set `data.control_tokens: true` if they are meant as control "
-            "tokens"
+            "which are encoded as text; set `data.control_tokens: true` if they are meant as "
+            "control tokens"
         )
 
 
@@ -82,6 +79,5 @@ def warn_of_closed_turn(renderer: Renderer, row: PromptRow, end_tokens: Sequence
         rank_zero_warn(
             f"prompts end with {text!r}, a token that ends a response, such as {describe(row)}: "
             "responses would begin after an end; the chat template should open the assistant's "
-            "turn "
-            "(`add_generation_prompt`)"
+            "turn (`add_generation_prompt`)"
         )

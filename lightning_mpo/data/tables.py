@@ -103,8 +103,8 @@ def target_cell(row: Any, column: str, where: str) -> str:
         return plain_number(value, f"{where}: {column!r}")
     raise UserError(
         f"{where}: {column!r} must be text or a number, got {type(value).__name__}; write one "
-        "text; put values "
-        "for a reward of your own into another column, which it gets in `Completion.row`"
+        "text; put values for a reward of your own into another column, which it gets in "
+        "`Completion.row`"
     )
 
 
@@ -183,8 +183,7 @@ def split_rows(rows: Sequence[PromptRow], validation_share: float, split_seed: i
     if rows and count >= len(prompts):
         raise UserError(
             f"`data.validation_share` ({validation_share}) takes {count} of the {len(prompts)} "
-            "different prompts and "
-            "leaves none to train on"
+            "different prompts and leaves none to train on"
         )
     # draw them
     order = torch.randperm(

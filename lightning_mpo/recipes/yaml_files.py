@@ -33,7 +33,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Return the options of a configuration file.
 
     Raises:
-        UserError: the file is no UTF-8 text, too large, no valid YAML, no mapping, or gives a key
+        UserError: the file is not UTF-8 text, too large, no valid YAML, no mapping, or gives a key
             twice.
     """
     # parse
@@ -46,7 +46,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is no UTF-8 text (byte {error.start}): save it as UTF-8"
+            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
@@ -55,7 +55,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         tab = "; indent with spaces, not with tabs" if "'\\t'" in reason else ""
-        raise UserError(f"{path} is no valid YAML: {reason[:300]}{tab}") from error
+        raise UserError(f"{path} is not valid YAML: {reason[:300]}{tab}") from error
     # check the content
     if not isinstance(content, dict):
         kind = "nothing" if content is None else type(content).__name__
@@ -63,7 +63,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     _check_includes(path, content.get("include"))
     for key in content:
         if not isinstance(key, str):
-            raise UserError(f"{path} has the key {key!r}, which is no text: options have names")
+            raise UserError(f"{path} has the key {key!r}, which is not text: options have names")
     return content
 
 

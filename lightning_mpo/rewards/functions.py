@@ -62,10 +62,10 @@ class FunctionReward(Reward):
         missing = [name for name in self._required() if name not in (*BATCH, *columns)]
         if missing:
             raise RewardError(
-                f"reward `{self.title}` takes `{missing[0]}`, which it is not given; "
-                f"a reward function may take "
-                f"{', '.join(f'`{name}`' for name in dict.fromkeys([*BATCH, *columns]))}, "
-                "or `**kwargs`"
+                f"reward `{self.title}` takes `{missing[0]}`, which it is not given; a reward "
+                "function may take "
+                f"{', '.join(f'`{name}`' for name in dict.fromkeys([*BATCH, *columns]))}, or "
+                "`**kwargs`"
             )
 
     def score(self, completions: Sequence[Completion]) -> Any:

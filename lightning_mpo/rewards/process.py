@@ -157,8 +157,7 @@ class _Helper:
         except Exception as error:
             raise RewardError(
                 f"the rows cannot be sent to the helper process of reward `{reward.title}` "
-                f"({describe(error)}); set "
-                "`rollout.reward_process: false`"
+                f"({describe(error)}); set `rollout.reward_process: false`"
             ) from error
         # receive
         try:

@@ -194,8 +194,7 @@ def _check_total(total_B: Tensor, rewards: Sequence[Reward]) -> None:
         weights = ", ".join(f"{reward.title} {reward.weight:g}" for reward in rewards)
         raise RewardError(
             f"the weighted sum of the rewards of completion {int(bad[0])} is "
-            f"{total_B[bad[0]].item():.3g}, more than "
-            f"float32 holds; lower the weights ({weights})"
+            f"{total_B[bad[0]].item():.3g}, more than float32 holds; lower the weights ({weights})"
         )
 
 

@@ -54,9 +54,8 @@ class OverlongPenalty(Reward):
         if max_new_tokens <= self.limit - self.buffer:
             raise UserError(
                 f"`OverlongPenalty` begins after {self.limit - self.buffer} tokens (`limit - "
-                "buffer`), and no response is "
-                f"longer than `rollout.max_new_tokens` = {max_new_tokens}; give `limit: "
-                f"${{rollout.max_new_tokens}}`"
+                "buffer`), and no response is longer than `rollout.max_new_tokens` = "
+                f"{max_new_tokens}; give `limit: ${{rollout.max_new_tokens}}`"
             )
 
     def score(self, completions: Sequence[Completion]) -> list[float | None]:

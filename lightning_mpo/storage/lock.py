@@ -45,9 +45,8 @@ class FolderLock:
             os.close(file)
             raise UserError(
                 f"another run (process {owner or 'unknown'}) is writing to "
-                f"{str(self.path.parent)!r}: wait for its end, "
-                "or give `trainer.default_root_dir`, the loggers and `ModelCheckpoint` another "
-                "folder"
+                f"{str(self.path.parent)!r}: wait for its end, or give `trainer.default_root_dir`, "
+                "the loggers and `ModelCheckpoint` another folder"
             ) from error
         except OSError:  # a file system without locks: the folder is used unlocked
             os.close(file)

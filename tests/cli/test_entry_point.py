@@ -32,7 +32,7 @@ def test_a_process_number_that_is_none_is_refused_before_lightning_reads_it(
     assert main(["fit", "-c", "missing.yaml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
-        f"lightning-mpo: the environment variable {name} is {value!r}, which is no number of a process"
+        f"lightning-mpo: the environment variable {name} is {value!r}, which is not the number of a process"
     )
 
 
@@ -86,7 +86,7 @@ def test_a_run_from_python_reads_files_as_the_command_line_does(here, call, runs
     assert runs[0].trainer.global_step == 2
     own = parser.OPTIONS | {"args": ["-c", "more.yaml"], "run": False, "save_config_callback": None}
     assert parser.CLI(**own).trainer.max_steps == 2, "with Lightning's own class as well"
-    with pytest.raises(UserError, match="`include` stands in files"):
+    with pytest.raises(UserError, match="`include` works in files only"):
         parser.CLI(**own | {"args": {"include": ["base.yaml"]}})
     assert cli.run(["configs", "show", "grop"]) == 2
     assert cli.run(["fti"]) == 2

@@ -224,7 +224,7 @@ def break_checkpoint(path: Path, kind: str) -> None:
             "`--checkpoint` 'run/checkpoints/last.ckpt' holds adapters of rank 4 and the policy has none",
             PLAIN,
         ),
-        ("the target folder 'run' is not empty (it holds 'checkpoints'); name another, or say --overwrite", ["--to", "run"]),
+        ("the target folder 'run' is not empty (it holds 'checkpoints'); name another, or add --overwrite", ["--to", "run"]),
         ("the target folder 'base.yaml/x' cannot be written to", ["--to", "base.yaml/x"]),
         ("no configuration file 'gone.yaml'", ["-c", "gone.yaml"]),
         ("has no argument `tmperature`; did you mean `temperature`?", ["--model.tmperature", "1"]),

@@ -107,7 +107,7 @@ def test_a_prompt_in_both_files_is_refused(tmp_path: Path) -> None:
         write(tmp_path / "b.jsonl", rows(2, 6)),
     )
     with pytest.raises(
-        UserError, match=r"2 prompts stand both in .*a.jsonl and in .*b.jsonl, such as '2\+1'"
+        UserError, match=r"2 prompts are both in .*a.jsonl and in .*b.jsonl, such as '2\+1'"
     ):
         _ = JsonLines(train=train, validation=validation).splits
 

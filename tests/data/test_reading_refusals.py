@@ -63,7 +63,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "two rows on a line": (ROW.strip() * 2, r"line 1 of .* is not JSON: Extra data \(column 31\)"),
     "a row over lines": (
         b'{\n "prompt": "1"\n}\n',
-        "line 1 of .* is not JSON: .*; an object must stand on one line",
+        "line 1 of .* is not JSON: .*; an object must be on one line",
     ),
     "cut within a text": (
         ROW + b'{"prompt": "1", "tar',

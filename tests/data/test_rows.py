@@ -97,7 +97,7 @@ def test_prompts_that_differ_by_white_space_leak(tmp_path: Path) -> None:
     train, held_out = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     train.write_text('{"prompt": "How many  are\\nthere?", "target": "2"}\n')
     held_out.write_text('{"prompt": " How many are there? ", "target": "2"}\n')
-    with pytest.raises(UserError, match="1 prompts stand both in .* such as ' How many are there"):
+    with pytest.raises(UserError, match="1 prompts are both in .* such as ' How many are there"):
         _ = JsonLines(str(train), str(held_out)).splits
 
 

@@ -23,7 +23,7 @@ WRONG_HEADERS = {
     "unnamed": (HEADER.replace("coef = 3e-4 [I]", "heads [I]"), "must say where `upkeep.coef` comes from, such as `coef = 0.0003"),
     "no source": (HEADER.replace("no KL [S]", "no KL"), "`values:` needs a source in brackets, which begins with one of P, C"),
     "unknown tag": (HEADER.replace("[C] read", "[TRL] read"), "`confidence:` needs a source in brackets"),
-    "no YAML": (HEADER + "a: [\n", "is no valid YAML"),
+    "no YAML": (HEADER + "a: [\n", "is not valid YAML"),
     "no objective": (HEADER + "trainer: {max_steps: 1}\n#", "sets no `model.init_args.objective`, so it is not an algorithm"),
 }  # fmt: skip
 

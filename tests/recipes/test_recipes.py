@@ -148,9 +148,9 @@ def test_a_name_of_nothing_is_one_line(name, wanted):
         (b"include: mine.yaml", "these files `include:` each other: mine.yaml"),
         (b"- a", "mine.yaml must hold a mapping of options, got list"),
         (b"", "mine.yaml must hold a mapping of options, got nothing"),
-        (b"a: [", "mine.yaml is no valid YAML"),
-        (b"a: caf\xe9", "mine.yaml is no UTF-8 text (byte 6): save it as UTF-8"),
-        (b"a: \x00", "mine.yaml is no valid YAML"),
+        (b"a: [", "mine.yaml is not valid YAML"),
+        (b"a: caf\xe9", "mine.yaml is not UTF-8 text (byte 6): save it as UTF-8"),
+        (b"a: \x00", "mine.yaml is not valid YAML"),
     ],
 )
 def test_a_file_that_is_none_is_one_line(text, wanted):

@@ -91,7 +91,7 @@ CASES = {
             "passes: 0": "`HeadWarmup.passes` must be at least 1, got 0",
             "batches_per_epoch: 0": "`HeadWarmup.batches_per_epoch` must be at least 1, got 0",
             "temperature: 0.0": "`HeadWarmup.temperature` must be positive, got 0.0",
-            "temperature: .nan": "`model.temperature` is .nan, which is no number",
+            "temperature: .nan": "`model.temperature` is .nan, which is not a number",
             "prompts: 3, completions: 1, passes: 2": "`HeadWarmup.passes` (2) must divide the 3 samples of a pool on each "
             "process (3 prompts x 1 completions)",
             "solutions: true, prompts: 2, completions: 4, passes: 8": "`HeadWarmup.passes` (8) must divide the 2 samples "

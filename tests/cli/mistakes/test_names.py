@@ -130,7 +130,7 @@ CASES = {
             "        raise ModuleNotFoundError(\"Requirement 'cloud>=0.12' not met. HINT: Try running `pip install`\")\n"
         },
     ),
-    "a recipe without -c": Case("`quickstart` stands alone…`-c quickstart`", ["quickstart"]),
+    "a recipe without -c": Case("`quickstart` follows no option…`-c quickstart`", ["quickstart"]),
     "one reward, and no list": Case(
         "`rollout.rewards`: must be a list, got my_rewards.f; write '[my_rewards.f]'",
         ["--rollout.rewards", "my_rewards.f"],
@@ -187,7 +187,7 @@ CASES = {
         "include", ["-c", "a.yaml"], {"a.yaml": "include: [b.yaml]", "b.yaml": "include: [a.yaml]"}
     ),
     "no YAML": Case(
-        "bad.yaml is no valid YAML", ["-c", "bad.yaml"], {"bad.yaml": "rollout: {prompts: 3"}
+        "bad.yaml is not valid YAML", ["-c", "bad.yaml"], {"bad.yaml": "rollout: {prompts: 3"}
     ),
     "a list for a file": Case("must hold a mapping", ["-c", "bad.yaml"], {"bad.yaml": "- 1\n- 2"}),
     "an option without its file": Case("-c", ["-c"]),
