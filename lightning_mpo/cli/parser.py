@@ -106,7 +106,7 @@ class CLI(LightningCLI):
                 value_at(args, verb, "include") for verb in TRAINER_VERBS
             ):
                 raise UserError(
-                    '`include` works in files only; give the arguments as a list: ["fit", "-c", FILE]'
+                    '`include` works in files only; give arguments as a list: ["fit", "-c", FILE]'
                 )
             super().parse_arguments(parser, args)
         else:
