@@ -1,7 +1,8 @@
 """The process that runs of `verify-resume` are forked from.
 
-Without arguments, it serves jobs from the standard input. With arguments, `FOLDER KILL UPDATES -c
-…`, it is one run, as a strategy starts its other processes with the arguments of the first.
+Without arguments, it serves jobs from the standard input. With `FOLDER KILL UPDATES -c CONFIG`, it
+is
+one run: a strategy starts its other processes with the arguments of the first.
 """
 
 from __future__ import annotations

@@ -71,6 +71,7 @@ def _value_of(report: str) -> str:
 
 
 def no_option(report: str, option: str) -> str:
+    """Answer an unknown option of a section."""
     section, _, name = option.rpartition(".")
     place = place_of(report)
     # an option of another library
@@ -91,12 +92,14 @@ def no_option(report: str, option: str) -> str:
 
 
 def no_axis(report: str, group: str, option: str) -> str:
+    """Answer an unknown option of the objective or of another group."""
     known = parameters_of(Objective) if group.rsplit(".", 1)[-1] == "objective" else []
     listed = f"; there are {', '.join(known)}" if known else ""
     return f"{place_of(report)}`{group}` has no option `{option}`{suggest(option, known) or listed}"
 
 
 def lone_word(report: str, word: str) -> str:
+    """Answer a word that belongs to no option."""
     return (
         f"`{word}` follows no option: write `-c {word}` for a recipe or a file, and a value behind "
         "its option"
@@ -104,6 +107,7 @@ def lone_word(report: str, word: str) -> str:
 
 
 def no_argument(report: str, class_path: str, option: str) -> str:
+    """Answer an unknown argument of a class."""
     name = class_path.rsplit(".", 1)[-1]
     pointer = ARGUMENTS.get(name, {}).get(option)
     if pointer:
@@ -117,6 +121,7 @@ def no_argument(report: str, class_path: str, option: str) -> str:
 
 
 def missing_argument(report: str, class_path: str, name: str) -> str:
+    """Answer a missing argument of a class."""
     hint = (
         "; an algorithm sets it: add one, such as `-c grpo`" if name.startswith("objective") else ""
     )
@@ -125,6 +130,7 @@ def missing_argument(report: str, class_path: str, name: str) -> str:
 
 
 def missing_argument_of_factory(report: str, name: str, class_path: str) -> str:
+    """Answer a missing argument of a class that is built later, such as an optimiser."""
     owner = class_path.rsplit(".", 1)[-1]
     if name in ("optimizer", "params"):
         return (
@@ -135,6 +141,7 @@ def missing_argument_of_factory(report: str, name: str, class_path: str) -> str:
 
 
 def missing_option(report: str, key: str) -> str:
+    """Answer a missing option."""
     place = place_of(report)
     if place:
         return f"{place}needs the argument `{key.strip(',')}`"
@@ -146,6 +153,7 @@ def missing_option(report: str, key: str) -> str:
 
 
 def no_class(report: str, name: str) -> str:
+    """Answer an unknown class, or a class in the wrong place."""
     known = classes().get(name.rsplit(".", 1)[-1])
     if known is not None:
         kind = next(
@@ -156,6 +164,7 @@ def no_class(report: str, name: str) -> str:
 
 
 def no_module(report: str, class_path: str, module: str) -> str:
+    """Answer a module that cannot be imported."""
     if class_path.split(".")[0] != module.split(".")[0]:
         return f"{place_of(report)}`{class_path}` cannot be imported: no module `{module}`"
     here = (
@@ -170,6 +179,7 @@ def no_module(report: str, class_path: str, module: str) -> str:
 
 
 def no_module_of_factory(report: str, module: str) -> str:
+    """Answer a module that cannot be imported, of a class that is built later."""
     return (
         f"{place_of(report)}no module `{module}`: it must be installed, or lie in the working "
         "folder"
@@ -177,6 +187,7 @@ def no_module_of_factory(report: str, module: str) -> str:
 
 
 def no_attribute(report: str, class_path: str, name: str) -> str:
+    """Answer a name that a module lacks."""
     module = class_path.removesuffix(f".{name}")
     file = getattr(sys.modules.get(module), "__file__", None)
     known = (
@@ -189,6 +200,7 @@ def no_attribute(report: str, class_path: str, name: str) -> str:
 
 
 def ambiguous_class(report: str, name: str, paths: str) -> str:
+    """Answer a short name that several classes have."""
     return (
         f"{place_of(report)}several classes are called `{name}`; write the whole path: "
         f"{paths.strip(' .')}"
@@ -196,6 +208,7 @@ def ambiguous_class(report: str, name: str, paths: str) -> str:
 
 
 def other_kind(report: str, path: str, kind: str) -> str:
+    """Answer a class of another kind than the option takes."""
     name = path.strip() or _value_of(report)
     if "pytorch_lightning" in name:
         return (
@@ -206,10 +219,12 @@ def other_kind(report: str, path: str, kind: str) -> str:
 
 
 def no_class_given(report: str, value: str) -> str:
+    """Answer a value in the place of a class."""
     return f"{place_of(report)}must name a class (`class_path`), got {value[:80]}"
 
 
 def not_of_kind(report: str, kind: str) -> str:
+    """Answer a value in the place of a class of a certain kind."""
     return (
         f"{place_of(report)}must name a `{kind}` (`class_path`, and `init_args`), "
         f"got {_value_of(report)[:80]}"
@@ -220,6 +235,7 @@ def not_of_kind(report: str, kind: str) -> str:
 
 
 def wrong_type(report: str, expected: str, value: str) -> str:
+    """Answer a value of another type than the option takes."""
     if "Sequence" in expected:
         hint = f"; write '[{value}]'" if re.fullmatch(r"[\w./:-]+", value) else ""
         return f"{place_of(report)}must be a list, got {value[:80]}{hint}"
@@ -229,14 +245,17 @@ def wrong_type(report: str, expected: str, value: str) -> str:
 
 
 def no_choice(report: str, choices: str, value: str) -> str:
+    """Answer a word that is not among the choices of an option."""
     return f"{place_of(report)}must be one of {choices}, got {value[:80]}"
 
 
 def no_mapping(report: str, value: str) -> str:
+    """Answer a value in the place of a mapping."""
     return f"{place_of(report)}must be a mapping of options, got {value[:80]}"
 
 
 def not_of_type(report: str, reason: str) -> str:
+    """Answer a value that a type of jsonargparse refuses, with its reason."""
     return f"{place_of(report)}{reason[:200].strip()}"
 
 
@@ -256,10 +275,12 @@ def no_member(report: str, kinds: str) -> str:
 
 
 def wrong_reward_path(report: str, problem: str) -> str:
+    """Answer the path of a reward that cannot be loaded, with the reason."""
     return f"{place_of(report)}{problem}"
 
 
 def no_reward(report: str, value: str) -> str:
+    """Answer a value in the place of a reward."""
     return (
         f"{place_of(report)}{value[:80]} is not a reward: name a `Reward` class or a function of "
         "`completions`; give options of a function by {class_path: FunctionReward, init_args: "

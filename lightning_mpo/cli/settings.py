@@ -11,5 +11,5 @@ PARSER_OPTIONS: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": 
 
 
 def resolve_references_within_verbs() -> None:
-    """Let `${seed_everything}` mean the option of the same verb, which lies below `fit`, say."""
+    """Let `${seed_everything}` mean the option of the same verb, such as `fit.seed_everything`."""
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)

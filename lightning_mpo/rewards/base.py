@@ -1,4 +1,4 @@
-"""The reward interface, and the only place that adds rewards up.
+"""The interface of rewards, and the words for their judgements.
 
 Several rewards form one judgement, the same in training, validation and prediction:
 
