@@ -70,7 +70,6 @@ COVERED = {
     "policies/base.py": "laws/test_policies.py",
     "policies/model_files.py": "policies/test_loading_damage.py",
     "policies/trunk.py": "policies/test_mtp_trunks.py",
-    "recipes/tree.py": "recipes/test_recipes.py",
     "recipes/yaml_files.py": "cli/test_hostile.py",
     "resume/changed_options.py": "callbacks/test_resume_options.py",
     "resume/comparison.py": "callbacks/test_resume.py",
