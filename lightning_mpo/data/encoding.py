@@ -156,7 +156,7 @@ class TextEncoder:
     # --- encoding ---------------------------------------------------------------------------------
 
     def encode(self, text: str, row: PromptRow) -> list[int]:
-        """Return the tokens of a text, behind the tokens that the tokenizer adds in front.
+        """Return the tokens of a text, with the tokens that the tokenizer adds in front.
 
         Args:
             text: the text.

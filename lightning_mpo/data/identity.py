@@ -1,4 +1,4 @@
-"""The identity of data: equal for two runs that train on the same prompts in the same order."""
+"""The identity of data. Two runs with equal identities train on the same prompts in one order."""
 
 from __future__ import annotations
 

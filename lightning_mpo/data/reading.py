@@ -35,7 +35,7 @@ FORMATS = {
 
 
 class WrittenFloat(float):
-    """A float with the digits that its file has."""
+    """A float that keeps the digits of its file."""
 
     digits: str
 

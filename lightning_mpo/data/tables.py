@@ -24,7 +24,7 @@ A float64 has at most 324.
 
 
 def cell(row: Any, column: str, where: str) -> Any:
-    """Return `row[column]`.
+    """Return the value in a column.
 
     Raises:
         UserError: the row is not a mapping, or the column is missing or null; `where` is the place
@@ -44,7 +44,7 @@ def cell(row: Any, column: str, where: str) -> Any:
 
 
 def text_cell(row: Any, column: str, where: str) -> str:
-    """Return `row[column]`.
+    """Return the text in a column.
 
     Raises:
         UserError: it is missing, null or not text, or holds a zero character.
@@ -109,7 +109,7 @@ def target_cell(row: Any, column: str, where: str) -> str:
 
 
 def checked_text(text: str, column: str, where: str) -> str:
-    """Return a text as it is.
+    """Return a text, after a check.
 
     Raises:
         UserError: it holds a zero character.

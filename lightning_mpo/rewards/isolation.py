@@ -1,4 +1,4 @@
-"""Calls a reward so that it can neither change the state of the process nor run for ever."""
+"""Calls a reward so that it can neither change the state of the process nor run without an end."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def _start() -> subprocess.Popen[str]:
 
 
 def _exchange(process: subprocess.Popen[str], line: str) -> str:
-    """Write a line and read one; "" when the process has ended."""
+    """Write a line to the process and return its answer; empty: the process has ended."""
     if process.stdin is None or process.stdout is None:
         return ""
     try:

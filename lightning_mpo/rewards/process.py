@@ -118,7 +118,7 @@ os.register_at_fork(after_in_child=_close_inherited_pipes)
 
 
 class _Helper:
-    """The process, and the pipe to it."""
+    """The helper process, and the pipe to it."""
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
         for stream in (sys.stdout, sys.stderr):

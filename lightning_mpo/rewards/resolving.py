@@ -1,4 +1,4 @@
-"""Makes rewards of what a user gives: a reward, a class, a function, or the path of one."""
+"""Makes rewards of the values that a user may give: rewards, functions, and paths of either."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of a batch; the module's docstring defines the words."""
+    """Rewards of a batch; the docstring of `rewards/base.py` defines the words."""
 
     rewards_B: Tensor  # float64, the weighted sum over the rewards that judged
     valid_B: Tensor  # bool: judged, and not excluded by dynamic sampling
