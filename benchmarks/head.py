@@ -39,6 +39,7 @@ def measure(cell: Cell) -> Cell:
     import torch
 
     from lightning_mpo.functional import heads
+    from lightning_mpo.functional.head_logits import Head
     from lightning_mpo.memory.resident import resident_bytes
 
     torch.set_num_threads(cell["threads"])
@@ -50,12 +51,13 @@ def measure(cell: Cell) -> Cell:
     uniform = torch.rand(T, K)
     support_TK = (V * uniform if cell["ids"] == "uniform" else V**uniform - 1).int().clamp(0, V - 1)
     tokens_T = support_TK[:, 0].long()
+    head = Head(weight_VD)
 
     def run() -> Any:
         if cell["variant"] == "support":
-            return heads.support_logprobs(hidden_TD, weight_VD, tokens_T, support_TK)[0]
+            return heads.support_logprobs(hidden_TD, head, tokens_T, support_TK)[0]
         if cell["variant"] == "chunked":
-            return heads.full_logprobs(hidden_TD, weight_VD, tokens_T, entropy=False)[0]
+            return heads.full_logprobs(hidden_TD, head, tokens_T, entropy=False)[0]
         return (hidden_TD @ weight_VD.T).float().log_softmax(-1).gather(-1, tokens_T[:, None])
 
     before, seconds = resident_bytes() / 1024**2, []

@@ -42,6 +42,7 @@ def measure(cell: Cell) -> Cell:
     import torch
 
     from lightning_mpo.functional import heads
+    from lightning_mpo.functional.head_logits import Head
     from lightning_mpo.memory.resident import resident_bytes
     from lightning_mpo.objective.selection import SampledTokens
 
@@ -57,11 +58,13 @@ def measure(cell: Cell) -> Cell:
         > 0
     )
 
+    head = Head(weight_VD)
+
     def run() -> Any:
         if cell["variant"] == "logits":
             return (hidden_TD @ weight_VD.T).float().log_softmax(-1).gather(-1, tokens_T[:, None])
         mask_T = chosen_T if cell["variant"] == "sampled" else None
-        return heads.full_logprobs(hidden_TD, weight_VD, tokens_T, mask_BT=mask_T, entropy=False)[0]
+        return heads.full_logprobs(hidden_TD, head, tokens_T, mask_BT=mask_T, entropy=False)[0]
 
     before, seconds = resident_bytes() / 1024**2, []
     for _ in range(cell["repeats"]):

@@ -2,8 +2,9 @@
 
 =======================  ========================================================================================
 ``heads``                hidden states -> log-probabilities and entropies, chunked; full-vocabulary and support-only
-``head_gradients``       their gradients, by hand
-``head_positions``       what they share: positions to compute, sizes of chunks
+``head_gradients``       their hand-written gradients
+``head_logits``          an unembedding, and the form of its logits
+``head_positions``       the positions to compute, flattened and back
 ``low_rank``             a LoRA adapter on the unembedding
 ``sharded_rows``         rows of an unembedding that is spread over processes
 ``ranking``              ranks of tokens and the top k, over the whole vocabulary

@@ -1,13 +1,14 @@
-"""The gradients behind ``heads.py``, by hand, so that no pass holds more than one chunk of logits.
+"""The hand-written gradients of ``heads.py``: no pass holds more than one chunk of logits.
 
-With z the logits, p their softmax and z' = dz/draw the slope of scale, soft cap and temperature, per token:
+With z the logits, p their softmax and z' = dz/draw the slope of scale, soft cap and temperature,
+per token:
 
     d log π(o) / dh = z'_o W_o - m,           m = Σ_v p_v z'_v W_v
     d H / dh        = e,                      e = -Σ_v p_v (log p_v + H) z'_v W_v
 
-If weight and bias are frozen, m (and e) are computed in the forward pass, where p is at hand: one more matrix product,
-a saved ``[N, D]``, and a backward pass without logits. If one of them is trained, the backward pass computes the logits
-of each chunk again.
+If weight and bias are frozen, m (and e) are computed in the forward pass, where p is at hand. That
+is one more matrix product, a saved ``[N, D]``, and a backward pass without logits. If one of them
+is trained, the backward pass computes the logits of each chunk again.
 """
 
 from collections.abc import Iterator
@@ -17,68 +18,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_mpo.functional.head_logits import LogitForm, RawLogits, product_dtypes
 from lightning_mpo.functional.supports import top_k
 
 
-class _Options(NamedTuple):
-    temperature: float
-    scale: float
-    softcap: float | None
+class Scan(NamedTuple):
+    """Options of one pass over all tokens."""
 
-
-class LogitForm(_Options):
-    """How raw products become logits: z = cap(scale · raw) / temperature."""
-
-    def __new__(cls, temperature: float, scale: float, softcap: float | None) -> "LogitForm":
-        """Check the options and keep them."""
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}")
-        if softcap is not None and not softcap > 0:
-            raise ValueError(f"`softcap` must be above 0, got {softcap}")
-        return super().__new__(cls, temperature, scale, softcap)
-
-    def logits(self, raw: Tensor) -> Tensor:
-        """Return the logits, by operations that autograd knows."""
-        if self.softcap is not None:
-            return (raw * (self.scale / self.softcap)).tanh() * (self.softcap / self.temperature)
-        return raw if self.scale == self.temperature else raw * (self.scale / self.temperature)
-
-    def logits_(self, raw: Tensor) -> Tensor:
-        """Return the logits, in the memory of the raw ones."""
-        if self.softcap is not None:
-            return raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
-        return raw if self.scale == self.temperature else raw.mul_(self.scale / self.temperature)
-
-    def slope(self, logits: Tensor) -> Tensor | float:
-        """Return d logits / d raw, a number if there is no soft cap."""
-        constant = self.scale / self.temperature
-        if self.softcap is None:
-            return constant
-        return constant * (1 - (logits * (self.temperature / self.softcap)).square_())
-
-
-class RawLogits:
-    """h Wᵀ + b, and u Bᵀ of a low-rank adapter on top, for one chunk of tokens at a time."""
-
-    def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        inner: Tensor | None,
-        up: Tensor | None,
-    ) -> None:
-        self.narrow, self.wide = _dtypes(hidden, weight)
-        self.hidden, self.matrix, self.bias = hidden, weight.to(self.narrow), bias
-        self.inner, self.up = inner, up
-
-    def __call__(self, part: slice) -> Tensor:
-        raw = (self.hidden[part].to(self.narrow) @ self.matrix.T).to(self.wide)
-        if self.bias is not None:
-            raw.add_(self.bias)
-        if self.inner is not None and self.up is not None:
-            raw.add_(self.inner[part] @ self.up.T)
-        return raw
+    form: LogitForm
+    chunk: int  # tokens per chunk
+    learning: bool  # autograd is on
+    entropy: bool  # the entropy is computed
+    entropy_grad: bool  # and carries a gradient
+    learnt_ids: int  # the first ids of each token, whose log-probs carry a gradient
 
 
 class FullHead(torch.autograd.Function):
@@ -93,39 +45,32 @@ class FullHead(torch.autograd.Function):
         inner: Tensor | None,
         up: Tensor | None,
         ids: Tensor,
-        form: LogitForm,
-        chunk: int,
-        learning: bool,
-        entropy_grad: bool,
-        entropy_wanted: bool,
-        learnt: int,
+        scan: Scan,
     ) -> tuple[Tensor, Tensor]:
-        """Scan the tokens; keep the mean rows if that saves the backward pass the logits. The first `learnt` ids learn."""
+        """Scan the tokens; save mean rows if they spare the backward pass the logits."""
         need_hidden, *need_head = ctx.needs_input_grad[:5]
-        ctx.form, ctx.chunk, ctx.trained, ctx.entropy_grad = (
-            form,
-            chunk,
-            any(need_head),
-            entropy_grad,
-        )
-        rows = 1 + entropy_grad if learning and need_hidden and not ctx.trained else 0
+        ctx.scan, ctx.trained = scan, any(need_head)
+        form, want_entropy = scan.form, scan.entropy
+        # results, and the rows m and e of a frozen head
+        rows = 1 + scan.entropy_grad if scan.learning and need_hidden and not ctx.trained else 0
         raw = RawLogits(hidden, weight, bias, inner, up)
-        logprobs, entropy = (
-            ids.new_empty(ids.shape, dtype=raw.wide),
-            ids.new_zeros(len(ids), dtype=raw.wide),
-        )
+        logprobs = ids.new_empty(ids.shape, dtype=raw.wide)
+        entropy = ids.new_zeros(len(ids), dtype=raw.wide)
         slopes = torch.full_like(logprobs, form.scale / form.temperature)
         means = raw.matrix.new_empty(rows, *hidden.shape)
         with _no_autocast(hidden):
-            for part in _chunks(len(ids), chunk):
+            for part in _chunks(len(ids), scan.chunk):
+                # log-probs
                 logits = form.logits_(raw(part))
                 logp = logits.log_softmax(-1)
                 logprobs[part] = logp.gather(-1, ids[part])
-                if not (rows or entropy_wanted):
+                # entropies
+                if not (rows or want_entropy):
                     continue
                 p = logp.exp()
-                if entropy_wanted:
+                if want_entropy:
                     entropy[part] = -_dot(p, logp)
+                # rows for the backward pass, in the memory of `logp` and `p`
                 if not rows:
                     continue
                 slope = form.slope(logits)
@@ -135,11 +80,14 @@ class FullHead(torch.autograd.Function):
                     surprise = logp.add_(entropy[part].unsqueeze(-1)).mul_(p).mul_(slope)
                     means[1, part] = surprise.to(raw.narrow) @ raw.matrix
                 means[0, part] = p.mul_(slope).to(raw.narrow) @ raw.matrix
-        if not entropy_grad:
+        if not scan.entropy_grad:
             ctx.mark_non_differentiable(entropy)
-        kept = hidden if ctx.trained else hidden.new_empty(0)
+        # a frozen head's backward pass does not read the hidden states
+        read_hidden = hidden if ctx.trained else hidden.new_empty(0)
+        learnt = scan.learnt_ids
         ctx.save_for_backward(
-            kept, weight, bias, inner, up, ids[:, :learnt], entropy, slopes[:, :learnt], means
+            *(read_hidden, weight, bias, inner, up),
+            *(ids[:, :learnt], entropy, slopes[:, :learnt], means),
         )
         return logprobs, entropy
 
@@ -151,13 +99,13 @@ class FullHead(torch.autograd.Function):
         """Combine saved rows if the head is frozen, else go through the logits again."""
         with _no_autocast(grad_logprobs):
             learnt = grad_logprobs[:, : ctx.saved_tensors[5].shape[1]]
-            grads = (_relive if ctx.trained else _combine)(ctx, learnt, grad_entropy)
-        return *grads, None, None, None, None, None, None, None
+            grads = (_recompute if ctx.trained else _combine)(ctx, learnt, grad_entropy)
+        return *grads, None, None
 
 
 @torch.no_grad()
 def count_larger(raw: RawLogits, ids: Tensor, chunk: int) -> Tensor:
-    """Count the ids [N] whose raw logit is larger than that of `ids` [N, 1]."""
+    """Count the ids of the vocabulary [N] whose raw logit is larger than that of `ids` [N, 1]."""
     ranks = ids.new_empty(len(ids))
     with _no_autocast(ids):
         for part in _chunks(len(ids), chunk):
@@ -168,7 +116,7 @@ def count_larger(raw: RawLogits, ids: Tensor, chunk: int) -> Tensor:
 
 @torch.no_grad()
 def largest(raw: RawLogits, k: int, chunk: int) -> Tensor:
-    """Pick the k ids [N, k] with the largest raw logits; of equal ones the lowest id first."""
+    """Return the k ids [N, k] with the largest raw logits; of equal ones the lowest id first."""
     ids = torch.empty(len(raw.hidden), k, dtype=torch.int32, device=raw.hidden.device)
     with _no_autocast(ids):
         for part in _chunks(len(ids), chunk):
@@ -177,7 +125,9 @@ def largest(raw: RawLogits, k: int, chunk: int) -> Tensor:
 
 
 class RowProducts(torch.autograd.Function):
-    """Products [N, K] of a vector per token [N, D] with the rows of a matrix [V, D] that its ids name; no other is read.
+    """Products [N, K] of a vector per token [N, D] with the rows of a matrix [V, D] that ids name.
+
+    No other row is read.
 
     out_k = h W[id_k];   dh = Σ_k g_k W[id_k],   dW[v] = Σ_{id_k = v} g_k h
     """
@@ -185,7 +135,7 @@ class RowProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, chunk: int) -> Tensor:
         """Gather rows and multiply, chunk by chunk."""
-        narrow, wide = _dtypes(hidden, weight)
+        narrow, wide = product_dtypes(hidden, weight)
         products = ids.new_empty(ids.shape, dtype=wide)
         with _no_autocast(hidden):
             for part in _chunks(len(ids), chunk):
@@ -207,7 +157,7 @@ class RowProducts(torch.autograd.Function):
         with _no_autocast(grad):
             if need_hidden:
                 grad_hidden = _weighted_rows(
-                    grad, weight, ids, ctx.chunk, _dtypes(hidden, weight)[0]
+                    grad, weight, ids, ctx.chunk, product_dtypes(hidden, weight)[0]
                 ).to(hidden.dtype)
             if need_weight:
                 grad_weight = torch.zeros_like(weight, dtype=grad.dtype)
@@ -219,25 +169,25 @@ class RowProducts(torch.autograd.Function):
 
 
 def _combine(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradient of the hidden states from saved rows: Σ_j g_j z'_j W_j - (Σ_j g_j) m + g_H e."""
+    """Return the gradient of the hidden states: Σ_j g_j z'_j W_j - (Σ_j g_j) m + g_H e."""
     hidden, weight, *_, ids, _, slopes, means = ctx.saved_tensors
-    grad = _weighted_rows(grad_logprobs * slopes, weight, ids, ctx.chunk, means.dtype)
+    grad = _weighted_rows(grad_logprobs * slopes, weight, ids, ctx.scan.chunk, means.dtype)
     grad = grad - grad_logprobs.sum(-1, keepdim=True) * means[0]
     if len(means) == 2:
         grad = grad - grad_entropy.unsqueeze(-1) * means[1]
     return grad.to(hidden.dtype), None, None, None, None
 
 
-def _relive(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
-    """Return all gradients from logits that are computed again, chunk by chunk."""
+def _recompute(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute the logits again, chunk by chunk, and return all gradients."""
     *inputs, ids, entropy, _, _ = ctx.saved_tensors
-    raw = RawLogits(*inputs)
+    raw, form = RawLogits(*inputs), ctx.scan.form
     grads = _Gradients(raw, inputs, ctx.needs_input_grad)
-    for part in _chunks(len(ids), ctx.chunk):
-        logits = ctx.form.logits_(raw(part))
-        slope, logp = ctx.form.slope(logits), logits.log_softmax(-1)
+    for part in _chunks(len(ids), ctx.scan.chunk):
+        logits = form.logits_(raw(part))
+        slope, logp = form.slope(logits), logits.log_softmax(-1)
         factor = -grad_logprobs[part].sum(-1, keepdim=True)
-        if ctx.entropy_grad:
+        if ctx.scan.entropy_grad:
             more = grad_entropy[part].unsqueeze(-1)
             grad = logp.exp() * (factor - more * (logp + entropy[part].unsqueeze(-1)))
         else:
@@ -248,7 +198,7 @@ def _relive(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tens
 
 
 class _Gradients:
-    """Collects the gradients of hidden state, weight, bias and adapter from those of raw logits, chunk by chunk."""
+    """Sums the gradients of hidden state, weight, bias and adapter over chunks of raw logits."""
 
     def __init__(self, raw: RawLogits, inputs: list[Any], needed: tuple[bool, ...]) -> None:
         self.raw, self.inputs = raw, inputs
@@ -259,7 +209,7 @@ class _Gradients:
         self.inner = torch.empty_like(inputs[3]) if needed[3] else None
 
     def add(self, part: slice, grad: Tensor) -> None:
-        """Take the gradient of the raw logits of one chunk."""
+        """Add the gradient that reaches all inputs from the raw logits of one chunk."""
         raw = self.raw
         if self.hidden is not None:
             self.hidden[part] = (grad.to(raw.narrow) @ raw.matrix).to(self.hidden.dtype)
@@ -273,7 +223,7 @@ class _Gradients:
             self.up.addmm_(grad.T, raw.inner[part].to(raw.wide))
 
     def result(self) -> tuple[Tensor | None, ...]:
-        """Return them in the dtypes of what they belong to."""
+        """Return the gradients in the dtypes of their inputs."""
         grads = (self.hidden, self.weight, self.bias, self.inner, self.up)
         return tuple(
             None if g is None else g.to(x.dtype) for g, x in zip(grads, self.inputs, strict=True)
@@ -298,12 +248,6 @@ def _rows(weight: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(-1)
-
-
-def _dtypes(hidden: Tensor, weight: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """Return the narrower dtype, for products, and the one for everything after them."""
-    narrow = hidden.dtype if hidden.element_size() < weight.element_size() else weight.dtype
-    return narrow, torch.float64 if narrow == torch.float64 else torch.float32
 
 
 def _chunks(length: int, size: int) -> Iterator[slice]:

@@ -1,38 +1,32 @@
-"""What the head functions share: the positions to compute, the size of a chunk, and what raw logits are made of."""
-
-from typing import Any
+"""The positions that a head computes, out of a leading shape with a mask."""
 
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.low_rank import LowRank
-from lightning_mpo.functional.sharded_rows import whole
-
-FULL_CHUNK_BYTES = 64 * 2**20
-"""Default size of one chunk of float32 logits."""
-SUPPORT_CHUNK_BYTES = 4 * 2**20
-"""Default size of one chunk of gathered weight rows."""
-
 
 class Positions:
-    """The positions to compute: flattens any leading shape to them and puts results back, 0 elsewhere.
+    """The positions to compute: flattens any leading shape to them, and scatters results back.
 
-    Under `torch.compile`, where the number of positions would be a shape that is not known, all of them are computed,
-    the masked ones from zeros; values of ids are not checked.
+    The others get 0. Under `torch.compile` the number of positions would be an unknown shape. So
+    all of them are computed, the masked ones from zeros, and values of ids are not checked.
+
+    Args:
+        lead: Leading shape, such as ``[B, T]``.
+        mask: Positions to compute, of the leading shape. None: all.
     """
 
     def __init__(self, lead: torch.Size, mask: Tensor | None) -> None:
         self.lead = lead
-        self.index = self.hidden = None
+        self.index = self.masked = None
         if mask is not None and torch.compiler.is_compiling():
-            self.hidden = ~mask.flatten()
+            self.masked = ~mask.flatten()
         elif mask is not None:
             self.index = mask.flatten().nonzero().squeeze(-1)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Return the values of the positions to compute, [N, ...]."""
+        """Return the values of the positions to compute, ``[N, ...]``."""
         flat = values.reshape(-1, *values.shape[len(self.lead) :])
-        if self.hidden is not None:
+        if self.masked is not None:
             return self._clear(flat)
         return flat if self.index is None else flat.index_select(0, self.index)
 
@@ -43,13 +37,14 @@ class Positions:
             low, high = (int(end) for end in ids.aminmax())
             if low < 0 or high >= vocabulary:
                 raise ValueError(
-                    f"`{name}` must be in [0, {vocabulary}) wherever it is scored, got [{low}, {high}]"
+                    f"`{name}` must be in [0, {vocabulary}) wherever it is scored, "
+                    f"got [{low}, {high}]"
                 )
         return ids
 
     def scatter(self, values: Tensor) -> Tensor:
-        """Return values to their places in the leading shape."""
-        if self.hidden is not None:
+        """Return ``[N, ...]`` in the leading shape, 0 at the positions that were not computed."""
+        if self.masked is not None:
             values = self._clear(values)
         elif self.index is not None:
             values = values.new_zeros(self.lead.numel(), *values.shape[1:]).index_copy(
@@ -58,27 +53,6 @@ class Positions:
         return values.reshape(*self.lead, *values.shape[1:])
 
     def _clear(self, values: Tensor) -> Tensor:
-        """Return [all positions, ...] with 0 at the masked ones; a NaN there reaches no value and no gradient."""
-        assert self.hidden is not None
-        return values.masked_fill(self.hidden.view(-1, *(1 for _ in values.shape[1:])), 0)
-
-
-def adapter_parts(adapter: LowRank | None) -> dict[str, Any]:
-    """Return the tensors of an adapter by name, for a check of their shapes."""
-    return {} if adapter is None else {"down_RD": adapter.down_RD, "up_VR": adapter.up_VR}
-
-
-def raw_inputs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, adapter: LowRank | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return what raw logits are made of: hidden states, weight, bias, and an adapter's u and B."""
-    inner, up = (None, None) if adapter is None else (adapter.inner(hidden), whole(adapter.up_VR))
-    return hidden, whole(weight), whole(bias), inner, up
-
-
-def tokens_per_chunk(chunk_size: int | None, budget: int, bytes_per_token: int) -> int:
-    if chunk_size is None:
-        return max(1, budget // max(1, bytes_per_token))
-    if chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
-    return chunk_size
+        """Set the masked positions to 0, so that a NaN there reaches no value and no gradient."""
+        assert self.masked is not None
+        return values.masked_fill(self.masked.view(-1, *(1 for _ in values.shape[1:])), 0)

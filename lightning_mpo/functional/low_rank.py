@@ -1,4 +1,4 @@
-"""A low-rank adapter on the unembedding, kept apart from it, so that no second ``[V, D]`` is ever made."""
+"""A low-rank adapter on the unembedding, apart from it, so that no second ``[V, D]`` is made."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from torch import Tensor
 from torch.nn.functional import dropout, linear
 
 from lightning_mpo.functional.shapes import check
-from lightning_mpo.functional.sharded_rows import whole
+from lightning_mpo.functional.sharded_rows import full_weight
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """What LoRA adds to raw logits (arXiv:2106.09685):
+    """The term that LoRA adds to raw logits (arXiv:2106.09685):
 
         h (W + s · B A)ᵀ = h Wᵀ + u Bᵀ,    u = s · dropout(h) Aᵀ
 
-    Products are in the dtype of the adapter, as in peft: float32 adapters over a bfloat16 base stay float32, also under
-    autocast.
+    Products are in the dtype of the adapter, as in peft: float32 adapters over a bfloat16 base stay
+    float32, also under autocast.
 
     Args:
         down_RD: A, shape ``[R, D]``.
@@ -43,4 +43,4 @@ class LowRank:
         """Return u, shape ``[N, R]``; with dropout, a new draw each time."""
         with torch.autocast(hidden_ND.device.type, enabled=False):
             hidden_ND = dropout(hidden_ND.to(self.down_RD.dtype), self.dropout)
-            return linear(hidden_ND, whole(self.down_RD)).to(self.up_VR.dtype) * self.factor
+            return linear(hidden_ND, full_weight(self.down_RD)).to(self.up_VR.dtype) * self.factor

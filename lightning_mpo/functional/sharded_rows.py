@@ -1,7 +1,7 @@
-"""Rows of a weight that is sharded over processes (FSDP2's `DTensor`): the rows that are needed, not the matrix.
+"""Rows of a weight that is sharded over processes (FSDP2's `DTensor`), without the whole matrix.
 
-Every process asks for its own rows; owners send them, and in the backward pass receive their gradients. All processes take
-part in every call, also one that needs no row.
+Every process requests the rows that it needs. Their owners send them, and receive their gradients
+in the backward pass. Each call is a collective, also for a process that needs no row.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def sharded(weight: Tensor) -> bool:
+def is_sharded(weight: Tensor) -> bool:
     """Return whether a weight is spread over processes."""
     return hasattr(weight, "device_mesh")
 
 
-def whole(weight: Any) -> Any:
-    """Return a weight in one piece, on every process; its gradient is averaged over them. None stays None."""
-    if weight is None or not sharded(weight):
+def full_weight(weight: Any) -> Any:
+    """Gather a weight on every process, its gradient averaged over them; None stays None."""
+    if weight is None or not is_sharded(weight):
         return weight
     from torch.distributed.tensor import Partial
 
@@ -29,11 +29,14 @@ def whole(weight: Any) -> Any:
 
 
 def rows_of(weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a table with the rows that ids name, and their ids in it: of a sharded weight, the distinct rows only."""
-    if not sharded(weight):
+    """Return a table of rows, and the row of each id in it.
+
+    Of a sharded weight the table holds the distinct rows that `ids` names, else it is the weight.
+    """
+    if not is_sharded(weight):
         return weight, ids
-    needed, places = ids.unique(return_inverse=True)
-    return gather_rows(weight, needed), places
+    distinct, row_of_id = ids.unique(return_inverse=True)
+    return gather_rows(weight, distinct), row_of_id
 
 
 def gather_rows(weight_VD: Any, ids_n: Tensor) -> Tensor:
@@ -41,12 +44,13 @@ def gather_rows(weight_VD: Any, ids_n: Tensor) -> Tensor:
 
         rows_i = W[id_i];   dL/dW[v] = (1/R) Σ_ranks Σ_{i: id_i = v} dL/drows_i
 
-    The gradient is averaged over the R processes, as that of every other weight under FSDP, whose losses are scaled up by
-    R for this reason. What travels is n rows of D numbers in each direction, against V for the whole matrix.
+    The gradient is averaged over the R processes, as that of every other weight under FSDP. Losses
+    are scaled up by R for this reason. In each direction n rows travel, instead of V.
 
     Args:
-        weight_VD: The weight, a `DTensor` of shape ``[V, D]`` (or ``[V]``, a bias); shards may be uneven or empty.
-        ids_n: Ids of the rows, ascending, int64, shape ``[n]``; each process has its own.
+        weight_VD: The weight, a `DTensor` of shape ``[V, D]``, or a bias of shape ``[V]``. Shards
+            may be uneven or empty.
+        ids_n: Ids of the rows, ascending, int64, shape ``[n]``; different on each process.
 
     Returns:
         The rows on this process, shape ``[n, D]`` (or ``[n]``), with gradient to the shards.
@@ -59,8 +63,9 @@ def gather_rows(weight_VD: Any, ids_n: Tensor) -> Tensor:
     mesh, placements = weight_VD.device_mesh, weight_VD.placements
     if mesh.ndim != 1 or placements != (Shard(0),):
         raise ValueError(
-            f"`weight_VD` must be sharded on dimension 0 over a one-dimensional mesh to gather rows, got {placements} over "
-            f"a mesh of {mesh.ndim} dimensions; gather it whole with `full_tensor()`"
+            "`weight_VD` must be sharded on dimension 0 over a one-dimensional mesh to gather "
+            f"rows, got {placements} over a mesh of {mesh.ndim} dimensions; gather it whole with "
+            "`full_tensor()`"
         )
     world = mesh.size()
     size = -(-weight_VD.shape[0] // world)  # of a shard, as `torch.chunk` cuts
@@ -79,17 +84,20 @@ class _Exchange(torch.autograd.Function):
     def forward(
         ctx: Any, local: Tensor, ids: Tensor, counts: list[int], start: int, group: Any
     ) -> Tensor:
-        """Return the rows that this process asked for."""
-        asked = torch.tensor(counts, device=ids.device)
-        wanted = torch.empty_like(asked)
-        dist.all_to_all_single(wanted, asked, group=group)
-        sent: list[int] = wanted.tolist()
+        """Return the rows that this process requests."""
+        # how many rows each process requests of this one
+        request_counts = torch.tensor(counts, device=ids.device)
+        send_counts = torch.empty_like(request_counts)
+        dist.all_to_all_single(send_counts, request_counts, group=group)
+        sent: list[int] = send_counts.tolist()
+        # which rows
         requests = ids.new_empty(sum(sent))
         dist.all_to_all_single(requests, ids.contiguous(), sent, counts, group=group)
-        own = requests - start
+        local_ids = requests - start
+        # the rows themselves
         rows = local.new_empty(len(ids), *local.shape[1:])
-        dist.all_to_all_single(rows, local.index_select(0, own), counts, sent, group=group)
-        ctx.save_for_backward(own)
+        dist.all_to_all_single(rows, local.index_select(0, local_ids), counts, sent, group=group)
+        ctx.save_for_backward(local_ids)
         ctx.shape, ctx.counts, ctx.sent, ctx.group = local.shape, counts, sent, group
         return rows
 
@@ -97,10 +105,10 @@ class _Exchange(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
         """Return the mean over processes of the gradients of this process's shard."""
-        (own,) = ctx.saved_tensors
-        received = grad_rows.new_empty(len(own), *grad_rows.shape[1:])
+        (local_ids,) = ctx.saved_tensors
+        received = grad_rows.new_empty(len(local_ids), *grad_rows.shape[1:])
         dist.all_to_all_single(
             received, grad_rows.contiguous(), ctx.sent, ctx.counts, group=ctx.group
         )
-        grad = grad_rows.new_zeros(ctx.shape).index_add_(0, own, received)
+        grad = grad_rows.new_zeros(ctx.shape).index_add_(0, local_ids, received)
         return grad / dist.get_world_size(ctx.group), None, None, None, None

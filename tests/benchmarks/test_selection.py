@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_mpo.functional.heads import full_logprobs
 from lightning_mpo.objective.selection import SampledTokens
 from tests.support.builders import relative_error, seeded
+from tests.support.head_options import full_logprobs
 
 ROOT = Path(__file__).parents[2]
 specification = importlib.util.spec_from_file_location(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.heads import support_logits, support_logprobs
 from lightning_mpo.functional.low_rank import LowRank
+from tests.support.head_options import support_logits, support_logprobs
 from tests.support.heads import low_rank, problem
 
 

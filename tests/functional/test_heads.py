@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from lightning_mpo.functional.heads import full_logprobs, support_logprobs
+from tests.support.head_options import full_logprobs, support_logprobs
 from tests.support.heads import FORMS, B, K, T, V, dense, loop_logits, loop_score, problem
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_mpo.functional.heads import full_logprobs, support_logits, support_logprobs
+from tests.support.head_options import full_logprobs, support_logits, support_logprobs
 from tests.support.heads import problem
 
 

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_mpo.functional.heads import full_logprobs, support_logprobs
 from lightning_mpo.functional.low_rank import LowRank
-from lightning_mpo.functional.ranking import full_top_k
+from tests.support.head_options import full_logprobs, full_top_k, support_logprobs
 from tests.support.heads import low_rank, problem
 
 

@@ -3,9 +3,14 @@
 import pytest
 import torch
 
-from lightning_mpo.functional.heads import full_logprobs, support_logits, support_logprobs
 from lightning_mpo.functional.low_rank import LowRank
-from lightning_mpo.functional.ranking import full_ranks, full_top_k
+from tests.support.head_options import (
+    full_logprobs,
+    full_ranks,
+    full_top_k,
+    support_logits,
+    support_logprobs,
+)
 from tests.support.heads import FORMS, low_rank, problem
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_mpo.functional.ranking import full_top_k
+from tests.support.head_options import full_top_k
 from tests.support.heads import V, loop_logits, problem
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_mpo.functional.ranking import full_ranks, full_top_k
+from tests.support.head_options import full_ranks, full_top_k
 from tests.support.two_shards import problem, run, weights
 
 

@@ -9,6 +9,7 @@ import torch
 
 from lightning_mpo.data import Arithmetic
 from lightning_mpo.functional import heads
+from lightning_mpo.functional.head_logits import Head
 from lightning_mpo.objective.supports import FullVocabulary, Support, TopK
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rollout.parity import check_parity
@@ -53,7 +54,7 @@ def test_head_memory_does_not_hold_all_logits(trained: bool) -> None:
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    heads.full_logprobs(hidden_TD, weight_VD, target_T)[0].sum().backward()
+    heads.full_logprobs(hidden_TD, Head(weight_VD), target_T)[0].sum().backward()
     torch.cuda.synchronize()
     seconds, peak = time.perf_counter() - started, torch.cuda.max_memory_allocated() - before
     logits = tokens * vocabulary * 4

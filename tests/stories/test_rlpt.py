@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.heads import full_logprobs, support_logits, support_logprobs
 from lightning_mpo.functional.support_diagnostics import score_variance
 from lightning_mpo.functional.supports import nucleus, top_k
 from lightning_mpo.functional.surrogates import clipped_ratio
 from tests.support.builders import seeded
+from tests.support.head_options import full_logprobs, support_logits, support_logprobs
 
 B, T, V, K = 4, 5, 12, 4
 EYE = torch.eye(V, dtype=torch.float64)

@@ -17,10 +17,9 @@ import torch.multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from lightning_mpo.functional.heads import full_logprobs, support_logprobs
-from lightning_mpo.functional.ranking import full_ranks, full_top_k
 from lightning_mpo.functional.sharded_rows import gather_rows
 from tests.support.builders import seeded
+from tests.support.head_options import full_logprobs, full_ranks, full_top_k, support_logprobs
 
 B, T, D, V, K = 3, 4, 8, 13, 5
 
