@@ -74,19 +74,19 @@ class ReferenceUpdate(RolloutCallback):
     ) -> None:
         counter = module.source.counter
         if counter > self._counter and counter % self.every == 0:
-            self._need_policy().mix_reference(self.mixup)
+            self._need_policy().reference.mix(self.mixup)
             self._counter = counter
 
     def state_dict(self) -> dict[str, Any]:
         if not self._counter:
             return {}
         reference = {
-            name: weight.cpu() for name, weight in self._need_policy().reference_state().items()
+            name: weight.cpu() for name, weight in self._need_policy().reference.state().items()
         }
         return {"counter": self._counter, "reference": reference}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._need_policy().load_reference(state_dict["reference"])
+        self._need_policy().reference.load(state_dict["reference"])
         self._counter = state_dict["counter"]
 
     def _need_policy(self) -> CausalPolicy:

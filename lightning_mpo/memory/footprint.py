@@ -1,4 +1,4 @@
-"""What a policy's weights take, and what they would take otherwise."""
+"""The memory of a policy's weights, beside that of other ways to hold them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lightning_mpo.policies.quantization import quantised_tensors
+from lightning_mpo.policies.checksums import quantised_tensors
+from lightning_mpo.policies.reference import frozen_tensors
 
 if TYPE_CHECKING:
     from lightning_mpo.policies.base import Policy
@@ -18,12 +19,13 @@ class Footprint:
     """Bytes of weights, by part.
 
     Args:
-        numbers: weights of the base, whatever each of them takes.
-        base: of the policy without adapters; 16-bit embeddings and the scales of quantised layers included.
-        adapters: LoRA's.
-        parts: multi-token heads and critic.
-        reference: of a frozen copy, or of adapters that the reference has for itself; 0 where it is the base with
-            adapters off.
+        numbers: how many weights the base has.
+        base: bytes of the base without adapters; 16-bit embeddings and the scales of quantised
+            layers included.
+        adapters: bytes of LoRA's weights.
+        parts: bytes of multi-token heads and critic.
+        reference: bytes of a frozen copy, or of frozen adapters; 0 if the reference is the base
+            with adapters off.
     """
 
     numbers: int
@@ -48,13 +50,13 @@ class Footprint:
         return 2 * self.base + self.adapters
 
     def describe(self) -> str:
-        """Say what is saved, in one line."""
+        """Return a line that compares the memory with that of two alternatives."""
         held, pair, copy = (
             size / 2**20 for size in (self.policy_and_reference, self.bf16_pair, self.with_copy)
         )
         return (
-            f"policy + reference {held:.1f} MiB: {held / pair:.3f} of bf16 policy + bf16 copy ({pair:.1f} MiB), "
-            f"{held / copy:.3f} of the same policy + a copy ({copy:.1f} MiB)"
+            f"policy + reference {held:.1f} MiB: {held / pair:.3f} of bf16 policy + bf16 copy "
+            f"({pair:.1f} MiB), {held / copy:.3f} of the same policy + a copy ({copy:.1f} MiB)"
         )
 
 
@@ -84,9 +86,7 @@ def footprint(policy: Policy) -> Footprint:
     network: Any = getattr(policy, "network", None)
     if isinstance(network, nn.Module):
         sizes["base"] += sum(size(tensor) for _, tensor in quantised_tensors(network))
-    own: Any = getattr(policy, "reference_adapters", None)
-    if own is not None:
-        sizes["reference"] += sum(size(tensor) for tensor in own.kept)
+    sizes["reference"] += sum(size(tensor) for tensor in frozen_tensors(policy))
     return Footprint(numbers=numbers, **sizes)
 
 

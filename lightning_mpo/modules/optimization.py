@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_mpo.checks import at_least, not_below, positive
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional.sharded_rows import whole
+from lightning_mpo.functional.sharded_rows import full_weight
 from lightning_mpo.modules.fitting import check_fit
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
@@ -74,6 +74,8 @@ class PolicyOptimization(Stage):
         self._carried: dict[str, float] = {}
         self._progress_bar = {"kl/reference"}
         self._stop_asked = False
+        self.skip_idle_updates = True
+        """False: also step where nothing can be learnt, so that a step's memory can be measured."""
         self._idle = False
         """Whether the update under way has nothing to learn from."""
 
@@ -214,7 +216,7 @@ class PolicyOptimization(Stage):
             request=self.objective.request,
         )
         loss, metrics = self.objective.loss(experience, scores, denominators)
-        self._idle = self.objective.idle(denominators)
+        self._idle = self.skip_idle_updates and self.objective.idle(denominators)
         self._add(metrics | {"optim/idle": (torch.tensor(float(self._idle)), torch.ones(()))})
         if self.objective.penalty is not None:
             loss = loss + self._penalty(self.objective.penalty.coef)
@@ -249,7 +251,7 @@ class PolicyOptimization(Stage):
 
     def _check_gradients(self) -> None:
         for part, weights in self.policy.parts().items():
-            norm = whole(
+            norm = full_weight(
                 torch.nn.utils.get_total_norm(
                     [weight.grad for weight in weights if weight.grad is not None]
                 )

@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a policy."""
+"""The interface of a policy, as the rest of the package uses it."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 class Shards(ABC):
-    """The weights of a policy that are spread over processes."""
+    """The weights of a policy, spread over processes. Both contexts are collectives."""
 
     @abstractmethod
     def full_weights(self) -> AbstractContextManager[None]:
-        """Keep the weights of a rollout on this process for a while. All processes take part."""
+        """Hold all weights on each process within this context."""
 
     @abstractmethod
     def lockstep(self) -> AbstractContextManager[None]:
-        """Run passes without gradient whose number differs between processes. All processes take part."""
+        """Allow different numbers of passes without gradient on each process."""
 
 
 class Policy(nn.Module, ABC):
     """A distribution over responses. Constructing one loads nothing; `build` does."""
 
     exact_logprobs: ClassVar[bool] = True
-    """False where log-probs are estimates under noise that `Rollout.score_seed_B` seeds, row by row."""
+    """False if log-probs are estimates under noise, which `Rollout.score_seed_B` seeds by row."""
     cold_parts: frozenset[str] = frozenset()
-    """Parts with their initial weights after `build`: heads or critic that no checkpoint held."""
+    """Parts with initial weights after `build`: heads or critic that no checkpoint held."""
     shards: Shards | None = None
-    """Set where the weights are spread over processes."""
+    """The weights, if they are spread over processes."""
 
     @property
     @abstractmethod
@@ -58,26 +58,31 @@ class Policy(nn.Module, ABC):
 
     @property
     def positions(self) -> int | None:
-        """The tokens of the longest row, prompt and response together; None: no limit."""
+        """Most tokens of a row, prompt and response together; None: no limit."""
         return None
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know of the model before it is loaded, a line each."""
+        """Lines that a user should read before the model is loaded."""
         return []
 
     @property
     def unembedded(self) -> dict[str, int]:
-        """Texts of tokens that the tokenizer knows and the model has no embedding for, with their ids."""
+        """Texts and ids of tokens that the tokenizer has and the model has no embedding for."""
         return {}
 
     @abstractmethod
     def check(self, request: ScoreRequest = ScoreRequest()) -> None:  # noqa: B008  frozen
-        """Refuse what can be refused before the weights are loaded, such as a request that cannot be served."""
+        """Refuse options and requests that cannot work, before the weights are loaded."""
 
     @abstractmethod
     def build(self, *, device: torch.device, reference: bool) -> None:
-        """Load the weights; with `reference`, keep the initial policy scorable. A second call does nothing."""
+        """Load the weights. A second call does nothing.
+
+        Args:
+            device: of the weights.
+            reference: keep the initial policy as the reference.
+        """
 
     @abstractmethod
     def score(
@@ -89,26 +94,26 @@ class Policy(nn.Module, ABC):
         request: ScoreRequest = ScoreRequest(),  # noqa: B008  frozen
         reference: bool = False,
     ) -> TokenScores:
-        """Return log-probs of the response tokens where `mask_BT` holds, on the rollout's stored support.
+        """Return log-probs of response tokens, on the rollout's stored support.
 
         Args:
             rollout: rows to score.
-            mask_BT: a part of `rollout.response_mask_BT`.
-            temperature: what logits are divided by, as in the rollout.
-            request: what is needed besides log-probs and entropy.
-            reference: ask the reference instead of the policy.
+            mask_BT: tokens to score, a part of `rollout.response_mask_BT`.
+            temperature: divisor of the logits, as in the rollout.
+            request: scores to compute besides log-probs and entropy.
+            reference: score with the reference instead of the policy.
         """
 
     @abstractmethod
     def trained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the part of a module's state dict that a checkpoint needs: what is trained, not what is reloaded."""
+        """Return the trained part of a module's state dict; the rest is loaded from its source."""
 
     def full_weights(self) -> AbstractContextManager[None]:
-        """Keep the weights of a rollout on this process for a while, where they are in shards. All processes take part."""
+        """Hold all weights on each process within this context; collective for shards."""
         return nullcontext() if self.shards is None else self.shards.full_weights()
 
     def lockstep(self) -> AbstractContextManager[None]:
-        """Run passes without gradient whose number differs between processes. All processes take part."""
+        """Allow different numbers of passes on each process; collective for shards."""
         return nullcontext() if self.shards is None else self.shards.lockstep()
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
@@ -124,28 +129,29 @@ class Policy(nn.Module, ABC):
         return {part: weights for part, weights in parts.items() if weights}
 
     def freeze_unused(self, request: ScoreRequest) -> None:
-        """Freeze heads or critic that a request does not use: DDP would wait for their gradients."""
+        """Freeze heads or critic without a use in a request: DDP would wait for their gradients."""
         for part, used in (("mtp", request.future > 0), ("critic", request.values)):
             for weight in () if used else self.parts().get(part, ()):
                 weight.requires_grad_(False)
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """What each token id says."""
+        """The text of each token id."""
         return self.tokenizer.batch_decode([[i] for i in range(self.vocabulary)])
 
     def describe_heads(self) -> dict[str, Any] | None:
-        """Return what must agree between multi-token heads and a checkpoint of them; None without heads."""
+        """Return facts in which heads and a checkpoint must agree; None without heads."""
         return None
 
     def check_heads(self, description: dict[str, Any] | None, where: str) -> None:
         """Refuse a checkpoint whose heads are of another family, size or trunk."""
-        own = self.describe_heads()
-        if own is None or description is None or own == description:
+        heads = self.describe_heads()
+        if heads is None or description is None or heads == description:
             return
-        name = next(key for key in own if own[key] != description.get(key))
+        name = next(key for key in heads if heads[key] != description.get(key))
         raise UserError(
-            f"{where} holds multi-token heads with {name} {description.get(name)!r}, `policy.mtp` has {own[name]!r}"
+            f"{where} holds multi-token heads with {name} {description.get(name)!r}, `policy.mtp` "
+            f"has {heads[name]!r}"
         )
 
 
@@ -159,7 +165,8 @@ def parameter_groups(policy: Policy, learning_rates: Mapping[str, float]) -> lis
     unknown = [name for name in learning_rates if name not in parts]
     if unknown:
         raise UserError(
-            f"`learning_rates` names {unknown[0]!r}, which is not trained; there are {sorted(parts)}"
+            f"`learning_rates` names {unknown[0]!r}, which is not trained; there are "
+            f"{sorted(parts)}"
         )
     return [
         {"params": weights} | ({"lr": learning_rates[name]} if name in learning_rates else {})
@@ -170,7 +177,7 @@ def parameter_groups(policy: Policy, learning_rates: Mapping[str, float]) -> lis
 def check_schedule(
     optimizer: torch.optim.Optimizer, policy: Policy, learning_rates: Mapping[str, float]
 ) -> None:
-    """Refuse a scheduler that has put its own peak in place of a part's learning rate, as `OneCycleLR` does.
+    """Refuse a scheduler that has replaced the learning rate of a part, as `OneCycleLR` does.
 
     Raises:
         UserError: a peak that is not the part's learning rate.
@@ -180,31 +187,32 @@ def check_schedule(
         rate = learning_rates.get(part)
         if rate is not None and group.get("max_lr", rate) != rate:
             raise UserError(
-                f"the scheduler's `max_lr` ({group['max_lr']:g}) replaces `learning_rates.{part}` ({rate:g}); give "
-                f"`max_lr` as a list with one rate per part, in the order {', '.join(parts)}"
+                f"the scheduler's `max_lr` ({group['max_lr']:g}) replaces `learning_rates.{part}` "
+                f"({rate:g}); give `max_lr` as a list with one rate per part, in the order "
+                f"{', '.join(parts)}"
             )
 
 
 @contextmanager
 def rollout_mode(policy: nn.Module) -> Iterator[None]:
-    """Evaluate without gradient, dropout or gradient checkpointing; restore every module's mode on the way out.
+    """Evaluate without gradient, dropout or gradient checkpointing; restore all modes at the end.
 
-    Generation in train mode with checkpointing on drops the KV cache and returns wrong tokens, and a model left in
-    eval mode afterwards trains without checkpointing: both were measured.
+    Generation in train mode with checkpointing on drops the KV cache and returns wrong tokens, and
+    a model left in eval mode afterwards trains without checkpointing: both were measured.
     """
     modes = {module: module.training for module in policy.modules()}
-    checkpointing = [
+    checkpointing: list[Any] = [
         module for module in policy.modules() if getattr(module, "gradient_checkpointing", False)
     ]
     policy.eval()
     for module in checkpointing:
-        module.gradient_checkpointing = False  # type: ignore[assignment]
+        module.gradient_checkpointing = False
     together = policy.lockstep() if isinstance(policy, Policy) else nullcontext()
     try:
         with torch.no_grad(), together:
             yield
     finally:
         for module in checkpointing:
-            module.gradient_checkpointing = True  # type: ignore[assignment]
+            module.gradient_checkpointing = True
         for module, training in modes.items():
             module.training = training

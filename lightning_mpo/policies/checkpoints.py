@@ -1,12 +1,14 @@
-"""Policies in files: Lightning checkpoints, and folders of adapters as peft writes them.
+"""Reads policies from Lightning checkpoints and from folders of adapters as peft writes them.
 
-Nothing that a file names is ever run: checkpoints are read as data (`storage`), adapters and heads as safetensors.
+Nothing that a file names is ever run: checkpoints are read as data (`storage`), adapters and heads
+as safetensors.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,12 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.storage import Part, is_shards, locate, read_checkpoint, unfinished_mark
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lightning_mpo.policies.lora import Lora
 
 PREFIX = "policy."
-"""What a module's state dict puts in front of a policy's names."""
+"""Prefix of a policy's names in a module's state dict."""
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -33,7 +37,10 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     ),
     **dict.fromkeys(("arrow_config", "ensure_weight_tying"), ()),
 }
-"""Entries of peft's description that change what adapters compute, and their plain values; empty ones are plain."""
+"""Entries of peft's description that change what adapters compute, with their plain values.
+
+Empty values are plain, too.
+"""
 HEADS, HEADS_CONFIG = "mtp_heads.safetensors", "mtp_heads.json"
 
 
@@ -45,27 +52,28 @@ def read_policy(checkpoint: str, part: Part = "weights") -> dict[str, Any]:
         part: "outline" leaves the tensors on the disk.
 
     Returns:
-        `state_dict` with the policy's own names; `mtp`, which describes its heads; `adapters`, peft's description of them,
-        which only folders have.
+        `state_dict` with the policy's own names; `mtp`, which describes its heads; `adapters`,
+        peft's description of them, which only folders have.
 
     Raises:
-        UserError: there is no such file, it is damaged or no Lightning checkpoint, or reading it would run code.
+        UserError: there is no such file, it is damaged or no Lightning checkpoint, or reading it
+            would run code.
     """
     path = locate(checkpoint)
     if path.is_dir() and not is_shards(path):
         return _read_adapters(path)
     if part == "weights" and unfinished_mark(checkpoint).exists():
         rank_zero_warn(
-            f"`policy.checkpoint` {checkpoint!r} is of a stage that was stopped before its end: `fit` of the run that names "
-            "it as its `warmup` goes on with it first"
+            f"`policy.checkpoint` {checkpoint!r} is of a stage that was stopped before its end: "
+            "`fit` of the run that names it as its `warmup` goes on with it first"
         )
     content = read_checkpoint(checkpoint, "`policy.checkpoint`", part)
-    own = {
-        k.removeprefix(PREFIX): value
-        for k, value in content["state_dict"].items()
-        if k.startswith(PREFIX)
+    state = {
+        key.removeprefix(PREFIX): value
+        for key, value in content["state_dict"].items()
+        if key.startswith(PREFIX)
     }
-    return {"state_dict": own, "mtp": content.get("mtp"), "adapters": None}
+    return {"state_dict": state, "mtp": content.get("mtp"), "adapters": None}
 
 
 def _read_adapters(folder: Path) -> dict[str, Any]:
@@ -78,10 +86,8 @@ def _read_adapters(folder: Path) -> dict[str, Any]:
         )
         raise UserError(f"{shown} is a folder without {ADAPTER} and {ADAPTER_CONFIG}{hint}")
     adapters = _read_json(folder / ADAPTER_CONFIG, shown)
-    state = {
-        re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", key.replace("base_model.model.", "network.", 1)): value
-        for key, value in read_safetensors(folder / ADAPTER, shown).items()
-    }  # fmt: skip
+    tensors = read_safetensors(folder / ADAPTER, shown)
+    state = {_policy_name(key): value for key, value in tensors.items()}
     mtp = None
     if (folder / HEADS).is_file():
         mtp = _read_json(folder / HEADS_CONFIG, shown).get("heads")
@@ -91,11 +97,17 @@ def _read_adapters(folder: Path) -> dict[str, Any]:
     return {"state_dict": state, "mtp": mtp, "adapters": adapters}
 
 
+def _policy_name(key: str) -> str:
+    """Return the policy's name of a tensor that peft has saved."""
+    key = key.replace("base_model.model.", "network.", 1)
+    return re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", key)
+
+
 def read_safetensors(path: Path, shown: str) -> dict[str, Tensor]:
     """Return the tensors of a file.
 
     Raises:
-        UserError: it is missing or no whole safetensors file; `shown` says what the user named.
+        UserError: it is missing or damaged; the message begins with `shown`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -116,17 +128,58 @@ def _read_json(path: Path, shown: str) -> dict[str, Any]:
     return content
 
 
+def load_state(
+    policy: nn.Module, state: dict[str, Tensor], required: Collection[str], shown: str
+) -> None:
+    """Load a checkpoint's tensors into a policy, after a check that they fit.
+
+    Args:
+        policy: with its modules in place.
+        state: tensors by the policy's names.
+        required: names that must be in `state`.
+        shown: option and value that name the checkpoint, for messages.
+
+    Raises:
+        UserError: a shape or a kind of number differs, or a name is missing or unknown.
+    """
+    misfit = f"{shown} does not fit the policy: "
+    # shapes
+    present = policy.state_dict()
+    common = [key for key in state if key in present]
+    for key in common:
+        if present[key].shape != state[key].shape:
+            raise UserError(
+                f"{misfit}{key!r} has shape {list(state[key].shape)}, the policy needs "
+                f"{list(present[key].shape)}"
+            )
+    # whole numbers in place of floats
+    for key in common:
+        if present[key].is_floating_point() > state[key].is_floating_point():
+            raise UserError(
+                f"{misfit}{key!r} is of {state[key].dtype}, the policy's of {present[key].dtype}"
+            )
+    # names
+    missing, unknown = policy.load_state_dict(state, strict=False)
+    missing = [key for key in missing if key in required]
+    if missing or unknown:
+        raise UserError(
+            f"{misfit}{len(missing)} weights are missing, {len(unknown)} unknown "
+            f"(such as {[*missing, *unknown][0]!r})"
+        )
+
+
 def check_adapters(content: dict[str, Any], lora: Lora | None, where: str) -> None:
     """Refuse a checkpoint whose adapters are not those of the policy.
 
     Args:
-        content: what `read_policy` returned.
+        content: result of `read_policy`.
         lora: the policy's adapters.
-        where: what holds them, for messages.
+        where: option and value that name the checkpoint, for messages.
 
     Raises:
         UserError: adapters on one side only, or of another rank or scale.
     """
+    # adapters on one side only
     ranks = {
         value.shape[0]
         for key, value in content["state_dict"].items()
@@ -134,7 +187,8 @@ def check_adapters(content: dict[str, Any], lora: Lora | None, where: str) -> No
     }
     if lora is None and ranks:
         raise UserError(
-            f"{where} holds adapters of rank {max(ranks)} and the policy has none: give `policy.lora`"
+            f"{where} holds adapters of rank {max(ranks)} and the policy has none: give "
+            "`policy.lora`"
         )
     weights = any(key.startswith("network.") for key in content["state_dict"])
     if lora is not None and weights and not ranks:
@@ -144,19 +198,22 @@ def check_adapters(content: dict[str, Any], lora: Lora | None, where: str) -> No
         )
     if lora is None:
         return
+    # variants of LoRA that compute something else
     described = content["adapters"] or {}
     for name, plain in PLAIN.items():
         if described.get(name) not in plain and described.get(name):
             raise UserError(
-                f"{where} holds adapters with `{name}: {described[name]!r}` ({ADAPTER_CONFIG}), and `policy.lora` makes "
-                "plain ones, which would compute something else: merge them into their base with peft "
-                "(`merge_and_unload`), and name that folder as `policy.source`"
+                f"{where} holds adapters with `{name}: {described[name]!r}` ({ADAPTER_CONFIG}), "
+                "and `policy.lora` makes plain ones, which would compute something else: merge "
+                "them into their base with peft (`merge_and_unload`), and name that folder as "
+                "`policy.source`"
             )
-    found = {
+    # rank and scale
+    sizes = {
         "rank": next(iter(ranks - {lora.rank}), lora.rank),
         "alpha": described.get("lora_alpha", lora.alpha),
     }
-    for name, value in found.items():
+    for name, value in sizes.items():
         if value != getattr(lora, name):
             raise UserError(
                 f"{where} holds adapters of {name} {value}, `policy.lora` has {getattr(lora, name)}"

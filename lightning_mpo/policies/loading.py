@@ -1,4 +1,4 @@
-"""Loads configuration, tokenizer and weights of a model from checked files, and never runs their code."""
+"""Loads configuration, tokenizer and weights of a model from checked files, without their code."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.policies.model_files import (
-    CONFIG,
+from lightning_mpo.policies.model_files import CONFIG, read_descriptions
+from lightning_mpo.policies.weight_files import (
     check_declared_sizes,
     check_dtypes,
     check_shapes,
-    read_descriptions,
     weight_shapes,
 )
 
@@ -30,7 +29,7 @@ DROPOUTS = r"^(?!classifier|summary)(.*_)?(drop|dropout|pdrop|layerdrop|dropout_
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Turn any exception within into one line that says which part of a model cannot be loaded.
+    """Turn any exception within into one line that names the part of a model.
 
     Args:
         what: the part and the model, for the message.
@@ -57,15 +56,16 @@ def load_config(location: str) -> PretrainedConfig:
         location: a folder or an id on the hub.
 
     Raises:
-        UserError: its files request code, cannot be read, or do not describe a causal language model that fits its weights.
+        UserError: its files request code, cannot be read, or do not describe a causal language
+            model that fits its weights.
     """
     from transformers import AutoConfig
 
     described = read_descriptions(location)
     if "adapter_config.json" in described:  # transformers would load their base, wherever that is
         raise UserError(
-            f"the model {location!r} holds adapters (adapter_config.json): name that folder as `policy.checkpoint` and "
-            "their base as `policy.source`, with `policy.lora`"
+            f"the model {location!r} holds adapters (adapter_config.json): name that folder as "
+            "`policy.checkpoint` and their base as `policy.source`, with `policy.lora`"
         )
     folder = Path(location)
     shapes = weight_shapes(folder) if folder.is_dir() else None
@@ -83,16 +83,16 @@ def load_config(location: str) -> PretrainedConfig:
 
 
 def end_tokens(location: str) -> list[Any]:
-    """Return the end tokens that a model's generation options name, as they stand there."""
-    named = read_descriptions(location).get("generation_config.json", {}).get("eos_token_id")
-    return named if isinstance(named, list) else [] if named is None else [named]
+    """Return the end tokens of a model's generation options, unchecked."""
+    ends = read_descriptions(location).get("generation_config.json", {}).get("eos_token_id")
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def drop_nothing(config: PretrainedConfig) -> list[str]:
-    """Set the dropouts of a configuration to 0: random scores would part sampler and trainer.
+    """Set the dropouts of a configuration to 0, so that sampler and trainer agree.
 
     Returns:
-        the names of those that were not.
+        the names of dropouts that were not 0.
     """
     names = []
     for part in (config, config.get_text_config()):
@@ -104,9 +104,10 @@ def drop_nothing(config: PretrainedConfig) -> list[str]:
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
-    """Return how many tokens a model can tell the places of; None where nothing limits them.
+    """Return the most positions that a model can distinguish; None: no limit.
 
-    `max_position_embeddings` may be the length before or after a scaling of rotary angles, so the longer one counts.
+    `max_position_embeddings` may be the length before or after a scaling of rotary angles, so the
+    longer one counts.
     """
     text = config.get_text_config()
     known = getattr(text, "max_position_embeddings", None)
@@ -185,10 +186,12 @@ def load_weights(
             output_loading_info=True,
             **options,
         )
-    network, found = loaded
-    missing = sorted(found["missing_keys"])
+    network, report = loaded
+    # a missing tensor would keep its random initialisation
+    missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"{what} lack {len(missing)} tensors, which would be random numbers: {missing[0]!r}, say"
+            f"{what} lack {len(missing)} tensors, which would be random numbers: {missing[0]!r}, "
+            "say"
         )
     return network

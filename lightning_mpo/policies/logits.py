@@ -1,4 +1,4 @@
-"""How a family of models turns the unembedding's products into logits, and a check that this is the whole story."""
+"""The step from the unembedding's products to logits in each family of models, and its check."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ DIVISORS = ("logits_scaling",)
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Gemma, RecurrentGemma, xLSTM."""
 UNKNOWN = ("output_multiplier", "logits_mup_width_multiplier", "dim_model_base")
-"""Names under which models scale logits in ways that are not known here."""
+"""Options that scale logits in ways that are not known here."""
 
 
 def logit_options(config: PretrainedConfig) -> dict[str, Any]:
-    """Return `scale` and `softcap` of `functional.heads`, from the names that families use in their configurations.
+    """Return `scale` and `softcap` of a head, under the names of each family's configuration.
 
     Raises:
         UserError: the configuration names a factor that is not known here.
@@ -32,8 +32,9 @@ def logit_options(config: PretrainedConfig) -> dict[str, Any]:
     for name in UNKNOWN:
         if getattr(config, name, None) not in (None, 1):
             raise UserError(
-                f"models of type {config.model_type!r} scale their logits by `{name}` ({getattr(config, name)}), which is "
-                "not known here; choose a model whose logits are cap(scale · (h W + b))"
+                f"models of type {config.model_type!r} scale their logits by `{name}` "
+                f"({getattr(config, name)}), which is not known here; choose a model whose logits "
+                "are cap(scale · (h W + b))"
             )
     scale = 1.0
     for name in MULTIPLIERS:
@@ -46,10 +47,11 @@ def logit_options(config: PretrainedConfig) -> dict[str, Any]:
 
 @torch.no_grad()
 def check_logits(network: PreTrainedModel, logits: Callable[[Tensor], Tensor]) -> None:
-    """Compare what this project takes for a model's logits with the model's own, on a few tokens.
+    """Compare the logits that training uses with those of the model itself, on a few tokens.
 
-    Log-probs of training come from the unembedding's weight and bias, a factor and a soft cap. A model that does anything
-    else to its logits would be trained on another distribution than the one it has.
+    Log-probs of training come from the unembedding's weight and bias, a factor and a soft cap. A
+    model that does anything else to its logits would be trained on another distribution than the
+    one it has.
 
     Args:
         network: in eval mode.
@@ -61,21 +63,17 @@ def check_logits(network: PreTrainedModel, logits: Callable[[Tensor], Tensor]) -
     config = network.config.get_text_config()
     ids = torch.arange(1, 5, device=network.device).remainder(config.vocab_size)[None]
     hidden_TD = network.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
-    own_TV, expected_TV = (
-        logits(hidden_TD),
-        network(input_ids=ids, use_cache=False).logits[0].float(),
-    )
-    bound = (1e-3 if hidden_TD.dtype in (torch.float32, torch.float64) else 0.05) * float(
-        expected_TV.abs().max()
-    )
-    gap = (
-        float((own_TV - expected_TV).abs().max())
-        if own_TV.shape == expected_TV.shape
-        else float("inf")
-    )
+    used_TV = logits(hidden_TD)
+    expected_TV = network(input_ids=ids, use_cache=False).logits[0].float()
+    # rounding apart, both are the same
+    is_wide = hidden_TD.dtype in (torch.float32, torch.float64)
+    bound = (1e-3 if is_wide else 0.05) * float(expected_TV.abs().max())
+    gap = float("inf")
+    if used_TV.shape == expected_TV.shape:
+        gap = float((used_TV - expected_TV).abs().max())
     if not gap <= bound:
         raise UserError(
-            f"the logits of `{type(network).__name__}` are not cap(scale · (h W + b)) with the scale and soft cap of its "
-            f"configuration (largest difference {gap:.3g}): its head applies a bias, cap or scale that is not known here, "
-            "so that it cannot be trained"
+            f"the logits of `{type(network).__name__}` are not cap(scale · (h W + b)) with the "
+            f"scale and soft cap of its configuration (largest difference {gap:.3g}): its head "
+            "applies a bias, cap or scale that is not known here, so that it cannot be trained"
         )

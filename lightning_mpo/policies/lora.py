@@ -23,8 +23,8 @@ class Lora:
     Args:
         rank: inner size.
         alpha: scale; updates are multiplied by alpha / rank.
-        targets: names of linear layers, or "all-linear" for every one but the head. The head may be named (`lm_head`);
-            tied to the embedding, only the head is adapted.
+        targets: names of linear layers, or "all-linear" for every one but the head. The head may
+            be named (`lm_head`); if it is tied to the embedding, only the head is adapted.
         dropout: probability; 0 keeps sampler and trainer on one distribution.
     """
 
@@ -42,27 +42,35 @@ class Lora:
 
     @property
     def names(self) -> list[str] | None:
-        """The layers that are named; None: all-linear."""
+        """The names of the adapted layers; None: all-linear."""
         if isinstance(self.targets, str):
             return None if self.targets == "all-linear" else [self.targets]
         return self.targets
 
     def check_targets(self, network: nn.Module) -> None:
-        """Refuse names that no linear layer of a network has; it may be on the meta device."""
-        there = {
+        """Refuse names that no linear layer of a network has.
+
+        Args:
+            network: may be on the meta device.
+
+        Raises:
+            UserError: lists the unknown names.
+        """
+        linear_layers = {
             name.rsplit(".", 1)[-1]
             for name, part in network.named_modules()
             if isinstance(part, nn.Linear)
         }
-        unknown = [name for name in self.names or [] if name not in there]
+        unknown = [name for name in self.names or [] if name not in linear_layers]
         if unknown:
             raise UserError(
-                f"`lora.targets` names no linear layer: {unknown}; there are {sorted(there)}"
+                f"`lora.targets` names no linear layer: {unknown}; there are "
+                f"{sorted(linear_layers)}"
             )
 
 
 def add_adapters(network: PreTrainedModel, lora: Lora) -> Any:
-    """Put adapters into the network's linear layers, in float32, and freeze the rest."""
+    """Put float32 adapters into the network's linear layers, and freeze the rest."""
     from peft import LoraConfig, get_peft_model
 
     lora.check_targets(network)
@@ -80,22 +88,22 @@ class FrozenAdapters:
     """A frozen copy of the present adapters, swapped in as the reference policy.
 
     Args:
-        network: with adapters.
-        off: keep B = 0 in place of B, so that what is put back adds nothing to the base.
+        network: a network with adapters.
+        off: store 0 in place of each B, so that the copy adds nothing to the base.
     """
 
     def __init__(self, network: nn.Module, off: bool = False) -> None:
-        found = [(name, weight) for name, weight in network.named_parameters() if "lora_" in name]
-        self.names = [name for name, _ in found]
-        self.weights = [weight for _, weight in found]
-        self.kept = [weight.detach().clone() for weight in self.weights]
-        for name, kept in zip(self.names, self.kept, strict=True):
+        adapters = {name: w for name, w in network.named_parameters() if "lora_" in name}
+        self.names = list(adapters)
+        self.weights = list(adapters.values())
+        self.values = [weight.detach().clone() for weight in self.weights]
+        for name, value in zip(self.names, self.values, strict=True):
             if off and "lora_B" in name:
-                kept.zero_()
+                value.zero_()
 
     @contextmanager
     def inserted(self) -> Iterator[None]:
-        """Let the network compute with them. Nothing is copied: weights and kept values change places, and back."""
+        """Let the network compute with the frozen values; storage is exchanged, nothing copied."""
         self._swap()
         try:
             yield
@@ -104,4 +112,4 @@ class FrozenAdapters:
 
     def _swap(self) -> None:
         for i, weight in enumerate(self.weights):
-            weight.data, self.kept[i] = self.kept[i], weight.data
+            weight.data, self.values[i] = self.values[i], weight.data

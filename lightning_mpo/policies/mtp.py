@@ -1,18 +1,20 @@
-"""Multi-token-prediction heads: what a policy thinks, at position t, of the tokens behind the next one.
+"""Multi-token-prediction heads: at position t they predict the tokens behind the next one.
 
 The trunk's hidden state h_t predicts o_t; head n predicts o_{t+n}, n = 1 … M. Three families:
 
-==============  ==================================================================================================
-parallel        one decoder layer of the trunk's own class per offset, all on h_t (arXiv:2404.19737; the family that
-                MPO's reported parameter counts point to [I]; docs/algorithms.md 11.1)
-sequential      a chain: depth n also reads the embeddings of o_t … o_{t+n-1} (DeepSeek-V3, arXiv:2412.19437)
+==============  ==================================================================================
+parallel        one decoder layer of the trunk's own class per offset, all on h_t
+                (arXiv:2404.19737; the family that MPO's reported parameter counts point to [I];
+                docs/algorithms.md 11.1)
+sequential      a chain: depth n also reads the embeddings of o_t … o_{t+n-1} (DeepSeek-V3,
+                arXiv:2412.19437)
 Medusa          a residual linear layer with SiLU per offset, zero at the start (arXiv:2401.10774)
-==============  ==================================================================================================
+==============  ==================================================================================
 
-Parallel and Medusa heads give marginals q_n(o_{t+n} | o_{<t}), which do not see the tokens in between; only the
-sequential family gives conditionals, whose product is a joint probability. Heads are float32 whatever the trunk is.
-They start as the trunk's own next-token distribution, as their last projections are zero (sequential: up to the random
-projection that mixes the embedding in).
+Parallel and Medusa heads give marginals q_n(o_{t+n} | o_{<t}), which do not see the tokens in
+between. Only the sequential family gives conditionals, whose product is a joint probability. Heads
+are float32 whatever the trunk is. They start as the trunk's own next-token distribution, as their
+last projections are zero (sequential: up to the random projection that mixes the embedding in).
 """
 
 from __future__ import annotations
@@ -44,18 +46,19 @@ class MTPHeads(nn.Module, ABC):
 
     Args:
         offsets: M, the future tokens that are predicted; blocks may be up to 1 + M long.
-        own_unembedding: give every head its own unembedding, started as a copy of the trunk's; else all share it.
-        detach_trunk: keep the policy loss of future offsets out of the trunk. False by default: otherwise future terms
-            would train the heads alone [I] (docs/algorithms.md 11.1).
-        support: over what offset n is a distribution where rollouts store a support: "stored" takes the one that the
-            sampler stored at t+n, "full" the whole vocabulary.
+        own_unembedding: give every head its own unembedding, started as a copy of the trunk's; else
+            all share it.
+        detach_trunk: keep the policy loss of future offsets out of the trunk. False by default:
+            otherwise future terms would train the heads alone [I] (docs/algorithms.md 11.1).
+        support: over what offset n is a distribution where rollouts store a support: "stored" takes
+            the one that the sampler stored at t+n, "full" the whole vocabulary.
         checkpointing: recompute a head's activations in the backward pass.
         weights_file: a file of `save` to take; None starts afresh, or from `policy.checkpoint`.
     """
 
     family: ClassVar[str]
     reads_ahead: ClassVar[bool] = False
-    """True where a head reads response tokens behind t, so that no prompt position can serve several responses."""
+    """True if a head reads response tokens behind t, so that responses cannot share a prompt."""
 
     def __init__(
         self,
@@ -77,13 +80,12 @@ class MTPHeads(nn.Module, ABC):
         self.unembeddings: nn.ModuleList | None = None
         self._trunk: Trunk | None = None
 
-    # --- weights --------------------------------------------------------------------------------------------------
+    # --- weights ----------------------------------------------------------------------------------
 
     def build(self, trunk: Trunk) -> None:
         """Make the weights."""
-        object.__setattr__(
-            self, "_trunk", trunk
-        )  # not a submodule: the policy holds the same network
+        # not a submodule: the policy holds the same network
+        object.__setattr__(self, "_trunk", trunk)
         self._make(trunk)
         if self.own_unembedding:
             self.unembeddings = nn.ModuleList(trunk.new_unembedding() for _ in range(self.offsets))
@@ -96,13 +98,13 @@ class MTPHeads(nn.Module, ABC):
 
     @property
     def trunk(self) -> Trunk:
-        """What the heads stand on."""
+        """The decoder that the heads build on."""
         if self._trunk is None:
             raise RuntimeError("`build` was not called")
         return self._trunk
 
     def describe(self, config: PretrainedConfig) -> dict[str, Any]:
-        """Return what must agree between heads and a file of them."""
+        """Return the facts in which heads and a file of them must agree."""
         return {
             "family": self.family,
             "offsets": self.offsets,
@@ -113,7 +115,7 @@ class MTPHeads(nn.Module, ABC):
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the heads as safetensors: the names of `state_dict`, and `describe` as metadata (docs/mtp_heads.md)."""
+        """Write the heads as safetensors, with `describe` as metadata (docs/mtp_heads.md)."""
         from safetensors.torch import save_file
 
         metadata = {key: str(value) for key, value in self.describe(self.trunk.config).items()}
@@ -121,7 +123,7 @@ class MTPHeads(nn.Module, ABC):
         save_file(state, str(path), metadata={"format": "pt"} | metadata)
 
     def load(self, path: str | Path) -> None:
-        """Take the weights of a file that `save` wrote.
+        """Load the weights of a file that `save` wrote.
 
         Raises:
             UserError: there is no such file, or it holds heads of another family, size or trunk.
@@ -139,15 +141,16 @@ class MTPHeads(nn.Module, ABC):
         for key, value in self.describe(self.trunk.config).items():
             if metadata.get(key) != str(value):
                 raise UserError(
-                    f"`mtp.weights_file` {str(path)!r} holds heads with {key} {metadata.get(key)}, `policy.mtp` has {value}"
+                    f"`mtp.weights_file` {str(path)!r} holds heads with {key} {metadata.get(key)}, "
+                    f"`policy.mtp` has {value}"
                 )
         self.load_state_dict(state)
 
-    # --- prediction -----------------------------------------------------------------------------------------------
+    # --- prediction -------------------------------------------------------------------------------
 
     @abstractmethod
     def _chain(self, states: TrunkStates, offsets: int) -> Iterator[Tensor]:
-        """Yield the hidden states of offsets 1 … `offsets`, behind the final norm. Each `[R, L, D]`."""
+        """Yield hidden states of offsets 1 … `offsets` behind the final norm, each `[R, L, D]`."""
 
     def hidden(self, states: TrunkStates, offsets: int) -> Iterator[Tensor]:
         """Yield the hidden states whose unembedding predicts o_{t+n}, one offset at a time.
@@ -160,7 +163,7 @@ class MTPHeads(nn.Module, ABC):
         half = dtype in (torch.bfloat16, torch.float16)
         chain = self._chain(states, offsets)
         for _ in range(offsets):
-            # over a half-precision base; over float32 what the trainer has set holds (`bf16-mixed`, say)
+            # over a half-precision base; over float32 the precision of the trainer holds
             with (
                 torch.autocast(states.after_norm_RLD.device.type, dtype) if half else nullcontext()
             ):
@@ -202,7 +205,7 @@ class MTPHeads(nn.Module, ABC):
 
 
 class ParallelHeads(MTPHeads):
-    """One decoder layer per offset, all on the trunk's last hidden state, under the trunk's own final norm."""
+    """One decoder layer per offset, on the trunk's last hidden state and under its final norm."""
 
     family: ClassVar[str] = "parallel"
 
@@ -210,16 +213,16 @@ class ParallelHeads(MTPHeads):
         self.layers = nn.ModuleList(trunk.new_layer() for _ in range(self.offsets))
 
     def _chain(self, states: TrunkStates, offsets: int) -> Iterator[Tensor]:
-        norm = self.trunk.decoder.norm
+        norm: Any = self.trunk.decoder.norm
         for n in range(offsets):
-            yield norm(self._run(self.layers[n], states.before_norm_RLD, states))  # type: ignore[operator]
+            yield norm(self._run(self.layers[n], states.before_norm_RLD, states))
 
 
 class SequentialHeads(MTPHeads):
-    """DeepSeek-V3's modules: `h^n = Layer(P_n [norm(e(o_{t+n-1})) ; norm(h^{n-1})])`, teacher-forced.
+    """DeepSeek-V3's modules, teacher-forced: h^n = Layer(P_n [norm(e(o_{t+n-1})) ; norm(h^{n-1})]).
 
-    The order is [embedding ; hidden], as published checkpoints have it, and not that of the paper's formula
-    [S] (docs/algorithms.md 11.1). Each depth has its own final norm.
+    The order is [embedding ; hidden], as published checkpoints have it, and not that of the paper's
+    formula [S] (docs/algorithms.md 11.1). Each depth has its own final norm.
     """
 
     family: ClassVar[str] = "sequential"
@@ -239,10 +242,13 @@ class SequentialHeads(MTPHeads):
         self.eh_proj = nn.ModuleList(
             nn.Linear(2 * D, D, bias=False, dtype=trunk.dtype) for _ in range(M)
         )
-        for projection in self.eh_proj:
-            nn.init.normal_(projection.weight, std=getattr(trunk.config, "initializer_range", 0.02))  # type: ignore[arg-type]
+        # each projection passes the hidden state on, with a random mix of the embedding
+        std = getattr(trunk.config, "initializer_range", 0.02)
+        for module in self.eh_proj:
+            weight: Any = module.weight
+            nn.init.normal_(weight, std=std)
             with torch.no_grad():
-                projection.weight[:, D:] += torch.eye(D, dtype=trunk.dtype)  # type: ignore[operator, index]
+                weight[:, D:] += torch.eye(D, dtype=trunk.dtype)
         self.layers = nn.ModuleList(trunk.new_layer() for _ in range(M))
 
     def _chain(self, states: TrunkStates, offsets: int) -> Iterator[Tensor]:
@@ -266,7 +272,8 @@ class MedusaHeads(MTPHeads):
             nn.Linear(D, D, bias=False, dtype=trunk.dtype) for _ in range(self.offsets)
         )
         for linear in self.residual:
-            nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+            weight: Any = linear.weight
+            nn.init.zeros_(weight)
 
     def _chain(self, states: TrunkStates, offsets: int) -> Iterator[Tensor]:
         hidden_RLD = states.after_norm_RLD

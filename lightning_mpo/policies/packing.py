@@ -1,8 +1,9 @@
-"""Lay the rows of a micro-batch out so that responses to one prompt share the prompt's forward pass.
+"""Packs the rows of a micro-batch, so that responses to one prompt share its forward pass.
 
-A packed line holds a prompt once and behind it the responses of its group. Each response token sees the prompt and the
-earlier tokens of its own response only, and is numbered as if it stood right behind the prompt, so that hidden states
-equal those of separate rows. The last token of a response predicts nothing that is scored and is left out.
+A packed line holds a prompt once and behind it the responses of its group. Each response token sees
+the prompt and the earlier tokens of its own response only, and is numbered as if it stood right
+behind the prompt, so that hidden states equal those of separate rows. The last token of a response
+predicts nothing that is scored and is left out.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from lightning_mpo.types import Rollout
 
 @dataclass(frozen=True)
 class Lines:
-    """R lines of length L, and where the hidden state stands that predicts each response token."""
+    """R lines of length L, and the index of the hidden state that predicts each response token."""
 
     input_ids_RL: Tensor
     position_ids_RL: Tensor
     segment_RL: Tensor  # 0: prompt, 1…: responses, -1: padding
     index_BT: Tensor  # position in the flattened lines; 0 where masked
-    shared: bool  # whether some line holds more than one response
+    shared: bool  # True if some line holds more than one response
 
     def attention_mask(self) -> Tensor | None:
-        """Return who may look at whom, bool `[R, 1, L, L]`; None where plain causal attention is the same."""
+        """Return the pairs that attend, bool `[R, 1, L, L]`; None: plain causal attention."""
         if not self.shared:
             return None
         L = self.input_ids_RL.shape[1]
@@ -38,7 +39,7 @@ class Lines:
 
 
 def sees_everything(config: Any) -> bool:
-    """Return whether each token of a model sees all tokens before it: full attention in all layers, and no window."""
+    """Return True if each token attends to all before it: full attention, and no window."""
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     return layers == {"full_attention"} and not getattr(config, "sliding_window", None)
 
@@ -48,8 +49,8 @@ def lay_out(rollout: Rollout, *, share: bool, hidden_size: int) -> Lines:
 
     Args:
         rollout: rows to score; rows of one group carry one number in `group_B`.
-        share: whether lines may hold several responses at all.
-        hidden_size: D, which sets the price of a token against that of attention.
+        share: allow several responses in a line.
+        hidden_size: D, which sets the cost of projections relative to attention.
     """
     check_padding(rollout)
     S = rollout.prompt_length
@@ -68,7 +69,7 @@ def lay_out(rollout: Rollout, *, share: bool, hidden_size: int) -> Lines:
 
 
 def check_padding(rollout: Rollout) -> None:
-    """Refuse rows that are padded on the wrong side: prompts stand at the right end of theirs, responses at the left.
+    """Refuse rows with gaps, prompts padded on the right, and responses padded on the left.
 
     Raises:
         UserError: a row with a gap, or padded on the other side.
@@ -94,7 +95,10 @@ def check_padding(rollout: Rollout) -> None:
 
 
 def _pays(prompt: int, responses: list[int], hidden_size: int) -> bool:
-    """Compare multiply-adds per layer: about 12·D² per token in projections, 2·D per pair of tokens in attention."""
+    """Compare multiply-adds per layer of one packed line with those of separate rows.
+
+    Projections take about 12·D² per token, attention 2·D per pair of tokens.
+    """
 
     def cost(tokens: int) -> int:
         return tokens * (6 * hidden_size + tokens)
@@ -110,20 +114,22 @@ def _fill(
         rollout.response_mask_BT.shape,
         rollout.tokens_BL.device,
     )
+    # lines without tokens
     widths = [prompts[rows[0]] + sum(max(responses[row] - 1, 0) for row in rows) for rows in lines]
     R, L = len(lines), max(*widths, 1) if len(widths) > 1 else max(widths[0], 1)
     tokens_BL = rollout.tokens_BL.cpu()
     input_ids_RL = torch.zeros(R, L, dtype=torch.long)
-    position_ids_RL = torch.zeros(
-        R, L, dtype=torch.long
-    )  # padding too: L may pass a table of positions
+    # padding has position 0: L may be longer than a table of positions
+    position_ids_RL = torch.zeros(R, L, dtype=torch.long)
     segment_RL = torch.full((R, L), -1)
     index_BT = torch.zeros(B, T, dtype=torch.long)
     for r, rows in enumerate(lines):
+        # the prompt
         s = prompts[rows[0]]
         input_ids_RL[r, :s] = tokens_BL[rows[0], S - s : S]
         position_ids_RL[r, :s] = torch.arange(s)
         segment_RL[r, :s] = 0
+        # its responses, without their last tokens
         start = s
         for number, row in enumerate(rows, start=1):
             t = responses[row]

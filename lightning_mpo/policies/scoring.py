@@ -1,4 +1,4 @@
-"""From hidden states to what they say of response tokens: log-probs, entropies, ranks; now and some offsets ahead."""
+"""From hidden states to log-probs, entropies and ranks of response tokens."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import heads, ranking, supports
 from lightning_mpo.functional.actions import shift_left, window
-from lightning_mpo.policies.unembedding import Unembedding
+from lightning_mpo.functional.head_logits import Head
 from lightning_mpo.types import Rollout
 
 
 class Likelihoods(NamedTuple):
-    """What an unembedding says of response tokens; 0 where masked, candidates -inf."""
+    """Scores of response tokens under one head; 0 where masked, candidates -inf."""
 
     logprobs_BT: Tensor
     entropy_BT: Tensor
@@ -26,7 +26,7 @@ class Likelihoods(NamedTuple):
 
 @dataclass(frozen=True)
 class ResponseTokens:
-    """Response tokens to score, and where the hidden states stand that predict them."""
+    """Response tokens to score, and the indices of the hidden states that predict them."""
 
     mask_BT: Tensor
     index_BT: Tensor
@@ -35,7 +35,7 @@ class ResponseTokens:
     support_mask_BTK: Tensor | None
     candidates_BTK: Tensor | None = None
     candidate_mask_BTK: Tensor | None = None
-    """Which slots hold a candidate."""
+    """True for slots that hold a candidate."""
 
     @classmethod
     def of(cls, rollout: Rollout, mask_BT: Tensor, index_BT: Tensor) -> ResponseTokens:
@@ -52,7 +52,12 @@ class ResponseTokens:
         )
 
     def ahead(self, n: int, *, keep_support: bool) -> ResponseTokens:
-        """Return the tokens n places behind, predicted from the same hidden states, where the window is whole."""
+        """Return the tokens n positions later, which the same hidden states predict.
+
+        Args:
+            n: the offset.
+            keep_support: keep the support that was stored at the later position.
+        """
         support_BTK, support_mask_BTK = (
             (self.support_BTK, self.support_mask_BTK) if keep_support else (None, None)
         )
@@ -67,107 +72,118 @@ class ResponseTokens:
     def logprobs(
         self,
         hidden_RLD: Tensor,
-        head: nn.Module | Unembedding,
+        head: Head,
         *,
         entropy: bool = True,
         entropy_grad: bool = False,
         logits: bool = False,
         candidates: bool = False,
-        **options: Any,
     ) -> Likelihoods:
-        """Return log-probs and entropies under one unembedding, on the stored support if there is one.
+        """Return log-probs and entropies under one head, on the stored support if there is one.
 
         Args:
             hidden_RLD: hidden states of the lines.
-            head: the unembedding: a linear layer, plain or with a LoRA adapter, or what was read of one.
-            entropy: whether the entropy is wanted.
-            entropy_grad: whether it carries gradient.
-            logits: whether the logits of the stored support are wanted, with gradient.
-            candidates: whether the log-probs of the recorded candidates are wanted, without gradient.
-            options: `temperature`, `scale` and `softcap` of `functional.heads`.
+            head: the unembedding, temperature included.
+            entropy: compute the entropy.
+            entropy_grad: give it a gradient.
+            logits: return the logits of the stored support, with gradient.
+            candidates: return the log-probs of the recorded candidates, without gradient.
 
         Returns:
-            Log-probs and entropies, each `[B, T]`; None or the logits, `[B, T, K]`, temperature applied; None or the
-            log-probs of candidates, `[B, T, K]`. The first three are 0 where masked, logits also in slots that hold no
-            id; candidates are -inf there, and where a support does not hold them.
+            Log-probs and entropies, each `[B, T]`; logits and log-probs of candidates, `[B, T, K]`
+            or None. Masked tokens and logits of empty slots are 0. Candidates are -inf where
+            masked, in empty slots and outside a support.
 
         Raises:
-            UserError: logits are asked for and no support is stored, or candidates and none are recorded.
+            UserError: no support is stored, or no candidates are recorded.
         """
-        mask_BT = self.mask_BT
-        head = _read(head)
-        hidden_nD = pick_hidden(hidden_RLD, self.index_BT[mask_BT])
-        ids_n = self.ids_BT[mask_BT]
-        options |= head.options | {"entropy_grad": entropy_grad}
-        if candidates:
-            asked, named = self._asked()
+        hidden_nD = pick_hidden(hidden_RLD, self.index_BT[self.mask_BT])
         if self.support_BTK is not None:
-            slots = None if self.support_mask_BTK is None else self.support_mask_BTK[mask_BT]
-            support = self.support_BTK[mask_BT]
-            options |= {"support_mask_BTK": slots, "return_logits": logits or candidates}
-            scores = heads.support_logprobs(hidden_nD, head.weight_VD, ids_n, support, **options)
-        elif logits:
+            return self._on_support(hidden_nD, head, entropy_grad, logits, candidates)
+        if logits:
             raise UserError(
-                "logits of the support need a stored one: give `support` as `TopK`, `Nucleus` or `MinP`"
+                "logits of the support need a stored one: give `support` as `TopK`, `Nucleus` or "
+                "`MinP`"
             )
-        else:
-            if candidates:
-                options |= {"candidates_BTK": asked, "candidates_grad": False}
-            scores = heads.full_logprobs(
-                hidden_nD, head.weight_VD, ids_n, entropy=entropy, **options
-            )
-        logprobs_n, entropy_n, *more = scores
-        candidates_BTK = None
-        if candidates:
-            found = more.pop().detach()
-            if self.support_BTK is not None:
-                found = supports.logprobs_at(asked, support, found, slots)
-            candidates_BTK = self._spread(found.masked_fill(~named, -torch.inf), -torch.inf)
-        logits_BTK = self._spread(scores[2]) if logits else None
+        ids_n = self.ids_BT[self.mask_BT]
+        options: dict[str, Any] = {"entropy": entropy, "entropy_grad": entropy_grad}
+        if not candidates:
+            logprobs_n, entropy_n = heads.full_logprobs(hidden_nD, head, ids_n, **options)
+            return Likelihoods(self._spread(logprobs_n), self._spread(entropy_n))
+        candidates_nK, present_nK = self._recorded_candidates()
+        options |= {"candidates_BTK": candidates_nK, "candidates_grad": False}
+        logprobs_n, entropy_n, values_nK = heads.full_logprobs(hidden_nD, head, ids_n, **options)
         return Likelihoods(
-            self._spread(logprobs_n), self._spread(entropy_n), logits_BTK, candidates_BTK
+            self._spread(logprobs_n),
+            self._spread(entropy_n),
+            candidate_logprobs_BTK=self._spread_candidates(values_nK, present_nK),
         )
 
-    def _asked(self) -> tuple[Tensor, Tensor]:
-        """Return the candidates of the scored tokens, and which slots hold one; the others name id 0."""
+    def _on_support(
+        self, hidden_nD: Tensor, head: Head, entropy_grad: bool, logits: bool, candidates: bool
+    ) -> Likelihoods:
+        """Score on the stored support; arguments as in `logprobs`."""
+        assert self.support_BTK is not None
+        if candidates:
+            candidates_nK, present_nK = self._recorded_candidates()
+        slots_nK = None if self.support_mask_BTK is None else self.support_mask_BTK[self.mask_BT]
+        support_nK = self.support_BTK[self.mask_BT]
+        scores = heads.support_logprobs(
+            hidden_nD,
+            head,
+            self.ids_BT[self.mask_BT],
+            support_nK,
+            support_mask_BTK=slots_nK,
+            entropy_grad=entropy_grad,
+            return_logits=logits or candidates,
+        )
+        # log-probs of candidates from the logits of the support
+        candidates_BTK = None
+        if candidates:
+            logits_nK = scores[2].detach()
+            values_nK = supports.logprobs_at(candidates_nK, support_nK, logits_nK, slots_nK)
+            candidates_BTK = self._spread_candidates(values_nK, present_nK)
+        logits_BTK = self._spread(scores[2]) if logits else None
+        return Likelihoods(
+            self._spread(scores[0]), self._spread(scores[1]), logits_BTK, candidates_BTK
+        )
+
+    def _recorded_candidates(self) -> tuple[Tensor, Tensor]:
+        """Return the candidates of the scored tokens, 0 in empty slots, and the mask of slots."""
         if self.candidates_BTK is None or self.candidate_mask_BTK is None:
             raise UserError(
-                "the rollout records no candidates, which `surrogate` compares: sample with `candidates`"
+                "the rollout records no candidates, which `surrogate` compares: sample with "
+                "`candidates`"
             )
-        named = self.candidate_mask_BTK[self.mask_BT]
-        return self.candidates_BTK[self.mask_BT].masked_fill(~named, 0), named
+        present_nK = self.candidate_mask_BTK[self.mask_BT]
+        return self.candidates_BTK[self.mask_BT].masked_fill(~present_nK, 0), present_nK
+
+    def _spread_candidates(self, values_nK: Tensor, present_nK: Tensor) -> Tensor:
+        values_nK = values_nK.detach().masked_fill(~present_nK, -torch.inf)
+        return self._spread(values_nK, -torch.inf)
 
     def _spread(self, values_n: Tensor, elsewhere: float = 0.0) -> Tensor:
-        """Put values of the scored tokens to their places. Shape `[B, T]` or `[B, T, K]`."""
+        """Scatter values of the scored tokens. Shape `[B, T]` or `[B, T, K]`."""
         mask_BT, tail = self.mask_BT, values_n.shape[1:]
         empty = values_n.new_full((*mask_BT.shape, *tail), elsewhere)
         return empty.masked_scatter(mask_BT.view(*mask_BT.shape, *(1 for _ in tail)), values_n)
 
-    def ranks(self, hidden_RLD: Tensor, head: nn.Module | Unembedding) -> Tensor:
+    def ranks(self, hidden_RLD: Tensor, head: Head) -> Tensor:
         """Count the ids that are more probable than each token. Shape `[B, T]`, 0 where masked."""
-        head = _read(head)
         hidden_BTD = pick_hidden(hidden_RLD, self.index_BT)
-        return ranking.full_ranks(
-            hidden_BTD, head.weight_VD, self.ids_BT, mask_BT=self.mask_BT, **head.options
-        )
+        return ranking.full_ranks(hidden_BTD, head, self.ids_BT, mask_BT=self.mask_BT)
 
-    def top_k(self, hidden_RLD: Tensor, head: nn.Module | Unembedding, k: int) -> Tensor:
-        """Return the k most probable ids of the whole vocabulary. Shape `[B, T, k]`, int32, 0 where masked."""
-        head = _read(head)
+    def top_k(self, hidden_RLD: Tensor, head: Head, k: int) -> Tensor:
+        """Return the k most probable ids. Shape `[B, T, k]`, int32, 0 where masked."""
         hidden_BTD = pick_hidden(hidden_RLD, self.index_BT)
-        return ranking.full_top_k(
-            hidden_BTD, head.weight_VD, k, mask_BT=self.mask_BT, **head.options
-        )
-
-
-def _read(head: nn.Module | Unembedding) -> Unembedding:
-    return head if isinstance(head, Unembedding) else Unembedding.of(head)
+        return ranking.full_top_k(hidden_BTD, head, k, mask_BT=self.mask_BT)
 
 
 def pick_hidden(hidden_RLD: Tensor, index: Tensor) -> Tensor:
-    """Return hidden states of places in the flattened lines, of the shape of `index` and D.
+    """Return hidden states at indices into the flattened lines. The shape of `index`, and D.
 
-    Responses that share a prompt share its last state. `index_select` adds their gradients in the order of the index;
-    indexing with brackets adds them in the order in which threads come to them, which rounds differently each time.
+    Responses that share a prompt share its last state. `index_select` adds their gradients in the
+    order of the index. Indexing with brackets adds them in the order of the threads, which rounds
+    differently each time.
     """
     return hidden_RLD.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)

@@ -1,9 +1,9 @@
-"""A small Llama from a configuration, with a character-level tokenizer: learns in minutes, downloads nothing."""
+"""A small Llama with a character-level tokenizer: it learns in minutes and downloads nothing."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +24,7 @@ WIDEST, DEEPEST = 65_536, 1024
 
 
 class TinyPolicy(CausalPolicy):
-    """A randomly initialised Llama, or one warmed up by `SupervisedWarmup` and taken from its checkpoint.
+    """A Llama with random weights, or with those of a checkpoint of `SupervisedWarmup`.
 
     Args:
         characters: the alphabet; each character is one token.
@@ -33,11 +33,11 @@ class TinyPolicy(CausalPolicy):
         heads: attention heads.
         intermediate_size: of the MLPs; None: 4·D.
         max_length: positions.
-        initializer_range: standard deviation of the weights at random initialisation, as in `LlamaConfig`; a narrow
-            model learns faster from about `1 / sqrt(hidden_size)`.
+        initializer_range: standard deviation of the weights at random initialisation, as in
+            `LlamaConfig`; a narrow model learns faster from about `1 / sqrt(hidden_size)`.
         share_prompts: compute a prompt once for all of its responses in a micro-batch.
         mtp: multi-token-prediction heads.
-        critic: what gives states a value.
+        critic: estimates the values of states.
         checkpoint: a Lightning checkpoint to start from.
     """
 
@@ -77,8 +77,8 @@ class TinyPolicy(CausalPolicy):
         positive("TinyPolicy", most=10, initializer_range=initializer_range)
         if hidden_size % (2 * heads):
             raise UserError(
-                f"`TinyPolicy.hidden_size` must be a multiple of 2 x `heads` = {2 * heads}, as a head's width is even, "
-                f"got {hidden_size}"
+                f"`TinyPolicy.hidden_size` must be a multiple of 2 x `heads` = {2 * heads}, as a "
+                f"head's width is even, got {hidden_size}"
             )
         self.characters, self.initializer_range = characters, initializer_range
         self.hidden_size, self.layers, self.heads, self.max_length = (
@@ -126,4 +126,6 @@ class TinyPolicy(CausalPolicy):
     def load_network(self) -> PreTrainedModel:
         from transformers import LlamaForCausalLM
 
-        return LlamaForCausalLM(self.config).to(torch.float32)  # type: ignore[arg-type]
+        config: Any = self.config
+        network: Any = LlamaForCausalLM(config)
+        return network.to(torch.float32)

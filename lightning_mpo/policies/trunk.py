@@ -1,4 +1,4 @@
-"""A decoder seen from the heads that stand on it: its parts, its states, and layers like its own."""
+"""The parts and states of a decoder that multi-token heads use, and new layers of its kind."""
 
 from __future__ import annotations
 
@@ -32,30 +32,31 @@ class Trunk:
         missing = [name for name in NEEDED if not hasattr(self.decoder, name)]
         if missing:
             raise UserError(
-                f"multi-token heads need a decoder with {', '.join(NEEDED)} (Llama, Qwen, Gemma, Mistral); "
-                f"{type(self.decoder).__name__} has no {', '.join(missing)}"
+                f"multi-token heads need a decoder with {', '.join(NEEDED)} (Llama, Qwen, Gemma, "
+                f"Mistral); {type(self.decoder).__name__} has no {', '.join(missing)}"
             )
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the heads: float32, or float64 over a float64 trunk."""
+        """The dtype of the heads: float32, or float64 over a float64 trunk."""
         wide = self.embed_tokens.weight.dtype == torch.float64
         return torch.float64 if wide else torch.float32
 
     @property
     def embed_tokens(self) -> nn.Embedding:
         """The trunk's embedding."""
-        return self.decoder.embed_tokens  # type: ignore[return-value]
+        embedding: Any = self.decoder.embed_tokens
+        return embedding
 
     @property
     def like(self) -> int:
-        """The layer that heads are made like: the last one with full attention, or the last."""
+        """The index of the layer that heads copy: the last one with full attention, or the last."""
         kinds = getattr(self.config, "layer_types", None) or []
         full = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
         return full[-1] if full else self.config.num_hidden_layers - 1
 
     def positions(self, hidden_RLD: Tensor, position_ids_RL: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rotary embedding's cosines and sines for a layer like that one."""
+        """Return the rotary embedding's cosines and sines for a layer like `like`."""
         rotary: Any = self.decoder.rotary_emb
         if isinstance(
             getattr(rotary, "rope_type", None), dict
@@ -64,9 +65,10 @@ class Trunk:
         return rotary(hidden_RLD, position_ids_RL)
 
     def new_layer(self) -> nn.Module:
-        """Return a decoder layer like the last one with full attention, initialised to change nothing."""
+        """Return a new layer, like the one at index `like`, that changes nothing at first."""
         index = self.like
-        like: Any = self.decoder.layers[index]  # type: ignore[index]
+        layers: Any = self.decoder.layers
+        like = layers[index]
         layer = type(like)(self.config, layer_idx=index).to(self.dtype)
         for module in layer.modules():
             if isinstance(module, nn.Linear):
@@ -78,7 +80,8 @@ class Trunk:
             for part in parts:
                 if not hasattr(module, part):
                     raise UserError(
-                        f"multi-token heads need decoder layers with {'.'.join(parts)}; {type(layer).__name__} has none"
+                        f"multi-token heads need decoder layers with {'.'.join(parts)}; "
+                        f"{type(layer).__name__} has none"
                     )
                 module = getattr(module, part)
             nn.init.zeros_(module.weight)
@@ -89,17 +92,18 @@ class Trunk:
         weight: Any = self.unembedding.weight
         if not weight.is_floating_point():
             raise UserError(
-                "`own_unembedding` cannot copy a quantised unembedding; set `own_unembedding: false`"
+                "`own_unembedding` cannot copy a quantised unembedding; set `own_unembedding: "
+                "false`"
             )
-        own = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=self.dtype)
+        copied = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=self.dtype)
         with torch.no_grad():
-            own.weight.copy_(weight)
-        return own
+            copied.weight.copy_(weight)
+        return copied
 
 
 @dataclass(frozen=True)
 class TrunkStates:
-    """What the trunk computed for the lines of a micro-batch."""
+    """Hidden states of the lines of a micro-batch."""
 
     before_norm_RLD: Tensor
     after_norm_RLD: Tensor
@@ -116,10 +120,14 @@ class TrunkStates:
 
 @contextmanager
 def record_norm_input(decoder: nn.Module) -> Iterator[list[Tensor]]:
-    """Record the input of the decoder's final norm: heads that are decoder layers need the residual stream before it."""
-    seen: list[Tensor] = []
-    handle = decoder.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))  # type: ignore[union-attr]
+    """Record the input of the decoder's final norm.
+
+    Parallel heads are decoder layers and need the residual stream before that norm.
+    """
+    norm: Any = decoder.norm
+    inputs: list[Tensor] = []
+    handle = norm.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     try:
-        yield seen
+        yield inputs
     finally:
         handle.remove()

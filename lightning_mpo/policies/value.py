@@ -1,14 +1,15 @@
-"""Critics: what the state before each token is worth, V(h_t), in units of reward.
+"""Critics: the value V(h_t) of the state before each token, in units of reward.
 
-==================  ==============================================================================================
-``ValueHead``       a head on the policy's own trunk: next to no memory, but the trunk serves two losses (TRL's old
-                    PPO, trlX [C])
-``SeparateCritic``  a model of its own, a trained copy of the initial trunk (TRL's experimental PPO, verl, OpenRLHF
+==================  ==========================================================================
+``ValueHead``       a head on the policy's own trunk: next to no memory, but the trunk serves
+                    two losses (TRL's old PPO, trlX [C])
+``SeparateCritic``  a trained copy of the initial trunk (TRL's experimental PPO, verl, OpenRLHF
                     [C]): nothing is shared, at the memory of a second fully trained model
-==================  ==============================================================================================
+==================  ==========================================================================
 
-h_t is the hidden state behind the final norm that predicts token t: the state before the action. The last layer starts
-at zero, so that the first values are 0. Critics are float32 whatever the trunk is.
+h_t is the hidden state behind the final norm that predicts token t: the state before the action.
+The last layer starts at zero, so that the first values are 0. Critics are float32 whatever the
+trunk is.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Critic(nn.Module, ABC):
     """Values of response tokens. Constructing makes no weights; `build` does.
 
     Args:
-        width: of a hidden layer (SiLU) between hidden state and value; None: the value is linear in the hidden state.
+        width: of a hidden layer (SiLU) between hidden state and value; None: the value is linear in
+            the hidden state.
     """
 
     def __init__(self, width: int | None = None) -> None:
@@ -53,7 +55,8 @@ class Critic(nn.Module, ABC):
             decoder: the policy's network without its head.
         """
         like = next(decoder.parameters())
-        D: int = decoder.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
+        config: Any = decoder.config
+        D: int = config.get_text_config().hidden_size
         options: dict[str, Any] = {"dtype": _wide(like.dtype), "device": like.device}
         last = nn.Linear(self.width or D, 1, **options)
         nn.init.zeros_(last.weight)
@@ -63,14 +66,14 @@ class Critic(nn.Module, ABC):
 
     @abstractmethod
     def _hidden(self, states: TrunkStates) -> Tensor:
-        """Return what the head reads. Shape `[R, L, D]`."""
+        """Return the hidden states that the head reads. Shape `[R, L, D]`."""
 
     def values(self, states: TrunkStates, index_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Return V(h_t) of response tokens, 0 where masked. Shape `[B, T]`.
 
         Args:
-            states: what the policy's trunk computed, and the lines it was computed for.
-            index_BT: where in the flattened lines the hidden state stands that predicts each token.
+            states: hidden states of the policy's trunk, and their lines.
+            index_BT: index in the flattened lines of the hidden state that predicts each token.
             mask_BT: tokens to value.
         """
         if self.head is None:
@@ -88,10 +91,12 @@ class ValueHead(Critic):
     """A head on the policy's own trunk.
 
     Args:
-        width: of a hidden layer (SiLU) between hidden state and value; None: the value is linear in the hidden state.
-        detach_trunk: keep the value loss out of the trunk. False by default, as in TRL's and trlX's shared trunks [C]:
-            the hidden states of a language model need not show a value, and `critic.coef` says how much they may be
-            bent. True leaves the policy's weights to the policy loss alone.
+        width: of a hidden layer (SiLU) between hidden state and value; None: the value is linear in
+            the hidden state.
+        detach_trunk: keep the value loss out of the trunk. False by default, as in TRL's and trlX's
+            shared trunks [C]: the hidden states of a language model need not show a value, and
+            `critic.coef` says how much they may be bent. True leaves the policy's weights to the
+            policy loss alone.
     """
 
     def __init__(self, width: int | None = None, detach_trunk: bool = False) -> None:
@@ -105,25 +110,27 @@ class ValueHead(Critic):
 class SeparateCritic(Critic):
     """A trained copy of the initial trunk under a value head.
 
-    All of its weights are trained, in float32, also where the policy has LoRA over a bfloat16 base: 16 bytes per
-    parameter of the trunk with Adam (weight, gradient, two moments), where that base takes 2. Over a bfloat16 base it
-    computes in bfloat16 by autocast. Adapters that `policy.checkpoint` brought are merged into the copy.
+    All of its weights are trained, in float32, also where the policy has LoRA over a bfloat16 base:
+    16 bytes per parameter of the trunk with Adam (weight, gradient, two moments), where that base
+    takes 2. Over a bfloat16 base it computes in bfloat16 by autocast. Adapters that
+    `policy.checkpoint` brought are merged into the copy.
 
     Args:
-        width: of a hidden layer (SiLU) between hidden state and value; None: the value is linear in the hidden state.
+        width: of a hidden layer (SiLU) between hidden state and value; None: the value is linear in
+            the hidden state.
         checkpointing: recompute the copy's activations in the backward pass.
     """
 
     def __init__(self, width: int | None = None, checkpointing: bool = False) -> None:
         super().__init__(width)
         self.checkpointing = checkpointing
-        self.trunk: nn.Module | None = None
+        self.trunk: Any = None
 
     def build(self, decoder: nn.Module) -> None:
         super().build(decoder)
         self.trunk = _trainable_copy(decoder)
         if self.checkpointing:
-            self.trunk.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            self.trunk.gradient_checkpointing_enable({"use_reentrant": False})
         self.train()
 
     def _hidden(self, states: TrunkStates) -> Tensor:
@@ -148,9 +155,9 @@ def _trainable_copy(decoder: nn.Module) -> nn.Module:
     """Return a float32 copy with its own weights, adapters merged."""
     if not all(weight.is_floating_point() for weight in decoder.parameters()):
         raise UserError("`SeparateCritic` cannot copy a quantised trunk; use `ValueHead`")
-    own = copy.deepcopy(decoder).to(_wide(next(decoder.parameters()).dtype))
-    for name, module in list(own.named_modules()):
+    copied = copy.deepcopy(decoder).to(_wide(next(decoder.parameters()).dtype))
+    for name, module in list(copied.named_modules()):
         if hasattr(module, "base_layer") and hasattr(module, "merge"):  # an adapter of peft
             module.merge()
-            own.set_submodule(name, module.base_layer)
-    return own.requires_grad_(True)
+            copied.set_submodule(name, module.base_layer)
+    return copied.requires_grad_(True)

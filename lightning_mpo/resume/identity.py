@@ -140,7 +140,7 @@ def _base(policy: Policy) -> dict[str, Any]:
     if getattr(policy, "lora", None) is None or not isinstance(policy, CausalPolicy):
         return {}
     quantised = None if policy.quantization is None else asdict(policy.quantization)
-    return dict(zip(BASE, (str(policy.dtype), quantised, policy.base_fingerprint), strict=True))
+    return dict(zip(BASE, (str(policy.dtype), quantised, policy.base_digest), strict=True))
 
 
 def _architecture(policy: Policy) -> dict[str, Any] | None:

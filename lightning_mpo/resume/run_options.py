@@ -336,7 +336,7 @@ def _contents(policy: Any) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {}
     if policy.lora is None:  # with adapters it is part of the identity
-        found["source_content"] = policy.base_fingerprint
+        found["source_content"] = policy.base_digest
     if policy.checkpoint is not None:
         found["checkpoint_content"] = _file_mark(Path(policy.checkpoint))
     return found

@@ -132,10 +132,10 @@ def test_mixing_factors_differs_from_mixing_products_as_it_is_said(tiny_folder):
             ]
 
     draw()
-    policy.mix_reference(1.0)
+    policy.reference.mix(1.0)
     draw()
     m, now, before = 0.3, added(False), added(True)
-    policy.mix_reference(m)
+    policy.reference.mix(m)
     assert len(layers) == 14
     for (a, b, policys), (a_, b_, references), (_, _, mixed) in zip(
         now, before, added(True), strict=True
@@ -165,7 +165,7 @@ def test_nobody_but_the_penalty_notices(tmp_path, tiny_folder):
 def test_an_export_is_still_compared_with_the_base(tmp_path, tiny_folder):
     policy = CausalPolicy(tiny_folder, lora=LORA)
     run(tmp_path, policy, ReferenceUpdate(every=1), updates=3)
-    policy.mix_reference(1.0)
+    policy.reference.mix(1.0)
     moved = observe(policy, make_prompts([5, 3]), 1.0)
     base = CausalPolicy(tiny_folder, lora=LORA)
     base.build(device=torch.device("cpu"), reference=True)

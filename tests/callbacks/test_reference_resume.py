@@ -72,7 +72,7 @@ def test_a_validation_has_the_reference_of_the_checkpoint(tmp_path, whole):
     trainer.validate(
         module, datamodule=make_data(), ckpt_path=f"{folder}/step=9.ckpt", verbose=False
     )
-    assert same(module.policy.reference_state(), reference_of(done))
+    assert same(module.policy.reference.state(), reference_of(done))
 
 
 def test_a_rollout_that_begins_twice_moves_the_reference_once(tmp_path):
@@ -101,7 +101,7 @@ def test_nor_does_a_rollout_that_begins_again_after_a_resume(tmp_path, whole):
         update.on_rollout_start(
             done.trainer, SimpleNamespace(source=SimpleNamespace(counter=counter)), 1, 1
         )
-        assert same(module.policy.reference_state(), reference_of(done)) != moved
+        assert same(module.policy.reference.state(), reference_of(done)) != moved
 
 
 def test_other_options_are_said(tmp_path, whole, caplog):
@@ -114,11 +114,11 @@ def test_other_options_are_said(tmp_path, whole, caplog):
 
 def test_a_reference_of_other_weights_is_refused(tiny_policy):
     policy = tiny_policy(reference=True)
-    state = policy.reference_state()
+    state = policy.reference.state()
     name, weight = next(iter(state.items()))
     with pytest.raises(UserError, match=f"does not fit the policy: '{name}' is not the same"):
-        policy.load_reference({n: w for n, w in state.items() if n != name})
+        policy.reference.load({n: w for n, w in state.items() if n != name})
     with pytest.raises(UserError, match=f"does not fit the policy: '{name}' is not the same"):
-        policy.load_reference(state | {name: weight[:1]})
+        policy.reference.load(state | {name: weight[:1]})
     with pytest.raises(UserError, match="does not fit the policy: 'another' is not the same"):
-        policy.load_reference(state | {"another": weight})
+        policy.reference.load(state | {"another": weight})

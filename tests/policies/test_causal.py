@@ -117,8 +117,8 @@ def test_entropy_carries_gradient_only_if_asked(double, support):
 
 
 def test_sharing_is_for_plain_attention_only(tiny_policy):
-    assert tiny_policy()._can_share
-    assert not tiny_policy(share_prompts=False)._can_share
+    assert tiny_policy().can_share_prompts
+    assert not tiny_policy(share_prompts=False).can_share_prompts
 
     def window(policy):
         policy.config.sliding_window = 4
@@ -126,8 +126,8 @@ def test_sharing_is_for_plain_attention_only(tiny_policy):
     def eager(policy):
         policy.config._attn_implementation = "eager"
 
-    assert not tiny_policy(prepare=window)._can_share
-    assert not tiny_policy(prepare=eager)._can_share
+    assert not tiny_policy(prepare=window).can_share_prompts
+    assert not tiny_policy(prepare=eager).can_share_prompts
 
 
 def test_a_micro_batch_may_be_any_rows_of_a_rollout(double):

@@ -31,7 +31,7 @@ def adapters(tiny_folder, tmp_path_factory) -> Path:
             if "lora_B" in name:
                 weight.normal_(std=0.1)
     folder = tmp_path_factory.mktemp("adapters")
-    policy._adapters.save_pretrained(folder, save_embedding_layers=False)
+    policy.adapters.save_pretrained(folder, save_embedding_layers=False)
     torch.save({"state_dict": {f"policy.{k}": v for k, v in policy.trained_state(policy.state_dict()).items()}},
                folder / "last.ckpt")  # fmt: skip
     return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mpo.policies.model_files import LAYERS
+from lightning_mpo.policies.weight_files import LAYERS
 from tests.support.model_folders import Edit, entry, in_place, index, refused, tensors
 
 

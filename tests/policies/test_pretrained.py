@@ -183,7 +183,7 @@ def test_checksums_are_compared_once_per_process(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve("pypi:llm-tiny")
-    monkeypatch.setattr(pretrained, "_fingerprint", lambda _: pytest.fail("hashed again"))
+    monkeypatch.setattr(pretrained, "_size_and_digest", lambda _: pytest.fail("hashed again"))
     resolve("pypi:llm-tiny")
 
 

@@ -14,6 +14,7 @@ from lightning_mpo.policies import (
     ParallelHeads,
     Quantization,
     ValueHead,
+    checksums,
     quantization,
     rollout_mode,
 )
@@ -59,7 +60,7 @@ def test_the_trunk_is_in_four_bits_and_embedding_and_head_are_not(four_bit_folde
         )
         held = sum(
             t.numel() * t.element_size()
-            for n, t in quantization.quantised_tensors(layer)
+            for n, t in checksums.quantised_tensors(layer)
             if not n.endswith("code")
         )
         assert Quantization(double=double).bytes_per_weight() == expected
@@ -136,7 +137,7 @@ def test_gradients_are_the_same_before_and_after_a_rollout(four_bit_folder):
         ).logprobs_BT.sum().backward()
         return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
-    before, moved = gradients(), quantization.fingerprints(policy.network)
+    before, moved = gradients(), checksums.checksums(policy.network)
     with rollout_mode(policy):
         policy.score(rollout, rollout.response_mask_BT, temperature=1.0)
     LocalSampler().sample(
@@ -147,7 +148,7 @@ def test_gradients_are_the_same_before_and_after_a_rollout(four_bit_folder):
         generator=seeded(0),
     )
     policy.state_dict()
-    quantization.check_moved(policy.network, moved)
+    checksums.check_moved(policy.network, moved)
     torch.testing.assert_close(gradients(), before, rtol=1e-5, atol=1e-6)
 
 

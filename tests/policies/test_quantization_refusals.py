@@ -9,7 +9,7 @@ import torch
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.memory.footprint import footprint
-from lightning_mpo.policies import CausalPolicy, Lora, Quantization, SeparateCritic, quantization
+from lightning_mpo.policies import CausalPolicy, Lora, Quantization, SeparateCritic, checksums
 from tests.support.quantized import CPU, built, unbuilt
 
 # --- the canary -----------------------------------------------------------------------------------------------------
@@ -18,24 +18,24 @@ from tests.support.quantized import CPU, built, unbuilt
 @pytest.mark.parametrize("part", ["weight", "absmax"])
 def test_a_moved_byte_is_found(four_bit_folder, part):
     policy = built(four_bit_folder)
-    before = quantization.fingerprints(policy.network)
-    assert before == quantization.fingerprints(policy.network)
-    quantization.check_moved(policy.network, before)
+    before = checksums.checksums(policy.network)
+    assert before == checksums.checksums(policy.network)
+    checksums.check_moved(policy.network, before)
     name, tensor = next(
         (n, t)
-        for n, t in quantization.quantised_tensors(policy.network)
+        for n, t in checksums.quantised_tensors(policy.network)
         if n.endswith(f"up_proj.base_layer.{part}")
     )
     tensor.view(torch.uint8).flatten()[-1] += 1
     with pytest.raises(UserError, match=rf"1 of {len(before)} tensors .* `{name}`"):
-        quantization.check_moved(policy.network, before)
+        checksums.check_moved(policy.network, before)
 
 
 def test_swapped_bytes_are_found():
     data = torch.arange(200, dtype=torch.uint8)
     swapped = data.clone()
     swapped[[3, 150]] = swapped[[150, 3]]
-    assert quantization._checksum(data) != quantization._checksum(swapped)
+    assert checksums._checksum(data) != checksums._checksum(swapped)
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.scoring import ResponseTokens
+from lightning_mpo.policies.unembedding import Unembedding
 from tests.support.builders import VOCABULARY, make_rollout, seeded
 
 D = 6
@@ -35,8 +36,9 @@ def scene(**options) -> tuple[ResponseTokens, torch.Tensor, nn.Linear]:
 def test_logits_of_the_support_are_those_of_the_head(slots):
     tokens, hidden, head = scene(support=5, slots=slots)
     hidden.requires_grad_()
-    plain = tokens.logprobs(hidden, head, temperature=0.5)
-    logprobs, entropies, logits, _ = tokens.logprobs(hidden, head, temperature=0.5, logits=True)
+    half = Unembedding.of(head, temperature=0.5)
+    plain = tokens.logprobs(hidden, half)
+    logprobs, entropies, logits, _ = tokens.logprobs(hidden, half, logits=True)
     assert plain[2] is None
     assert torch.equal(plain[0], logprobs)
     assert torch.equal(plain[1], entropies)
@@ -53,15 +55,15 @@ def test_logits_of_the_support_are_those_of_the_head(slots):
 
 def test_logits_need_a_stored_support():
     tokens, hidden, head = scene()
-    assert tokens.logprobs(hidden, head)[2] is None
+    assert tokens.logprobs(hidden, Unembedding.of(head))[2] is None
     with pytest.raises(
         UserError, match="logits of the support need a stored one: give `support` as `TopK`"
     ):
-        tokens.logprobs(hidden, head, logits=True)
+        tokens.logprobs(hidden, Unembedding.of(head), logits=True)
 
 
 def test_top_k_is_that_of_the_full_head():
     tokens, hidden, head = scene(support=5)
-    ids = tokens.top_k(hidden, head, 4)
+    ids = tokens.top_k(hidden, Unembedding.of(head), 4)
     table = head(hidden.flatten(0, 1)[tokens.index_BT])
     assert torch.equal(ids.long(), table.topk(4).indices * tokens.mask_BT[..., None])

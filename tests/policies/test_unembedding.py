@@ -132,11 +132,11 @@ def test_what_is_read_of_an_adapter_is_the_layer_itself(config, bias):
     head = wrapped(bias=bias or "lora_bias" in config, **config)
     hidden = torch.randn(4, 6)
     read = Unembedding.of(head.eval())
-    torch.testing.assert_close(read.logits(hidden), head(hidden))
+    torch.testing.assert_close(read.raw_logits(hidden), head(hidden))
     assert Unembedding.of(head.train()).adapter.dropout == config.get("lora_dropout", 0.0)
     head.enable_adapters(False)
     assert Unembedding.of(head).adapter is None
-    torch.testing.assert_close(Unembedding.of(head).logits(hidden), head.base_layer(hidden))
+    torch.testing.assert_close(Unembedding.of(head).raw_logits(hidden), head.base_layer(hidden))
 
 
 def test_what_a_head_may_not_be_is_said_by_name():

@@ -80,7 +80,7 @@ def test_with_lora_the_head_reads_the_adapted_trunk_and_the_copy_is_trained_whol
         atol=1e-4,
     )
     before = values_of(policy, rollout)
-    with policy._adapters.disable_adapter():
+    with policy.adapters.disable_adapter():
         off = values_of(policy, rollout)
     assert torch.equal(off, before) == (kind == "separate")
     kept = policy.trained_state(policy.state_dict())

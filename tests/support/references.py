@@ -29,7 +29,7 @@ def reference_of(run: Run) -> dict[str, torch.Tensor]:
     """Return the weights that a score of the reference computes with: adapters, or all of a copy."""
     policy = run.module.policy
     with policy.as_reference():
-        weights = dict(policy._network(reference=True).named_parameters())
+        weights = dict(policy.reference.network.named_parameters())
         return {
             n: w.detach().clone() for n, w in weights.items() if policy.lora is None or "lora_" in n
         }

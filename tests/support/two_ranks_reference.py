@@ -45,7 +45,7 @@ def train(
     def look(trainer, module):
         if at is not None:  # before it moved, asking for the reference of adapters would make it
             began.update(
-                {name: weight.clone() for name, weight in module.policy.reference_state().items()}
+                {name: weight.clone() for name, weight in module.policy.reference.state().items()}
             )
 
     torch.manual_seed(
@@ -71,7 +71,7 @@ def train(
     )
     return {
         "policy": done.weights,
-        "reference": done.module.policy.reference_state(),
+        "reference": done.module.policy.reference.state(),
         "began": began,
     }
 

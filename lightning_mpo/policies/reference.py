@@ -1,0 +1,132 @@
+"""The reference of a policy: a frozen copy of its network, or frozen adapters on the same base."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.policies.lora import FrozenAdapters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class WeightPair(NamedTuple):
+    """One weight of the policy beside the same weight of the reference."""
+
+    name: str
+    policy: Tensor
+    reference: Tensor
+
+
+class Reference(ABC):
+    """The frozen policy that a KL term or a frozen ranking compares with."""
+
+    @property
+    @abstractmethod
+    def network(self) -> PreTrainedModel:
+        """The network that computes; it is the reference only within `active`."""
+
+    @abstractmethod
+    def active(self) -> AbstractContextManager[None]:
+        """Make `network` compute as the reference within this context."""
+
+    @abstractmethod
+    def weights(self) -> list[WeightPair]:
+        """Return the weights in which the reference may differ from the policy."""
+
+    def mix(self, mixup: float) -> None:
+        """Set reference <- mixup · policy + (1 - mixup) · reference, weight by weight."""
+        for pair in self.weights():
+            pair.reference.lerp_(pair.policy, mixup)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the reference's side of `weights` by name."""
+        return {pair.name: pair.reference for pair in self.weights()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Copy the tensors that `state` returned into the reference.
+
+        Raises:
+            UserError: names or shapes differ from those of this reference.
+        """
+        present = self.state()
+        different = [
+            name
+            for name in present.keys() | state.keys()
+            if name not in present or name not in state or present[name].shape != state[name].shape
+        ]
+        if different:
+            raise UserError(
+                "the reference in the checkpoint does not fit the policy: "
+                f"{min(different)!r} is not the same"
+            )
+        for name, weight in present.items():
+            weight.copy_(state[name])
+
+
+class FrozenCopy(Reference):
+    """A second network, which the policy's own weights never touch.
+
+    Args:
+        trained: the network of the policy.
+        copied: the frozen network, of the same class.
+    """
+
+    def __init__(self, trained: PreTrainedModel, copied: PreTrainedModel) -> None:
+        self.trained, self.copied = trained, copied
+
+    @property
+    def network(self) -> PreTrainedModel:
+        return self.copied
+
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def weights(self) -> list[WeightPair]:
+        pairs = zip(self.trained.named_parameters(), self.copied.parameters(), strict=True)
+        return [WeightPair(name, weight.data, frozen.data) for (name, weight), frozen in pairs]
+
+
+class AdapterReference(Reference):
+    """The base of the policy with adapters off, or with frozen adapters.
+
+    Args:
+        adapters: the policy's network as peft wraps it.
+        frozen: adapters of the reference; None: adapters off, until `weights` is first called.
+    """
+
+    def __init__(self, adapters: Any, frozen: FrozenAdapters | None = None) -> None:
+        self.adapters, self.frozen = adapters, frozen
+
+    @property
+    def network(self) -> PreTrainedModel:
+        network: PreTrainedModel = self.adapters.get_base_model()
+        return network
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with self.adapters.disable_adapter() if self.frozen is None else self.frozen.inserted():
+            yield
+
+    def weights(self) -> list[WeightPair]:
+        """Return A and B of each adapter. The first call makes frozen adapters with B = 0."""
+        if self.frozen is None:
+            self.frozen = FrozenAdapters(self.network, off=True)
+        columns = (self.frozen.names, self.frozen.weights, self.frozen.values)
+        return [
+            WeightPair(name, weight.data, value)
+            for name, weight, value in zip(*columns, strict=True)
+        ]
+
+
+def frozen_tensors(policy: nn.Module) -> list[Tensor]:
+    """Return the frozen adapters of a policy's reference, which are no parameters of any module."""
+    reference: Any = getattr(policy, "adapter_reference", None)
+    frozen = None if reference is None else reference.frozen
+    return [] if frozen is None else list(frozen.values)
