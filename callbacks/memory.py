@@ -17,7 +17,7 @@ from lightning_mpo.memory.resident import PhasePeaks, resident_bytes
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.trainer import is_fast_dev_run
-from lightning_mpo.policies.quantization import check_moved, fingerprints
+from lightning_mpo.policies.checksums import check_moved, checksums
 from lightning_mpo.rollout.events import RolloutEvent
 
 PHASES = ("load", "rollout", "score", "forward", "backward", "optimiser")
@@ -35,11 +35,12 @@ class MemoryAccounting(RolloutCallback):
 
     Args:
         canary_every: rollouts from one check of the quantised bytes to the next; 0: at the end alone.
+        write: write `memory.json` and `memory.png`; False only measures.
     """
 
-    def __init__(self, canary_every: int = 50) -> None:
+    def __init__(self, canary_every: int = 50, write: bool = True) -> None:
         at_least("MemoryAccounting", 0, canary_every=canary_every)
-        self.canary_every = canary_every
+        self.canary_every, self.write = canary_every, write
         self.watch = PhasePeaks()
         self.baseline = 0
         """Bytes of the process before the policy was loaded."""
@@ -63,7 +64,7 @@ class MemoryAccounting(RolloutCallback):
         self.watch.enter(None)
         if isinstance(pl_module, PolicyOptimization):
             self.footprint = footprint(pl_module.policy)
-            self._checksums = fingerprints(pl_module.policy)
+            self._checksums = checksums(pl_module.policy)
             rank_zero_info(f"memory     {self.footprint.describe()}")
 
     def on_rollout_start(
@@ -127,7 +128,7 @@ class MemoryAccounting(RolloutCallback):
         self.watch.stop()
         if isinstance(pl_module, PolicyOptimization):
             check_moved(pl_module.policy, self._checksums)
-            if not is_fast_dev_run(trainer):
+            if self.write and not is_fast_dev_run(trainer):
                 self._write(Path(trainer.default_root_dir))
 
     # --- what is said ---------------------------------------------------------------------------------------------

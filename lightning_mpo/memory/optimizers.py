@@ -1,4 +1,4 @@
-"""Optimizers that keep their state small."""
+"""An optimizer with a small state."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def _adamw() -> Any:
 
 
 class PagedAdamW(_adamw()):  # type: ignore[misc]
-    """AdamW with moments in 8 bits (arXiv:2110.02861), in memory that pages out to the CPU under pressure, on CUDA.
+    """AdamW with 8-bit moments (arXiv:2110.02861) in memory that pages out to the CPU, on CUDA.
 
-    There it is bitsandbytes' optimizer. Elsewhere it is torch's AdamW with moments in 32 bits, and says so in one line:
-    nothing is paged, and the 8-bit kernels of the CPU compile themselves at the first step, which takes more memory than
-    they save. Weights of fewer than 4,096 elements keep moments of 32 bits.
+    There it is bitsandbytes' optimizer. Elsewhere it is torch's AdamW with moments in 32 bits, and
+    says so in one line: nothing is paged, and the 8-bit kernels of the CPU compile themselves at
+    the first step, which takes more memory than they save. Weights of fewer than 4,096 elements
+    keep moments of 32 bits.
 
     Args:
         params: weights, or groups of them.

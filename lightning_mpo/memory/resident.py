@@ -1,4 +1,4 @@
-"""Memory of this process: what the kernel counts as resident, its peak by phase, and what the CUDA allocator holds."""
+"""Memory of this process by phase: the resident set, and the CUDA allocator's bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def resident_bytes() -> int:
 
 
 class _HeapCounts(ctypes.Structure):
-    """The struct mallinfo2 of glibc; `fordblks` are the bytes that were freed and not given back to the system."""
+    """The struct mallinfo2 of glibc; `fordblks` are the free bytes that the heap keeps."""
 
     _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
     _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
@@ -26,19 +26,19 @@ class _HeapCounts(ctypes.Structure):
 def _find_mallinfo() -> Callable[[], _HeapCounts] | None:
     if not sys.platform.startswith("linux"):
         return None
-    found = getattr(
+    mallinfo = getattr(
         ctypes.CDLL(None), "mallinfo2", None
     )  # glibc from 2.33 on; other C libraries have none
-    if found is not None:
-        found.restype = _HeapCounts
-    return found
+    if mallinfo is not None:
+        mallinfo.restype = _HeapCounts
+    return mallinfo
 
 
 _mallinfo = _find_mallinfo()
 
 
 def heap_free_bytes() -> int:
-    """Return what the heap keeps of what was freed; 0 where the C library does not tell."""
+    """Return the free bytes that the heap keeps; 0 if the C library does not report them."""
     return int(_mallinfo().fordblks) if _mallinfo is not None else 0
 
 
@@ -48,8 +48,8 @@ class Peak:
 
     Args:
         resident: the resident set.
-        in_use: the resident set without what the heap keeps of what was freed: a heap is left with holes that are too small for
-            the next tensor, so that it holds more than was ever alive.
+        in_use: the resident set without what the heap keeps of what was freed: a heap is left with
+            holes that are too small for the next tensor, so that it holds more than was ever alive.
         allocated: of CUDA's allocator, bytes of tensors.
         reserved: of CUDA's allocator, bytes taken from the device.
     """
@@ -62,7 +62,7 @@ class Peak:
     def take(
         self, resident: int = 0, in_use: int = 0, allocated: int = 0, reserved: int = 0
     ) -> None:
-        """Raise what is smaller."""
+        """Raise each value that is smaller than the argument."""
         self.resident = max(self.resident, resident)
         self.in_use = max(self.in_use, in_use)
         self.allocated = max(self.allocated, allocated)
@@ -72,16 +72,17 @@ class Peak:
 class PhasePeaks:
     """Keeps the peak of each phase of a run.
 
-    The resident set is read by a thread every few milliseconds: the kernel's own mark (VmHWM) is exact, but to reset it
-    takes it from everyone else who asks for the process's peak. A peak that lasts less than `interval` may be missed.
-    The CUDA allocator counts its own peaks.
+    The resident set is read by a thread every few milliseconds: the kernel's own mark (VmHWM) is
+    exact, but to reset it takes it from everyone else who asks for the process's peak. A peak that
+    lasts less than `interval` may be missed. The CUDA allocator counts its own peaks.
 
     Args:
         cuda: ask the CUDA allocator as well.
         interval: seconds from one reading to the next.
         read: what returns the resident set.
         heap_free: what returns the part of it that the heap keeps free.
-        heap_every: readings of the resident set for one of the heap, which is locked for it for up to half a millisecond.
+        heap_every: readings of the resident set for one of the heap, which is locked for it for up
+            to half a millisecond.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
-"""Runs one rollout with its updates and a second one as the plan assumes them, and prints the measured peaks as JSON.
+"""Measures the peaks of one rollout with its updates and of a second one, as a plan assumes them.
 
-The second rollout is sampled beside the optimiser's state, which the first is not.
+The optimiser's state exists from the first update on, so only the second rollout is sampled beside
+it.
 """
 
 from __future__ import annotations
@@ -10,52 +11,48 @@ from typing import Any
 import lightning as L
 
 from lightning_mpo.callbacks import KLTracking, MemoryAccounting, RolloutLoop
+from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.plan.predict import Planner
+from lightning_mpo.sampling import LocalSampler
 
-KEPT = (RolloutLoop, MemoryAccounting, KLTracking)
+MEASURED = (RolloutLoop, MemoryAccounting, KLTracking)
+"""Callbacks that take part: those of the loop, of the measurement and of a reference."""
 
 
 def measure(module: Any, data: Any, trainer: L.Trainer) -> dict[str, dict[str, int]]:
-    """Return the peaks of each phase above the process as it was before loading, in bytes.
+    """Return the peaks of each phase in bytes, above the process before it loads the policy.
 
     Returns:
-        `in_use`, which a plan predicts: of tensors on CUDA, else of the resident set without what the heap keeps free;
-        `held`: what the allocator takes for it, of CUDA's reserved bytes or the whole resident set.
+        `in_use`, which a plan predicts: bytes of tensors on CUDA, else the resident set without
+        free bytes of the heap; `held`: CUDA's reserved bytes, or the whole resident set.
     """
-    Planner(
-        module, data, trainer
-    ).predict()  # imports all that the run needs, so that only its own memory is measured
-    machine: Any = trainer
-    kept = [
-        c for c in machine.callbacks if isinstance(c, KEPT)
-    ]  # KLTracking asks for a reference, which takes part
-    memory = next((c for c in kept if isinstance(c, MemoryAccounting)), MemoryAccounting())
-    machine.callbacks = [c for c in kept if c is not memory] + [memory]
-    memory.heap_every = 1
+    # import all modules that the run needs, so that only its own memory is measured
+    Planner(module, data, trainer).predict()
+    # callbacks: the measurement behind all others
+    callbacks = [callback for callback in callbacks_of(trainer) if isinstance(callback, MEASURED)]
+    memory = next((c for c in callbacks if isinstance(c, MemoryAccounting)), MemoryAccounting())
+    callbacks_of(trainer)[:] = [*(c for c in callbacks if c is not memory), memory]
+    memory.write, memory.heap_every = False, 1
     trainer.loggers = []
-    rollout = next(c for c in kept if isinstance(c, RolloutLoop))
+    # one rollout with its updates, and the first update of the next
+    rollout = next(c for c in callbacks if isinstance(c, RolloutLoop))
     rollout.epochs = 1
     trainer.fit_loop.epoch_loop.max_steps = rollout.minibatches + 1
-    policy: Any = module.policy
-    policy.__class__ = type("Endless", (type(policy),), {"end_tokens": property(lambda self: [])})
-    object.__setattr__(
-        module.objective, "idle", lambda denominators: False
-    )  # equal rewards are measured all the same
-    memory._write = lambda folder: None  # type: ignore[method-assign]
+    # responses of full length, and updates even if all rewards are equal
+    if isinstance(rollout.sampler, LocalSampler):
+        rollout.sampler.ignore_end_tokens = True
+    module.skip_idle_updates = False
     trainer.fit(module, datamodule=data)
-    peaks, cuda = memory.watch.peaks, memory.watch.cuda
-    in_use = {
-        name: (peak.allocated if cuda else peak.in_use) - memory.baseline
-        for name, peak in peaks.items()
-    }
-    held = {
-        name: peak.reserved if cuda else peak.resident - memory.baseline
-        for name, peak in peaks.items()
-    }
-    return {"in_use": _update_as_one(in_use), "held": _update_as_one(held)}
+    # peaks above the baseline
+    cuda, baseline = memory.watch.cuda, memory.baseline
+    in_use, held = {}, {}
+    for phase, peak in memory.watch.peaks.items():
+        in_use[phase] = (peak.allocated if cuda else peak.in_use) - baseline
+        held[phase] = peak.reserved if cuda else peak.resident - baseline
+    return {"in_use": _join_update(in_use), "held": _join_update(held)}
 
 
-def _update_as_one(peaks: dict[str, int]) -> dict[str, int]:
-    """Name phases as a plan does, which does not tell an update's forward from its backward."""
-    kept = {phase: peaks[phase] for phase in ("load", "rollout", "score", "optimiser")}
-    return kept | {"update": max(peaks["forward"], peaks["backward"])}
+def _join_update(peaks: dict[str, int]) -> dict[str, int]:
+    """Join an update's forward and backward, which a plan predicts as one phase."""
+    joined = {phase: peaks[phase] for phase in ("load", "rollout", "score", "optimiser")}
+    return joined | {"update": max(peaks["forward"], peaks["backward"])}

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operations make, while they are alive. Needs tensors without data.
+    """Counts the bytes of living tensors that operations make. Needs tensors without data.
 
     Numbers that are read from a tensor (range checks) come out as 0, as there is no data to read.
     """
@@ -36,7 +36,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def leave_out(self, tensor: Tensor) -> None:
-        """Do not count what was there before."""
+        """Do not count a tensor that existed before."""
         self._sizes[tensor.untyped_storage()._cdata] = 0
 
     def _take(self, storage: torch.UntypedStorage) -> None:
@@ -54,9 +54,9 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def without_data(network: nn.Module) -> Iterator[None]:
-    """Put tensors without data, on the CPU, in the place of a meta network's weights; ties stay ties."""
+    """Replace a meta network's weights by CPU tensors without data; tied weights stay tied."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        made: dict[int, Tensor] = {}
+        made: dict[int, nn.Parameter] = {}
         for module in network.modules():
             for name, weight in list(module._parameters.items()):
                 if weight is None:
@@ -64,7 +64,7 @@ def without_data(network: nn.Module) -> Iterator[None]:
                 if id(weight) not in made:
                     empty = torch.empty(weight.shape, dtype=weight.dtype)
                     made[id(weight)] = nn.Parameter(empty, requires_grad=weight.requires_grad)
-                module._parameters[name] = made[id(weight)]  # type: ignore[assignment]
+                module._parameters[name] = made[id(weight)]
             for name, buffer in list(module._buffers.items()):
                 if buffer is not None:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
@@ -72,11 +72,11 @@ def without_data(network: nn.Module) -> Iterator[None]:
 
 
 def peak_of(work: Callable[[], None], network: nn.Module) -> int:
-    """Return the largest number of bytes that were alive during a piece of work, of what it made itself.
+    """Return the most bytes of living tensors that a piece of work has made.
 
     Args:
         work: what to run.
-        network: whose weights are there already; views of them are no new bytes.
+        network: its weights exist already; views of them are no new bytes.
     """
     counter = LiveBytes()
     for tensor in (*network.parameters(), *network.buffers()):
@@ -87,7 +87,7 @@ def peak_of(work: Callable[[], None], network: nn.Module) -> int:
 
 
 def extrapolate(peak: Callable[[int], int], layers: int) -> int:
-    """Return the peak of a model of `layers` layers from those of two shallow ones: a layer costs what a layer costs."""
+    """Return the peak of a model from two shallow ones; each further layer costs the same."""
     shallow, deep = min(2, layers), min(4, layers)
     low = peak(shallow)
     if deep == shallow:

@@ -1,4 +1,4 @@
-"""Responses to prompts: requests, samplers, the KV cache, completions that restart within others."""
+"""From prompts to responses: requests, samplers, the KV cache, and restarts within responses."""
 
 from lightning_mpo.sampling.base import Progress, Sampler, SamplingRequest
 from lightning_mpo.sampling.local import LocalSampler

@@ -21,15 +21,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """How responses are sampled; the policy, the prompts and the randomness stand beside it.
+    """Options of sampling, besides the policy, the prompts and the randomness.
 
     Args:
         support: tokens that each step may draw; stored in the rollout.
         temperature: logits are divided by it before the support is chosen.
         max_new_tokens: longest response.
-        greedy: take the most probable token instead; temperature then only scales the recorded log-probs.
-        candidates: K, how many of the most probable ids of each step are recorded with their log-probs, besides the
-            sampled token (`functional.supports.candidates`); 0: none.
+        greedy: take the most probable token instead; temperature then only scales the recorded
+            log-probs.
+        candidates: K, how many of the most probable ids of each step are recorded with their
+            log-probs, besides the sampled token (`functional.supports.candidates`); 0: none.
     """
 
     support: Support
@@ -40,10 +41,10 @@ class SamplingRequest:
 
 
 class Sampler(ABC):
-    """Draws responses from a policy and records what the objective needs of the distribution it drew from."""
+    """Draws responses from a policy and records the distributions that it drew from."""
 
     records_candidates: ClassVar[bool] = False
-    """True where `SamplingRequest.candidates` is served."""
+    """True if the sampler records `SamplingRequest.candidates`."""
 
     @abstractmethod
     def sample(
@@ -62,7 +63,7 @@ class Sampler(ABC):
             policy: weights to sample from.
             prompts: P prompts.
             completions: G.
-            request: how to sample.
+            request: options of sampling.
             generator: source of all randomness, on the CPU.
             progress: called after every step.
         """
@@ -78,9 +79,9 @@ class Sampler(ABC):
         """
         if candidates and not self.records_candidates:
             raise UserError(
-                f"`rollout.sampler` {type(self).__name__} records no candidates, of which `objective.surrogate` compares "
-                f"{candidates}: record them and set `records_candidates = True` in the class, use LocalSampler, or set "
-                "`top_k: null`"
+                f"`rollout.sampler` {type(self).__name__} records no candidates, of which "
+                f"`objective.surrogate` compares {candidates}: record them and set "
+                "`records_candidates = True` in the class, use LocalSampler, or set `top_k: null`"
             )
 
 
@@ -98,5 +99,5 @@ def decode_tokens(
 ) -> tuple[str, ...]:
     """Return the text of each row of ids, without the tokens that begin, end or pad a text."""
     frame = {*end_tokens, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    kept = [[token for token in row if token not in frame] for row in rows]
-    return tuple(tokenizer.batch_decode(kept, skip_special_tokens=False))
+    inner = [[token for token in row if token not in frame] for row in rows]
+    return tuple(tokenizer.batch_decode(inner, skip_special_tokens=False))

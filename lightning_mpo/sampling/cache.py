@@ -1,4 +1,4 @@
-"""A KV cache with room to grow: a new token is written in place, where transformers' own copies the whole cache."""
+"""A KV cache with room to grow: a new token is written in place, without a copy of the cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOM = 64
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values as views of a larger buffer; equal to `DynamicLayer` in every value that attention reads."""
+    """Keys and values as views of a larger buffer, with the values of `DynamicLayer`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,11 +27,12 @@ class GrowingLayer(DynamicLayer):
         length = self.get_seq_length()
         stop = length + key_states.shape[-2]
         if self._buffers is None or stop > self._buffers[0].shape[-2]:
-            self._buffers = tuple(  # type: ignore[assignment]
-                self._grown(old, new, length, stop + ROOM)
-                for old, new in ((self.keys, key_states), (self.values, value_states))
+            room = stop + ROOM
+            self._buffers = (
+                self._grown(self.keys, key_states, length, room),
+                self._grown(self.values, value_states, length, room),
             )
-        keys, values = self._buffers  # type: ignore[misc]
+        keys, values = self._buffers
         keys[..., length:stop, :], values[..., length:stop, :] = key_states, value_states
         self.keys, self.values = keys[..., :stop, :], values[..., :stop, :]
         return self.keys, self.values
@@ -42,7 +43,7 @@ class GrowingLayer(DynamicLayer):
         self._buffers = None
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows; the buffers are selected with their spare room, so that the next token needs no copy."""
+        """Keep these rows of the buffers and of their spare room: the next token needs no copy."""
         if self._buffers is None:
             return super().batch_select_indices(indices)
         length = self.get_seq_length()

@@ -95,6 +95,13 @@ def test_what_a_run_logs_and_writes(tmp_path):
     assert (tmp_path / "memory.png").stat().st_size > 10_000
 
 
+def test_a_measurement_alone_writes_nothing(tmp_path):
+    memory = MemoryAccounting(write=False)
+    fit(tmp_path, callbacks=[memory], max_steps=1)
+    assert list(memory.peaks()) == list(PHASES)
+    assert not list(tmp_path.glob("memory.*"))
+
+
 @pytest.mark.skipif(
     _find_mallinfo() is None, reason="the C library does not tell what its heap keeps"
 )

@@ -134,6 +134,16 @@ def test_rows_stop_at_the_end_token_and_say_so(policy):
     assert finishes == {Finish.STOP, Finish.LENGTH}
 
 
+def test_responses_go_on_behind_end_tokens_that_are_ignored(policy):
+    plain, endless = sample(policy), sample(policy, ignore_end_tokens=True)
+    assert (plain.finish_B == Finish.STOP).any()
+    assert endless.response_mask_BT.all()
+    assert (endless.finish_B == Finish.LENGTH).all()
+    for short, long in zip(responses(plain), responses(endless), strict=True):
+        assert len(long) == T
+        assert long[: len(short)] == short
+
+
 def test_groups_are_neighbours_and_texts_are_the_tokens_without_the_end(policy):
     prompts = make_prompts(PROMPTS)
     rollout = sample(policy, prompts)

@@ -18,13 +18,15 @@ each_support = pytest.mark.parametrize("support", SUPPORTS, ids=["full", "top5",
 
 
 def sample(policy, prompts: PromptBatch | None = None, completions: int = G, **options) -> Rollout:
-    batch_size = options.pop("batch_size", None)
+    of_sampler = {
+        name: options.pop(name) for name in ("batch_size", "ignore_end_tokens") if name in options
+    }
     generator, progress = options.pop("generator", seeded(0)), options.pop("progress", None)
     request = SamplingRequest(
         **{"support": FullVocabulary(), "temperature": 1.0, "max_new_tokens": T} | options
     )
     prompts = make_prompts(PROMPTS) if prompts is None else prompts
-    return LocalSampler(batch_size).sample(
+    return LocalSampler(**of_sampler).sample(
         policy, prompts, completions, request, generator=generator, progress=progress
     )
 

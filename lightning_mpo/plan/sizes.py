@@ -1,0 +1,64 @@
+"""Sizes of a run that its memory depends on, besides the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_mpo.callbacks import RolloutLoop
+from lightning_mpo.rollout.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of rollouts and updates on one process.
+
+    Args:
+        prompt: S, tokens of the longest prompt.
+        response: T, tokens of the longest response.
+        completions: G.
+        rows: sequences of a rollout.
+        together: sequences that are sampled at once.
+        micro_rows: rows of a micro-batch.
+        accumulate: True if gradients of earlier micro-batches are in memory.
+    """
+
+    prompt: int
+    response: int
+    completions: int
+    rows: int
+    together: int
+    micro_rows: int
+    accumulate: bool
+
+    @classmethod
+    def of(cls, rollout: RolloutLoop, schedule: Schedule, prompt: int) -> Sizes:
+        """Read the sizes of a configuration; every response reaches its longest length.
+
+        Args:
+            rollout: the loop.
+            schedule: how a rollout is spent in updates.
+            prompt: tokens of the longest prompt.
+        """
+        cuts = schedule.minibatches * schedule.micro_batches
+        together = getattr(rollout.sampler, "batch_size", None) or schedule.rows
+        return cls(
+            prompt=prompt,
+            response=rollout.max_new_tokens,
+            completions=rollout.completions,
+            rows=schedule.rows,
+            together=min(together, schedule.rows),
+            micro_rows=-(-schedule.rows // cuts),
+            accumulate=schedule.micro_batches > 1,
+        )
+
+
+def schedule_of(rollout: RolloutLoop, micro_batches: int, world_size: int) -> Schedule:
+    """Return how a loop spends a rollout in updates, before a trainer runs."""
+    return Schedule(
+        rollout.prompts,
+        rollout.completions,
+        minibatches=rollout.minibatches,
+        epochs=rollout.epochs,
+        micro_batches=micro_batches,
+        world_size=world_size,
+    )
