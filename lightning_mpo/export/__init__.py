@@ -1,4 +1,4 @@
-"""From a policy to a folder that others can load, which is loaded again and compared before it is called done."""
+"""Exports a policy to a folder that others can load, loads it again, and compares both."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ def export(
 ) -> tuple[Check, tuple[str, ...]]:
     """Write a policy to a temporary folder, load it again as a user would, and compare.
 
-    If the comparison passes, the folder is renamed to `to`; else it stays at `part_of(to)`. Call `check_target` before a
-    policy is loaded or trained.
+    If the comparison passes, the folder is renamed to `to`; else it stays at `part_of(to)`. Call
+    `check_target` before a policy is loaded or trained.
 
     Args:
         policy: a built one; it comes back as it was.
-        to: the folder; what an earlier export wrote there is replaced, and nothing else.
-        form: `adapter` for peft; `merged`, adapters added to the unquantised base; `full`, all weights.
+        to: the folder; files of an earlier export are replaced, and nothing else.
+        form: `adapter` for peft; `merged`, adapters added to the unquantised base; `full`, all
+            weights.
         prompts: prompts for the comparison.
         dtype: of merged weights.
         sampling: as in training.
@@ -52,77 +53,93 @@ def export(
         data: the run's data module, whose options `predict --model` needs again.
 
     Returns:
-        the comparison, whose `problems` are empty if the folder holds the policy, and notes for the user.
+        the comparison, without `problems` if the folder holds the policy, and notes for the user.
     """
-    from transformers import GenerationConfig
-
-    seen, notes = verify.observe(policy, prompts, sampling.temperature), []
+    temperature = sampling.temperature
+    observed = verify.observe(policy, prompts, temperature)
+    # write weights, tokenizer, options and usage beside the target
     part = folder.begin(to)
-    if form == "merged":
-        twin = forms.unquantised(policy)
-        expected = (
-            verify.observe(twin, prompts, sampling.temperature)
-            if forms.is_quantised(policy)
-            else seen
-        )
-        forms.write_merged(twin, part, getattr(torch, dtype))
-        del twin
-    else:
-        expected = seen
-        forms.write_adapter(policy, part) if form == "adapter" else forms.write_full(policy, part)
+    expected = _write_weights(policy, part, form, dtype, observed, prompts, temperature)
     folder.write_extras(policy, part, sampling)
     seed = (origin.config or {}).get("seed_everything")
-    of_base = str(policy.dtype).removeprefix("torch.")
-    stored = dtype if form == "merged" else of_base
-    usage_of(policy, form, sampling.temperature, sampling.max_new_tokens, data, seed, stored).write(
-        part
-    )
-    network, tokenizer = forms.reload(policy, part, form)
+    stored = dtype if form == "merged" else str(policy.dtype).removeprefix("torch.")
+    usage = usage_of(policy, form, temperature, sampling.max_new_tokens, data, seed, stored)
+    usage.write(part)
+    # load them again and compare
+    reloaded = forms.reload(policy, part, form)
+    quantised = policy.quantization is not None
     # 4-bit layers compute in bfloat16
-    rounded = dtype == "bfloat16" if form == "merged" else forms.is_quantised(policy)
-    again = GenerationConfig.from_pretrained(part)
-    check = verify.compare(
-        expected, network, tokenizer, again, sampling.temperature, rounded=rounded
-    )
+    rounded = dtype == "bfloat16" if form == "merged" else quantised
+    check = verify.compare(expected, reloaded, temperature, rounded=rounded)
+    others = [verify.check_heads(policy, part), _tokenizer(policy, reloaded.tokenizer, prompts)]
+    check = replace(check, problems=(*check.problems, *(text for text in others if text)))
+    notes: tuple[str, ...] = ()
     if form == "merged":
         drift = None
-        if forms.is_quantised(policy):
-            drift = verify.compare(
-                seen, network, tokenizer, again, sampling.temperature, rounded=True
-            )
-        notes.append(_merging(check, drift, dtype))
-    problems = [verify.check_heads(policy, part), _tokenizer(policy, tokenizer, prompts)]
-    check = replace(
-        check, problems=(*check.problems, *(problem for problem in problems if problem))
-    )
-    card.write_card(policy, part, to, form, sampling, origin, check, tuple(notes))
+        if quantised:
+            drift = verify.compare(observed, reloaded, temperature, rounded=True)
+        notes = (_merging(check, drift, dtype),)
+    # describe the folder, and rename it if it holds the policy
+    name = to.resolve().name
+    card.write_card(part, card.Exported(policy, name, form, sampling, origin, check, notes))
     if not check.problems:
         folder.finish(to)
-    return check, tuple(notes)
+    return check, notes
+
+
+def _write_weights(
+    policy: CausalPolicy,
+    part: Path,
+    form: Form,
+    dtype: Dtype,
+    observed: verify.Observed,
+    prompts: PromptBatch,
+    temperature: float,
+) -> verify.Observed:
+    """Write the weights of a form; return the observations that the reloaded model must repeat."""
+    if form == "adapter":
+        forms.write_adapter(policy, part)
+        return observed
+    if form == "full":
+        forms.write_full(policy, part)
+        return observed
+    # a merge into an unquantised base is compared with adapters on that base
+    twin = forms.unquantised(policy)
+    if policy.quantization is not None:
+        observed = verify.observe(twin, prompts, temperature)
+    forms.write_merged(twin, part, getattr(torch, dtype))
+    return observed
 
 
 def _merging(check: Check, drift: Check | None, dtype: Dtype) -> str:
-    """Say what merging means."""
-    said = "merged weights are the unquantised base plus the adapters"
+    """Return a note on the accuracy of a merge.
+
+    Args:
+        check: the comparison with the adapters on the unquantised base.
+        drift: the comparison with the policy itself, if its base was quantised.
+        dtype: of the merged weights.
+    """
+    note = "merged weights are the unquantised base plus the adapters"
     if dtype == "bfloat16":
-        said += ", rounded to bfloat16, in which changes below about 1/256 of a weight are lost"
-        if check.kept is not None:
-            said += f": {check.kept:.0%} of what training changed in log-probs is there"
-        said += " (--dtype float32 keeps all; the adapter form is exact)"
+        note += ", rounded to bfloat16, in which changes below about 1/256 of a weight are lost"
+        if check.recovered is not None:
+            note += f": {check.recovered:.0%} of what training changed in log-probs is there"
+        note += " (--dtype float32 keeps all; the adapter form is exact)"
     if drift is not None:
-        said += (
-            f"; the policy was trained on a 4-bit base, from which they differ by {drift.mean:.2g} nats per token on "
-            f"average and {drift.largest:.2g} at most: evaluate them before use, or take the adapter form on that base"
+        note += (
+            "; the policy was trained on a 4-bit base, from which they differ by "
+            f"{drift.mean:.2g} nats per token on average and {drift.largest:.2g} at most: evaluate "
+            "them before use, or take the adapter form on that base"
         )
-    return said
+    return note
 
 
 def _tokenizer(policy: CausalPolicy, tokenizer: Any, prompts: PromptBatch) -> str | None:
-    """Return what is wrong with a reloaded tokenizer."""
-    own = policy.tokenizer
-    if own.chat_template != tokenizer.chat_template:
+    """Return the first fault of a reloaded tokenizer, or None."""
+    original = policy.tokenizer
+    if original.chat_template != tokenizer.chat_template:
         return "the chat template is not the policy's"
     for row in prompts.rows:
-        if own(row.prompt)["input_ids"] != tokenizer(row.prompt)["input_ids"]:
+        if original(row.prompt)["input_ids"] != tokenizer(row.prompt)["input_ids"]:
             return f"the tokenizer reads the prompt {row.prompt[:40]!r} otherwise"
     return None

@@ -1,4 +1,4 @@
-"""The target folder, how an export takes its place, and what stands in it beside weights."""
+"""The target folder of an export, its replacement, and its files beside weights."""
 
 from __future__ import annotations
 
@@ -41,62 +41,63 @@ WRITTEN = (
     ),
     *(HEADS, HEADS_CONFIG, USAGE, "lightning_mpo.yaml", CARD),
 )
-"""What exports write, as patterns: a new export replaces these and nothing else."""
+"""Patterns of the files that exports write. A new export replaces these and nothing else."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the policy was sampled from in training."""
+    """Options of the sampling in training."""
 
     temperature: float = 1.0
     max_new_tokens: int = 256
     support: Support | None = None
 
     def options(self) -> dict[str, Any]:
-        """Return it in transformers' terms; a support that these cannot say is left out."""
-        own = (
-            self.support.k
-            if isinstance(self.support, TopK) and not self.support.from_reference
-            else 0
-        )
+        """Return the options of transformers; a support that they cannot express is left out."""
+        top_k = 0  # no limit, where the default of transformers is 50
+        if isinstance(self.support, TopK) and not self.support.from_reference:
+            top_k = self.support.k
         return {
             "do_sample": True,
             "temperature": self.temperature,
-            "top_k": own,  # 0: no limit, where transformers' own default is 50
+            "top_k": top_k,
             "top_p": 1.0,
             "max_new_tokens": self.max_new_tokens,
         }
 
     @property
-    def is_whole(self) -> bool:
-        """Whether `options` says all there is."""
+    def is_complete(self) -> bool:
+        """True if `options` describes the sampling completely."""
         return isinstance(self.support, FullVocabulary | None) or self.options()["top_k"] > 0
 
 
 def check_target(folder: Path, overwrite: bool, remedy: str) -> None:
-    """See that an export may take the place of a folder and can be written beside it; what is there stays as it is.
+    """Check that an export may replace a folder and can be written beside it; nothing is changed.
 
     Args:
         folder: the target.
-        overwrite: whether it may hold something.
-        remedy: what a user does to set `overwrite`.
+        overwrite: accept a folder that is not empty.
+        remedy: instruction that tells a user how to set `overwrite`.
 
     Raises:
-        UserError: it is a file, it cannot be written to or replaced, or it holds something and `overwrite` is not set.
+        UserError: it is a file, cannot be written to or replaced, or is not empty without
+            `overwrite`.
     """
     try:
         target = folder.resolve()
         if target.is_mount() or Path.cwd().is_relative_to(target):
             kind = "mounted" if target.is_mount() else "the working folder"
             raise UserError(
-                f"the target folder {str(folder)!r} is {kind} and cannot be replaced; name one inside it"
+                f"the target folder {str(folder)!r} is {kind} and cannot be replaced; name one "
+                "inside it"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         _restore(target)
         held = sorted(path.name for path in target.iterdir()) if target.exists() else []
         if held and not overwrite:
             raise UserError(
-                f"the target folder {str(folder)!r} is not empty (it holds {held[0]!r}); name another, or {remedy}"
+                f"the target folder {str(folder)!r} is not empty (it holds {held[0]!r}); name "
+                f"another, or {remedy}"
             )
         for place in (target.parent, *([target] if target.exists() else [])):
             with tempfile.TemporaryFile(dir=place):
@@ -108,12 +109,12 @@ def check_target(folder: Path, overwrite: bool, remedy: str) -> None:
 
 
 def part_of(folder: Path) -> Path:
-    """Return where an export stands until it has been checked: beside its target."""
+    """Return the folder of an export until it has been checked, beside its target."""
     return beside(folder.resolve(), PART)
 
 
 def begin(folder: Path) -> Path:
-    """Make the folder that is written into; what a killed run left there is removed."""
+    """Make the folder of an unchecked export, without leftovers of a killed run."""
     part = part_of(folder)
     discard(part)
     part.mkdir(parents=True)
@@ -121,7 +122,7 @@ def begin(folder: Path) -> Path:
 
 
 def finish(folder: Path) -> None:
-    """Have what was written take the place of the target, where files that no export wrote stay.
+    """Replace the target by the checked export; files that no export wrote stay.
 
     Raises:
         UserError: it could not.
@@ -145,13 +146,13 @@ def finish(folder: Path) -> None:
 
 
 def _restore(target: Path) -> None:
-    """Give a folder its name back that a killed run had moved aside."""
+    """Rename a folder back that a killed run had moved aside."""
     if (aside := locate(target)) != target:
         Disk().rename(aside, target)
 
 
 def _link(source: Path, target: Path) -> None:
-    """Have a file or a folder in two places: at any time one of them has its name."""
+    """Link or copy a file or folder, so that one of both exists at any time."""
     if source.is_dir() and not source.is_symlink():
         shutil.copytree(source, target, symlinks=True, copy_function=_link_file)
     else:
@@ -166,7 +167,7 @@ def _link_file(source: Any, target: Any) -> None:
 
 
 def write_extras(policy: CausalPolicy, folder: Path, sampling: Sampling) -> None:
-    """Write tokenizer with its chat template, generation options and multi-token heads."""
+    """Write the tokenizer with its chat template, generation options and multi-token heads."""
     policy.tokenizer.save_pretrained(folder)
     generation_config(policy, sampling).save_pretrained(folder)
     if policy.mtp is None:
@@ -185,7 +186,7 @@ def write_extras(policy: CausalPolicy, folder: Path, sampling: Sampling) -> None
 
 
 def generation_config(policy: CausalPolicy, sampling: Sampling) -> GenerationConfig:
-    """Return how to sample as in training."""
+    """Return generation options that sample as in training."""
     from transformers import GenerationConfig
 
     tokenizer, ends = policy.tokenizer, policy.end_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from lightning_mpo.policies.checkpoints import ADAPTER_CONFIG
 from lightning_mpo.policies.loading import load_tokenizer, load_weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 FORMS = ("adapter", "merged", "full")
 
@@ -25,13 +26,15 @@ def check_form(policy: CausalPolicy, form: str) -> None:
     """Refuse a form that the policy does not have, before its weights are loaded.
 
     Raises:
-        UserError: adapters or a merge without LoRA, all weights with it, or a base that is nowhere but quantised.
+        UserError: adapters or a merge without LoRA, all weights with it, or a base that is nowhere
+            but quantised.
     """
     if form not in FORMS:
         raise UserError(f"the form must be one of {', '.join(FORMS)}, got {form!r}")
     if form != "full" and policy.lora is None:
         raise UserError(
-            f"the form {form!r} needs adapters and the policy has no `policy.lora`: take the form 'full'"
+            f"the form {form!r} needs adapters and the policy has no `policy.lora`: take the form "
+            "'full'"
         )
     if form == "full" and policy.lora is not None:
         raise UserError(
@@ -39,45 +42,41 @@ def check_form(policy: CausalPolicy, form: str) -> None:
         )
     if form == "merged" and getattr(policy.config, "quantization_config", None) is not None:
         raise UserError(
-            f"the base {policy.source!r} is stored quantised, and adapters are only merged into unquantised weights: give "
-            "`--model.init_args.policy.init_args.source` the model it was made from, or take the form 'adapter'"
+            f"the base {policy.source!r} is stored quantised, and adapters are only merged into "
+            "unquantised weights: give `--model.init_args.policy.init_args.source` the model it "
+            "was made from, or take the form 'adapter'"
         )
-
-
-def is_quantised(policy: CausalPolicy) -> bool:
-    """Whether the policy was trained on a base that was quantised when it was loaded."""
-    return policy.quantization is not None
 
 
 def write_adapter(policy: CausalPolicy, folder: Path) -> None:
     """Write the adapters alone, as peft does."""
-    policy._adapters.save_pretrained(
-        folder, save_embedding_layers=False
-    )  # "auto" would look the base up on the hub
+    # "auto" would look the base up on the hub
+    policy.adapters.save_pretrained(folder, save_embedding_layers=False)
+    # the name of the base instead of its folder on this machine
     path = folder / ADAPTER_CONFIG
     described = json.loads(path.read_text())
-    described["base_model_name_or_path"] = policy.source  # and not where this machine keeps it
+    described["base_model_name_or_path"] = policy.source
     path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
 def write_full(policy: CausalPolicy, folder: Path) -> None:
     """Write all weights, as they are."""
-    policy._network().save_pretrained(folder)
+    policy.network.save_pretrained(folder)
 
 
 def write_merged(policy: CausalPolicy, folder: Path, dtype: torch.dtype) -> None:
     """Write the unquantised base with the adapters added to it, rounded once to `dtype`."""
-    network: Any = policy._network()
+    network: Any = policy.network
     if dtype == torch.float32:
         network.to(dtype)
     _untie_adapted_head(network)
     with torch.no_grad():
-        policy._adapters.merge_and_unload()
+        policy.adapters.merge_and_unload()
     network.to(dtype).save_pretrained(folder)
 
 
 def unquantised(policy: CausalPolicy) -> CausalPolicy:
-    """Return the policy built anew on an unquantised base, on the CPU; merging is done to this one."""
+    """Return the policy rebuilt on an unquantised base, on the CPU; merges are done in it."""
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(policy, Path(folder))
         dtype: Any = str(policy.dtype).removeprefix("torch.")
@@ -87,7 +86,7 @@ def unquantised(policy: CausalPolicy) -> CausalPolicy:
 
 
 def _untie_adapted_head(network: PreTrainedModel) -> None:
-    """Give an adapted head weights of its own: merged into tied ones, its adapter would change the embedding."""
+    """Untie an adapted head from the embedding, which a merge would change otherwise."""
     head: Any = network.get_output_embeddings()
     embedding: Any = network.get_input_embeddings()
     base = getattr(head, "base_layer", None)
@@ -98,12 +97,30 @@ def _untie_adapted_head(network: PreTrainedModel) -> None:
         config.tie_word_embeddings = False
 
 
-def reload(policy: CausalPolicy, folder: Path, form: str) -> tuple[Any, Any]:
-    """Load an exported folder as a user would; return the model in eval mode, and its tokenizer."""
+@dataclass(frozen=True)
+class Reloaded:
+    """Model in eval mode, tokenizer and generation options of an exported folder."""
+
+    network: Any
+    tokenizer: Any
+    generation: GenerationConfig
+
+
+def reload(policy: CausalPolicy, folder: Path, form: str) -> Reloaded:
+    """Load an exported folder as a user does, on the policy's device.
+
+    Args:
+        policy: the exported policy; adapters are put on its base.
+        folder: the exported folder.
+        form: its form.
+    """
     from peft import PeftModel
+    from transformers import GenerationConfig
 
     if form == "adapter":
         network: Any = PeftModel.from_pretrained(policy.load_base(policy.device), folder)
     else:
         network = load_weights(str(folder), None, torch.float32)
-    return network.to(policy.device).eval(), load_tokenizer(str(folder))
+    network = network.to(policy.device).eval()
+    tokenizer = load_tokenizer(str(folder))
+    return Reloaded(network, tokenizer, GenerationConfig.from_pretrained(folder))

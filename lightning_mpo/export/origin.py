@@ -1,4 +1,4 @@
-"""What is known of the run that an exported policy comes from."""
+"""The run that an exported policy comes from, as far as it is known."""
 
 from __future__ import annotations
 
@@ -48,34 +48,34 @@ def read_summary(run: Path) -> dict[str, Any] | None:
 
 
 def find_method(objective: dict[str, Any]) -> tuple[Method, dict[str, tuple[Any, Any]]] | None:
-    """Return the algorithm file whose choices an objective makes, and the values in which it differs from the file.
+    """Return the algorithm file with an objective's choices, and the values that differ from it.
 
-    Algorithm files are looked for in `configs/algorithm` here and among the recipes. None: no file makes these choices.
+    Algorithm files are looked for in `configs/algorithm` here and among the recipes. None: no file
+    makes these choices.
 
     Returns:
-        the file, and by argument what the objective has and what the file says.
+        the file, and by argument the objective's value and the file's.
     """
-    own = _choices(objective)
-    found: list[tuple[Method, dict[str, tuple[Any, Any]]]] = []
+    values = _choices(objective)
+    choices = {key: value for key, value in values.items() if "." not in key}
+    candidates: list[tuple[Method, dict[str, tuple[Any, Any]]]] = []
     for folder in dict.fromkeys(root / "algorithm" for root in (Path("configs"), recipes.FOLDER)):
-        for path in sorted(folder.glob("*.yaml")) if not found else ():
+        # a folder without a file of these choices leaves the search to the next
+        for path in sorted(folder.glob("*.yaml")) if not candidates else ():
             try:
                 method = read(path)
             except UserError:
                 continue
-            theirs = _choices(method.choices)
-            if {k: v for k, v in own.items() if "." not in k} == {
-                k: v for k, v in theirs.items() if "." not in k
-            }:
-                other = {key: (own.get(key), theirs.get(key)) for key in {**own, **theirs}}
-                found.append(
-                    (method, {key: pair for key, pair in other.items() if not _same(*pair)})
-                )
-    return min(found, key=lambda pair: len(pair[1]), default=None)
+            in_file = _choices(method.choices)
+            if choices == {key: value for key, value in in_file.items() if "." not in key}:
+                pairs = {key: (values.get(key), in_file.get(key)) for key in {**values, **in_file}}
+                differences = {key: pair for key, pair in pairs.items() if not _same(*pair)}
+                candidates.append((method, differences))
+    return min(candidates, key=lambda pair: len(pair[1]), default=None)
 
 
-def _same(own: Any, other: Any) -> bool:
-    return own == other or (isinstance(other, str) and other.startswith("${"))
+def _same(value: Any, in_file: Any) -> bool:
+    return value == in_file or (isinstance(in_file, str) and in_file.startswith("${"))
 
 
 def short(value: Any) -> Any:

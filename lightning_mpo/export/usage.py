@@ -1,7 +1,8 @@
-"""`lightning_mpo.json` of an exported folder: how to use it, as plain values, each of which is checked.
+"""`lightning_mpo.json` of an exported folder: its usage, as plain values that are checked.
 
-A configuration names classes to build and is code. A folder may come from anybody, so it holds data only: its form, the
-text around a prompt, and the sampling options. `predict --model` builds everything else itself.
+A configuration names classes to build and is code. A folder may come from anybody, so it holds data
+only: its form, the text around a prompt, and the sampling options. `predict --model` builds
+everything else itself.
 """
 
 from __future__ import annotations
@@ -181,9 +182,9 @@ def _check(content: Mapping[str, Any], known: Mapping[str, tuple[Check, str]], w
     for key, value in content.items():
         if key not in known:
             raise UserError(f"{where}{key[:60]} is not known; there are {', '.join(known)}")
-        check, wanted = known[key]
+        check, rule = known[key]
         if not check(value):
-            raise UserError(f"{where}{key} must be {wanted}, got {json.dumps(value)[:60]}")
+            raise UserError(f"{where}{key} must be {rule}, got {json.dumps(value)[:60]}")
 
 
 def usage_of(

@@ -1,4 +1,4 @@
-"""Whether what was written is the policy: log-probs and greedy texts, before and after, in float32 on both sides."""
+"""Compares a policy with its reloaded export: log-probs and greedy texts, both in float32."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lightning_mpo.export.forms import Reloaded
 from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 LARGEST = 1e-3
-"""Nats that a log-prob may differ by, at most, where no weight was rounded."""
+"""Largest difference of a log-prob in nats, where no weight was rounded."""
 MEAN, QUANTILE = 0.06, 0.3
-"""Nats that log-probs may differ by where weights were rounded: on average, and at the 99th percentile."""
+"""Differences of log-probs in nats, where weights were rounded: mean and 99th percentile."""
 TELLING = 1e-3
-"""Nats (root mean square) that training must have moved log-probs by, for the kept share to be judged."""
+"""Least change of log-probs by training, in nats (root mean square), whose share is judged."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What a policy says, in float32."""
+    """Log-probs and greedy texts of a policy, in float32."""
 
     sampled: Rollout
     logprobs_n: Tensor  # of the sampled tokens
@@ -43,7 +44,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Check:
-    """How far what was reloaded is from the policy."""
+    """Distance of a reloaded model from the policy."""
 
     tokens: int
     largest: float  # nats
@@ -51,27 +52,29 @@ class Check:
     quantile: float  # 99th percentile
     same_texts: int
     texts: int
-    moved: (
-        float | None
-    )  # root mean square of what training changed in log-probs, nats; None: there is no base
-    kept: float | None  # the share of that which was found again
+    # root mean square of training's change of log-probs, nats; None: there is no base
+    moved: float | None
+    recovered: float | None  # the share of this change that the reloaded model has
     problems: tuple[str, ...]
 
     def __str__(self) -> str:
-        kept = (
-            ""
-            if self.kept is None
-            else f"; {self.kept:.1%} of what training changed ({self.moved:.2g} nats) is there"
-        )
+        share = ""
+        if self.recovered is not None:
+            share = (
+                f"; {self.recovered:.1%} of what training changed ({self.moved:.2g} nats) is there"
+            )
         return (
-            f"log-probs of {self.tokens} tokens differ by at most {self.largest:.2g} nats (mean {self.mean:.2g}), "
-            f"{self.same_texts} of {self.texts} greedy texts are equal{kept}"
+            f"log-probs of {self.tokens} tokens differ by at most {self.largest:.2g} nats (mean "
+            f"{self.mean:.2g}), {self.same_texts} of {self.texts} greedy texts are equal{share}"
         )
 
 
 @contextmanager
 def in_float32(network: nn.Module) -> Iterator[None]:
-    """Compute in float32 for a while, so that weights are compared and not rounding; a quantised network stays as it is."""
+    """Compute in float32 within this context, to compare weights and not rounding.
+
+    A quantised network stays as it is.
+    """
     weights = list(network.parameters())
     narrow = [
         (weight, weight.dtype)
@@ -96,12 +99,12 @@ def observe(
 
     Args:
         policy: a built one; it comes back as it was.
-        prompts: what to say something about.
+        prompts: prompts of the observed responses.
         temperature: of the sampling and of the log-probs.
         tokens: longest response.
     """
     request = SamplingRequest(FullVocabulary(), temperature, tokens)
-    with in_float32(policy._network()), rollout_mode(policy):
+    with in_float32(policy.network), rollout_mode(policy):
         sampled = LocalSampler().sample(
             policy, prompts, 1, request, generator=generator_of(0, Stream.CHECK)
         )
@@ -115,79 +118,91 @@ def observe(
             return policy.score(sampled, mask_BT, temperature=temperature).logprobs_BT[mask_BT]
 
         logprobs_n, base_logprobs_n = logprobs(), None
+        # without adapters, and not as the reference, which may have adapters of its own
         if policy.lora is not None:
-            with (
-                policy._adapters.disable_adapter()
-            ):  # not as the reference, which may have adapters of its own
+            with policy.adapters.disable_adapter():
                 base_logprobs_n = logprobs()
         return Observed(sampled, logprobs_n, base_logprobs_n, greedy)
 
 
-def compare(
-    seen: Observed,
-    network: Any,
-    tokenizer: Any,
-    generation: GenerationConfig,
-    temperature: float,
-    *,
-    rounded: bool,
-) -> Check:
-    """Ask a reloaded model for the same log-probs and greedy texts.
+def compare(expected: Observed, reloaded: Reloaded, temperature: float, *, rounded: bool) -> Check:
+    """Compare log-probs and greedy texts of a reloaded model with those of the policy.
 
     Args:
-        seen: what the policy said.
-        network: the reloaded model.
-        tokenizer: the reloaded one.
-        generation: the reloaded one; its end tokens end greedy texts.
+        expected: observations of the policy.
+        reloaded: the reloaded model; its end tokens end greedy texts.
         temperature: as in `observe`.
-        rounded: whether weights were rounded on the way.
+        rounded: weights were rounded on the way.
     """
+    network = reloaded.network
+    sampled, greedy = expected.sampled, expected.greedy
     with in_float32(network), torch.inference_mode(), _quiet():
-        logprobs_n = torch.cat(
-            [
-                _logprobs(network, seen.sampled, b, temperature)
-                for b in range(len(seen.sampled.group_B))
-            ]
-        )
-        texts = [
-            _greedy(network, seen.greedy, b, generation) for b in range(len(seen.greedy.group_B))
-        ]
-    off_n = (logprobs_n - seen.logprobs_n).abs()
+        rows = range(len(sampled.group_B))
+        logprobs_n = torch.cat([_logprobs(network, sampled, b, temperature) for b in rows])
+        rows = range(len(greedy.group_B))
+        texts = [_greedy(network, greedy, b, reloaded.generation) for b in rows]
+    # log-probs
+    off_n = (logprobs_n - expected.logprobs_n).abs()
     largest, mean, quantile = off_n.max().item(), off_n.mean().item(), off_n.quantile(0.99).item()
     problems = []
     if rounded and (mean > MEAN or quantile > QUANTILE):
         problems.append(
-            f"log-probs differ by {mean:.2g} nats on average and {quantile:.2g} at the 99th percentile"
+            f"log-probs differ by {mean:.2g} nats on average and {quantile:.2g} at the 99th "
+            "percentile"
         )
     if not rounded and not largest <= LARGEST:
         problems.append(f"log-probs differ by up to {largest:.2g} nats")
-    ends = (
-        generation.eos_token_id
-        if isinstance(generation.eos_token_id, list)
-        else [generation.eos_token_id]
-    )
-    same = 0
+    # greedy texts, and the part of training's change that is there
+    different = _different_texts(greedy, texts, reloaded)
+    tie = 2 * QUANTILE if rounded else 2 * LARGEST
+    problems += [text for text, margin in different if margin > tie]
+    moved, recovered = _change(expected, logprobs_n)
+    if recovered is not None and recovered < 0.5:
+        problems.append(f"only {recovered:.0%} of what training changed is there")
+    same = len(texts) - len(different)
+    numbers = len(off_n), largest, mean, quantile, same, len(texts), moved, recovered
+    return Check(*numbers, problems=tuple(problems))
+
+
+def _different_texts(
+    greedy: Rollout, texts: list[list[int]], reloaded: Reloaded
+) -> list[tuple[str, float]]:
+    """Return, for each greedy text that differs, a message and the policy's preference in nats.
+
+    Args:
+        greedy: the policy's texts.
+        texts: token ids of the reloaded model's texts.
+        reloaded: its tokenizer decodes.
+    """
+    ends = reloaded.generation.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    different = []
     for b, tokens in enumerate(texts):
-        wanted = seen.greedy.responses_BT[b][seen.greedy.response_mask_BT[b]].tolist()
-        if decode_tokens(tokenizer, [tokens], ends) == (seen.greedy.texts[b],) and tokens == wanted:
-            same += 1
-        elif _margin(seen.greedy, b, tokens, wanted) > (2 * QUANTILE if rounded else 2 * LARGEST):
-            problems.append(
-                f"the greedy text of prompt {b} is {tokenizer.decode(tokens)[:60]!r}, not {seen.greedy.texts[b][:60]!r}"
-            )
-    moved = kept = None
-    if seen.base_logprobs_n is not None:
-        change_n = seen.logprobs_n - seen.base_logprobs_n
-        moved = change_n.square().mean().sqrt().item()
-        if moved > TELLING:
-            kept = (
-                ((logprobs_n - seen.base_logprobs_n) * change_n).sum() / change_n.square().sum()
-            ).item()
-            if kept < 0.5:
-                problems.append(f"only {kept:.0%} of what training changed is there")
-    return Check(
-        len(off_n), largest, mean, quantile, same, len(texts), moved, kept, tuple(problems)
-    )
+        expected = greedy.responses_BT[b][greedy.response_mask_BT[b]].tolist()
+        decoded = decode_tokens(reloaded.tokenizer, [tokens], ends)
+        if decoded == (greedy.texts[b],) and tokens == expected:
+            continue
+        message = (
+            f"the greedy text of prompt {b} is {reloaded.tokenizer.decode(tokens)[:60]!r}, not "
+            f"{greedy.texts[b][:60]!r}"
+        )
+        different.append((message, _margin(greedy, b, tokens, expected)))
+    return different
+
+
+def _change(expected: Observed, logprobs_n: Tensor) -> tuple[float | None, float | None]:
+    """Return the root mean square of training's change, and the share of it in a reloaded model.
+
+    The first is None without a base to compare with, the second also where the change is too small.
+    """
+    if expected.base_logprobs_n is None:
+        return None, None
+    change_n = expected.logprobs_n - expected.base_logprobs_n
+    moved = change_n.square().mean().sqrt().item()
+    if moved <= TELLING:
+        return moved, None
+    reloaded_n = logprobs_n - expected.base_logprobs_n
+    return moved, ((reloaded_n * change_n).sum() / change_n.square().sum()).item()
 
 
 @contextmanager
@@ -222,7 +237,7 @@ def _greedy(network: Any, rollout: Rollout, b: int, generation: GenerationConfig
     from transformers import GenerationConfig
 
     prompt, limit = _prompt(rollout, b), rollout.response_mask_BT.shape[1]
-    said = network.generate(
+    output = network.generate(
         input_ids=prompt[None],
         attention_mask=torch.ones_like(prompt)[None],
         generation_config=GenerationConfig(
@@ -232,14 +247,14 @@ def _greedy(network: Any, rollout: Rollout, b: int, generation: GenerationConfig
             pad_token_id=generation.pad_token_id,
         ),
     )
-    return said[0, len(prompt) :].tolist()
+    return output[0, len(prompt) :].tolist()
 
 
-def _margin(greedy: Rollout, b: int, tokens: list[int], wanted: list[int]) -> float:
-    """Return by how many nats the policy preferred its token where two greedy texts part."""
+def _margin(greedy: Rollout, b: int, tokens: list[int], expected: list[int]) -> float:
+    """Return by how many nats the policy preferred its token where two greedy texts diverge."""
     assert greedy.candidate_logprobs_BTK is not None
     at = next(
-        (t for t, (own, other) in enumerate(zip(wanted, tokens, strict=False)) if own != other),
+        (t for t, pair in enumerate(zip(expected, tokens, strict=False)) if pair[0] != pair[1]),
         None,
     )
     if at is None:  # one text ends where the other goes on
@@ -249,11 +264,13 @@ def _margin(greedy: Rollout, b: int, tokens: list[int], wanted: list[int]) -> fl
 
 
 def check_heads(policy: CausalPolicy, folder: Path) -> str | None:
-    """Compare multi-token heads with the file of them; return what is wrong."""
+    """Return a message on a multi-token head that differs from its file, or None."""
     if policy.mtp is None:
         return None
-    stored, own = read_safetensors(folder / HEADS, str(folder)), policy.mtp.state_dict()
+    stored, trained = read_safetensors(folder / HEADS, str(folder)), policy.mtp.state_dict()
     wrong = [
-        name for name in own if name not in stored or not torch.equal(stored[name], own[name].cpu())
+        name
+        for name in trained
+        if name not in stored or not torch.equal(stored[name], trained[name].cpu())
     ]
     return f"the head's weight {wrong[0]!r} is not what was written" if wrong else None

@@ -35,7 +35,7 @@ def test_adapters_are_loaded_by_peft_and_the_policy_comes_back_as_it_was(tiny_fo
     assert check.largest < 1e-4
     assert (check.same_texts, check.texts) == (3, 3)
     assert check.moved > 0.05
-    assert abs(check.kept - 1) < 1e-3
+    assert abs(check.recovered - 1) < 1e-3
     after = state_of(policy)
     assert {name: value.dtype for name, value in after.items()} == {
         name: value.dtype for name, value in before.items()
@@ -104,7 +104,7 @@ def test_all_weights_of_a_small_model(tiny_policy, tmp_path):
     check, notes = export(policy, tmp_path, "full", PROMPTS, sampling=SAMPLING)
     assert not check.problems
     assert not notes
-    assert check.moved is check.kept is None
+    assert check.moved is check.recovered is None
     assert check.largest < 1e-4
     torch.testing.assert_close(
         logits_of(AutoModelForCausalLM.from_pretrained(tmp_path)), logits_of(policy.network)

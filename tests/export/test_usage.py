@@ -42,7 +42,7 @@ def test_generation_is_that_of_training(tiny_policy, tmp_path, support, top_k, w
         [1],
         0,
     )
-    assert sampling.is_whole is whole
+    assert sampling.is_complete is whole
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4, alpha=8)])

@@ -100,13 +100,12 @@ def test_every_import_is_a_dependency():
 
     names = {
         "lightning", "torch", "transformers", "torchmetrics", "datasets", "peft", "jsonargparse", "math_verify", "gguf",
-        "rich", "matplotlib", "bitsandbytes", "safetensors", "tensorboard", "filelock", "psutil",
+        "rich", "matplotlib", "bitsandbytes", "safetensors", "tensorboard", "filelock", "psutil", "huggingface_hub",
     }  # fmt: skip
     brought = {
         "yaml",
         "tokenizers",
         "omegaconf",
-        "huggingface_hub",
         "numpy",
         "packaging",
         "sympy",
@@ -142,7 +141,10 @@ def test_the_wheel_holds_the_package_its_callbacks_and_its_recipes(wheels, origi
         contents = {name: archive.read(name) for name in archive.namelist()}
     names = set(contents)
     package = {
-        path for path in (ROOT / "lightning_mpo").rglob("*.py") if "callbacks" not in path.parts
+        path
+        for pattern in ("*.py", "*.jinja")
+        for path in (ROOT / "lightning_mpo").rglob(pattern)
+        if "callbacks" not in path.parts
     }
     expected = {str(path.relative_to(ROOT)): path for path in package}
     for folder, pattern in (("callbacks", "*.py"), ("configs", "*/*.yaml")):
