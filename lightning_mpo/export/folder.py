@@ -84,6 +84,7 @@ def check_target(folder: Path, overwrite: bool, remedy: str) -> None:
             `overwrite`.
     """
     try:
+        # a folder that cannot be renamed
         target = folder.resolve()
         if target.is_mount() or Path.cwd().is_relative_to(target):
             kind = "mounted" if target.is_mount() else "the working folder"
@@ -93,12 +94,14 @@ def check_target(folder: Path, overwrite: bool, remedy: str) -> None:
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         _restore(target)
+        # a folder that is in use
         held = sorted(path.name for path in target.iterdir()) if target.exists() else []
         if held and not overwrite:
             raise UserError(
                 f"the target folder {str(folder)!r} is not empty (it holds {held[0]!r}); name "
                 f"another, or {remedy}"
             )
+        # a folder without write permission
         for place in (target.parent, *([target] if target.exists() else [])):
             with tempfile.TemporaryFile(dir=place):
                 pass

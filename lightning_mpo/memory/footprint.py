@@ -70,6 +70,7 @@ def footprint(policy: Policy) -> Footprint:
         seen.add(tensor.data_ptr())
         return tensor.numel() * tensor.element_size()
 
+    # weights of modules, by name
     sizes = {"base": 0, "adapters": 0, "parts": 0, "reference": 0}
     numbers = 0
     for name, weight in policy.named_parameters():
@@ -83,6 +84,7 @@ def footprint(policy: Policy) -> Footprint:
             kind = "base"
             numbers += _numbers(weight)
         sizes[kind] += size(weight)
+    # scales of quantised layers, and tensors outside of modules
     network: Any = getattr(policy, "network", None)
     if isinstance(network, nn.Module):
         sizes["base"] += sum(size(tensor) for _, tensor in quantised_tensors(network))

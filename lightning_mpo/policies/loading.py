@@ -175,6 +175,7 @@ def load_weights(
 
     if config is None:
         config = load_config(location)
+    # never pickles, and never code of the folder
     what = f"the weights of the model {location!r}"
     with one_line(what):
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -87,6 +87,7 @@ def read_descriptions(location: str) -> dict[str, dict[str, Any]]:
 
 def _paths(location: str) -> Iterator[tuple[str, Path]]:
     names = (*DESCRIPTIONS, "adapter_config.json")
+    # a folder: its files
     folder = Path(location)
     if folder.is_dir():
         yield from (
@@ -97,6 +98,7 @@ def _paths(location: str) -> Iterator[tuple[str, Path]]:
         return
     from transformers.utils import cached_file
 
+    # an id: files of the hub, by way of its cache
     for name in names:
         try:
             path = cached_file(location, name, _raise_exceptions_for_missing_entries=False)
@@ -116,12 +118,14 @@ def _refuse_code(content: Any, where: str) -> None:
         part = todo.pop()
         todo += part if isinstance(part, list) else part.values() if isinstance(part, dict) else ()
         for key, value in part.items() if isinstance(part, dict) else ():
+            # classes of their own
             if key in ("auto_map", "custom_pipelines") and value:
                 raise UserError(
                     f"{where} names code of its own (`{key}`), and code in model folders is never "
                     "run; take a model that transformers supports itself, or delete the entry from "
                     "a copy if it supports this one"
                 )
+            # kernels of the hub
             if re.fullmatch(r"_?(attn|experts)_implementation(_internal)?", key):
                 names = value.values() if isinstance(value, dict) else [value]
                 if any(name not in PLAIN_ATTENTION for name in names):
@@ -129,6 +133,7 @@ def _refuse_code(content: Any, where: str) -> None:
                         f"{where} requests the kernel {value!r} (`{key}`), which would be fetched "
                         "and run; delete the entry"
                     )
+            # files outside the folder
             if key == "transformers_weights" and value is not None:
                 raise UserError(
                     f"{where} names another file of weights (`{key}`: {value!r}); call it {WEIGHTS}"

@@ -105,6 +105,7 @@ class ResponseTokens:
                 "logits of the support need a stored one: give `support` as `TopK`, `Nucleus` or "
                 "`MinP`"
             )
+        # the whole vocabulary, with the recorded candidates or without
         ids_n = self.ids_BT[self.mask_BT]
         options: dict[str, Any] = {"entropy": entropy, "entropy_grad": entropy_grad}
         if not candidates:
@@ -126,6 +127,7 @@ class ResponseTokens:
         assert self.support_BTK is not None
         if candidates:
             candidates_nK, present_nK = self._recorded_candidates()
+        # the stored slots
         slots_nK = None if self.support_mask_BTK is None else self.support_mask_BTK[self.mask_BT]
         support_nK = self.support_BTK[self.mask_BT]
         scores = heads.support_logprobs(

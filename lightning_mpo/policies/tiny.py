@@ -62,10 +62,12 @@ class TinyPolicy(CausalPolicy):
             critic=critic,
             checkpoint=checkpoint,
         )
+        # the alphabet
         if len(set(characters)) != len(characters):
             raise UserError(
                 f"`TinyPolicy.characters` must not repeat a character, got {characters!r}"
             )
+        # sizes
         widths = {
             "hidden_size": hidden_size,
             "intermediate_size": intermediate_size,

@@ -153,6 +153,7 @@ def check_declared_sizes(
             if not isinstance(value, int) or isinstance(value, bool):
                 continue
             where = f"the model {location!r}: `{key}` of {CONFIG} is {value}"
+            # counts of layers, sizes of at least 1, positions, and all other sizes
             if re.fullmatch(LAYERS, key) and value > deepest:
                 held = "" if shapes is None else f" for weights of {len(shapes)} tensors"
                 raise UserError(f"{where}, too many{held}")

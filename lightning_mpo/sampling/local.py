@@ -53,6 +53,7 @@ class LocalSampler(Sampler):
                 "`LocalSampler` decodes with the KV cache of a causal model, which "
                 f"{type(policy).__name__} has not: give `rollout.sampler` a sampler of that policy"
             )
+        # one uniform number for each token, whatever the batches
         P, G = len(prompts), completions
         uniform_BT = torch.rand(P * G, request.max_new_tokens, generator=generator)
         size = max(1, (self.batch_size or P * G) // G)
@@ -66,6 +67,7 @@ class LocalSampler(Sampler):
                 uniform = uniform_BT[start * G : stop * G].to(policy.device)
                 ends = [] if self.ignore_end_tokens else policy.end_tokens
                 records.append(_decode(policy, ids_PS, mask_PS, uniform, step, ends, progress))
+        # a rollout of all batches
         if any(bool(record.logprobs_BT.isnan().any()) for record in records):
             raise UserError(
                 "the policy gives no probabilities, only nan: its weights are nan or infinite, or "

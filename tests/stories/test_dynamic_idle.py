@@ -122,11 +122,13 @@ def test_momentum_waits_for_an_update_that_teaches(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("bonus", [None, EntropyBonus(0.1)])
-def test_equal_rewards_are_counted_and_their_updates_skipped(tmp_path, bonus):
+@pytest.mark.parametrize(
+    ("bonus", "skip"), [(None, True), (EntropyBonus(0.1), True), (None, False)]
+)
+def test_equal_rewards_are_counted_and_their_updates_skipped(tmp_path, bonus, skip):
     """Without dynamic sampling, a rollout of equal rewards between two that teach: no weight moves, by momentum either.
 
-    With an entropy bonus there is something to learn even then.
+    With an entropy bonus there is something to learn even then. `skip_idle_updates` set to False steps nevertheless.
     """
 
     class Turns(FewLow):
@@ -136,6 +138,9 @@ def test_equal_rewards_are_counted_and_their_updates_skipped(tmp_path, bonus):
             return [1.0] * len(completions) if self.calls == 2 else useful
 
     weights = []
+
+    def start(trainer, module):
+        module.skip_idle_updates = skip
 
     def look(trainer, module, *_):
         weights.append(
@@ -148,13 +153,13 @@ def test_equal_rewards_are_counted_and_their_updates_skipped(tmp_path, bonus):
         rounds=None,
         objective=make_objective(bonus=bonus),
         rollout={"minibatches": 2},
-        callbacks=[Probe(on_train_batch_end=look)],
+        callbacks=[Probe(on_train_start=start, on_train_batch_end=look)],
         module={"optimizer": lambda weights: torch.optim.AdamW(weights, lr=1e-2, weight_decay=0.1)},
         accumulate_grad_batches=2,
         max_steps=6,
     )
     assert run.record.column("rollout/groups_flat") == [0.25, 0.25, 1, 1, 0.25, 0.25]
-    skipped = bonus is None
+    skipped = skip and bonus is None
     assert run.record.column("optim/idle") == [0, 0, skipped, skipped, 0, 0]
     after = weights[1::2]  # of two micro-batches each
     assert same(after[1], after[2]) == same(after[2], after[3]) == skipped
