@@ -38,7 +38,7 @@ def identity(module: L.LightningModule) -> dict[str, Any]:
         found |= {
             "policy": type(policy).__name__,
             "architecture": _architecture(policy),
-            "tokenizer": _tokenizer(policy),
+            "tokenizer": _tokenizer_digest(policy),
         }
         lora = getattr(policy, "lora", None)
         found["policy.lora"] = (
@@ -160,7 +160,7 @@ def _architecture(policy: Policy) -> dict[str, Any] | None:
     return {size: getattr(text, size, None) for size in sizes} | {"digest": _digest(content)}
 
 
-def _tokenizer(policy: Policy) -> str:
+def _tokenizer_digest(policy: Policy) -> str:
     tokenizer = policy.tokenizer
     return _digest([sorted(tokenizer.get_vocab().items()), str(tokenizer.special_tokens_map)])
 

@@ -23,8 +23,8 @@ PLAIN = ("texts", "rows")
 PREFIX = "rollout."
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what tells vocabularies apart: a hash of every token and its id."""
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a digest of every token of a vocabulary and its id."""
     entries = sorted((index, token) for token, index in tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
 
@@ -57,7 +57,7 @@ def save_rollout(
         {item.name: _plain(getattr(row, item.name)) for item in fields(PromptRow)}
         for row in rollout.rows
     ]
-    mark = None if tokenizer is None else fingerprint(tokenizer)
+    mark = None if tokenizer is None else vocabulary_digest(tokenizer)
     try:
         plain = json.dumps({"texts": rollout.texts, "rows": rows})
     except TypeError as error:
@@ -98,7 +98,7 @@ def load_rollout(
     except (SafetensorError, OSError) as error:
         raise UserError(f"the rollout {str(path)!r} cannot be read: {error}") from error
     mark = metadata.get("tokenizer")
-    if tokenizer is not None and mark is not None and mark != fingerprint(tokenizer):
+    if tokenizer is not None and mark is not None and mark != vocabulary_digest(tokenizer):
         raise UserError(
             f"the tokens and supports of {str(path)!r} are ids of another tokenizer than the policy's "
             f"({len(tokenizer)} entries): score it with the model that sampled it"
