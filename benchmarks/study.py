@@ -26,42 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-T_975 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-)
-"""97.5 % quantiles of Student's t, by degrees of freedom from 1 on; 1.96 beyond is a little narrow."""
-T_80 = (
-    1.376,
-    1.061,
-    0.978,
-    0.941,
-    0.920,
-    0.906,
-    0.896,
-    0.889,
-    0.883,
-    0.879,
-    0.876,
-    0.873,
-    0.870,
-    0.868,
-    0.866,
-)
+from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -165,9 +130,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and the half width of its 95 % t-interval; nan for fewer than two values."""
     if len(values) < 2:
         return (values[0] if values else math.nan), math.nan
-    freedom = len(values) - 1
-    t = T_975[freedom - 1] if freedom <= len(T_975) else 1.96
-    return statistics.mean(values), t * statistics.stdev(values) / math.sqrt(len(values))
+    t = stats.t.ppf(0.975, len(values) - 1)
+    return statistics.mean(values), float(t * stats.sem(values))
 
 
 def detectable(values: Sequence[float]) -> float:
@@ -175,11 +139,8 @@ def detectable(values: Sequence[float]) -> float:
     freedom = len(values) - 1
     if freedom < 1:
         return math.nan
-    t, power = (
-        table[freedom - 1] if freedom <= len(table) else end
-        for table, end in ((T_975, 1.96), (T_80, 0.84))
-    )
-    return (t + power) * statistics.stdev(values) / math.sqrt(len(values))
+    quantiles = stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)
+    return float(quantiles * stats.sem(values))
 
 
 def rollouts_to(summary: dict[str, Any], level: float) -> float | None:
