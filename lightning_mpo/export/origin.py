@@ -40,7 +40,7 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """Return what `Report` measured, or None."""
+    """Return the evaluations of `Report`, or None."""
     try:
         return json.loads((run / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -95,7 +95,7 @@ def in_float32(network: nn.Module) -> Iterator[None]:
 def observe(
     policy: CausalPolicy, prompts: PromptBatch, temperature: float, tokens: int = 24
 ) -> Observed:
-    """Sample once per prompt, and once greedily; score what was sampled.
+    """Sample once per prompt, and once greedily; score the samples.
 
     Args:
         policy: a built one; it comes back as it was.

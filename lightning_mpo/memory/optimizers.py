@@ -21,10 +21,10 @@ def _adamw() -> Any:
 class PagedAdamW(_adamw()):  # type: ignore[misc]
     """AdamW with 8-bit moments (arXiv:2110.02861) in memory that pages out to the CPU, on CUDA.
 
-    There it is bitsandbytes' optimizer. Elsewhere it is torch's AdamW with moments in 32 bits, and
-    says so in one line: nothing is paged, and the 8-bit kernels of the CPU compile themselves at
-    the first step, which takes more memory than they save. Weights of fewer than 4,096 elements
-    keep moments of 32 bits.
+    On CUDA it is bitsandbytes' optimizer. Elsewhere it is torch's AdamW with 32-bit moments, and a
+    line tells the user. The 8-bit kernels of the CPU would compile themselves at the first step,
+    which takes more memory than they save. Weights of fewer than 4,096 elements keep 32-bit
+    moments.
 
     Args:
         params: weights, or groups of them.

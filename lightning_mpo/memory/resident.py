@@ -48,10 +48,10 @@ class Peak:
 
     Args:
         resident: the resident set.
-        in_use: the resident set without what the heap keeps of what was freed: a heap is left with
-            holes that are too small for the next tensor, so that it holds more than was ever alive.
-        allocated: of CUDA's allocator, bytes of tensors.
-        reserved: of CUDA's allocator, bytes taken from the device.
+        in_use: the resident set without free bytes of the heap. A heap keeps holes too small
+            for the next tensor, so it holds more bytes than were ever in use.
+        allocated: bytes of tensors, by CUDA's allocator.
+        reserved: bytes that CUDA's allocator has taken from the device.
     """
 
     resident: int = 0
@@ -72,17 +72,17 @@ class Peak:
 class PhasePeaks:
     """Keeps the peak of each phase of a run.
 
-    The resident set is read by a thread every few milliseconds: the kernel's own mark (VmHWM) is
-    exact, but to reset it takes it from everyone else who asks for the process's peak. A peak that
-    lasts less than `interval` may be missed. The CUDA allocator counts its own peaks.
+    A thread reads the resident set every few milliseconds. The kernel's mark (VmHWM) is exact, but
+    a reset would change it for all other readers of the process's peak. A peak that lasts less than
+    `interval` may be missed. The CUDA allocator counts its own peaks.
 
     Args:
         cuda: ask the CUDA allocator as well.
         interval: seconds from one reading to the next.
-        read: what returns the resident set.
-        heap_free: what returns the part of it that the heap keeps free.
-        heap_every: readings of the resident set for one of the heap, which is locked for it for up
-            to half a millisecond.
+        read: returns the resident set.
+        heap_free: returns the free bytes of the heap.
+        heap_every: readings of the resident set for one of the heap. A reading locks the heap for
+            up to half a millisecond.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""`lightning-mpo plan`: what a run will need of memory, before anything is loaded."""
+"""`lightning-mpo plan`: the memory that a run will need, before anything is loaded."""

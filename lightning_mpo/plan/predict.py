@@ -50,7 +50,7 @@ class Planner:
     """Predicts the memory of one configuration; nothing is loaded.
 
     Attributes:
-        gpu: predict what a GPU would hold; at first, whether the trainer runs on one.
+        gpu: predict the memory of a GPU; at first True if the trainer runs on one.
         sizes: sizes of the configuration.
     """
 

@@ -75,7 +75,7 @@ def peak_of(work: Callable[[], None], network: nn.Module) -> int:
     """Return the most bytes of living tensors that a piece of work has made.
 
     Args:
-        work: what to run.
+        work: the piece of work.
         network: its weights exist already; views of them are no new bytes.
     """
     counter = LiveBytes()

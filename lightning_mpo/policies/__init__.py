@@ -1,4 +1,4 @@
-"""Policies: what assigns likelihood to responses."""
+"""Policies: distributions over responses, with their references, heads and critics."""
 
 from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy

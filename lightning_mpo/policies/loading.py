@@ -28,11 +28,11 @@ DROPOUTS = r"^(?!classifier|summary)(.*_)?(drop|dropout|pdrop|layerdrop|dropout_
 
 
 @contextmanager
-def one_line(what: str) -> Iterator[None]:
+def one_line(subject: str) -> Iterator[None]:
     """Turn any exception within into one line that names the part of a model.
 
     Args:
-        what: the part and the model, for the message.
+        subject: the part and the model, for the message.
 
     Raises:
         UserError: instead of the exception.
@@ -46,7 +46,7 @@ def one_line(what: str) -> Iterator[None]:
         reason = lines[0] if lines else type(error).__name__
         if len(lines) > 1 and reason.endswith(":"):  # a heading
             reason += f" {lines[1]}"
-        raise UserError(f"{what} cannot be loaded: {reason[:300]}") from error
+        raise UserError(f"{subject} cannot be loaded: {reason[:300]}") from error
 
 
 def load_config(location: str) -> PretrainedConfig:
@@ -176,8 +176,8 @@ def load_weights(
     if config is None:
         config = load_config(location)
     # never pickles, and never code of the folder
-    what = f"the weights of the model {location!r}"
-    with one_line(what):
+    subject = f"the weights of the model {location!r}"
+    with one_line(subject):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
             config=copy.deepcopy(config),
@@ -192,7 +192,8 @@ def load_weights(
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"{what} lack {len(missing)} tensors, which would be random numbers: {missing[0]!r}, "
+            f"{subject} lack {len(missing)} tensors, which would be random numbers: "
+            f"{missing[0]!r}, "
             "say"
         )
     return network

@@ -50,10 +50,10 @@ class MTPHeads(nn.Module, ABC):
             all share it.
         detach_trunk: keep the policy loss of future offsets out of the trunk. False by default:
             otherwise future terms would train the heads alone [I] (docs/algorithms.md 11.1).
-        support: over what offset n is a distribution where rollouts store a support: "stored" takes
-            the one that the sampler stored at t+n, "full" the whole vocabulary.
+        support: ids of the distribution of offset n, if rollouts store a support: "stored" for the
+            support that the sampler stored at t+n, "full" for the whole vocabulary.
         checkpointing: recompute a head's activations in the backward pass.
-        weights_file: a file of `save` to take; None starts afresh, or from `policy.checkpoint`.
+        weights_file: a file of `save` to load; None starts afresh, or from `policy.checkpoint`.
     """
 
     family: ClassVar[str]

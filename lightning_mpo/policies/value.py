@@ -94,9 +94,9 @@ class ValueHead(Critic):
         width: of a hidden layer (SiLU) between hidden state and value; None: the value is linear in
             the hidden state.
         detach_trunk: keep the value loss out of the trunk. False by default, as in TRL's and trlX's
-            shared trunks [C]: the hidden states of a language model need not show a value, and
-            `critic.coef` says how much they may be bent. True leaves the policy's weights to the
-            policy loss alone.
+            shared trunks [C]: the hidden states of a language model need not contain a value, and
+            `critic.coef` limits how much this loss changes them. True leaves the policy's weights
+            to the policy loss alone.
     """
 
     def __init__(self, width: int | None = None, detach_trunk: bool = False) -> None:

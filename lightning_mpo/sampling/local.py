@@ -192,7 +192,7 @@ def _decode(
     streams = [_Stream(policy, ids_PS, mask_PS, G)]
     if step.support.from_reference:
         streams.append(_Stream(policy, ids_PS, mask_PS, G, reference=True))
-    # what attention sees, and the position behind each prompt
+    # the mask of attention, and the position behind each prompt
     seen_BL = torch.ones(B, S + T, dtype=torch.long, device=device)
     seen_BL[:, :S] = mask_PS.repeat_interleave(G, 0)
     position_B = mask_PS.sum(1).repeat_interleave(G, 0)

@@ -22,7 +22,7 @@ class PrefixReplay:
 
     Completions sampled from the prompt part early, and a prefix tree gives late tokens no credit
     then. The paper of T-SPMO has such a variant [REC]; the rule is ours [I] (docs/algorithms.md
-    4.8): source and position are uniform, and what is copied keeps the log-probs and supports that
+    4.8): source and position are uniform, and copied tokens keep the log-probs and supports that
     were recorded, token in, token out. At branches above a restart the copied child counts with its
     copies in the means, as it does in the sample.
 
