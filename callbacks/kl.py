@@ -33,7 +33,7 @@ class KLTracking(RolloutCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if isinstance(pl_module, PolicyOptimization):
             pl_module.keep_reference = True
-            pl_module.reference_every = 1 if pl_module.objective.kl is not None else self.every
+            pl_module.reference_every = 1 if pl_module.objective.needs_reference else self.every
 
     def on_rollout_end(
         self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent

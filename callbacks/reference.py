@@ -55,8 +55,8 @@ class ReferenceUpdate(RolloutCallback):
             or any(isinstance(callback, KLTracking | Report) for callback in callbacks)
         ):
             raise UserError(
-                "`ReferenceUpdate` moves a reference, and nothing here asks for one: give `objective.kl`, `KLTracking` or "
-                "`Report`, or leave `ReferenceUpdate` out"
+                "`ReferenceUpdate` moves a reference, and nothing here asks for one: give `KLPenalty` in `objective.terms`, "
+                "`KLTracking` or `Report`, or leave `ReferenceUpdate` out"
             )
         if not isinstance(pl_module.policy, CausalPolicy):
             raise UserError(

@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from lightning_mpo.objective.action_spaces import (
         ActionSpace,
         BlockActions,
-        ExplicitWeights,
-        FutureShare,
-        GeometricDecay,
         SegmentActions,
         SequenceActions,
         TokenActions,
@@ -57,6 +54,7 @@ if TYPE_CHECKING:
         PrefixTree,
         ReturnToGo,
     )
+    from lightning_mpo.objective.block_weights import ExplicitWeights, FutureShare, GeometricDecay
     from lightning_mpo.objective.corrections import Correction, MaskedWeights, TruncatedWeights
     from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
     from lightning_mpo.objective.objective import Objective
@@ -83,7 +81,7 @@ if TYPE_CHECKING:
         PolicyGradient,
         Surrogate,
     )
-    from lightning_mpo.objective.terms import EntropyBonus, HeadUpkeep, WeightPenalty
+    from lightning_mpo.objective.terms import EntropyBonus, HeadUpkeep, LossTerm, WeightPenalty
     from lightning_mpo.objective.value_loss import ValueLoss
     from lightning_mpo.policies import (
         CausalPolicy,
@@ -114,10 +112,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "objective.action_spaces": (
-        "ActionSpace BlockActions ExplicitWeights FutureShare GeometricDecay SegmentActions "
-        "SequenceActions TokenActions"
-    ),
+    "objective.action_spaces": "ActionSpace BlockActions SegmentActions SequenceActions TokenActions",
     "objective.advantages": (
         "Advantage GeneralizedAdvantage GroupRelative LeaveOneOut PrefixTree ReturnToGo"
     ),
@@ -125,6 +120,7 @@ _NAMES = {
         "ExactResume Export KLTracking Predictions Preemption ReferenceUpdate "
         "Report RolloutLoop RolloutProgressBar Samples Throughput Watchdog"
     ),
+    "objective.block_weights": "ExplicitWeights FutureShare GeometricDecay",
     "objective.corrections": "Correction MaskedWeights TruncatedWeights",
     "data": "Arithmetic JsonLines Multiplication PromptDataModule PromptFile Splits Svamp",
     "errors": "UserError",
@@ -147,7 +143,7 @@ _NAMES = {
         "AsymmetricRatio BoundedTokens ClippedRatio ClippedWeight DivergenceMask PolicyGradient "
         "Surrogate"
     ),
-    "objective.terms": "EntropyBonus HeadUpkeep WeightPenalty",
+    "objective.terms": "EntropyBonus HeadUpkeep LossTerm WeightPenalty",
     "types": "PromptRow",
     "objective.value_loss": "ValueLoss",
 }
@@ -195,6 +191,7 @@ __all__ = [
     "LeaveOneOut",
     "LocalSampler",
     "Lora",
+    "LossTerm",
     "MaskedWeights",
     "MathAnswer",
     "MedusaHeads",

@@ -1,4 +1,4 @@
-"""What an objective asks of a policy, and what a policy answers."""
+"""The scores that an objective requests of a policy, and those that a policy returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What an objective needs to know of each response token besides its log-prob and entropy."""
+    """Scores of each response token that an objective needs besides log-prob and entropy."""
 
     entropy_grad: bool = False  # whether the entropy carries gradient
     future: int = 0  # M, offsets to score with multi-token heads
@@ -23,6 +23,13 @@ class ScoreRequest:
     values: bool = False  # the critic's values
     support_logits: bool = False  # all logits of the stored support
     candidates: bool = False  # log-probs of the ids that the sampler found most probable
+
+    def __or__(self, other: ScoreRequest) -> ScoreRequest:
+        """Return a request for all scores of both."""
+        names = [item.name for item in fields(self)]
+        return ScoreRequest(
+            **{name: max(getattr(self, name), getattr(other, name)) for name in names}
+        )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from common import (
 )
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective.action_spaces import Actions, FutureShare, TokenActions
+from lightning_mpo.objective.action_spaces import Actions, TokenActions
+from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.surrogates import ClippedRatio
 
 LENGTHS = (2, 3, 5, 8)

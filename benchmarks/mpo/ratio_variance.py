@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import shift_left, window
 from lightning_mpo.functional.diagnostics import effective_sample_size, weight_moments
-from lightning_mpo.objective.action_spaces import BlockWeights, FutureShare, GeometricDecay
+from lightning_mpo.objective.block_weights import BlockWeights, FutureShare, GeometricDecay
 
 WEIGHTS: dict[str, Callable[[], BlockWeights] | None] = {
     "joint": None,

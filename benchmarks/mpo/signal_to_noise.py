@@ -40,13 +40,9 @@ from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.diagnostics import jackknife_error, signal_and_noise
-from lightning_mpo.objective.action_spaces import (
-    ActionSpace,
-    FutureShare,
-    SequenceActions,
-    TokenActions,
-)
+from lightning_mpo.objective.action_spaces import ActionSpace, SequenceActions, TokenActions
 from lightning_mpo.objective.advantages import GroupRelative
+from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import TokenMean
 from lightning_mpo.objective.selection import AllTokens

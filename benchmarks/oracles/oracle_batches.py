@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser
-from omegaconf import OmegaConf
 from torch import Tensor
 from trl_bridge import MAX_TOKENS, VOCABULARY
 
@@ -26,14 +22,7 @@ ALGORITHMS = Path(__file__).parents[2] / "configs" / "algorithm"
 @cache
 def algorithm(name: str) -> Objective:
     """Return the objective of `configs/algorithm/NAME.yaml`."""
-    content = yaml.safe_load((ALGORITHMS / f"{name}.yaml").read_text())
-    config = OmegaConf.create(content | {"rollout": {"max_new_tokens": MAX_TOKENS}})
-    options: Any = OmegaConf.to_container(config, resolve=True)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--objective", type=Objective)
-    parsed = parser.parse_object({"objective": options["model"]["init_args"]["objective"]})
-    objective: Objective = parser.instantiate_classes(parsed).objective
-    return objective
+    return Objective.from_file(ALGORITHMS / f"{name}.yaml", max_new_tokens=MAX_TOKENS)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ def value_of_cispo(folder: str) -> Measured:
 
 def weighted_kl(folder: str) -> Measured:
     beta, batch = 0.3, draw(0, 3, 3)
-    objective = replace(algorithm("dapo"), kl=KLPenalty(ConstantCoefficient(beta), "k3", "loss"))
+    objective = replace(
+        algorithm("dapo"), terms=[KLPenalty(ConstantCoefficient(beta), "k3", "loss")]
+    )
     expected = theirs(trainer(folder, loss_type="dapo", epsilon_high=0.28, beta=beta), batch)[1]
     logits_BTV = batch.logits_BTV.clone().requires_grad_()
     now_BT = replace(batch, logits_BTV=logits_BTV).logprobs()
@@ -115,7 +117,7 @@ def updates_of_dapo(folder: str) -> Measured:
 def mean_of_entropy(folder: str) -> Measured:
     grpo, batch = algorithm("grpo"), draw(0, 3, 3)
     expected = theirs(trainer(folder, loss_type="grpo", entropy_coef=1.0), batch)[1]
-    with_bonus = replace(grpo, bonus=EntropyBonus(1.0))
+    with_bonus = replace(grpo, terms=[EntropyBonus(1.0)])
     plain, over_tokens = (
         replace(objective, reduction=TokenMean()) for objective in (grpo, with_bonus)
     )

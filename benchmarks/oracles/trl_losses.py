@@ -102,14 +102,14 @@ def _cases() -> Iterator[Case]:
         spread, constant = (1.0, True) if name == "cispo" else (0.3, False)
         yield Case(
             f"{name}, beta",
-            replace(objective, kl=penalty),
+            replace(objective, terms=[penalty]),
             options,
             spread=spread,
             constant=constant,
         )
-    gspo_kl = replace(gspo, kl=penalty)
+    gspo_kl = replace(gspo, terms=[penalty])
     yield Case("grpo, sequence, beta", gspo_kl, narrow | in_loss, spread=2e-3)
-    bonus = replace(dapo, bonus=EntropyBonus(0.1))
+    bonus = replace(dapo, terms=[EntropyBonus(0.1)])
     yield Case("dapo, entropy_coef", bonus, {"loss_type": "dapo", "entropy_coef": 0.1} | wide)
     yield Case("grpo, 2 micro-batches", grpo, {"loss_type": "grpo"}, "grpo", accumulate=2)
     yield Case(

@@ -44,7 +44,7 @@ class Path:
 
 def _paths() -> tuple[Path, ...]:
     grpo = algorithm("grpo")
-    penalised = replace(grpo, kl=KLPenalty(ConstantCoefficient(0.3), "k3", "loss"))
+    penalised = replace(grpo, terms=[KLPenalty(ConstantCoefficient(0.3), "k3", "loss")])
     sequence = {
         "loss_type": "grpo",
         "importance_sampling_level": "sequence",
@@ -185,7 +185,7 @@ def path_gradients(
         scores_of(rewards),
         torch.Generator(),
         updates=2,
-        reference=path.objective.kl is not None,
+        reference=path.objective.needs_reference,
     )
     for model in (made.model, network):
         move(model, 2, nudge)

@@ -13,6 +13,7 @@ from lightning_mpo import data, modules, policies, rewards, rollout, sampling
 from lightning_mpo.objective import (
     action_spaces,
     advantages,
+    block_weights,
     corrections,
     kl,
     reductions,
@@ -21,7 +22,6 @@ from lightning_mpo.objective import (
     supports,
     surrogates,
     terms,
-    value_loss,
 )
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.resume.metrics_csv import MetricsCSV
@@ -29,7 +29,7 @@ from lightning_mpo.resume.metrics_csv import MetricsCSV
 BASES: tuple[type, ...] = (
     supports.Support,
     action_spaces.ActionSpace,
-    action_spaces.BlockWeights,
+    block_weights.BlockWeights,
     segmenters.Segmenter,
     advantages.Advantage,
     surrogates.Surrogate,
@@ -37,6 +37,7 @@ BASES: tuple[type, ...] = (
     reductions.Reduction,
     corrections.Correction,
     kl.Controller,
+    terms.LossTerm,
     policies.Policy,
     policies.MTPHeads,
     policies.Critic,
@@ -47,15 +48,10 @@ BASES: tuple[type, ...] = (
 )
 """Base classes whose subclasses a configuration may name."""
 WITHOUT_BASE: tuple[type, ...] = (
-    kl.KLPenalty,
     rollout.DynamicSampling,
     policies.Lora,
     policies.Quantization,
     Objective,
-    terms.EntropyBonus,
-    terms.WeightPenalty,
-    terms.HeadUpkeep,
-    value_loss.ValueLoss,
     MetricsCSV,
 )
 """Classes that a configuration fills in and that have no base class of this package."""

@@ -60,10 +60,11 @@ def _rows(methods: Sequence[Method], page: Path | None = None) -> Iterator[tuple
     """Yield the cells of each row."""
     common = _common_choices(methods)
     for method in methods:
-        # choices that differ from the common ones
+        # choices that differ from the common ones; each loss term is a choice
         choices = [
-            _choice(axis, value)
+            _choice(axis, item)
             for axis, value in method.choices.items()
+            for item in (value if isinstance(value, list) else [value])
             if value != common.get(axis)
         ]
         paper = re.sub(
@@ -95,7 +96,7 @@ def _link(path: Path, page: Path | None) -> str:
 def _note(methods: Sequence[Method]) -> str:
     """Return the note below the table."""
     defaults = [
-        f"{axis} `{_choice(axis, value)}`" if value is not None else f"no {axis}"
+        f"no {axis}" if value in (None, []) else f"{axis} `{_choice(axis, value)}`"
         for axis, value in _common_choices(methods).items()
     ]
     note = f"Where a row says nothing else: {', '.join(defaults)}. " if defaults else ""
@@ -111,8 +112,9 @@ def _common_choices(methods: Sequence[Method]) -> dict[str, Any]:
         choices = [method.choices.get(axis) for method in methods]
         most_frequent = max(choices, key=choices.count)
         is_common = choices.count(most_frequent) >= NEARLY_ALL * len(methods)
-        if None in choices:
-            common[axis] = None
+        empty = [value for value in choices if value in (None, [])]
+        if empty:
+            common[axis] = empty[0]
         elif len(methods) >= MANY and is_common:
             common[axis] = most_frequent
     return common
@@ -123,8 +125,8 @@ def _choice(axis: str, value: Any) -> str:
 
     Numbers in front and plain words have no name; `null` and switches that are off are left out.
 
-    >>> _choice("critic", {"coef": 0.1, "clip": None})
-    'critic(0.1)'
+    >>> _choice("weights", {"coef": 0.1, "clip": None})
+    'weights(0.1)'
     >>> arguments = {"length": 3, "source": "mtp", "stride": 1, "mean": True}
     >>> _choice("actions", {"class_path": "Blocks", "init_args": arguments})
     'Blocks(3, mtp, stride 1, mean)'

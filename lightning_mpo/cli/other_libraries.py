@@ -34,20 +34,20 @@ OPTIONS = {
     "n_samples_per_prompt": "completions per prompt are `rollout.completions`",
     "n": "completions per prompt are `rollout.completions`",
     "beta": (
-        "it is `objective.kl: {controller: {class_path: ConstantCoefficient, init_args: "
-        "{coefficient: …}}}`"
+        "it is `coefficient` of `ConstantCoefficient`, the controller of a `KLPenalty` in "
+        "`objective.terms`"
     ),
     "kl_coef": (
-        "it is `objective.kl: {controller: {class_path: ConstantCoefficient, init_args: "
-        "{coefficient: …}}}`"
+        "it is `coefficient` of `ConstantCoefficient`, the controller of a `KLPenalty` in "
+        "`objective.terms`"
     ),
     "init_kl_coef": (
-        "it is `objective.kl: {controller: {class_path: AdaptiveCoefficient, init_args: "
-        "{coefficient: …}}}`"
+        "it is `coefficient` of `AdaptiveCoefficient`, the controller of a `KLPenalty` in "
+        "`objective.terms`"
     ),
     "target_kl": (
-        "it is `objective.kl: {controller: {class_path: AdaptiveCoefficient, init_args: "
-        "{target: …}}}`"
+        "it is `target` of `AdaptiveCoefficient`, the controller of a `KLPenalty` in "
+        "`objective.terms`"
     ),
     "epsilon": (
         "it is `objective.surrogate: {class_path: ClippedRatio, init_args: {low: …, high: …}}`"
@@ -74,12 +74,12 @@ OPTIONS = {
     "scale_rewards": (
         "it is `objective.advantage: {class_path: GroupRelative, init_args: {scale: …}}`"
     ),
-    "entropy_coef": "it is `objective.bonus: {coef: …}`",
+    "entropy_coef": "it is `coef` of an `EntropyBonus` in `objective.terms`",
     "top_entropy_quantile": (
         "it is `objective.selection: {class_path: HighEntropyTokens, init_args: {share: …}}`"
     ),
-    "ent_coef": "it is `objective.bonus: {coef: …}`",
-    "vf_coef": "it is `objective.critic: {coef: …, clip: …}`",
+    "ent_coef": "it is `coef` of an `EntropyBonus` in `objective.terms`",
+    "vf_coef": "it is `coef` of a `ValueLoss` in `objective.terms`",
     "gamma": "it is an argument of `objective.advantage`: GeneralizedAdvantage or ReturnToGo",
     "lam": "it is an argument of `objective.advantage: GeneralizedAdvantage`",
     "learning_rate": f"it is {_OPTIMIZER}",
@@ -155,7 +155,7 @@ OPTIONS = {
     "eval_dataset": "it is `data: {class_path: JsonLines, init_args: {validation: …}}`",
     "peft_config": "it is `lora` of a CausalPolicy",
     "quantization_config": "it is `quantization` of a CausalPolicy",
-    "ref_model": "the reference is the initial policy, kept where `objective.kl` is set",
+    "ref_model": "the reference is the initial policy, kept where `objective.terms` has a `KLPenalty`",
     "sync_ref_model": "it is the callback `ReferenceUpdate`",
     "ref_model_mixup_alpha": "it is `mixup` of the callback `ReferenceUpdate`",
     "ref_model_sync_steps": "it is `every` of the callback `ReferenceUpdate`, in rollouts",

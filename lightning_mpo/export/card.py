@@ -135,7 +135,9 @@ def _training(origin: Origin) -> dict[str, Any]:
     rewards = rollout.get("rewards") if "rewards" in rollout else None
     arguments = value_at(config, "model", "init_args") or {}
     checkpoint = value_at(arguments, "policy", "init_args", "checkpoint")
-    axes = {axis: value for axis, value in (origin.objective or {}).items() if value is not None}
+    axes = {
+        axis: value for axis, value in (origin.objective or {}).items() if value not in (None, [])
+    }
     optimizer = arguments.get("optimizer")
     return {
         "begun_from": checkpoint and "/".join(Path(checkpoint).parts[-2:]),

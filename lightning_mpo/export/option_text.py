@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mpo.export.origin import short
+from lightning_mpo.recipes.tree import is_list_of_classes
 
 CLASS_PATH = r"\w+(\.[a-z_]\w*)*\.[A-Z]\w*"
 
@@ -33,4 +34,6 @@ def option_text(value: Any) -> str:
             return Path(value).name
         text = short(value) if re.fullmatch(CLASS_PATH, value) else value
         return re.sub(r"\s+", " ", text).strip()
+    if is_list_of_classes(value):
+        return ", ".join(map(option_text, value))
     return json.dumps(value)

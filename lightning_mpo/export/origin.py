@@ -12,7 +12,7 @@ import yaml
 from lightning_mpo import recipes
 from lightning_mpo.errors import UserError
 from lightning_mpo.recipes.headers import Method, read
-from lightning_mpo.recipes.tree import options, value_at
+from lightning_mpo.recipes.tree import is_list_of_classes, options, value_at
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,12 @@ def short(value: Any) -> Any:
 
 
 def _choices(objective: Any) -> dict[str, Any]:
-    """Return each choice and each argument: `support` is `TopK`, `support.k` is 8."""
-    return {
-        path: short(value.get("class_path", "set")) if isinstance(value, dict) else value
-        for path, value in options(objective)
-        if value is not None
-    }
+    """Return choices and arguments: `support` is `TopK`, `support.k` is 8, `terms` "ValueLoss"."""
+    return {path: _name(value) for path, value in options(objective) if value not in (None, [])}
+
+
+def _name(value: Any) -> Any:
+    """Return a plain value, or the names of classes."""
+    if is_list_of_classes(value):
+        return ", ".join(short(item["class_path"]) for item in value)
+    return short(value.get("class_path", "set")) if isinstance(value, dict) else value

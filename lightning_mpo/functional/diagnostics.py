@@ -14,38 +14,6 @@ from lightning_mpo.functional.surrogates import safe_ratio
 
 
 @torch.no_grad()
-def clip_fraction(
-    log_ratios_BU: Tensor, advantages_BU: Tensor, *, low: float, high: float
-) -> Tensor:
-    """Mark the actions whose gradient the clip has stopped.
-
-        1 if (A > 0 and r > 1 + high) or (A < 0 and r < 1 - low), else 0      (docs/algorithms.md 5.2)
-
-    The fraction falls mechanically with the share of future tokens in a block [V] (docs/algorithms.md 15): it
-    is no evidence of better credit.
-
-    Args:
-        log_ratios_BU: log(π / π_old) of each action, shape ``[B, U]``, nats.
-        advantages_BU: Advantages of the actions, shape ``[B, U]``.
-        low: How far the ratio may fall below 1, in (0, 1).
-        high: How far the ratio may rise above 1.
-
-    Returns:
-        0 or 1 per action, shape ``[B, U]``; average with the weights of the actions.
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    >>> clip_fraction(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, -1.0]]), low=0.2, high=0.2)
-    tensor([[1., 0.]])
-    """
-    check(log_ratios_BU=log_ratios_BU, advantages_BU=advantages_BU)
-    above = (advantages_BU > 0) & (log_ratios_BU > math.log1p(high))
-    below = (advantages_BU < 0) & (log_ratios_BU < math.log1p(-low))
-    return (above | below).to(log_ratios_BU)
-
-
-@torch.no_grad()
 def weight_moments(log_weights: Tensor, mask: Tensor) -> Tensor:
     """Sum importance weights, their squares, and their number, ready to be added over batches.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.functional.shapes import check, same
-from lightning_mpo.functional.trust_regions import outside_trust_region
+from lightning_mpo.functional.trust_regions import outside_clip, outside_trust_region
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to this size before they are exponentiated, as in verl [C] (docs/algorithms.md 5)."""
@@ -184,9 +184,11 @@ def asymmetric_ratio(
             raise ValueError(f"`{name}` must be at least 1, got {cap}")
     log_ratios = logprobs_BT.detach() - old_logprobs_BT.detach()
     ratios, inverses = safe_ratio(log_ratios), safe_ratio(-log_ratios)
-    good = inverses.clamp(max=cap_positive) * ~((advantages_BT > 0) & (ratios > 1 + high))
-    bad = ratios.clamp(max=cap_negative) * (ratios >= 1 - low)
-    return -torch.where(advantages_BT < 0, bad, good) * advantages_BT * logprobs_BT
+    bounded = torch.where(
+        advantages_BT < 0, ratios.clamp(max=cap_negative), inverses.clamp(max=cap_positive)
+    )
+    inside = ~outside_clip(ratios, advantages_BT, low=low, high=high)
+    return -(bounded * inside) * advantages_BT * logprobs_BT
 
 
 def bounded_log_ratios(

@@ -1,4 +1,6 @@
-"""How far the distribution behind a token has moved since it was sampled, over what little of it is known.
+"""Which actions have left the trust region: by their ratio (a clip), or by the distance of distributions.
+
+Distances are over the few probabilities of a distribution that are known.
 
 The binary divergence knows the sampled token and all others, the bucketed one the most probable ids and all others
 (DPPO, arXiv:2602.04879 [P, C]; docs/algorithms.md 5.6). Both are lower bounds of the divergence over the vocabulary, of the
@@ -14,6 +16,45 @@ from lightning_mpo.functional.shapes import check, same
 
 CLOSEST_TO_CERTAIN = 1e-7
 """Probabilities count as at least this far from 0 and 1 in logarithms: float32 does not resolve more near 1."""
+
+
+def outside_clip(
+    ratios: Tensor,
+    advantages: Tensor,
+    *,
+    low: float | Tensor,
+    high: float | Tensor,
+    dual: float | None = None,
+) -> Tensor:
+    """Mark the actions whose gradient a clip has stopped: their ratio has gone too far in the direction of learning.
+
+        (A > 0 and r > 1 + high)   or   (A < 0 and (r < 1 - low or r > dual))             (docs/algorithms.md 5.2)
+
+    The share of such actions falls mechanically with the share of future tokens in a block [V] (docs/algorithms.md 15).
+    It is no evidence of better credit.
+
+    Args:
+        ratios: Ratios of actions, any shape.
+        advantages: Advantages of the actions, same shape.
+        low: How far a ratio may fall below 1, in (0, 1); one number, or one for each action.
+        high: How far a ratio may rise above 1, above 0; likewise.
+        dual: Largest ratio of an action with a negative advantage, above 1. None: no bound.
+
+    Returns:
+        Bool, same shape.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    >>> outside_clip(torch.tensor([[1.5, 1.5, 0.5]]), torch.tensor([[1.0, -1.0, -1.0]]), low=0.2, high=0.2)
+    tensor([[ True, False,  True]])
+    """
+    same(ratios=ratios, advantages=advantages)
+    above = (ratios > 1 + high) & (advantages > 0)
+    below = (ratios < 1 - low) & (advantages < 0)
+    if dual is not None:
+        below = below | ((ratios > dual) & (advantages < 0))
+    return above | below
 
 
 def binary_tv(logprobs: Tensor, behaviour_logprobs: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer import callbacks_of, data_of
 from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import has_vectors, make_optimizer, try_optimizer
+from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.supports import TopK
 from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups
 from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores
@@ -65,9 +67,9 @@ class PolicyOptimization(Stage):
         self.scheduler = scheduler
         self.learning_rates = rates
         self.score_tokens = score_tokens
-        self.keep_reference = objective.kl is not None or objective.support.from_reference
+        self.keep_reference = objective.needs_reference or objective.support.from_reference
         """Whether the reference is kept at all; callbacks that score it themselves ask for that."""
-        self.reference_every = 1 if objective.kl is not None else 0
+        self.reference_every = 1 if objective.needs_reference else 0
         """Rollouts from one scoring by the reference to the next; 0: none."""
         self.strict_loading = False  # checkpoints hold what is trained, not what is reloaded
         self._sums: Metrics = {}
@@ -108,7 +110,8 @@ class PolicyOptimization(Stage):
         self.policy.check(self.objective.request)
         self.objective.support.check(self.policy.vocabulary)
         self.objective.surrogate.check(self.policy.vocabulary)
-        if getattr(self.objective.support, "k", 0) == self.policy.vocabulary:
+        support = self.objective.support
+        if isinstance(support, TopK) and support.slots == self.policy.vocabulary:
             rank_zero_warn(
                 f"`TopK.k` is the whole vocabulary of {self.policy.vocabulary} tokens: nothing is left out"
             )
@@ -149,10 +152,9 @@ class PolicyOptimization(Stage):
     def configure_model(self) -> None:
         freeze = partial(self.policy.freeze_unused, self.objective.request)
         build_policy(self, self.policy, reference=self.keep_reference, freeze=freeze)
-        if self.objective.penalty is not None and not self._adapters():
-            rank_zero_warn(
-                "`objective.penalty` holds adapters small and the policy has none; give `policy.lora`"
-            )
+        for term in self.objective.terms:
+            if remark := term.remark(self.policy):
+                rank_zero_warn(remark)
         if (
             self.objective.actions.future
             and "mtp" in self.policy.cold_parts
@@ -218,25 +220,14 @@ class PolicyOptimization(Stage):
         loss, metrics = self.objective.loss(experience, scores, denominators)
         self._idle = self.skip_idle_updates and self.objective.idle(denominators)
         self._add(metrics | {"optim/idle": (torch.tensor(float(self._idle)), torch.ones(()))})
-        if self.objective.penalty is not None:
-            loss = loss + self._penalty(self.objective.penalty.coef)
+        weights_loss, metrics = self.objective.weights_loss(self.policy)
+        self._add(metrics)
+        if weights_loss is not None:  # a share, so that an update over all ranks holds it once
+            shares = self.trainer.accumulate_grad_batches * self.trainer.world_size
+            loss = loss + weights_loss / shares
         if batch["last_of_update"]:
             self._log_update()
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
-
-    def _adapters(self) -> list[torch.nn.Parameter]:
-        return [
-            w for name, w in self.policy.named_parameters() if w.requires_grad and "lora_" in name
-        ]
-
-    def _penalty(self, coef: float) -> Tensor:
-        """Return this micro-batch's share of the penalty, so that an update over all ranks holds it once."""
-        squares = sum(
-            (weight.float().square().sum() for weight in self._adapters()),
-            torch.zeros((), device=self.device),
-        )
-        self._add({"optim/adapter_square": (squares, torch.ones(()))})
-        return coef * squares / (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Let a stop that was asked for within an update wait for its end: gradients are in no checkpoint."""
@@ -297,8 +288,7 @@ class PolicyOptimization(Stage):
             name: value if name.startswith("loss/") else value / max(weight, 1e-8)
             for name, (value, weight) in zip(names, sums.tolist(), strict=True)
         }
-        if self.objective.critic is not None:
-            means = self.objective.critic.finish(means)
+        means = self.objective.finish(means)
         for name, value in (self._carried | means).items():
             self.log(name, value, on_step=True, prog_bar=name in self._progress_bar)
         self._sums = {}
@@ -334,8 +324,9 @@ class PolicyOptimization(Stage):
         checkpoint["rollout_metrics"] = dict(self._carried)
         checkpoint["progress_bar"] = sorted(self._progress_bar)
         checkpoint["mtp"] = self.policy.describe_heads()
-        if self.objective.kl is not None:
-            checkpoint["kl_coefficient"] = self.objective.kl.controller.coefficient
+        penalty = self.objective.term(KLPenalty)
+        if penalty is not None:
+            checkpoint["kl_coefficient"] = penalty.controller.coefficient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         mend_epoch_end(checkpoint)
@@ -344,5 +335,6 @@ class PolicyOptimization(Stage):
             return
         self._carried = checkpoint["rollout_metrics"]
         self._progress_bar |= set(checkpoint["progress_bar"])
-        if self.objective.kl is not None:
-            self.objective.kl.controller.coefficient = checkpoint["kl_coefficient"]
+        penalty = self.objective.term(KLPenalty)
+        if penalty is not None:
+            penalty.controller.restore(checkpoint["kl_coefficient"])

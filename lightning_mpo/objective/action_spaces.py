@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_mpo.checks import at_least, not_below, one_of, within
+from lightning_mpo.checks import at_least, one_of
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import actions as F
 from lightning_mpo.functional.segments import number_segments
+from lightning_mpo.objective.axes import Member
+from lightning_mpo.objective.block_weights import BlockWeights, FutureShare
 from lightning_mpo.objective.segmenters import Segmenter, check_segments
 from lightning_mpo.types import Rollout
 
@@ -45,13 +48,31 @@ class Actions:
     tokens: TokenTerms | None = None  # where every action is a token
 
 
-class ActionSpace(ABC):
+class ActionSpace(Member):
     """Groups tokens into actions. Nothing after it knows the granularity."""
 
     token_level: ClassVar[bool] = False
-    """True where every action is one token, so that probabilities of actions are those of tokens."""
-    future: int = 0
-    """M, the future offsets whose log-probs multi-token heads must provide; 0 asks for none."""
+    """True if every action is one token, so that probabilities of actions are those of tokens."""
+
+    @property
+    def one_per_response(self) -> bool:
+        """Whether a response is one action, which has one advantage."""
+        return False
+
+    @property
+    def future(self) -> int:
+        """M, the future offsets whose log-probs multi-token heads must provide; 0: none."""
+        return 0
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether `segment` reads entropies."""
+        return False
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether `segment` reads the texts of tokens."""
+        return False
 
     @abstractmethod
     def group(
@@ -71,13 +92,8 @@ class ActionSpace(ABC):
         """
         return None
 
-    needs_entropy: bool = False
-    """True where `segment` looks at entropies."""
-    needs_texts: bool = False
-    """True where `segment` looks at what tokens say."""
-
     def check(self, texts: Sequence[str]) -> None:
-        """Refuse a vocabulary that the space cannot work on; asked before a model is loaded, if `needs_texts`."""
+        """Refuse a vocabulary on which the space cannot work; called before a model is loaded, if `needs_texts`."""
 
     def actions(
         self,
@@ -90,11 +106,12 @@ class ActionSpace(ABC):
         log_ratios_BU, mask_BU, weights_BU = self.group(log_ratios, mask_BT, segments_BT)
         return Actions(log_ratios_BU, advantages_BT, mask_BU, weights_BU)
 
-    def weights(self, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """Return the tokens each action stands for, which depend on the mask alone. Shape `[B, U]`."""
+    def token_counts(self, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+        """Return how many tokens each action stands for; that depends on the mask alone. Shape `[B, U]`."""
         return self.group(torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT, segments_BT)[2]
 
 
+@dataclass(frozen=True)
 class TokenActions(ActionSpace):
     """Every token is an action: PPO, GRPO, DAPO."""
 
@@ -106,68 +123,7 @@ class TokenActions(ActionSpace):
         return log_ratios, mask_BT, mask_BT.float()
 
 
-class BlockWeights(ABC):
-    """The weights beta_0 … beta_{N-1} of a block's token log-ratios; they sum to 1."""
-
-    @abstractmethod
-    def weights(self, length: int) -> list[float]:
-        """Return one weight per offset."""
-
-
-class FutureShare(BlockWeights):
-    """`beta_0 = 1 - share`, the other offsets share the rest evenly: MPO-10 … MPO-40 [S, I] (docs/algorithms.md 3.3).
-
-    Args:
-        share: weight of the future tokens, probability in [0, 1); 0.2 by default [I].
-    """
-
-    def __init__(self, share: float = 0.2) -> None:
-        within("FutureShare", "[0, 1)", share=share)
-        self.share = share
-
-    def weights(self, length: int) -> list[float]:
-        return F.block_weights(length, self.share).tolist()
-
-
-class GeometricDecay(BlockWeights):
-    """`beta_n ∝ decay^n`, closest to the log-COP-TD discount that inspired the paper [I] (docs/algorithms.md 3.3).
-
-    Args:
-        decay: factor from one offset to the next, in (0, 1]; 1 gives uniform weights.
-    """
-
-    def __init__(self, decay: float = 0.5) -> None:
-        within("GeometricDecay", "(0, 1]", decay=decay)
-        self.decay = decay
-
-    def weights(self, length: int) -> list[float]:
-        return F.geometric_weights(length, self.decay).tolist()
-
-
-class ExplicitWeights(BlockWeights):
-    """The weights as given, not normalised: all ones give the exact product of the ratios (MPO Eq. 11 [S]).
-
-    Args:
-        values: one weight per offset.
-    """
-
-    def __init__(self, values: list[float]) -> None:
-        for value in values:
-            not_below("ExplicitWeights", 0, values=value)
-        if not any(values):
-            raise UserError(
-                f"`ExplicitWeights.values` must be non-negative and not all 0, got {values}"
-            )
-        self.values = values
-
-    def weights(self, length: int) -> list[float]:
-        if len(self.values) != length:
-            raise UserError(
-                f"`ExplicitWeights.values` must have one weight per offset ({length}), got {len(self.values)}"
-            )
-        return list(self.values)
-
-
+@dataclass(frozen=True)
 class BlockActions(ActionSpace):
     """N consecutive tokens are one action (MPO): `R_t = exp(Σ_n beta_n · ell_n(t))`, `ell_0` the token's own log-ratio.
 
@@ -186,39 +142,35 @@ class BlockActions(ActionSpace):
         ratio: "weighted" wants weights that sum to 1; "joint" takes them as they are.
     """
 
-    def __init__(
-        self,
-        weights: BlockWeights | None = None,
-        length: int = 3,
-        stride: int = 1,
-        tail: Literal["absorb", "renorm"] | None = None,
-        source: Literal["backbone", "mtp"] = "backbone",
-        ratio: Literal["weighted", "joint"] = "weighted",
-    ) -> None:
-        at_least("BlockActions", 1, most=LONGEST_BLOCK, length=length)
-        if stride not in (1, length):
+    weights: BlockWeights | None = None
+    length: int = 3
+    stride: int = 1
+    tail: Literal["absorb", "renorm"] | None = None
+    source: Literal["backbone", "mtp"] = "backbone"
+    ratio: Literal["weighted", "joint"] = "weighted"
+
+    def __post_init__(self) -> None:
+        at_least("BlockActions", 1, most=LONGEST_BLOCK, length=self.length)
+        if self.stride not in (1, self.length):
             raise UserError(
-                f"`BlockActions.stride` must be 1 or the block length {length}, got {stride}"
+                f"`BlockActions.stride` must be 1 or the block length {self.length}, got {self.stride}"
             )
-        self.length, self.stride, self.tail, self.source, self.ratio = (
-            length,
-            stride,
-            tail,
-            source,
-            ratio,
-        )
-        if weights is None:
-            self.weights_N = [1.0] * length if ratio == "joint" else FutureShare().weights(length)
-        else:
-            self.weights_N = weights.weights(length)
-        if ratio == "weighted" and abs(sum(self.weights_N) - 1) > 1e-6:
+        total = sum(self.weights_N)
+        if self.ratio == "weighted" and abs(total - 1) > 1e-6:
             raise UserError(
-                f"the weights of `BlockActions` must sum to 1, got {sum(self.weights_N):.4g}; set `ratio: joint` for a "
+                f"the weights of `BlockActions` must sum to 1, got {total:.4g}; set `ratio: joint` for a "
                 "product of ratios"
             )
 
+    @cached_property
+    def weights_N(self) -> list[float]:
+        """The betas, one per offset."""
+        if self.weights is not None:
+            return self.weights.weights(self.length)
+        return [1.0] * self.length if self.ratio == "joint" else FutureShare().weights(self.length)
+
     @property
-    def future(self) -> int:  # type: ignore[override]
+    def future(self) -> int:
         """M: the offsets that heads must score."""
         return self.length - 1 if self.source == "mtp" else 0
 
@@ -231,6 +183,7 @@ class BlockActions(ActionSpace):
         )
 
 
+@dataclass(frozen=True)
 class SequenceActions(ActionSpace):
     """The whole response is one action: GSPO.
 
@@ -245,13 +198,19 @@ class SequenceActions(ActionSpace):
         form: "sequence", or "token", which needs the mean.
     """
 
-    def __init__(self, mean: bool = True, form: Literal["sequence", "token"] = "sequence") -> None:
-        one_of("SequenceActions", ("sequence", "token"), form=form)
-        if form == "token" and not mean:
+    mean: bool = True
+    form: Literal["sequence", "token"] = "sequence"
+
+    def __post_init__(self) -> None:
+        one_of("SequenceActions", ("sequence", "token"), form=self.form)
+        if self.form == "token" and not self.mean:
             raise UserError(
                 "`SequenceActions.form: token` needs the mean log-ratio; use `mean: true`, or `form: sequence`"
             )
-        self.mean, self.form = mean, form
+
+    @property
+    def one_per_response(self) -> bool:
+        return self.form == "sequence"
 
     def group(
         self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
@@ -261,6 +220,7 @@ class SequenceActions(ActionSpace):
         return F.sequence_log_ratios(log_ratios, mask_BT, mean=self.mean)
 
 
+@dataclass(frozen=True)
 class SegmentActions(ActionSpace):
     """A block is whatever a segmenter cuts: a line, a sentence, a step between two hesitations.
 
@@ -277,24 +237,22 @@ class SegmentActions(ActionSpace):
         max_length: tokens; a longer block is cut into pieces of this many, the last one shorter. None: never.
     """
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        ratio: Literal["mean", "joint"] = "mean",
-        max_length: int | None = None,
-    ) -> None:
-        one_of("SegmentActions", ("mean", "joint"), ratio=ratio)
-        at_least("SegmentActions", 1, max_length=max_length)
-        self.segmenter, self.ratio, self.max_length = segmenter, ratio, max_length
+    segmenter: Segmenter
+    ratio: Literal["mean", "joint"] = "mean"
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("SegmentActions", ("mean", "joint"), ratio=self.ratio)
+        at_least("SegmentActions", 1, max_length=self.max_length)
 
     @property
-    def needs_entropy(self) -> bool:  # type: ignore[override]
-        """Whether the segmenter looks at entropies."""
+    def needs_entropy(self) -> bool:
+        """Whether the segmenter reads entropies."""
         return self.segmenter.needs_entropy
 
     @property
-    def needs_texts(self) -> bool:  # type: ignore[override]
-        """Whether the segmenter looks at what tokens say."""
+    def needs_texts(self) -> bool:
+        """Whether the segmenter reads the texts of tokens."""
         return self.segmenter.needs_texts
 
     def check(self, texts: Sequence[str]) -> None:

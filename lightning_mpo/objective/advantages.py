@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -12,14 +12,20 @@ from torch import Tensor
 from lightning_mpo.checks import one_of, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import advantages as F
+from lightning_mpo.objective.action_spaces import ActionSpace
+from lightning_mpo.objective.axes import Axes, Member
+from lightning_mpo.objective.reductions import Reduction, TokenMean
+from lightning_mpo.objective.selection import AllTokens, Selection
+from lightning_mpo.objective.supports import Support
+from lightning_mpo.objective.terms import LossTerm
 
 
 class Estimate(NamedTuple):
-    """What the rewards of a rollout come to."""
+    """The advantages of a rollout, and quantities that some estimators add."""
 
     advantages_BT: Tensor
-    returns_BT: Tensor | None = None  # what a critic is fitted to
-    weights_BT: Tensor | None = None  # what tokens weigh in the loss, 0: nothing; None: all alike
+    returns_BT: Tensor | None = None  # targets of a critic
+    weights_BT: Tensor | None = None  # of tokens in the loss, 0: left out; None: all alike
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Outcome:
         return values_B[:, None].expand(self.mask_BT.shape) * self.mask_BT
 
 
-class Advantage(ABC):
+class Advantage(Member):
     """Turns rewards into advantages."""
 
     compares_group: ClassVar[bool] = False
@@ -69,14 +75,18 @@ class Advantage(ABC):
     weighs_tokens: ClassVar[bool] = False
     """True where the estimate says how much single tokens weigh."""
 
-    by_token: bool = False
-    """True where the tokens of a response get different advantages."""
-
     to_go: ClassVar[bool] = False
     """True where a token's advantage is made of the rewards behind it, so that rewards of tokens tell them apart."""
 
-    whiten: bool = False
-    """Whether the advantages of a rollout, over all ranks, are given mean 0 and standard deviation 1 afterwards."""
+    @property
+    def by_token(self) -> bool:
+        """Whether the tokens of a response get different advantages."""
+        return False
+
+    @property
+    def whiten(self) -> bool:
+        """Whether the advantages of a rollout, over all ranks, are given mean 0 and standard deviation 1 afterwards."""
+        return False
 
     @abstractmethod
     def estimate(self, outcome: Outcome) -> Estimate:
@@ -90,7 +100,49 @@ class Advantage(ABC):
                 f"least 2, got {group_size}"
             )
 
+    def check_with(self, axes: Axes) -> None:
+        terms, actions = axes.all(LossTerm), axes[ActionSpace]
+        if self.needs_values and not any(term.request.values for term in terms):
+            raise UserError(
+                f"`{type(self).__name__}` takes a critic's values; add `ValueLoss` to `objective.terms`"
+            )
+        if self.weighs_tokens:
+            self._check_credit(axes)
+        by_token = self.by_token or (self.to_go and any(term.in_reward for term in terms))
+        if actions.one_per_response and by_token:
+            raise UserError(
+                f"`{type(actions).__name__}` takes one advantage for a response, and `{type(self).__name__}` gives its "
+                "tokens different ones; use `SequenceActions.form: token`"
+            )
 
+    def _check_credit(self, axes: Axes) -> None:
+        """Refuse members that would take away the tokens to which this advantage gives credit."""
+        name, actions, selection = type(self).__name__, axes[ActionSpace], axes[Selection]
+        support, reduction = axes[Support], axes[Reduction]
+        if not actions.token_level:
+            raise UserError(
+                f"`{name}` gives credit to single tokens; use `actions: TokenActions`, not `{type(actions).__name__}`"
+            )
+        if not isinstance(selection, AllTokens):
+            raise UserError(
+                f"`{name}` chooses its tokens itself; use `selection: AllTokens`, not `{type(selection).__name__}`"
+            )
+        if support.outside == "drop":
+            raise UserError(
+                f"`{name}` would lose branches to `{type(support).__name__}.outside: drop`; use `unite`"
+            )
+        if not isinstance(reduction, TokenMean):
+            raise UserError(
+                f"`{name}` lets each branch count once, which `{type(reduction).__name__}` would undo; use "
+                "`reduction: TokenMean`"
+            )
+        if self.whiten or any(term.in_reward for term in axes.all(LossTerm)):
+            raise UserError(
+                f"`{name}` compares rewards of responses; put the KL penalty into the loss"
+            )
+
+
+@dataclass(frozen=True)
 class GroupRelative(Advantage):
     """`(R - mean) / (std + 1e-4)` within the group (GRPO), or `R - mean` (Dr. GRPO).
 
@@ -102,12 +154,13 @@ class GroupRelative(Advantage):
 
     compares_group: ClassVar[bool] = True
 
-    def __init__(self, scale: Literal["std", "none", "batch"] = "std") -> None:
-        one_of("GroupRelative", ("std", "none", "batch"), scale=scale)
-        self.scale: Literal["std", "none", "batch"] = scale
+    scale: Literal["std", "none", "batch"] = "std"
+
+    def __post_init__(self) -> None:
+        one_of("GroupRelative", ("std", "none", "batch"), scale=self.scale)
 
     @property
-    def whiten(self) -> bool:  # type: ignore[override]
+    def whiten(self) -> bool:
         """Whether the module whitens afterwards."""
         return self.scale == "batch"
 
@@ -119,6 +172,7 @@ class GroupRelative(Advantage):
         return Estimate(outcome.spread(advantages_B))
 
 
+@dataclass(frozen=True)
 class LeaveOneOut(Advantage):
     """`R_i - mean of the others` (RLOO; docs/algorithms.md 4.2)."""
 
@@ -131,6 +185,7 @@ class LeaveOneOut(Advantage):
         return Estimate(outcome.spread(advantages_B))
 
 
+@dataclass(frozen=True)
 class ReturnToGo(Advantage):
     """The discounted return from a token on, without a baseline: REINFORCE, and whitened REINFORCE++.
 
@@ -146,12 +201,14 @@ class ReturnToGo(Advantage):
 
     to_go: ClassVar[bool] = True
 
-    def __init__(self, gamma: float = 1.0, whiten: bool = True) -> None:
-        within("ReturnToGo", "[0, 1]", gamma=gamma)
-        self.gamma, self.whiten = gamma, whiten
+    gamma: float = 1.0
+    whiten: bool = True
+
+    def __post_init__(self) -> None:
+        within("ReturnToGo", "[0, 1]", gamma=self.gamma)
 
     @property
-    def by_token(self) -> bool:  # type: ignore[override]
+    def by_token(self) -> bool:
         """Whether the discount tells the tokens apart."""
         return self.gamma != 1
 
@@ -163,6 +220,7 @@ class ReturnToGo(Advantage):
         return Estimate(advantages_BT)
 
 
+@dataclass(frozen=True)
 class GeneralizedAdvantage(Advantage):
     """Generalised advantage estimation from a critic's values (PPO); one completion per prompt is enough.
 
@@ -178,12 +236,15 @@ class GeneralizedAdvantage(Advantage):
     """
 
     needs_values: ClassVar[bool] = True
-    by_token: bool = True
+    by_token = True
     to_go: ClassVar[bool] = True
 
-    def __init__(self, gamma: float = 1.0, lam: float = 0.95, whiten: bool = True) -> None:
-        within("GeneralizedAdvantage", "[0, 1]", gamma=gamma, lam=lam)
-        self.gamma, self.lam, self.whiten = gamma, lam, whiten
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten: bool = True
+
+    def __post_init__(self) -> None:
+        within("GeneralizedAdvantage", "[0, 1]", gamma=self.gamma, lam=self.lam)
 
     def estimate(self, outcome: Outcome) -> Estimate:
         values_BT, valid_BT = outcome.values_BT, outcome.valid_BT
@@ -195,6 +256,7 @@ class GeneralizedAdvantage(Advantage):
         return Estimate(advantages_BT, torch.where(valid_BT, returns_BT, values_BT))
 
 
+@dataclass(frozen=True)
 class PrefixTree(Advantage):
     """Credit for the tokens at which the completions of a prompt part, and for no others (T-SPMO).
 
@@ -212,10 +274,9 @@ class PrefixTree(Advantage):
 
     compares_group: ClassVar[bool] = True
     weighs_tokens: ClassVar[bool] = True
-    by_token: bool = True
+    by_token = True
 
-    def __init__(self, count: bool = False) -> None:
-        self.count = count
+    count: bool = False
 
     def estimate(self, outcome: Outcome) -> Estimate:
         if outcome.tokens_BT is None:

@@ -1,58 +1,64 @@
-"""The axes of an algorithm, as one value."""
+"""What all members of axes share: they are shown by their options, and refuse members beside which they have no meaning.
+
+An axis is an abstract class, such as `Support`. A member is a frozen dataclass behind it, which checks its options in
+`__post_init__`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC
+from typing import TypeVar
 
-from lightning_mpo.objective.action_spaces import ActionSpace
-from lightning_mpo.objective.advantages import Advantage
-from lightning_mpo.objective.corrections import Correction
-from lightning_mpo.objective.kl import KLPenalty
-from lightning_mpo.objective.reductions import Reduction
-from lightning_mpo.objective.selection import Selection
-from lightning_mpo.objective.supports import Support
-from lightning_mpo.objective.surrogates import Surrogate
-from lightning_mpo.objective.terms import EntropyBonus, HeadUpkeep, WeightPenalty
-from lightning_mpo.objective.value_loss import ValueLoss
+Kind = TypeVar("Kind")
 
 
-@dataclass(frozen=True)
+class Member(ABC):  # noqa: B024  axes have the abstract methods
+    """A choice on an axis."""
+
+    def check_with(self, axes: Axes) -> None:
+        """Refuse members of other axes beside which this one has no meaning.
+
+        Args:
+            axes: all members of the objective.
+
+        Raises:
+            UserError: names both members and an alternative.
+        """
+
+    def __repr__(self) -> str:
+        """Return `Name(option=value, …)`; dataclasses bring the same of their own."""
+        options = (f"{k}={value!r}" for k, value in vars(self).items() if not k.startswith("_"))
+        return f"{type(self).__name__}({', '.join(options)})"
+
+
 class Axes:
-    """A choice on each axis. `Objective` composes them, and its docstring explains each field."""
+    """The members of an objective, found by their axis.
 
-    support: Support
-    actions: ActionSpace
-    advantage: Advantage
-    surrogate: Surrogate
-    selection: Selection
-    reduction: Reduction
-    correction: Correction | None = None
-    bonus: EntropyBonus | None = None
-    penalty: WeightPenalty | None = None
-    kl: KLPenalty | None = None
-    upkeep: HeadUpkeep | None = None
-    critic: ValueLoss | None = None
+    Args:
+        members: one for each axis that must have one, and any number of loss terms.
 
-    @property
-    def needs_entropy(self) -> bool:
-        """Whether an axis uses entropies at rollout weights."""
-        return (
-            self.actions.needs_entropy
-            or self.selection.needs_entropy
-            or self.surrogate.needs_entropy
-        )
+    Example:
+        >>> from lightning_mpo.objective.supports import Support, TopK
+        >>> Axes(TopK(8))[Support]
+        TopK(k=8, from_reference=False, outside='refuse')
+    """
 
-    @property
-    def needs_behaviour(self) -> bool:
-        """Whether the loss uses the sampler's log-probs; otherwise only the parity gate compares them."""
-        return self.surrogate.at_behaviour or self.correction is not None
+    def __init__(self, *members: Member) -> None:
+        self.members = members
 
-    @property
-    def kl_in_loss(self) -> bool:
-        """Whether the KL penalty is a term of the loss."""
-        return self.kl is not None and self.kl.place == "loss"
+    def __getitem__(self, axis: type[Kind]) -> Kind:
+        """Return the member of an axis that always has one."""
+        return self.all(axis)[0]
 
-    @property
-    def kl_in_reward(self) -> bool:
-        """Whether the KL penalty is subtracted from the rewards."""
-        return self.kl is not None and self.kl.place == "reward"
+    def all(self, kind: type[Kind]) -> tuple[Kind, ...]:
+        """Return all members of an axis or class, in their order."""
+        return tuple(member for member in self.members if isinstance(member, kind))
+
+    def check(self) -> None:
+        """Let every member refuse the others.
+
+        Raises:
+            UserError: two of them have no meaning together.
+        """
+        for member in self.members:
+            member.check_with(self)

@@ -1,18 +1,23 @@
-"""Axis "kl": what holds the policy near its reference (docs/algorithms.md 8)."""
+"""The loss term that holds the policy near its reference (docs/algorithms.md 8)."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Literal
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from lightning_mpo.checks import at_least, not_below, one_of, positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import divergences as F
+from lightning_mpo.objective.axes import Axes, Member
+from lightning_mpo.objective.supports import Support
+from lightning_mpo.objective.terms import LossBatch, LossTerm
+from lightning_mpo.scores import Metrics, ScoreRequest
 
 
-class Controller(ABC):
+class Controller(Member):
     """Sets the coefficient of the penalty from the divergence that was measured."""
 
     coefficient: float
@@ -21,7 +26,12 @@ class Controller(ABC):
     def update(self, divergence: float, rows: int) -> None:
         """Take the mean divergence of a rollout (nats per token) over `rows` responses."""
 
+    def restore(self, coefficient: float) -> None:
+        """Take the coefficient of a checkpoint."""
+        self.coefficient = coefficient
 
+
+@dataclass(frozen=True)
 class ConstantCoefficient(Controller):
     """The coefficient never changes.
 
@@ -29,14 +39,19 @@ class ConstantCoefficient(Controller):
         coefficient: factor of the penalty.
     """
 
-    def __init__(self, coefficient: float = 0.001) -> None:
-        not_below("ConstantCoefficient", 0, coefficient=coefficient)
-        self.coefficient = coefficient
+    coefficient: float = 0.001
+
+    def __post_init__(self) -> None:
+        not_below("ConstantCoefficient", 0, coefficient=self.coefficient)
 
     def update(self, divergence: float, rows: int) -> None:
         return
 
+    def restore(self, coefficient: float) -> None:
+        return
 
+
+@dataclass(eq=False)  # not frozen: the coefficient is state of the run, which checkpoints hold
 class AdaptiveCoefficient(Controller):
     """`coef ← coef · (1 + clip(KL / target - 1, ±0.2) · min(rows / horizon, 1))` (docs/algorithms.md 8.4).
 
@@ -48,21 +63,24 @@ class AdaptiveCoefficient(Controller):
         horizon: responses over which an error of 20 % changes the coefficient by 20 %.
     """
 
-    def __init__(self, target: float, coefficient: float = 0.1, horizon: int = 10_000) -> None:
-        positive("AdaptiveCoefficient", target=target)
-        at_least("AdaptiveCoefficient", 1, most=10**9, horizon=horizon)
-        positive("AdaptiveCoefficient", coefficient=coefficient, note=": 0 never moves")
-        self.coefficient, self.target, self.horizon = coefficient, target, horizon
+    target: float
+    coefficient: float = 0.1
+    horizon: int = 10_000
+
+    def __post_init__(self) -> None:
+        positive("AdaptiveCoefficient", target=self.target)
+        at_least("AdaptiveCoefficient", 1, most=10**9, horizon=self.horizon)
+        positive("AdaptiveCoefficient", coefficient=self.coefficient, note=": 0 never moves")
 
     def update(self, divergence: float, rows: int) -> None:
         error = min(max(divergence / self.target - 1, -0.2), 0.2)
-        share = min(
-            rows / self.horizon, 1.0
-        )  # a rollout far beyond the horizon would flip the coefficient's sign
+        # without the bound, a rollout far beyond the horizon would flip the coefficient's sign
+        share = min(rows / self.horizon, 1.0)
         self.coefficient *= 1 + error * share
 
 
-class KLPenalty:
+@dataclass(frozen=True)
+class KLPenalty(LossTerm):
     """A penalty on the divergence from the reference, on the distribution that is sampled from.
 
     Args:
@@ -75,20 +93,51 @@ class KLPenalty:
         UserError: an unknown estimator or place; k1 in the loss, whose expected gradient is zero.
     """
 
-    def __init__(
-        self,
-        controller: Controller,
-        estimator: Literal["k1", "k2", "k3", "exact"] = "k3",
-        place: Literal["loss", "reward"] = "loss",
-    ) -> None:
-        one_of("KLPenalty", ("k1", "k2", "k3", "exact"), estimator=estimator)
-        one_of("KLPenalty", ("loss", "reward"), place=place)
-        if estimator == "k1" and place == "loss":
+    controller: Controller
+    estimator: Literal["k1", "k2", "k3", "exact"] = "k3"
+    place: Literal["loss", "reward"] = "loss"
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        one_of("KLPenalty", ("k1", "k2", "k3", "exact"), estimator=self.estimator)
+        one_of("KLPenalty", ("loss", "reward"), place=self.place)
+        if self.estimator == "k1" and self.place == "loss":
             raise UserError(
                 "`KLPenalty` with estimator k1 in the loss has an expected gradient of zero; use `estimator: k3` (or "
                 "k2), or `place: reward`"
             )
-        self.controller, self.estimator, self.place = controller, estimator, place
+
+    @property
+    def request(self) -> ScoreRequest:
+        return ScoreRequest(support_logits=self.estimator == "exact")
+
+    @property
+    def in_reward(self) -> bool:
+        return self.place == "reward"
+
+    @property
+    def learns_alone(self) -> bool:
+        return self.place == "loss"
+
+    def check_with(self, axes: Axes) -> None:
+        if self.estimator == "exact" and axes[Support].slots is None:
+            raise UserError(
+                f"`KLPenalty.estimator: exact` sums over a support, and `objective.support` is "
+                f"{type(axes[Support]).__name__}; give a support such as TopK, or `estimator: k3`"
+            )
+
+    def loss(self, batch: LossBatch) -> tuple[Tensor, Metrics] | None:
+        experience, scores = batch.experience, batch.scores
+        if self.in_reward or experience.reference_logprobs_BT is None:
+            return None
+        divergence_BT = self.divergence(
+            scores.logprobs_BT,
+            experience.reference_logprobs_BT,
+            scores.support_logits_BTK,
+            experience.reference_logits_BTK,
+            experience.rollout.support_mask_BTK,
+        )
+        return self.controller.coefficient * batch.mean(divergence_BT), {}
 
     def divergence(
         self,

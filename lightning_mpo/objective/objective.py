@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.functional.reductions import weighted_sum
-from lightning_mpo.objective.action_spaces import Actions, TokenTerms
+from lightning_mpo.objective.action_spaces import Actions, ActionSpace, TokenActions, TokenTerms
+from lightning_mpo.objective.advantages import Advantage, GroupRelative
 from lightning_mpo.objective.axes import Axes
+from lightning_mpo.objective.corrections import Correction
+from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.loss_metrics import diagnose, diagnose_correction, diagnose_heads
-from lightning_mpo.objective.rules import check_composition
+from lightning_mpo.objective.reductions import Reduction, SequenceMean
+from lightning_mpo.objective.selection import AllTokens, Selection
+from lightning_mpo.objective.supports import FullVocabulary, Support
+from lightning_mpo.objective.surrogates import ClippedRatio, Surrogate
+from lightning_mpo.objective.terms import LossBatch, LossTerm
+from lightning_mpo.objective.value_loss import ValueLoss
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores
 from lightning_mpo.types import Experience
 
+SHIPPED_TERMS = (KLPenalty, ValueLoss)
+"""Loss terms in files of their own: a configuration finds classes by name only once their files are imported."""
+Term = TypeVar("Term", bound=LossTerm)
+
 
 @dataclass(frozen=True)
-class Objective(Axes):
-    """Composes the axes.
+class Objective:
+    """Composes the axes into a loss; without arguments it is GRPO.
 
     Args:
         support: over which part of the vocabulary the softmax is taken.
@@ -32,15 +48,30 @@ class Objective(Axes):
         selection: which tokens carry gradient.
         reduction: what is averaged over what.
         correction: weights for a sampler whose log-probs differ from the trainer's, or none.
-        bonus: entropy bonus, or none.
-        penalty: on the size of the weights, or none.
-        kl: what holds the policy near its reference, or none.
-        upkeep: what keeps multi-token heads on the policy, or none.
-        critic: loss of the critic, or none.
+        terms: further terms of the loss, such as `KLPenalty`, added in their order; one of a class.
     """
 
+    support: Support = FullVocabulary()
+    actions: ActionSpace = TokenActions()
+    advantage: Advantage = GroupRelative()
+    surrogate: Surrogate = ClippedRatio()
+    selection: Selection = AllTokens()
+    reduction: Reduction = SequenceMean()
+    correction: Correction | None = None
+    terms: Sequence[LossTerm] = ()
+
     def __post_init__(self) -> None:
-        check_composition(self)
+        terms = tuple(self.terms or ())
+        object.__setattr__(self, "terms", terms)
+        kinds = [type(term) for term in terms]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise UserError(f"`objective.terms` has two terms `{kind.__name__}`; give one")
+        corrections = () if self.correction is None else (self.correction,)
+        Axes(
+            *(*terms, self.advantage, self.surrogate, self.selection, *corrections),
+            *(self.support, self.actions, self.reduction),
+        ).check()
 
     @classmethod
     def from_file(cls, *names: str | Path, max_new_tokens: int | None = None) -> Objective:
@@ -63,9 +94,40 @@ class Objective(Axes):
         return parser.read_objective(names, max_new_tokens)
 
     def describe(self) -> str:
-        """Return the objective in one line, each axis with its arguments."""
-        parts = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
-        return " | ".join(f"{name} {_describe(part)}" for name, part in parts)
+        """Return the objective in one line, each axis with its options."""
+        axes = {item.name: getattr(self, item.name) for item in fields(self)}
+        axes["terms"] = ", ".join(map(repr, self.terms)) or None
+        return " | ".join(
+            f"{name} {'none' if member is None else member}" for name, member in axes.items()
+        )
+
+    def term(self, kind: type[Term]) -> Term | None:
+        """Return the loss term of a class, or None."""
+        return next((term for term in self.terms if isinstance(term, kind)), None)
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether an axis uses entropies at rollout weights."""
+        return (
+            self.actions.needs_entropy
+            or self.selection.needs_entropy
+            or self.surrogate.needs_entropy
+        )
+
+    @property
+    def needs_behaviour(self) -> bool:
+        """Whether the loss uses the sampler's log-probs; otherwise only the parity gate compares them."""
+        return self.surrogate.at_behaviour or self.correction is not None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the frozen reference must score each rollout."""
+        return any(term.needs_reference for term in self.terms)
+
+    @property
+    def changes_rewards(self) -> bool:
+        """Whether a term changes the rewards of single tokens."""
+        return any(term.in_reward for term in self.terms)
 
     def denominators(self, experience: Experience) -> Denominators:
         """Return these rows' part of the denominators; they do not depend on scores of the policy."""
@@ -78,23 +140,15 @@ class Objective(Axes):
 
     def idle(self, denominators: Denominators) -> bool:
         """Whether the gradient is zero: no token carries loss, or all advantages are 0 and no other loss term is on."""
-        others = (
-            self.kl_in_loss,
-            self.critic is not None,
-            self.penalty is not None,
-            self.bonus is not None and self.bonus.coef != 0,
-            self.upkeep is not None and self.upkeep.coef != 0,
-        )
-        return not bool(denominators.tokens) or (
-            not bool(denominators.credited) and not any(others)
-        )
+        others = any(term.learns_alone for term in self.terms)
+        return not bool(denominators.tokens) or not (bool(denominators.credited) or others)
 
     def _whole(self, experience: Experience) -> tuple[Tensor, Tensor]:
         """Return the weights in the denominators: per action and per token."""
         if self.selection.of_whole:
             whole_BT = experience.whole_mask_BT.to(experience.token_weights_BT)
             return whole_BT, whole_BT
-        weights_BU = self.actions.weights(experience.mask_BT, experience.segments_BT)
+        weights_BU = self.actions.token_counts(experience.mask_BT, experience.segments_BT)
         tokens_BT = experience.token_weights_BT * experience.mask_BT
         return self._weigh(weights_BU, experience), tokens_BT
 
@@ -105,14 +159,8 @@ class Objective(Axes):
     @property
     def request(self) -> ScoreRequest:
         """What the loss needs from the policy."""
-        return ScoreRequest(
-            entropy_grad=self.bonus is not None and self.bonus.coef != 0,
-            future=self.actions.future,
-            upkeep=self.upkeep is not None and self.upkeep.coef != 0,
-            values=self.critic is not None,
-            support_logits=self.kl is not None and self.kl.estimator == "exact",
-            candidates=self.surrogate.candidates > 0,
-        )
+        axes = ScoreRequest(future=self.actions.future, candidates=self.surrogate.candidates > 0)
+        return reduce(or_, (term.request for term in self.terms), axes)
 
     def loss(
         self, experience: Experience, scores: TokenScores, denominators: Denominators
@@ -134,38 +182,37 @@ class Objective(Axes):
         def mean(values_BT: Tensor) -> Tensor:
             return self._reduce(values_BT, tokens_BT, whole_BT, denominators.tokens)
 
-        if self.bonus is not None and self.bonus.coef:
-            loss = loss - self.bonus.coef * mean(scores.entropy_BT)
-        reference_BT = experience.reference_logprobs_BT
-        if reference_BT is not None:
-            if self.kl is not None and self.kl_in_loss:
-                divergence_BT = self.kl.divergence(
-                    scores.logprobs_BT,
-                    reference_BT,
-                    scores.support_logits_BTK,
-                    experience.reference_logits_BTK,
-                    experience.rollout.support_mask_BTK,
-                )
-                loss = loss + self.kl.controller.coefficient * mean(divergence_BT)
-            metrics["kl/reference"] = (
-                weighted_sum(k3(scores.logprobs_BT.detach(), reference_BT), tokens_BT, 1.0),
-                count,
-            )
-        if self.upkeep is not None and scores.upkeep_BTM is not None:
-            loss = loss - self.upkeep.coef * mean(scores.upkeep_BTM.mean(-1))
-        if self.critic is not None and scores.values_BT is not None:
-            if experience.returns_BT is None or experience.values_BT is None:
-                raise RuntimeError(
-                    "an objective with a critic needs values and returns in its experience"
-                )
-            errors_BT = self.critic.errors(
-                scores.values_BT, experience.values_BT, experience.returns_BT
-            )
-            loss = loss + self.critic.coef * mean(errors_BT)
-            metrics |= self.critic.measure(
-                errors_BT, scores.values_BT, experience.returns_BT, tokens_BT
-            )
+        batch = LossBatch(experience, scores, tokens_BT, mean)
+        for term in self.terms:
+            part = term.loss(batch)
+            if part is not None:
+                loss = loss + part[0]
+                metrics |= part[1]
+        if experience.reference_logprobs_BT is not None:
+            divergence_BT = k3(scores.logprobs_BT.detach(), experience.reference_logprobs_BT)
+            metrics["kl/reference"] = (weighted_sum(divergence_BT, tokens_BT, 1.0), count)
         return loss, metrics
+
+    def weights_loss(self, policy: nn.Module) -> tuple[Tensor | None, Metrics]:
+        """Return the loss of the policy's weights, which an update holds once, and metrics.
+
+        Args:
+            policy: the trained module.
+        """
+        loss: Tensor | None = None
+        metrics: Metrics = {}
+        for term in self.terms:
+            part = term.weights_loss(policy)
+            if part is not None:
+                loss = part[0] if loss is None else loss + part[0]
+                metrics |= part[1]
+        return loss, metrics
+
+    def finish(self, means: dict[str, float]) -> dict[str, float]:
+        """Return an update's metrics, completed by those that are no means over tokens."""
+        for term in self.terms:
+            means = term.finish(means)
+        return means
 
     def _surrogate(
         self,
@@ -219,10 +266,9 @@ class Objective(Axes):
             )
         if clipped_BU is not None and not self.actions.token_level:
             tokens = Actions(token_BT, experience.advantages_BT, mask_BT, mask_BT.float())
-            metrics["ratio/token_clip_fraction"] = (
-                self.surrogate.clipped(tokens).sum().float(),
-                count,
-            )  # type: ignore[union-attr]
+            clipped_BT = self.surrogate.clipped(tokens)
+            if clipped_BT is not None:
+                metrics["ratio/token_clip_fraction"] = (clipped_BT.sum().float(), count)
         if bounded is not log_ratios:
             bounded_BT = (
                 (bounded != log_ratios) if bounded.ndim == 2 else (bounded != log_ratios)[..., 0]
@@ -253,21 +299,3 @@ def _offsets(logprobs_BT: Tensor, future_BTM: Tensor | None) -> Tensor:
     return (
         logprobs_BT if future_BTM is None else torch.cat([logprobs_BT[..., None], future_BTM], -1)
     )
-
-
-def _describe(part: Any) -> str:
-    """Return `Name(argument=value, …)` from the attributes that a constructor stored."""
-    if part is None:
-        return "none"
-    arguments = ", ".join(
-        f"{key}={_value(value)}" for key, value in vars(part).items() if not key.startswith("_")
-    )
-    return f"{type(part).__name__}({arguments})" if arguments else type(part).__name__
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_value(v) for v in value) + "]"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return _describe(value) if type(value).__module__.startswith("lightning_mpo") else str(value)

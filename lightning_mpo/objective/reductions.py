@@ -8,14 +8,16 @@ responses where a selection asks for means that are unbiased (`whole_BU`).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lightning_mpo.checks import at_least
+from lightning_mpo.objective.axes import Member
 
 
-class Reduction(ABC):
+class Reduction(Member):
     """Averages losses with the denominator of the whole mini-batch. Rows without weight count nowhere."""
 
     @abstractmethod
@@ -32,6 +34,7 @@ class Reduction(ABC):
         """Return these rows' part of the denominator, a scalar that adds up over rows and ranks."""
 
 
+@dataclass(frozen=True)
 class TokenMean(Reduction):
     """`sum(w·loss) / sum(w)`: every token counts alike (DAPO)."""
 
@@ -42,6 +45,7 @@ class TokenMean(Reduction):
         return whole_BU.sum()
 
 
+@dataclass(frozen=True)
 class SequenceMean(Reduction):
     """The mean over non-empty rows of their `sum(w·loss) / sum(w)`: every response counts alike (GRPO, GSPO)."""
 
@@ -53,6 +57,7 @@ class SequenceMean(Reduction):
         return (whole_BU.sum(1) > 0).sum().to(whole_BU.dtype)
 
 
+@dataclass(frozen=True)
 class ConstantLength(Reduction):
     """`sum(w·loss) / (rows · length)`: no response is scaled by its own length (Dr. GRPO).
 
@@ -60,9 +65,10 @@ class ConstantLength(Reduction):
         length: tokens, usually `rollout.max_new_tokens`.
     """
 
-    def __init__(self, length: int) -> None:
-        at_least("ConstantLength", 1, length=length)
-        self.length = length
+    length: int
+
+    def __post_init__(self) -> None:
+        at_least("ConstantLength", 1, length=self.length)
 
     def coefficients(self, weights_BU: Tensor, whole_BU: Tensor | None = None) -> Tensor:
         return weights_BU

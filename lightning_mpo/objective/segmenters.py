@@ -5,8 +5,10 @@ The ratio of a segment is docs/algorithms.md 3.5.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,10 +16,11 @@ from torch import Tensor
 from lightning_mpo.checks import positive, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import segments as F
+from lightning_mpo.objective.axes import Member
 from lightning_mpo.types import Rollout
 
 
-class Segmenter(ABC):
+class Segmenter(Member):
     """Gives the tokens of each block a number.
 
     Write `segment` to cut by your own rule. A rule that says where blocks start is `starts_BT.long().cumsum(1)`. This one
@@ -57,13 +60,8 @@ class Segmenter(ABC):
     def check(self, texts: Sequence[str]) -> None:
         """Refuse a vocabulary in which nothing would be cut; asked before a model is loaded, if `needs_texts`."""
 
-    def __repr__(self) -> str:
-        arguments = (
-            f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_")
-        )
-        return f"{type(self).__name__}({', '.join(arguments)})"
 
-
+@dataclass(frozen=True)
 class DelimiterSegmenter(Segmenter):
     """A block ends with each token whose text contains a delimiter.
 
@@ -77,7 +75,10 @@ class DelimiterSegmenter(Segmenter):
 
     needs_texts = True
 
-    def __init__(self, delimiters: Sequence[str] = ("\n",)) -> None:
+    delimiters: Sequence[str] = ("\n",)
+
+    def __post_init__(self) -> None:
+        delimiters = self.delimiters
         if (
             isinstance(delimiters, str)
             or not delimiters
@@ -86,9 +87,12 @@ class DelimiterSegmenter(Segmenter):
             raise UserError(
                 f"`DelimiterSegmenter.delimiters` must be a list of texts, none of them empty, got {delimiters!r}"
             )
-        self.delimiters = tuple(delimiters)
-        self._texts: Sequence[str] = ()
-        self._ends_V = torch.zeros(0, dtype=torch.bool)
+        object.__setattr__(self, "delimiters", tuple(delimiters))
+
+    @cached_property
+    def _known_ends(self) -> dict[str, tuple[Sequence[str], Tensor]]:
+        """The vocabulary of the last call, and its tokens that end a block: a search of a second at 150,000 tokens."""
+        return {}
 
     def segment(self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]) -> Tensor:
         ends_BT = self.ends(texts).to(rollout.tokens_BL.device)[rollout.responses_BT].long()
@@ -103,20 +107,22 @@ class DelimiterSegmenter(Segmenter):
         Raises:
             UserError: no token contains any of the delimiters.
         """
-        if self._texts is not texts:
-            self._ends_V = torch.tensor(
+        known_texts, ends_V = self._known_ends.get("last", (None, torch.zeros(0)))
+        if known_texts is not texts:
+            ends_V = torch.tensor(
                 [any(d in text for d in self.delimiters) for text in texts], dtype=torch.bool
             )
-            self._texts = texts
-        if not self._ends_V.any():
-            found = ", ".join(map(repr, self.delimiters))
+            self._known_ends["last"] = (texts, ends_V)
+        if not ends_V.any():
+            listed = ", ".join(map(repr, self.delimiters))
             raise UserError(
-                f"no token of the vocabulary contains any of `DelimiterSegmenter.delimiters` ({found}), so nothing would "
-                "be cut; a delimiter must stand within one token: give a shorter or another one"
+                f"no token of the vocabulary contains any of `DelimiterSegmenter.delimiters` ({listed}), so nothing "
+                "would be cut; a delimiter must stand within one token: give a shorter or another one"
             )
-        return self._ends_V
+        return ends_V
 
 
+@dataclass(frozen=True)
 class EntropySegmenter(Segmenter):
     """A block starts where the policy hesitates: at tokens of high entropy, H_t = -Σ_v π(v | s_t) log π(v | s_t).
 
@@ -132,15 +138,17 @@ class EntropySegmenter(Segmenter):
 
     needs_entropy = True
 
-    def __init__(self, threshold: float | None = None, quantile: float | None = None) -> None:
-        if (threshold is None) == (quantile is None):
+    threshold: float | None = None
+    quantile: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.threshold is None) == (self.quantile is None):
             raise UserError(
                 "`EntropySegmenter` needs either `threshold` (nats) or `quantile`, "
-                f"got threshold={threshold} and quantile={quantile}"
+                f"got threshold={self.threshold} and quantile={self.quantile}"
             )
-        positive("EntropySegmenter", threshold=threshold)
-        within("EntropySegmenter", "[0, 1)", quantile=quantile)
-        self.threshold, self.quantile = threshold, quantile
+        positive("EntropySegmenter", threshold=self.threshold)
+        within("EntropySegmenter", "[0, 1)", quantile=self.quantile)
 
     def segment(self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]) -> Tensor:
         if entropy_BT is None:

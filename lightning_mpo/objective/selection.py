@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -11,19 +12,40 @@ from torch import Tensor
 from lightning_mpo.checks import at_least, one_of, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import selections as F
+from lightning_mpo.objective.action_spaces import ActionSpace
+from lightning_mpo.objective.axes import Axes, Member
+from lightning_mpo.objective.supports import Support
 
 
-class Selection(ABC):
+class Selection(Member):
     """Chooses tokens once per rollout. Tokens that are not chosen are not scored: neither head nor loss sees them."""
 
-    weighted: bool = False
-    """True where chosen tokens weigh other than 1, which has no meaning over actions of several tokens."""
-
-    of_whole: bool = False
-    """True where means are taken over all tokens of the response, chosen or not."""
-
     needs_entropy: ClassVar[bool] = False
-    """True where the choice depends on entropies at rollout weights."""
+    """True if the choice depends on entropies at rollout weights."""
+
+    @property
+    def weighted(self) -> bool:
+        """Whether chosen tokens weigh other than 1, which has no meaning over actions of several tokens."""
+        return False
+
+    @property
+    def of_whole(self) -> bool:
+        """Whether means are taken over all tokens of the response, chosen or not."""
+        return False
+
+    def check_with(self, axes: Axes) -> None:
+        actions, support = axes[ActionSpace], axes[Support]
+        if self.weighted and not actions.token_level:
+            raise UserError(
+                f"`{type(self).__name__}` weighs single tokens, which has no meaning over `{type(actions).__name__}`; "
+                "use `actions: TokenActions`"
+            )
+        if self.of_whole and support.outside == "drop":
+            raise UserError(
+                f"`{type(self).__name__}` takes means over whole responses, of which "
+                f"`{type(support).__name__}.outside: drop` takes tokens away; use `unite`"
+                + (", or `unbiased: false`" if self.weighted else "")
+            )
 
     @abstractmethod
     def choose(
@@ -38,6 +60,7 @@ class Selection(ABC):
         """
 
 
+@dataclass(frozen=True)
 class AllTokens(Selection):
     """Every response token, at weight 1."""
 
@@ -47,6 +70,7 @@ class AllTokens(Selection):
         return mask_BT.float()
 
 
+@dataclass(frozen=True)
 class SampledTokens(Selection):
     """The first tokens of each response, and some of those behind them by chance (S-GRPO).
 
@@ -66,36 +90,33 @@ class SampledTokens(Selection):
             expected loss is that of all tokens; needs `cap: null`.
     """
 
-    def __init__(
-        self,
-        prefix: int = 50,
-        cap: int | None = 100,
-        probability: float = 0.4,
-        cap_mode: Literal["scan", "uniform"] = "scan",
-        unbiased: bool = False,
-    ) -> None:
-        at_least("SampledTokens", 0, prefix=prefix)
-        at_least("SampledTokens", 1, cap=cap)
-        if cap is not None and cap < max(prefix, 1):
+    prefix: int = 50
+    cap: int | None = 100
+    probability: float = 0.4
+    cap_mode: Literal["scan", "uniform"] = "scan"
+    unbiased: bool = False
+
+    def __post_init__(self) -> None:
+        at_least("SampledTokens", 0, prefix=self.prefix)
+        at_least("SampledTokens", 1, cap=self.cap)
+        if self.cap is not None and self.cap < max(self.prefix, 1):
             raise UserError(
-                f"`SampledTokens.cap` must be at least 1 and not below `prefix` ({prefix}), got {cap}"
+                f"`SampledTokens.cap` must be at least 1 and not below `prefix` ({self.prefix}), got {self.cap}"
             )
-        within("SampledTokens", "(0, 1]", probability=probability)
-        one_of("SampledTokens", ("scan", "uniform"), cap_mode=cap_mode)
-        if unbiased and cap is not None:
+        within("SampledTokens", "(0, 1]", probability=self.probability)
+        one_of("SampledTokens", ("scan", "uniform"), cap_mode=self.cap_mode)
+        if self.unbiased and self.cap is not None:
             raise UserError(
                 "`SampledTokens.unbiased` needs `cap: null`: with a cap the probability of a token is not known"
             )
-        self.prefix, self.cap, self.probability, self.cap_mode = prefix, cap, probability, cap_mode
-        self.unbiased = unbiased
 
     @property
-    def weighted(self) -> bool:  # type: ignore[override]
+    def weighted(self) -> bool:
         """Whether later tokens weigh more."""
         return self.unbiased
 
     @property
-    def of_whole(self) -> bool:  # type: ignore[override]
+    def of_whole(self) -> bool:
         """Whether means are over whole responses."""
         return self.unbiased
 
@@ -119,6 +140,7 @@ class SampledTokens(Selection):
         return weights_BT
 
 
+@dataclass(frozen=True)
 class HighEntropyTokens(Selection):
     """The tokens of each response at which the policy was least certain.
 
@@ -132,11 +154,12 @@ class HighEntropyTokens(Selection):
     """
 
     needs_entropy: ClassVar[bool] = True
-    of_whole: bool = True
+    of_whole = True
 
-    def __init__(self, share: float = 0.2) -> None:
-        within("HighEntropyTokens", "(0, 1]", share=share)
-        self.share = share
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        within("HighEntropyTokens", "(0, 1]", share=self.share)
 
     def choose(
         self, mask_BT: Tensor, generator: torch.Generator, entropy_BT: Tensor | None = None

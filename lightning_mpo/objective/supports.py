@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Literal
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from lightning_mpo.checks import at_least, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import supports as F
+from lightning_mpo.objective.axes import Member
 
 Outside = Literal["refuse", "unite", "drop"]
 
 
-class Support(ABC):
+class Support(Member):
     """Chooses the tokens of one step. The rollout stores the choice; every later pass replays it."""
 
     from_reference: bool = False
     """Whether the frozen reference ranks the tokens, instead of the policy that samples."""
     outside: Outside = "refuse"
     """What becomes of a sampled token that its stored support lacks."""
+
+    @property
+    def slots(self) -> int | None:
+        """Ids that are stored per step; None: the support is the whole vocabulary, and none is stored."""
+        return None
 
     @abstractmethod
     def select(self, logits_BV: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -34,6 +41,7 @@ class Support(ABC):
         """Refuse a support that the vocabulary cannot hold."""
 
 
+@dataclass(frozen=True)
 class FullVocabulary(Support):
     """The ordinary softmax."""
 
@@ -42,31 +50,36 @@ class FullVocabulary(Support):
 
 
 class PromisingTokens(Support):
-    """What the truncated supports have in common.
+    """A support of the most probable tokens, which truncates the vocabulary.
 
-    Args:
-        slots: ids that are stored per step.
-        from_reference: rank by the frozen reference, an ablation: the paper's abstract speaks of "base model" priors, a
-            summary of "current policy" ranks. The default, the policy at rollout time, is the only reading under which
-            the ratio's support condition holds by construction [I] (docs/algorithms.md 2.2). Costs a second pass per token.
-        outside: a token that the sampler drew from outside its stored support, as an external engine may, is refused;
-            or united with the support and counted; or united, counted and left without loss [I] (docs/algorithms.md 2.4).
+    A subclass has these fields besides the one that `slots_name` names:
+
+    * `from_reference`: rank by the frozen reference, an ablation: the paper's abstract speaks of "base model" priors, a
+      summary of "current policy" ranks. The default, the policy at rollout time, is the only reading under which the
+      ratio's support condition holds by construction [I] (docs/algorithms.md 2.2). Costs a second pass per token.
+    * `outside`: a token that the sampler drew from outside its stored support, as an external engine may, is refused;
+      or united with the support and counted; or united, counted and left without loss [I] (docs/algorithms.md 2.4).
     """
 
-    slots_name = "k"
+    slots_name: ClassVar[str]
+    """The field that holds the number of slots."""
 
-    def __init__(self, slots: int, from_reference: bool, outside: Outside) -> None:
-        at_least(type(self).__name__, 1, **{self.slots_name: slots})
-        self.from_reference, self.outside = from_reference, outside
+    def __post_init__(self) -> None:
+        at_least(type(self).__name__, 1, **{self.slots_name: self.slots})
+
+    @property
+    def slots(self) -> int:
+        return int(vars(self)[self.slots_name])
 
     def check(self, vocabulary: int) -> None:
-        slots = getattr(self, self.slots_name)
-        if slots > vocabulary:
+        if self.slots > vocabulary:
             raise UserError(
-                f"`{type(self).__name__}.{self.slots_name}` must be at most the vocabulary size {vocabulary}, got {slots}"
+                f"`{type(self).__name__}.{self.slots_name}` must be at most the vocabulary size {vocabulary}, got "
+                f"{self.slots}"
             )
 
 
+@dataclass(frozen=True)
 class TopK(PromisingTokens):
     """The k most probable tokens (RLPT).
 
@@ -78,16 +91,17 @@ class TopK(PromisingTokens):
         outside: what becomes of a sampled token that its support lacks.
     """
 
-    def __init__(
-        self, k: int = 16, from_reference: bool = False, outside: Outside = "refuse"
-    ) -> None:
-        self.k = k
-        super().__init__(k, from_reference, outside)
+    slots_name: ClassVar[str] = "k"
+
+    k: int = 16
+    from_reference: bool = False
+    outside: Outside = "refuse"
 
     def select(self, logits_BV: Tensor) -> tuple[Tensor, None]:
         return F.top_k(logits_BV, self.k), None
 
 
+@dataclass(frozen=True)
 class Nucleus(PromisingTokens):
     """The smallest set of most probable tokens with mass p, at most `max_k` of them: a support of varying size.
 
@@ -101,23 +115,22 @@ class Nucleus(PromisingTokens):
         outside: what becomes of a sampled token that its support lacks.
     """
 
-    slots_name = "max_k"
+    slots_name: ClassVar[str] = "max_k"
 
-    def __init__(
-        self,
-        p: float = 0.95,
-        max_k: int = 32,
-        from_reference: bool = False,
-        outside: Outside = "refuse",
-    ) -> None:
-        within("Nucleus", "(0, 1]", p=p)
-        self.p, self.max_k = p, max_k
-        super().__init__(max_k, from_reference, outside)
+    p: float = 0.95
+    max_k: int = 32
+    from_reference: bool = False
+    outside: Outside = "refuse"
+
+    def __post_init__(self) -> None:
+        within("Nucleus", "(0, 1]", p=self.p)
+        super().__post_init__()
 
     def select(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
         return F.nucleus(logits_BV, self.p, self.max_k)
 
 
+@dataclass(frozen=True)
 class MinP(PromisingTokens):
     """The tokens that are at least `ratio` times as probable as the most probable one, at most `max_k` of them.
 
@@ -131,18 +144,16 @@ class MinP(PromisingTokens):
         outside: what becomes of a sampled token that its support lacks.
     """
 
-    slots_name = "max_k"
+    slots_name: ClassVar[str] = "max_k"
 
-    def __init__(
-        self,
-        ratio: float = 0.05,
-        max_k: int = 32,
-        from_reference: bool = False,
-        outside: Outside = "refuse",
-    ) -> None:
-        within("MinP", "(0, 1]", ratio=ratio)
-        self.ratio, self.max_k = ratio, max_k
-        super().__init__(max_k, from_reference, outside)
+    ratio: float = 0.05
+    max_k: int = 32
+    from_reference: bool = False
+    outside: Outside = "refuse"
+
+    def __post_init__(self) -> None:
+        within("MinP", "(0, 1]", ratio=self.ratio)
+        super().__post_init__()
 
     def select(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
         return F.min_p(logits_BV, self.ratio, self.max_k)

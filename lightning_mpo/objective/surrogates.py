@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,29 +13,41 @@ from lightning_mpo.checks import above, at_least, not_below, one_of, positive, w
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import surrogates as F
 from lightning_mpo.functional.selections import highest
-from lightning_mpo.functional.trust_regions import outside_trust_region, trust_divergence
-from lightning_mpo.objective.action_spaces import Actions
+from lightning_mpo.functional.trust_regions import (
+    outside_clip,
+    outside_trust_region,
+    trust_divergence,
+)
+from lightning_mpo.objective.action_spaces import Actions, ActionSpace
+from lightning_mpo.objective.axes import Axes, Member
 from lightning_mpo.objective.loss_metrics import measure_trust
+from lightning_mpo.objective.selection import AllTokens, Selection
 from lightning_mpo.scores import Metrics
 
 
-class Surrogate(ABC):
+class Surrogate(Member):
     """A loss per action, to be minimised, unreduced."""
 
-    needs_token_actions: bool = False
-    """True where the loss needs what only single tokens have (`TokenTerms`); other action spaces are then refused."""
-
-    needs_entropy: bool = False
-    """True where it needs the entropies at rollout weights."""
-
     at_behaviour: ClassVar[bool] = False
-    """True where ratios are against the sampler's own log-probs, and not against those that the trainer recomputes."""
+    """True if ratios are against the sampler's log-probs, and not against those that the trainer recomputes."""
 
     on_policy: ClassVar[bool] = False
-    """True where the loss is meant for the weights that sampled, so that a second update on a rollout is biased."""
+    """True if the loss is meant for the weights that sampled, so that a second update on a rollout is biased."""
 
-    candidates: int = 0
-    """K, the most probable ids whose log-probs the sampler must record; 0 asks for none."""
+    @property
+    def needs_token_actions(self) -> bool:
+        """Whether the loss needs `TokenTerms`, which only single tokens have; other actions are then refused."""
+        return False
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether the loss needs the entropies at rollout weights."""
+        return False
+
+    @property
+    def candidates(self) -> int:
+        """K, the most probable ids whose log-probs the sampler must record; 0: none."""
+        return 0
 
     def bound(self, log_ratios: Tensor, advantages_BT: Tensor) -> Tensor:
         """Bound the log-ratios of tokens before they are grouped into actions; most surrogates bound actions only."""
@@ -49,13 +62,22 @@ class Surrogate(ABC):
         return None
 
     def measure(self, actions: Actions) -> Metrics:
-        """Return metrics of its own, as sums that add up."""
+        """Return metrics of this surrogate alone, as sums that add up."""
         return {}
 
     def check(self, vocabulary: int) -> None:
-        """Refuse what the vocabulary cannot hold; asked before a model is loaded."""
+        """Refuse options that the vocabulary cannot hold; called before a model is loaded."""
+
+    def check_with(self, axes: Axes) -> None:
+        actions = axes[ActionSpace]
+        if self.needs_token_actions and not actions.token_level:
+            raise UserError(
+                f"`{type(self).__name__}` needs probabilities of single tokens and has no meaning over "
+                f"`{type(actions).__name__}`; use `actions: TokenActions`"
+            )
 
 
+@dataclass(frozen=True)
 class PolicyGradient(Surrogate):
     """`-A·log R`: the plain policy gradient, without weights or a trust region (REINFORCE). Meant for one update a rollout."""
 
@@ -65,6 +87,7 @@ class PolicyGradient(Surrogate):
         return F.policy_gradient(actions.log_ratios_BU, actions.advantages_BU)
 
 
+@dataclass(frozen=True)
 class ClippedRatio(Surrogate):
     """`-min(R·A, clip(R, 1 - low, 1 + high)·A)`, with an optional dual clip for negative advantages (PPO).
 
@@ -76,11 +99,14 @@ class ClippedRatio(Surrogate):
         dual: cap c > 1 on the ratio where the advantage is negative (verl takes 3 [C]); None: no cap.
     """
 
-    def __init__(self, low: float = 0.2, high: float = 0.2, dual: float | None = None) -> None:
-        within("ClippedRatio", "(0, 1)", low=low)
-        positive("ClippedRatio", high=high)
-        above("ClippedRatio", 1, dual=dual)
-        self.low, self.high, self.dual = low, high, dual
+    low: float = 0.2
+    high: float = 0.2
+    dual: float | None = None
+
+    def __post_init__(self) -> None:
+        within("ClippedRatio", "(0, 1)", low=self.low)
+        positive("ClippedRatio", high=self.high)
+        above("ClippedRatio", 1, dual=self.dual)
 
     def loss(self, actions: Actions) -> Tensor:
         return F.clipped_ratio(
@@ -92,17 +118,10 @@ class ClippedRatio(Surrogate):
         )
 
     def clipped(self, actions: Actions) -> Tensor:
-        ratio_BU, advantages_BU = (
-            F.safe_ratio(actions.log_ratios_BU.detach()),
-            actions.advantages_BU,
-        )
-        above = (ratio_BU > 1 + self.high) & (advantages_BU > 0)
-        below = (ratio_BU < 1 - self.low) & (advantages_BU < 0)
-        if self.dual is not None:
-            below = below | ((ratio_BU > self.dual) & (advantages_BU < 0))
-        return (above | below) & actions.mask_BU
+        return _outside_clip(actions, self.low, self.high, self.dual)
 
 
+@dataclass(frozen=True)
 class ClippedWeight(Surrogate):
     """`-sg(clip(R, 1 - low, 1 + high))·A·log R`: the weight is bounded, and no action loses its gradient (CISPO).
 
@@ -114,16 +133,19 @@ class ClippedWeight(Surrogate):
         high: how far it may rise above 1, positive; 4 is TRL's recommended cap of 5 [C].
     """
 
-    def __init__(self, low: float = 1.0, high: float = 4.0) -> None:
-        within("ClippedWeight", "(0, 1]", low=low)
-        positive("ClippedWeight", high=high)
-        self.low, self.high = low, high
+    low: float = 1.0
+    high: float = 4.0
+
+    def __post_init__(self) -> None:
+        within("ClippedWeight", "(0, 1]", low=self.low)
+        positive("ClippedWeight", high=self.high)
 
     def loss(self, actions: Actions) -> Tensor:
         now_BU, old_BU = _as_logprobs(actions)
         return F.clipped_weight(now_BU, old_BU, actions.advantages_BU, low=self.low, high=self.high)
 
 
+@dataclass(frozen=True)
 class AsymmetricRatio(Surrogate):
     """`-sg(M·w)·A·log R` with w = min(1/R, cap) for good actions and min(R, cap) for bad ones (ASPO).
 
@@ -140,27 +162,33 @@ class AsymmetricRatio(Surrogate):
             (0, 1); 0.4 in the released code [C]. None: one clip for all, as in the paper [P].
     """
 
-    def __init__(
-        self,
-        low: float = 0.2,
-        high: float = 0.2,
-        cap_positive: float = 3.0,
-        cap_negative: float = 3.0,
-        wide: float | None = None,
-    ) -> None:
-        within("AsymmetricRatio", "(0, 1)", low=low, wide=wide)
-        positive("AsymmetricRatio", high=high)
-        not_below("AsymmetricRatio", 1, cap_positive=cap_positive, cap_negative=cap_negative)
-        self.low, self.high, self.wide = low, high, wide
-        self.cap_positive, self.cap_negative = cap_positive, cap_negative
+    low: float = 0.2
+    high: float = 0.2
+    cap_positive: float = 3.0
+    cap_negative: float = 3.0
+    wide: float | None = None
+
+    def __post_init__(self) -> None:
+        within("AsymmetricRatio", "(0, 1)", low=self.low, wide=self.wide)
+        positive("AsymmetricRatio", high=self.high)
+        not_below("AsymmetricRatio", 1, cap_positive=self.cap_positive)
+        not_below("AsymmetricRatio", 1, cap_negative=self.cap_negative)
+
+    def check_with(self, axes: Axes) -> None:
+        super().check_with(axes)
+        if self.wide is not None and not isinstance(axes[Selection], AllTokens):
+            raise UserError(
+                "`AsymmetricRatio.wide` is for the most uncertain tokens of whole responses; use `selection: "
+                f"AllTokens`, not `{type(axes[Selection]).__name__}`, or `wide: null`"
+            )
 
     @property
-    def needs_token_actions(self) -> bool:  # type: ignore[override]
+    def needs_token_actions(self) -> bool:
         """Whether entropies of tokens decide the clip."""
         return self.wide is not None
 
     @property
-    def needs_entropy(self) -> bool:  # type: ignore[override]
+    def needs_entropy(self) -> bool:
         """Whether entropies of tokens decide the clip."""
         return self.wide is not None
 
@@ -170,7 +198,9 @@ class AsymmetricRatio(Surrogate):
         if actions.tokens is None or actions.tokens.old_entropy_BT is None:
             raise RuntimeError("`AsymmetricRatio.wide` needs the entropies at rollout weights")
         uncertain_BT = highest(actions.tokens.old_entropy_BT, actions.mask_BU, share=0.2)
-        return tuple(torch.where(uncertain_BT, self.wide, bound) for bound in (self.low, self.high))  # type: ignore[return-value]
+        low_BT = torch.where(uncertain_BT, self.wide, self.low)
+        high_BT = torch.where(uncertain_BT, self.wide, self.high)
+        return low_BT, high_BT
 
     def loss(self, actions: Actions) -> Tensor:
         now_BU, old_BU = _as_logprobs(actions)
@@ -186,16 +216,10 @@ class AsymmetricRatio(Surrogate):
         )
 
     def clipped(self, actions: Actions) -> Tensor:
-        low, high = self._clip(actions)
-        ratio_BU, advantages_BU = (
-            F.safe_ratio(actions.log_ratios_BU.detach()),
-            actions.advantages_BU,
-        )
-        above = (ratio_BU > 1 + high) & (advantages_BU > 0)
-        below = (ratio_BU < 1 - low) & (advantages_BU < 0)
-        return (above | below) & actions.mask_BU
+        return _outside_clip(actions, *self._clip(actions))
 
 
+@dataclass(frozen=True)
 class BoundedTokens(Surrogate):
     """`-R·A` over log-ratios of tokens that were bounded where the objective would grow, before they were grouped (GMPO).
 
@@ -209,9 +233,11 @@ class BoundedTokens(Surrogate):
         high: bound from above, nats, positive; 0.4.
     """
 
-    def __init__(self, low: float = 0.4, high: float = 0.4) -> None:
-        positive("BoundedTokens", low=low, high=high)
-        self.low, self.high = low, high
+    low: float = 0.4
+    high: float = 0.4
+
+    def __post_init__(self) -> None:
+        positive("BoundedTokens", low=self.low, high=self.high)
 
     def bound(self, log_ratios: Tensor, advantages_BT: Tensor) -> Tensor:
         advantages = (
@@ -225,6 +251,7 @@ class BoundedTokens(Surrogate):
         return -F.safe_ratio(actions.log_ratios_BU) * actions.advantages_BU
 
 
+@dataclass(frozen=True)
 class DivergenceMask(Surrogate):
     """`-sg(M·min(r, cap))·A·log π`: a token stops learning once its distribution has moved too far (DPPO).
 
@@ -245,23 +272,20 @@ class DivergenceMask(Surrogate):
     needs_token_actions = True
     at_behaviour: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        delta: float = 0.15,
-        delta_up: float | None = None,
-        divergence: Literal["tv", "kl"] = "tv",
-        cap: float | None = 5.0,
-        top_k: int | None = None,
-    ) -> None:
-        positive("DivergenceMask", delta=delta, delta_up=delta_up)
-        one_of("DivergenceMask", ("tv", "kl"), divergence=divergence)
-        not_below("DivergenceMask", 1, cap=cap)
-        at_least("DivergenceMask", 1, top_k=top_k)
-        self.delta, self.delta_up, self.divergence = delta, delta_up, divergence
-        self.cap, self.top_k = cap, top_k
+    delta: float = 0.15
+    delta_up: float | None = None
+    divergence: Literal["tv", "kl"] = "tv"
+    cap: float | None = 5.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        positive("DivergenceMask", delta=self.delta, delta_up=self.delta_up)
+        one_of("DivergenceMask", ("tv", "kl"), divergence=self.divergence)
+        not_below("DivergenceMask", 1, cap=self.cap)
+        at_least("DivergenceMask", 1, top_k=self.top_k)
 
     @property
-    def candidates(self) -> int:  # type: ignore[override]
+    def candidates(self) -> int:
         """How many ids the sampler records."""
         return self.top_k or 0
 
@@ -302,6 +326,15 @@ class DivergenceMask(Surrogate):
             )
 
 
+def _outside_clip(
+    actions: Actions, low: float | Tensor, high: float | Tensor, dual: float | None = None
+) -> Tensor:
+    """Return the actions whose ratio has left the clip range, so that they have no gradient."""
+    ratios_BU = F.safe_ratio(actions.log_ratios_BU.detach())
+    stopped_BU = outside_clip(ratios_BU, actions.advantages_BU, low=low, high=high, dual=dual)
+    return stopped_BU & actions.mask_BU
+
+
 def _as_logprobs(actions: Actions) -> tuple[Tensor, Tensor]:
-    """Return log-probs of actions up to a constant, which no gradient knows of: those at rollout weights are set to 0."""
+    """Return log-probs of actions up to a constant without gradient: those at rollout weights are set to 0."""
     return actions.log_ratios_BU, actions.log_ratios_BU.new_zeros(actions.log_ratios_BU.shape)

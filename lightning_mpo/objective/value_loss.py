@@ -1,4 +1,4 @@
-"""Axis "critic": how values are fitted to returns (docs/algorithms.md 10)."""
+"""The loss term of a critic: how values are fitted to returns (docs/algorithms.md 10)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_mpo.checks import not_below, positive
+from lightning_mpo.errors import UserError
 from lightning_mpo.functional.reductions import weighted_sum
 from lightning_mpo.functional.values import explained_variance, value_errors
+from lightning_mpo.objective.advantages import Advantage
+from lightning_mpo.objective.axes import Axes
+from lightning_mpo.objective.terms import LossBatch, LossTerm
+from lightning_mpo.scores import Metrics, ScoreRequest
 
 
 @dataclass(frozen=True)
-class ValueLoss:
+class ValueLoss(LossTerm):
     """Fits the critic to the returns (PPO2's clipped form [C]; docs/algorithms.md 10).
 
         coef · mean_t ½ max((V - R)², (V_old + clip(V - V_old, ±clip) - R)²)
@@ -28,8 +33,29 @@ class ValueLoss:
     clip: float | None = 0.2
 
     def __post_init__(self) -> None:
-        not_below("critic", 0, coef=self.coef)
-        positive("critic", clip=self.clip, note="; null clips nothing")
+        not_below("ValueLoss", 0, coef=self.coef)
+        positive("ValueLoss", clip=self.clip, note="; null clips nothing")
+
+    @property
+    def request(self) -> ScoreRequest:
+        return ScoreRequest(values=True)
+
+    def check_with(self, axes: Axes) -> None:
+        if not axes[Advantage].needs_values:
+            raise UserError(
+                f"`ValueLoss` fits values that `{type(axes[Advantage]).__name__}` does not use; take it out of "
+                "`objective.terms`, or set `advantage: GeneralizedAdvantage`"
+            )
+
+    def loss(self, batch: LossBatch) -> tuple[Tensor, Metrics] | None:
+        values_BT, experience = batch.scores.values_BT, batch.experience
+        if values_BT is None:
+            return None
+        if experience.returns_BT is None or experience.values_BT is None:
+            raise RuntimeError("`ValueLoss` needs values and returns in its experience")
+        errors_BT = self.errors(values_BT, experience.values_BT, experience.returns_BT)
+        metrics = self.measure(errors_BT, values_BT, experience.returns_BT, batch.weights_BT)
+        return self.coef * batch.mean(errors_BT), metrics
 
     def errors(self, values_BT: Tensor, old_BT: Tensor, returns_BT: Tensor) -> Tensor:
         """Return the error of each token, unreduced."""
@@ -37,8 +63,8 @@ class ValueLoss:
 
     def measure(
         self, errors_BT: Tensor, values_BT: Tensor, returns_BT: Tensor, tokens_BT: Tensor
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return what can be said of the critic, as (sum, count) over tokens: see `finish`."""
+    ) -> Metrics:
+        """Return the critic's metrics, as (sum, count) over tokens: see `finish`."""
         values_BT = values_BT.detach()
         squares_BT = (values_BT - returns_BT).square()
         measured = {
@@ -47,9 +73,8 @@ class ValueLoss:
             "value/return": returns_BT,
             "value/return_square": returns_BT.square(),
         }
-        if (
-            self.clip is not None
-        ):  # where the clipped error is the larger one, the value learns nothing
+        # where the clipped error is the larger one, the value learns nothing
+        if self.clip is not None:
             measured["value/clip_fraction"] = (errors_BT.detach() > 0.5 * squares_BT).to(squares_BT)
         return {
             name: (weighted_sum(part_BT, tokens_BT, 1.0), tokens_BT.sum())

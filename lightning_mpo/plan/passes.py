@@ -20,7 +20,7 @@ from lightning_mpo.types import Rollout
 
 def support_size(support: Support) -> int:
     """Return the most ids that a support stores at a token; 0: it stores none."""
-    return getattr(support, "k", None) or getattr(support, "max_k", None) or 0
+    return support.slots or 0
 
 
 class Passes:

@@ -30,9 +30,7 @@ def refuse_unserved(request: ScoreRequest, mtp: MTPHeads | None, critic: Critic 
             f"future offsets, but {available}"
         )
     if request.values and critic is None:
-        raise UserError(
-            "`objective.critic` needs `policy.critic`: give `ValueHead`, say (-c critic)"
-        )
+        raise UserError("`ValueLoss` needs `policy.critic`: give `ValueHead`, say (-c critic)")
 
 
 def refuse_narrow_weights(dtype: torch.dtype, lora: Lora | None) -> None:

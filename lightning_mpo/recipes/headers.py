@@ -19,10 +19,12 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.recipes import with_includes
 from lightning_mpo.recipes.tree import options, value_at
 from lightning_mpo.recipes.yaml_files import read_mapping
 
@@ -45,7 +47,7 @@ class Method:
 
     path: Path
     header: dict[str, str]  # by field; the description stands under ""
-    choices: dict[str, Any]  # by axis, as in the file
+    choices: dict[str, Any]  # by axis, of the file laid over those that it includes
 
 
 def read(path: Path) -> Method:
@@ -54,15 +56,24 @@ def read(path: Path) -> Method:
     Raises:
         UserError: the file has no objective, or its header lacks a field or does not agree with it.
     """
-    content = read_mapping(path)
-    text = path.read_text(encoding="utf-8-sig")
-    choices = value_at(content, "model", "init_args", "objective")
-    if not isinstance(choices, dict):
+    parts = with_includes(path)
+    layers = [value_at(read_mapping(part), "model", "init_args", "objective") for part in parts]
+    if not isinstance(layers[-1], dict):
         raise UserError(f"{path} sets no `model.init_args.objective`, so it is not an algorithm")
-    method = Method(path, _header(path, text), choices)
+    header = _header(path, path.read_text(encoding="utf-8-sig"))
+    method = Method(path, header, reduce(_overlay, filter(None, layers)))
     _check_tags(method)
     _check_values(method)
     return method
+
+
+def _overlay(below: Any, above: Any) -> Any:
+    """Lay options over others key by key, as the parser does; classes and lists are replaced."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    if "class_path" in above and above["class_path"] != below.get("class_path"):
+        return above
+    return below | {key: _overlay(below.get(key), inner) for key, inner in above.items()}
 
 
 def is_number(value: Any) -> bool:

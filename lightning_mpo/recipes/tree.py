@@ -41,7 +41,8 @@ def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 def options(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield each option by its dotted path, without `class_path` and `init_args`.
 
-    A class and a mapping are options, and their arguments follow. A list is one value.
+    A class and a mapping are options, and their arguments follow. A list is one value; the arguments
+    of its classes follow under the names of these.
 
     Example:
         >>> top_k = {"class_path": "objective.supports.TopK", "init_args": {"k": 8}}
@@ -54,3 +55,15 @@ def options(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         arguments = (tree.get("init_args") or {}) if "class_path" in tree else tree
         for key, value in arguments.items():
             yield from options(value, f"{path}.{key}" if path else str(key))
+    elif is_list_of_classes(tree):
+        for item in tree:
+            name = item["class_path"].rsplit(".", 1)[-1]
+            for key, value in (item.get("init_args") or {}).items():
+                yield from options(value, f"{path}.{name}.{key}")
+
+
+def is_list_of_classes(tree: Any) -> bool:
+    """Return whether a value is a list of classes with options, such as loss terms."""
+    return isinstance(tree, list) and all(
+        isinstance(item, dict) and "class_path" in item for item in tree
+    )

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.admission import admit
@@ -230,7 +231,7 @@ class Collector:
 
     def _steer_penalty(self, experience: Experience) -> dict[str, float]:
         """Show the controller of a KL penalty how far the policy is from its reference; return its coefficient."""
-        kl, values = self.objective.kl, divergence_from_reference(experience)
+        kl, values = self.objective.term(KLPenalty), divergence_from_reference(experience)
         if kl is None or values is None:
             return {}
         kl.controller.update(

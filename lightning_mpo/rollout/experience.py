@@ -12,6 +12,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.objective.advantages import Estimate, Outcome
+from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.ranks import Total
@@ -59,7 +60,7 @@ def build_experience(
     texts = scorer.policy.token_texts if objective.actions.needs_texts else ()
     return Experience(
         rollout=rollout,
-        rewards_B=(rewards_BT.sum(1) if objective.kl_in_reward else rewards_B).float(),
+        rewards_B=(rewards_BT.sum(1) if objective.changes_rewards else rewards_B).float(),
         valid_B=valid_B if scored_B is None else valid_B & scored_B.to(valid_B.device),
         advantages_BT=estimate.advantages_BT.float(),
         token_weights_BT=weights_BT,
@@ -68,7 +69,7 @@ def build_experience(
         old_future_BTM=old.future_BTM if old is not None and updates > 1 else None,
         reference_logprobs_BT=None if base is None else base.logprobs_BT,
         reference_logits_BTK=base.support_logits_BTK
-        if base is not None and objective.kl_in_loss
+        if base is not None and not objective.changes_rewards
         else None,
         values_BT=None if old is None else old.values_BT,
         returns_BT=None if estimate.returns_BT is None else estimate.returns_BT.float(),
@@ -133,9 +134,9 @@ def _score(
 ) -> _Passes:
     recompute = updates > 1 and not objective.surrogate.at_behaviour
     others = (
-        objective.kl_in_reward,
+        objective.changes_rewards,
         objective.needs_entropy,
-        objective.critic,
+        objective.request.values,
         objective.correction,
     )
     old = reference = None
@@ -167,10 +168,10 @@ def _token_rewards(
     objective: Objective, rollout: Rollout, rewards_B: Tensor, passes: _Passes
 ) -> Tensor:
     """Place the rewards at the last tokens, less the divergence from the reference where that is part of them."""
-    mask_BT, kl = rollout.response_mask_BT, objective.kl
+    mask_BT, kl = rollout.response_mask_BT, objective.term(KLPenalty)
     rewards_BT = at_last_token(rewards_B, mask_BT)
     old, reference = passes.old, passes.reference
-    if kl is None or not objective.kl_in_reward or old is None or reference is None:
+    if kl is None or not kl.in_reward or old is None or reference is None:
         return rewards_BT
     divergence_BT = kl.divergence(
         old.logprobs_BT,

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective.action_spaces import FutureShare, SequenceActions, TokenActions
+from lightning_mpo.objective.action_spaces import SequenceActions, TokenActions
+from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.scores import ScoreRequest
 from tests.support.builders import naive_logprobs
 from tests.support.mpo_scripts import common, signal_to_noise

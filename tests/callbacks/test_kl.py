@@ -63,7 +63,7 @@ def test_tracking_changes_no_weight(tmp_path):
 def test_it_moves_an_adaptive_coefficient_by_the_measured_divergence(tmp_path):
     controller = AdaptiveCoefficient(target=1e-3, coefficient=0.1, horizon=64)
     run = fit(
-        tmp_path, callbacks=[KLTracking()], objective=make_objective(kl=KLPenalty(controller)), max_steps=4,
+        tmp_path, callbacks=[KLTracking()], objective=make_objective(terms=[KLPenalty(controller)]), max_steps=4,
         module={"optimizer": adam(2e-2)},
     )  # fmt: skip
     expected, coefficient = [], 0.1
@@ -82,17 +82,17 @@ def test_it_moves_when_nobody_watches(tmp_path):
     watched = fit(
         tmp_path,
         callbacks=[KLTracking()],
-        objective=make_objective(kl=kl[0]),
+        objective=make_objective(terms=[kl[0]]),
         max_steps=4,
         module=module,
     )
-    alone = fit(tmp_path, objective=make_objective(kl=kl[1]), max_steps=4, module=module)
+    alone = fit(tmp_path, objective=make_objective(terms=[kl[1]]), max_steps=4, module=module)
     assert kl[0].controller.coefficient == kl[1].controller.coefficient != 0.1
     assert alone.record.column("kl/coefficient") == watched.record.column("kl/coefficient")
 
 
 def test_a_constant_coefficient_stays(tmp_path):
-    objective = make_objective(kl=KLPenalty(ConstantCoefficient(0.3)))
+    objective = make_objective(terms=[KLPenalty(ConstantCoefficient(0.3))])
     run = fit(tmp_path, callbacks=[KLTracking()], objective=objective, max_steps=2)
     assert run.record.column("kl/coefficient") == pytest.approx([0.3, 0.3])
 

@@ -37,7 +37,7 @@ def unloadable() -> CausalPolicy:
 
 def test_a_run_without_a_reference_is_refused_before_a_model_is_loaded(tmp_path):
     with pytest.raises(
-        UserError, match="nothing here asks for one: give `objective.kl`, `KLTracking` or `Report`"
+        UserError, match="nothing here asks for one: give `KLPenalty` in `objective.terms`"
     ):
         fit(tmp_path, callbacks=[ReferenceUpdate(1)], policy=unloadable())
     trainer = make_trainer(tmp_path, [ReferenceUpdate(1), KLTracking()])
@@ -57,7 +57,7 @@ def test_who_asks_for_the_reference_may_stand_behind_it(tmp_path, asks):
 
 
 def test_policies_of_another_kind_are_refused():
-    objective = make_objective(kl=KLPenalty(ConstantCoefficient(0.2)))
+    objective = make_objective(terms=[KLPenalty(ConstantCoefficient(0.2))])
     module = PolicyOptimization(torch.nn.Identity(), objective)
     with pytest.raises(UserError, match="`ReferenceUpdate` needs a `CausalPolicy`, got Identity"):
         ReferenceUpdate(1).setup(SimpleNamespace(callbacks=[], strategy=None), module, "fit")
@@ -65,7 +65,7 @@ def test_policies_of_another_kind_are_refused():
 
 def test_shards_are_refused(tmp_path):
     module = PolicyOptimization(
-        unloadable(), make_objective(kl=KLPenalty(ConstantCoefficient(0.2)))
+        unloadable(), make_objective(terms=[KLPenalty(ConstantCoefficient(0.2))])
     )
     trainer = SimpleNamespace(callbacks=[], strategy=ModelParallelStrategy())
     with pytest.raises(

@@ -21,7 +21,7 @@ def train(folder, policy, *, update=None, ckpt_path=None, **options) -> Run:
     """Five rollouts of two updates each; the reference moves before the third and the fifth."""
     update = update or ReferenceUpdate(every=2, mixup=0.5)
     objective = make_objective(
-        support=TopK(6, from_reference=True), kl=KLPenalty(ConstantCoefficient(0.2))
+        support=TopK(6, from_reference=True), terms=[KLPenalty(ConstantCoefficient(0.2))]
     )
     return run(
         folder, policy, update, updates=9, callbacks=[ExactResume(), _saving(folder)], objective=objective,
@@ -91,7 +91,7 @@ def test_a_rollout_that_begins_twice_moves_the_reference_once(tmp_path):
 def test_nor_does_a_rollout_that_begins_again_after_a_resume(tmp_path, whole):
     done, folder, make = whole
     update = ReferenceUpdate(every=2, mixup=0.5)
-    module = PolicyOptimization(make(), make_objective(kl=KLPenalty(ConstantCoefficient(0.2))))
+    module = PolicyOptimization(make(), make_objective(terms=[KLPenalty(ConstantCoefficient(0.2))]))
     module.policy.build(device=torch.device("cpu"), reference=True)
     update.setup(SimpleNamespace(callbacks=[], strategy=None), module, "fit")
     update.load_state_dict(

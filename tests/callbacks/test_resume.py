@@ -45,7 +45,7 @@ def train(
         **{
             "policy": CausalPolicy(source, lora=Lora(rank=2, alpha=4, dropout=0.2)),
             "objective": make_objective(
-                support=TopK(6), kl=KLPenalty(AdaptiveCoefficient(0.01, horizon=16))
+                support=TopK(6), terms=[KLPenalty(AdaptiveCoefficient(0.01, horizon=16))]
             ),
             "rollout": {"minibatches": 2},
             "module": {

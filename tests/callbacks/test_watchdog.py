@@ -72,7 +72,7 @@ def test_no_reward_variance_with_a_critic(tmp_path, reward, sentences):
     """Advantages are never 0 then: whitening blows the critic's errors up."""
     found = said(
         tmp_path, [reward], rollout={"prompts": 12, "completions": 1}, policy=make_policy(critic=ValueHead()),
-        objective=make_objective(advantage=GeneralizedAdvantage(), critic=ValueLoss()),
+        objective=make_objective(advantage=GeneralizedAdvantage(), terms=[ValueLoss()]),
     )  # fmt: skip
     assert found == sentences * [
         "all completions of the last 2 rollouts have the reward 0.25, so nothing is learnt except from errors of the critic: "

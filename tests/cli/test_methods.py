@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from lightning_mpo.cli import methods
 from lightning_mpo.errors import UserError
@@ -40,8 +39,9 @@ def test_a_file_has_a_whole_header_that_agrees_with_it(path):
     assert max(map(len, path.read_text().splitlines())) <= 132
 
 
-def numbers(value: Any, *path: str) -> Iterator[tuple[str, ...]]:
-    for key, inner in value.items() if isinstance(value, dict) else ():
+def numbers(value: Any, *path: str | int) -> Iterator[tuple[str | int, ...]]:
+    pairs = value.items() if isinstance(value, dict) else ()
+    for key, inner in enumerate(value) if isinstance(value, list) else pairs:
         yield from numbers(inner, *path, key)
         if headers.is_number(inner):
             yield (*path, key)
@@ -80,9 +80,14 @@ def test_a_row_says_every_choice_that_does_not_go_without_saying():
     assert list(rows) == [path.stem for path in ALGORITHMS]
     assert {len(row) for row in rows.values()} == {len(methods.COLUMNS)}
     for path in ALGORITHMS:
-        objective = yaml.safe_load(path.read_text())["model"]["init_args"]["objective"]
         choices = rows[path.stem][1]
-        for axis, choice in objective.items():
+        objective = read(path).choices
+        pairs = [
+            (axis, item)
+            for axis, choice in objective.items()
+            for item in (choice or [None] if isinstance(choice, list) else [choice])
+        ]
+        for axis, choice in pairs:
             if isinstance(choice, dict):
                 said = choice.get("class_path", axis)
                 assert f"`{said}(" in choices or f"`{said}`" in choices
@@ -98,7 +103,7 @@ def test_rows_by_hand():
         rows["dapo"][1]
         == "`TokenActions`, `GroupRelative(std)`, `ClippedRatio(0.2, 0.28)`, `TokenMean`"
     )
-    assert rows["ppo"][1].endswith("`TokenMean`, `critic(0.1, 0.2)`")
+    assert rows["ppo"][1].endswith("`TokenMean`, `ValueLoss(0.1, 0.2)`")
     assert rows["mpo_rlpt"][1].startswith(
         "`TopK(16, refuse)`, `BlockActions(3, weights FutureShare(0.2), stride 1, mtp, weighted)`, `GroupRelative"
     )

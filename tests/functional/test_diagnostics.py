@@ -7,7 +7,6 @@ import torch
 
 from lightning_mpo.functional.diagnostics import (
     clip_distance,
-    clip_fraction,
     clustered_mean,
     effective_sample_size,
     jackknife_error,
@@ -15,20 +14,12 @@ from lightning_mpo.functional.diagnostics import (
     signal_and_noise,
     weight_moments,
 )
-from lightning_mpo.functional.surrogates import clipped_ratio
+from lightning_mpo.functional.surrogates import safe_ratio
+from lightning_mpo.functional.trust_regions import outside_clip
 
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def test_clip_fraction_marks_the_actions_without_gradient():
-    log_ratios, advantages = (randn(50, 4) / 2).requires_grad_(), randn(50, 4, seed=1)
-    clipped_ratio(log_ratios, advantages, low=0.2, high=0.3).sum().backward()
-    marks = clip_fraction(log_ratios, advantages, low=0.2, high=0.3)
-    assert torch.equal(marks == 1, log_ratios.grad == 0)
-    assert 0.1 < float(marks.mean()) < 0.9
-    assert not marks.requires_grad
 
 
 def test_effective_sample_size_is_the_definition_and_adds_up():
@@ -50,9 +41,8 @@ def test_a_clip_stops_what_has_gone_further(epsilon):
     log_ratios, advantages = randn(40, 5) / 2, randn(40, 5, seed=1)
     advantages[:, 0] = 0
     stopped = clip_distance(log_ratios, advantages) > epsilon
-    assert torch.equal(
-        stopped, clip_fraction(log_ratios, advantages, low=epsilon, high=epsilon) == 1
-    )
+    ratios = safe_ratio(log_ratios)
+    assert torch.equal(stopped, outside_clip(ratios, advantages, low=epsilon, high=epsilon))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.3])
@@ -120,4 +110,4 @@ def test_messages_name_the_argument():
     with pytest.raises(TypeError, match="`mask` must be bool"):
         weight_moments(randn(3), randn(3))
     with pytest.raises(ValueError, match=r"`advantages_BU` must have shape \[B=2, U=3\]"):
-        clip_fraction(randn(2, 3), randn(2, 2), low=0.2, high=0.2)
+        clip_distance(randn(2, 3), randn(2, 2))

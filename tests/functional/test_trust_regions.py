@@ -8,12 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.surrogates import clipped_ratio, divergence_mask
+from lightning_mpo.functional.surrogates import (
+    asymmetric_ratio,
+    clipped_ratio,
+    divergence_mask,
+    safe_ratio,
+)
 from lightning_mpo.functional.trust_regions import (
     binary_kl,
     binary_tv,
     bucket_kl,
     bucket_tv,
+    outside_clip,
     outside_trust_region,
 )
 from tests.support.builders import relative_error, seeded
@@ -184,3 +190,37 @@ def test_bad_options_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             divergence_mask(now, then, advantages, **options)
+
+
+# --- the clip ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dual", [None, 1.5])
+def test_the_clip_marks_the_actions_without_gradient(dual):
+    log_ratios = torch.randn(50, 4, generator=seeded(0), dtype=torch.float64) / 2
+    advantages = torch.randn(50, 4, generator=seeded(1), dtype=torch.float64)
+    options = {"low": 0.2, "high": 0.3, "dual": dual}
+    log_ratios.requires_grad_()
+    clipped_ratio(log_ratios, advantages, **options).sum().backward()
+    marks = outside_clip(safe_ratio(log_ratios), advantages, **options)
+    assert torch.equal(marks, log_ratios.grad == 0)
+    assert 0.1 < float(marks.double().mean()) < 0.9
+
+
+def test_the_clip_of_single_tokens_may_differ():
+    log_ratios = torch.randn(50, 4, generator=seeded(0), dtype=torch.float64).requires_grad_()
+    advantages = torch.randn(50, 4, generator=seeded(1), dtype=torch.float64)
+    low = torch.full((50, 4), 0.2).index_fill(1, torch.tensor([0]), 0.4)
+    clip = {"low": low, "high": low + 0.1}
+    old, caps = torch.zeros(50, 4, dtype=torch.float64), {"cap_positive": 3.0, "cap_negative": 3.0}
+    loss = asymmetric_ratio(log_ratios, old, advantages, **clip, **caps)
+    (slope,) = torch.autograd.grad(loss.sum(), log_ratios)
+    marks = outside_clip(safe_ratio(log_ratios.detach()), advantages, **clip)
+    assert torch.equal(marks, slope == 0)
+    assert marks[:, 0].any()
+    assert marks[:, 1:].any()
+
+
+def test_the_clip_refuses_tensors_of_other_shapes():
+    with pytest.raises(ValueError, match="advantages"):
+        outside_clip(torch.ones(2, 3), torch.ones(2, 2), low=0.2, high=0.2)

@@ -9,13 +9,15 @@ from torch.nn.functional import pad
 from lightning_mpo.objective.action_spaces import (
     ActionSpace,
     BlockActions,
+    SegmentActions,
+    SequenceActions,
+    TokenActions,
+)
+from lightning_mpo.objective.block_weights import (
     BlockWeights,
     ExplicitWeights,
     FutureShare,
     GeometricDecay,
-    SegmentActions,
-    SequenceActions,
-    TokenActions,
 )
 from lightning_mpo.objective.segmenters import DelimiterSegmenter, EntropySegmenter
 from tests.support.action_spaces import GAPS, WEIGHTS, each_mask, group, name, ratios, segments
@@ -51,7 +53,7 @@ def test_weights_count_the_tokens_of_each_row(space, mask):
     _, starts, weights = group(space, ratios(mask), mask)
     assert weights.sum(1).tolist() == mask.sum(1).tolist()
     assert ((weights > 0) == starts).all()
-    assert torch.equal(space.weights(mask, segments(space, mask)).double(), weights.double())
+    assert torch.equal(space.token_counts(mask, segments(space, mask)).double(), weights.double())
 
 
 @each

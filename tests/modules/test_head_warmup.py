@@ -11,7 +11,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import HeadWarmup
-from lightning_mpo.objective.action_spaces import BlockActions, FutureShare
+from lightning_mpo.objective.action_spaces import BlockActions
+from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.terms import HeadUpkeep
 from lightning_mpo.policies import MedusaHeads, ParallelHeads, SequentialHeads, TinyPolicy
 from tests.support.runs import (
@@ -147,7 +148,7 @@ def test_its_checkpoint_starts_the_reinforcement_stage(tmp_path):
         )
     )
     blocks = make_objective(
-        actions=BlockActions(FutureShare(0.2), length=3, source="mtp"), upkeep=HeadUpkeep(0.1)
+        actions=BlockActions(FutureShare(0.2), length=3, source="mtp"), terms=[HeadUpkeep(0.1)]
     )
     policy = make_policy(mtp=ParallelHeads(offsets=2), checkpoint=f"{tmp_path}/last.ckpt")
     run = fit(tmp_path, policy=policy, objective=blocks, callbacks=[probe], max_steps=2)

@@ -12,13 +12,11 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.objective.action_spaces import (
     ActionSpace,
     BlockActions,
-    ExplicitWeights,
-    FutureShare,
-    GeometricDecay,
     SegmentActions,
     SequenceActions,
     TokenActions,
 )
+from lightning_mpo.objective.block_weights import ExplicitWeights, FutureShare, GeometricDecay
 from lightning_mpo.objective.segmenters import EntropySegmenter
 from tests.support.action_spaces import GAPS, PLAIN, WEIGHTS, each_mask, group, name, ratios
 from tests.support.builders import right_padded

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.objective.action_spaces import SegmentActions, SequenceActions, TokenActions
+from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import SequenceMean, TokenMean
 from lightning_mpo.objective.surrogates import (
@@ -21,6 +22,7 @@ from lightning_mpo.objective.surrogates import (
     PolicyGradient,
     Surrogate,
 )
+from lightning_mpo.objective.terms import EntropyBonus
 from lightning_mpo.types import Experience
 from tests.support.builders import relative_error
 from tests.support.objectives import (
@@ -136,6 +138,7 @@ def naive_reduce(reduction, rows: list[list[tuple[Tensor, int]]]) -> Tensor:
 
 def naive_loss(objective: Objective, batch: Experience, logits: Tensor) -> Tensor:
     """Return the loss of a mini-batch, one token at a time."""
+    kl, bonus = objective.term(KLPenalty), objective.term(EntropyBonus)
     losses, penalties, entropies = [], [], []
     for b in range(len(logits)):
         tokens = batch.rollout.responses_BT[b]
@@ -155,19 +158,17 @@ def naive_loss(objective: Objective, batch: Experience, logits: Tensor) -> Tenso
             losses.append(
                 [(surrogate_loss(objective.surrogate, x, gain[where[s]]), w) for x, s, w in found]
             )
-        if objective.kl_in_loss:
+        if kl is not None and kl.place == "loss":
             gaps = [batch.reference_logprobs_BT[b, t] - now[t] for t in where]
             penalties.append([(gap.exp() - gap - 1, 1) for gap in gaps])
-        if objective.bonus is not None:
+        if bonus is not None:
             tables = [logits[b, t].log_softmax(0) for t in where]
             entropies.append([(-(row.exp() * row).sum(), 1) for row in tables])
     loss = naive_reduce(objective.reduction, losses)
-    if objective.kl_in_loss:
-        loss = loss + objective.kl.controller.coefficient * naive_reduce(
-            objective.reduction, penalties
-        )
-    if objective.bonus is not None:
-        loss = loss - objective.bonus.coef * naive_reduce(objective.reduction, entropies)
+    if penalties:
+        loss = loss + kl.controller.coefficient * naive_reduce(objective.reduction, penalties)
+    if bonus is not None:
+        loss = loss - bonus.coef * naive_reduce(objective.reduction, entropies)
     return loss
 
 

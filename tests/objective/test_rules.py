@@ -74,14 +74,14 @@ REFUSED = {
         "`SequenceActions` takes one advantage for a response, and `ReturnToGo` gives its tokens different ones",
     ),
     "one advantage for tokens that pay for their divergence": (
-        {"advantage": ReturnToGo(), "actions": SequenceActions(), "kl": REWARD_KL},
+        {"advantage": ReturnToGo(), "actions": SequenceActions(), "terms": [REWARD_KL]},
         "`SequenceActions` takes one advantage for a response, and `ReturnToGo` gives its tokens different ones",
     ),
     "a critic over one action": (
         {
             "advantage": GeneralizedAdvantage(),
             "actions": SequenceActions(mean=False),
-            "critic": ValueLoss(),
+            "terms": [ValueLoss()],
         },
         "`SequenceActions` takes one advantage for a response, and `GeneralizedAdvantage` gives its tokens different",
     ),
@@ -90,7 +90,7 @@ REFUSED = {
         "`AsymmetricRatio.wide` is for the most uncertain tokens of whole responses; use `selection: AllTokens`",
     ),
     "T-SPMO with a penalty in the reward": (
-        {"advantage": PrefixTree(), "kl": REWARD_KL},
+        {"advantage": PrefixTree(), "terms": [REWARD_KL]},
         "`PrefixTree` compares rewards of responses; put the KL penalty into the loss",
     ),
     "DPPO with a correction": (
@@ -102,8 +102,8 @@ REFUSED = {
         "`TruncatedWeights.level: token` has no meaning over `SequenceActions`; use `level: sequence`",
     ),
     "a critic with a group baseline": (
-        {"critic": "any"},
-        "`critic` fits values that `GroupRelative` does not use",
+        {"terms": [ValueLoss()]},
+        "`ValueLoss` fits values that `GroupRelative` does not use",
     ),
 }
 
@@ -125,7 +125,7 @@ def test_what_can_stand_together_is_not():
     make_objective(correction=MaskedWeights("sequence"), actions=SequenceActions())
     make_objective(advantage=PrefixTree(), support=TopK(4, outside="unite"))
     make_objective(advantage=ReturnToGo(), actions=SequenceActions())
-    make_objective(advantage=LeaveOneOut(), actions=SequenceActions(mean=False), kl=REWARD_KL)
+    make_objective(advantage=LeaveOneOut(), actions=SequenceActions(mean=False), terms=[REWARD_KL])
     make_objective(advantage=ReturnToGo(gamma=0.9), actions=SequenceActions(form="token"))
 
 
@@ -180,8 +180,8 @@ OUT_OF_RANGE = {
         0.1, -0.1
     ),
     "`HeadUpkeep.coef` must not be negative, got -1": lambda: HeadUpkeep(-1),
-    "`WeightPenalty.coef` must be positive, got 0; `penalty: null` leaves it out": lambda: (
-        WeightPenalty(0)
+    "`WeightPenalty.coef` must be positive, got 0; leave it out of `terms`": lambda: WeightPenalty(
+        0
     ),
 }
 

@@ -160,7 +160,7 @@ def test_numbers_stay_in_range_when_micro_batches_are_cut_to_their_longest_row()
     batch = replace(batch, segments_BT=space.segment(batch.rollout, None, ()))
     for rows in ([0], [0, 2], [1]):
         part = trim(take_rows(batch, torch.tensor(rows)))
-        assert torch.equal(space.weights(part.mask_BT, part.segments_BT), part.mask_BT.float())
+        assert torch.equal(space.token_counts(part.mask_BT, part.segments_BT), part.mask_BT.float())
 
 
 def test_tokens_that_are_not_selected_leave_their_segment():

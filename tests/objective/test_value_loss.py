@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective.action_spaces import BlockActions, FutureShare, TokenActions
+from lightning_mpo.objective.action_spaces import BlockActions, TokenActions
 from lightning_mpo.objective.advantages import GeneralizedAdvantage, GroupRelative
+from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.objective.selection import AllTokens
@@ -35,7 +36,11 @@ def compose(critic: ValueLoss | None = ValueLoss(0.3, 0.2), **axes) -> Objective
     advantage = GroupRelative() if critic is None else GeneralizedAdvantage()
     parts = {"actions": TokenActions(), "advantage": advantage, "reduction": TokenMean()} | axes
     return Objective(
-        FullVocabulary(), surrogate=ClippedRatio(), selection=AllTokens(), critic=critic, **parts
+        FullVocabulary(),
+        surrogate=ClippedRatio(),
+        selection=AllTokens(),
+        terms=[critic] if critic else [],
+        **parts,
     )
 
 
@@ -200,15 +205,15 @@ def test_an_objective_with_a_critic_asks_for_values():
 
 def test_refusals():
     with pytest.raises(
-        UserError, match=r"`GeneralizedAdvantage` takes a critic's values; give `critic: \{coef"
+        UserError, match=r"`GeneralizedAdvantage` takes a critic's values; add `ValueLoss`"
     ):
         compose(None, advantage=GeneralizedAdvantage())
     with pytest.raises(
         UserError,
-        match="`critic` fits values that `GroupRelative` does not use; set `critic: null`",
+        match="`ValueLoss` fits values that `GroupRelative` does not use; take it out",
     ):
         compose(advantage=GroupRelative())
-    with pytest.raises(UserError, match="`critic.clip` must be positive, got 0"):
+    with pytest.raises(UserError, match="`ValueLoss.clip` must be positive, got 0"):
         ValueLoss(clip=0.0)
-    with pytest.raises(UserError, match="`critic.coef` must not be negative, got -1"):
+    with pytest.raises(UserError, match="`ValueLoss.coef` must not be negative, got -1"):
         ValueLoss(coef=-1.0)

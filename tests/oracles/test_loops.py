@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.objective.advantages import ReturnToGo
+from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.scoring import Scores
@@ -73,9 +74,10 @@ class Table(Policy):
 def subject(name: str, gamma: float) -> Objective:
     """Return the objective of a file, with a penalty that shows and another discount."""
     objective = from_yaml(FILES[name])
-    if objective.kl is not None:
-        assert (objective.kl.estimator, objective.kl.place) == ("k1", "reward")
-        objective.kl.controller.coefficient = BETA
+    kl = objective.term(KLPenalty)
+    if kl is not None:
+        assert (kl.estimator, kl.place) == ("k1", "reward")
+        objective = replace(objective, terms=[replace(kl, controller=ConstantCoefficient(BETA))])
     if isinstance(objective.advantage, ReturnToGo):
         objective = replace(objective, advantage=ReturnToGo(gamma, objective.advantage.whiten))
     return objective
@@ -104,7 +106,7 @@ def ours(objective: Objective, valid_B: Tensor) -> tuple[float, Tensor, Tensor, 
         scores,
         seeded(0),
         updates=2,
-        reference=objective.kl is not None,
+        reference=objective.needs_reference,
     )
     before = policy.logits.detach().clone()
     with torch.no_grad():
@@ -200,7 +202,7 @@ def naive_loss(
 def test_from_rewards_to_the_gradient_is_a_loop_over_tokens(name, gamma, valid_B):
     objective, valid = subject(name, gamma), valid_B.tolist()
     loss, gradient, before, logits = ours(objective, valid_B)
-    rows = token_rewards(objective.kl is not None, before, Table().reference)
+    rows = token_rewards(objective.needs_reference, before, Table().reference)
     logits.requires_grad_()
     expected = naive_loss(name, naive_advantages(name, gamma, rows, valid), valid, before, logits)
     (expected_gradient,) = torch.autograd.grad(expected, logits)

@@ -145,7 +145,7 @@ def test_parts_come_in_one_order_and_an_unused_one_is_frozen(policy_with_critic)
 
 def test_values_without_a_critic_are_refused_before_any_weight_is_loaded(tiny_policy):
     with pytest.raises(
-        UserError, match=r"^`objective.critic` needs `policy.critic`: give `ValueHead`, say"
+        UserError, match=r"^`ValueLoss` needs `policy.critic`: give `ValueHead`, say"
     ):
         CausalPolicy("nowhere").check(REQUEST)
     for critic in (ValueHead, SeparateCritic):

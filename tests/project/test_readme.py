@@ -105,7 +105,7 @@ def test_the_action_space(examples: dict) -> None:
     actions = examples["Pairs"]().actions(ratios_BT, torch.ones(1, 4), mask_BT)
     torch.testing.assert_close(actions.log_ratios_BU[actions.mask_BU], torch.tensor([0.2, 0.5]))
     assert actions.weights_BU[actions.mask_BU].tolist() == [2.0, 1.0]
-    assert TokenActions().weights(mask_BT).sum() == actions.weights_BU.sum()
+    assert TokenActions().token_counts(mask_BT).sum() == actions.weights_BU.sum()
 
 
 def test_the_data_module(examples: dict) -> None:

@@ -24,20 +24,40 @@ ALGORITHMS = sorted((CONFIGS / "algorithm").glob("*.yaml"))
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
 def test_an_algorithm_sets_every_axis_and_every_argument(path):
     """Files overlay key by key: what one does not set stays as the file before left it."""
-    content = yaml.safe_load(path.read_text())
-    assert content["model"]["class_path"] == "PolicyOptimization"
-    objective = content["model"]["init_args"]["objective"]
-    assert set(objective) == {item.name for item in fields(Objective)}
-    assert_complete(objective, str(path))
-    assert set(content["rollout"]) == {"dynamic", "mask_truncated"}, (
+    parts = [yaml.safe_load(part.read_text()) for part in recipes.with_includes(path)]
+    assert parts[0]["model"]["class_path"] == "PolicyOptimization"
+    objectives = [part["model"]["init_args"]["objective"] for part in parts]
+    assert set(objectives[0]) == {item.name for item in fields(Objective)}
+    assert {key for part in objectives for key in part} == set(objectives[0])
+    rollouts = [part["rollout"] for part in parts if "rollout" in part]
+    assert set(rollouts[0]) == {"dynamic", "mask_truncated"}, (
         "what an algorithm asks of rollouts, and nothing else"
     )
-    assert_complete(content["rollout"], str(path))
+    assert {key for part in rollouts for key in part} == set(rollouts[0])
+    for part in (*objectives, *rollouts):
+        assert_complete(part, str(path))
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
+def test_an_algorithm_says_what_differs_from_grpo(path):
+    """So no choice of an earlier file stays, and nothing is written twice."""
+    includes = recipes.with_includes(path)
+    assert [part.stem for part in includes] == list(dict.fromkeys(["grpo", path.stem]))
+    base, own = (
+        yaml.safe_load(part.read_text())["model"]["init_args"]["objective"]
+        for part in (includes[0], path)
+    )
+    assert path.stem == "grpo" or not [axis for axis in own if own[axis] == base[axis]]
+
+
+@pytest.mark.filterwarnings("ignore:.*also sets `rollout.dynamic`")
+@pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
+def test_grpo_after_another_algorithm_is_the_default(path):
+    assert Objective.from_file(path, "grpo", max_new_tokens=8) == Objective()
 
 
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
 def test_an_algorithm_leaves_no_dynamic_sampling_of_the_one_before(build, path):
-    content = yaml.safe_load(path.read_text())["rollout"]
     other = {
         "dynamic": {"class_path": "DynamicSampling", "init_args": {"rounds": 7}},
         "mask_truncated": True,
@@ -46,7 +66,7 @@ def test_an_algorithm_leaves_no_dynamic_sampling_of_the_one_before(build, path):
     _, _, trainer = build("-c", "base.yaml", "-c", "before.yaml", "-c", path)
     rollout = next(c for c in trainer.callbacks if isinstance(c, RolloutLoop))
     assert (rollout.dynamic and rollout.dynamic.rounds) == (10 if "dapo" in path.stem else None)
-    assert rollout.mask_truncated is content["mask_truncated"] is False
+    assert rollout.mask_truncated is False
 
 
 def test_the_overlong_penalty_is_added_as_dapo_says(build):
@@ -83,6 +103,9 @@ def assert_complete(value: object, where: str) -> None:
     elif isinstance(value, dict):
         for key, inner in value.items():
             assert_complete(inner, f"{where}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            assert_complete(inner, where)
     elif isinstance(value, str) and value in classes():
         takes = set(inspect.signature(classes()[value].__init__).parameters) - {"self"}
         own = classes()[value].__init__ is not object.__init__
@@ -97,93 +120,98 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         "grpo": [
             "TokenActions",
             "SequenceMean",
-            "scale=std",
+            "scale='std'",
             "low=0.2, high=0.2",
             "FullVocabulary",
-            "kl none",
+            "terms none",
         ],
         "dapo": ["TokenActions", "TokenMean", "low=0.2, high=0.28"],
-        "dr_grpo": ["TokenActions", "ConstantLength(length=6)", "scale=none"],
+        "dr_grpo": ["TokenActions", "ConstantLength(length=6)", "scale='none'"],
         "gspo": [
-            "SequenceActions(mean=True, form=sequence)",
+            "SequenceActions(mean=True, form='sequence')",
             "SequenceMean",
             "low=0.0003, high=0.0004",
         ],
         "gspo_token": [
-            "SequenceActions(mean=True, form=token)",
+            "SequenceActions(mean=True, form='token')",
             "SequenceMean",
             "low=0.0003, high=0.0004",
         ],
         "rloo": [
-            "SequenceActions(mean=False, form=sequence)",
+            "SequenceActions(mean=False, form='sequence')",
             "LeaveOneOut",
             "SequenceMean",
-            "estimator=k1, place=reward",
+            "estimator='k1', place='reward'",
             "0.05",
         ],
-        "reinforce": ["ReturnToGo(gamma=1, whiten=False)", "PolicyGradient", "kl none"],
+        "reinforce": ["ReturnToGo(gamma=1.0, whiten=False)", "PolicyGradient", "terms none"],
         "reinforce_plus_plus": [
-            "ReturnToGo(gamma=1, whiten=True)",
+            "ReturnToGo(gamma=1.0, whiten=True)",
             "ClippedRatio",
-            "estimator=k1, place=reward",
+            "estimator='k1', place='reward'",
             "0.01",
         ],
-        "reinforce_plus_plus_baseline": ["GroupRelative(scale=batch)", "TokenMean", "kl none"],
-        "cispo": ["TokenActions", "TokenMean", "ClippedWeight(low=1, high=4)"],
+        "reinforce_plus_plus_baseline": ["GroupRelative(scale='batch')", "TokenMean", "terms none"],
+        "cispo": ["TokenActions", "TokenMean", "ClippedWeight(low=1.0, high=4.0)"],
         "aspo": [
             "TokenActions",
             "TokenMean",
-            "AsymmetricRatio(low=0.2, high=0.2, wide=None, cap_positive=3, cap_negative=3)",
+            "AsymmetricRatio(low=0.2, high=0.2, cap_positive=3.0, cap_negative=3.0, wide=None)",
         ],
         "gmpo": [
-            "SequenceActions(mean=True, form=sequence)",
+            "SequenceActions(mean=True, form='sequence')",
             "BoundedTokens(low=0.4, high=0.4)",
             "SequenceMean",
         ],
         "dppo": [
-            "scale=none",
-            "DivergenceMask(delta=0.15, delta_up=None, divergence=tv, cap=5, top_k=None)",
+            "scale='none'",
+            "DivergenceMask(delta=0.15, delta_up=None, divergence='tv', cap=5.0, top_k=None)",
         ],
         "dppo_kl": [
-            "scale=none",
-            "DivergenceMask(delta=0.05, delta_up=None, divergence=kl, cap=5, top_k=None)",
+            "scale='none'",
+            "DivergenceMask(delta=0.05, delta_up=None, divergence='kl', cap=5.0, top_k=None)",
         ],
         "s_grpo": [
             "PolicyGradient",
-            "SampledTokens(prefix=50, cap=100, probability=0.4, cap_mode=scan",
+            "SampledTokens(prefix=50, cap=100, probability=0.4, cap_mode='scan'",
             "SequenceMean",
         ],
         "t_spmo": [
             "PrefixTree(count=False)",
             "PolicyGradient",
             "TokenMean",
-            "penalty WeightPenalty(coef=0.01)",
+            "terms WeightPenalty(coef=0.01)",
         ],
         "grpo_high_entropy": ["HighEntropyTokens(share=0.2)", "ClippedRatio(low=0.2, high=0.2"],
-        "rlpt": ["TopK(k=16, from_reference=False, outside=refuse)", "TokenActions"],
+        "rlpt": ["TopK(k=16, from_reference=False, outside='refuse')", "TokenActions"],
         "mpo_segments": [
             "SegmentActions(segmenter=DelimiterSegmenter(",
-            "ratio=mean",
+            "ratio='mean'",
             "SequenceMean",
             "FullVocabulary",
         ],
-        "mpo_backbone": ["BlockActions(length=3", "0.8", "FullVocabulary"],
-        "mpo": ["BlockActions(length=3", "source=mtp", "HeadUpkeep(coef=0.1)", "SequenceMean"],
-        "mpo_dapo": ["source=mtp", "TokenMean", "low=0.2, high=0.28"],
-        "mpo_rlpt": ["source=mtp", "TopK(k=16, from_reference=False, outside=refuse)"],
+        "mpo_backbone": ["length=3", "FutureShare(share=0.2)", "FullVocabulary"],
+        "mpo": [
+            "BlockActions(weights=FutureShare(share=0.2), length=3",
+            "source='mtp'",
+            "HeadUpkeep(coef=0.1)",
+            "SequenceMean",
+        ],
+        "mpo_dapo": ["source='mtp'", "TokenMean", "low=0.2, high=0.28"],
+        "mpo_rlpt": ["source='mtp'", "TopK(k=16, from_reference=False, outside='refuse')"],
         "mpo_backbone_rlpt": [
-            "BlockActions(length=3",
-            "TopK(k=16, from_reference=False, outside=refuse)",
+            "BlockActions(weights=FutureShare(share=0.2), length=3",
+            "TopK(k=16, from_reference=False, outside='refuse')",
         ],
         "ppo": [
             "TokenActions",
-            "GeneralizedAdvantage(gamma=1, lam=0.95, whiten=True)",
+            "GeneralizedAdvantage(gamma=1.0, lam=0.95, whiten=True)",
             "ClippedRatio(low=0.2, high=0.2",
             "TokenMean",
-            "critic ValueLoss(coef=0.1, clip=0.2)",
+            "terms ValueLoss(coef=0.1, clip=0.2)",
         ],
         "mpo_ppo": [
-            "source=mtp",
+            "source='mtp'",
             "GeneralizedAdvantage",
             "HeadUpkeep(coef=0.1)",
             "ValueLoss(coef=0.1, clip=0.2)",

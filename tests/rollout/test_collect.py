@@ -63,7 +63,7 @@ def still(parameters):
 CASES = {
     "plain": ({}, {"minibatches": 2}, Digits()),
     "supports and a reference": (
-        {"support": TopK(4), "kl": KLPenalty(ConstantCoefficient(0.1))},
+        {"support": TopK(4), "terms": [KLPenalty(ConstantCoefficient(0.1))]},
         {"epochs": 2},
         Digits(),
     ),
@@ -84,7 +84,7 @@ def test_it_makes_the_rollouts_of_a_run_bit_for_bit(tmp_path, case):
         max_steps=2 * updates,
     )
     policy, data, notes = make_policy(), make_data(), Notes()
-    policy.build(device=torch.device("cpu"), reference=objective.kl is not None)
+    policy.build(device=torch.device("cpu"), reference=objective.needs_reference)
     data.connect(policy.tokenizer)
     dynamic = options.get("dynamic")
     collector = Collector(
@@ -102,7 +102,7 @@ def test_it_makes_the_rollouts_of_a_run_bit_for_bit(tmp_path, case):
         dynamic=None if dynamic is None else DynamicSampling(dynamic.rounds),
         mask_truncated=options.get("mask_truncated", False),
     )
-    reference = objective.kl is not None
+    reference = objective.needs_reference
     _, second = (collector.collect(counter, reference=reference) for counter in (0, 1))
     assert same(second.experience, run.rollout.experience)
     flat = partial(map, torch.Tensor.tolist)
@@ -152,7 +152,7 @@ def test_old_and_reference_see_estimated_logprobs_under_the_same_noise():
     policy, notes = Noisy(), Notes()
     with torch.no_grad():
         policy.table.add_(0.3 * torch.randn(policy.table.shape, generator=seeded(1)))
-    objective = make_objective(kl=KLPenalty(ConstantCoefficient(0.1)))
+    objective = make_objective(terms=[KLPenalty(ConstantCoefficient(0.1))])
     schedule, judge = Schedule(2, 4, minibatches=2), places_with_token_5
 
     def collect(tokens):

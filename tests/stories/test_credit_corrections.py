@@ -43,7 +43,9 @@ def test_corrected_losses_equal_a_loop_and_denominators_stay(correction, reducti
     corrected = replace(
         batch, correction_BT=correction.weights(batch.old_logprobs_BT, behaviour, MASK)
     )
-    objective = compose(surrogate=ClippedRatio(), reduction=reduction, correction=correction, kl=KL)
+    objective = compose(
+        surrogate=ClippedRatio(), reduction=reduction, correction=correction, terms=[KL]
+    )
     assert objective.denominators(corrected) == objective.denominators(batch)
     logits = table().requires_grad_()
     expected = naive_loss(objective, corrected, logits)

@@ -120,7 +120,7 @@ def test_a_run_goes_on_within_a_rollout_and_at_its_end(tmp_path, at):
             rounds=3,
             rollout={"minibatches": 2, "epochs": 2, "mask_truncated": True},
             objective=make_objective(
-                support=Nucleus(0.9, 6), kl=KLPenalty(AdaptiveCoefficient(target=0.01))
+                support=Nucleus(0.9, 6), terms=[KLPenalty(AdaptiveCoefficient(target=0.01))]
             ),
             callbacks=[ModelCheckpoint(dirpath=folder, save_last=True)],
             module={"optimizer": adam(3e-3)},

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from lightning_mpo.callbacks import Watchdog
-from lightning_mpo.objective.action_spaces import BlockActions, FutureShare
+from lightning_mpo.objective.action_spaces import BlockActions
 from lightning_mpo.objective.advantages import (
     GeneralizedAdvantage,
     GroupRelative,
     LeaveOneOut,
     ReturnToGo,
 )
+from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.objective.supports import Nucleus, TopK
@@ -27,24 +28,23 @@ from tests.support.runs import Probe, adam, distance, make_objective, make_polic
 
 NOTHING = {
     "tokens": {"reduction": TokenMean()},
-    "sequences": {"reduction": SequenceMean(), "bonus": EntropyBonus(0.01)},
+    "sequences": {"reduction": SequenceMean(), "terms": [EntropyBonus(0.01)]},
     "constant": {
         "reduction": ConstantLength(8),
         "advantage": LeaveOneOut(),
-        "kl": KLPenalty(ConstantCoefficient(0.1)),
+        "terms": [KLPenalty(ConstantCoefficient(0.1))],
     },
     "whitened": {"advantage": GroupRelative("batch")},
     "returns": {
         "advantage": ReturnToGo(),
-        "kl": KLPenalty(ConstantCoefficient(0.1), "k1", "reward"),
+        "terms": [KLPenalty(ConstantCoefficient(0.1), "k1", "reward")],
     },
-    "promising": {"support": TopK(3), "kl": KLPenalty(ConstantCoefficient(0.1), "exact")},
+    "promising": {"support": TopK(3), "terms": [KLPenalty(ConstantCoefficient(0.1), "exact")]},
     "blocks": {
         "support": Nucleus(0.9, 6),
         "actions": BlockActions(FutureShare(0.2), length=3, source="mtp"),
-        "upkeep": HeadUpkeep(0.1),
+        "terms": [HeadUpkeep(0.1), ValueLoss()],
         "advantage": GeneralizedAdvantage(),
-        "critic": ValueLoss(),
     },
 }
 
@@ -52,7 +52,7 @@ NOTHING = {
 def idle(folder: Path, case: str, **options):
     axes = NOTHING[case]
     heads = {"mtp": ParallelHeads(offsets=2)} if case == "blocks" else {}
-    critic = {"critic": ValueHead()} if "critic" in axes else {}
+    critic = {"critic": ValueHead()} if case == "blocks" else {}
     with torch.random.fork_rng():
         torch.manual_seed(3)
         policy = make_policy(**heads, **critic)
@@ -151,7 +151,7 @@ def test_equal_rewards_are_counted_and_their_updates_skipped(tmp_path, bonus, sk
         tmp_path,
         [Turns()],
         rounds=None,
-        objective=make_objective(bonus=bonus),
+        objective=make_objective(terms=[bonus] if bonus else []),
         rollout={"minibatches": 2},
         callbacks=[Probe(on_train_start=start, on_train_batch_end=look)],
         module={"optimizer": lambda weights: torch.optim.AdamW(weights, lr=1e-2, weight_decay=0.1)},

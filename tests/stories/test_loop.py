@@ -130,7 +130,7 @@ def test_the_scheduler_steps_per_update(tmp_path):
 
 
 def test_the_optimiser_holds_what_is_trained_and_nothing_else(tmp_path):
-    objective = make_objective(kl=KLPenalty(ConstantCoefficient(0.1)))
+    objective = make_objective(terms=[KLPenalty(ConstantCoefficient(0.1))])
     run = fit(tmp_path, objective=objective, max_steps=1)
     held = {
         id(weight) for group in run.trainer.optimizers[0].param_groups for weight in group["params"]

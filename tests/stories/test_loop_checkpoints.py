@@ -63,7 +63,7 @@ def test_a_stop_within_an_update_waits_for_its_end(tmp_path, slot):
 
 def test_the_reference_is_in_no_checkpoint(tmp_path):
     save = ModelCheckpoint(dirpath=tmp_path, save_last=True)
-    objective = make_objective(kl=KLPenalty(ConstantCoefficient(0.1)))
+    objective = make_objective(terms=[KLPenalty(ConstantCoefficient(0.1))])
     run = fit(
         tmp_path,
         objective=objective,

@@ -7,7 +7,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.objective.action_spaces import BlockActions, FutureShare
+from lightning_mpo.objective.action_spaces import BlockActions
+from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.objective.supports import TopK
@@ -23,7 +24,7 @@ def test_cutting_an_update_into_micro_batches_changes_no_weight(tmp_path, reduct
         "tokens": make_objective(reduction=reduction),
         "blocks": make_objective(
             reduction=reduction, actions=BlockActions(FutureShare(0.3), length=3), support=TopK(6),
-            kl=KLPenalty(ConstantCoefficient(0.2)),
+            terms=[KLPenalty(ConstantCoefficient(0.2))],
         ),
     }  # fmt: skip
     for objective in objectives.values():

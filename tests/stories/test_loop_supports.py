@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective.action_spaces import BlockActions, FutureShare
+from lightning_mpo.objective.action_spaces import BlockActions
+from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.supports import FullVocabulary, MinP, Nucleus, TopK
 from lightning_mpo.policies import ParallelHeads, TinyPolicy
@@ -120,6 +121,6 @@ def test_a_policy_that_ignores_the_support_for_its_reference_is_refused(tmp_path
             return super().score(rollout, mask_BT, reference=reference, **options)
 
     policy = Mixing("0123456789+-*=;, ", hidden_size=32, layers=2, heads=2)
-    objective = make_objective(support=TopK(4), kl=KLPenalty(ConstantCoefficient(0.1)))
+    objective = make_objective(support=TopK(4), terms=[KLPenalty(ConstantCoefficient(0.1))])
     with pytest.raises(UserError, match="log-probs of the reference are over the whole vocabulary"):
         fit(tmp_path, policy=policy, objective=objective, max_steps=1)

@@ -15,15 +15,14 @@ from torch.nn.functional import pad
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
-from lightning_mpo.objective.action_spaces import (
-    BlockActions,
+from lightning_mpo.objective.action_spaces import BlockActions, TokenActions
+from lightning_mpo.objective.advantages import GroupRelative
+from lightning_mpo.objective.block_weights import (
     BlockWeights,
     ExplicitWeights,
     FutureShare,
     GeometricDecay,
-    TokenActions,
 )
-from lightning_mpo.objective.advantages import GroupRelative
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import SequenceMean, TokenMean
 from lightning_mpo.objective.selection import AllTokens
@@ -63,7 +62,7 @@ def compose(
         ClippedRatio(low, 0.2),
         AllTokens(),
         reduction or TokenMean(),
-        upkeep=upkeep,
+        terms=[upkeep] if upkeep else [],
     )
 
 
@@ -116,7 +115,7 @@ def run(objective: Objective, batch: Experience, parts: list[list[int]] | None =
             heads = future[index][:, :width, : objective.actions.future]
             values = future_of(heads, tokens, part.mask_BT)
             scores = replace(
-                scores, future_BTM=values, upkeep_BTM=values if objective.upkeep else None
+                scores, future_BTM=values, upkeep_BTM=values if objective.terms else None
             )
             old = part.old_future_BTM
             part = replace(
@@ -210,7 +209,7 @@ def test_joint_weights_give_the_product(mask):
     assert run(same, batch)[0] == pytest.approx(run(objective, batch)[0], rel=1e-12)
 
 
-def test_a_constant_log_ratio_passes_through_interior_windows():
+def test_a_constant_log_ratio_passes_through_interior_windows(monkeypatch):
     batch = experience(PLAIN)
     token, future = tables()
     tokens = batch.rollout.responses_BT
@@ -228,7 +227,9 @@ def test_a_constant_log_ratio_passes_through_interior_windows():
     scores = replace(scores_of(token, tokens, PLAIN), future_BTM=future_of(future, tokens, PLAIN))
     seen = []
     original = objective.surrogate.loss
-    objective.surrogate.loss = lambda actions: seen.append(actions) or original(actions)
+    monkeypatch.setattr(
+        ClippedRatio, "loss", lambda self, actions: seen.append(actions) or original(actions)
+    )
     objective.loss(batch, scores, objective.denominators(batch))
     whole = window(PLAIN, M)
     torch.testing.assert_close(
@@ -279,6 +280,6 @@ def test_refusals():
     with pytest.raises(UserError, match="`BlockActions.length` must be at least 1"):
         BlockActions(FutureShare(), length=0, source="mtp")
     with pytest.raises(
-        UserError, match="`upkeep` trains multi-token heads, but `BlockActions` uses none"
+        UserError, match="`HeadUpkeep` trains multi-token heads, but `BlockActions` uses none"
     ):
         compose(source="backbone", upkeep=HeadUpkeep())

@@ -36,9 +36,9 @@ CRITICS = {
 each_critic = pytest.mark.parametrize("kind", CRITICS)
 
 
-def ppo(critic: ValueLoss | None = None, *, whiten: bool = True, **axes):
+def ppo(critic: ValueLoss | None = None, *, whiten: bool = True, terms=(), **axes):
     advantage = GeneralizedAdvantage(gamma=0.99, lam=0.9, whiten=whiten)
-    return make_objective(advantage=advantage, critic=critic or ValueLoss(), **axes)
+    return make_objective(advantage=advantage, terms=[*terms, critic or ValueLoss()], **axes)
 
 
 def train(folder: Path, kind: str = "head", *, objective=None, rollout=None, **options) -> Run:
@@ -84,7 +84,7 @@ def test_a_rollout_comes_to_advantages_and_returns_from_the_values_of_its_own_po
 
     kl = KLPenalty(ConstantCoefficient(0.3), "k1", "reward")
     run = train(
-        tmp_path, objective=ppo(whiten=whiten, kl=kl), rollout={"rewards": [SomeDigits()], "prompts": 24}, max_steps=3,
+        tmp_path, objective=ppo(whiten=whiten, terms=[kl]), rollout={"rewards": [SomeDigits()], "prompts": 24}, max_steps=3,
         callbacks=[Probe(on_train_batch_start=look)], module={"optimizer": adam(3e-2)}, data=make_data(train_problems=24),
     )  # fmt: skip
     assert run.trainer.global_step == 3
@@ -223,9 +223,7 @@ def test_a_warm_up_leaves_the_critic_alone(tmp_path):
 
 
 def test_an_objective_with_a_critic_needs_one_in_the_policy(tmp_path):
-    with pytest.raises(
-        UserError, match="`objective.critic` needs `policy.critic`: give `ValueHead`, say"
-    ):
+    with pytest.raises(UserError, match="`ValueLoss` needs `policy.critic`: give `ValueHead`, say"):
         fit(tmp_path, objective=ppo(), max_steps=1)
 
 

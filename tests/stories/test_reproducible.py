@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_mpo.objective.action_spaces import BlockActions, FutureShare
+from lightning_mpo.objective.action_spaces import BlockActions
 from lightning_mpo.objective.advantages import GeneralizedAdvantage
+from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.supports import TopK
 from lightning_mpo.objective.surrogates import DivergenceMask
@@ -18,15 +19,15 @@ from tests.support.runs import fit, make_data, make_objective, make_policy
 
 BLOCKS = {
     "actions": BlockActions(FutureShare(0.2), length=3, source="mtp"),
-    "upkeep": HeadUpkeep(0.1),
+    "terms": [HeadUpkeep(0.1)],
 }
-VALUES = {"advantage": GeneralizedAdvantage(), "critic": ValueLoss()}
+VALUES = {"advantage": GeneralizedAdvantage(), "terms": [ValueLoss()]}
 OBJECTIVES = {
     "tokens": ({}, {}),
-    "support": ({"support": TopK(6), "kl": KLPenalty(ConstantCoefficient(0.1), "exact")}, {}),
+    "support": ({"support": TopK(6), "terms": [KLPenalty(ConstantCoefficient(0.1), "exact")]}, {}),
     "candidates": ({"surrogate": DivergenceMask(delta=0.1, top_k=4)}, {}),
     "blocks and a value head": (
-        BLOCKS | VALUES,
+        BLOCKS | VALUES | {"terms": [HeadUpkeep(0.1), ValueLoss()]},
         {"mtp": ParallelHeads(offsets=2), "critic": ValueHead()},
     ),
     "blocks in a chain": (BLOCKS, {"mtp": SequentialHeads(offsets=2)}),

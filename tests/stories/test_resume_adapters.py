@@ -22,7 +22,7 @@ def test_adapters_are_saved_alone_and_resumed_exactly(tmp_path, tiny_folder, dty
                 folder,
                 policy=policy,
                 rollout={"minibatches": 2},
-                objective=make_objective(kl=KLPenalty(AdaptiveCoefficient(target=0.01))),
+                objective=make_objective(terms=[KLPenalty(AdaptiveCoefficient(target=0.01))]),
                 callbacks=[ModelCheckpoint(dirpath=folder, save_last=True)],
                 module={"optimizer": adam(1e-2)},
                 max_steps=steps,
@@ -43,7 +43,7 @@ def test_adapters_are_saved_alone_and_resumed_exactly(tmp_path, tiny_folder, dty
 
 def test_the_reference_stays_the_first_policy_after_a_resume(tmp_path):
     """The reference is rebuilt from the source, not from the checkpoint."""
-    objective = make_objective(kl=KLPenalty(AdaptiveCoefficient(target=0.01)))
+    objective = make_objective(terms=[KLPenalty(AdaptiveCoefficient(target=0.01))])
     first = fit(
         tmp_path, objective=objective, callbacks=[ModelCheckpoint(dirpath=tmp_path, save_last=True)], max_steps=2,
         module={"optimizer": sgd(0.5)},

@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.saved_state import mend_epoch_end
-from lightning_mpo.objective.action_spaces import BlockActions, FutureShare
+from lightning_mpo.objective.action_spaces import BlockActions
 from lightning_mpo.objective.advantages import GeneralizedAdvantage
+from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import AdaptiveCoefficient, KLPenalty
 from lightning_mpo.objective.supports import FullVocabulary, TopK
 from lightning_mpo.objective.surrogates import DivergenceMask
@@ -31,7 +32,7 @@ def objective():
     return make_objective(
         support=TopK(6),
         actions=BlockActions(FutureShare(0.2), length=3),
-        kl=KLPenalty(AdaptiveCoefficient(target=0.01, coefficient=0.1, horizon=16)),
+        terms=[KLPenalty(AdaptiveCoefficient(target=0.01, coefficient=0.1, horizon=16))],
     )
 
 
@@ -157,14 +158,18 @@ def test_the_kl_controller_goes_on_where_it_was(tmp_path, whole):
     logged = whole[0].record.column("kl/coefficient")
     assert state["kl_coefficient"] == pytest.approx(logged[5], rel=1e-6) != 0.1
     resumed = train(tmp_path, 7, ckpt_path=f"{whole[1]}/step=6.ckpt")
-    assert resumed.module.objective.kl.controller.coefficient == state["kl_coefficient"]
+    assert (
+        resumed.module.objective.term(KLPenalty).controller.coefficient == state["kl_coefficient"]
+    )
 
 
 def test_the_command_lines_coefficient_is_the_start_only(tmp_path, whole):
     """Another run does not inherit the coefficient through the class: it moves once from 0.1, at a divergence of 0."""
-    coefficient = fit(
-        tmp_path, objective=objective(), max_steps=1
-    ).module.objective.kl.controller.coefficient
+    coefficient = (
+        fit(tmp_path, objective=objective(), max_steps=1)
+        .module.objective.term(KLPenalty)
+        .controller.coefficient
+    )
     assert coefficient == pytest.approx(0.08)
 
 
@@ -198,9 +203,11 @@ def test_heads_and_a_critic_go_on_within_a_rollout_too(tmp_path, critic):
     objective = make_objective(
         actions=BlockActions(FutureShare(0.2), length=3, source="mtp"),
         advantage=GeneralizedAdvantage(),
-        upkeep=HeadUpkeep(0.1),
-        critic=ValueLoss(),
-        kl=KLPenalty(AdaptiveCoefficient(target=0.01), "k1", "reward"),
+        terms=[
+            KLPenalty(AdaptiveCoefficient(target=0.01), "k1", "reward"),
+            HeadUpkeep(0.1),
+            ValueLoss(),
+        ],
     )
 
     def run(folder, steps, seed, **options):
@@ -221,7 +228,7 @@ def test_heads_and_a_critic_go_on_within_a_rollout_too(tmp_path, critic):
     assert whole.weights["critic.head.0.weight"].any()
     stored = torch.load(f"{tmp_path}/step=6.ckpt", weights_only=True)
     for at in (3, 4, 6):
-        objective.kl.controller.coefficient = 0.1
+        objective.term(KLPenalty).controller.coefficient = 0.1
         assert_same(
             run(tmp_path / str(at), 9, 12, ckpt_path=f"{tmp_path}/step={at}.ckpt"), whole, at
         )

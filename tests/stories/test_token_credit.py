@@ -52,7 +52,7 @@ def test_loss_and_gradient_equal_a_loop_over_chosen_tokens(selection, surrogate,
     weights = selection.choose(MASK, seeded(4), entropy)
     assert 0 < (weights > 0).sum() < MASK.sum()
     batch = experience(weights)
-    objective = compose(selection, surrogate, reduction, kl=KL, bonus=EntropyBonus(0.1))
+    objective = compose(selection, surrogate, reduction, terms=[EntropyBonus(0.1), KL])
     logits = table().requires_grad_()
     expected = naive_loss(objective, batch, logits)
     (expected_gradient,) = torch.autograd.grad(expected, logits)
@@ -87,7 +87,7 @@ def test_the_expected_unbiased_loss_and_gradient_are_those_of_all_tokens(
     for prefix in (0, 1):
         selection = SampledTokens(prefix=prefix, cap=None, probability=probability, unbiased=True)
         batch = experience(mask.float(), mask, torch.tensor([True, True]))
-        terms = {"kl": KL, "bonus": EntropyBonus(0.1)}
+        terms = {"terms": [EntropyBonus(0.1), KL]}
         wanted = loss_and_gradient(compose(AllTokens(), surrogate, reduction, **terms), batch)
         objective = compose(selection, surrogate, reduction, **terms)
         later = [(b, t) for b, t in mask.nonzero().tolist() if t >= prefix]

@@ -59,7 +59,7 @@ METHODS = {
     "t_spmo": {
         "surrogate": PolicyGradient(),
         "advantage": PrefixTree(),
-        "penalty": WeightPenalty(1e-3),
+        "terms": [WeightPenalty(1e-3)],
     },
     "high entropy": {"selection": HighEntropyTokens(0.3)},
 }
@@ -127,7 +127,7 @@ def test_a_weight_penalty_adds_twice_its_coefficient_times_the_adapters(tmp_path
     fit(
         tmp_path,
         rollout={"rewards": [Same()]},
-        objective=make_objective(penalty=WeightPenalty(0.3)),
+        objective=make_objective(terms=[WeightPenalty(0.3)]),
         callbacks=[Probe(on_before_optimizer_step=look)],
         max_steps=1,
         accumulate_grad_batches=micro_batches,
@@ -145,7 +145,7 @@ def test_a_penalty_without_adapters_is_told_and_changes_nothing(tmp_path):
     with pytest.warns(
         UserWarning, match="holds adapters small and the policy has none; give `policy.lora`"
     ):
-        run = fit(tmp_path, objective=make_objective(penalty=WeightPenalty(10.0)), max_steps=2)
+        run = fit(tmp_path, objective=make_objective(terms=[WeightPenalty(10.0)]), max_steps=2)
     assert same(run.weights, fit(tmp_path / "plain", max_steps=2).weights)
 
 

@@ -6,12 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.objective.action_spaces import (
-    ActionSpace,
-    BlockWeights,
-    FutureShare,
-    GeometricDecay,
-)
+from lightning_mpo.objective.action_spaces import ActionSpace
+from lightning_mpo.objective.block_weights import BlockWeights, FutureShare, GeometricDecay
 from lightning_mpo.types import Rollout
 from tests.support.builders import VOCABULARY, right_padded, seeded
 

@@ -62,7 +62,7 @@ def train(folder: Path, source: str, *, resume: bool = False, kill: KillAt | Non
         policy=CausalPolicy(source, lora=Lora(rank=2, alpha=4, dropout=0.1)),
         objective=make_objective(
             support=TopK(6),
-            kl=KLPenalty(AdaptiveCoefficient(target=0.01, coefficient=0.1, horizon=16)),
+            terms=[KLPenalty(AdaptiveCoefficient(target=0.01, coefficient=0.1, horizon=16))],
         ),
         rollout={"minibatches": 2},
         module={

@@ -67,12 +67,12 @@ ADAPTIVE = """
 model:
   init_args:
     objective:
-      kl:
-        class_path: KLPenalty
-        init_args:
-          controller: {class_path: AdaptiveCoefficient, init_args: {target: 0.01, coefficient: 0.1, horizon: 16}}
-          estimator: k3
-          place: loss
+      terms:
+        - class_path: KLPenalty
+          init_args:
+            controller: {class_path: AdaptiveCoefficient, init_args: {target: 0.01, coefficient: 0.1, horizon: 16}}
+            estimator: k3
+            place: loss
 """
 CALLBACKS = """
 trainer:

@@ -15,8 +15,9 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from lightning_mpo.objective.action_spaces import BlockActions, FutureShare
+from lightning_mpo.objective.action_spaces import BlockActions
 from lightning_mpo.objective.advantages import GeneralizedAdvantage, GroupRelative
+from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.objective.supports import TopK
@@ -34,24 +35,24 @@ from tests.support.runs import ByPrompt, Probe, fit, make_objective, make_policy
 BLOCKS = BlockActions(FutureShare(0.2), length=3, source="mtp")
 KL = KLPenalty(ConstantCoefficient(0.3))
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "tokens": ({"reduction": TokenMean(), "bonus": EntropyBonus(0.01)}, {}),
+    "tokens": ({"reduction": TokenMean(), "terms": [EntropyBonus(0.01)]}, {}),
     "sequences": ({"reduction": SequenceMean(), "support": TopK(6)}, {}),
     "constant": ({"reduction": ConstantLength(16), "advantage": GroupRelative("batch")}, {}),
-    "kl": ({"reduction": TokenMean(), "kl": KL, "support": TopK(6, from_reference=True)}, {}),
+    "kl": ({"reduction": TokenMean(), "terms": [KL], "support": TopK(6, from_reference=True)}, {}),
     "heads": (
-        {"reduction": SequenceMean(), "actions": BLOCKS, "upkeep": HeadUpkeep(0.1)},
+        {"reduction": SequenceMean(), "actions": BLOCKS, "terms": [HeadUpkeep(0.1)]},
         {"mtp": ParallelHeads},
     ),
     "chain": (
-        {"reduction": TokenMean(), "actions": BLOCKS, "upkeep": HeadUpkeep(0.1)},
+        {"reduction": TokenMean(), "actions": BLOCKS, "terms": [HeadUpkeep(0.1)]},
         {"mtp": SequentialHeads},
     ),
     "ppo": (
-        {"advantage": GeneralizedAdvantage(whiten=True), "critic": ValueLoss(0.5, 0.2)},
+        {"advantage": GeneralizedAdvantage(whiten=True), "terms": [ValueLoss(0.5, 0.2)]},
         {"critic": ValueHead},
     ),
     "critic": (
-        {"advantage": GeneralizedAdvantage(whiten=True), "critic": ValueLoss(0.5)},
+        {"advantage": GeneralizedAdvantage(whiten=True), "terms": [ValueLoss(0.5)]},
         {"critic": SeparateCritic},
     ),
 }

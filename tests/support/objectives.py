@@ -11,21 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from jsonargparse import ArgumentParser
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from lightning_mpo.objective.action_spaces import (
     BlockActions,
-    ExplicitWeights,
-    FutureShare,
-    GeometricDecay,
     SegmentActions,
     SequenceActions,
     TokenActions,
 )
 from lightning_mpo.objective.advantages import GroupRelative
+from lightning_mpo.objective.block_weights import ExplicitWeights, FutureShare, GeometricDecay
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean
@@ -54,13 +49,7 @@ SEGMENTS = torch.nn.functional.pad(SEGMENTS, (1, 0))
 
 def from_yaml(path: Path) -> Objective:
     """Build the objective that a configuration file names, with the command line's parser."""
-    content = OmegaConf.create(
-        yaml.safe_load(path.read_text()) | {"rollout": {"max_new_tokens": 12}}
-    )
-    options = OmegaConf.to_container(content, resolve=True)["model"]["init_args"]["objective"]
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--objective", type=Objective)
-    return parser.instantiate_classes(parser.parse_object({"objective": options})).objective
+    return Objective.from_file(path, max_new_tokens=12)
 
 
 def compose(actions=None, surrogate=None, reduction=None, **fields) -> Objective:
@@ -107,12 +96,11 @@ COMPOSITIONS = {
     "dppo_topk_kl": compose(
         surrogate=DivergenceMask(0.01, divergence="kl", top_k=4), reduction=SequenceMean()
     ),
-    "kl": compose(reduction=SequenceMean(), kl=KL),
-    "bonus": compose(bonus=EntropyBonus(0.1), reduction=ConstantLength(12)),
+    "kl": compose(reduction=SequenceMean(), terms=[KL]),
+    "bonus": compose(terms=[EntropyBonus(0.1)], reduction=ConstantLength(12)),
     "everything": compose(
         BlockActions(FutureShare(), length=3),
-        kl=KL,
-        bonus=EntropyBonus(0.2),
+        terms=[EntropyBonus(0.2), KL],
         reduction=SequenceMean(),
     ),
 }

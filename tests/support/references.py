@@ -17,7 +17,7 @@ def run(folder, policy, update, *, updates=5, callbacks=(), objective=None, **op
         7 if options.get("ckpt_path") is None else 8
     )  # of the adapters, which a resume has to find again
     callbacks = [*callbacks, *([update] if update else [])]
-    penalised = make_objective(kl=KLPenalty(ConstantCoefficient(0.2)))
+    penalised = make_objective(terms=[KLPenalty(ConstantCoefficient(0.2))])
     module = {"optimizer": adam(1e-2)}
     return fit(
         folder, policy=policy, objective=objective or penalised, callbacks=callbacks, max_steps=updates, module=module,

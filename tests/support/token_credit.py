@@ -19,6 +19,7 @@ from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, Tok
 from lightning_mpo.objective.selection import AllTokens
 from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.objective.surrogates import PolicyGradient
+from lightning_mpo.objective.terms import EntropyBonus
 from lightning_mpo.types import Experience, take_rows, trim
 from tests.support.builders import VOCABULARY as V
 from tests.support.builders import make_experience, right_padded, scores_of, seeded
@@ -124,8 +125,9 @@ def naive_loss(objective: Objective, batch: Experience, logits: Tensor) -> Tenso
         penalties.append([(gaps[t].exp() - gaps[t] - 1, weights[b, t].item()) for t in kept])
         entropies.append([(-(rows[t].exp() * rows[t]).sum(), weights[b, t].item()) for t in kept])
     total = naive_mean(objective.reduction, losses, whole)
-    if objective.kl is not None:
+    if objective.term(KLPenalty) is not None:
         total = total + 0.3 * naive_mean(objective.reduction, penalties, whole)
-    if objective.bonus is not None:
-        total = total - objective.bonus.coef * naive_mean(objective.reduction, entropies, whole)
+    bonus = objective.term(EntropyBonus)
+    if bonus is not None:
+        total = total - bonus.coef * naive_mean(objective.reduction, entropies, whole)
     return total

@@ -27,7 +27,7 @@ CASES = {
     "tokens": {"reduction": TokenMean()},
     "sequences": {"reduction": SequenceMean()},
     "constant": {"reduction": ConstantLength(16)},
-    "ppo": {"advantage": GeneralizedAdvantage(whiten=True), "critic": ValueLoss(0.5, 0.2)},
+    "ppo": {"advantage": GeneralizedAdvantage(whiten=True), "terms": [ValueLoss(0.5, 0.2)]},
 }
 """Axes of the objectives."""
 

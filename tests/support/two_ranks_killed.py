@@ -45,7 +45,7 @@ def main() -> None:
         folder,
         rollout={"minibatches": 2},
         objective=make_objective(
-            support=TopK(6), kl=KLPenalty(AdaptiveCoefficient(0.01, horizon=16))
+            support=TopK(6), terms=[KLPenalty(AdaptiveCoefficient(0.01, horizon=16))]
         ),
         module={"optimizer": adam(3e-3)},
         callbacks=[

@@ -57,7 +57,7 @@ def train(
         folder,
         rollout={"sampler": ByPrompt()},
         policy=double(policy),
-        objective=make_objective(kl=KLPenalty(ConstantCoefficient(0.2))),
+        objective=make_objective(terms=[KLPenalty(ConstantCoefficient(0.2))]),
         module={"optimizer": adam(1e-2)},
         callbacks=[
             ReferenceUpdate(every=2, mixup=0.5),

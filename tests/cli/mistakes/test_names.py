@@ -6,10 +6,6 @@ import pytest
 
 from tests.support.mistakes import OBJECTIVE, OVERLAY, POLICY, Case, check_message
 
-BARE = """
-model: {class_path: PolicyOptimization, init_args: {policy: {class_path: TinyPolicy}}}
-rollout: {rewards: [ExactAnswer]}
-"""
 LORA = f"--{POLICY}.init_args.lora"
 
 
@@ -114,11 +110,6 @@ CASES = {
     "missing argument of a class": Case(
         "`model.policy`: `CausalPolicy` needs the argument `source`",
         [f"--{POLICY}", "CausalPolicy"],
-    ),
-    "no objective": Case(
-        "needs the argument `objective.support`; an algorithm sets it: add one, such as `-c grpo`",
-        ["--data", "Arithmetic"],
-        {"base.yaml": BARE},
     ),
     "a logger whose package is missing": Case(
         "the package `cloud` is not installed, and the configuration needs it: pip install 'cloud>=0.12'",

@@ -35,7 +35,8 @@ CASES = {
         "`KLPenalty` with estimator k1 in the loss",
         ["-c", "more.yaml"],
         {
-            "more.yaml": "model: {init_args: {objective: {kl: {controller: ConstantCoefficient, estimator: k1, place: loss}}}}"
+            "more.yaml": "model: {init_args: {objective: {terms: ["
+            "{class_path: KLPenalty, init_args: {controller: ConstantCoefficient, estimator: k1, place: loss}}]}}}"
         },
     ),
     "one completion": Case(
@@ -85,7 +86,9 @@ CASES = {
         axis("advantage: PrefixTree, selection: HighEntropyTokens"),
     ),
     "a weight penalty of zero": Case(
-        "`WeightPenalty.coef` must be positive, got 0.0", OVERLAY, axis("penalty: {coef: 0.0}")
+        "`WeightPenalty.coef` must be positive, got 0",
+        OVERLAY,
+        axis("terms: [{class_path: WeightPenalty, init_args: {coef: 0}}]"),
     ),
     "copies that an advantage would count": Case(
         "`PrefixReplay` copies the first tokens of other completions, which `GroupRelative` would count again",
@@ -101,23 +104,30 @@ CASES = {
         OVERLAY,
         {"o.yaml": "rollout: {replay: {class_path: PrefixReplay, init_args: {share: 1.0}}}"},
     ),
+    "two loss terms of a class": Case(
+        "`objective.terms` has two terms `EntropyBonus`; give one",
+        OVERLAY,
+        axis("terms: [EntropyBonus, EntropyBonus]"),
+    ),
     # --- critic
     "a critic's loss without a critic": Case(
-        "`objective.critic` needs `policy.critic`: give `ValueHead`, say",
+        "`ValueLoss` needs `policy.critic`: give `ValueHead`, say",
         ["-c", "more.yaml"],
         {
-            "more.yaml": "model: {init_args: {objective: {advantage: GeneralizedAdvantage, critic: {coef: 0.1, clip: 0.2}}}}"
+            "more.yaml": "model: {init_args: {objective: {advantage: GeneralizedAdvantage, "
+            "terms: [{class_path: ValueLoss, init_args: {coef: 0.1, clip: 0.2}}]}}}"
         },
     ),
     "a critic's advantage without its loss": Case(
-        "`GeneralizedAdvantage` takes a critic's values; give `critic: {coef: 0.1, clip: 0.2}`",
+        "`GeneralizedAdvantage` takes a critic's values; add `ValueLoss` to `objective.terms`",
         [f"{OBJECTIVE}.advantage", "GeneralizedAdvantage"],
     ),
     "a value clip of zero": Case(
-        "`critic.clip` must be positive, got 0.0; null clips nothing",
+        "`ValueLoss.clip` must be positive, got 0.0; null clips nothing",
         ["-c", "more.yaml"],
         {
-            "more.yaml": "model: {init_args: {objective: {advantage: GeneralizedAdvantage, critic: {coef: 0.1, clip: 0.0}}}}"
+            "more.yaml": "model: {init_args: {objective: {advantage: GeneralizedAdvantage, "
+            "terms: [{class_path: ValueLoss, init_args: {coef: 0.1, clip: 0.0}}]}}}"
         },
     ),
     "unknown critic": Case(
