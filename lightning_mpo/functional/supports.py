@@ -175,13 +175,15 @@ def unite(
         support_mask_BTK=support_mask_BTK,
         outside_mask_BT=outside_BT,
     )
-    slots_BTK = (
+    support_mask_BTK = (
         torch.ones_like(support_BTK, dtype=torch.bool)
         if support_mask_BTK is None
         else support_mask_BTK
     )
     more = torch.where(outside_BT, tokens_BT, 0).to(support_BTK.dtype).unsqueeze(-1)
-    return torch.cat([support_BTK, more], -1), torch.cat([slots_BTK, outside_BT.unsqueeze(-1)], -1)
+    return torch.cat([support_BTK, more], -1), torch.cat(
+        [support_mask_BTK, outside_BT.unsqueeze(-1)], -1
+    )
 
 
 def candidates(

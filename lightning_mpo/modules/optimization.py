@@ -218,7 +218,7 @@ class PolicyOptimization(Stage):
             request=self.objective.request,
         )
         loss, metrics = self.objective.loss(experience, scores, denominators)
-        self._idle = self.skip_idle_updates and self.objective.idle(denominators)
+        self._idle = self.skip_idle_updates and self.objective.nothing_to_learn(denominators)
         self._add(metrics | {"optim/idle": (torch.tensor(float(self._idle)), torch.ones(()))})
         weights_loss, metrics = self.objective.weights_loss(self.policy)
         self._add(metrics)

@@ -75,7 +75,7 @@ class ActionSpace(Member):
         return False
 
     @abstractmethod
-    def group(
+    def action_log_ratios(
         self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Turn log-ratios `[B, T]`, or `[B, T, 1 + M]` of heads, into `(log_ratios_BU, mask_BU, weights_BU)`."""
@@ -103,12 +103,16 @@ class ActionSpace(Member):
         segments_BT: Tensor | None = None,
     ) -> Actions:
         """Group token log-ratios; an action takes the advantage of its first token."""
-        log_ratios_BU, mask_BU, weights_BU = self.group(log_ratios, mask_BT, segments_BT)
+        log_ratios_BU, mask_BU, weights_BU = self.action_log_ratios(
+            log_ratios, mask_BT, segments_BT
+        )
         return Actions(log_ratios_BU, advantages_BT, mask_BU, weights_BU)
 
     def token_counts(self, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """Return how many tokens each action stands for; that depends on the mask alone. Shape `[B, U]`."""
-        return self.group(torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT, segments_BT)[2]
+        return self.action_log_ratios(
+            torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT, segments_BT
+        )[2]
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class TokenActions(ActionSpace):
 
     token_level: ClassVar[bool] = True
 
-    def group(
+    def action_log_ratios(
         self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         return log_ratios, mask_BT, mask_BT.float()
@@ -174,7 +178,7 @@ class BlockActions(ActionSpace):
         """M: the offsets that heads must score."""
         return self.length - 1 if self.source == "mtp" else 0
 
-    def group(
+    def action_log_ratios(
         self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights_N = torch.tensor(self.weights_N, dtype=log_ratios.dtype, device=log_ratios.device)
@@ -212,7 +216,7 @@ class SequenceActions(ActionSpace):
     def one_per_response(self) -> bool:
         return self.form == "sequence"
 
-    def group(
+    def action_log_ratios(
         self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         if self.form == "token":
@@ -264,11 +268,11 @@ class SegmentActions(ActionSpace):
         check_segments(self.segmenter, segments_BT, mask_BT)
         return number_segments(segments_BT.to(mask_BT.device), mask_BT, max_length=self.max_length)
 
-    def group(
+    def action_log_ratios(
         self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         if segments_BT is None:
             raise RuntimeError(
-                "`SegmentActions.group` needs the `segments_BT` that `segment` returned"
+                "`SegmentActions.action_log_ratios` needs the `segments_BT` that `segment` returned"
             )
         return F.segment_log_ratios(log_ratios, mask_BT, segments_BT, mean=self.ratio == "mean")

@@ -145,7 +145,7 @@ class KLPenalty(LossTerm):
         reference_logprobs_BT: Tensor,
         logits_BTK: Tensor | None = None,
         reference_logits_BTK: Tensor | None = None,
-        slots_BTK: Tensor | None = None,
+        support_mask_BTK: Tensor | None = None,
     ) -> Tensor:
         """Return the estimate per token, in nats. Shape `[B, T]`.
 
@@ -154,13 +154,13 @@ class KLPenalty(LossTerm):
             reference_logprobs_BT: the same under the reference.
             logits_BTK: all logits of the stored support; only "exact" reads them.
             reference_logits_BTK: the same under the reference.
-            slots_BTK: False for slots that hold no id; None: all hold one.
+            support_mask_BTK: False for slots that hold no id; None: all hold one.
         """
         if self.estimator == "exact":
             if logits_BTK is None or reference_logits_BTK is None:
                 raise RuntimeError(
                     "the exact divergence needs the support's logits of both policy and reference"
                 )
-            return F.exact_on_support(logits_BTK, reference_logits_BTK, slots_BTK)
+            return F.exact_on_support(logits_BTK, reference_logits_BTK, support_mask_BTK)
         estimate = {"k1": F.k1, "k2": F.k2, "k3": F.k3}[self.estimator]
         return estimate(logprobs_BT, reference_logprobs_BT)

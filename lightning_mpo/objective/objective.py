@@ -131,23 +131,25 @@ class Objective:
 
     def denominators(self, experience: Experience) -> Denominators:
         """Return these rows' part of the denominators; they do not depend on scores of the policy."""
-        whole_BU, whole_BT = self._whole(experience)
+        mean_weights_BU, mean_weights_BT = self._mean_weights(experience)
         credited = (
             experience.advantages_BT * experience.token_weights_BT * experience.mask_BT != 0
         ).sum()
-        tokens = self.reduction.denominator(whole_BT)
-        return Denominators(self.reduction.denominator(whole_BU), tokens, credited.to(tokens))
+        tokens = self.reduction.denominator(mean_weights_BT)
+        return Denominators(
+            self.reduction.denominator(mean_weights_BU), tokens, credited.to(tokens)
+        )
 
-    def idle(self, denominators: Denominators) -> bool:
+    def nothing_to_learn(self, denominators: Denominators) -> bool:
         """Whether the gradient is zero: no token carries loss, or all advantages are 0 and no other loss term is on."""
         others = any(term.learns_alone for term in self.terms)
         return not bool(denominators.tokens) or not (bool(denominators.credited) or others)
 
-    def _whole(self, experience: Experience) -> tuple[Tensor, Tensor]:
+    def _mean_weights(self, experience: Experience) -> tuple[Tensor, Tensor]:
         """Return the weights in the denominators: per action and per token."""
-        if self.selection.of_whole:
-            whole_BT = experience.whole_mask_BT.to(experience.token_weights_BT)
-            return whole_BT, whole_BT
+        if self.selection.averages_over_all_tokens:
+            mean_weights_BT = experience.whole_mask_BT.to(experience.token_weights_BT)
+            return mean_weights_BT, mean_weights_BT
         weights_BU = self.actions.token_counts(experience.mask_BT, experience.segments_BT)
         tokens_BT = experience.token_weights_BT * experience.mask_BT
         return self._weigh(weights_BU, experience), tokens_BT
@@ -172,15 +174,15 @@ class Objective:
             scores: of the current policy.
             denominators: of the whole mini-batch; parts over its micro-batches and ranks add up to its loss.
         """
-        whole_BU, whole_BT = self._whole(experience)
-        loss, metrics = self._surrogate(experience, scores, denominators, whole_BU)
+        mean_weights_BU, mean_weights_BT = self._mean_weights(experience)
+        loss, metrics = self._surrogate(experience, scores, denominators, mean_weights_BU)
         tokens_BT = experience.token_weights_BT * experience.mask_BT
         count = tokens_BT.sum()
         metrics["loss/surrogate"] = (loss.detach(), torch.ones(()))
         metrics["policy/entropy"] = ((scores.entropy_BT.detach() * tokens_BT).sum(), count)
 
         def mean(values_BT: Tensor) -> Tensor:
-            return self._reduce(values_BT, tokens_BT, whole_BT, denominators.tokens)
+            return self._reduce(values_BT, tokens_BT, mean_weights_BT, denominators.tokens)
 
         batch = LossBatch(experience, scores, tokens_BT, mean)
         for term in self.terms:
@@ -219,7 +221,7 @@ class Objective:
         experience: Experience,
         scores: TokenScores,
         denominators: Denominators,
-        whole_BU: Tensor,
+        mean_weights_BU: Tensor,
     ) -> tuple[Tensor, Metrics]:
         mask_BT = experience.mask_BT
         now = _offsets(scores.logprobs_BT, scores.future_BTM)
@@ -243,7 +245,7 @@ class Objective:
         losses_BU = torch.where(actions.mask_BU, self.surrogate.loss(actions), 0.0)
         if experience.correction_BT is not None:
             losses_BU = losses_BU * experience.correction_BT
-        loss = self._reduce(losses_BU, actions.weights_BU, whole_BU, denominators.actions)
+        loss = self._reduce(losses_BU, actions.weights_BU, mean_weights_BU, denominators.actions)
         metrics = diagnose(actions) | self._diagnose_trust(actions, log_ratios, bounded, experience)
         if experience.correction_BT is not None:
             metrics |= diagnose_correction(experience.correction_BT, mask_BT)
@@ -278,9 +280,9 @@ class Objective:
         return metrics
 
     def _reduce(
-        self, values_BU: Tensor, weights_BU: Tensor, whole_BU: Tensor, denominator: Tensor
+        self, values_BU: Tensor, weights_BU: Tensor, mean_weights_BU: Tensor, denominator: Tensor
     ) -> Tensor:
-        coefficients_BU = self.reduction.coefficients(weights_BU, whole_BU)
+        coefficients_BU = self.reduction.coefficients(weights_BU, mean_weights_BU)
         return weighted_sum(values_BU, coefficients_BU, denominator.clamp(min=1e-8))
 
 

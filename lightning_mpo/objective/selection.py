@@ -29,7 +29,7 @@ class Selection(Member):
         return False
 
     @property
-    def of_whole(self) -> bool:
+    def averages_over_all_tokens(self) -> bool:
         """Whether means are taken over all tokens of the response, chosen or not."""
         return False
 
@@ -40,7 +40,7 @@ class Selection(Member):
                 f"`{type(self).__name__}` weighs single tokens, which has no meaning over `{type(actions).__name__}`; "
                 "use `actions: TokenActions`"
             )
-        if self.of_whole and support.outside == "drop":
+        if self.averages_over_all_tokens and support.outside == "drop":
             raise UserError(
                 f"`{type(self).__name__}` takes means over whole responses, of which "
                 f"`{type(support).__name__}.outside: drop` takes tokens away; use `unite`"
@@ -116,7 +116,7 @@ class SampledTokens(Selection):
         return self.unbiased
 
     @property
-    def of_whole(self) -> bool:
+    def averages_over_all_tokens(self) -> bool:
         """Whether means are over whole responses."""
         return self.unbiased
 
@@ -154,7 +154,7 @@ class HighEntropyTokens(Selection):
     """
 
     needs_entropy: ClassVar[bool] = True
-    of_whole = True
+    averages_over_all_tokens = True
 
     share: float = 0.2
 

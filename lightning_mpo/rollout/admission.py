@@ -176,9 +176,9 @@ def _unite(rollout: Rollout, support: Support) -> Rollout:
             f"{missing} of {int(rollout.response_mask_BT.sum())} sampled tokens are not in the support stored with them; "
             f"`{name}.outside: unite` (or `drop`, without loss on them) lets such tokens pass and counts them"
         )
-    support_BTK, slots_BTK = F.unite(
+    support_BTK, support_mask_BTK = F.unite(
         rollout.responses_BT, rollout.support_BTK, rollout.support_mask_BTK, outside_BT
     )
     return replace(
-        rollout, support_BTK=support_BTK, support_mask_BTK=slots_BTK, outside_BT=outside_BT
+        rollout, support_BTK=support_BTK, support_mask_BTK=support_mask_BTK, outside_BT=outside_BT
     )

@@ -89,7 +89,7 @@ class _Step:
         # the support, of the policy's or the reference's probabilities
         same = ranking_BV is logits_BV
         logits_BV = logits_BV / self.temperature if self.temperature != 1.0 else logits_BV
-        support_BK, slots_BK = self.support.select(
+        support_BK, support_mask_BK = self.support.select(
             logits_BV if same else ranking_BV / self.temperature
         )
         # one id of it
@@ -98,8 +98,8 @@ class _Step:
             choices_BK = logits_BV
         else:
             choices_BK = logits_BV.gather(1, support_BK.long())
-            if slots_BK is not None:
-                choices_BK = choices_BK.masked_fill(~slots_BK, -torch.inf)
+            if support_mask_BK is not None:
+                choices_BK = choices_BK.masked_fill(~support_mask_BK, -torch.inf)
         support_total_B = total_B if support_BK is None else choices_BK.logsumexp(-1)
         slot_B = (
             choices_BK.argmax(-1)
@@ -112,7 +112,11 @@ class _Step:
         )
         # its record, and the most probable ids
         drawn = Drawn(
-            tokens_B, logprobs_B, (support_total_B - total_B).exp(), _int32(support_BK), slots_BK
+            tokens_B,
+            logprobs_B,
+            (support_total_B - total_B).exp(),
+            _int32(support_BK),
+            support_mask_BK,
         )
         if not self.candidates:
             return drawn

@@ -31,12 +31,16 @@ def logits(rows: int = 40, seed: int = 0) -> torch.Tensor:
 
 def sets(support: Support, logits_BV: torch.Tensor) -> list[set[int]]:
     """Return the chosen ids per row, whatever the form."""
-    support_BK, slots_BK = support.select(logits_BV)
+    support_BK, support_mask_BK = support.select(logits_BV)
     if support_BK is None:
-        assert slots_BK is None
+        assert support_mask_BK is None
         return [set(range(V))] * len(logits_BV)
-    slots_BK = torch.ones_like(support_BK, dtype=torch.bool) if slots_BK is None else slots_BK
-    return [set(row[kept].tolist()) for row, kept in zip(support_BK, slots_BK, strict=True)]
+    support_mask_BK = (
+        torch.ones_like(support_BK, dtype=torch.bool)
+        if support_mask_BK is None
+        else support_mask_BK
+    )
+    return [set(row[kept].tolist()) for row, kept in zip(support_BK, support_mask_BK, strict=True)]
 
 
 def test_the_list_has_every_support():
@@ -45,14 +49,14 @@ def test_the_list_has_every_support():
 
 @each
 def test_ids_are_distinct_and_in_the_vocabulary(support):
-    support_BK, slots_BK = support.select(logits())
+    support_BK, support_mask_BK = support.select(logits())
     if support_BK is None:
         return
     assert support_BK.dtype == torch.int32
     assert int(support_BK.min()) >= 0
     assert int(support_BK.max()) < V
     for row, chosen in zip(support_BK, sets(support, logits()), strict=True):
-        kept = len(row) if slots_BK is None else len(chosen)
+        kept = len(row) if support_mask_BK is None else len(chosen)
         assert len(chosen) == kept
 
 

@@ -137,7 +137,7 @@ def test_the_ratio_of_a_segment_is_that_of_a_loop(ratio, max_length):
     )
     space = SegmentActions(DelimiterSegmenter(), ratio, max_length)
     numbers = space.segment(rollout, None, LINES)
-    log_ratios, starts, weights = space.group(values, GAPS, numbers)
+    log_ratios, starts, weights = space.action_log_ratios(values, GAPS, numbers)
     expected = torch.zeros(GAPS.shape, dtype=torch.float64), torch.zeros(GAPS.shape)
     for b, row in enumerate(naive_delimiters(rollout, ["\n"], max_length)):
         for block in row:
@@ -170,6 +170,8 @@ def test_tokens_that_are_not_selected_leave_their_segment():
     )
     selected = torch.tensor([[False, True, True, False, True]])
     numbers = space.segment(rollout, None, LINES)
-    log_ratios, starts, weights = space.group(torch.tensor([[9.0, 1, 2, 9, 4]]), selected, numbers)
+    log_ratios, starts, weights = space.action_log_ratios(
+        torch.tensor([[9.0, 1, 2, 9, 4]]), selected, numbers
+    )
     assert log_ratios.tolist() == [[0, 1.5, 0, 0, 4]]
     assert (starts.sum(), weights.tolist()) == (2, [[0, 2, 0, 0, 1]])

@@ -181,7 +181,7 @@ def test_bad_arguments_are_refused_by_name(make, message):
 )
 def test_what_the_loop_must_pass_is_asked_for(space):
     with pytest.raises(RuntimeError, match="needs"):
-        space.group(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), None)
+        space.action_log_ratios(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), None)
     if space.needs_entropy:
         with pytest.raises(RuntimeError, match="`EntropySegmenter` needs `entropy_BT`"):
             space.segment(random_rollout(), None, ())

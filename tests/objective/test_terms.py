@@ -123,9 +123,9 @@ def test_a_term_says_what_it_needs_and_whether_it_learns_alone(name):
     objective = Objective(terms=terms)
     assert objective.request == request
     zero, some = torch.tensor(0.0), torch.tensor(3.0)
-    assert objective.idle(Denominators(some, some, zero)) is not alone
-    assert objective.idle(Denominators(some, zero, some))
-    assert not objective.idle(Denominators(some, some, some))
+    assert objective.nothing_to_learn(Denominators(some, some, zero)) is not alone
+    assert objective.nothing_to_learn(Denominators(some, zero, some))
+    assert not objective.nothing_to_learn(Denominators(some, some, some))
     assert objective.needs_reference is name.startswith("divergence")
 
 

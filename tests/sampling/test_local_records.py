@@ -87,12 +87,12 @@ def test_a_support_of_the_reference_holds_its_most_probable_tokens(drifted, supp
                     network(input_ids=torch.tensor([prompt + response[:t]])).logits[0, -1:].detach()
                     / 0.7
                 )
-            support_BK, slots_BK = support.select(ranks)
+            support_BK, support_mask_BK = support.select(ranks)
             assert rollout.support_BTK[b, t].tolist() == support_BK[0].tolist()
-            if slots_BK is not None:
-                assert rollout.support_mask_BTK[b, t].tolist() == slots_BK[0].tolist()
+            if support_mask_BK is not None:
+                assert rollout.support_mask_BTK[b, t].tolist() == support_mask_BK[0].tolist()
             own = (next_logits(drifted, prompt + response[:t]) / 0.7).softmax(0)
-            inside = support_BK[0] if slots_BK is None else support_BK[0][slots_BK[0]]
+            inside = support_BK[0] if support_mask_BK is None else support_BK[0][support_mask_BK[0]]
             assert rollout.kept_mass_BT[b, t].item() == pytest.approx(
                 own[inside.long()].sum().item(), abs=1e-5
             )

@@ -57,5 +57,5 @@ def segments(space: ActionSpace, mask: Tensor, rows: Tensor | None = None) -> Te
 def group(
     space: ActionSpace, values: Tensor, mask: Tensor, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    log_ratios, starts, weights = space.group(values, mask, segments(space, mask, rows))
+    log_ratios, starts, weights = space.action_log_ratios(values, mask, segments(space, mask, rows))
     return torch.where(starts, log_ratios, 0), starts, weights

@@ -62,9 +62,11 @@ def support_mask(rollout: Rollout) -> Tensor | None:
     """Return which ids the stored supports hold, `[B, T, V]`; positions without a response token hold all."""
     if rollout.support_BTK is None:
         return None
-    slots_BTK = rollout.support_mask_BTK
+    support_mask_BTK = rollout.support_mask_BTK
     held_BTK = (
-        torch.ones_like(rollout.support_BTK, dtype=torch.bool) if slots_BTK is None else slots_BTK
+        torch.ones_like(rollout.support_BTK, dtype=torch.bool)
+        if support_mask_BTK is None
+        else support_mask_BTK
     )
     B, T, _ = held_BTK.shape
     counts = torch.zeros(B, T, VOCABULARY).scatter_add(
@@ -87,11 +89,13 @@ class BigramSampler(Sampler):
         }
         for _ in range(T):
             logits_BV = policy.table.detach()[ids[:, -1]] / request.temperature
-            support_BK, slots_BK = request.support.select(logits_BV)
+            support_BK, support_mask_BK = request.support.select(logits_BV)
             inside_BV = torch.ones_like(logits_BV, dtype=torch.bool)
             if support_BK is not None:
                 held = (
-                    torch.ones_like(support_BK, dtype=torch.bool) if slots_BK is None else slots_BK
+                    torch.ones_like(support_BK, dtype=torch.bool)
+                    if support_mask_BK is None
+                    else support_mask_BK
                 )
                 inside_BV = (
                     torch.zeros_like(logits_BV).scatter_add(1, support_BK.long(), held.float()) > 0

@@ -106,7 +106,7 @@ def naive_loss(objective: Objective, batch: Experience, logits: Tensor) -> Tenso
         kept = [t for t in inside if weights[b, t] > 0]
         whole.append(
             float(len(inside))
-            if objective.selection.of_whole
+            if objective.selection.averages_over_all_tokens
             else sum(weights[b, t].item() for t in kept)
         )
         rows = {t: logits[b, t].log_softmax(0) for t in kept}
