@@ -1,8 +1,8 @@
-"""Checks of options: a wrong value raises one line that names the option and the values that it takes.
+"""Checks of options: a wrong value raises one line that names the option and the values that it
+takes.
 
-`None` passes every check, as it means that an option is not used. `owner` is the class or section that has the option,
-as a configuration writes it; options are keyword arguments.
-"""
+`None` passes every check, as it means that an option is not used. `owner` is the class or section
+that has the option, as a configuration writes it; options are keyword arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 from lightning_mpo.errors import UserError
 
 LARGEST_SIZE = 10_000_000
-"""Most rows, tokens or layers that an option may ask for. It is far above any machine, and below what hangs one."""
+"""Most rows, tokens or layers that an option may ask for. It is far above any machine, and below
+what hangs one."""
 LARGEST_NUMBER = 1e9
 """Most that a coefficient or bound may be. Above it float32 loses what it is added to."""
 LARGEST_SEED = 2**63 - 1
@@ -102,7 +103,8 @@ def above(
 def not_below(
     owner: str, bound: float, *, most: float = LARGEST_NUMBER, note: str = "", **options: Any
 ) -> None:
-    """Refuse options that are not numbers of at least a bound; unlike `at_least`, this takes fractions.
+    """Refuse options that are not numbers of at least a bound; unlike `at_least`, this takes
+    fractions.
 
     Raises:
         UserError: an option is not a number, below `bound`, or above `most`.

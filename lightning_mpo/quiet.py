@@ -27,7 +27,8 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
 
 
 def leave_tips_out() -> None:
-    """Filter Lightning's tips, and a warning of torch that Lightning causes. Runs from Python use this too."""
+    """Filter Lightning's tips, and a warning of torch that Lightning causes. Runs from Python use
+    this too."""
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     for package in (
         "lightning.pytorch",
@@ -37,7 +38,8 @@ def leave_tips_out() -> None:
 
 
 def leave_noise_out() -> None:
-    """Filter noise on the command line, and show this package's warnings without the line of code."""
+    """Filter noise on the command line, and show this package's warnings without the line of
+    code."""
     leave_tips_out()
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
@@ -49,7 +51,8 @@ def leave_noise_out() -> None:
 
 
 class _Stderr:
-    """Stands for `sys.stderr` of the moment: a progress bar puts its own there, which writes above it."""
+    """Stands for `sys.stderr` of the moment: a progress bar puts its own there, which writes above
+    it."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -59,7 +62,8 @@ class _Stderr:
 
 
 def _write_above_bars() -> None:
-    """Let Lightning's handlers, which keep the stream of their making, write to that of the moment."""
+    """Let Lightning's handlers, which keep the stream of their making, write to that of the
+    moment."""
     for package in ("lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(package).handlers:
             if type(handler) is logging.StreamHandler and not isinstance(handler.stream, _Stderr):
@@ -67,7 +71,8 @@ def _write_above_bars() -> None:
 
 
 def _plain(behind: Callable[..., str]) -> Callable[..., str]:
-    """Return a format that writes warnings of this package like its other lines: a word, then the message."""
+    """Return a format that writes warnings of this package like its other lines: a word, then the
+    message."""
     package = Path(__file__).parent
 
     def write(
@@ -96,7 +101,8 @@ def no_loading_bars() -> Iterator[None]:
 
 
 class Notes:
-    """What libraries say of a run before it begins: held back, so that a refused command says why and nothing else.
+    """What libraries say of a run before it begins: held back, so that a refused command says why
+    and nothing else.
 
     Records of `logging` and warnings are kept in their order. Errors are shown at once.
     """

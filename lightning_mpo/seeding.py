@@ -1,4 +1,5 @@
-"""Named random streams: each is a pure function of a seed, its name and a position, so that nothing has to be carried."""
+"""Named random streams: each is a pure function of a seed, its name and a position, so that nothing
+has to be carried."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Stream(Enum):
 
 
 PLAIN: dict[Stream, tuple[int, ...]] = {Stream.SHUFFLE: (), Stream.SAMPLE: (), Stream.PLAN: (1,)}
-"""Streams whose generators are seeded with seed, position and these numbers alone: recorded runs stand on them."""
+"""Streams whose generators are seeded with seed, position and these numbers alone: recorded runs
+stand on them."""
 
 
 def generator_of(seed: int, stream: Stream, *position: int) -> torch.Generator:

@@ -17,9 +17,8 @@ Letters, used in names (`advantages_BT`), docstrings and checks alike:
 **D**  hidden size
 =====  =======================================================================
 
-`mask` tensors are bool and carried from the sampler on; nothing derives them from token values, as pad may equal eos.
-Log-probabilities are natural (nats) and float32.
-"""
+`mask` tensors are bool and carried from the sampler on; nothing derives them from token values, as
+pad may equal eos. Log-probabilities are natural (nats) and float32."""
 
 from __future__ import annotations
 
@@ -43,11 +42,11 @@ class Finish(IntEnum):
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One row of a data set: the prompt, the right answer, and a solution to imitate in a supervised warm-up.
+    """One row of a data set: the prompt, the right answer, and a solution to imitate in a
+    supervised warm-up.
 
-    `messages` is the chat that the response continues; empty: `prompt` alone is the user's message. With messages,
-    `prompt` is the text of the last one.
-    """
+    `messages` is the chat that the response continues; empty: `prompt` alone is the user's message.
+    With messages, `prompt` is the text of the last one."""
 
     prompt: str
     target: str
@@ -84,8 +83,8 @@ class PromptBatch:
 class Rollout:
     """Sampled responses, exactly as sampled: token in, token out.
 
-    `behaviour_logprobs_BT` are of the distribution that was sampled from: temperature and support applied.
-    """
+    `behaviour_logprobs_BT` are of the distribution that was sampled from: temperature and support
+    applied."""
 
     tokens_BL: Tensor  # int64; prompts padded left, responses right
     attention_mask_BL: Tensor  # bool
@@ -157,7 +156,8 @@ class Experience:
 
 
 def take_rows(batch: Batch, index_B: Tensor, *, texts: bool = False) -> Batch:
-    """Select rows of every field of a `Rollout` or `Experience`; texts and prompt rows are left behind unless `texts`.
+    """Select rows of every field of a `Rollout` or `Experience`; texts and prompt rows are left
+    behind unless `texts`.
 
     Example:
         >>> rollout = Rollout(*(torch.arange(6).view(3, 2) for _ in range(3)), torch.arange(3),
@@ -180,7 +180,8 @@ def take_rows(batch: Batch, index_B: Tensor, *, texts: bool = False) -> Batch:
 
 
 def trim_rollout(rollout: Rollout) -> Rollout:
-    """Cut the columns that no row uses: prompt padding on the left, response padding on the right."""
+    """Cut the columns that no row uses: prompt padding on the left, response padding on the
+    right."""
     first, S, T = _extent(rollout)
     return replace(rollout, **_cut(rollout, first, S, T))
 

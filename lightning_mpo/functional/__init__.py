@@ -1,4 +1,5 @@
-"""The equations, as pure functions of tensors. Its files import torch and each other, and nothing else of this package.
+"""The equations, as pure functions of tensors. Its files import torch and each other, and nothing
+else of this package.
 
 =======================  ========================================================================================
 ``heads``                hidden states -> log-probabilities and entropies, chunked; full-vocabulary and support-only
@@ -27,7 +28,6 @@
 ``shapes``               the checks that name the argument
 =======================  ========================================================================================
 
-docs/algorithms.md 1.4 leads from a YAML key to its functions. Letters (docs/algorithms.md 1.2): B rows, T response tokens,
-U = T actions (one stands at its first token), V vocabulary, K support size, N block length or a flat number of positions,
-M = N - 1 future offsets, D hidden size.
-"""
+docs/algorithms.md 1.4 leads from a YAML key to its functions. Letters (docs/algorithms.md 1.2): B
+rows, T response tokens, U = T actions (one stands at its first token), V vocabulary, K support
+size, N block length or a flat number of positions, M = N - 1 future offsets, D hidden size."""

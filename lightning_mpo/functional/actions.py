@@ -1,13 +1,13 @@
 """From token log-ratios to action log-ratios: over how many tokens is one importance ratio taken?
 
-A token (GRPO, DAPO), a block of N consecutive tokens (MPO, Multi-token Policy Gradient Optimization, arXiv:2602.14386),
-a segment, or the whole sequence (GSPO, arXiv:2507.18071). MPO's equations were not seen in print; what stands here
-and its evidence: docs/algorithms.md 3.2 to 3.4.
+A token (GRPO, DAPO), a block of N consecutive tokens (MPO, Multi-token Policy Gradient
+Optimization, arXiv:2602.14386), a segment, or the whole sequence (GSPO, arXiv:2507.18071). MPO's
+equations were not seen in print; what stands here and its evidence: docs/algorithms.md 3.2 to 3.4.
 
-Every function returns the same three tensors of shape ``[B, T]`` (an action stands at its first token, U = T): the
-log-ratios (0 where no action starts), where actions start, and how many tokens each action stands for. The last sums to
-the number of response tokens. Nothing is clamped here: ``surrogates.safe_ratio`` clamps the sum.
-"""
+Every function returns the same three tensors of shape ``[B, T]`` (an action stands at its first
+token, U = T): the log-ratios (0 where no action starts), where actions start, and how many tokens
+each action stands for. The last sums to the number of response tokens. Nothing is clamped here:
+``surrogates.safe_ratio`` clamps the sum."""
 
 from typing import Literal
 
@@ -20,7 +20,8 @@ from lightning_mpo.functional.shapes import check
 def block_weights(n: int, future_share: float) -> Tensor:
     """Split the weight of a block between its first token and the future ones.
 
-        β_0 = 1 - p,   β_i = p / (n - 1)  for i = 1 .. n-1    (MPO-10 .. MPO-40 % [I, from S]; docs/algorithms.md 3.3)
+        β_0 = 1 - p,   β_i = p / (n - 1)  for i = 1 .. n-1
+                                            (MPO-10 .. MPO-40 % [I, from S]; docs/algorithms.md 3.3)
 
     Args:
         n: Tokens in a block, the current one included; 1 gives the base algorithm.
@@ -47,7 +48,7 @@ def block_weights(n: int, future_share: float) -> Tensor:
 def geometric_weights(n: int, decay: float) -> Tensor:
     """Let the weight of a token fall by a constant factor per offset.
 
-        β_i = decay^i / Σ_j decay^j                           (closest to log-COP-TD [I]; docs/algorithms.md 3.3)
+        β_i = decay^i / Σ_j decay^j   (closest to log-COP-TD [I]; docs/algorithms.md 3.3)
 
     Args:
         n: Tokens in a block, the current one included.
@@ -79,30 +80,32 @@ def block_log_ratios(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take one weighted log-ratio over each block of N consecutive tokens.
 
-        log R_t = Σ_n β_n ℓ_n(t) alive_n(t),   alive_n(t) = mask_t · … · mask_{t+n}   (MPO Eq. 12 [I]; docs/algorithms.md 3.2)
+        log R_t = Σ_n β_n ℓ_n(t) alive_n(t),   alive_n(t) = mask_t · … · mask_{t+n}
+                                                            (MPO Eq. 12 [I]; docs/algorithms.md 3.2)
 
-    With weights that sum to 1, R is a geometric mean of the block's ratios and not their product, so it is biased as an
-    importance ratio; with weights of 1 it is the product (MPO Eq. 11 [S]). A block ends at the first gap of the mask.
-    At stride 1 blocks slide and overlap; at a larger stride they start at every stride-th token of a run of the mask,
-    anew after each gap.
+    With weights that sum to 1, R is a geometric mean of the block's ratios and not their product,
+    so it is biased as an importance ratio; with weights of 1 it is the product (MPO Eq. 11 [S]). A
+    block ends at the first gap of the mask. At stride 1 blocks slide and overlap; at a larger
+    stride they start at every stride-th token of a run of the mask, anew after each gap.
 
-    Where fewer than N tokens are left, ``"absorb"`` takes the missing ratios as 1 (after its end a sequence is
-    absorbing under both policies), ``"renorm"`` scales the weights that are left to the sum of all weights. The default
-    is to absorb at stride 1, where every interior token then has coefficient 1, and to renormalise at a larger stride,
-    where absorbing would train the last tokens, often the answer, at a fraction [I]. Absorb if the weights are not
-    meant to sum to 1.
+    Where fewer than N tokens are left, ``"absorb"`` takes the missing ratios as 1 (after its end a
+    sequence is absorbing under both policies), ``"renorm"`` scales the weights that are left to the
+    sum of all weights. The default is to absorb at stride 1, where every interior token then has
+    coefficient 1, and to renormalise at a larger stride, where absorbing would train the last
+    tokens, often the answer, at a fraction [I]. Absorb if the weights are not meant to sum to 1.
 
     Args:
-        log_ratios: log(π / π_old), nats: ``[B, T]``, the backbone's, shifted here along T; or ``[B, T, N]``, where
-            column n at t is the log-ratio of the token t+n as predicted at t (multi-token heads). Never read outside
-            the mask.
+        log_ratios: log(π / π_old), nats: ``[B, T]``, the backbone's, shifted here along T; or ``[B,
+            T, N]``, where column n at t is the log-ratio of the token t+n as predicted at t
+            (multi-token heads). Never read outside the mask.
         mask_BT: Response tokens that count, shape ``[B, T]``.
         weights_N: β by offset, shape ``[N]``; the first is the current token's.
         stride: Tokens from one block to the next, 1 (sliding) to N (disjoint).
         tail: What happens to a block that is cut short; None chooses by stride.
 
     Returns:
-        Log-ratios of the blocks, where blocks start (bool), and tokens per block, each of shape ``[B, T]``.
+        Log-ratios of the blocks, where blocks start (bool), and tokens per block, each of shape
+        ``[B, T]``.
 
     Raises:
         ValueError: If shapes differ or an option is out of range.
@@ -138,13 +141,15 @@ def sequence_log_ratios(
         log s = Σ_t ℓ_t            (the true sequence ratio)
 
     Args:
-        log_ratios_BT: log(π / π_old) of the tokens, shape ``[B, T]``, nats. Never read outside the mask.
-        mask_BT: Response tokens that count, shape ``[B, T]``; gaps are skipped, they do not end the sequence.
+        log_ratios_BT: log(π / π_old) of the tokens, shape ``[B, T]``, nats. Never read outside the
+            mask.
+        mask_BT: Response tokens that count, shape ``[B, T]``; gaps are skipped, they do not end the
+            sequence.
         mean: Divide by the number of tokens.
 
     Returns:
-        Log-ratios, where actions start (the first token of the mask; bool), and tokens per action, each
-        of shape ``[B, T]``.
+        Log-ratios, where actions start (the first token of the mask; bool), and tokens per action,
+        each of shape ``[B, T]``.
 
     Raises:
         ValueError: If the shapes differ.
@@ -164,14 +169,17 @@ def sequence_token_log_ratios(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give every token the log-ratio of its response, with the gradient of its own.
 
-        log s_t = sg(log s) + ℓ_t - sg(ℓ_t),     log s = (1/|o|) Σ_t ℓ_t       (GSPO-token [C, verl]; docs/algorithms.md 3.6)
+        log s_t = sg(log s) + ℓ_t - sg(ℓ_t),     log s = (1/|o|) Σ_t ℓ_t
+                                                      (GSPO-token [C, verl]; docs/algorithms.md 3.6)
 
     Args:
-        log_ratios_BT: log(π / π_old) of the tokens, shape ``[B, T]``, nats. Never read outside the mask.
+        log_ratios_BT: log(π / π_old) of the tokens, shape ``[B, T]``, nats. Never read outside the
+            mask.
         mask_BT: Response tokens that count, shape ``[B, T]``.
 
     Returns:
-        Log-ratios, where actions start (the mask itself), and tokens per action (1), each of shape ``[B, T]``.
+        Log-ratios, where actions start (the mask itself), and tokens per action (1), each of shape
+        ``[B, T]``.
 
     Raises:
         ValueError: If the shapes differ.
@@ -193,11 +201,12 @@ def segment_log_ratios(
 
         log s_j = (1/n_j) Σ_{t in segment j} ℓ_t    (mean)     or     Σ_{t in segment j} ℓ_t
 
-    Tokens of a row with the same id are one segment, also across a gap of the mask; tokens outside the mask belong to
-    none.
+    Tokens of a row with the same id are one segment, also across a gap of the mask; tokens outside
+    the mask belong to none.
 
     Args:
-        log_ratios_BT: log(π / π_old) of the tokens, shape ``[B, T]``, nats. Never read outside the mask.
+        log_ratios_BT: log(π / π_old) of the tokens, shape ``[B, T]``, nats. Never read outside the
+            mask.
         mask_BT: Response tokens that count, shape ``[B, T]``.
         segments_BT: Id of each token's segment, shape ``[B, T]``, in [0, T) where the mask is True.
         mean: Divide by the number of tokens of the segment.
@@ -237,7 +246,8 @@ def segment_log_ratios(
 def window(mask_BT: Tensor, n: int) -> Tensor:
     """Tell where a token and the n tokens behind it all count.
 
-        alive_n(t) = mask_t · mask_{t+1} · … · mask_{t+n}          (windows stop at masked gaps [I]; docs/algorithms.md 3.4)
+        alive_n(t) = mask_t · mask_{t+1} · … · mask_{t+n}
+                                           (windows stop at masked gaps [I]; docs/algorithms.md 3.4)
 
     Args:
         mask_BT: Tokens that count, shape ``[B, T]``.
@@ -275,7 +285,8 @@ def shift_left(values_BT: Tensor, n: int) -> Tensor:
 
 
 def _columns(log_ratios: Tensor, mask_BT: Tensor, length: int) -> Tensor:
-    """Return the log-ratios as [B, T, N]: shifted copies of the backbone's, or the heads' as they are."""
+    """Return the log-ratios as [B, T, N]: shifted copies of the backbone's, or the heads' as they
+    are."""
     if log_ratios.ndim == 2:
         check(mask_BT=mask_BT, log_ratios_BT=log_ratios)
         return torch.stack([shift_left(log_ratios, n) for n in range(length)], -1)
@@ -284,7 +295,8 @@ def _columns(log_ratios: Tensor, mask_BT: Tensor, length: int) -> Tensor:
 
 
 def _cut(mask_BT: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Cut each run of the mask into pieces of ``stride`` tokens; return where they start and how long they are."""
+    """Cut each run of the mask into pieces of ``stride`` tokens; return where they start and how
+    long they are."""
     width = mask_BT.shape[1]
     here = torch.arange(width, device=mask_BT.device).expand_as(mask_BT)
     gap_before = torch.where(mask_BT, -1, here).cummax(1).values

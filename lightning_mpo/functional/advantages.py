@@ -1,10 +1,9 @@
 """From rewards to advantages: how good was an action, compared with what?
 
-Within a group of completions of one prompt: GRPO (arXiv:2402.03300), Dr. GRPO (arXiv:2503.20783), RLOO
-(arXiv:2402.14740), and the prefix tree of T-SPMO (arXiv:2504.20834). With a critic: generalised advantage estimation
-(arXiv:1506.02438). Rows of a group are consecutive. Advantages are data: nothing here carries a gradient
-(docs/algorithms.md 4).
-"""
+Within a group of completions of one prompt: GRPO (arXiv:2402.03300), Dr. GRPO (arXiv:2503.20783),
+RLOO (arXiv:2402.14740), and the prefix tree of T-SPMO (arXiv:2504.20834). With a critic:
+generalised advantage estimation (arXiv:1506.02438). Rows of a group are consecutive. Advantages are
+data: nothing here carries a gradient (docs/algorithms.md 4)."""
 
 from typing import Literal
 
@@ -32,8 +31,8 @@ def group_relative(
         A_i = (R_i - mean) / (std + 1e-4)   ("std": GRPO)      or      R_i - mean   ("none": Dr. GRPO)
                                                    Bessel-corrected [C, TRL]; docs/algorithms.md 4.1
 
-    Groups of equal rewards give exactly 0. Rows that are not valid are in no mean and get 0, as do all rows of a group
-    with fewer than two valid ones.
+    Groups of equal rewards give exactly 0. Rows that are not valid are in no mean and get 0, as do
+    all rows of a group with fewer than two valid ones.
 
     Args:
         rewards_B: Rewards, groups consecutive, shape ``[B]``.
@@ -64,9 +63,10 @@ def group_relative(
 def leave_one_out(rewards_B: Tensor, group_size: int, *, valid_B: Tensor | None = None) -> Tensor:
     """Compare each reward with the mean of the others in its group.
 
-        A_i = R_i - mean_{j≠i} R_j = n / (n - 1) · (R_i - mean)                (RLOO; docs/algorithms.md 4.2)
+        A_i = R_i - mean_{j≠i} R_j = n / (n - 1) · (R_i - mean)   (RLOO; docs/algorithms.md 4.2)
 
-    Groups of equal rewards give exactly 0; rows that are not valid are treated as in :func:`group_relative`.
+    Groups of equal rewards give exactly 0; rows that are not valid are treated as in
+    :func:`group_relative`.
 
     Args:
         rewards_B: Rewards, groups consecutive, shape ``[B]``.
@@ -92,10 +92,12 @@ def generalized_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Estimate advantages from a critic, as an exponential mean of n-step returns.
 
-        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t      (GAE Eq. 16; docs/algorithms.md 4.4)
+        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t
+                                                                (GAE Eq. 16; docs/algorithms.md 4.4)
 
-    The value after the last token is 0. ``t+1`` is the next token of the mask: tokens of others, such as tool output,
-    are no step of the policy, and values are carried across them as in verl [C].
+    The value after the last token is 0. ``t+1`` is the next token of the mask: tokens of others,
+    such as tool output, are no step of the policy, and values are carried across them as in verl
+    [C].
 
     Args:
         rewards_BT: Reward of each token, shape ``[B, T]``.
@@ -153,7 +155,8 @@ def at_last_token(rewards_B: Tensor, mask_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def moments(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Count masked values and sum them and their squares: what adds up over ranks, so that whitening is global.
+    """Count masked values and sum them and their squares: what adds up over ranks, so that
+    whitening is global.
 
     Args:
         values_BT: Values, shape ``[B, T]``; read where the mask holds.
@@ -174,7 +177,8 @@ def moments(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
 def whiten(values_BT: Tensor, mask_BT: Tensor, sums: Tensor) -> Tensor:
     """Give masked values mean 0 and standard deviation 1.
 
-        (x - mean) / sqrt(var + 1e-8),   var = (Σ x² - n mean²) / (n - 1)      ([C, TRL and verl]; docs/algorithms.md 4.5)
+        (x - mean) / sqrt(var + 1e-8),   var = (Σ x² - n mean²) / (n - 1)
+                                                         ([C, TRL and verl]; docs/algorithms.md 4.5)
 
     Args:
         values_BT: Values, shape ``[B, T]``.
@@ -209,11 +213,12 @@ def prefix_tree(
 
         V(p) = mean reward of the completions that start with prefix p,   A(v | p) = V(pv) - V(p)
         weight = 1 / (number of completions through pv) where p branches, else 0
-                                                              (T-SPMO [REC, I]; docs/algorithms.md 4.6)
+                                                         (T-SPMO [REC, I]; docs/algorithms.md 4.6)
 
-    Each distinct pair (p, v) thus counts once, and the weights sum to |U|. A completion that ends where another goes on
-    is a branch. Tokens outside the mask but before a row's end are part of the prefix; they get advantage and weight 0.
-    Rows that are not valid stand in a tree of their own: they are in no mean and get 0.
+    Each distinct pair (p, v) thus counts once, and the weights sum to |U|. A completion that ends
+    where another goes on is a branch. Tokens outside the mask but before a row's end are part of
+    the prefix; they get advantage and weight 0. Rows that are not valid stand in a tree of their
+    own: they are in no mean and get 0.
 
     Args:
         tokens_BT: Response ids, groups consecutive, shape ``[B, T]``.
@@ -262,7 +267,8 @@ def prefix_tree(
 def _groups(
     rewards_B: Tensor, group_size: int, valid_B: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return rewards [P, G], the rows that get an advantage, and number and mean [P, 1] of the valid rows."""
+    """Return rewards [P, G], the rows that get an advantage, and number and mean [P, 1] of the
+    valid rows."""
     _check_groups(check(rewards_B=rewards_B, valid_B=valid_B)["B"], group_size)
     valid = torch.ones_like(rewards_B, dtype=torch.bool) if valid_B is None else valid_B
     valid = valid.view(-1, group_size)
@@ -275,7 +281,8 @@ def _groups(
 
 
 def _mean_by(values_B: Tensor, groups_B: Tensor) -> Tensor:
-    """Return, for each row, the mean of the values in its group, in float64: of equal float32 values it is that value."""
+    """Return, for each row, the mean of the values in its group, in float64: of equal float32
+    values it is that value."""
     sums = values_B.new_zeros(len(values_B), dtype=torch.float64).index_add(
         0, groups_B, values_B.double()
     )
@@ -285,7 +292,8 @@ def _mean_by(values_B: Tensor, groups_B: Tensor) -> Tensor:
 def _check_groups(rows: int, group_size: int) -> None:
     if group_size < 2:
         raise ValueError(
-            f"`group_size` must be at least 2 (a completion is compared with others), got {group_size}"
+            "`group_size` must be at least 2 (a completion is compared with others), got "
+            f"{group_size}"
         )
     if rows % group_size:
         raise ValueError(

@@ -1,10 +1,10 @@
 """Importance weights for a sampler whose log-probs differ from the trainer's at the same weights.
 
-An inference engine with other kernels, another precision or slightly older weights samples from μ, while the trainer
-recomputes π_old. The surrogate's ratio is π / π_old; the weight π_old / μ makes up for the rest. Truncated importance
-sampling (TIS) bounds it from above, masked importance sampling drops what lies outside of bounds; TRL's default masks
-whole sequences beyond 3 [C] (docs/algorithms.md 9).
-"""
+An inference engine with other kernels, another precision or slightly older weights samples from μ,
+while the trainer recomputes π_old. The surrogate's ratio is π / π_old; the weight π_old / μ makes
+up for the rest. Truncated importance sampling (TIS) bounds it from above, masked importance
+sampling drops what lies outside of bounds; TRL's default masks whole sequences beyond 3 [C]
+(docs/algorithms.md 9)."""
 
 import torch
 from torch import Tensor
@@ -21,11 +21,13 @@ def sampler_weights(
     *,
     sequence: bool = False,
 ) -> Tensor:
-    """Weigh tokens, or whole responses, by how much more probable the trainer holds them than the sampler did.
+    """Weigh tokens, or whole responses, by how much more probable the trainer holds them than the
+    sampler did.
 
         w_t = π_old(o_t) / μ(o_t)    or, for all tokens of a response,    w = Π_t π_old(o_t) / μ(o_t)
 
-    The product is the exact weight of a response; the token's own leaves the distribution of the tokens before it out.
+    The product is the exact weight of a response; the token's own leaves the distribution of the
+    tokens before it out.
 
     Args:
         old_logprobs_BT: Of the trainer at rollout weights, shape ``[B, T]``, nats.

@@ -1,4 +1,5 @@
-"""Numbers that say how training goes, per element or as sums, to be added over micro-batches and ranks.
+"""Numbers that say how training goes, per element or as sums, to be added over micro-batches and
+ranks.
 
 None of them carries a gradient. The list is in docs/algorithms.md 15.
 """
@@ -81,7 +82,8 @@ def clip_distance(log_ratios_BU: Tensor, advantages_BU: Tensor) -> Tensor:
 
 @torch.no_grad()
 def matching_clip(distances_BU: Tensor, mask_BU: Tensor, fraction: float) -> float:
-    """Find the ε that stops a given share of the actions: what makes the clips of two action spaces comparable.
+    """Find the ε that stops a given share of the actions: what makes the clips of two action spaces
+    comparable.
 
     Args:
         distances_BU: From :func:`clip_distance`, shape ``[B, U]``. Never read outside the mask.
@@ -89,8 +91,8 @@ def matching_clip(distances_BU: Tensor, mask_BU: Tensor, fraction: float) -> flo
         fraction: Share of them to stop, in [0, 1); the nearest whole number of actions is stopped.
 
     Returns:
-        ε halfway between the nearest action that is stopped and the nearest that is let go; just beyond all actions
-        if none is to be stopped; NaN if no ε above 0 stops as many.
+        ε halfway between the nearest action that is stopped and the nearest that is let go; just
+        beyond all actions if none is to be stopped; NaN if no ε above 0 stops as many.
 
     Raises:
         ValueError: If the shapes differ, there is no action, or the fraction is out of range.
@@ -112,12 +114,14 @@ def matching_clip(distances_BU: Tensor, mask_BU: Tensor, fraction: float) -> flo
 
 
 def signal_and_noise(total_square: float, squares: float, count: int) -> tuple[float, float]:
-    """Split the squared length of a mean gradient into what is signal and what is left of the noise.
+    """Split the squared length of a mean gradient into what is signal and what is left of the
+    noise.
 
         mean = (1/P) Σ_p x_p,   noise = tr Cov(mean) = Σ_p |x_p - mean|² / (P (P - 1)),   signal = |mean|² - noise
 
-    Both are unbiased if the x_p are independent draws, as E|mean|² = |E x|² + tr Cov(mean). The signal of a finite sample
-    may be negative; signal / noise is the signal-to-noise ratio of a step on P prompts and grows in proportion to P.
+    Both are unbiased if the x_p are independent draws, as E|mean|² = |E x|² + tr Cov(mean). The
+    signal of a finite sample may be negative; signal / noise is the signal-to-noise ratio of a step
+    on P prompts and grows in proportion to P.
 
     Args:
         total_square: |Σ_p x_p|².
@@ -141,9 +145,11 @@ def signal_and_noise(total_square: float, squares: float, count: int) -> tuple[f
 
 
 def jackknife_error(estimates: Sequence[float]) -> float:
-    """Compute the standard error of an estimate from what it is without each block of the data in turn.
+    """Compute the standard error of an estimate from what it is without each block of the data in
+    turn.
 
-        sqrt((J - 1)/J Σ_j (θ_j - mean θ)²)                   (the delete-one-block jackknife, Quenouille 1956, Tukey 1958)
+        sqrt((J - 1)/J Σ_j (θ_j - mean θ)²)
+                                       (the delete-one-block jackknife, Quenouille 1956, Tukey 1958)
 
     Args:
         estimates: θ_j, without block j; at least two blocks, about equally large.
@@ -166,16 +172,19 @@ def jackknife_error(estimates: Sequence[float]) -> float:
 
 @torch.no_grad()
 def clustered_mean(totals_P: Tensor, counts_P: Tensor) -> tuple[float, float]:
-    """Average over tokens, with a standard error whose unit is the prompt: tokens of one prompt are alike.
+    """Average over tokens, with a standard error whose unit is the prompt: tokens of one prompt are
+    alike.
 
-        mean = Σ_p x_p / Σ_p n_p,   error² = P/(P - 1) Σ_p (x_p - mean n_p)² / (Σ_p n_p)²     (ratio estimator, linearised)
+        mean = Σ_p x_p / Σ_p n_p,   error² = P/(P - 1) Σ_p (x_p - mean n_p)² / (Σ_p n_p)²
+                                                                       (ratio estimator, linearised)
 
     Args:
         totals_P: x_p, what the tokens of each prompt add up to, shape ``[P]``.
         counts_P: n_p, how many tokens they are, shape ``[P]``.
 
     Returns:
-        Mean and standard error; NaN for a mean without tokens, and for an error without a second prompt.
+        Mean and standard error; NaN for a mean without tokens, and for an error without a second
+        prompt.
 
     Raises:
         ValueError: If the shapes differ.

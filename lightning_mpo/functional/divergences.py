@@ -1,8 +1,9 @@
-"""How far two policies are apart: estimators of the KL divergence, and its exact value on a support.
+"""How far two policies are apart: estimators of the KL divergence, and its exact value on a
+support.
 
-k1, k2 and k3 are Schulman's estimators ("Approximating KL Divergence", joschu.net/blog/kl-approx.html), in
-nats, per token, of KL(policy || reference) for tokens drawn from the policy (docs/algorithms.md 8.1).
-"""
+k1, k2 and k3 are Schulman's estimators ("Approximating KL Divergence",
+joschu.net/blog/kl-approx.html), in nats, per token, of KL(policy || reference) for tokens drawn
+from the policy (docs/algorithms.md 8.1)."""
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ MAX_EXPONENT = 20.0
 def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """Estimate the KL divergence by the log-ratio: unbiased, may be negative.
 
-        k1 = log π(o) - log π_ref(o)                          ([C, TRL and verl]; docs/algorithms.md 8.1)
+        k1 = log π(o) - log π_ref(o)   ([C, TRL and verl]; docs/algorithms.md 8.1)
 
     Its gradient has expectation zero: use it in a reward, never in a loss.
 
@@ -38,9 +39,11 @@ def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 
 def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """Estimate the KL divergence by half the squared log-ratio: biased, but its gradient is the KL's in expectation.
+    """Estimate the KL divergence by half the squared log-ratio: biased, but its gradient is the
+    KL's in expectation.
 
-        k2 = (log π(o) - log π_ref(o))² / 2                   ([C, TRL and verl]; docs/algorithms.md 8.1 and 16.4, invariant 5)
+        k2 = (log π(o) - log π_ref(o))² / 2
+                                   ([C, TRL and verl]; docs/algorithms.md 8.1 and 16.4, invariant 5)
 
     Args:
         logprobs: Log-probabilities of the sampled tokens, any shape, nats.
@@ -61,10 +64,11 @@ def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """Estimate the KL divergence by a sum that is unbiased and never negative.
 
-        k3 = exp(-k1) + k1 - 1                                ([C, TRL and verl]; docs/algorithms.md 8.1)
+        k3 = exp(-k1) + k1 - 1   ([C, TRL and verl]; docs/algorithms.md 8.1)
 
-    A log-ratio under -20 counts as -20 and has no gradient: beyond, the exponential overflows, and k1 alone would push a
-    token that is far too unlikely further down. verl clamps the log-ratio to ±20 and k3 to ±10 [C].
+    A log-ratio under -20 counts as -20 and has no gradient: beyond, the exponential overflows, and
+    k1 alone would push a token that is far too unlikely further down. verl clamps the log-ratio to
+    ±20 and k3 to ±10 [C].
 
     Args:
         logprobs: Log-probabilities of the sampled tokens, any shape, nats.
@@ -88,12 +92,14 @@ def exact_on_support(
 ) -> Tensor:
     """Sum the KL divergence over a support, both policies renormalised on it.
 
-        KL = Σ_{v∈P} π_P(v) (log π_P(v) - log π_ref,P(v))     (both terms on P, never mixed [I]; docs/algorithms.md 8.2)
+        KL = Σ_{v∈P} π_P(v) (log π_P(v) - log π_ref,P(v))
+                                          (both terms on P, never mixed [I]; docs/algorithms.md 8.2)
 
     Args:
         logits_BTK: Logits of the policy on the support, temperature applied, shape ``[B, T, K]``.
         reference_logits_BTK: Logits of the reference on the same ids, shape ``[B, T, K]``.
-        support_mask_BTK: False for slots that are not in the support, shape ``[B, T, K]``. None: all are.
+        support_mask_BTK: False for slots that are not in the support, shape ``[B, T, K]``. None:
+            all are.
 
     Returns:
         Divergences in nats, shape ``[B, T]``; 0 where a position has no slot at all.
@@ -118,6 +124,7 @@ def exact_on_support(
 
 
 def _log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Take the log-softmax over the slots of the mask; slots outside get 0, which stands for nothing."""
+    """Take the log-softmax over the slots of the mask; slots outside get 0, which stands for
+    nothing."""
     empty = ~mask.any(-1, keepdim=True)
     return logits.masked_fill(~(mask | empty), -torch.inf).log_softmax(-1).masked_fill(~mask, 0)

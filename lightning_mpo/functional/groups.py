@@ -12,10 +12,10 @@ def mixed_groups(
 ) -> Tensor:
     """Mark the groups in which some completions are right and some are wrong.
 
-        0 < |{i : o_i is right}| < G                 ([C, verl's filter on accuracy]; docs/algorithms.md 4.7)
+        0 < |{i : o_i is right}| < G   ([C, verl's filter on accuracy]; docs/algorithms.md 4.7)
 
-    The criterion is accuracy and not the reward: a penalty on lengths breaks ties between completions that are all right.
-    Rows that are not valid are neither right nor wrong.
+    The criterion is accuracy and not the reward: a penalty on lengths breaks ties between
+    completions that are all right. Rows that are not valid are neither right nor wrong.
 
     Args:
         correct_mask_B: Which completions are right, groups consecutive, bool, shape ``[B]``.
@@ -34,7 +34,8 @@ def mixed_groups(
     rows = check(correct_mask_B=correct_mask_B, valid_B=valid_B)["B"]
     if group_size < 1 or rows % group_size:
         raise ValueError(
-            f"`correct_mask_B` must hold whole groups of `group_size` = {group_size}, got {rows} rows"
+            f"`correct_mask_B` must hold whole groups of `group_size` = {group_size}, got {rows} "
+            "rows"
         )
     valid_B = torch.ones_like(correct_mask_B) if valid_B is None else valid_B
     right, wrong = correct_mask_B & valid_B, ~correct_mask_B & valid_B

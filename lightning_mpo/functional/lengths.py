@@ -8,10 +8,12 @@ from lightning_mpo.functional.shapes import same
 def overlong_penalty(lengths: Tensor, limit: int, buffer: int, factor: float = 1.0) -> Tensor:
     """Take more off the longer a response is, over the last tokens before a limit.
 
-        -factor · clip((n - (limit - buffer)) / buffer, 0, 1)      (DAPO's soft overlong punishment; docs/algorithms.md 4.7)
+        -factor · clip((n - (limit - buffer)) / buffer, 0, 1)
+                                           (DAPO's soft overlong punishment; docs/algorithms.md 4.7)
 
-    0 up to `limit - buffer` tokens, then a straight line to `-factor` at the limit, and flat beyond, as in the paper [REC]
-    and in TRL [C]. verl's goes on falling beyond the limit [C], where no response gets to.
+    0 up to `limit - buffer` tokens, then a straight line to `-factor` at the limit, and flat
+    beyond, as in the paper [REC] and in TRL [C]. verl's goes on falling beyond the limit [C], where
+    no response gets to.
 
     Args:
         lengths: Tokens of each response, a floating-point tensor of any shape.

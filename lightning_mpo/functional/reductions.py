@@ -1,9 +1,10 @@
-"""Masked sums with an explicit denominator: the only place where per-action values become one number.
+"""Masked sums with an explicit denominator: the only place where per-action values become one
+number.
 
-A mean over a micro-batch is no mean over the batch: averaging means of unequal counts bends the gradient. The
-denominator is therefore an argument, computed once per mini-batch over all micro-batches and ranks (DAPO's token-level
-loss, Dr. GRPO's constant; docs/algorithms.md 7.2 and 16.4, invariant 9).
-"""
+A mean over a micro-batch is no mean over the batch: averaging means of unequal counts bends the
+gradient. The denominator is therefore an argument, computed once per mini-batch over all
+micro-batches and ranks (DAPO's token-level loss, Dr. GRPO's constant; docs/algorithms.md 7.2 and
+16.4, invariant 9)."""
 
 from torch import Tensor
 
@@ -11,11 +12,13 @@ from lightning_mpo.functional.shapes import same
 
 
 def weighted_sum(values: Tensor, weights: Tensor, denominator: float | Tensor) -> Tensor:
-    """Sum values with weights and divide by a denominator that the caller counted over the whole mini-batch.
+    """Sum values with weights and divide by a denominator that the caller counted over the whole
+    mini-batch.
 
         Σ wᵢ xᵢ / denominator
 
-    A value with weight 0 is never read, so that it may be anything, NaN and infinity included; no gradient goes there.
+    A value with weight 0 is never read, so that it may be anything, NaN and infinity included; no
+    gradient goes there.
 
     Args:
         values: Shape ``[...]``.

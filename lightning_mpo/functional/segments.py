@@ -1,8 +1,8 @@
 """Segments of a response: numbers that tokens of one action share.
 
-A segment is a run of neighbouring response tokens; it ends where the mask has a gap, as windows do [I]
-(docs/algorithms.md 3.4 and 3.5). All of it is computed once per rollout and carries no gradient.
-"""
+A segment is a run of neighbouring response tokens; it ends where the mask has a gap, as windows do
+[I] (docs/algorithms.md 3.4 and 3.5). All of it is computed once per rollout and carries no
+gradient."""
 
 import math
 
@@ -17,9 +17,9 @@ def number_segments(
 ) -> Tensor:
     """Number the segments of each row 0, 1, 2, … in the order in which they stand.
 
-    A new number begins at the first token of a row, where the id differs from that of the token before, and behind a gap
-    of the mask; with ``max_length``, also after that many tokens of one segment, so that the last piece is the short
-    one [I].
+    A new number begins at the first token of a row, where the id differs from that of the token
+    before, and behind a gap of the mask; with ``max_length``, also after that many tokens of one
+    segment, so that the last piece is the short one [I].
 
     Args:
         segments_BT: Ids of any size, shape ``[B, T]``. Never read outside the mask.
@@ -52,7 +52,8 @@ def number_segments(
 def find_return(segments_BT: Tensor, mask_BT: Tensor) -> tuple[int, int] | None:
     """Find a token whose id was there before, with another id in between.
 
-    Only response tokens count: an id that goes on behind a gap of the mask has not been interrupted.
+    Only response tokens count: an id that goes on behind a gap of the mask has not been
+    interrupted.
 
     Args:
         segments_BT: Ids of any size, shape ``[B, T]``. Never read outside the mask.
@@ -85,8 +86,8 @@ def above_quantile(values_BT: Tensor, mask_BT: Tensor, quantile: float) -> Tenso
 
         x_t > x_(i),   i = floor(q · (n - 1)),   x_(0) <= … <= x_(n-1) the n values of the row
 
-    The same tokens lie above the interpolated quantile. Equal values are all in or all out, so a row of equal values has
-    none above.
+    The same tokens lie above the interpolated quantile. Equal values are all in or all out, so a
+    row of equal values has none above.
 
     Args:
         values_BT: Any values, shape ``[B, T]``. Never read outside the mask.

@@ -1,8 +1,7 @@
 """Which tokens of a response carry gradient: a sample, or those of highest entropy.
 
-S-GRPO (arXiv:2504.20834) learns from 30 to 50 % of the tokens [S]; what is not chosen needs no head and no loss
-(docs/algorithms.md 6).
-"""
+S-GRPO (arXiv:2504.20834) learns from 30 to 50 % of the tokens [S]; what is not chosen needs no head
+and no loss (docs/algorithms.md 6)."""
 
 import torch
 from torch import Tensor
@@ -41,8 +40,9 @@ def sampled_tokens(
         t in T_i  <=>  t < prefix,   or   u_t < probability and fewer than cap tokens of row i are chosen before t
                                                               (S-GRPO [S]; docs/algorithms.md 6.1)
 
-    t counts response tokens. With `uniform_cap` the later ones that were drawn are thinned evenly to the cap instead of
-    from the left [C, a re-implementation]; the order of thinning is that of the same uniform numbers.
+    t counts response tokens. With `uniform_cap` the later ones that were drawn are thinned evenly
+    to the cap instead of from the left [C, a re-implementation]; the order of thinning is that of
+    the same uniform numbers.
 
     Args:
         mask_BT: Response tokens, shape ``[B, T]``.
@@ -81,7 +81,8 @@ def sampled_tokens(
 
 
 def highest(values_BT: Tensor, mask_BT: Tensor, *, share: float) -> Tensor:
-    """Choose the largest values of each row: `ceil(share · n)` of its n tokens, the earlier of equal ones.
+    """Choose the largest values of each row: `ceil(share · n)` of its n tokens, the earlier of
+    equal ones.
 
     Args:
         values_BT: Any values, shape ``[B, T]``. Not read outside the mask.

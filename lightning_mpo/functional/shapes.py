@@ -1,9 +1,9 @@
 """Checks that name the argument.
 
-The capital letters after the last underscore of an argument's name are its shape: ``advantages_BU`` has two dimensions,
-and ``B`` is the same size wherever it occurs in one call. Names that say ``mask`` or ``valid`` are bool; ``tokens``,
-``support``, ``segments`` and ``candidates`` are integer; every other tensor is floating point.
-"""
+The capital letters after the last underscore of an argument's name are its shape: ``advantages_BU``
+has two dimensions, and ``B`` is the same size wherever it occurs in one call. Names that say
+``mask`` or ``valid`` are bool; ``tokens``, ``support``, ``segments`` and ``candidates`` are
+integer; every other tensor is floating point."""
 
 import re
 
@@ -20,8 +20,8 @@ def check(
 
     Args:
         letters: Sizes that are known beforehand, by letter.
-        batch: Letters at the head of a suffix that stand for any leading shape, the same in all tensors: with ``"BT"``,
-            ``hidden_BTD`` may be ``[N, D]`` if ``tokens_BT`` is ``[N]``.
+        batch: Letters at the head of a suffix that stand for any leading shape, the same in all
+            tensors: with ``"BT"``, ``hidden_BTD`` may be ``[N, D]`` if ``tokens_BT`` is ``[N]``.
         **tensors: Tensors by argument name; None is skipped.
 
     Returns:

@@ -1,4 +1,5 @@
-"""Numbers that say how well the stored supports fit the policy (docs/algorithms.md 2.5). None carries a gradient."""
+"""Numbers that say how well the stored supports fit the policy (docs/algorithms.md 2.5). None
+carries a gradient."""
 
 from collections.abc import Sequence
 
@@ -10,15 +11,18 @@ from lightning_mpo.functional.shapes import check, same
 
 @torch.no_grad()
 def kept_mass(logprobs: Tensor, support_logprobs: Tensor) -> Tensor:
-    """Compute the probability that the full policy gives to a support, from one token's two log-probabilities.
+    """Compute the probability that the full policy gives to a support, from one token's two
+    log-probabilities.
 
-        Z = Σ_{v∈P} π(v) = exp(log π(o) - log π_P(o))         ([V]; docs/algorithms.md 16.2, invariant 7)
+        Z = Σ_{v∈P} π(v) = exp(log π(o) - log π_P(o))   ([V]; docs/algorithms.md 16.2, invariant 7)
 
-    A ratio that equals Z on policy is the classic bug: a full-vocabulary numerator over a truncated denominator.
+    A ratio that equals Z on policy is the classic bug: a full-vocabulary numerator over a truncated
+    denominator.
 
     Args:
         logprobs: Log-probabilities under the full softmax, any shape, nats.
-        support_logprobs: Log-probabilities of the same tokens under the softmax over the support, same shape.
+        support_logprobs: Log-probabilities of the same tokens under the softmax over the support,
+            same shape.
 
     Returns:
         Probabilities, same shape.
@@ -37,7 +41,8 @@ def kept_mass(logprobs: Tensor, support_logprobs: Tensor) -> Tensor:
 def support_overlap(
     support_BTK: Tensor, candidates_BTK: Tensor, support_mask_BTK: Tensor | None = None
 ) -> Tensor:
-    """Measure how much of a stored support would still be chosen: its overlap with the best tokens of today's policy.
+    """Measure how much of a stored support would still be chosen: its overlap with the best tokens
+    of today's policy.
 
         |top-n(π_θ) ∩ P| / n,   n = |P|                       (docs/algorithms.md 2.5)
 
@@ -81,9 +86,11 @@ def could_not_stop(
     ended_B: Tensor,
     ends: Sequence[int],
 ) -> Tensor:
-    """Mark the responses that ran into the length limit and had an end token in none of their supports.
+    """Mark the responses that ran into the length limit and had an end token in none of their
+    supports.
 
-    Outside a support a token has probability 0: such a response could not have stopped (docs/algorithms.md 2.5).
+    Outside a support a token has probability 0: such a response could not have stopped
+    (docs/algorithms.md 2.5).
 
     Args:
         support_BTK: Ids of the supports, shape ``[B, T, K]``.
@@ -118,15 +125,18 @@ def could_not_stop(
 
 @torch.no_grad()
 def score_variance(logits_BTK: Tensor, support_mask_BTK: Tensor | None = None) -> Tensor:
-    """Compute the variance of the score, the gradient of a sampled token's log-probability with respect to the logits.
+    """Compute the variance of the score, the gradient of a sampled token's log-probability with
+    respect to the logits.
 
-        tr Cov(e_o - π_P) = 1 - Σ_{v∈P} π_P(v)²               ([I, V], not the authors' theorem; docs/algorithms.md 2.5)
+        tr Cov(e_o - π_P) = 1 - Σ_{v∈P} π_P(v)²
+                                          ([I, V], not the authors' theorem; docs/algorithms.md 2.5)
 
     On a top-K set it is never above that of the full softmax.
 
     Args:
         logits_BTK: Logits on the support, temperature applied, shape ``[B, T, K]``.
-        support_mask_BTK: False for slots that are not in the support, shape ``[B, T, K]``. None: all are.
+        support_mask_BTK: False for slots that are not in the support, shape ``[B, T, K]``. None:
+            all are.
 
     Returns:
         Variances in [0, 1), shape ``[B, T]``.

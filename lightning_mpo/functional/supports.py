@@ -1,8 +1,8 @@
 """From logits to promising sets: the few tokens on which the policy is defined and trained.
 
-RLPT (Reinforcement Learning with Promising Tokens, arXiv:2602.03195): P_t = {v : rank(v | s_t) <= K}, taken from the
-policy at rollout time, stored, and never recomputed [S, I] (docs/algorithms.md 2.2).
-"""
+RLPT (Reinforcement Learning with Promising Tokens, arXiv:2602.03195): P_t = {v : rank(v | s_t) <=
+K}, taken from the policy at rollout time, stored, and never recomputed [S, I] (docs/algorithms.md
+2.2)."""
 
 import math
 
@@ -15,10 +15,10 @@ from lightning_mpo.functional.shapes import check
 def top_k(logits_BV: Tensor, k: int) -> Tensor:
     """Pick exactly k tokens per row, by value (highest first), then by id (lowest first).
 
-        P = {v : rank(v) <= k}                                (RLPT [S]; ties [I]; docs/algorithms.md 2.2)
+        P = {v : rank(v) <= k}   (RLPT [S]; ties [I]; docs/algorithms.md 2.2)
 
-    Equal logits are common in bfloat16, and ``torch.topk`` breaks such ties arbitrarily; here the result is a function
-    of the values alone.
+    Equal logits are common in bfloat16, and ``torch.topk`` breaks such ties arbitrarily; here the
+    result is a function of the values alone.
 
     Args:
         logits_BV: Logits or log-probabilities without NaN, shape ``[B, V]``.
@@ -49,7 +49,8 @@ def top_k(logits_BV: Tensor, k: int) -> Tensor:
 def nucleus(logits_BV: Tensor, p: float, max_k: int) -> tuple[Tensor, Tensor]:
     """Pick the smallest set of most likely tokens with mass p, at most max_k of them.
 
-        P = {v : Σ_{u ranked before v} π(u) < p and rank(v) <= max_k}  (bound as in prime-rl [S]; docs/algorithms.md 2.3)
+        P = {v : Σ_{u ranked before v} π(u) < p and rank(v) <= max_k}  (bound as in prime-rl [S];
+        docs/algorithms.md 2.3)
 
     Args:
         logits_BV: Logits, temperature applied, shape ``[B, V]``.
@@ -57,8 +58,8 @@ def nucleus(logits_BV: Tensor, p: float, max_k: int) -> tuple[Tensor, Tensor]:
         max_k: Number of slots, 1 to V.
 
     Returns:
-        Ids, shape ``[B, max_k]``, int32, and the slots that are in the set, shape ``[B, max_k]``, bool; the first is
-        always in.
+        Ids, shape ``[B, max_k]``, int32, and the slots that are in the set, shape ``[B, max_k]``,
+        bool; the first is always in.
 
     Raises:
         ValueError: If p or max_k is out of range.
@@ -82,9 +83,11 @@ def nucleus(logits_BV: Tensor, p: float, max_k: int) -> tuple[Tensor, Tensor]:
 
 
 def min_p(logits_BV: Tensor, ratio: float, max_k: int) -> tuple[Tensor, Tensor]:
-    """Pick the tokens that are not much less likely than the most likely one, at most max_k of them.
+    """Pick the tokens that are not much less likely than the most likely one, at most max_k of
+    them.
 
-        P = {v : π(v) >= ratio · max_u π(u) and rank(v) <= max_k}           (min-p [S]; docs/algorithms.md 2.3)
+        P = {v : π(v) >= ratio · max_u π(u) and rank(v) <= max_k}
+                                                                 (min-p [S]; docs/algorithms.md 2.3)
 
     Args:
         logits_BV: Logits, temperature applied, shape ``[B, V]``.
@@ -92,8 +95,8 @@ def min_p(logits_BV: Tensor, ratio: float, max_k: int) -> tuple[Tensor, Tensor]:
         max_k: Number of slots, 1 to V.
 
     Returns:
-        Ids, shape ``[B, max_k]``, int32, and the slots that are in the set, shape ``[B, max_k]``, bool; the first is
-        always in.
+        Ids, shape ``[B, max_k]``, int32, and the slots that are in the set, shape ``[B, max_k]``,
+        bool; the first is always in.
 
     Raises:
         ValueError: If ratio or max_k is out of range.
@@ -149,7 +152,8 @@ def outside(
 def unite(
     tokens_BT: Tensor, support_BTK: Tensor, support_mask_BTK: Tensor | None, outside_BT: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Add a slot to every support, which holds the sampled token where the support lacks it and nothing elsewhere.
+    """Add a slot to every support, which holds the sampled token where the support lacks it and
+    nothing elsewhere.
 
         P'_t = P_t ∪ {o_t}                                    ([I]; docs/algorithms.md 2.4)
 
@@ -191,19 +195,21 @@ def candidates(
 ) -> tuple[Tensor, Tensor]:
     """Pick the k most probable ids of one step, and the sampled one if it is not among them.
 
-        A' = TopK(μ, k) ∪ {o}                                 (DPPO top-K [P]; docs/algorithms.md 5.6 and 2.2)
+        A' = TopK(μ, k) ∪ {o}   (DPPO top-K [P]; docs/algorithms.md 5.6 and 2.2)
 
     Stable-RL puts the sampled token in the place of the k-th id instead [C].
 
     Args:
-        logits_BV: Logits of what was sampled from, shape ``[B, V]``; -inf where nothing can be drawn.
+        logits_BV: Logits of what was sampled from, shape ``[B, V]``; -inf where nothing can be
+            drawn.
         tokens_B: Sampled tokens, shape ``[B]``: columns of the logits.
         k: How many, at least 1.
-        support_BV: Ids of the columns, distinct where the logits are finite, shape ``[B, V]``. None: the column is the id.
+        support_BV: Ids of the columns, distinct where the logits are finite, shape ``[B, V]``.
+            None: the column is the id.
 
     Returns:
-        Ids, int32, and their logits, each of shape ``[B, k + 1]``; the last slot is the sampled token's, if it needs one.
-        Slots that are not used hold id 0 and -inf.
+        Ids, int32, and their logits, each of shape ``[B, k + 1]``; the last slot is the sampled
+        token's, if it needs one. Slots that are not used hold id 0 and -inf.
 
     Raises:
         ValueError: If shapes differ or k is out of range.
@@ -245,7 +251,8 @@ def logprobs_at(
 ) -> Tensor:
     """Look ids up among the log-probabilities over a support.
 
-        log π_P(c) = z[c] - log Σ_{v∈P} exp z[v]   for c in P,   -inf elsewhere                 (docs/algorithms.md 5.6)
+        log π_P(c) = z[c] - log Σ_{v∈P} exp z[v]   for c in P,   -inf elsewhere
+                                                                            (docs/algorithms.md 5.6)
 
     Args:
         candidates_BTK: Ids to look up, shape ``[B, T, K]``; ``BT`` stands for any leading shape.
@@ -278,7 +285,8 @@ def logprobs_at(
 
 
 def _top_k_with_ties(logits: Tensor, threshold: Tensor, k: int) -> Tensor:
-    """Take all above the threshold, then the lowest ids at it; a stable sort keeps ids ascending among equals."""
+    """Take all above the threshold, then the lowest ids at it; a stable sort keeps ids ascending
+    among equals."""
     above, level = logits > threshold, logits == threshold
     missing = k - above.sum(-1, keepdim=True)
     chosen = above | (level & (level.cumsum(-1) <= missing))

@@ -1,11 +1,10 @@
 """From a log-ratio and an advantage to the loss of one action: how far may the policy move?
 
-PPO's clipped surrogate (Schulman et al. 2017, arXiv:1707.06347) with the clip-higher of DAPO (arXiv:2503.14476) and the
-dual clip (Ye et al. 2020, arXiv:1912.09729). An action is whatever the log-ratio was taken over: a token gives GRPO and
-DAPO, a block MPO, a sequence GSPO. CISPO, ASPO and DPPO weigh the log-probabilities of tokens; GMPO bounds their
-log-ratios before they are averaged. All losses are unreduced, to be minimised
-(docs/algorithms.md 5).
-"""
+PPO's clipped surrogate (Schulman et al. 2017, arXiv:1707.06347) with the clip-higher of DAPO
+(arXiv:2503.14476) and the dual clip (Ye et al. 2020, arXiv:1912.09729). An action is whatever the
+log-ratio was taken over: a token gives GRPO and DAPO, a block MPO, a sequence GSPO. CISPO, ASPO and
+DPPO weigh the log-probabilities of tokens; GMPO bounds their log-ratios before they are averaged.
+All losses are unreduced, to be minimised (docs/algorithms.md 5)."""
 
 from typing import Literal
 
@@ -16,7 +15,8 @@ from lightning_mpo.functional.shapes import check, same
 from lightning_mpo.functional.trust_regions import outside_clip, outside_trust_region
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios are clamped to this size before they are exponentiated, as in verl [C] (docs/algorithms.md 5)."""
+"""Log-ratios are clamped to this size before they are exponentiated, as in verl [C]
+(docs/algorithms.md 5)."""
 
 
 def safe_ratio(log_ratios: Tensor) -> Tensor:
@@ -70,10 +70,12 @@ def clipped_ratio(
 ) -> Tensor:
     """Clip the ratio of an action, so that an update earns nothing beyond the trust region.
 
-        loss = -min(r A, clip(r, 1 - low, 1 + high) A)        (PPO Eq. 7; MPO Eq. 13 [I]; docs/algorithms.md 5.2)
-        loss = min(loss, -dual A)   where A < 0               (dual clip [C, verl]; docs/algorithms.md 5.2)
+        loss = -min(r A, clip(r, 1 - low, 1 + high) A)
+                                                 (PPO Eq. 7; MPO Eq. 13 [I]; docs/algorithms.md 5.2)
+        loss = min(loss, -dual A)   where A < 0   (dual clip [C, verl]; docs/algorithms.md 5.2)
 
-    The gradient with respect to log r is ``-M r A``, with M = 0 if A > 0 and r > 1 + high, or if A < 0 and either r < 1
+    The gradient with respect to log r is ``-M r A``, with M = 0 if A > 0 and r > 1 + high, or if A
+    < 0 and either r < 1
     - low or r > dual; else M = 1.
 
     Args:
@@ -81,7 +83,8 @@ def clipped_ratio(
         advantages_BU: Advantages of the actions, shape ``[B, U]``.
         low: How far the ratio may fall below 1, in (0, 1).
         high: How far the ratio may rise above 1, above 0.
-        dual: Ratio beyond which actions with a negative advantage lose their gradient, above 1. None: no dual clip.
+        dual: Ratio beyond which actions with a negative advantage lose their gradient, above 1.
+            None: no dual clip.
 
     Returns:
         Losses, shape ``[B, U]``.
@@ -111,7 +114,8 @@ def clipped_weight(
 ) -> Tensor:
     """Clip the importance weight and not the gradient, so that every token goes on learning.
 
-        loss = -sg(clip(r, 1 - low, 1 + high)) A log π(o)     (CISPO, arXiv:2506.13585 [C, verl]; docs/algorithms.md 5.3)
+        loss = -sg(clip(r, 1 - low, 1 + high)) A log π(o)
+                                         (CISPO, arXiv:2506.13585 [C, verl]; docs/algorithms.md 5.3)
 
     MiniMax-M1 and TRL bound the weight from above only: ``low=1``.
 
@@ -150,18 +154,21 @@ def asymmetric_ratio(
     cap_positive: float,
     cap_negative: float,
 ) -> Tensor:
-    """Weigh good tokens with the inverse ratio, so that the unlikely ones learn most, and bad ones with the ratio.
+    """Weigh good tokens with the inverse ratio, so that the unlikely ones learn most, and bad ones
+    with the ratio.
 
         loss = -sg(M w) A log π(o),   w = min(1/r, cap_positive) where A >= 0,   min(r, cap_negative) where A < 0
-                                                              (ASPO, arXiv:2510.06062 Eq. 3 [P, C]; docs/algorithms.md 5.4)
+                                     (ASPO, arXiv:2510.06062 Eq. 3 [P, C]; docs/algorithms.md 5.4)
 
-    M = 0 if A > 0 and r > 1 + high, or if A < 0 and r < 1 - low; else M = 1. The caps weigh, they stop no gradient.
+    M = 0 if A > 0 and r > 1 + high, or if A < 0 and r < 1 - low; else M = 1. The caps weigh, they
+    stop no gradient.
 
     Args:
         logprobs_BT: Log-probabilities of the tokens, shape ``[B, T]``, nats. Carries the gradient.
         old_logprobs_BT: The same at rollout weights, shape ``[B, T]``.
         advantages_BT: Advantages, shape ``[B, T]``.
-        low: How far the ratio of a bad token may fall below 1, in (0, 1); one number, or one per token, ``[B, T]``.
+        low: How far the ratio of a bad token may fall below 1, in (0, 1); one number, or one per
+            token, ``[B, T]``.
         high: How far the ratio of a good token may rise above 1, above 0; likewise.
         cap_positive: Largest weight of a good token, at least 1 (3 in the released code [C]).
         cap_negative: Largest weight of a bad token, at least 1 (3 in the released code [C]).
@@ -194,12 +201,14 @@ def asymmetric_ratio(
 def bounded_log_ratios(
     log_ratios: Tensor, advantages: Tensor, *, low: float, high: float
 ) -> Tensor:
-    """Bound the log-ratio of each token on the side where the objective would grow, before tokens are averaged.
+    """Bound the log-ratio of each token on the side where the objective would grow, before tokens
+    are averaged.
 
-        ell' = min(ell, high) where A > 0,   max(ell, -low) where A < 0   (GMPO [C, verl]; docs/algorithms.md 5.5)
+        ell' = min(ell, high) where A > 0,   max(ell, -low) where A < 0
+                                                            (GMPO [C, verl]; docs/algorithms.md 5.5)
 
-    The exponential of their mean is GMPO's ratio (arXiv:2507.20673), a geometric mean of clipped ratios. Bounds are in
-    nats: e^-0.4 to e^0.4 is the paper's range [REC].
+    The exponential of their mean is GMPO's ratio (arXiv:2507.20673), a geometric mean of clipped
+    ratios. Bounds are in nats: e^-0.4 to e^0.4 is the paper's range [REC].
 
     Args:
         log_ratios: Log-ratios of tokens, any shape, nats. Carries the gradient.
@@ -237,29 +246,33 @@ def divergence_mask(
 ) -> Tensor:
     """Stop tokens by how far their distribution has moved, and not by their ratio.
 
-        loss = -sg(M min(r, cap)) A log π(o),   r = π(o) / μ(o)    (DPPO Eq. 12, 23 [P, C]; docs/algorithms.md 5.6)
+        loss = -sg(M min(r, cap)) A log π(o),   r = π(o) / μ(o)
+                                                    (DPPO Eq. 12, 23 [P, C]; docs/algorithms.md 5.6)
 
     μ is the policy as it sampled, never recomputed: a recomputed anchor collapses [P]. M is 0 where
-    :func:`outside_trust_region` holds, else 1. Masked tokens stay in the denominator of a reduction. Probabilities are
-    compared in float32: bfloat16 is off by 0.0016 near 0.9 [V].
+    :func:`outside_trust_region` holds, else 1. Masked tokens stay in the denominator of a
+    reduction. Probabilities are compared in float32: bfloat16 is off by 0.0016 near 0.9 [V].
 
     Args:
         logprobs_BT: Log-probabilities of the tokens, shape ``[B, T]``, nats. Carries the gradient.
         behaviour_logprobs_BT: The same as recorded by the sampler, shape ``[B, T]``.
         advantages_BT: Advantages, shape ``[B, T]``.
-        delta: Trust region, above 0; two numbers bound (falling, rising) probabilities. Probability for "tv" (0.15 to 0.2
-            [P]), nats for "kl" (0.05 [P]).
+        delta: Trust region, above 0; two numbers bound (falling, rising) probabilities. Probability
+            for "tv" (0.15 to 0.2 [P]), nats for "kl" (0.05 [P]).
         divergence: "tv", total variation, or "kl", from μ to π.
-        cap: Largest weight; None: none, as in the paper's stability study; 5 in its scaling runs [P].
-        candidate_logprobs_BTK: Log-probabilities of the ids that μ found most probable, with the sampled one among them,
-            shape ``[B, T, K]``; -inf in slots without one. None: the binary divergence (token, all others).
+        cap: Largest weight; None: none, as in the paper's stability study; 5 in its scaling runs
+            [P].
+        candidate_logprobs_BTK: Log-probabilities of the ids that μ found most probable, with the
+            sampled one among them, shape ``[B, T, K]``; -inf in slots without one. None: the binary
+            divergence (token, all others).
         behaviour_candidate_logprobs_BTK: The same under μ.
 
     Returns:
         Losses, shape ``[B, T]``. Compare gradients with other methods, not values.
 
     Raises:
-        ValueError: If shapes differ, an option is out of range, or candidates are given for one policy only.
+        ValueError: If shapes differ, an option is out of range, or candidates are given for one
+            policy only.
 
     >>> moved, mu = torch.tensor([[0.8, 0.8]]).log(), torch.tensor([[0.99, 0.99]]).log()
     >>> divergence_mask(moved, mu, torch.tensor([[-1.0, 1.0]]), delta=0.15)

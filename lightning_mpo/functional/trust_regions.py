@@ -1,11 +1,12 @@
-"""Which actions have left the trust region: by their ratio (a clip), or by the distance of distributions.
+"""Which actions have left the trust region: by their ratio (a clip), or by the distance of
+distributions.
 
 Distances are over the few probabilities of a distribution that are known.
 
-The binary divergence knows the sampled token and all others, the bucketed one the most probable ids and all others
-(DPPO, arXiv:2602.04879 [P, C]; docs/algorithms.md 5.6). Both are lower bounds of the divergence over the vocabulary, of the
-policy that sampled from the current one, and the finer one is not below the coarser.
-"""
+The binary divergence knows the sampled token and all others, the bucketed one the most probable ids
+and all others (DPPO, arXiv:2602.04879 [P, C]; docs/algorithms.md 5.6). Both are lower bounds of the
+divergence over the vocabulary, of the policy that sampled from the current one, and the finer one
+is not below the coarser."""
 
 from typing import Literal
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from lightning_mpo.functional.shapes import check, same
 
 CLOSEST_TO_CERTAIN = 1e-7
-"""Probabilities count as at least this far from 0 and 1 in logarithms: float32 does not resolve more near 1."""
+"""Probabilities count as at least this far from 0 and 1 in logarithms: float32 does not resolve
+more near 1."""
 
 
 def outside_clip(
@@ -26,12 +28,14 @@ def outside_clip(
     high: float | Tensor,
     dual: float | None = None,
 ) -> Tensor:
-    """Mark the actions whose gradient a clip has stopped: their ratio has gone too far in the direction of learning.
+    """Mark the actions whose gradient a clip has stopped: their ratio has gone too far in the
+    direction of learning.
 
-        (A > 0 and r > 1 + high)   or   (A < 0 and (r < 1 - low or r > dual))             (docs/algorithms.md 5.2)
+        (A > 0 and r > 1 + high)   or   (A < 0 and (r < 1 - low or r > dual))
+                                                                            (docs/algorithms.md 5.2)
 
-    The share of such actions falls mechanically with the share of future tokens in a block [V] (docs/algorithms.md 15).
-    It is no evidence of better credit.
+    The share of such actions falls mechanically with the share of future tokens in a block [V]
+    (docs/algorithms.md 15). It is no evidence of better credit.
 
     Args:
         ratios: Ratios of actions, any shape.
@@ -58,9 +62,10 @@ def outside_clip(
 
 
 def binary_tv(logprobs: Tensor, behaviour_logprobs: Tensor) -> Tensor:
-    """Measure how far the probability of the sampled token has moved: the total variation of (token, all others).
+    """Measure how far the probability of the sampled token has moved: the total variation of
+    (token, all others).
 
-        D_TV = |μ(o) - π(o)| = μ(o) |r - 1|                   (DPPO Eq. 14-16 [P, C]; docs/algorithms.md 5.6)
+        D_TV = |μ(o) - π(o)| = μ(o) |r - 1|   (DPPO Eq. 14-16 [P, C]; docs/algorithms.md 5.6)
 
     A lower bound of the total variation over the vocabulary.
 
@@ -82,12 +87,14 @@ def binary_tv(logprobs: Tensor, behaviour_logprobs: Tensor) -> Tensor:
 
 
 def binary_kl(logprobs: Tensor, behaviour_logprobs: Tensor) -> Tensor:
-    """Measure the KL divergence of (token, all others) from the policy that sampled to the current one.
+    """Measure the KL divergence of (token, all others) from the policy that sampled to the current
+    one.
 
-        D_KL = μ log(μ / π) + (1 - μ) log((1 - μ) / (1 - π))  (DPPO Eq. 14-16 [P, C]; docs/algorithms.md 5.6)
+        D_KL = μ log(μ / π) + (1 - μ) log((1 - μ) / (1 - π))  (DPPO Eq. 14-16 [P, C];
+        docs/algorithms.md 5.6)
 
-    At least 2 D_TV² (Pinsker), and a lower bound of the divergence over the vocabulary. 1 - e^x is taken through expm1
-    and log1p, exact up to probabilities of 1 - 1e-7.
+    At least 2 D_TV² (Pinsker), and a lower bound of the divergence over the vocabulary. 1 - e^x is
+    taken through expm1 and log1p, exact up to probabilities of 1 - 1e-7.
 
     Args:
         logprobs: Log-probabilities of the sampled tokens, any shape, nats.
@@ -111,12 +118,14 @@ def binary_kl(logprobs: Tensor, behaviour_logprobs: Tensor) -> Tensor:
 def bucket_tv(logprobs_K: Tensor, behaviour_logprobs_K: Tensor) -> Tensor:
     """Measure the total variation over some ids and one bucket for all others.
 
-        D_TV = 1/2 Σ_bucket |μ - π|                           (DPPO top-K [P, C]; docs/algorithms.md 5.6)
+        D_TV = 1/2 Σ_bucket |μ - π|   (DPPO top-K [P, C]; docs/algorithms.md 5.6)
 
-    Not below :func:`binary_tv` of any of the ids, not above the total variation over the vocabulary.
+    Not below :func:`binary_tv` of any of the ids, not above the total variation over the
+    vocabulary.
 
     Args:
-        logprobs_K: Log-probabilities of distinct ids, shape ``[..., K]``, nats; -inf where a slot holds none.
+        logprobs_K: Log-probabilities of distinct ids, shape ``[..., K]``, nats; -inf where a slot
+            holds none.
         behaviour_logprobs_K: The same under the policy that sampled, same shape.
 
     Returns:
@@ -134,16 +143,19 @@ def bucket_tv(logprobs_K: Tensor, behaviour_logprobs_K: Tensor) -> Tensor:
 
 
 def bucket_kl(logprobs_K: Tensor, behaviour_logprobs_K: Tensor) -> Tensor:
-    """Measure the KL divergence over some ids and one bucket for all others, from the policy that sampled.
+    """Measure the KL divergence over some ids and one bucket for all others, from the policy that
+    sampled.
 
-        D_KL = Σ_bucket μ log(μ / π)                          (DPPO top-K [P, C]; docs/algorithms.md 5.6)
+        D_KL = Σ_bucket μ log(μ / π)   (DPPO top-K [P, C]; docs/algorithms.md 5.6)
 
     Args:
-        logprobs_K: Log-probabilities of distinct ids, shape ``[..., K]``, nats; -inf where a slot holds none.
+        logprobs_K: Log-probabilities of distinct ids, shape ``[..., K]``, nats; -inf where a slot
+            holds none.
         behaviour_logprobs_K: The same under the policy that sampled, same shape.
 
     Returns:
-        Divergences in nats, shape ``[...]``; the bucket of the others counts with at least 1e-7 of the mass.
+        Divergences in nats, shape ``[...]``; the bucket of the others counts with at least 1e-7 of
+        the mass.
 
     Raises:
         ValueError: If the shapes differ.
@@ -166,23 +178,26 @@ def trust_divergence(
     candidate_logprobs_BTK: Tensor | None = None,
     behaviour_candidate_logprobs_BTK: Tensor | None = None,
 ) -> Tensor:
-    """Measure how far the distribution behind each token has moved, over the ids that are known, in float32.
+    """Measure how far the distribution behind each token has moved, over the ids that are known, in
+    float32.
 
-    The binary divergence of (token, all others), or that over the candidates and one bucket for all others
-    (DPPO Eq. 14-16 and top-K [P, C]; docs/algorithms.md 5.6).
+    The binary divergence of (token, all others), or that over the candidates and one bucket for all
+    others (DPPO Eq. 14-16 and top-K [P, C]; docs/algorithms.md 5.6).
 
     Args:
         logprobs_BT: Log-probabilities of the tokens, shape ``[B, T]``, nats.
         behaviour_logprobs_BT: The same as recorded by the sampler, shape ``[B, T]``.
         divergence: "tv", in probability, or "kl", in nats.
-        candidate_logprobs_BTK: Of distinct ids, shape ``[B, T, K]``, -inf in slots without one. None: binary divergence.
+        candidate_logprobs_BTK: Of distinct ids, shape ``[B, T, K]``, -inf in slots without one.
+            None: binary divergence.
         behaviour_candidate_logprobs_BTK: The same under the policy that sampled.
 
     Returns:
         Divergences without gradient, shape ``[B, T]``.
 
     Raises:
-        ValueError: If shapes differ, the name is unknown, or candidates are given for one policy only.
+        ValueError: If shapes differ, the name is unknown, or candidates are given for one policy
+            only.
 
     >>> trust_divergence(torch.tensor([[0.8]]).log(), torch.tensor([[0.99]]).log())
     tensor([[0.1900]])
@@ -219,9 +234,11 @@ def outside_trust_region(
     candidate_logprobs_BTK: Tensor | None = None,
     behaviour_candidate_logprobs_BTK: Tensor | None = None,
 ) -> Tensor:
-    """Tell which tokens have moved further than a divergence allows, in the direction that their advantage pushes.
+    """Tell which tokens have moved further than a divergence allows, in the direction that their
+    advantage pushes.
 
-        (A > 0 and r > 1 and D > up)   or   (A < 0 and r < 1 and D > down)   (DPPO Eq. 13 [P, C]; docs/algorithms.md 5.6)
+        (A > 0 and r > 1 and D > up)   or   (A < 0 and r < 1 and D > down)
+                                                        (DPPO Eq. 13 [P, C]; docs/algorithms.md 5.6)
 
     Args:
         logprobs_BT: Log-probabilities of the tokens, shape ``[B, T]``, nats.
@@ -229,14 +246,16 @@ def outside_trust_region(
         advantages_BT: Advantages, shape ``[B, T]``.
         delta: Bound on the divergence, above 0; two numbers bound (falling, rising) probabilities.
         divergence: "tv", in probability, or "kl", in nats.
-        candidate_logprobs_BTK: Of distinct ids, shape ``[B, T, K]``, -inf in slots without one. None: binary divergence.
+        candidate_logprobs_BTK: Of distinct ids, shape ``[B, T, K]``, -inf in slots without one.
+            None: binary divergence.
         behaviour_candidate_logprobs_BTK: The same under the policy that sampled.
 
     Returns:
         Bool, shape ``[B, T]``.
 
     Raises:
-        ValueError: If shapes differ, a bound is not positive, or candidates are given for one policy only.
+        ValueError: If shapes differ, a bound is not positive, or candidates are given for one
+            policy only.
 
     >>> moved, mu = torch.tensor([[0.8, 0.01]]).log(), torch.tensor([[0.99, 0.0001]]).log()
     >>> outside_trust_region(moved, mu, torch.tensor([[-1.0, 1.0]]), delta=0.15)

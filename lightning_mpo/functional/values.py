@@ -11,7 +11,8 @@ def value_errors(
 ) -> Tensor:
     """Measure how far values are from returns, with PPO's clip on how far they may move.
 
-        ½ max((V - R)², (V_old + clip(V - V_old, -c, c) - R)²)          (PPO2's form [C, TRL and verl]; docs/algorithms.md 10)
+        ½ max((V - R)², (V_old + clip(V - V_old, -c, c) - R)²)
+                                              (PPO2's form [C, TRL and verl]; docs/algorithms.md 10)
 
     Args:
         values_BT: Of the current critic, shape ``[B, T]``, in units of reward; carries gradient.

@@ -78,12 +78,14 @@ class ActionSpace(Member):
     def action_log_ratios(
         self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn log-ratios `[B, T]`, or `[B, T, 1 + M]` of heads, into `(log_ratios_BU, mask_BU, weights_BU)`."""
+        """Turn log-ratios `[B, T]`, or `[B, T, 1 + M]` of heads, into `(log_ratios_BU, mask_BU,
+        weights_BU)`."""
 
     def segment(
         self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]
     ) -> Tensor | None:
-        """Number the actions of each response, once per rollout; None where the space needs no numbering.
+        """Number the actions of each response, once per rollout; None where the space needs no
+        numbering.
 
         Args:
             rollout: what was sampled.
@@ -93,7 +95,8 @@ class ActionSpace(Member):
         return None
 
     def check(self, texts: Sequence[str]) -> None:
-        """Refuse a vocabulary on which the space cannot work; called before a model is loaded, if `needs_texts`."""
+        """Refuse a vocabulary on which the space cannot work; called before a model is loaded, if
+        `needs_texts`."""
 
     def actions(
         self,
@@ -109,7 +112,8 @@ class ActionSpace(Member):
         return Actions(log_ratios_BU, advantages_BT, mask_BU, weights_BU)
 
     def token_counts(self, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """Return how many tokens each action stands for; that depends on the mask alone. Shape `[B, U]`."""
+        """Return how many tokens each action stands for; that depends on the mask alone. Shape `[B,
+        U]`."""
         return self.action_log_ratios(
             torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT, segments_BT
         )[2]
@@ -129,20 +133,24 @@ class TokenActions(ActionSpace):
 
 @dataclass(frozen=True)
 class BlockActions(ActionSpace):
-    """N consecutive tokens are one action (MPO): `R_t = exp(Σ_n beta_n · ell_n(t))`, `ell_0` the token's own log-ratio.
+    """N consecutive tokens are one action (MPO): `R_t = exp(Σ_n beta_n · ell_n(t))`, `ell_0` the
+    token's own log-ratio.
 
-    Equations and evidence: docs/algorithms.md 3.2 to 3.4.
-    With weights that sum to 1, R is a weighted geometric mean (MPO Eq. 12 [I]) and biased as an importance ratio; with
-    `ratio="joint"` and weights of 1 it is the exact product (MPO Eq. 11 [S]).
+    Equations and evidence: docs/algorithms.md 3.2 to 3.4. With weights that sum to 1, R is a
+    weighted geometric mean (MPO Eq. 12 [I]) and biased as an importance ratio; with `ratio="joint"`
+    and weights of 1 it is the exact product (MPO Eq. 11 [S]).
 
     Args:
-        weights: the betas; None: `FutureShare(0.2)` for the weighted ratio, all 1 for the joint one.
+        weights: the betas; None: `FutureShare(0.2)` for the weighted ratio, all 1 for the joint
+            one.
         length: N, tokens per block, the current one included [I]; 1 is the token-level method.
         stride: 1 slides the window over every token (default [I]); N cuts disjoint blocks.
-        tail: what stands for offsets past the end: "absorb" counts them as ratio 1, "renorm" rescales the weights
-            of the offsets that are left. None takes absorb at stride 1 and renorm at stride N.
-        source: where the log-ratios of later offsets come from. "mtp": multi-token heads, log q_n(o_{t+n} | h_t), the
-            paper's [S]. "backbone": the policy's own log-probs of those tokens, an ablation and not MPO.
+        tail: what stands for offsets past the end: "absorb" counts them as ratio 1, "renorm"
+            rescales the weights of the offsets that are left. None takes absorb at stride 1 and
+            renorm at stride N.
+        source: where the log-ratios of later offsets come from. "mtp": multi-token heads, log
+            q_n(o_{t+n} | h_t), the paper's [S]. "backbone": the policy's own log-probs of those
+            tokens, an ablation and not MPO.
         ratio: "weighted" wants weights that sum to 1; "joint" takes them as they are.
     """
 
@@ -157,12 +165,14 @@ class BlockActions(ActionSpace):
         at_least("BlockActions", 1, most=LONGEST_BLOCK, length=self.length)
         if self.stride not in (1, self.length):
             raise UserError(
-                f"`BlockActions.stride` must be 1 or the block length {self.length}, got {self.stride}"
+                f"`BlockActions.stride` must be 1 or the block length {self.length}, got "
+                f"{self.stride}"
             )
         total = sum(self.weights_N)
         if self.ratio == "weighted" and abs(total - 1) > 1e-6:
             raise UserError(
-                f"the weights of `BlockActions` must sum to 1, got {total:.4g}; set `ratio: joint` for a "
+                f"the weights of `BlockActions` must sum to 1, got {total:.4g}; set `ratio: joint` "
+                "for a "
                 "product of ratios"
             )
 
@@ -191,14 +201,16 @@ class BlockActions(ActionSpace):
 class SequenceActions(ActionSpace):
     """The whole response is one action: GSPO.
 
-    The token form gives each token the value of its response's ratio and a gradient of its own, so that tokens may have
-    advantages of their own (GSPO-token, verl's form [C]; docs/algorithms.md 3.6). With one advantage for all tokens and
-    `SequenceMean` its gradient is that of the sequence form [V].
+    The token form gives each token the value of its response's ratio and a gradient of its own, so
+    that tokens may have advantages of their own (GSPO-token, verl's form [C]; docs/algorithms.md
+    3.6). With one advantage for all tokens and `SequenceMean` its gradient is that of the sequence
+    form [V].
 
         s_t = sg(s) · π(o_t) / sg(π(o_t)),      s = exp(mean_t ell_t)
 
     Args:
-        mean: True takes the length-normalised ratio `exp(mean_t ell_t)` (GSPO), False the product (RLOO's form).
+        mean: True takes the length-normalised ratio `exp(mean_t ell_t)` (GSPO), False the product
+            (RLOO's form).
         form: "sequence", or "token", which needs the mean.
     """
 
@@ -209,7 +221,8 @@ class SequenceActions(ActionSpace):
         one_of("SequenceActions", ("sequence", "token"), form=self.form)
         if self.form == "token" and not self.mean:
             raise UserError(
-                "`SequenceActions.form: token` needs the mean log-ratio; use `mean: true`, or `form: sequence`"
+                "`SequenceActions.form: token` needs the mean log-ratio; use `mean: true`, or "
+                "`form: sequence`"
             )
 
     @property
@@ -230,15 +243,17 @@ class SegmentActions(ActionSpace):
 
         log R_j = (1/n_j) Σ_{t in block j} ell_t    (mean)     or     Σ_{t in block j} ell_t    (joint)
 
-    A generalisation of MPO's blocks of N tokens, not the paper's (arXiv:2602.14386) [I]; docs/algorithms.md 3.5. "mean" is
-    GSPO's ratio, block by block: a geometric mean, biased as an importance ratio, whose spread falls with the block's
-    length, so the clip range wants tuning anew. "joint" is the exact ratio of the block. Blocks are cut once per rollout
-    and end at gaps of the response mask.
+    A generalisation of MPO's blocks of N tokens, not the paper's (arXiv:2602.14386) [I];
+    docs/algorithms.md 3.5. "mean" is GSPO's ratio, block by block: a geometric mean, biased as an
+    importance ratio, whose spread falls with the block's length, so the clip range wants tuning
+    anew. "joint" is the exact ratio of the block. Blocks are cut once per rollout and end at gaps
+    of the response mask.
 
     Args:
         segmenter: where blocks are cut.
         ratio: "mean" or "joint".
-        max_length: tokens; a longer block is cut into pieces of this many, the last one shorter. None: never.
+        max_length: tokens; a longer block is cut into pieces of this many, the last one shorter.
+            None: never.
     """
 
     segmenter: Segmenter

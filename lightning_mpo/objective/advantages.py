@@ -1,4 +1,5 @@
-"""Axis "advantage": how much better an action was than what it is compared with (docs/algorithms.md 4)."""
+"""Axis "advantage": how much better an action was than what it is compared with (docs/algorithms.md
+4)."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ class Advantage(Member):
     """Turns rewards into advantages."""
 
     compares_group: ClassVar[bool] = False
-    """True where a response is compared with the others of its prompt, so that one completion has no advantage."""
+    """True where a response is compared with the others of its prompt, so that one completion has
+    no advantage."""
 
     needs_values: ClassVar[bool] = False
     """True where a critic's values are the baseline."""
@@ -76,7 +78,8 @@ class Advantage(Member):
     """True where the estimate says how much single tokens weigh."""
 
     to_go: ClassVar[bool] = False
-    """True where a token's advantage is made of the rewards behind it, so that rewards of tokens tell them apart."""
+    """True where a token's advantage is made of the rewards behind it, so that rewards of tokens
+    tell them apart."""
 
     @property
     def by_token(self) -> bool:
@@ -85,7 +88,8 @@ class Advantage(Member):
 
     @property
     def whiten(self) -> bool:
-        """Whether the advantages of a rollout, over all ranks, are given mean 0 and standard deviation 1 afterwards."""
+        """Whether the advantages of a rollout, over all ranks, are given mean 0 and standard
+        deviation 1 afterwards."""
         return False
 
     @abstractmethod
@@ -96,7 +100,8 @@ class Advantage(Member):
         """Refuse a group in which there is nothing to compare."""
         if self.compares_group and group_size < 2:
             raise UserError(
-                f"`{type(self).__name__}` compares the completions of a prompt; `rollout.completions` must be at "
+                f"`{type(self).__name__}` compares the completions of a prompt; "
+                "`rollout.completions` must be at "
                 f"least 2, got {group_size}"
             )
 
@@ -104,14 +109,16 @@ class Advantage(Member):
         terms, actions = axes.all(LossTerm), axes[ActionSpace]
         if self.needs_values and not any(term.request.values for term in terms):
             raise UserError(
-                f"`{type(self).__name__}` takes a critic's values; add `ValueLoss` to `objective.terms`"
+                f"`{type(self).__name__}` takes a critic's values; add `ValueLoss` to "
+                "`objective.terms`"
             )
         if self.weighs_tokens:
             self._check_credit(axes)
         by_token = self.by_token or (self.to_go and any(term.in_reward for term in terms))
         if actions.one_per_response and by_token:
             raise UserError(
-                f"`{type(actions).__name__}` takes one advantage for a response, and `{type(self).__name__}` gives its "
+                f"`{type(actions).__name__}` takes one advantage for a response, and "
+                f"`{type(self).__name__}` gives its "
                 "tokens different ones; use `SequenceActions.form: token`"
             )
 
@@ -121,19 +128,23 @@ class Advantage(Member):
         support, reduction = axes[Support], axes[Reduction]
         if not actions.token_level:
             raise UserError(
-                f"`{name}` gives credit to single tokens; use `actions: TokenActions`, not `{type(actions).__name__}`"
+                f"`{name}` gives credit to single tokens; use `actions: TokenActions`, not "
+                f"`{type(actions).__name__}`"
             )
         if not isinstance(selection, AllTokens):
             raise UserError(
-                f"`{name}` chooses its tokens itself; use `selection: AllTokens`, not `{type(selection).__name__}`"
+                f"`{name}` chooses its tokens itself; use `selection: AllTokens`, not "
+                f"`{type(selection).__name__}`"
             )
         if support.outside == "drop":
             raise UserError(
-                f"`{name}` would lose branches to `{type(support).__name__}.outside: drop`; use `unite`"
+                f"`{name}` would lose branches to `{type(support).__name__}.outside: drop`; use "
+                "`unite`"
             )
         if not isinstance(reduction, TokenMean):
             raise UserError(
-                f"`{name}` lets each branch count once, which `{type(reduction).__name__}` would undo; use "
+                f"`{name}` lets each branch count once, which `{type(reduction).__name__}` would "
+                "undo; use "
                 "`reduction: TokenMean`"
             )
         if self.whiten or any(term.in_reward for term in axes.all(LossTerm)):
@@ -147,9 +158,9 @@ class GroupRelative(Advantage):
     """`(R - mean) / (std + 1e-4)` within the group (GRPO), or `R - mean` (Dr. GRPO).
 
     Args:
-        scale: "std" divides by the group's standard deviation (Bessel-corrected, TRL's form [C]); "none" does not;
-            "batch" whitens over all response tokens of the rollout and all ranks instead (REINFORCE++ with a baseline
-            [C, verl and OpenRLHF]; docs/algorithms.md 4.1).
+        scale: "std" divides by the group's standard deviation (Bessel-corrected, TRL's form [C]);
+            "none" does not; "batch" whitens over all response tokens of the rollout and all ranks
+            instead (REINFORCE++ with a baseline [C, verl and OpenRLHF]; docs/algorithms.md 4.1).
     """
 
     compares_group: ClassVar[bool] = True
@@ -187,16 +198,17 @@ class LeaveOneOut(Advantage):
 
 @dataclass(frozen=True)
 class ReturnToGo(Advantage):
-    """The discounted return from a token on, without a baseline: REINFORCE, and whitened REINFORCE++.
+    """The discounted return from a token on, without a baseline: REINFORCE, and whitened
+    REINFORCE++.
 
-        A_t = Σ_{k>=t} γ^(k-t) r_k                           ([C, verl and OpenRLHF]; docs/algorithms.md 4.3)
+        A_t = Σ_{k>=t} γ^(k-t) r_k   ([C, verl and OpenRLHF]; docs/algorithms.md 4.3)
 
     One completion per prompt is enough.
 
     Args:
         gamma: γ, discount per token, in [0, 1].
-        whiten: give the advantages of all response tokens of a rollout, over all ranks, mean 0 and standard deviation
-            1: the mean of the batch is the baseline then.
+        whiten: give the advantages of all response tokens of a rollout, over all ranks, mean 0 and
+            standard deviation 1: the mean of the batch is the baseline then.
     """
 
     to_go: ClassVar[bool] = True
@@ -222,17 +234,23 @@ class ReturnToGo(Advantage):
 
 @dataclass(frozen=True)
 class GeneralizedAdvantage(Advantage):
-    """Generalised advantage estimation from a critic's values (PPO); one completion per prompt is enough.
+    """Generalised advantage estimation from a critic's values (PPO); one completion per prompt is
+    enough.
 
-        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t      (GAE Eq. 16; docs/algorithms.md 4.4)
+        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t
+                                                                (GAE Eq. 16; docs/algorithms.md 4.4)
 
-    Rows that are not valid get advantage 0 and are their own returns. Returns are those of the raw advantages.
+    Rows that are not valid get advantage 0 and are their own returns. Returns are those of the raw
+    advantages.
 
     Args:
-        gamma: γ, discount per token, in [0, 1]. 1: a reward at the end counts in full at every token (TRL, verl [C]).
-        lam: λ, in [0, 1]: 1 takes the whole return, 0 one step. TRL takes 0.95, verl and OpenRLHF 1 [C].
-        whiten: give the advantages of all response tokens of a rollout, over all ranks, mean 0 and standard deviation
-            1 (TRL, verl [C]), so that the step does not depend on the scale of the reward.
+        gamma: γ, discount per token, in [0, 1]. 1: a reward at the end counts in full at every
+            token (TRL, verl [C]).
+        lam: λ, in [0, 1]: 1 takes the whole return, 0 one step. TRL takes 0.95, verl and OpenRLHF 1
+            [C].
+        whiten: give the advantages of all response tokens of a rollout, over all ranks, mean 0 and
+            standard deviation 1 (TRL, verl [C]), so that the step does not depend on the scale of
+            the reward.
     """
 
     needs_values: ClassVar[bool] = True
@@ -262,11 +280,12 @@ class PrefixTree(Advantage):
 
         A(v | p) = V(pv) - V(p),   V(p) = mean reward of the completions that start with prefix p
 
-    Each distinct pair (p, v) counts once, at a branching prefix only; `TokenMean` divides by their number |U| in the
-    mini-batch, so that a prompt with many branches weighs more than one with few. Dividing by the |U| of each prompt
-    would be another reading [I].
-    arXiv:2504.20834: matching of prefixes in a trie, critic-free token credit, under 5 % of the tokens [S]; the formula
-    and the choices are [REC, I] (docs/algorithms.md 4.6). Rows without a valid reward stand outside of the tree.
+    Each distinct pair (p, v) counts once, at a branching prefix only; `TokenMean` divides by their
+    number |U| in the mini-batch, so that a prompt with many branches weighs more than one with few.
+    Dividing by the |U| of each prompt would be another reading [I]. arXiv:2504.20834: matching of
+    prefixes in a trie, critic-free token credit, under 5 % of the tokens [S]; the formula and the
+    choices are [REC, I] (docs/algorithms.md 4.6). Rows without a valid reward stand outside of the
+    tree.
 
     Args:
         count: True: a pair counts once per completion that goes through it.

@@ -1,8 +1,8 @@
-"""What all members of axes share: they are shown by their options, and refuse members beside which they have no meaning.
+"""What all members of axes share: they are shown by their options, and refuse members beside which
+they have no meaning.
 
-An axis is an abstract class, such as `Support`. A member is a frozen dataclass behind it, which checks its options in
-`__post_init__`.
-"""
+An axis is an abstract class, such as `Support`. A member is a frozen dataclass behind it, which
+checks its options in `__post_init__`."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ class BlockWeights(Member):
 
 @dataclass(frozen=True)
 class FutureShare(BlockWeights):
-    """`beta_0 = 1 - share`, the other offsets share the rest evenly: MPO-10 … MPO-40 [S, I] (docs/algorithms.md 3.3).
+    """`beta_0 = 1 - share`, the other offsets share the rest evenly: MPO-10 … MPO-40 [S, I]
+    (docs/algorithms.md 3.3).
 
     Args:
         share: weight of the future tokens, probability in [0, 1); 0.2 by default [I].
@@ -38,7 +39,8 @@ class FutureShare(BlockWeights):
 
 @dataclass(frozen=True)
 class GeometricDecay(BlockWeights):
-    """`beta_n ∝ decay^n`, closest to the log-COP-TD discount that inspired the paper [I] (docs/algorithms.md 3.3).
+    """`beta_n ∝ decay^n`, closest to the log-COP-TD discount that inspired the paper [I]
+    (docs/algorithms.md 3.3).
 
     Args:
         decay: factor from one offset to the next, in (0, 1]; 1 gives uniform weights.
@@ -55,7 +57,8 @@ class GeometricDecay(BlockWeights):
 
 @dataclass(frozen=True)
 class ExplicitWeights(BlockWeights):
-    """The weights as given, not normalised: all ones give the exact product of the ratios (MPO Eq. 11 [S]).
+    """The weights as given, not normalised: all ones give the exact product of the ratios (MPO Eq.
+    11 [S]).
 
     Args:
         values: one weight per offset.
@@ -74,6 +77,7 @@ class ExplicitWeights(BlockWeights):
     def weights(self, length: int) -> list[float]:
         if len(self.values) != length:
             raise UserError(
-                f"`ExplicitWeights.values` must have one weight per offset ({length}), got {len(self.values)}"
+                f"`ExplicitWeights.values` must have one weight per offset ({length}), got "
+                f"{len(self.values)}"
             )
         return list(self.values)

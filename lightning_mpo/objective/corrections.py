@@ -1,4 +1,5 @@
-"""Axis "correction": weights for a sampler whose log-probs differ from the trainer's at the same weights.
+"""Axis "correction": weights for a sampler whose log-probs differ from the trainer's at the same
+weights.
 
 Equations and sources: docs/algorithms.md 9.
 """
@@ -23,7 +24,8 @@ class Correction(Member):
     """Weighs the surrogate's loss of each token, once per rollout. Denominators do not change."""
 
     level: Literal["token", "sequence"]
-    """"token" weighs each token by its own ratio, "sequence" all tokens of a response by their product."""
+    """"token" weighs each token by its own ratio, "sequence" all tokens of a response by their
+    product."""
 
     def __post_init__(self) -> None:
         one_of(type(self).__name__, ("token", "sequence"), level=self.level)
@@ -32,12 +34,14 @@ class Correction(Member):
         surrogate, actions = axes[Surrogate], axes[ActionSpace]
         if surrogate.at_behaviour:
             raise UserError(
-                f"`{type(surrogate).__name__}` takes its ratios against the sampler's own log-probs, so that a "
+                f"`{type(surrogate).__name__}` takes its ratios against the sampler's own "
+                "log-probs, so that a "
                 "`correction` would count the difference twice; set `correction: null`"
             )
         if self.level == "token" and not actions.token_level:
             raise UserError(
-                f"`{type(self).__name__}.level: token` has no meaning over `{type(actions).__name__}`; use "
+                f"`{type(self).__name__}.level: token` has no meaning over "
+                f"`{type(actions).__name__}`; use "
                 "`level: sequence`"
             )
 
@@ -67,7 +71,8 @@ class TruncatedWeights(Correction):
 
     Args:
         level: "token" or "sequence".
-        cap: largest weight, above 0; 2 is a common choice [REC], 3 is TRL's cap for its sequence mask [C].
+        cap: largest weight, above 0; 2 is a common choice [REC], 3 is TRL's cap for its sequence
+            mask [C].
     """
 
     level: Literal["token", "sequence"] = "token"
@@ -83,10 +88,12 @@ class TruncatedWeights(Correction):
 
 @dataclass(frozen=True)
 class MaskedWeights(Correction):
-    """`w` where `low <= w <= cap`, else 0, w = π_old / μ: tokens on which the two disagree too much have no loss.
+    """`w` where `low <= w <= cap`, else 0, w = π_old / μ: tokens on which the two disagree too much
+    have no loss.
 
     Args:
-        level: "token" or "sequence"; "sequence" with a cap of 3 is TRL's default [C] (docs/algorithms.md 9).
+        level: "token" or "sequence"; "sequence" with a cap of 3 is TRL's default [C]
+            (docs/algorithms.md 9).
         cap: largest weight that is kept.
         low: smallest weight that is kept, in [0, cap).
     """

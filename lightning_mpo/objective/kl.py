@@ -53,7 +53,8 @@ class ConstantCoefficient(Controller):
 
 @dataclass(eq=False)  # not frozen: the coefficient is state of the run, which checkpoints hold
 class AdaptiveCoefficient(Controller):
-    """`coef ← coef · (1 + clip(KL / target - 1, ±0.2) · min(rows / horizon, 1))` (docs/algorithms.md 8.4).
+    """`coef ← coef · (1 + clip(KL / target - 1, ±0.2) · min(rows / horizon, 1))`
+    (docs/algorithms.md 8.4).
 
     After Ziegler et al., 2019 [REC].
 
@@ -85,9 +86,11 @@ class KLPenalty(LossTerm):
 
     Args:
         controller: the coefficient, constant or adaptive.
-        estimator: per token, from the sampled token, Schulman's k1, k2 or k3; or "exact", the sum over a stored
-            support, policy and reference both renormalised on it [I] (docs/algorithms.md 8.2): no sampling noise, K logits more.
-        place: "loss" adds it to the loss; "reward" subtracts the response's sum of it from the reward.
+        estimator: per token, from the sampled token, Schulman's k1, k2 or k3; or "exact", the sum
+            over a stored support, policy and reference both renormalised on it [I]
+            (docs/algorithms.md 8.2): no sampling noise, K logits more.
+        place: "loss" adds it to the loss; "reward" subtracts the response's sum of it from the
+            reward.
 
     Raises:
         UserError: an unknown estimator or place; k1 in the loss, whose expected gradient is zero.
@@ -103,7 +106,8 @@ class KLPenalty(LossTerm):
         one_of("KLPenalty", ("loss", "reward"), place=self.place)
         if self.estimator == "k1" and self.place == "loss":
             raise UserError(
-                "`KLPenalty` with estimator k1 in the loss has an expected gradient of zero; use `estimator: k3` (or "
+                "`KLPenalty` with estimator k1 in the loss has an expected gradient of zero; use "
+                "`estimator: k3` (or "
                 "k2), or `place: reward`"
             )
 

@@ -32,7 +32,8 @@ from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScore
 from lightning_mpo.types import Experience
 
 SHIPPED_TERMS = (KLPenalty, ValueLoss)
-"""Loss terms in files of their own: a configuration finds classes by name only once their files are imported."""
+"""Loss terms in files of their own: a configuration finds classes by name only once their files are
+imported."""
 Term = TypeVar("Term", bound=LossTerm)
 
 
@@ -79,7 +80,8 @@ class Objective:
 
         Args:
             names: of recipes, or paths; later ones overlay earlier ones, key by key, as with `-c`.
-            max_new_tokens: longest response, for algorithms that depend on it (`dr_grpo`); None: that of the files.
+            max_new_tokens: longest response, for algorithms that depend on it (`dr_grpo`); None:
+                that of the files.
 
         Raises:
             UserError: a file is missing, no file sets an objective, or an option is wrong.
@@ -116,7 +118,8 @@ class Objective:
 
     @property
     def needs_behaviour(self) -> bool:
-        """Whether the loss uses the sampler's log-probs; otherwise only the parity gate compares them."""
+        """Whether the loss uses the sampler's log-probs; otherwise only the parity gate compares
+        them."""
         return self.surrogate.at_behaviour or self.correction is not None
 
     @property
@@ -130,7 +133,8 @@ class Objective:
         return any(term.in_reward for term in self.terms)
 
     def denominators(self, experience: Experience) -> Denominators:
-        """Return these rows' part of the denominators; they do not depend on scores of the policy."""
+        """Return these rows' part of the denominators; they do not depend on scores of the
+        policy."""
         mean_weights_BU, mean_weights_BT = self._mean_weights(experience)
         credited = (
             experience.advantages_BT * experience.token_weights_BT * experience.mask_BT != 0
@@ -141,7 +145,8 @@ class Objective:
         )
 
     def nothing_to_learn(self, denominators: Denominators) -> bool:
-        """Whether the gradient is zero: no token carries loss, or all advantages are 0 and no other loss term is on."""
+        """Whether the gradient is zero: no token carries loss, or all advantages are 0 and no other
+        loss term is on."""
         others = any(term.learns_alone for term in self.terms)
         return not bool(denominators.tokens) or not (bool(denominators.credited) or others)
 
@@ -172,7 +177,8 @@ class Objective:
         Args:
             experience: a micro-batch.
             scores: of the current policy.
-            denominators: of the whole mini-batch; parts over its micro-batches and ranks add up to its loss.
+            denominators: of the whole mini-batch; parts over its micro-batches and ranks add up to
+                its loss.
         """
         mean_weights_BU, mean_weights_BT = self._mean_weights(experience)
         loss, metrics = self._surrogate(experience, scores, denominators, mean_weights_BU)
@@ -256,7 +262,8 @@ class Objective:
     def _diagnose_trust(
         self, actions: Actions, log_ratios: Tensor, bounded: Tensor, experience: Experience
     ) -> Metrics:
-        """Say which share of actions and of tokens the trust region stops, and how far the policy is from the old one."""
+        """Say which share of actions and of tokens the trust region stops, and how far the policy
+        is from the old one."""
         metrics = self.surrogate.measure(actions)
         mask_BT, count = experience.mask_BT, experience.mask_BT.sum().float()
         token_BT = log_ratios.detach() if log_ratios.ndim == 2 else log_ratios[..., 0].detach()

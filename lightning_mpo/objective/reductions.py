@@ -1,10 +1,10 @@
 """Axis "reduction": what is averaged over what (docs/algorithms.md 7).
 
-A reduction is written as `sum(coefficients · losses) / denominator`. The coefficients depend on one row only and the
-denominator adds up over rows, so that any split into micro-batches or over ranks gives the same gradient once the
-denominator of the whole mini-batch is known. Denominators are made of the same weights as the losses, or of those of whole
-responses where a selection asks for means that are unbiased (`mean_weights_BU`).
-"""
+A reduction is written as `sum(coefficients · losses) / denominator`. The coefficients depend on one
+row only and the denominator adds up over rows, so that any split into micro-batches or over ranks
+gives the same gradient once the denominator of the whole mini-batch is known. Denominators are made
+of the same weights as the losses, or of those of whole responses where a selection asks for means
+that are unbiased (`mean_weights_BU`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from lightning_mpo.objective.axes import Member
 
 
 class Reduction(Member):
-    """Averages losses with the denominator of the whole mini-batch. Rows without weight count nowhere."""
+    """Averages losses with the denominator of the whole mini-batch. Rows without weight count
+    nowhere."""
 
     @abstractmethod
     def coefficients(self, weights_BU: Tensor, mean_weights_BU: Tensor | None = None) -> Tensor:
@@ -47,7 +48,8 @@ class TokenMean(Reduction):
 
 @dataclass(frozen=True)
 class SequenceMean(Reduction):
-    """The mean over non-empty rows of their `sum(w·loss) / sum(w)`: every response counts alike (GRPO, GSPO)."""
+    """The mean over non-empty rows of their `sum(w·loss) / sum(w)`: every response counts alike
+    (GRPO, GSPO)."""
 
     def coefficients(self, weights_BU: Tensor, mean_weights_BU: Tensor | None = None) -> Tensor:
         mean_weights_BU = weights_BU if mean_weights_BU is None else mean_weights_BU

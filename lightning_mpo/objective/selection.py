@@ -18,14 +18,16 @@ from lightning_mpo.objective.supports import Support
 
 
 class Selection(Member):
-    """Chooses tokens once per rollout. Tokens that are not chosen are not scored: neither head nor loss sees them."""
+    """Chooses tokens once per rollout. Tokens that are not chosen are not scored: neither head nor
+    loss sees them."""
 
     needs_entropy: ClassVar[bool] = False
     """True if the choice depends on entropies at rollout weights."""
 
     @property
     def weighted(self) -> bool:
-        """Whether chosen tokens weigh other than 1, which has no meaning over actions of several tokens."""
+        """Whether chosen tokens weigh other than 1, which has no meaning over actions of several
+        tokens."""
         return False
 
     @property
@@ -37,7 +39,8 @@ class Selection(Member):
         actions, support = axes[ActionSpace], axes[Support]
         if self.weighted and not actions.token_level:
             raise UserError(
-                f"`{type(self).__name__}` weighs single tokens, which has no meaning over `{type(actions).__name__}`; "
+                f"`{type(self).__name__}` weighs single tokens, which has no meaning over "
+                f"`{type(actions).__name__}`; "
                 "use `actions: TokenActions`"
             )
         if self.averages_over_all_tokens and support.outside == "drop":
@@ -77,17 +80,17 @@ class SampledTokens(Selection):
         t in T_i  <=>  t < prefix,   or   u_t < probability and fewer than cap tokens are chosen so far
                                                   (arXiv:2504.20834 [S]; docs/algorithms.md 6.1)
 
-    The scan from the left is what the formula says: a binding cap leaves the end of long responses out [I].
-    No number of the paper was found; the defaults are ours [I].
+    The scan from the left is what the formula says: a binding cap leaves the end of long responses
+    out [I]. No number of the paper was found; the defaults are ours [I].
 
     Args:
         prefix: alpha, tokens at the start that are always chosen.
         cap: k, most tokens of a response; None: no cap.
         probability: P, of every later token, in (0, 1].
-        cap_mode: "scan" stops at the cap from the left; "uniform" thins all that were drawn evenly down to it, as a
-            re-implementation does [C].
-        unbiased: weigh later tokens by 1 / P and take means over the whole response (Horvitz-Thompson), so that the
-            expected loss is that of all tokens; needs `cap: null`.
+        cap_mode: "scan" stops at the cap from the left; "uniform" thins all that were drawn evenly
+            down to it, as a re-implementation does [C].
+        unbiased: weigh later tokens by 1 / P and take means over the whole response
+            (Horvitz-Thompson), so that the expected loss is that of all tokens; needs `cap: null`.
     """
 
     prefix: int = 50
@@ -101,13 +104,15 @@ class SampledTokens(Selection):
         at_least("SampledTokens", 1, cap=self.cap)
         if self.cap is not None and self.cap < max(self.prefix, 1):
             raise UserError(
-                f"`SampledTokens.cap` must be at least 1 and not below `prefix` ({self.prefix}), got {self.cap}"
+                f"`SampledTokens.cap` must be at least 1 and not below `prefix` ({self.prefix}), "
+                f"got {self.cap}"
             )
         within("SampledTokens", "(0, 1]", probability=self.probability)
         one_of("SampledTokens", ("scan", "uniform"), cap_mode=self.cap_mode)
         if self.unbiased and self.cap is not None:
             raise UserError(
-                "`SampledTokens.unbiased` needs `cap: null`: with a cap the probability of a token is not known"
+                "`SampledTokens.unbiased` needs `cap: null`: with a cap the probability of a token "
+                "is not known"
             )
 
     @property
@@ -144,10 +149,11 @@ class SampledTokens(Selection):
 class HighEntropyTokens(Selection):
     """The tokens of each response at which the policy was least certain.
 
-    Top fifth by entropy at rollout weights ("Beyond the 80/20 Rule", arXiv:2506.01939 [REC]; docs/algorithms.md 6.2);
-    TRL's `top_entropy_quantile` takes the quantile over a batch [C]. Here it is that of one response, so that the choice is the
-    same on one process and on eight [I]. Means are over whole responses, as in TRL [C] and the paper [REC]: the other
-    tokens count with a loss of 0. A KL penalty, which TRL puts on all tokens, is on the chosen ones here.
+    Top fifth by entropy at rollout weights ("Beyond the 80/20 Rule", arXiv:2506.01939 [REC];
+    docs/algorithms.md 6.2); TRL's `top_entropy_quantile` takes the quantile over a batch [C]. Here
+    it is that of one response, so that the choice is the same on one process and on eight [I].
+    Means are over whole responses, as in TRL [C] and the paper [REC]: the other tokens count with a
+    loss of 0. A KL penalty, which TRL puts on all tokens, is on the chosen ones here.
 
     Args:
         share: of the tokens of a response, in (0, 1]; at least one token is chosen.

@@ -1,4 +1,5 @@
-"""Axis "support": over which part of the vocabulary the softmax of the policy is taken (docs/algorithms.md 2)."""
+"""Axis "support": over which part of the vocabulary the softmax of the policy is taken
+(docs/algorithms.md 2)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ Outside = Literal["refuse", "unite", "drop"]
 
 
 class Support(Member):
-    """Chooses the tokens of one step. The rollout stores the choice; every later pass replays it."""
+    """Chooses the tokens of one step. The rollout stores the choice; every later pass replays
+    it."""
 
     from_reference: bool = False
     """Whether the frozen reference ranks the tokens, instead of the policy that samples."""
@@ -26,7 +28,8 @@ class Support(Member):
 
     @property
     def slots(self) -> int | None:
-        """Ids that are stored per step; None: the support is the whole vocabulary, and none is stored."""
+        """Ids that are stored per step; None: the support is the whole vocabulary, and none is
+        stored."""
         return None
 
     @abstractmethod
@@ -34,7 +37,8 @@ class Support(Member):
         """Return `(support_BK, support_mask_BK)`; `(None, None)` stands for the whole vocabulary.
 
         Args:
-            logits_BV: logits after temperature, of the policy, or of the reference with `from_reference`.
+            logits_BV: logits after temperature, of the policy, or of the reference with
+                `from_reference`.
         """
 
     def check(self, vocabulary: int) -> None:
@@ -54,11 +58,13 @@ class PromisingTokens(Support):
 
     A subclass has these fields besides the one that `slots_name` names:
 
-    * `from_reference`: rank by the frozen reference, an ablation: the paper's abstract speaks of "base model" priors, a
-      summary of "current policy" ranks. The default, the policy at rollout time, is the only reading under which the
-      ratio's support condition holds by construction [I] (docs/algorithms.md 2.2). Costs a second pass per token.
-    * `outside`: a token that the sampler drew from outside its stored support, as an external engine may, is refused;
-      or united with the support and counted; or united, counted and left without loss [I] (docs/algorithms.md 2.4).
+    * `from_reference`: rank by the frozen reference, an ablation: the paper's abstract speaks of
+      "base model" priors, a summary of "current policy" ranks. The default, the policy at rollout
+      time, is the only reading under which the ratio's support condition holds by construction [I]
+      (docs/algorithms.md 2.2). Costs a second pass per token.
+    * `outside`: a token that the sampler drew from outside its stored support, as an external
+      engine may, is refused; or united with the support and counted; or united, counted and left
+      without loss [I] (docs/algorithms.md 2.4).
     """
 
     slots_name: ClassVar[str]
@@ -74,7 +80,8 @@ class PromisingTokens(Support):
     def check(self, vocabulary: int) -> None:
         if self.slots > vocabulary:
             raise UserError(
-                f"`{type(self).__name__}.{self.slots_name}` must be at most the vocabulary size {vocabulary}, got "
+                f"`{type(self).__name__}.{self.slots_name}` must be at most the vocabulary size "
+                f"{vocabulary}, got "
                 f"{self.slots}"
             )
 
@@ -103,10 +110,11 @@ class TopK(PromisingTokens):
 
 @dataclass(frozen=True)
 class Nucleus(PromisingTokens):
-    """The smallest set of most probable tokens with mass p, at most `max_k` of them: a support of varying size.
+    """The smallest set of most probable tokens with mass p, at most `max_k` of them: a support of
+    varying size.
 
-    Reported second-hand as a variant of RLPT [S] (docs/algorithms.md 2.3). The bound is ours: a flat distribution would
-    otherwise store thousands of ids per step [I].
+    Reported second-hand as a variant of RLPT [S] (docs/algorithms.md 2.3). The bound is ours: a
+    flat distribution would otherwise store thousands of ids per step [I].
 
     Args:
         p: probability mass to keep, in (0, 1], after temperature.
@@ -132,10 +140,11 @@ class Nucleus(PromisingTokens):
 
 @dataclass(frozen=True)
 class MinP(PromisingTokens):
-    """The tokens that are at least `ratio` times as probable as the most probable one, at most `max_k` of them.
+    """The tokens that are at least `ratio` times as probable as the most probable one, at most
+    `max_k` of them.
 
-    The rule by which vocabularies are pruned in arXiv:2512.23087 [S]; its threshold is not known [N]
-    (docs/algorithms.md 2.3).
+    The rule by which vocabularies are pruned in arXiv:2512.23087 [S]; its threshold is not known
+    [N] (docs/algorithms.md 2.3).
 
     Args:
         ratio: in (0, 1], after temperature.

@@ -29,14 +29,17 @@ class Surrogate(Member):
     """A loss per action, to be minimised, unreduced."""
 
     at_behaviour: ClassVar[bool] = False
-    """True if ratios are against the sampler's log-probs, and not against those that the trainer recomputes."""
+    """True if ratios are against the sampler's log-probs, and not against those that the trainer
+    recomputes."""
 
     on_policy: ClassVar[bool] = False
-    """True if the loss is meant for the weights that sampled, so that a second update on a rollout is biased."""
+    """True if the loss is meant for the weights that sampled, so that a second update on a rollout
+    is biased."""
 
     @property
     def needs_token_actions(self) -> bool:
-        """Whether the loss needs `TokenTerms`, which only single tokens have; other actions are then refused."""
+        """Whether the loss needs `TokenTerms`, which only single tokens have; other actions are
+        then refused."""
         return False
 
     @property
@@ -50,7 +53,8 @@ class Surrogate(Member):
         return 0
 
     def bound(self, log_ratios: Tensor, advantages_BT: Tensor) -> Tensor:
-        """Bound the log-ratios of tokens before they are grouped into actions; most surrogates bound actions only."""
+        """Bound the log-ratios of tokens before they are grouped into actions; most surrogates
+        bound actions only."""
         return log_ratios
 
     @abstractmethod
@@ -58,7 +62,8 @@ class Surrogate(Member):
         """Return `losses_BU`."""
 
     def clipped(self, actions: Actions) -> Tensor | None:
-        """Return where the trust region stops the gradient, bool `[B, U]`; None without a trust region."""
+        """Return where the trust region stops the gradient, bool `[B, U]`; None without a trust
+        region."""
         return None
 
     def measure(self, actions: Actions) -> Metrics:
@@ -72,14 +77,16 @@ class Surrogate(Member):
         actions = axes[ActionSpace]
         if self.needs_token_actions and not actions.token_level:
             raise UserError(
-                f"`{type(self).__name__}` needs probabilities of single tokens and has no meaning over "
+                f"`{type(self).__name__}` needs probabilities of single tokens and has no meaning "
+                "over "
                 f"`{type(actions).__name__}`; use `actions: TokenActions`"
             )
 
 
 @dataclass(frozen=True)
 class PolicyGradient(Surrogate):
-    """`-A·log R`: the plain policy gradient, without weights or a trust region (REINFORCE). Meant for one update a rollout."""
+    """`-A·log R`: the plain policy gradient, without weights or a trust region (REINFORCE). Meant
+    for one update a rollout."""
 
     on_policy: ClassVar[bool] = True
 
@@ -89,14 +96,16 @@ class PolicyGradient(Surrogate):
 
 @dataclass(frozen=True)
 class ClippedRatio(Surrogate):
-    """`-min(R·A, clip(R, 1 - low, 1 + high)·A)`, with an optional dual clip for negative advantages (PPO).
+    """`-min(R·A, clip(R, 1 - low, 1 + high)·A)`, with an optional dual clip for negative advantages
+    (PPO).
 
     The form of PPO, GRPO, DAPO and MPO: docs/algorithms.md 5.2.
 
     Args:
         low: lower clip distance, in (0, 1).
         high: upper clip distance, positive; larger than `low` is DAPO's clip-higher.
-        dual: cap c > 1 on the ratio where the advantage is negative (verl takes 3 [C]); None: no cap.
+        dual: cap c > 1 on the ratio where the advantage is negative (verl takes 3 [C]); None: no
+            cap.
     """
 
     low: float = 0.2
@@ -123,13 +132,16 @@ class ClippedRatio(Surrogate):
 
 @dataclass(frozen=True)
 class ClippedWeight(Surrogate):
-    """`-sg(clip(R, 1 - low, 1 + high))·A·log R`: the weight is bounded, and no action loses its gradient (CISPO).
+    """`-sg(clip(R, 1 - low, 1 + high))·A·log R`: the weight is bounded, and no action loses its
+    gradient (CISPO).
 
     The gradient is that of the policy gradient with the bounded importance weight. arXiv:2506.13585
-    [C, verl and TRL]; docs/algorithms.md 5.3. MiniMax-M1 bounds from above only and publishes no value [REC].
+    [C, verl and TRL]; docs/algorithms.md 5.3. MiniMax-M1 bounds from above only and publishes no
+    value [REC].
 
     Args:
-        low: how far the weight may fall below 1, in (0, 1]; 1 is no bound, as in TRL. verl takes 0.2 [C].
+        low: how far the weight may fall below 1, in (0, 1]; 1 is no bound, as in TRL. verl takes
+            0.2 [C].
         high: how far it may rise above 1, positive; 4 is TRL's recommended cap of 5 [C].
     """
 
@@ -147,19 +159,21 @@ class ClippedWeight(Surrogate):
 
 @dataclass(frozen=True)
 class AsymmetricRatio(Surrogate):
-    """`-sg(M·w)·A·log R` with w = min(1/R, cap) for good actions and min(R, cap) for bad ones (ASPO).
+    """`-sg(M·w)·A·log R` with w = min(1/R, cap) for good actions and min(R, cap) for bad ones
+    (ASPO).
 
-    Good actions that have become unlikely learn most, and those beyond the trust region nothing: M is PPO's mask.
-    arXiv:2510.06062 Eq. 3 [P, C]; docs/algorithms.md 5.4. On the policy that sampled it is GRPO, so it needs several
-    updates per rollout to differ.
+    Good actions that have become unlikely learn most, and those beyond the trust region nothing: M
+    is PPO's mask. arXiv:2510.06062 Eq. 3 [P, C]; docs/algorithms.md 5.4. On the policy that sampled
+    it is GRPO, so it needs several updates per rollout to differ.
 
     Args:
         low: how far the ratio of a bad action may fall below 1, in (0, 1); 0.2 [P].
         high: how far the ratio of a good action may rise above 1, positive; 0.2 [P].
         cap_positive: largest weight of a good action, at least 1; 3 [C], the paper gives no number.
         cap_negative: largest weight of a bad action, at least 1; 3 [C].
-        wide: both distances for the fifth of a response's tokens that had the highest entropy at rollout weights, in
-            (0, 1); 0.4 in the released code [C]. None: one clip for all, as in the paper [P].
+        wide: both distances for the fifth of a response's tokens that had the highest entropy at
+            rollout weights, in (0, 1); 0.4 in the released code [C]. None: one clip for all, as in
+            the paper [P].
     """
 
     low: float = 0.2
@@ -178,7 +192,8 @@ class AsymmetricRatio(Surrogate):
         super().check_with(axes)
         if self.wide is not None and not isinstance(axes[Selection], AllTokens):
             raise UserError(
-                "`AsymmetricRatio.wide` is for the most uncertain tokens of whole responses; use `selection: "
+                "`AsymmetricRatio.wide` is for the most uncertain tokens of whole responses; use "
+                "`selection: "
                 f"AllTokens`, not `{type(axes[Selection]).__name__}`, or `wide: null`"
             )
 
@@ -221,12 +236,14 @@ class AsymmetricRatio(Surrogate):
 
 @dataclass(frozen=True)
 class BoundedTokens(Surrogate):
-    """`-R·A` over log-ratios of tokens that were bounded where the objective would grow, before they were grouped (GMPO).
+    """`-R·A` over log-ratios of tokens that were bounded where the objective would grow, before
+    they were grouped (GMPO).
 
         ell'_t = min(ell_t, high) where A > 0,   max(ell_t, -low) where A < 0;       log R = mean_t ell'_t
 
-    With `SequenceActions(mean=True)` it is GMPO, the geometric mean of clipped ratios (arXiv:2507.20673 [P, abstract];
-    form and clip as in verl [C]; docs/algorithms.md 5.5); other action spaces are a generalisation of ours [I].
+    With `SequenceActions(mean=True)` it is GMPO, the geometric mean of clipped ratios
+    (arXiv:2507.20673 [P, abstract]; form and clip as in verl [C]; docs/algorithms.md 5.5); other
+    action spaces are a generalisation of ours [I].
 
     Args:
         low: bound from below, nats, positive; 0.4 is the paper's [REC].
@@ -253,20 +270,24 @@ class BoundedTokens(Surrogate):
 
 @dataclass(frozen=True)
 class DivergenceMask(Surrogate):
-    """`-sg(M·min(r, cap))·A·log π`: a token stops learning once its distribution has moved too far (DPPO).
+    """`-sg(M·min(r, cap))·A·log π`: a token stops learning once its distribution has moved too far
+    (DPPO).
 
-    The trust region is a divergence from the policy that sampled, and not a ratio, so that unlikely tokens may grow by
-    large factors and likely ones may not lose much. arXiv:2602.04879 Eq. 12-16 [P, C]; docs/algorithms.md 5.6. Ratios
-    are against the sampler's own log-probs: recomputed ones collapse [P], and nothing has to be recomputed.
+    The trust region is a divergence from the policy that sampled, and not a ratio, so that unlikely
+    tokens may grow by large factors and likely ones may not lose much. arXiv:2602.04879 Eq. 12-16
+    [P, C]; docs/algorithms.md 5.6. Ratios are against the sampler's own log-probs: recomputed ones
+    collapse [P], and nothing has to be recomputed.
 
     Args:
-        delta: bound for tokens whose probability falls, and also for those that rise unless `delta_up` is given;
-            positive. 0.15 in probability for "tv" [P, C]; take 0.05 nats for "kl" [P].
+        delta: bound for tokens whose probability falls, and also for those that rise unless
+            `delta_up` is given; positive. 0.15 in probability for "tv" [P, C]; take 0.05 nats for
+            "kl" [P].
         delta_up: bound for tokens whose probability rises; None: `delta`.
         divergence: "tv" total variation, "kl" from the sampler's policy to the current one.
-        cap: largest weight, at least 1; 5 in the paper's scaling runs [P], 20 in verl and TRL [C]; None: none.
-        top_k: ids whose probabilities are compared besides the sampled token, which the sampler must record; None: the
-            binary divergence. 20 in the paper, without a clear gain [P].
+        cap: largest weight, at least 1; 5 in the paper's scaling runs [P], 20 in verl and TRL [C];
+            None: none.
+        top_k: ids whose probabilities are compared besides the sampled token, which the sampler
+            must record; None: the binary divergence. 20 in the paper, without a clear gain [P].
     """
 
     needs_token_actions = True
@@ -322,7 +343,8 @@ class DivergenceMask(Surrogate):
     def check(self, vocabulary: int) -> None:
         if self.candidates > vocabulary:
             raise UserError(
-                f"`DivergenceMask.top_k` must be at most the vocabulary size {vocabulary}, got {self.top_k}"
+                f"`DivergenceMask.top_k` must be at most the vocabulary size {vocabulary}, got "
+                f"{self.top_k}"
             )
 
 
@@ -336,5 +358,6 @@ def _outside_clip(
 
 
 def _as_logprobs(actions: Actions) -> tuple[Tensor, Tensor]:
-    """Return log-probs of actions up to a constant without gradient: those at rollout weights are set to 0."""
+    """Return log-probs of actions up to a constant without gradient: those at rollout weights are
+    set to 0."""
     return actions.log_ratios_BU, actions.log_ratios_BU.new_zeros(actions.log_ratios_BU.shape)

@@ -1,4 +1,5 @@
-"""Loss terms beside the surrogate: the interface, and terms that are a coefficient and a line of arithmetic.
+"""Loss terms beside the surrogate: the interface, and terms that are a coefficient and a line of
+arithmetic.
 
 Equations and sources: docs/algorithms.md 11.2 and 12.
 """
@@ -28,7 +29,8 @@ class LossBatch:
         experience: the rows.
         scores: of the current policy, with gradient.
         weights_BT: of tokens in the loss, 0: left out.
-        mean: turns values `[B, T]` into this micro-batch's part of their mean, by the reduction of the objective.
+        mean: turns values `[B, T]` into this micro-batch's part of their mean, by the reduction of
+            the objective.
     """
 
     experience: Experience
@@ -38,7 +40,8 @@ class LossBatch:
 
 
 class LossTerm(Member):
-    """A term of the loss beside the surrogate: a frozen dataclass that overrides `loss`, and more where needed."""
+    """A term of the loss beside the surrogate: a frozen dataclass that overrides `loss`, and more
+    where needed."""
 
     needs_reference: ClassVar[bool] = False
     """True if the frozen reference must score each rollout."""
@@ -55,7 +58,8 @@ class LossTerm(Member):
 
     @property
     def learns_alone(self) -> bool:
-        """Whether the term has a gradient although all advantages are 0; such updates then go on."""
+        """Whether the term has a gradient although all advantages are 0; such updates then go
+        on."""
         return True
 
     def loss(self, batch: LossBatch) -> tuple[Tensor, Metrics] | None:
@@ -63,7 +67,8 @@ class LossTerm(Member):
         return None
 
     def weights_loss(self, policy: nn.Module) -> tuple[Tensor, Metrics] | None:
-        """Return a loss of the policy's weights, which each update holds once, and metrics; None: none."""
+        """Return a loss of the policy's weights, which each update holds once, and metrics; None:
+        none."""
         return None
 
     def finish(self, means: dict[str, float]) -> dict[str, float]:
@@ -102,11 +107,13 @@ class EntropyBonus(LossTerm):
 
 @dataclass(frozen=True)
 class WeightPenalty(LossTerm):
-    """Adds `coef·Σ θ²` over the weights of the policy's adapters to the loss: the L2 term of T-SPMO.
+    """Adds `coef·Σ θ²` over the weights of the policy's adapters to the loss: the L2 term of
+    T-SPMO.
 
-    That the paper holds its adapters in place by an L2 term instead of a KL penalty is [REC], its size is not known
-    [N] (docs/algorithms.md 12). Unlike AdamW's weight decay it goes through the optimizer's moments. Other weights are
-    left alone: pulled towards 0 they would forget the model. A policy without adapters causes one warning.
+    That the paper holds its adapters in place by an L2 term instead of a KL penalty is [REC], its
+    size is not known [N] (docs/algorithms.md 12). Unlike AdamW's weight decay it goes through the
+    optimizer's moments. Other weights are left alone: pulled towards 0 they would forget the model.
+    A policy without adapters causes one warning.
 
     Args:
         coef: factor, positive; 0.01 is ours [I].
@@ -136,12 +143,15 @@ def _adapters(policy: nn.Module) -> list[nn.Parameter]:
 
 @dataclass(frozen=True)
 class HeadUpkeep(LossTerm):
-    """Keeps multi-token heads on the drifting policy: cross-entropy on its own samples, trunk detached.
+    """Keeps multi-token heads on the drifting policy: cross-entropy on its own samples, trunk
+    detached.
 
-        coef · (1/M) · Σ_n mean_t -log q_n(o_{t+n} | h_t)      (the warm-up loss [S]; docs/algorithms.md 11.2)
+        coef · (1/M) · Σ_n mean_t -log q_n(o_{t+n} | h_t)
+                                                     (the warm-up loss [S]; docs/algorithms.md 11.2)
 
-    The mean is over all tokens of the loss; one without a target at offset n counts 0 there. Whether MPO trains its
-    heads during reinforcement learning is not known [N]; small and detached is our choice [I].
+    The mean is over all tokens of the loss; one without a target at offset n counts 0 there.
+    Whether MPO trains its heads during reinforcement learning is not known [N]; small and detached
+    is our choice [I].
 
     Args:
         coef: factor, per nat.
@@ -167,6 +177,7 @@ class HeadUpkeep(LossTerm):
     def check_with(self, axes: Axes) -> None:
         if not axes[ActionSpace].future:
             raise UserError(
-                f"`HeadUpkeep` trains multi-token heads, but `{type(axes[ActionSpace]).__name__}` uses none; take it "
+                f"`HeadUpkeep` trains multi-token heads, but `{type(axes[ActionSpace]).__name__}` "
+                "uses none; take it "
                 "out of `objective.terms`, or set `source: mtp` in `BlockActions`"
             )

@@ -23,10 +23,10 @@ class ValueLoss(LossTerm):
         coef · mean_t ½ max((V - R)², (V_old + clip(V - V_old, ±clip) - R)²)
 
     Args:
-        coef: factor. TRL takes 0.1; it weighs the loss in a trunk that policy and critic share, while under Adam the
-            critic's own weights hardly depend on it.
-        clip: how far a value may move from the one at rollout weights, in units of reward; None: freely. TRL takes
-            0.2, verl and OpenRLHF 0.5.
+        coef: factor. TRL takes 0.1; it weighs the loss in a trunk that policy and critic share,
+            while under Adam the critic's own weights hardly depend on it.
+        clip: how far a value may move from the one at rollout weights, in units of reward; None:
+            freely. TRL takes 0.2, verl and OpenRLHF 0.5.
     """
 
     coef: float = 0.1
@@ -43,7 +43,8 @@ class ValueLoss(LossTerm):
     def check_with(self, axes: Axes) -> None:
         if not axes[Advantage].needs_values:
             raise UserError(
-                f"`ValueLoss` fits values that `{type(axes[Advantage]).__name__}` does not use; take it out of "
+                f"`ValueLoss` fits values that `{type(axes[Advantage]).__name__}` does not use; "
+                "take it out of "
                 "`objective.terms`, or set `advantage: GeneralizedAdvantage`"
             )
 
