@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     )
     from lightning_mpo.objective.block_weights import ExplicitWeights, FutureShare, GeometricDecay
     from lightning_mpo.objective.corrections import Correction, MaskedWeights, TruncatedWeights
+    from lightning_mpo.objective.divergence_mask import DivergenceMask
     from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
     from lightning_mpo.objective.objective import Objective
     from lightning_mpo.objective.reductions import (
@@ -77,7 +78,6 @@ if TYPE_CHECKING:
         BoundedTokens,
         ClippedRatio,
         ClippedWeight,
-        DivergenceMask,
         PolicyGradient,
         Surrogate,
     )
@@ -123,6 +123,7 @@ _NAMES = {
     "objective.block_weights": "ExplicitWeights FutureShare GeometricDecay",
     "objective.corrections": "Correction MaskedWeights TruncatedWeights",
     "data": "Arithmetic JsonLines Multiplication PromptDataModule PromptFile Splits Svamp",
+    "objective.divergence_mask": "DivergenceMask",
     "errors": "UserError",
     "objective.kl": "AdaptiveCoefficient ConstantCoefficient KLPenalty",
     "modules": "HeadWarmup PolicyOptimization SupervisedWarmup",
@@ -140,8 +141,7 @@ _NAMES = {
     "objective.selection": "AllTokens HighEntropyTokens SampledTokens Selection",
     "objective.supports": "FullVocabulary MinP Nucleus Support TopK",
     "objective.surrogates": (
-        "AsymmetricRatio BoundedTokens ClippedRatio ClippedWeight DivergenceMask PolicyGradient "
-        "Surrogate"
+        "AsymmetricRatio BoundedTokens ClippedRatio ClippedWeight PolicyGradient Surrogate"
     ),
     "objective.terms": "EntropyBonus HeadUpkeep LossTerm WeightPenalty",
     "types": "PromptRow",

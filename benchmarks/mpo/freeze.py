@@ -24,8 +24,9 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.advantages import at_last_token
 from lightning_mpo.objective.action_spaces import TokenActions
-from lightning_mpo.objective.advantages import GroupRelative, Outcome
+from lightning_mpo.objective.advantages import GroupRelative
 from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.outcome import Outcome
 from lightning_mpo.objective.reductions import TokenMean
 from lightning_mpo.objective.selection import AllTokens
 from lightning_mpo.objective.supports import FullVocabulary

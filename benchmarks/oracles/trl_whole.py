@@ -21,9 +21,10 @@ from trl_differences import Difference, Measured
 
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.objective.advantages import Advantage, GroupRelative, LeaveOneOut, Outcome
+from lightning_mpo.objective.advantages import Advantage, GroupRelative, LeaveOneOut
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.outcome import Outcome
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.experience import build_experience

@@ -5,63 +5,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from lightning_mpo.checks import one_of, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import advantages as F
 from lightning_mpo.objective.action_spaces import ActionSpace
 from lightning_mpo.objective.axes import Axes, Member
+from lightning_mpo.objective.outcome import Estimate, Outcome
 from lightning_mpo.objective.reductions import Reduction, TokenMean
 from lightning_mpo.objective.selection import AllTokens, Selection
 from lightning_mpo.objective.supports import Support
 from lightning_mpo.objective.terms import LossTerm
-
-
-class Estimate(NamedTuple):
-    """The advantages of a rollout, and quantities that some estimators add."""
-
-    advantages_BT: Tensor
-    returns_BT: Tensor | None = None  # targets of a critic
-    weights_BT: Tensor | None = None  # of tokens in the loss, 0: left out; None: all alike
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The judged responses of a rollout, as an advantage sees them.
-
-    Args:
-        rewards_BT: reward per token: a response's reward stands at its last token.
-        mask_BT: response tokens.
-        group_size: G; the rows of a prompt are neighbours.
-        valid_B: rows whose reward counts.
-        values_BT: of a critic, where `needs_values`.
-        tokens_BT: response ids.
-    """
-
-    rewards_BT: Tensor
-    mask_BT: Tensor
-    group_size: int
-    valid_B: Tensor
-    values_BT: Tensor | None = None
-    tokens_BT: Tensor | None = None
-
-    @property
-    def rewards_B(self) -> Tensor:
-        """Reward of each response."""
-        return self.rewards_BT.sum(1)
-
-    @property
-    def valid_BT(self) -> Tensor:
-        """Response tokens of valid rows."""
-        return self.mask_BT & self.valid_B[:, None]
-
-    def spread(self, values_B: Tensor) -> Tensor:
-        """Give each token of a response the value of the response."""
-        return values_B[:, None].expand(self.mask_BT.shape) * self.mask_BT
 
 
 class Advantage(Member):

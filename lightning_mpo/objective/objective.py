@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.functional.reductions import weighted_sum
-from lightning_mpo.objective.action_spaces import Actions, ActionSpace, TokenActions, TokenTerms
+from lightning_mpo.objective.action_spaces import Actions, ActionSpace, TokenActions
 from lightning_mpo.objective.advantages import Advantage, GroupRelative
 from lightning_mpo.objective.axes import Axes
 from lightning_mpo.objective.corrections import Correction
+from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import KLPenalty
+from lightning_mpo.objective.log_ratios import token_log_ratios, token_terms
 from lightning_mpo.objective.loss_metrics import diagnose, diagnose_correction, diagnose_heads
 from lightning_mpo.objective.reductions import Reduction, SequenceMean
 from lightning_mpo.objective.selection import AllTokens, Selection
@@ -31,9 +33,8 @@ from lightning_mpo.objective.value_loss import ValueLoss
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores
 from lightning_mpo.types import Experience
 
-SHIPPED_TERMS = (KLPenalty, ValueLoss)
-"""Loss terms in files of their own: a configuration finds classes by name only once their files are
-imported."""
+FOUND_BY_NAME = (DivergenceMask, KLPenalty, ValueLoss)
+"""Members in files of their own: a configuration names classes whose files are imported."""
 Term = TypeVar("Term", bound=LossTerm)
 
 
@@ -184,6 +185,7 @@ class Objective:
         loss, metrics = self._surrogate(experience, scores, denominators, mean_weights_BU)
         tokens_BT = experience.token_weights_BT * experience.mask_BT
         count = tokens_BT.sum()
+        # terms over tokens share the denominator of tokens
         metrics["loss/surrogate"] = (loss.detach(), torch.ones(()))
         metrics["policy/entropy"] = ((scores.entropy_BT.detach() * tokens_BT).sum(), count)
 
@@ -229,15 +231,9 @@ class Objective:
         denominators: Denominators,
         mean_weights_BU: Tensor,
     ) -> tuple[Tensor, Metrics]:
+        # tokens -> actions
         mask_BT = experience.mask_BT
-        now = _offsets(scores.logprobs_BT, scores.future_BTM)
-        if experience.old_logprobs_BT is None:
-            old = now.detach()
-        else:
-            old = _offsets(
-                experience.old_logprobs_BT, None if now.ndim == 2 else experience.old_future_BTM
-            )
-        log_ratios = torch.where(mask_BT if now.ndim == 2 else mask_BT[..., None], now - old, 0.0)
+        log_ratios, old_BT = token_log_ratios(experience, scores)
         bounded = self.surrogate.bound(log_ratios, experience.advantages_BT)
         actions = self.actions.actions(
             bounded, experience.advantages_BT, mask_BT, experience.segments_BT
@@ -246,12 +242,14 @@ class Objective:
             actions = replace(
                 actions,
                 weights_BU=self._weigh(actions.weights_BU, experience),
-                tokens=_token_terms(experience, scores, old if old.ndim == 2 else old[..., 0]),
+                tokens=token_terms(experience, scores, old_BT),
             )
+        # losses of actions -> their mean
         losses_BU = torch.where(actions.mask_BU, self.surrogate.loss(actions), 0.0)
         if experience.correction_BT is not None:
             losses_BU = losses_BU * experience.correction_BT
         loss = self._reduce(losses_BU, actions.weights_BU, mean_weights_BU, denominators.actions)
+        # metrics
         metrics = diagnose(actions) | self._diagnose_trust(actions, log_ratios, bounded, experience)
         if experience.correction_BT is not None:
             metrics |= diagnose_correction(experience.correction_BT, mask_BT)
@@ -262,8 +260,7 @@ class Objective:
     def _diagnose_trust(
         self, actions: Actions, log_ratios: Tensor, bounded: Tensor, experience: Experience
     ) -> Metrics:
-        """Say which share of actions and of tokens the trust region stops, and how far the policy
-        is from the old one."""
+        """Return the share of actions and tokens that the trust region stops, and the divergence."""
         metrics = self.surrogate.measure(actions)
         mask_BT, count = experience.mask_BT, experience.mask_BT.sum().float()
         token_BT = log_ratios.detach() if log_ratios.ndim == 2 else log_ratios[..., 0].detach()
@@ -291,20 +288,3 @@ class Objective:
     ) -> Tensor:
         coefficients_BU = self.reduction.coefficients(weights_BU, mean_weights_BU)
         return weighted_sum(values_BU, coefficients_BU, denominator.clamp(min=1e-8))
-
-
-def _token_terms(experience: Experience, scores: TokenScores, old_BT: Tensor) -> TokenTerms:
-    return TokenTerms(
-        scores.logprobs_BT,
-        old_BT,
-        experience.old_entropy_BT,
-        scores.candidate_logprobs_BTK,
-        experience.rollout.candidate_logprobs_BTK,
-    )
-
-
-def _offsets(logprobs_BT: Tensor, future_BTM: Tensor | None) -> Tensor:
-    """Put the heads' offsets behind the token's own: `[B, T, 1 + M]`, or `[B, T]` without heads."""
-    return (
-        logprobs_BT if future_BTM is None else torch.cat([logprobs_BT[..., None], future_BTM], -1)
-    )

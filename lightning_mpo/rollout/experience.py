@@ -11,9 +11,9 @@ from torch import Tensor
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token, moments, whiten
 from lightning_mpo.functional.divergences import k3
-from lightning_mpo.objective.advantages import Estimate, Outcome
 from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.outcome import Estimate, Outcome
 from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.ranks import Total
 from lightning_mpo.rollout.scorer import Scorer

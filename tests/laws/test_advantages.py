@@ -14,10 +14,10 @@ from lightning_mpo.objective.advantages import (
     GeneralizedAdvantage,
     GroupRelative,
     LeaveOneOut,
-    Outcome,
     PrefixTree,
     ReturnToGo,
 )
+from lightning_mpo.objective.outcome import Outcome
 from tests.support.builders import right_padded, seeded, subclasses
 
 ADVANTAGES = [GroupRelative("std"), GroupRelative("none"), GroupRelative("batch"), LeaveOneOut()]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lightning_mpo.functional.advantages import at_last_token, prefix_tree
-from lightning_mpo.objective.advantages import Outcome, PrefixTree
+from lightning_mpo.objective.advantages import PrefixTree
+from lightning_mpo.objective.outcome import Outcome
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.objective.selection import AllTokens, HighEntropyTokens, SampledTokens, Selection
 from lightning_mpo.objective.surrogates import PolicyGradient

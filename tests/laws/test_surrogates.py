@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective.action_spaces import Actions, TokenTerms
+from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.surrogates import (
     AsymmetricRatio,
     BoundedTokens,
     ClippedRatio,
     ClippedWeight,
-    DivergenceMask,
     PolicyGradient,
     Surrogate,
 )

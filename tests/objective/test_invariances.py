@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.reductions import ConstantLength, TokenMean
-from lightning_mpo.objective.surrogates import DivergenceMask
 from lightning_mpo.types import take_rows
 from tests.support.builders import relative_error, scores_of, seeded
 from tests.support.objectives import (

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.objective.action_spaces import SegmentActions, SequenceActions, TokenActions
+from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import SequenceMean, TokenMean
@@ -18,7 +19,6 @@ from lightning_mpo.objective.surrogates import (
     BoundedTokens,
     ClippedRatio,
     ClippedWeight,
-    DivergenceMask,
     PolicyGradient,
     Surrogate,
 )

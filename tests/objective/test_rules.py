@@ -14,6 +14,7 @@ from lightning_mpo.objective.advantages import (
     ReturnToGo,
 )
 from lightning_mpo.objective.corrections import Correction, MaskedWeights, TruncatedWeights
+from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.reductions import SequenceMean
 from lightning_mpo.objective.selection import HighEntropyTokens, SampledTokens
@@ -23,7 +24,6 @@ from lightning_mpo.objective.surrogates import (
     BoundedTokens,
     ClippedRatio,
     ClippedWeight,
-    DivergenceMask,
 )
 from lightning_mpo.objective.terms import EntropyBonus, HeadUpkeep, WeightPenalty
 from lightning_mpo.objective.value_loss import ValueLoss

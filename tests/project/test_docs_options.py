@@ -24,8 +24,8 @@ from lightning_mpo.data import JsonLines, PromptDataModule
 from lightning_mpo.functional.advantages import at_last_token
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.modules.hooks import RolloutCallback
-from lightning_mpo.objective.advantages import Outcome
 from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.outcome import Outcome
 from lightning_mpo.policies import CausalPolicy
 from tests.support.pages import ROOT, rows
 

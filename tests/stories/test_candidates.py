@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective.surrogates import DivergenceMask
+from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.sampling.local import LocalSampler
 from tests.support.runs import fit, make_objective, make_policy
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.functional.advantages import at_last_token
-from lightning_mpo.objective.advantages import Outcome, PrefixTree
+from lightning_mpo.objective.advantages import PrefixTree
+from lightning_mpo.objective.outcome import Outcome
 from lightning_mpo.types import Experience, take_rows
 from tests.support.builders import relative_error, scores_of, seeded
 from tests.support.token_credit import (

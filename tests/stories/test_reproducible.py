@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_mpo.objective.action_spaces import BlockActions
 from lightning_mpo.objective.advantages import GeneralizedAdvantage
 from lightning_mpo.objective.block_weights import FutureShare
+from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.supports import TopK
-from lightning_mpo.objective.surrogates import DivergenceMask
 from lightning_mpo.objective.terms import HeadUpkeep
 from lightning_mpo.objective.value_loss import ValueLoss
 from lightning_mpo.policies import ParallelHeads, SeparateCritic, SequentialHeads, ValueHead

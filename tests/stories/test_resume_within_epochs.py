@@ -14,9 +14,9 @@ from lightning_mpo.modules.saved_state import mend_epoch_end
 from lightning_mpo.objective.action_spaces import BlockActions
 from lightning_mpo.objective.advantages import GeneralizedAdvantage
 from lightning_mpo.objective.block_weights import FutureShare
+from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import AdaptiveCoefficient, KLPenalty
 from lightning_mpo.objective.supports import FullVocabulary, TopK
-from lightning_mpo.objective.surrogates import DivergenceMask
 from lightning_mpo.objective.terms import HeadUpkeep
 from lightning_mpo.objective.value_loss import ValueLoss
 from lightning_mpo.policies import ParallelHeads, SeparateCritic, ValueHead

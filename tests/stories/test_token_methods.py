@@ -11,15 +11,11 @@ import torch
 from lightning_mpo.objective.action_spaces import SequenceActions
 from lightning_mpo.objective.advantages import GroupRelative, PrefixTree
 from lightning_mpo.objective.corrections import MaskedWeights, TruncatedWeights
+from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.reductions import SequenceMean
 from lightning_mpo.objective.selection import HighEntropyTokens, SampledTokens
 from lightning_mpo.objective.supports import TopK
-from lightning_mpo.objective.surrogates import (
-    AsymmetricRatio,
-    BoundedTokens,
-    DivergenceMask,
-    PolicyGradient,
-)
+from lightning_mpo.objective.surrogates import AsymmetricRatio, BoundedTokens, PolicyGradient
 from lightning_mpo.objective.terms import WeightPenalty
 from lightning_mpo.policies import Lora
 from lightning_mpo.rewards.scoring import completions_of, score_all

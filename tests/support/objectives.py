@@ -21,13 +21,14 @@ from lightning_mpo.objective.action_spaces import (
 )
 from lightning_mpo.objective.advantages import GroupRelative
 from lightning_mpo.objective.block_weights import ExplicitWeights, FutureShare, GeometricDecay
+from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.objective.segmenters import EntropySegmenter
 from lightning_mpo.objective.selection import AllTokens
 from lightning_mpo.objective.supports import FullVocabulary
-from lightning_mpo.objective.surrogates import BoundedTokens, ClippedRatio, DivergenceMask
+from lightning_mpo.objective.surrogates import BoundedTokens, ClippedRatio
 from lightning_mpo.objective.terms import EntropyBonus
 from lightning_mpo.types import Experience, Rollout, take_rows, trim
 from tests.support.builders import VOCABULARY as V
