@@ -2,7 +2,8 @@
 takes.
 
 `None` passes every check, as it means that an option is not used. `owner` is the class or section
-that has the option, as a configuration writes it; options are keyword arguments."""
+that has the option, as a configuration writes it; options are keyword arguments.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from lightning_mpo.errors import UserError
 
 LARGEST_SIZE = 10_000_000
 """Most rows, tokens or layers that an option may ask for. It is far above any machine, and below
-what hangs one."""
+what hangs one.
+"""
 LARGEST_NUMBER = 1e9
 """Most that a coefficient or bound may be. Above it float32 loses what it is added to."""
 LARGEST_SEED = 2**63 - 1

@@ -17,7 +17,8 @@ class UserError(ValueError):
     """All processes of a run raise it at the same place, and only the first one prints it."""
     launcher: int | None = None
     """Id of the process that started this one. This process waits for its end, as it would
-    otherwise be killed before the other one has printed."""
+    otherwise be killed before the other one has printed.
+    """
 
 
 def user_error(error: BaseException | None) -> UserError | None:

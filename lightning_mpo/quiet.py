@@ -28,7 +28,8 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
 
 def leave_tips_out() -> None:
     """Filter Lightning's tips, and a warning of torch that Lightning causes. Runs from Python use
-    this too."""
+    this too.
+    """
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     for package in (
         "lightning.pytorch",
@@ -39,7 +40,8 @@ def leave_tips_out() -> None:
 
 def leave_noise_out() -> None:
     """Filter noise on the command line, and show this package's warnings without the line of
-    code."""
+    code.
+    """
     leave_tips_out()
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
@@ -52,7 +54,8 @@ def leave_noise_out() -> None:
 
 class _Stderr:
     """Stands for `sys.stderr` of the moment: a progress bar puts its own there, which writes above
-    it."""
+    it.
+    """
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -63,7 +66,8 @@ class _Stderr:
 
 def _write_above_bars() -> None:
     """Let Lightning's handlers, which keep the stream of their making, write to that of the
-    moment."""
+    moment.
+    """
     for package in ("lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(package).handlers:
             if type(handler) is logging.StreamHandler and not isinstance(handler.stream, _Stderr):
@@ -72,7 +76,8 @@ def _write_above_bars() -> None:
 
 def _plain(behind: Callable[..., str]) -> Callable[..., str]:
     """Return a format that writes warnings of this package like its other lines: a word, then the
-    message."""
+    message.
+    """
     package = Path(__file__).parent
 
     def write(

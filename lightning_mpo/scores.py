@@ -35,7 +35,8 @@ class ScoreRequest:
 @dataclass(frozen=True)
 class TokenScores:
     """What a policy says of a micro-batch's response tokens, under temperature and stored
-    support."""
+    support.
+    """
 
     logprobs_BT: Tensor  # float32 nats, carries gradient, 0 where masked
     entropy_BT: Tensor  # float32 nats
@@ -65,7 +66,8 @@ def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
 @dataclass(frozen=True)
 class Denominators:
     """Of the whole mini-batch, summed over ranks: one per loss term, and how much there is to learn
-    from."""
+    from.
+    """
 
     actions: Tensor
     tokens: Tensor

@@ -1,5 +1,6 @@
 """Named random streams: each is a pure function of a seed, its name and a position, so that nothing
-has to be carried."""
+has to be carried.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Stream(Enum):
 
 PLAIN: dict[Stream, tuple[int, ...]] = {Stream.SHUFFLE: (), Stream.SAMPLE: (), Stream.PLAN: (1,)}
 """Streams whose generators are seeded with seed, position and these numbers alone: recorded runs
-stand on them."""
+stand on them.
+"""
 
 
 def generator_of(seed: int, stream: Stream, *position: int) -> torch.Generator:

@@ -18,7 +18,8 @@ Letters, used in names (`advantages_BT`), docstrings and checks alike:
 =====  =======================================================================
 
 `mask` tensors are bool and carried from the sampler on; nothing derives them from token values, as
-pad may equal eos. Log-probabilities are natural (nats) and float32."""
+pad may equal eos. Log-probabilities are natural (nats) and float32.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class PromptRow:
     supervised warm-up.
 
     `messages` is the chat that the response continues; empty: `prompt` alone is the user's message.
-    With messages, `prompt` is the text of the last one."""
+    With messages, `prompt` is the text of the last one.
+    """
 
     prompt: str
     target: str
@@ -84,7 +86,8 @@ class Rollout:
     """Sampled responses, exactly as sampled: token in, token out.
 
     `behaviour_logprobs_BT` are of the distribution that was sampled from: temperature and support
-    applied."""
+    applied.
+    """
 
     tokens_BL: Tensor  # int64; prompts padded left, responses right
     attention_mask_BL: Tensor  # bool
@@ -181,7 +184,8 @@ def take_rows(batch: Batch, index_B: Tensor, *, texts: bool = False) -> Batch:
 
 def trim_rollout(rollout: Rollout) -> Rollout:
     """Cut the columns that no row uses: prompt padding on the left, response padding on the
-    right."""
+    right.
+    """
     first, S, T = _extent(rollout)
     return replace(rollout, **_cut(rollout, first, S, T))
 

@@ -1,8 +1,8 @@
 """The equations, as pure functions of tensors. Its files import torch and each other, and nothing
 else of this package.
 
-=======================  ========================================================================================
-``heads``                hidden states -> log-probabilities and entropies, chunked; full-vocabulary and support-only
+=======================  ==========================================================================
+``heads``                hidden states -> log-probabilities and entropies, in chunks
 ``head_gradients``       their hand-written gradients
 ``head_logits``          an unembedding, and the form of its logits
 ``head_positions``       the positions to compute, flattened and back
@@ -12,8 +12,10 @@ else of this package.
 ``supports``             logits -> promising sets
 ``actions``              token log-ratios -> action log-ratios
 ``future_credit``        advantages of the future tokens of a block
+``block_weights``        weights of tokens within a block
 ``segments``             where blocks of unequal length begin and end
 ``advantages``           rewards -> advantages
+``prefix_tree``          credit for the tokens at which completions of a prompt part
 ``groups``               which groups of completions tell right from wrong
 ``selections``           which tokens of a response carry gradient
 ``lengths``              the length of a response -> a penalty
@@ -26,8 +28,9 @@ else of this package.
 ``diagnostics``          clip fraction, effective sample size, signal and noise
 ``support_diagnostics``  kept mass, overlap, score variance, responses that could not stop
 ``shapes``               the checks that name the argument
-=======================  ========================================================================================
+=======================  ==========================================================================
 
 docs/algorithms.md 1.4 leads from a YAML key to its functions. Letters (docs/algorithms.md 1.2): B
 rows, T response tokens, U = T actions (one stands at its first token), V vocabulary, K support
-size, N block length or a flat number of positions, M = N - 1 future offsets, D hidden size."""
+size, N block length or a flat number of positions, M = N - 1 future offsets, D hidden size.
+"""

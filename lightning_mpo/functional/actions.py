@@ -7,7 +7,8 @@ equations were not seen in print; what stands here and its evidence: docs/algori
 Every function returns the same three tensors of shape ``[B, T]`` (an action stands at its first
 token, U = T): the log-ratios (0 where no action starts), where actions start, and how many tokens
 each action stands for. The last sums to the number of response tokens. Nothing is clamped here:
-``surrogates.safe_ratio`` clamps the sum."""
+``surrogates.safe_ratio`` clamps the sum.
+"""
 
 from typing import Literal
 
@@ -15,59 +16,6 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.functional.shapes import check
-
-
-def block_weights(n: int, future_share: float) -> Tensor:
-    """Split the weight of a block between its first token and the future ones.
-
-        β_0 = 1 - p,   β_i = p / (n - 1)  for i = 1 .. n-1
-                                            (MPO-10 .. MPO-40 % [I, from S]; docs/algorithms.md 3.3)
-
-    Args:
-        n: Tokens in a block, the current one included; 1 gives the base algorithm.
-        future_share: Share p of the future tokens, in [0, 1]; without effect if n is 1.
-
-    Returns:
-        Weights that sum to 1, shape ``[n]``, float64.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    >>> block_weights(3, 0.2).tolist()
-    [0.8, 0.1, 0.1]
-    """
-    _check_length(n)
-    if not 0 <= future_share <= 1:
-        raise ValueError(f"`future_share` must be in [0, 1], got {future_share}")
-    future = future_share / (n - 1) if n > 1 else 0.0
-    return torch.tensor(
-        [1 - future_share if n > 1 else 1.0] + [future] * (n - 1), dtype=torch.float64
-    )
-
-
-def geometric_weights(n: int, decay: float) -> Tensor:
-    """Let the weight of a token fall by a constant factor per offset.
-
-        β_i = decay^i / Σ_j decay^j   (closest to log-COP-TD [I]; docs/algorithms.md 3.3)
-
-    Args:
-        n: Tokens in a block, the current one included.
-        decay: Factor per offset, above 0; 1 gives uniform weights.
-
-    Returns:
-        Weights that sum to 1, shape ``[n]``, float64.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    >>> geometric_weights(2, 0.25).tolist()
-    [0.8, 0.2]
-    """
-    _check_length(n)
-    if not decay > 0:
-        raise ValueError(f"`decay` must be above 0, got {decay}")
-    powers = decay ** torch.arange(n, dtype=torch.float64)
-    return powers / powers.sum()
 
 
 def block_log_ratios(
@@ -286,7 +234,8 @@ def shift_left(values_BT: Tensor, n: int) -> Tensor:
 
 def _columns(log_ratios: Tensor, mask_BT: Tensor, length: int) -> Tensor:
     """Return the log-ratios as [B, T, N]: shifted copies of the backbone's, or the heads' as they
-    are."""
+    are.
+    """
     if log_ratios.ndim == 2:
         check(mask_BT=mask_BT, log_ratios_BT=log_ratios)
         return torch.stack([shift_left(log_ratios, n) for n in range(length)], -1)
@@ -296,15 +245,11 @@ def _columns(log_ratios: Tensor, mask_BT: Tensor, length: int) -> Tensor:
 
 def _cut(mask_BT: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Cut each run of the mask into pieces of ``stride`` tokens; return where they start and how
-    long they are."""
+    long they are.
+    """
     width = mask_BT.shape[1]
     here = torch.arange(width, device=mask_BT.device).expand_as(mask_BT)
     gap_before = torch.where(mask_BT, -1, here).cummax(1).values
     gap_after = torch.where(mask_BT, width, here).flip(1).cummin(1).values.flip(1)
     starts = mask_BT & ((here - gap_before - 1) % stride == 0)
     return starts, torch.where(starts, (gap_after - here).clamp(max=stride), 0)
-
-
-def _check_length(n: int) -> None:
-    if n < 1:
-        raise ValueError(f"`n` must be at least 1, got {n}")

@@ -4,7 +4,8 @@ An inference engine with other kernels, another precision or slightly older weig
 while the trainer recomputes π_old. The surrogate's ratio is π / π_old; the weight π_old / μ makes
 up for the rest. Truncated importance sampling (TIS) bounds it from above, masked importance
 sampling drops what lies outside of bounds; TRL's default masks whole sequences beyond 3 [C]
-(docs/algorithms.md 9)."""
+(docs/algorithms.md 9).
+"""
 
 import torch
 from torch import Tensor

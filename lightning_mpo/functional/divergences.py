@@ -3,7 +3,8 @@ support.
 
 k1, k2 and k3 are Schulman's estimators ("Approximating KL Divergence",
 joschu.net/blog/kl-approx.html), in nats, per token, of KL(policy || reference) for tokens drawn
-from the policy (docs/algorithms.md 8.1)."""
+from the policy (docs/algorithms.md 8.1).
+"""
 
 import torch
 from torch import Tensor
@@ -125,6 +126,7 @@ def exact_on_support(
 
 def _log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
     """Take the log-softmax over the slots of the mask; slots outside get 0, which stands for
-    nothing."""
+    nothing.
+    """
     empty = ~mask.any(-1, keepdim=True)
     return logits.masked_fill(~(mask | empty), -torch.inf).log_softmax(-1).masked_fill(~mask, 0)

@@ -4,7 +4,8 @@ number.
 A mean over a micro-batch is no mean over the batch: averaging means of unequal counts bends the
 gradient. The denominator is therefore an argument, computed once per mini-batch over all
 micro-batches and ranks (DAPO's token-level loss, Dr. GRPO's constant; docs/algorithms.md 7.2 and
-16.4, invariant 9)."""
+16.4, invariant 9).
+"""
 
 from torch import Tensor
 

@@ -2,7 +2,8 @@
 
 A segment is a run of neighbouring response tokens; it ends where the mask has a gap, as windows do
 [I] (docs/algorithms.md 3.4 and 3.5). All of it is computed once per rollout and carries no
-gradient."""
+gradient.
+"""
 
 import math
 

@@ -1,7 +1,8 @@
 """Which tokens of a response carry gradient: a sample, or those of highest entropy.
 
 S-GRPO (arXiv:2504.20834) learns from 30 to 50 % of the tokens [S]; what is not chosen needs no head
-and no loss (docs/algorithms.md 6)."""
+and no loss (docs/algorithms.md 6).
+"""
 
 import torch
 from torch import Tensor

@@ -3,7 +3,8 @@
 The capital letters after the last underscore of an argument's name are its shape: ``advantages_BU``
 has two dimensions, and ``B`` is the same size wherever it occurs in one call. Names that say
 ``mask`` or ``valid`` are bool; ``tokens``, ``support``, ``segments`` and ``candidates`` are
-integer; every other tensor is floating point."""
+integer; every other tensor is floating point.
+"""
 
 import re
 

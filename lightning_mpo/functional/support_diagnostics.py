@@ -1,5 +1,6 @@
 """Numbers that say how well the stored supports fit the policy (docs/algorithms.md 2.5). None
-carries a gradient."""
+carries a gradient.
+"""
 
 from collections.abc import Sequence
 

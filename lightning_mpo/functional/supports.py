@@ -2,7 +2,8 @@
 
 RLPT (Reinforcement Learning with Promising Tokens, arXiv:2602.03195): P_t = {v : rank(v | s_t) <=
 K}, taken from the policy at rollout time, stored, and never recomputed [S, I] (docs/algorithms.md
-2.2)."""
+2.2).
+"""
 
 import math
 
@@ -286,7 +287,8 @@ def logprobs_at(
 
 def _top_k_with_ties(logits: Tensor, threshold: Tensor, k: int) -> Tensor:
     """Take all above the threshold, then the lowest ids at it; a stable sort keeps ids ascending
-    among equals."""
+    among equals.
+    """
     above, level = logits > threshold, logits == threshold
     missing = k - above.sum(-1, keepdim=True)
     chosen = above | (level & (level.cumsum(-1) <= missing))

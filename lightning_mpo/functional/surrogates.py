@@ -2,9 +2,9 @@
 
 PPO's clipped surrogate (Schulman et al. 2017, arXiv:1707.06347) with the clip-higher of DAPO
 (arXiv:2503.14476) and the dual clip (Ye et al. 2020, arXiv:1912.09729). An action is whatever the
-log-ratio was taken over: a token gives GRPO and DAPO, a block MPO, a sequence GSPO. CISPO, ASPO and
-DPPO weigh the log-probabilities of tokens; GMPO bounds their log-ratios before they are averaged.
-All losses are unreduced, to be minimised (docs/algorithms.md 5)."""
+log-ratio was taken over: a token gives GRPO and DAPO, a block MPO, a sequence GSPO. All losses are
+unreduced, to be minimised (docs/algorithms.md 5).
+"""
 
 from typing import Literal
 
@@ -16,7 +16,8 @@ from lightning_mpo.functional.trust_regions import outside_clip, outside_trust_r
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to this size before they are exponentiated, as in verl [C]
-(docs/algorithms.md 5)."""
+(docs/algorithms.md 5).
+"""
 
 
 def safe_ratio(log_ratios: Tensor) -> Tensor:
@@ -260,8 +261,7 @@ def divergence_mask(
         delta: Trust region, above 0; two numbers bound (falling, rising) probabilities. Probability
             for "tv" (0.15 to 0.2 [P]), nats for "kl" (0.05 [P]).
         divergence: "tv", total variation, or "kl", from μ to π.
-        cap: Largest weight; None: none, as in the paper's stability study; 5 in its scaling runs
-            [P].
+        cap: Largest weight; None: none, as in the paper's stability study; 5 when scaling [P].
         candidate_logprobs_BTK: Log-probabilities of the ids that μ found most probable, with the
             sampled one among them, shape ``[B, T, K]``; -inf in slots without one. None: the binary
             divergence (token, all others).
@@ -271,8 +271,7 @@ def divergence_mask(
         Losses, shape ``[B, T]``. Compare gradients with other methods, not values.
 
     Raises:
-        ValueError: If shapes differ, an option is out of range, or candidates are given for one
-            policy only.
+        ValueError: If shapes differ, an option is out of range, or one policy lacks candidates.
 
     >>> moved, mu = torch.tensor([[0.8, 0.8]]).log(), torch.tensor([[0.99, 0.99]]).log()
     >>> divergence_mask(moved, mu, torch.tensor([[-1.0, 1.0]]), delta=0.15)

@@ -6,7 +6,8 @@ Distances are over the few probabilities of a distribution that are known.
 The binary divergence knows the sampled token and all others, the bucketed one the most probable ids
 and all others (DPPO, arXiv:2602.04879 [P, C]; docs/algorithms.md 5.6). Both are lower bounds of the
 divergence over the vocabulary, of the policy that sampled from the current one, and the finer one
-is not below the coarser."""
+is not below the coarser.
+"""
 
 from typing import Literal
 
@@ -17,7 +18,8 @@ from lightning_mpo.functional.shapes import check, same
 
 CLOSEST_TO_CERTAIN = 1e-7
 """Probabilities count as at least this far from 0 and 1 in logarithms: float32 does not resolve
-more near 1."""
+more near 1.
+"""
 
 
 def outside_clip(

@@ -79,7 +79,8 @@ class ActionSpace(Member):
         self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Turn log-ratios `[B, T]`, or `[B, T, 1 + M]` of heads, into `(log_ratios_BU, mask_BU,
-        weights_BU)`."""
+        weights_BU)`.
+        """
 
     def segment(
         self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]
@@ -96,7 +97,8 @@ class ActionSpace(Member):
 
     def check(self, texts: Sequence[str]) -> None:
         """Refuse a vocabulary on which the space cannot work; called before a model is loaded, if
-        `needs_texts`."""
+        `needs_texts`.
+        """
 
     def actions(
         self,
@@ -113,7 +115,8 @@ class ActionSpace(Member):
 
     def token_counts(self, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """Return how many tokens each action stands for; that depends on the mask alone. Shape `[B,
-        U]`."""
+        U]`.
+        """
         return self.action_log_ratios(
             torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT, segments_BT
         )[2]

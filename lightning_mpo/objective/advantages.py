@@ -1,5 +1,6 @@
 """Axis "advantage": how much better an action was than what it is compared with (docs/algorithms.md
-4)."""
+4).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import torch
 from lightning_mpo.checks import one_of, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import advantages as F
+from lightning_mpo.functional.prefix_tree import prefix_tree
 from lightning_mpo.objective.action_spaces import ActionSpace
 from lightning_mpo.objective.axes import Axes, Member
 from lightning_mpo.objective.outcome import Estimate, Outcome
@@ -26,7 +28,8 @@ class Advantage(Member):
 
     compares_group: ClassVar[bool] = False
     """True where a response is compared with the others of its prompt, so that one completion has
-    no advantage."""
+    no advantage.
+    """
 
     needs_values: ClassVar[bool] = False
     """True where a critic's values are the baseline."""
@@ -36,7 +39,8 @@ class Advantage(Member):
 
     to_go: ClassVar[bool] = False
     """True where a token's advantage is made of the rewards behind it, so that rewards of tokens
-    tell them apart."""
+    tell them apart.
+    """
 
     @property
     def by_token(self) -> bool:
@@ -46,7 +50,8 @@ class Advantage(Member):
     @property
     def whiten(self) -> bool:
         """Whether the advantages of a rollout, over all ranks, are given mean 0 and standard
-        deviation 1 afterwards."""
+        deviation 1 afterwards.
+        """
         return False
 
     @abstractmethod
@@ -257,7 +262,7 @@ class PrefixTree(Advantage):
     def estimate(self, outcome: Outcome) -> Estimate:
         if outcome.tokens_BT is None:
             raise RuntimeError("`PrefixTree` needs the tokens of the responses")
-        advantages_BT, weights_BT = F.prefix_tree(
+        advantages_BT, weights_BT = prefix_tree(
             outcome.tokens_BT,
             outcome.mask_BT,
             outcome.rewards_B,

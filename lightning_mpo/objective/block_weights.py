@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lightning_mpo.checks import not_below, within
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional import actions as F
+from lightning_mpo.functional import block_weights as F
 from lightning_mpo.objective.axes import Member
 
 

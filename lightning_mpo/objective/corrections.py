@@ -25,7 +25,8 @@ class Correction(Member):
 
     level: Literal["token", "sequence"]
     """"token" weighs each token by its own ratio, "sequence" all tokens of a response by their
-    product."""
+    product.
+    """
 
     def __post_init__(self) -> None:
         one_of(type(self).__name__, ("token", "sequence"), level=self.level)

@@ -13,7 +13,8 @@ from lightning_mpo.scores import Metrics
 
 def diagnose(actions: Actions) -> Metrics:
     """Describe the ratios of actions: mean, size of their logarithm, tokens that an action stands
-    for."""
+    for.
+    """
     log_ratios_BU, mask_BU = actions.log_ratios_BU.detach(), actions.mask_BU
     ratio_BU = safe_ratio(log_ratios_BU)
     starts = mask_BU.sum().float()
@@ -40,7 +41,8 @@ def diagnose_heads(log_ratios_BTN: Tensor, future_BTM: Tensor, mask_BT: Tensor) 
 
 def diagnose_correction(correction_BT: Tensor, mask_BT: Tensor) -> Metrics:
     """Describe the weights between sampler and trainer: their mean, and the share of tokens that
-    they leave out."""
+    they leave out.
+    """
     count = mask_BT.sum().float()
     return {
         "correction/weight": ((correction_BT * mask_BT).sum(), count),

@@ -120,7 +120,8 @@ class Objective:
     @property
     def needs_behaviour(self) -> bool:
         """Whether the loss uses the sampler's log-probs; otherwise only the parity gate compares
-        them."""
+        them.
+        """
         return self.surrogate.at_behaviour or self.correction is not None
 
     @property
@@ -135,7 +136,8 @@ class Objective:
 
     def denominators(self, experience: Experience) -> Denominators:
         """Return these rows' part of the denominators; they do not depend on scores of the
-        policy."""
+        policy.
+        """
         mean_weights_BU, mean_weights_BT = self._mean_weights(experience)
         credited = (
             experience.advantages_BT * experience.token_weights_BT * experience.mask_BT != 0
@@ -147,7 +149,8 @@ class Objective:
 
     def nothing_to_learn(self, denominators: Denominators) -> bool:
         """Whether the gradient is zero: no token carries loss, or all advantages are 0 and no other
-        loss term is on."""
+        loss term is on.
+        """
         others = any(term.learns_alone for term in self.terms)
         return not bool(denominators.tokens) or not (bool(denominators.credited) or others)
 

@@ -4,7 +4,8 @@ A reduction is written as `sum(coefficients · losses) / denominator`. The coeff
 row only and the denominator adds up over rows, so that any split into micro-batches or over ranks
 gives the same gradient once the denominator of the whole mini-batch is known. Denominators are made
 of the same weights as the losses, or of those of whole responses where a selection asks for means
-that are unbiased (`mean_weights_BU`)."""
+that are unbiased (`mean_weights_BU`).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from lightning_mpo.objective.axes import Member
 
 class Reduction(Member):
     """Averages losses with the denominator of the whole mini-batch. Rows without weight count
-    nowhere."""
+    nowhere.
+    """
 
     @abstractmethod
     def coefficients(self, weights_BU: Tensor, mean_weights_BU: Tensor | None = None) -> Tensor:
@@ -49,7 +51,8 @@ class TokenMean(Reduction):
 @dataclass(frozen=True)
 class SequenceMean(Reduction):
     """The mean over non-empty rows of their `sum(w·loss) / sum(w)`: every response counts alike
-    (GRPO, GSPO)."""
+    (GRPO, GSPO).
+    """
 
     def coefficients(self, weights_BU: Tensor, mean_weights_BU: Tensor | None = None) -> Tensor:
         mean_weights_BU = weights_BU if mean_weights_BU is None else mean_weights_BU

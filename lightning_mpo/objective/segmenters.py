@@ -42,7 +42,8 @@ class Segmenter(Member):
 
     needs_entropy: bool = False
     """True asks for the policy's entropy at every response token: a forward pass where a rollout
-    has one update."""
+    has one update.
+    """
     needs_texts: bool = False
     """True asks for the texts of all tokens."""
 
@@ -64,7 +65,8 @@ class Segmenter(Member):
 
     def check(self, texts: Sequence[str]) -> None:
         """Refuse a vocabulary in which nothing would be cut; asked before a model is loaded, if
-        `needs_texts`."""
+        `needs_texts`.
+        """
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class DelimiterSegmenter(Segmenter):
     @cached_property
     def _known_ends(self) -> dict[str, tuple[Sequence[str], Tensor]]:
         """The vocabulary of the last call, and its tokens that end a block: a search of a second at
-        150,000 tokens."""
+        150,000 tokens.
+        """
         return {}
 
     def segment(self, rollout: Rollout, entropy_BT: Tensor | None, texts: Sequence[str]) -> Tensor:

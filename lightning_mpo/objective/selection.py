@@ -19,7 +19,8 @@ from lightning_mpo.objective.supports import Support
 
 class Selection(Member):
     """Chooses tokens once per rollout. Tokens that are not chosen are not scored: neither head nor
-    loss sees them."""
+    loss sees them.
+    """
 
     needs_entropy: ClassVar[bool] = False
     """True if the choice depends on entropies at rollout weights."""
@@ -27,7 +28,8 @@ class Selection(Member):
     @property
     def weighted(self) -> bool:
         """Whether chosen tokens weigh other than 1, which has no meaning over actions of several
-        tokens."""
+        tokens.
+        """
         return False
 
     @property

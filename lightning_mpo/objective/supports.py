@@ -1,5 +1,6 @@
 """Axis "support": over which part of the vocabulary the softmax of the policy is taken
-(docs/algorithms.md 2)."""
+(docs/algorithms.md 2).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ Outside = Literal["refuse", "unite", "drop"]
 
 class Support(Member):
     """Chooses the tokens of one step. The rollout stores the choice; every later pass replays
-    it."""
+    it.
+    """
 
     from_reference: bool = False
     """Whether the frozen reference ranks the tokens, instead of the policy that samples."""
@@ -29,7 +31,8 @@ class Support(Member):
     @property
     def slots(self) -> int | None:
         """Ids that are stored per step; None: the support is the whole vocabulary, and none is
-        stored."""
+        stored.
+        """
         return None
 
     @abstractmethod

@@ -27,16 +27,19 @@ class Surrogate(Member):
 
     at_behaviour: ClassVar[bool] = False
     """True if ratios are against the sampler's log-probs, and not against those that the trainer
-    recomputes."""
+    recomputes.
+    """
 
     on_policy: ClassVar[bool] = False
     """True if the loss is meant for the weights that sampled, so that a second update on a rollout
-    is biased."""
+    is biased.
+    """
 
     @property
     def needs_token_actions(self) -> bool:
         """Whether the loss needs `TokenTerms`, which only single tokens have; other actions are
-        then refused."""
+        then refused.
+        """
         return False
 
     @property
@@ -51,7 +54,8 @@ class Surrogate(Member):
 
     def bound(self, log_ratios: Tensor, advantages_BT: Tensor) -> Tensor:
         """Bound the log-ratios of tokens before they are grouped into actions; most surrogates
-        bound actions only."""
+        bound actions only.
+        """
         return log_ratios
 
     @abstractmethod
@@ -60,7 +64,8 @@ class Surrogate(Member):
 
     def clipped(self, actions: Actions) -> Tensor | None:
         """Return where the trust region stops the gradient, bool `[B, U]`; None without a trust
-        region."""
+        region.
+        """
         return None
 
     def measure(self, actions: Actions) -> Metrics:
@@ -83,7 +88,8 @@ class Surrogate(Member):
 @dataclass(frozen=True)
 class PolicyGradient(Surrogate):
     """`-A·log R`: the plain policy gradient, without weights or a trust region (REINFORCE). Meant
-    for one update a rollout."""
+    for one update a rollout.
+    """
 
     on_policy: ClassVar[bool] = True
 
@@ -276,5 +282,6 @@ def _outside_clip(
 
 def _as_logprobs(actions: Actions) -> tuple[Tensor, Tensor]:
     """Return log-probs of actions up to a constant without gradient: those at rollout weights are
-    set to 0."""
+    set to 0.
+    """
     return actions.log_ratios_BU, actions.log_ratios_BU.new_zeros(actions.log_ratios_BU.shape)

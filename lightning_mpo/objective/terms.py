@@ -41,7 +41,8 @@ class LossBatch:
 
 class LossTerm(Member):
     """A term of the loss beside the surrogate: a frozen dataclass that overrides `loss`, and more
-    where needed."""
+    where needed.
+    """
 
     needs_reference: ClassVar[bool] = False
     """True if the frozen reference must score each rollout."""
@@ -59,7 +60,8 @@ class LossTerm(Member):
     @property
     def learns_alone(self) -> bool:
         """Whether the term has a gradient although all advantages are 0; such updates then go
-        on."""
+        on.
+        """
         return True
 
     def loss(self, batch: LossBatch) -> tuple[Tensor, Metrics] | None:
@@ -68,7 +70,8 @@ class LossTerm(Member):
 
     def weights_loss(self, policy: nn.Module) -> tuple[Tensor, Metrics] | None:
         """Return a loss of the policy's weights, which each update holds once, and metrics; None:
-        none."""
+        none.
+        """
         return None
 
     def finish(self, means: dict[str, float]) -> dict[str, float]:

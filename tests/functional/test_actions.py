@@ -7,11 +7,10 @@ import torch
 
 from lightning_mpo.functional.actions import (
     block_log_ratios,
-    block_weights,
-    geometric_weights,
     segment_log_ratios,
     sequence_log_ratios,
 )
+from lightning_mpo.functional.block_weights import block_weights, geometric_weights
 from lightning_mpo.functional.surrogates import clipped_ratio
 from tests.support.ratios import MASKS, B, T, ratios
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_mpo.functional.advantages import prefix_tree
+from lightning_mpo.functional.prefix_tree import prefix_tree
 from tests.support.rewards_of_groups import rewards
 
 

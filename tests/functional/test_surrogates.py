@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_mpo.functional.actions import block_log_ratios, block_weights, sequence_log_ratios
+from lightning_mpo.functional.actions import block_log_ratios, sequence_log_ratios
+from lightning_mpo.functional.block_weights import block_weights
 from lightning_mpo.functional.reductions import weighted_sum
 from lightning_mpo.functional.surrogates import (
     asymmetric_ratio,

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_mpo.functional.advantages import at_last_token, prefix_tree
+from lightning_mpo.functional.advantages import at_last_token
+from lightning_mpo.functional.prefix_tree import prefix_tree
 from lightning_mpo.objective.advantages import PrefixTree
 from lightning_mpo.objective.outcome import Outcome
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean

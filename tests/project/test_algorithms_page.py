@@ -19,6 +19,7 @@ FUNCTIONAL = ROOT / "lightning_mpo" / "functional"
 EQUATIONS = [
     "actions",
     "advantages",
+    "block_weights",
     "corrections",
     "diagnostics",
     "divergences",
@@ -26,6 +27,7 @@ EQUATIONS = [
     "groups",
     "heads",
     "lengths",
+    "prefix_tree",
     "reductions",
     "selections",
     "supports",
