@@ -223,6 +223,7 @@ def candidates(
     if k < 1:
         raise ValueError(f"`k` must be at least 1, got {k}")
     column, own = tokens_B.long().unsqueeze(-1), logits_BV.gather(-1, tokens_B.long().unsqueeze(-1))
+    # the k best ids
     if support_BV is None:
         ids = best = top_k(logits_BV, min(k, columns)).long()
         logits, token = logits_BV.gather(-1, best), column
@@ -234,6 +235,7 @@ def candidates(
             support_BV.gather(-1, best),
             support_BV.gather(-1, column),
         )
+    # K slots, and one for the sampled token if it is not among them
     logits = torch.nn.functional.pad(logits, (0, k - best.shape[1]), value=-torch.inf)
     ids = torch.nn.functional.pad(ids, (0, k - best.shape[1]))
     held = (best == column).any(-1, keepdim=True)

@@ -118,13 +118,11 @@ def clipped_weight(
         loss = -sg(clip(r, 1 - low, 1 + high)) A log π(o)
                                          (CISPO, arXiv:2506.13585 [C, verl]; docs/algorithms.md 5.3)
 
-    MiniMax-M1 and TRL bound the weight from above only: ``low=1``.
-
     Args:
         logprobs_BT: Log-probabilities of the tokens, shape ``[B, T]``, nats. Carries the gradient.
         old_logprobs_BT: The same at rollout weights, shape ``[B, T]``.
         advantages_BT: Advantages, shape ``[B, T]``.
-        low: How far the weight may fall below 1, in (0, 1]; 1 is no bound.
+        low: How far the weight may fall below 1, in (0, 1]; 1 is no bound, as in MiniMax-M1 and TRL.
         high: How far the weight may rise above 1, above 0.
 
     Returns:

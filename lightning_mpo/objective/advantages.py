@@ -88,6 +88,7 @@ class Advantage(Member):
         """Refuse members that would take away the tokens to which this advantage gives credit."""
         name, actions, selection = type(self).__name__, axes[ActionSpace], axes[Selection]
         support, reduction = axes[Support], axes[Reduction]
+        # members that join or leave out tokens
         if not actions.token_level:
             raise UserError(
                 f"`{name}` gives credit to single tokens; use `actions: TokenActions`, not "
@@ -103,6 +104,7 @@ class Advantage(Member):
                 f"`{name}` would lose branches to `{type(support).__name__}.outside: drop`; use "
                 "`unite`"
             )
+        # members that weigh tokens or change their rewards
         if not isinstance(reduction, TokenMean):
             raise UserError(
                 f"`{name}` lets each branch count once, which `{type(reduction).__name__}` would "

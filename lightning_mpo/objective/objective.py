@@ -184,14 +184,15 @@ class Objective:
             denominators: of the whole mini-batch; parts over its micro-batches and ranks add up to
                 its loss.
         """
+        # the surrogate over actions
         mean_weights_BU, mean_weights_BT = self._mean_weights(experience)
         loss, metrics = self._surrogate(experience, scores, denominators, mean_weights_BU)
         tokens_BT = experience.token_weights_BT * experience.mask_BT
         count = tokens_BT.sum()
-        # terms over tokens share the denominator of tokens
         metrics["loss/surrogate"] = (loss.detach(), torch.ones(()))
         metrics["policy/entropy"] = ((scores.entropy_BT.detach() * tokens_BT).sum(), count)
 
+        # further terms, which share the denominator of tokens
         def mean(values_BT: Tensor) -> Tensor:
             return self._reduce(values_BT, tokens_BT, mean_weights_BT, denominators.tokens)
 
@@ -201,6 +202,7 @@ class Objective:
             if part is not None:
                 loss = loss + part[0]
                 metrics |= part[1]
+        # divergence from the reference, also where no term uses it
         if experience.reference_logprobs_BT is not None:
             divergence_BT = k3(scores.logprobs_BT.detach(), experience.reference_logprobs_BT)
             metrics["kl/reference"] = (weighted_sum(divergence_BT, tokens_BT, 1.0), count)
@@ -267,6 +269,7 @@ class Objective:
         metrics = self.surrogate.measure(actions)
         mask_BT, count = experience.mask_BT, experience.mask_BT.sum().float()
         token_BT = log_ratios.detach() if log_ratios.ndim == 2 else log_ratios[..., 0].detach()
+        # actions that the trust region stops, and tokens that it would stop one by one
         clipped_BU = self.surrogate.clipped(actions)
         if clipped_BU is not None:
             metrics["ratio/clip_fraction"] = (
@@ -278,11 +281,13 @@ class Objective:
             clipped_BT = self.surrogate.clipped(tokens)
             if clipped_BT is not None:
                 metrics["ratio/token_clip_fraction"] = (clipped_BT.sum().float(), count)
+        # tokens whose log-ratios are bounded before they are grouped
         if bounded is not log_ratios:
             bounded_BT = (
                 (bounded != log_ratios) if bounded.ndim == 2 else (bounded != log_ratios)[..., 0]
             )
             metrics["ratio/token_clip_fraction"] = ((bounded_BT & mask_BT).sum().float(), count)
+        # divergence from the policy of the rollout
         metrics["kl/old"] = ((k3(token_BT, torch.zeros_like(token_BT)) * mask_BT).sum(), count)
         return metrics
 

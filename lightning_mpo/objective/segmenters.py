@@ -187,20 +187,20 @@ def check_segments(segmenter: Segmenter, segments_BT: object, mask_BT: Tensor) -
         UserError: no tensor, another shape, no integers, or a block whose tokens are not
             neighbours.
     """
-    name, wanted = (
-        f"`{type(segmenter).__name__}.segment`",
-        f"shape [B={mask_BT.shape[0]}, T={mask_BT.shape[1]}]",
-    )
+    name = f"`{type(segmenter).__name__}.segment`"
+    shape = f"shape [B={mask_BT.shape[0]}, T={mask_BT.shape[1]}]"
+    # a tensor of that shape
     if not isinstance(segments_BT, Tensor):
         kind = type(segments_BT).__name__
         raise UserError(
-            f"{name} must return a tensor of integers of {wanted}, one number per block, got {kind}"
+            f"{name} must return a tensor of integers of {shape}, one number per block, got {kind}"
         )
     if segments_BT.shape != mask_BT.shape:
         raise UserError(
-            f"{name} must return a number per response token, {wanted}, got "
+            f"{name} must return a number per response token, {shape}, got "
             f"{list(segments_BT.shape)}"
         )
+    # whole numbers
     if segments_BT.dtype == torch.bool:
         raise UserError(
             f"{name} must return int64 numbers, got bool; where True starts a block return "
@@ -208,13 +208,12 @@ def check_segments(segmenter: Segmenter, segments_BT: object, mask_BT: Tensor) -
         )
     if segments_BT.dtype not in (torch.int32, torch.int64):
         raise UserError(f"{name} must return int64 numbers, one per block, got {segments_BT.dtype}")
+    # blocks whose tokens are neighbours
     place = F.find_return(segments_BT, mask_BT.to(segments_BT.device))
     if place is not None:
         row, position = place
         raise UserError(
             f"{name} gives token {position} of row {row} the number {int(segments_BT[place])}, "
-            "which an earlier block of "
-            "that row has: the tokens of a block must be neighbours; give each block a number of "
-            "its own, such as "
-            "`starts_BT.long().cumsum(1)`"
+            "which an earlier block of that row has: the tokens of a block must be neighbours; "
+            "give each block a number of its own, such as `starts_BT.long().cumsum(1)`"
         )
