@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.shapes import check
+from lightning_mpo.functional.shapes import check, check_groups
 
 STD_EPSILON = 1e-4
 """Added to the standard deviation of a group (TRL; verl takes 1e-6)."""
@@ -216,16 +216,3 @@ def _groups(
     highest = rewards.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
     lowest = rewards.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
     return rewards, valid & (count > 1) & (highest > lowest), count, mean
-
-
-def check_groups(rows: int, group_size: int) -> None:
-    """Refuse rows that are no whole groups, and groups of one."""
-    if group_size < 2:
-        raise ValueError(
-            "`group_size` must be at least 2 (a completion is compared with others), got "
-            f"{group_size}"
-        )
-    if rows % group_size:
-        raise ValueError(
-            f"`rewards_B` must hold whole groups of `group_size` = {group_size}, got {rows} rewards"
-        )

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_mpo.functional.advantages import check_groups
-from lightning_mpo.functional.shapes import check
+from lightning_mpo.functional.shapes import check, check_groups
 
 
 @torch.no_grad()

@@ -85,6 +85,23 @@ def same(**tensors: Tensor) -> None:
             raise ValueError(f"`{name}` must have {wanted}, got {list(tensor.shape)}")
 
 
+def check_groups(rows: int, group_size: int) -> None:
+    """Refuse rows that are no whole groups, and groups of one.
+
+    Raises:
+        ValueError: If `group_size` is below 2, or does not divide the number of rewards.
+    """
+    if group_size < 2:
+        raise ValueError(
+            "`group_size` must be at least 2 (a completion is compared with others), got "
+            f"{group_size}"
+        )
+    if rows % group_size:
+        raise ValueError(
+            f"`rewards_B` must hold whole groups of `group_size` = {group_size}, got {rows} rewards"
+        )
+
+
 def _check_dtype(name: str, tensor: object) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}")
