@@ -29,7 +29,7 @@ def group_relative(
 ) -> Tensor:
     """Compare each reward with the mean of its group.
 
-        A_i = (R_i - mean) / (std + 1e-4)   ("std": GRPO)      or      R_i - mean   ("none": Dr. GRPO)
+        A_i = (R_i - mean) / (std + 1e-4)   ("std": GRPO)   or   R_i - mean   ("none": Dr. GRPO)
                                                    Bessel-corrected [C, TRL]; docs/algorithms.md 4.1
 
     Groups of equal rewards give exactly 0. Rows that are not valid are in no mean and get 0, as do

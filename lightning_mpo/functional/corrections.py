@@ -25,7 +25,7 @@ def sampler_weights(
     """Weigh tokens, or whole responses, by how much more probable the trainer holds them than the
     sampler did.
 
-        w_t = π_old(o_t) / μ(o_t)    or, for all tokens of a response,    w = Π_t π_old(o_t) / μ(o_t)
+        w_t = π_old(o_t) / μ(o_t)   or, for all tokens of a response,   w = Π_t π_old(o_t) / μ(o_t)
 
     The product is the exact weight of a response; the token's own leaves the distribution of the
     tokens before it out.

@@ -61,7 +61,7 @@ def effective_sample_size(moments: Tensor) -> Tensor:
 def clip_distance(log_ratios_BU: Tensor, advantages_BU: Tensor) -> Tensor:
     """Measure how far the ratio has gone in the direction in which the clip stops the gradient.
 
-        d = sign(A) (r - 1)           a clip of ε on both sides stops an action if and only if d > ε  [I]
+        d = sign(A) (r - 1)     a clip of ε on both sides stops an action if and only if d > ε  [I]
 
     Args:
         log_ratios_BU: log(π / π_old) of each action, shape ``[B, U]``, nats.
@@ -117,7 +117,8 @@ def signal_and_noise(total_square: float, squares: float, count: int) -> tuple[f
     """Split the squared length of a mean gradient into what is signal and what is left of the
     noise.
 
-        mean = (1/P) Σ_p x_p,   noise = tr Cov(mean) = Σ_p |x_p - mean|² / (P (P - 1)),   signal = |mean|² - noise
+        mean = (1/P) Σ_p x_p,   noise = tr Cov(mean) = Σ_p |x_p - mean|² / (P (P - 1)),
+        signal = |mean|² - noise
 
     Both are unbiased if the x_p are independent draws, as E|mean|² = |E x|² + tr Cov(mean). The
     signal of a finite sample may be negative; signal / noise is the signal-to-noise ratio of a step
@@ -134,7 +135,8 @@ def signal_and_noise(total_square: float, squares: float, count: int) -> tuple[f
     Raises:
         ValueError: If there are fewer than two gradients.
 
-    >>> signal_and_noise(total_square=16.0, squares=10.0, count=2)  # of 1 and 3: mean 2, variance of the mean 1
+    >>> # of 1 and 3: mean 2, variance of the mean 1
+    >>> signal_and_noise(total_square=16.0, squares=10.0, count=2)
     (3.0, 1.0)
     """
     if count < 2:

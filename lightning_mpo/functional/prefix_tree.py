@@ -53,12 +53,8 @@ def prefix_tree(
     before_end = mask_BT.flip(1).cumsum(1).flip(1) > 0
     steps_BT = tokens_BT.long().masked_fill(~before_end, -1)
     advantages, weights = rewards_B.new_zeros(mask_BT.shape), rewards_B.new_zeros(mask_BT.shape)
-    # one root for each group; an invalid row is the root of a tree of its own
-    rows = torch.arange(sizes["B"], device=rewards_B.device)
-    nodes = rows // group_size
-    if valid_B is not None:
-        nodes = torch.where(valid_B, rows // group_size, sizes["B"] // group_size + rows)
-        nodes = nodes.unique(return_inverse=True)[1]
+    rows_B = torch.arange(sizes["B"], device=rewards_B.device)
+    nodes = _roots(rows_B, group_size, valid_B)
     # down the trees: nodes -> children
     for t in range(sizes["T"]):
         pairs, children = torch.stack([nodes, steps_BT[:, t]], 1).unique(dim=0, return_inverse=True)
@@ -73,10 +69,16 @@ def prefix_tree(
     return advantages, weights
 
 
+def _roots(rows_B: Tensor, group_size: int, valid_B: Tensor | None) -> Tensor:
+    """Return the root of each row: one for a group, and one for each row that is not valid."""
+    if valid_B is None:
+        return rows_B // group_size
+    roots = torch.where(valid_B, rows_B // group_size, len(rows_B) // group_size + rows_B)
+    return roots.unique(return_inverse=True)[1]
+
+
 def _mean_by(values_B: Tensor, groups_B: Tensor) -> Tensor:
-    """Return, for each row, the mean of the values in its group, in float64: of equal float32
-    values it is that value.
-    """
+    """Return the mean of each row's group, in float64: the mean of equal values is exact."""
     sums = values_B.new_zeros(len(values_B), dtype=torch.float64).index_add(
         0, groups_B, values_B.double()
     )

@@ -101,7 +101,8 @@ def above_quantile(values_BT: Tensor, mask_BT: Tensor, quantile: float) -> Tenso
     Raises:
         ValueError: If shapes differ or q is out of range.
 
-    >>> above_quantile(torch.tensor([[0.1, 0.9, 0.2, 0.3]]), torch.tensor([[True, True, True, False]]), 0.5)
+    >>> mask = torch.tensor([[True, True, True, False]])
+    >>> above_quantile(torch.tensor([[0.1, 0.9, 0.2, 0.3]]), mask, 0.5)
     tensor([[False,  True, False, False]])
     """
     T = check(values_BT=values_BT, mask_BT=mask_BT)["T"]

@@ -38,7 +38,8 @@ def sampled_tokens(
 ) -> Tensor:
     """Choose the first tokens of a row, and later ones by chance up to a cap.
 
-        t in T_i  <=>  t < prefix,   or   u_t < probability and fewer than cap tokens of row i are chosen before t
+        t in T_i  <=>  t < prefix,   or   u_t < probability and fewer than cap tokens of row i are
+                                          chosen before t
                                                               (S-GRPO [S]; docs/algorithms.md 6.1)
 
     t counts response tokens. With `uniform_cap` the later ones that were drawn are thinned evenly
@@ -60,7 +61,8 @@ def sampled_tokens(
         ValueError: If shapes differ or an option is out of range.
 
     >>> uniform = torch.tensor([[0.9, 0.1, 0.8, 0.2, 0.3]])
-    >>> sampled_tokens(torch.ones(1, 5, dtype=torch.bool), uniform, prefix=1, cap=3, probability=0.5)
+    >>> mask = torch.ones(1, 5, dtype=torch.bool)
+    >>> sampled_tokens(mask, uniform, prefix=1, cap=3, probability=0.5)
     tensor([[ True,  True, False,  True, False]])
     """
     check(mask_BT=mask_BT, uniform_BT=uniform_BT)
@@ -96,7 +98,8 @@ def highest(values_BT: Tensor, mask_BT: Tensor, *, share: float) -> Tensor:
     Raises:
         ValueError: If shapes differ or the share is out of range.
 
-    >>> highest(torch.tensor([[0.1, 0.9, 0.2, 0.3]]), torch.tensor([[True, True, False, True]]), share=0.5)
+    >>> mask = torch.tensor([[True, True, False, True]])
+    >>> highest(torch.tensor([[0.1, 0.9, 0.2, 0.3]]), mask, share=0.5)
     tensor([[False,  True, False,  True]])
     """
     check(values_BT=values_BT, mask_BT=mask_BT)

@@ -1,8 +1,7 @@
 """From logits to promising sets: the few tokens on which the policy is defined and trained.
 
-RLPT (Reinforcement Learning with Promising Tokens, arXiv:2602.03195): P_t = {v : rank(v | s_t) <=
-K}, taken from the policy at rollout time, stored, and never recomputed [S, I] (docs/algorithms.md
-2.2).
+RLPT (arXiv:2602.03195): P_t = {v : rank(v | s_t) <= K}, taken from the policy at rollout time,
+stored, and never recomputed [S, I] (docs/algorithms.md 2.2).
 """
 
 import math
@@ -18,8 +17,7 @@ def top_k(logits_BV: Tensor, k: int) -> Tensor:
 
         P = {v : rank(v) <= k}   (RLPT [S]; ties [I]; docs/algorithms.md 2.2)
 
-    Equal logits are common in bfloat16, and ``torch.topk`` breaks such ties arbitrarily; here the
-    result is a function of the values alone.
+    Equal logits are common in bfloat16, and ``torch.topk`` breaks such ties arbitrarily.
 
     Args:
         logits_BV: Logits or log-probabilities without NaN, shape ``[B, V]``.
@@ -135,7 +133,8 @@ def outside(
     Raises:
         ValueError: If the shapes differ.
 
-    >>> outside(torch.tensor([[5, 7]]), torch.tensor([[[5, 6], [5, 6]]]), None, torch.tensor([[True, True]]))
+    >>> mask, support = torch.tensor([[True, True]]), torch.tensor([[[5, 6], [5, 6]]])
+    >>> outside(torch.tensor([[5, 7]]), support, None, mask)
     tensor([[False,  True]])
     """
     check(
@@ -170,7 +169,8 @@ def unite(
     Raises:
         ValueError: If the shapes differ.
 
-    >>> support, slots = unite(torch.tensor([[7]]), torch.tensor([[[5, 6]]]), None, torch.tensor([[True]]))
+    >>> outside, support = torch.tensor([[True]]), torch.tensor([[[5, 6]]])
+    >>> support, slots = unite(torch.tensor([[7]]), support, None, outside)
     >>> support.tolist(), slots.tolist()
     ([[[5, 6, 7]]], [[[True, True, True]]])
     """
@@ -215,7 +215,8 @@ def candidates(
     Raises:
         ValueError: If shapes differ or k is out of range.
 
-    >>> ids, logits = candidates(torch.tensor([[0.0, 3.0, 2.0], [0.0, 3.0, 2.0]]), torch.tensor([0, 1]), 2)
+    >>> logits = torch.tensor([[0.0, 3.0, 2.0], [0.0, 3.0, 2.0]])
+    >>> ids, logits = candidates(logits, torch.tensor([0, 1]), 2)
     >>> ids.tolist(), logits.tolist()
     ([[1, 2, 0], [1, 2, 0]], [[3.0, 2.0, 0.0], [3.0, 2.0, -inf]])
     """
@@ -269,7 +270,8 @@ def logprobs_at(
     Raises:
         ValueError: If the shapes differ.
 
-    >>> logprobs_at(torch.tensor([[7, 9]]), torch.tensor([[5, 7]]), torch.tensor([[0.0, 0.0]])).exp()
+    >>> support, logits = torch.tensor([[5, 7]]), torch.tensor([[0.0, 0.0]])
+    >>> logprobs_at(torch.tensor([[7, 9]]), support, logits).exp()
     tensor([[0.5000, 0.0000]])
     """
     check(

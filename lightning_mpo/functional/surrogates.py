@@ -75,17 +75,14 @@ def clipped_ratio(
                                                  (PPO Eq. 7; MPO Eq. 13 [I]; docs/algorithms.md 5.2)
         loss = min(loss, -dual A)   where A < 0   (dual clip [C, verl]; docs/algorithms.md 5.2)
 
-    The gradient with respect to log r is ``-M r A``, with M = 0 if A > 0 and r > 1 + high, or if A
-    < 0 and either r < 1
-    - low or r > dual; else M = 1.
+    The gradient with respect to log r is ``-M r A``, M = 0 where :func:`outside_clip` holds, else 1.
 
     Args:
         log_ratios_BU: log(π / π_old) of each action, shape ``[B, U]``, nats. Carries the gradient.
         advantages_BU: Advantages of the actions, shape ``[B, U]``.
         low: How far the ratio may fall below 1, in (0, 1).
         high: How far the ratio may rise above 1, above 0.
-        dual: Ratio beyond which actions with a negative advantage lose their gradient, above 1.
-            None: no dual clip.
+        dual: Largest ratio of an action with a negative advantage, above 1. None: no dual clip.
 
     Returns:
         Losses, shape ``[B, U]``.
@@ -122,7 +119,7 @@ def clipped_weight(
         logprobs_BT: Log-probabilities of the tokens, shape ``[B, T]``, nats. Carries the gradient.
         old_logprobs_BT: The same at rollout weights, shape ``[B, T]``.
         advantages_BT: Advantages, shape ``[B, T]``.
-        low: How far the weight may fall below 1, in (0, 1]; 1 is no bound, as in MiniMax-M1 and TRL.
+        low: How far the weight may fall below 1, in (0, 1]; 1: any (MiniMax-M1, TRL).
         high: How far the weight may rise above 1, above 0.
 
     Returns:
@@ -131,7 +128,8 @@ def clipped_weight(
     Raises:
         ValueError: If shapes differ or an option is out of range.
 
-    >>> clipped_weight(torch.tensor([[-1.0]]), torch.tensor([[-2.0]]), torch.tensor([[1.0]]), low=0.2, high=0.5)
+    >>> now, old, gain = (torch.tensor([[x]]) for x in (-1.0, -2.0, 1.0))
+    >>> clipped_weight(now, old, gain, low=0.2, high=0.5)
     tensor([[1.5000]])
     """
     check(logprobs_BT=logprobs_BT, old_logprobs_BT=old_logprobs_BT, advantages_BT=advantages_BT)
@@ -156,7 +154,7 @@ def asymmetric_ratio(
     """Weigh good tokens with the inverse ratio, so that the unlikely ones learn most, and bad ones
     with the ratio.
 
-        loss = -sg(M w) A log π(o),   w = min(1/r, cap_positive) where A >= 0,   min(r, cap_negative) where A < 0
+        loss = -sg(M w) A log π(o),  w = min(1/r, cap_positive) if A >= 0, else min(r, cap_negative)
                                      (ASPO, arXiv:2510.06062 Eq. 3 [P, C]; docs/algorithms.md 5.4)
 
     M = 0 if A > 0 and r > 1 + high, or if A < 0 and r < 1 - low; else M = 1. The caps weigh, they
@@ -180,7 +178,8 @@ def asymmetric_ratio(
 
     >>> options = {"low": 0.2, "high": 0.2, "cap_positive": 3.0, "cap_negative": 3.0}
     >>> old = torch.log(torch.tensor([[0.8, 0.8]]))
-    >>> asymmetric_ratio(torch.log(torch.tensor([[0.4, 0.4]])), old, torch.tensor([[1.0, -1.0]]), **options)
+    >>> now = torch.log(torch.tensor([[0.4, 0.4]]))
+    >>> asymmetric_ratio(now, old, torch.tensor([[1.0, -1.0]]), **options)
     tensor([[1.8326, -0.0000]])
     """
     check(logprobs_BT=logprobs_BT, old_logprobs_BT=old_logprobs_BT, advantages_BT=advantages_BT)
@@ -221,7 +220,8 @@ def bounded_log_ratios(
     Raises:
         ValueError: If shapes differ or a bound is not positive.
 
-    >>> bounded_log_ratios(torch.tensor([1.0, 1.0, -1.0]), torch.tensor([1.0, -1.0, -1.0]), low=0.4, high=0.4)
+    >>> values, gains = torch.tensor([1.0, 1.0, -1.0]), torch.tensor([1.0, -1.0, -1.0])
+    >>> bounded_log_ratios(values, gains, low=0.4, high=0.4)
     tensor([ 0.4000,  1.0000, -0.4000])
     """
     same(log_ratios=log_ratios, advantages=advantages)

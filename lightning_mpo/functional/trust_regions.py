@@ -52,8 +52,9 @@ def outside_clip(
     Raises:
         ValueError: If the shapes differ.
 
-    >>> outside_clip(torch.tensor([[1.5, 1.5, 0.5]]), torch.tensor([[1.0, -1.0, -1.0]]), low=0.2, high=0.2)
-    tensor([[ True, False,  True]])
+    >>> ratios, gains = torch.tensor([1.5, 1.5, 0.5]), torch.tensor([1.0, -1.0, -1.0])
+    >>> outside_clip(ratios, gains, low=0.2, high=0.2)
+    tensor([ True, False,  True])
     """
     same(ratios=ratios, advantages=advantages)
     above = (ratios > 1 + high) & (advantages > 0)

@@ -244,7 +244,7 @@ class SequenceActions(ActionSpace):
 class SegmentActions(ActionSpace):
     """A block is whatever a segmenter cuts: a line, a sentence, a step between two hesitations.
 
-        log R_j = (1/n_j) Σ_{t in block j} ell_t    (mean)     or     Σ_{t in block j} ell_t    (joint)
+        log R_j = (1/n_j) Σ_{t in block j} ell_t   (mean)   or   Σ_{t in block j} ell_t   (joint)
 
     A generalisation of MPO's blocks of N tokens, not the paper's (arXiv:2602.14386) [I];
     docs/algorithms.md 3.5. "mean" is GSPO's ratio, block by block: a geometric mean, biased as an

@@ -1,4 +1,4 @@
-"""From log-probs of tokens to their log-ratios against the policy of the rollout (docs/algorithms.md 3.1)."""
+"""From log-probs of tokens to their log-ratios against the old policy (docs/algorithms.md 3.1)."""
 
 from __future__ import annotations
 

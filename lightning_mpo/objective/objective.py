@@ -265,7 +265,7 @@ class Objective:
     def _diagnose_trust(
         self, actions: Actions, log_ratios: Tensor, bounded: Tensor, experience: Experience
     ) -> Metrics:
-        """Return the share of actions and tokens that the trust region stops, and the divergence."""
+        """Return the shares that the trust region stops, and the divergence from the old policy."""
         metrics = self.surrogate.measure(actions)
         mask_BT, count = experience.mask_BT, experience.mask_BT.sum().float()
         token_BT = log_ratios.detach() if log_ratios.ndim == 2 else log_ratios[..., 0].detach()

@@ -1,4 +1,4 @@
-"""The judged responses of a rollout, which an advantage receives, and the estimate that it returns."""
+"""The judged responses that an advantage receives, and the estimate that it returns."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class AllTokens(Selection):
 class SampledTokens(Selection):
     """The first tokens of each response, and some of those behind them by chance (S-GRPO).
 
-        t in T_i  <=>  t < prefix,   or   u_t < probability and fewer than cap tokens are chosen so far
+        t in T_i  <=>  t < prefix, or u_t < probability and fewer than cap tokens are chosen so far
                                                   (arXiv:2504.20834 [S]; docs/algorithms.md 6.1)
 
     The scan from the left is what the formula says: a binding cap leaves the end of long responses

@@ -93,7 +93,7 @@ class PromisingTokens(Support):
 class TopK(PromisingTokens):
     """The k most probable tokens (RLPT).
 
-        P_t = {v : rank(v | s_t) <= k}                       [S]; ties by (value desc, id asc); docs/algorithms.md 2.2
+        P_t = {v : rank(v | s_t) <= k}   [S]; ties by (value desc, id asc); docs/algorithms.md 2.2
 
     Args:
         k: tokens kept per step; 8, 16 and 32 are reported for the paper [S], 16 is our default [I].

@@ -242,7 +242,7 @@ class BoundedTokens(Surrogate):
     """`-R·A` over log-ratios of tokens that were bounded where the objective would grow, before
     they were grouped (GMPO).
 
-        ell'_t = min(ell_t, high) where A > 0,   max(ell_t, -low) where A < 0;       log R = mean_t ell'_t
+        ell'_t = min(ell_t, high) if A > 0,  max(ell_t, -low) if A < 0;   log R = mean_t ell'_t
 
     With `SequenceActions(mean=True)` it is GMPO, the geometric mean of clipped ratios
     (arXiv:2507.20673 [P, abstract]; form and clip as in verl [C]; docs/algorithms.md 5.5); other
