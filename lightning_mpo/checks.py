@@ -111,9 +111,9 @@ def not_below(
     Raises:
         UserError: an option is not a number, below `bound`, or above `most`.
     """
-    wanted = f"be at least {bound:g}" if bound else "not be negative"
+    requirement = f"be at least {bound:g}" if bound else "not be negative"
     for name, value in options.items():
-        _check(owner, name, value, lambda x: x >= bound, wanted, most, note)
+        _check(owner, name, value, lambda x: x >= bound, requirement, most, note)
 
 
 def share_or_count(owner: str, of: str, **options: Any) -> None:
@@ -182,13 +182,13 @@ def _check(
     name: str,
     value: Any,
     good: Callable[[Any], bool],
-    wanted: str,
+    requirement: str,
     most: float,
     note: str,
 ) -> None:
     _check_number(owner, name, value, note)
     if value is not None and not good(value):
-        raise UserError(f"`{owner}.{name}` must {wanted}, got {value}{note}")
+        raise UserError(f"`{owner}.{name}` must {requirement}, got {value}{note}")
     if value is not None and value > most:
         raise UserError(f"`{owner}.{name}` must be at most {most:g}, got {value}{note}")
 

@@ -113,7 +113,7 @@ class Notes:
     """
 
     def __init__(self) -> None:
-        self._kept: list[Callable[[], object]] = []
+        self._notes: list[Callable[[], object]] = []
         self._handlers: list[logging.Handler] = []
         self._warn: Any = None
 
@@ -137,18 +137,18 @@ class Notes:
             handler for handler in (*handlers, logging.lastResort) if handler is not None
         ]
         for handler in self._handlers:
-            handler.addFilter(_Held(self._kept, handler))
+            handler.addFilter(_Held(self._notes, handler))
         self._warn = warnings.showwarning
 
         def keep(*what: Any, **options: Any) -> None:
-            self._kept.append(lambda: warn(*what, **options))
+            self._notes.append(lambda: warn(*what, **options))
 
         warn, warnings.showwarning = self._warn, keep
 
     def show(self) -> None:
         """Show what was held back, and all that follows."""
-        kept = self._let_go()
-        for note in kept:
+        notes = self._let_go()
+        for note in notes:
             note()
 
     def drop(self) -> None:
@@ -163,21 +163,21 @@ class Notes:
             for held in [known for known in handler.filters if isinstance(known, _Held)]:
                 handler.removeFilter(held)
         warnings.showwarning, self._warn = self._warn, None
-        kept, self._kept, self._handlers = self._kept, [], []
-        return kept
+        notes, self._notes, self._handlers = self._notes, [], []
+        return notes
 
 
 class _Held(logging.Filter):
     """Keeps a handler's records below errors."""
 
-    def __init__(self, kept: list[Callable[[], object]], handler: logging.Handler) -> None:
+    def __init__(self, notes: list[Callable[[], object]], handler: logging.Handler) -> None:
         super().__init__()
-        self.kept, self.handler = kept, handler
+        self.notes, self.handler = notes, handler
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno >= logging.ERROR:
             return True
-        self.kept.append(lambda: self.handler.handle(record))
+        self.notes.append(lambda: self.handler.handle(record))
         return False
 
 

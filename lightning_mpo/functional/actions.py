@@ -137,9 +137,13 @@ def sequence_token_log_ratios(
     (tensor([[0.0000, 0.3000, 0.3000]]), tensor([[False,  True,  True]]), tensor([[0., 1., 1.]]))
     """
     check(log_ratios_BT=log_ratios_BT, mask_BT=mask_BT)
-    own = log_ratios_BT.masked_fill(~mask_BT, 0)
-    mean = (own.sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True).clamp(min=1)).detach()
-    return torch.where(mask_BT, mean + own - own.detach(), 0), mask_BT, mask_BT.to(own)
+    masked_BT = log_ratios_BT.masked_fill(~mask_BT, 0)
+    mean = (masked_BT.sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True).clamp(min=1)).detach()
+    return (
+        torch.where(mask_BT, mean + masked_BT - masked_BT.detach(), 0),
+        mask_BT,
+        mask_BT.to(masked_BT),
+    )
 
 
 def segment_log_ratios(

@@ -81,8 +81,8 @@ def same(**tensors: Tensor) -> None:
     for name, tensor in others:
         _check_dtype(name, tensor)
         if tensor.shape != model.shape:
-            wanted = f"the shape of `{first}`, {list(model.shape)}"
-            raise ValueError(f"`{name}` must have {wanted}, got {list(tensor.shape)}")
+            shape = f"the shape of `{first}`, {list(model.shape)}"
+            raise ValueError(f"`{name}` must have {shape}, got {list(tensor.shape)}")
 
 
 def check_groups(rows: int, group_size: int) -> None:
@@ -123,6 +123,9 @@ def _message(
     tensor: Tensor,
     lead: tuple[int, ...] | None,
 ) -> str:
-    wanted = [str(n) for n in lead or ()] + [f"{d}={sizes[d]}" if d in sizes else d for d in dims]
+    sizes_by_name = [str(n) for n in lead or ()] + [
+        f"{d}={sizes[d]}" if d in sizes else d for d in dims
+    ]
     source = f" (as `{origin}`)" if origin else ""
-    return f"`{name}` must have shape [{', '.join(wanted)}]{source}, got {list(tensor.shape)}"
+    shape = ", ".join(sizes_by_name)
+    return f"`{name}` must have shape [{shape}]{source}, got {list(tensor.shape)}"

@@ -223,7 +223,8 @@ def candidates(
     columns = check(logits_BV=logits_BV, tokens_B=tokens_B, support_BV=support_BV)["V"]
     if k < 1:
         raise ValueError(f"`k` must be at least 1, got {k}")
-    column, own = tokens_B.long().unsqueeze(-1), logits_BV.gather(-1, tokens_B.long().unsqueeze(-1))
+    column = tokens_B.long().unsqueeze(-1)
+    token_logits = logits_BV.gather(-1, column)
     # the k best ids
     if support_BV is None:
         ids = best = top_k(logits_BV, min(k, columns)).long()
@@ -231,18 +232,15 @@ def candidates(
     else:
         order = support_BV.argsort(-1)  # of equal values the lowest id is to come first
         best = order.gather(-1, top_k(logits_BV.gather(-1, order), min(k, columns)).long())
-        logits, ids, token = (
-            logits_BV.gather(-1, best),
-            support_BV.gather(-1, best),
-            support_BV.gather(-1, column),
-        )
+        logits, ids = logits_BV.gather(-1, best), support_BV.gather(-1, best)
+        token = support_BV.gather(-1, column)
     # K slots, and one for the sampled token if it is not among them
     logits = torch.nn.functional.pad(logits, (0, k - best.shape[1]), value=-torch.inf)
     ids = torch.nn.functional.pad(ids, (0, k - best.shape[1]))
     held = (best == column).any(-1, keepdim=True)
     ids, logits = (
         torch.cat([ids, token], -1),
-        torch.cat([logits, own.masked_fill(held, -torch.inf)], -1),
+        torch.cat([logits, token_logits.masked_fill(held, -torch.inf)], -1),
     )
     return ids.masked_fill(logits == -torch.inf, 0).to(torch.int32), logits
 
@@ -285,8 +283,8 @@ def logprobs_at(
     if support_mask_BTJ is not None:
         hits = hits & support_mask_BTJ.unsqueeze(-2)
         logits_BTJ = logits_BTJ.masked_fill(~support_mask_BTJ, -torch.inf)
-    found = logits_BTJ.log_softmax(-1).gather(-1, hits.int().argmax(-1))
-    return found.masked_fill(~hits.any(-1), -torch.inf)
+    logprobs = logits_BTJ.log_softmax(-1).gather(-1, hits.int().argmax(-1))
+    return logprobs.masked_fill(~hits.any(-1), -torch.inf)
 
 
 def _top_k_with_ties(logits: Tensor, threshold: Tensor, k: int) -> Tensor:
