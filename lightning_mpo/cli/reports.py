@@ -122,11 +122,8 @@ def no_argument(report: str, class_path: str, option: str) -> str:
 
 def missing_argument(report: str, class_path: str, name: str) -> str:
     """Answer a missing argument of a class."""
-    hint = (
-        "; an algorithm sets it: add one, such as `-c grpo`" if name.startswith("objective") else ""
-    )
     owner = class_path.rsplit(".", 1)[-1]
-    return f"{place_of(report)}`{owner}` needs the argument `{name}`{hint}"
+    return f"{place_of(report)}`{owner}` needs the argument `{name}`"
 
 
 def missing_argument_of_factory(report: str, name: str, class_path: str) -> str:
