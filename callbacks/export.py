@@ -21,13 +21,15 @@ from lightning_mpo.policies.causal import CausalPolicy
 class Export(L.Callback):
     """Writes the policy as a Hugging Face folder at the end of `fit`, loads it again and compares.
 
-    `lightning-mpo export` does the same to a checkpoint. Put it behind `Report`, whose evaluation the model card shows.
+    `lightning-mpo export` does the same to a checkpoint. Put it behind `Report`, whose evaluation
+    the model card shows.
 
     Args:
         folder: what is written; None: `export` in the run folder.
         form: "adapter", "merged" or "full"; None: adapters with LoRA, else all weights.
         dtype: of merged weights.
-        overwrite: replace what an earlier export wrote there, once the new one is whole and compared.
+        overwrite: replace what an earlier export wrote there, once the new one is whole and
+            compared.
         prompts: held-out prompts on which policy and reloaded model are compared.
     """
 
@@ -48,11 +50,13 @@ class Export(L.Callback):
             return
         if not isinstance(pl_module.policy, CausalPolicy):
             raise UserError(
-                f"`Export` knows policies that are a `CausalPolicy`, got {type(pl_module.policy).__name__}"
+                "`Export` knows policies that are a `CausalPolicy`, got "
+                f"{type(pl_module.policy).__name__}"
             )
         if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
             raise UserError(
-                "`Export` needs whole weights, and these are sharded: use `lightning-mpo export` afterwards"
+                "`Export` needs whole weights, and these are sharded: use `lightning-mpo export` "
+                "afterwards"
             )
         check_form(pl_module.policy, self._form(pl_module.policy))
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
@@ -67,6 +71,7 @@ class Export(L.Callback):
             return
         policy, data = pl_module.policy, prompts_of(trainer)
         assert isinstance(policy, CausalPolicy)
+        # export, load again and compare
         source = next(
             callback for callback in callbacks_of(trainer) if isinstance(callback, RolloutLoop)
         )
@@ -89,11 +94,13 @@ class Export(L.Callback):
             ),
             data=data,
         )
+        # results
         for note in notes:
             rank_zero_warn(note)
         if check.problems:
             raise UserError(
-                f"the export in {part_of(folder)} differs from the policy: {check.problems[0]}; {folder} is unchanged"
+                f"the export in {part_of(folder)} differs from the policy: {check.problems[0]}; "
+                f"{folder} is unchanged"
             )
         rank_zero_info(f"exported   into {folder}; loaded again and compared: {check}")
 

@@ -1,4 +1,4 @@
-"""Says which process the others wait for, and what it does, instead of hanging silently."""
+"""Reports which process the others wait for, instead of hanging silently."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXIT_CODE = 75
 
 @dataclass(frozen=True)
 class Beat:
-    """What a process last said of itself.
+    """The last report of a process.
 
     Args:
         count: phases it has begun: who has begun the fewest is waited for.
@@ -42,7 +42,7 @@ class Beat:
 
 
 def describe(beats: Sequence[Beat | None], patience: float) -> str:
-    """Name the processes that others wait for, and what these wait in.
+    """Return a sentence on the processes that others wait for, and their phases.
 
     Args:
         beats: by rank; None: never heard of.
@@ -77,16 +77,19 @@ def _last(beat: Beat | None) -> str:
 
 
 class Heartbeat(RolloutCallback):
-    """Tells every `warn_after` seconds without progress which process does what, and ends the run after `abort_after`.
+    """Reports processes without progress, and ends the run after `abort_after` seconds.
 
-    Each process writes what it does into the store through which the processes met, from a thread of its own, so that a main
-    thread that hangs in a reward function or a collective is still heard of. Of those that wait, the lowest rank speaks. A
-    process that gives up exits with 75; it prints where its main thread stands if it is the one that is waited for.
+    A report names each process and its phase, every `warn_after` seconds.
+
+    Each process writes what it does into the store through which the processes met, from a thread
+    of its own, so that a main thread that hangs in a reward function or a collective is still heard
+    of. Of those that wait, the lowest rank speaks. A process that gives up exits with 75; it prints
+    where its main thread stands if it is the one that is waited for.
 
     Args:
         warn_after: seconds; responses that are being sampled count as progress.
-        abort_after: seconds; below the process group's own timeout, which names nobody. None: never. One process alone never
-            gives up.
+        abort_after: seconds; below the process group's own timeout, which names nobody. None:
+            never. One process alone never gives up.
         every: seconds between two beats.
     """
 
@@ -100,7 +103,8 @@ class Heartbeat(RolloutCallback):
             )
         if abort_after is not None and abort_after < warn_after:
             raise UserError(
-                f"`Heartbeat.abort_after` ({abort_after}) must not be below `warn_after` ({warn_after})"
+                f"`Heartbeat.abort_after` ({abort_after}) must not be below `warn_after` "
+                f"({warn_after})"
             )
         self.warn_after, self.abort_after, self.every = warn_after, abort_after, every
         self._own = (0, "set-up")
@@ -110,7 +114,7 @@ class Heartbeat(RolloutCallback):
         self._rank, self._world = 0, 1
         self._store: dist.Store | None = None
 
-    # --- what this process does -----------------------------------------------------------------------------------
+    # --- what this process does --------------------------------------------------------------
 
     def _enter(self, phase: str) -> None:
         self._own = (self._own[0] + 1, phase)
@@ -176,7 +180,7 @@ class Heartbeat(RolloutCallback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._enter("end of training")
 
-    # --- the watcher ----------------------------------------------------------------------------------------------
+    # --- the watcher -------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit" or self._stop is not None:
@@ -184,8 +188,8 @@ class Heartbeat(RolloutCallback):
         self._rank, self._world = trainer.global_rank, trainer.world_size
         if self._world > 1:
             shared: Any = dist.distributed_c10d._get_default_store()
-            own = shared.clone()  # another connection: the main thread may block the first
-            self._store = dist.PrefixStore("heartbeat", own)
+            present = shared.clone()  # another connection: the main thread may block the first
+            self._store = dist.PrefixStore("heartbeat", present)
         self._enter("set-up")
         self._stop = threading.Event()
         threading.Thread(
@@ -203,21 +207,24 @@ class Heartbeat(RolloutCallback):
         self._enter(f"stopping after {type(exception).__name__}")
 
     def _watch(self, stop: threading.Event) -> None:
-        told = 0.0
+        reported = 0.0
         while not stop.wait(self.every):
-            own = Beat(*self._own, time.monotonic() - self._moved)
-            beats = self._exchange(own)
-            if own.seconds < self.warn_after:
-                told = 0.0
+            present = Beat(*self._own, time.monotonic() - self._moved)
+            beats = self._exchange(present)
+            if present.seconds < self.warn_after:
+                reported = 0.0
                 continue
             give_up = (
-                self._world > 1 and self.abort_after is not None and own.seconds >= self.abort_after
+                self._world > 1
+                and self.abort_after is not None
+                and present.seconds >= self.abort_after
             )
-            if (give_up or own.seconds >= told + self.warn_after) and self._speaks(beats):
-                told = own.seconds
+            if (give_up or present.seconds >= reported + self.warn_after) and self._speaks(beats):
+                reported = present.seconds
                 ending = "; giving up" if give_up else ""
                 self._say(
-                    f"no progress for {own.seconds:.0f} s: {describe(beats, self._patience)}{ending}"
+                    f"no progress for {present.seconds:.0f} s: "
+                    f"{describe(beats, self._patience)}{ending}"
                 )
             if give_up:
                 self._leave(beats)
@@ -226,25 +233,29 @@ class Heartbeat(RolloutCallback):
     def _patience(self) -> float:
         return max(6 * self.every, 1.0)
 
-    def _exchange(self, own: Beat) -> list[Beat | None]:
-        """Say what this process does, and hear what the others do."""
+    def _exchange(self, present: Beat) -> list[Beat | None]:
+        """Write this process's report, and read those of the others."""
         beats: list[Beat | None] = [None] * self._world
-        beats[self._rank] = own
+        beats[self._rank] = present
         if self._store is None:
             return beats
         try:
-            self._store.set(str(self._rank), json.dumps(asdict(own) | {"at": time.time()}))
+            self._store.set(str(self._rank), json.dumps(asdict(present) | {"at": time.time()}))
             keys = [str(rank) for rank in range(self._world)]
-            found = [rank for rank in range(self._world) if self._store.check([keys[rank]])]
-            said = dict(
-                zip(found, self._store.multi_get([keys[rank] for rank in found]), strict=True)
+            present_ranks = [rank for rank in range(self._world) if self._store.check([keys[rank]])]
+            messages = dict(
+                zip(
+                    present_ranks,
+                    self._store.multi_get([keys[rank] for rank in present_ranks]),
+                    strict=True,
+                )
             )
         except RuntimeError:  # with the store its host is gone: the others' last words stand
-            said = {}
+            messages = {}
         now = time.monotonic()
         for rank in range(self._world):
-            if rank in said and self._heard.get(rank, (b"", 0.0))[0] != said[rank]:
-                self._heard[rank] = said[rank], now
+            if rank in messages and self._heard.get(rank, (b"", 0.0))[0] != messages[rank]:
+                self._heard[rank] = messages[rank], now
             if rank != self._rank and rank in self._heard:
                 words, since = self._heard[rank]
                 values = json.loads(words)
@@ -259,7 +270,7 @@ class Heartbeat(RolloutCallback):
         return self._rank == min(waiting or there)
 
     def _leave(self, beats: list[Beat | None]) -> None:
-        """End this process, and show where it stands if the others waited for it."""
+        """End this process; print its stack if the others waited for it."""
         counts = [beat.count for beat in beats if beat is not None]
         main = sys._current_frames().get(threading.main_thread().ident or 0)
         if self._own[0] == min(counts) and main is not None:

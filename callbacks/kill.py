@@ -1,4 +1,4 @@
-"""Kills its own process at a chosen point, to show what a resume is worth."""
+"""Kills its own process at a chosen point, to test resumes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ class KillAt(RolloutCallback):
     """Sends SIGKILL to its own process at the n-th event of a kind, which no handler can soften.
 
     Args:
-        phase: "rollout": a step of the sampler; "micro-batch": the gradient of a part of an update is there; "update":
-            the weights have moved and no checkpoint knows; "validation": a batch of held-out prompts is done; "write":
-            half a block of a checkpoint is written; "rename": a checkpoint is written and has not got its name (a folder
-            is renamed twice, to make way and to take its place); "saved": it has, and the update's metrics are not logged.
+        phase: "rollout": a step of the sampler; "micro-batch": the gradient of a part of an update
+            is there; "update": the weights have moved and no checkpoint knows; "validation": a
+            batch of held-out prompts is done; "write": half a block of a checkpoint is written;
+            "rename": a checkpoint is written and has not got its name (a folder is renamed twice,
+            to make way and to take its place); "saved": it has, and the update's metrics are not
+            logged.
         count: which event of that kind, from 1.
         rank: the process that is killed.
     """
@@ -51,7 +53,8 @@ class KillAt(RolloutCallback):
         phase, _, count = text.partition(":")
         if phase not in PHASES or not re.fullmatch(r"0*[1-9][0-9]{0,11}", count):
             raise UserError(
-                f"`--kill` must be one of {', '.join(PHASES)} and a number, such as update:4, got {text!r}"
+                f"`--kill` must be one of {', '.join(PHASES)} and a number, such as update:4, got "
+                f"{text!r}"
             )
         return cls(phase, int(count))
 

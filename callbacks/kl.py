@@ -15,11 +15,12 @@ from lightning_mpo.rollout.experience import divergence_from_reference, mean_ove
 class KLTracking(RolloutCallback):
     """Logs the k3 divergence from the reference, and can stop the run.
 
-    With `ReferenceUpdate` that is the reference as it last became, also for `stop_above`, and not the policy as the run began.
+    With `ReferenceUpdate` that is the reference as it last became, also for `stop_above`, and not
+    the policy as the run began.
 
     Args:
-        every: rollouts from one look to the next, each of which costs a forward pass of the reference; an objective
-            with a KL penalty scores every rollout anyway.
+        every: rollouts from one look to the next, each of which costs a forward pass of the
+            reference; an objective with a KL penalty scores every rollout anyway.
         stop_above: mean divergence (nats per token) at which training stops; None: never.
     """
 
@@ -56,8 +57,9 @@ class KLTracking(RolloutCallback):
 
     def _stop(self, trainer: L.Trainer, mean: float) -> None:
         rank_zero_warn(
-            f"stopping: the policy is {mean:.3g} nats per token from its reference, over `KLTracking.stop_above` "
-            f"({self.stop_above}); lower the learning rate or raise the KL coefficient"
+            f"stopping: the policy is {mean:.3g} nats per token from its reference, over "
+            f"`KLTracking.stop_above` ({self.stop_above}); lower the learning rate or raise the "
+            "KL coefficient"
         )
         self._seen, trainer.should_stop = mean, True
 

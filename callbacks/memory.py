@@ -1,4 +1,4 @@
-"""Accounts for memory: its peak in each phase, what quantisation and a shared reference save, and whether the base moved."""
+"""Measures memory: the peak of each phase, and the savings by quantisation and shared weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_mpo.checks import at_least
+from lightning_mpo.memory.drawing import MIB, draw_memory
 from lightning_mpo.memory.footprint import Footprint, footprint
 from lightning_mpo.memory.resident import PhasePeaks, resident_bytes
 from lightning_mpo.modules.hooks import RolloutCallback
@@ -21,20 +22,23 @@ from lightning_mpo.policies.checksums import check_moved, checksums
 from lightning_mpo.rollout.events import RolloutEvent
 
 PHASES = ("load", "rollout", "score", "forward", "backward", "optimiser")
-"""`score` is what follows sampling at rollout weights: rewards, old and reference log-probs; `forward` an update's own."""
-MIB = 2**20
+"""`score`: rewards, old and reference log-probs, after sampling. `forward`: of an update."""
 
 
 class MemoryAccounting(RolloutCallback):
-    """Logs the peak of each phase (`memory/<phase>_mib`) and writes `memory.json` and `memory.png` into the run folder.
+    """Logs the peak of each phase (`memory/<phase>_mib`).
 
-    On the CPU a peak is of the process's resident set, read every few milliseconds (`memory/<phase>_in_use_mib`: without what the
-    heap keeps of freed memory); on CUDA of the bytes that tensors hold (`memory/<phase>_reserved_mib`: that the allocator
-    holds). Rank 0's. A quantised base is summed up at the start, every `canary_every` rollouts and at the end, and the run stops
-    where a byte of it has moved.
+    Writes `memory.json` and `memory.png` into the run folder.
+
+    On the CPU a peak is of the process's resident set, read every few milliseconds
+    (`memory/<phase>_in_use_mib`: without what the heap keeps of freed memory); on CUDA of the bytes
+    that tensors hold (`memory/<phase>_reserved_mib`: that the allocator holds). Rank 0's. A
+    quantised base is summed up at the start, every `canary_every` rollouts and at the end, and the
+    run stops where a byte of it has moved.
 
     Args:
-        canary_every: rollouts from one check of the quantised bytes to the next; 0: at the end alone.
+        canary_every: rollouts from one check of the quantised bytes to the next; 0: at the end
+            alone.
         write: write `memory.json` and `memory.png`; False only measures.
     """
 
@@ -45,13 +49,13 @@ class MemoryAccounting(RolloutCallback):
         self.baseline = 0
         """Bytes of the process before the policy was loaded."""
         self.heap_every = 4
-        """Readings of the resident set for one of the heap, which takes longer; 1 misses the least."""
+        """Readings of the resident set for each slower reading of the heap; 1 misses the least."""
         self.footprint: Footprint | None = None
         self.held = {"gradients": 0, "optimiser": 0}
         """Bytes of gradients and optimiser state at the last update."""
         self._checksums: dict[str, int] = {}
 
-    # --- phases ---------------------------------------------------------------------------------------------------
+    # --- phases ------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and isinstance(pl_module, PolicyOptimization):
@@ -131,16 +135,20 @@ class MemoryAccounting(RolloutCallback):
             if self.write and not is_fast_dev_run(trainer):
                 self._write(Path(trainer.default_root_dir))
 
-    # --- what is said ---------------------------------------------------------------------------------------------
+    # --- what is said ------------------------------------------------------------------------
 
     def peaks(self) -> dict[str, int]:
-        """Return the peak of each phase so far, in bytes: of tensors on CUDA, else of the resident set."""
+        """Return the peak of each phase so far, in bytes.
+
+        On CUDA these are bytes of tensors, else of the resident set.
+        """
         cuda = self.watch.cuda
         found = {phase: self.watch.peaks[phase] for phase in PHASES if phase in self.watch.peaks}
         return {phase: peak.allocated if cuda else peak.resident for phase, peak in found.items()}
 
     def _log(self, module: PolicyOptimization) -> None:
         peaks = self.peaks()
+        # peaks by phase
         metrics = {f"memory/{phase}_mib": size / MIB for phase, size in peaks.items()}
         metrics["memory/peak_mib"] = max(peaks.values()) / MIB
         if self.watch.cuda:
@@ -156,6 +164,7 @@ class MemoryAccounting(RolloutCallback):
                 f"memory/{phase}_in_use_mib": peak.in_use / MIB
                 for phase, peak in self.watch.peaks.items()
             }
+        # weights, and their ratio to two models in bf16 and to a run with a full copy
         if self.footprint is not None:
             metrics["memory/weights_mib"] = self.footprint.policy_and_reference / MIB
             metrics["memory/of_bf16_pair"] = (
@@ -195,110 +204,3 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(
         value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor)
     )
-
-
-def parts_of(
-    peaks: dict[str, int],
-    kept: dict[str, int],
-    baseline: int,
-    weights: Footprint,
-    held: dict[str, int],
-) -> dict[str, list[int]]:
-    """Split the peak of each phase into what is known to be held and the rest, in bytes.
-
-    Args:
-        peaks: bytes in use, by phase.
-        kept: what the allocator keeps beside them of what was freed.
-        baseline: of the process before loading.
-        weights: of the policy.
-        held: gradients and optimiser state.
-    """
-    grads = [held["gradients"] if phase in ("backward", "optimiser") else 0 for phase in peaks]
-    state = [held["optimiser"] if phase != "load" else 0 for phase in peaks]
-    parts = {
-        "process before loading": [baseline] * len(peaks),
-        "base": [weights.base] * len(peaks),
-        "reference copy": [weights.reference] * len(peaks),
-        "adapters, heads": [weights.adapters + weights.parts] * len(peaks),
-        "optimiser state": state,
-        "gradients": grads,
-    }
-    known = [sum(column) for column in zip(*parts.values(), strict=True)]
-    parts["activations, caches, buffers"] = [
-        max(0, peak - size) for peak, size in zip(peaks.values(), known, strict=True)
-    ]
-    parts["kept by the allocator"] = list(kept.values())
-    return {name: sizes for name, sizes in parts.items() if any(sizes)}
-
-
-def draw_memory(
-    peaks: dict[str, int],
-    kept: dict[str, int],
-    baseline: int,
-    weights: Footprint,
-    held: dict[str, int],
-    path: Path,
-) -> None:
-    """Plot the peak of each phase by part, and beside it the weights against what they would be otherwise.
-
-    Args:
-        peaks: bytes in use, by phase.
-        kept: what the allocator keeps beside them of what was freed.
-        baseline: of the process before loading.
-        weights: of the policy.
-        held: gradients and optimiser state.
-        path: the picture.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(
-        1,
-        2,
-        figsize=(11, 4.5),
-        layout="constrained",
-        width_ratios=(3, 2),
-        gridspec_kw={"wspace": 0.05},
-    )
-    foot = [0.0] * len(peaks)
-    for name, sizes in parts_of(peaks, kept, baseline, weights, held).items():
-        heights = [size / MIB for size in sizes]
-        look = (
-            {"color": "none", "edgecolor": "tab:gray", "hatch": "//"}
-            if name.startswith("kept")
-            else {}
-        )
-        left.bar(list(peaks), heights, bottom=foot, label=name, **look)
-        foot = [low + height for low, height in zip(foot, heights, strict=True)]
-    for index, (size, top) in enumerate(zip(peaks.values(), foot, strict=True)):
-        left.annotate(
-            f"{size / MIB:.0f} in use", (index, top), ha="center", va="bottom", fontsize=8
-        )
-    left.set(ylabel="MiB", title="peak of each phase")
-    left.margins(y=0.12)
-    left.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
-    bars = {
-        "bf16 policy\n+ bf16 copy": (2 * weights.numbers, 0, 2 * weights.numbers),
-        "this policy\n+ a copy": (weights.base, weights.adapters, weights.base),
-        "this run": (weights.base, weights.adapters, weights.reference),
-    }
-    foot = [0.0] * len(bars)
-    for index, name in enumerate(("base", "adapters", "reference")):
-        heights = [sizes[index] / MIB for sizes in bars.values()]
-        right.bar(list(bars), heights, bottom=foot, label=name)
-        foot = [low + height for low, height in zip(foot, heights, strict=True)]
-    for index, total in enumerate(foot):
-        right.annotate(
-            f"{total:.0f} ({total / foot[0]:.2f}x)",
-            (index, total),
-            ha="center",
-            va="bottom",
-            fontsize=8,
-        )
-    right.set(ylabel="MiB", title="weights of policy and reference")
-    right.margins(y=0.12)
-    right.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""Writes what `predict` samples."""
+"""Writes the completions of `predict` to a file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning_mpo.errors import UserError
 
 
 class Predictions(BasePredictionWriter):
-    """Writes a record per completion to `completions/predictions.jsonl` in the run folder, as soon as its batch is done.
+    """Writes a record per completion to `completions/predictions.jsonl` in the run folder.
 
-    A record holds the columns of its row, `prompt`, `completion`, `finished` (it ended by itself), and where rows have
-    targets, `target` and `reward`. Lines are written one by one and unbuffered: a run that is killed leaves whole ones.
-    With several processes each writes a file of its own.
+    A record holds the columns of its row, `prompt`, `completion`, `finished` (it ended by itself),
+    and where rows have targets, `target` and `reward`. Lines are written one by one and unbuffered:
+    a run that is killed leaves whole ones. With several processes each writes a file of its own.
 
     Args:
         path: another file to write; None: the one in the run folder.
@@ -57,12 +57,12 @@ class Predictions(BasePredictionWriter):
         lines = [(json.dumps(record, ensure_ascii=False) + "\n").encode() for record in prediction]
         try:
             with self._path(trainer).open("ab", buffering=0) as file:
-                whole = all(file.write(line) == len(line) for line in lines)
+                complete = all(file.write(line) == len(line) for line in lines)
         except OSError as error:
             raise UserError(
                 f"predictions cannot be written to {self._path(trainer)}: {error.strerror}"
             ) from error
-        if not whole:
+        if not complete:
             raise UserError(
                 f"predictions cannot be written to {self._path(trainer)}: the disk is full"
             )

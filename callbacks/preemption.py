@@ -22,7 +22,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 STAGE_CODE = "LIGHTNING_MPO_PREEMPTED"
-"""A variable with the exit code of a preempted warm-up stage, which the run that waits for it tells from its end."""
+"""Environment variable with the exit code of a preempted warm-up stage.
+
+The waiting run thereby tells a preempted stage from a finished one.
+"""
 
 
 class Preempted(SystemExit):
@@ -33,12 +36,13 @@ class Preempted(SystemExit):
 
 
 class Preemption(L.Callback):
-    """Saves `last.ckpt` at the end of the update under way when SIGTERM or SIGUSR1 comes, and exits with 0.
+    """Saves `last.ckpt` after the present update on SIGTERM or SIGUSR1, and exits with 0.
 
-    One process that was signalled is enough: all of them agree after each update. SIGUSR1, which SLURM sends ahead of a
-    time limit if it is told to (`#SBATCH --signal=SIGUSR1@300`), puts the job back into the queue with `scontrol
-    requeue`; started again with `--ckpt_path last` it goes on. A rollout under way is finished first, as a save in
-    the middle of an update would lose its gradients. Lightning's own handlers, which save there, are put aside.
+    One process that was signalled is enough: all of them agree after each update. SIGUSR1, which
+    SLURM sends ahead of a time limit if it is told to (`#SBATCH --signal=SIGUSR1@300`), puts the
+    job back into the queue with `scontrol requeue`; started again with `--ckpt_path last` it goes
+    on. A rollout under way is finished first, as a save in the middle of an update would lose its
+    gradients. Lightning's own handlers, which save there, are put aside.
     """
 
     def __init__(self) -> None:
@@ -70,8 +74,8 @@ class Preemption(L.Callback):
     ) -> None:
         if trainer.fit_loop._should_accumulate():
             return
-        asked = self._agreed(trainer)
-        if asked:
+        received = self._agreed(trainer)
+        if received:
             path = last_path(trainer)
             trainer.save_checkpoint(path)
             advice = (
@@ -80,9 +84,10 @@ class Preemption(L.Callback):
                 else "; the same command goes on with `--ckpt_path last`"
             )
             rank_zero_info(
-                f"preempted  {signal.Signals(asked).name}: saved {path} at update {trainer.global_step}{advice}"
+                f"preempted  {signal.Signals(received).name}: saved {path} at update "
+                f"{trainer.global_step}{advice}"
             )
-            if asked == signal.SIGUSR1 and trainer.is_global_zero:
+            if received == signal.SIGUSR1 and trainer.is_global_zero:
                 requeue()
             raise Preempted
 
@@ -90,8 +95,8 @@ class Preemption(L.Callback):
         """Return the signal that came to any process, 0 for none."""
         if trainer.world_size == 1:
             return self._asked
-        asked = torch.tensor(float(self._asked), device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(asked, reduce_op="max"))
+        received = torch.tensor(float(self._asked), device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(received, reduce_op="max"))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore()
@@ -111,7 +116,7 @@ class Preemption(L.Callback):
 
 
 def _where_it_stands(trainer: L.Trainer) -> str:
-    """Return the line for a run that Ctrl-C stopped, which saves nothing: what is there to go on from."""
+    """Return the line for a run stopped by Ctrl-C: the checkpoint to resume from, if any."""
     line = f"stopped    at update {trainer.global_step}: "
     path = find_last(trainer)
     if path is None:
@@ -142,7 +147,8 @@ def requeue() -> None:
         cause = str(error)
     if cause:
         rank_zero_warn(
-            f"`scontrol requeue {job}` failed ({cause}): submit the job again with `--ckpt_path last`"
+            f"`scontrol requeue {job}` failed ({cause}): submit the job again with `--ckpt_path "
+            "last`"
         )
     else:
         rank_zero_info(f"preempted  job {job} is in the queue again")

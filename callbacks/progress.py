@@ -23,7 +23,7 @@ SHORT = {
 
 
 class RolloutProgressBar(RichProgressBar, RolloutCallback):
-    """Lightning's rich bar, with a second line for the rollout under way and short names for the metrics."""
+    """Lightning's rich bar with a second line for rollouts and short names of metrics."""
 
     def __init__(self, refresh_rate: int = 1, leave: bool = False) -> None:
         at_least("RolloutProgressBar", 0, refresh_rate=refresh_rate)

@@ -15,7 +15,10 @@ from lightning_mpo.rollout.events import RolloutEvent
 
 
 class PromptOrder(RolloutCallback):
-    """Appends the prompts of each rollout to `prompts.jsonl` in the run folder; each process has a file of its own."""
+    """Appends the prompts of each rollout to `prompts.jsonl` in the run folder.
+
+    Each process has its own file.
+    """
 
     def on_rollout_end(
         self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent

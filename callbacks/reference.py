@@ -22,18 +22,21 @@ class ReferenceUpdate(RolloutCallback):
 
         reference <- mixup · policy + (1 - mixup) · reference        every `every` rollouts
 
-    as TRL's `ref_model_mixup_alpha` and `ref_model_sync_steps` do, which count updates [C]; TRL takes them from TR-DPO,
-    arXiv:2404.09656 [S]. A rollout is sampled and scored with one reference. `mixup: 1` makes the reference the policy of that
-    moment, a smaller one an exponential moving average of its weights.
+    as TRL's `ref_model_mixup_alpha` and `ref_model_sync_steps` do, which count updates [C]; TRL
+    takes them from TR-DPO, arXiv:2404.09656 [S]. A rollout is sampled and scored with one
+    reference. `mixup: 1` makes the reference the policy of that moment, a smaller one an
+    exponential moving average of its weights.
 
-    With LoRA the reference gets adapters of its own. Where it was the base with adapters off, they start as the A of the
-    moment it first moves, and B = 0. A refresh (`mixup: 1`) copies A and B and is exact. A smaller m = `mixup` mixes A and B
-    apart, as mixing what they add to the base would double the rank. That is not the same:
-    (m B + (1 - m) B')(m A + (1 - m) A') differs from the mixture of the products by -m (1 - m) (B - B')(A - A'), times
-    alpha / rank: of second order in how far policy and reference are apart.
+    With LoRA the reference gets adapters of its own. Where it was the base with adapters off, they
+    start as the A of the moment it first moves, and B = 0. A refresh (`mixup: 1`) copies A and B
+    and is exact. A smaller m = `mixup` mixes A and B apart, as mixing what they add to the base
+    would double the rank. That is not the same: (m B + (1 - m) B')(m A + (1 - m) A') differs from
+    the mixture of the products by -m (1 - m) (B - B')(A - A'), times alpha / rank: of second order
+    in how far policy and reference are apart.
 
-    All that is said of a divergence (the KL penalty, `KLTracking`, `Report`), and supports with `from_reference`, are then
-    against the reference as it last became. It is in checkpoints from the first time it moved.
+    All that is said of a divergence (the KL penalty, `KLTracking`, `Report`), and supports with
+    `from_reference`, are then against the reference as it last became. It is in checkpoints from
+    the first time it moved.
 
     Args:
         every: rollouts from one time to the next.
@@ -49,23 +52,25 @@ class ReferenceUpdate(RolloutCallback):
         """The rollout before which the reference last moved; 0: it is still the first one."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # something must use the reference
         callbacks = callbacks_of(trainer)
         if not isinstance(pl_module, PolicyOptimization) or not (
             pl_module.keep_reference
             or any(isinstance(callback, KLTracking | Report) for callback in callbacks)
         ):
             raise UserError(
-                "`ReferenceUpdate` moves a reference, and nothing here asks for one: give `KLPenalty` in `objective.terms`, "
-                "`KLTracking` or `Report`, or leave `ReferenceUpdate` out"
+                "`ReferenceUpdate` moves a reference, and nothing here asks for one: give "
+                "`KLPenalty` in `objective.terms`, `KLTracking` or `Report`, or leave `ReferenceUpdate` out"
             )
+        # weights must be whole, of a language model
         if not isinstance(pl_module.policy, CausalPolicy):
             raise UserError(
                 f"`ReferenceUpdate` needs a `CausalPolicy`, got {type(pl_module.policy).__name__}"
             )
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError(
-                "`ReferenceUpdate` mixes whole weights, and FSDP2 keeps them in shards; use `trainer.strategy: ddp` "
-                "(-c ddp), or leave `ReferenceUpdate` out"
+                "`ReferenceUpdate` mixes whole weights, and FSDP2 keeps them in shards; use "
+                "`trainer.strategy: ddp` (-c ddp), or leave `ReferenceUpdate` out"
             )
         self._policy = pl_module.policy
 

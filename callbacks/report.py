@@ -20,19 +20,24 @@ from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress, te
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run, prompts_of
 from lightning_mpo.objective.supports import FullVocabulary
-from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings, readable
+from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.rollout.events import RolloutEvent
+from lightning_mpo.rollout.learning_curve import draw_learning_curve
+from lightning_mpo.rollout.stages_table import print_stages
 from lightning_mpo.sampling.base import SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.types import Rollout
 
 
 class Report(RolloutCallback):
-    """Samples held-out problems before the first and after the last update: same problems, decoding and seeds.
+    """Evaluates held-out problems before the first and after the last update.
 
-    Writes `summary.json`, `completions/<stage>.jsonl` and `learning_curve.png` into the run folder and prints a table; under
-    `fast_dev_run` the table alone.
-    Its `kl` is from the reference of that moment: the policy as the run began, or what `ReferenceUpdate` last made of it.
+    Both evaluations use the same problems, decoding and seeds.
+
+    Writes `summary.json`, `completions/<stage>.jsonl` and `learning_curve.png` into the run folder
+    and prints a table; under `fast_dev_run` the table alone.
+    Its `kl` is from the reference of that moment: the policy as the run began, or what
+    `ReferenceUpdate` last made of it.
 
     Args:
         problems: held-out problems, the first ones of the validation split.
@@ -51,8 +56,8 @@ class Report(RolloutCallback):
         at_least("Report", 1, problems=problems, completions=completions, batch_size=batch_size)
         if batch_size < completions:
             raise UserError(
-                "`Report` needs at least 1 problem, 1 completion and a `batch_size` that holds a problem's completions, "
-                f"got {problems}, {completions} and {batch_size}"
+                "`Report` needs at least 1 problem, 1 completion and a `batch_size` that holds a "
+                f"problem's completions, got {problems}, {completions} and {batch_size}"
             )
         self.problems, self.completions = problems, completions
         self.initial, self.batch_size = initial, batch_size
@@ -66,7 +71,7 @@ class Report(RolloutCallback):
         if isinstance(pl_module, PolicyOptimization):
             pl_module.keep_reference = True
 
-    # --- during the run -------------------------------------------------------------------------------------------
+    # --- during the run ----------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.initial not in self.stages and isinstance(pl_module, PolicyOptimization):
@@ -113,7 +118,7 @@ class Report(RolloutCallback):
         self.stages["final"]["clip_fraction"] = self._clipped[0] / max(self._clipped[1], 1)
         self._write(trainer)
 
-    # --- evaluation -----------------------------------------------------------------------------------------------
+    # --- evaluation --------------------------------------------------------------------------
 
     def _evaluate(self, trainer: L.Trainer, module: PolicyOptimization, stage: str) -> None:
         started = time.perf_counter()
@@ -140,7 +145,7 @@ class Report(RolloutCallback):
         tally = Tally(
             (1,) if decoding.completions == 1 else (1, decoding.completions), module.device
         )
-        divergence, tokens, kept = 0.0, 0, []
+        divergence, tokens, records = 0.0, 0, []
         for start in range(0, len(rows), size):
             tell_phase(trainer, "evaluation")
             draws = generator_of(source.seed, Stream.REPORT, start)
@@ -159,9 +164,9 @@ class Report(RolloutCallback):
             tally.add(rollout, scores, decoding.completions)
             if not prefix and start == 0:
                 divergence, tokens = self._divergence(module, rollout)
-                kept = _records(rollout, scores.rewards_B.tolist(), decoding.completions)
-        if kept and trainer.is_global_zero and not is_fast_dev_run(trainer):
-            _write_lines(_folder(trainer) / "completions" / f"{stage}.jsonl", kept)
+                records = _records(rollout, scores.rewards_B.tolist(), decoding.completions)
+        if records and trainer.is_global_zero and not is_fast_dev_run(trainer):
+            _write_lines(_folder(trainer) / "completions" / f"{stage}.jsonl", records)
         values = tally.compute()
         result: dict[str, Any] = {}
         for k, metric in tally.passes.items():
@@ -181,19 +186,19 @@ class Report(RolloutCallback):
 
     @staticmethod
     def _divergence(module: PolicyOptimization, rollout: Rollout) -> tuple[float, int]:
-        """Return the summed k3 divergence from the reference, in nats, over the tokens of a rollout."""
+        """Return the k3 divergence from the reference summed over tokens, nats, and the tokens."""
         reference_BT = module.score(rollout, reference=True).logprobs_BT
         divergence_BT = k3(module.score(rollout).logprobs_BT, reference_BT)
         return divergence_BT[rollout.response_mask_BT].sum().item(), int(
             rollout.response_mask_BT.sum()
         )
 
-    # --- results --------------------------------------------------------------------------------------------------
+    # --- results -----------------------------------------------------------------------------
 
     @rank_zero_only
     def _write(self, trainer: L.Trainer) -> None:
         problems = min(self.problems, len(prompts_of(trainer).splits.validation))
-        _print_table(self.stages, problems)
+        print_stages(self.stages, problems)
         if is_fast_dev_run(trainer):
             return
         folder = _folder(trainer)
@@ -236,104 +241,17 @@ def _rollout_of(trainer: L.Trainer) -> RolloutLoop:
 
 
 def _records(rollout: Rollout, rewards: list[float], completions: int) -> list[dict[str, Any]]:
-    rows = range(0, len(rewards), completions)
     return [
-        {"prompt": rollout.rows[i].prompt, "completion": rollout.texts[i], "target": rollout.rows[i].target,
-         "reward": rewards[i]}
-        for i in rows
-    ]  # fmt: skip
+        {
+            "prompt": rollout.rows[i].prompt,
+            "completion": rollout.texts[i],
+            "target": rollout.rows[i].target,
+            "reward": rewards[i],
+        }
+        for i in range(0, len(rewards), completions)
+    ]
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-
-def _print_table(stages: dict[str, dict[str, Any]], problems: int) -> None:
-    from rich import get_console
-    from rich.table import Table
-
-    table = Table(
-        "", *stages, title=f"{problems} held-out problems, 95 % intervals", title_justify="left"
-    )
-    names = {
-        name: None for stage in stages.values() for name in stage if not name.endswith("interval")
-    }
-    for name in names:
-        cells = []
-        for stage in stages.values():
-            value, interval = stage.get(name), stage.get(f"{name}_interval")
-            cell = (
-                ""
-                if value is None
-                else f"{value:.4f}"
-                if value < 0.1
-                else f"{value:.3f}"
-                if value < 10
-                else f"{value:.1f}"
-            )
-            cells.append(cell + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
-        table.add_row(readable(name), *cells)
-    get_console().print(table)  # that of the progress bar, which it is printed above
-
-
-def draw_learning_curve(
-    curve: list[dict[str, float]],
-    stages: dict[str, dict[str, Any]],
-    path: Path,
-    updates: int | None = None,
-) -> None:
-    """Plot training and held-out accuracy over updates, with the evaluated stages and their intervals.
-
-    Args:
-        curve: points with `step` and either `accuracy` (a rollout's) or `validation`.
-        stages: the evaluations before and after.
-        path: the picture.
-        updates: of the run, where the last stage stands; None: the curve's last step.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    rollouts = [point for point in curve if "accuracy" in point]
-    validation = [point for point in curve if "validation" in point]
-    last = max([updates or 0, *(point["step"] for point in curve)])
-    seen = [p["accuracy"] for p in rollouts] + [p["validation"] for p in validation]
-    seen += [
-        stage[name]
-        for stage in stages.values()
-        for name in ("pass_at_1", "greedy_accuracy")
-        if name in stage
-    ]
-    top = min(1.02, 1.4 * max([*seen, 0.02]))
-    axes.plot([p["step"] for p in rollouts], [p["accuracy"] for p in rollouts], "." if len(rollouts) == 1 else "-",
-              color="tab:gray", lw=1, label="training rollouts (sampled with the training support)")  # fmt: skip
-    if validation:
-        axes.plot([p["step"] for p in validation], [p["validation"] for p in validation], "o-", ms=3,
-                  color="tab:blue", label="held-out pass@1 during training")  # fmt: skip
-    for index, (name, stage) in enumerate(stages.items()):
-        if "pass_at_1" not in stage or "greedy_accuracy" not in stage:
-            continue
-        step = last * (index / max(len(stages) - 1, 1))
-        value, (low, high) = stage["pass_at_1"], stage["pass_at_1_interval"]
-        axes.errorbar(step, value, yerr=[[value - low], [high - value]], fmt="D", capsize=4, color="tab:red",
-                      label="held-out pass@1, 95 % interval" if index == 0 else None)  # fmt: skip
-        axes.plot(
-            step,
-            stage["greedy_accuracy"],
-            "^",
-            color="tab:green",
-            label="held-out greedy" if index == 0 else None,
-        )
-        axes.annotate(f"{name} {value:.2f}", (step, value), xytext=(6 if index == 0 else -6, 8 if value < top / 4 else -14),
-                      textcoords="offset points", ha="left" if index == 0 else "right",
-                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
-    axes.set(xlabel="update", ylabel="accuracy", ylim=(0, top))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right" if top > 1 else "upper left")
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)

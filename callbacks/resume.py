@@ -1,24 +1,27 @@
-"""Makes a run that was killed go on as if it had not been."""
+"""Resumes a killed run exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
 from lightning_mpo.modules.trainer import callbacks_of, data_of, is_fast_dev_run
-from lightning_mpo.resume.changed_options import check_kinds, configuration_wins, configured
+from lightning_mpo.resume.changed_options import (
+    apply_changed_options,
+    check_kinds,
+    optimizer_options,
+)
 from lightning_mpo.resume.checkpoints import check_content, folders, run_identity
-from lightning_mpo.resume.entries import SAVED, check_metrics, check_weights, describe_state
+from lightning_mpo.resume.entries import SAVED, check_metrics, check_weights
 from lightning_mpo.resume.metrics_csv import MetricsCSV
+from lightning_mpo.resume.model_checkpoints import model_checkpoints, wrap_saves
+from lightning_mpo.resume.optimizer_states import describe_state
 from lightning_mpo.resume.random_state import random_state, restore_random_state
 from lightning_mpo.resume.restoring import restore_in_one_line, restoring
 from lightning_mpo.resume.run_options import changed_callbacks, differences, run_options, shown
@@ -32,17 +35,19 @@ KEPT: dict[str, type] = {
     **dict.fromkeys(("within_update", "validate"), bool),
     "epoch": int,
 }
-"""Entries of the state, and what each is."""
+"""Entries of the state, and their types."""
 FILLED = ("identity", "configured", "options")
 """Entries that are never empty in a checkpoint of training."""
 
 
 class ExactResume(RolloutCallback):
-    """Saves and restores what Lightning's checkpoints leave out, and has them written whole.
+    """Saves and restores the state that Lightning's checkpoints leave out.
 
-    Saved besides weights, optimiser, schedule, loops and rollout: the state of every rank's random number generators,
-    the length of `metrics.csv`, and what a save in the middle of a step would lose: the row that is logged right behind
-    it, and a validation that is due.
+    Checkpoints are written whole or not at all.
+
+    Saved besides weights, optimiser, schedule, loops and rollout: the state of every rank's random
+    number generators, the length of `metrics.csv`, and what a save in the middle of a step would
+    lose: the row that is logged right behind it, and a validation that is due.
     """
 
     def __init__(self) -> None:
@@ -50,7 +55,10 @@ class ExactResume(RolloutCallback):
         self._random: dict[str, Any] | None = None
         self._repeated: dict[str, Any] = {}
         self._settled = -1
-        """The update whose row and validation are done, where the loops do not say so."""
+        """Last update whose metrics row and validation are done already.
+
+        Lightning's loop counters do not record this.
+        """
         self._trainer: L.Trainer | None = None
         self._limit: int | None = None
         self._identity: dict[str, Any] = {}
@@ -78,16 +86,16 @@ class ExactResume(RolloutCallback):
             check_folders(folders(trainer))
         for logger in _csv_loggers(trainer) if stage != "fit" else ():
             logger.experiment.set_aside(str(getattr(stage, "value", stage)))
-        for callback in _model_checkpoints(trainer):
-            _wrap_saves(callback)
+        for callback in model_checkpoints(trainer):
+            wrap_saves(callback)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._configured = configured(trainer)
+        self._configured = optimizer_options(trainer)
         if self._loaded:
             with restoring(trainer.ckpt_path):
                 check_kinds(self._loaded["configured"], self._configured)
 
-    # --- saving -----------------------------------------------------------------------------------------------------
+    # --- saving ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         trainer = self._trainer
@@ -103,7 +111,7 @@ class ExactResume(RolloutCallback):
             "moments": [describe_state(optimizer) for optimizer in trainer.strategy.optimizers],
             "saved": {
                 callback.state_key: {name: getattr(callback, name) for name in SAVED}
-                for callback in _model_checkpoints(trainer)
+                for callback in model_checkpoints(trainer)
             },
         }
         loop = trainer.fit_loop.epoch_loop
@@ -125,7 +133,7 @@ class ExactResume(RolloutCallback):
             state["validate"] = trainer.enable_validation and loop._should_check_val_fx(fetcher)
         return state
 
-    # --- going on -----------------------------------------------------------------------------------------------------
+    # --- going on ----------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, kind in KEPT.items():
@@ -140,7 +148,7 @@ class ExactResume(RolloutCallback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a run that was killed behind its last update come to its end, which Lightning skips."""
+        """Let a run that was killed after its last update finish, which Lightning would skip."""
         limit, step = trainer.fit_loop.max_steps, checkpoint["global_step"]
         if trainer.state.fn == "fit" and 0 <= limit <= step:
             self._limit, trainer.fit_loop.epoch_loop.max_steps = limit, step + 1
@@ -174,7 +182,7 @@ class ExactResume(RolloutCallback):
         trainer._logger_connector._callback_metrics.update(loaded["metrics"])
 
     def _say_what_changed(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
-        lines = configuration_wins(trainer, loaded["configured"], self._configured)
+        lines = apply_changed_options(trainer, loaded["configured"], self._configured)
         apart = differences(loaded["options"], self._options, "reported")
         lines += [f"{shown(name)} was {before} and is {now}" for name, before, now in apart]
         for line in lines:
@@ -183,13 +191,14 @@ class ExactResume(RolloutCallback):
             rank_zero_info(f"resume     {line}")
         if loaded["within_update"]:
             rank_zero_warn(
-                "the checkpoint was saved in the middle of an update, whose gradients are lost: not exact"
+                "the checkpoint was saved in the middle of an update, whose gradients are lost: "
+                "not exact"
             )
 
     @staticmethod
     def _remember_saves(trainer: L.Trainer, saved: dict[str, dict[str, Any]]) -> None:
-        """Tell the callbacks that save what they saved last, unless it was in another folder."""
-        for callback in _model_checkpoints(trainer):
+        """Restore the last save of each `ModelCheckpoint`, unless it was in another folder."""
+        for callback in model_checkpoints(trainer):
             known = saved.get(callback.state_key, {})
             path, folder = known.get("_last_checkpoint_saved"), callback.dirpath
             if not path or (folder is not None and Path(path).parent == Path(folder)):
@@ -202,7 +211,8 @@ class ExactResume(RolloutCallback):
             kept = logger.experiment.rewind(count)
             if kept < count:
                 rank_zero_info(
-                    f"resume     {logger.experiment.path} holds {kept} of the {count} rows logged before"
+                    f"resume     {logger.experiment.path} holds {kept} of the {count} rows logged "
+                    "before"
                 )
 
     @staticmethod
@@ -233,65 +243,10 @@ class ExactResume(RolloutCallback):
         self._repeated = {}
 
     def _restore(self) -> None:
-        """Put the generators where they were; `RolloutLoop` may sample before this callback's own turn."""
+        """Restore the generators once; `RolloutLoop` may sample before this callback's turn."""
         if self._random is not None:
             restore_random_state(self._random)
             self._random = None
-
-
-def _model_checkpoints(trainer: L.Trainer) -> list[ModelCheckpoint]:
-    return [
-        callback
-        for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint)
-    ]
-
-
-def _wrap_saves(callback: ModelCheckpoint) -> None:
-    """Replace the methods of a `ModelCheckpoint` that save, so that a resumed run saves at the same steps."""
-    methods: Any = callback
-    methods.on_train_batch_end = _behind_updates(callback.on_train_batch_end)
-    methods._save_checkpoint = partial(_save_marked, callback, callback._save_checkpoint)
-    methods.on_train_end = partial(_save_end, callback, callback.on_train_end)
-
-
-def _save_marked(
-    callback: ModelCheckpoint, save: Callable[..., None], trainer: L.Trainer, filepath: str
-) -> None:
-    """Save with the mark that this step is saved, which Lightning sets behind the save: a resumed run needs it."""
-    callback._last_global_step_saved, callback._last_checkpoint_saved = (
-        trainer.global_step,
-        filepath,
-    )
-    save(trainer, filepath)
-
-
-def _save_end(
-    callback: ModelCheckpoint,
-    hook: Callable[..., None],
-    trainer: L.Trainer,
-    pl_module: L.LightningModule,
-) -> None:
-    """Save the end of a run as `last`; Lightning leaves there what the last validation saved, if there was one."""
-    hook(trainer, pl_module)
-    if callback.save_last and not callback._should_skip_saving_checkpoint(trainer):
-        kind, callback.save_last = callback.save_last, True  # a link would lead to an older file
-        callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
-        callback.save_last = kind
-
-
-def _behind_updates(hook: Callable[..., None]) -> Callable[..., None]:
-    """Let a save wait for the end of an update, as gradients are in no checkpoint.
-
-    The clock may ask for one within an update. So does Lightning at the first micro-batch of a resumed run: it has
-    forgotten that the step is saved.
-    """
-
-    def on_train_batch_end(trainer: L.Trainer, *arguments: Any) -> None:
-        if not trainer.fit_loop._should_accumulate():
-            hook(trainer, *arguments)
-
-    return on_train_batch_end
 
 
 def _csv_loggers(trainer: L.Trainer) -> list[MetricsCSV]:

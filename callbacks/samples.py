@@ -1,4 +1,4 @@
-"""Shows and keeps what the policy wrote."""
+"""Prints completions of rollouts, and writes them to a file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lightning_mpo.rollout.events import RolloutEvent
 
 
 class Samples(RolloutCallback):
-    """Appends completions to `completions/rollouts.jsonl` in the run folder and prints a few as a table.
+    """Appends completions to `completions/rollouts.jsonl`, and prints a few as a table.
 
-    A run that begins starts the file afresh; one that goes on from a checkpoint cuts it to what it held then. Under
-    `fast_dev_run` the file is left as it is.
+    A run that begins starts the file afresh; one that goes on from a checkpoint cuts it to what it
+    held then. Under `fast_dev_run` the file is left as it is.
 
     Args:
         every: rollouts between two looks.

@@ -16,11 +16,11 @@ from lightning_mpo.types import take_rows, to_device
 
 
 class SupportOverlap(RolloutCallback):
-    """Logs `support/overlap`: the share of the stored supports that the policy would choose again after its updates.
+    """Logs `support/overlap`: the share of stored supports that the policy would choose again.
 
-    Supports are never recomputed within a rollout, so that ratios stay exact; this says how old they have become. Logged
-    with the last update of a rollout (and repeated by Lightning until the next look). Costs a pass of the full head over
-    `rows` responses.
+    Supports are never recomputed within a rollout, so that ratios stay exact; this says how old
+    they have become. Logged with the last update of a rollout (and repeated by Lightning until the
+    next look). Costs a pass of the full head over `rows` responses.
 
     Args:
         every: rollouts from one look to the next.

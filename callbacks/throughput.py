@@ -13,7 +13,7 @@ from lightning_mpo.rollout.events import RolloutEvent
 
 
 class Throughput(RolloutCallback):
-    """Logs response tokens per second of the rollout and of the updates, and their seconds. Rank 0's clock."""
+    """Logs seconds and response tokens per second of rollouts and updates, by rank 0's clock."""
 
     def __init__(self) -> None:
         self._update_seconds = 0.0
@@ -43,7 +43,7 @@ class Throughput(RolloutCallback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Runs after `RolloutLoop`'s hook, which is first in the list: what follows is the update alone.
+        # `RolloutLoop`'s hook is first in the list, so the update alone follows
         self._started = time.perf_counter()
         if "micro_batch" in batch:
             self._tokens += int(batch["micro_batch"].rollout.response_mask_BT.sum())

@@ -198,3 +198,8 @@ def _check_number(owner: str, name: str, value: Any, note: str = "") -> None:
         raise UserError(f"`{owner}.{name}` must be a number, got {value!r}{note}")
     if value is not None and math.isinf(value):
         raise UserError(f"`{owner}.{name}` must be a finite number, got {value}{note}")
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value is a whole number of at least 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

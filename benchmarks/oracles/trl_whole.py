@@ -193,7 +193,7 @@ def path_gradients(
     made._compute_loss(made.model, inputs).backward()
     batch = {"micro_batch": experience, "denominators": path.objective.denominators(experience)}
     module.training_step(batch | {"last_of_update": False}, 0).backward()
-    clipped = module._sums.get("ratio/clip_fraction")
+    clipped = module.metrics.sums.get("ratio/clip_fraction")
     return Both(
         gradients(network),
         gradients(made.model),

@@ -31,7 +31,7 @@ from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.quiet import NOTES
 from lightning_mpo.recipes import expand
 from lightning_mpo.recipes.tree import value_at
-from lightning_mpo.resume.checkpoints import settle_checkpoint
+from lightning_mpo.resume.checkpoints import find_checkpoint
 from lightning_mpo.rewards.resolving import blame
 from lightning_mpo.storage import locate, unfinished_mark
 
@@ -212,7 +212,7 @@ class CLI(LightningCLI):
         if self.trains:
             check_callbacks(self.trainer, self.model)
         options = self.config_init[self.subcommand]
-        options["ckpt_path"] = settle_checkpoint(
+        options["ckpt_path"] = find_checkpoint(
             self.trainer,
             self.model,
             options.get("ckpt_path"),

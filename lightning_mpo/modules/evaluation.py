@@ -1,4 +1,4 @@
-"""What a callback that rolls out does for the verbs other than `fit`: validation, test and prediction."""
+"""Validation, test and prediction by the callback that makes rollouts."""
 
 from __future__ import annotations
 
@@ -47,6 +47,14 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
     def seed(self) -> int:
         """Seed of the sampling."""
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.caller.close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.caller.close()
+
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._tallies = {}
         if isinstance(pl_module, PolicyOptimization):
@@ -69,8 +77,8 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
     def _tell_undecided(self, prefix: str, tally: Tally) -> None:
         if any(reward.is_accuracy for reward in self.rewards):
             sentence = (
-                f"{tally.undecided} of {tally.rows} held-out completions belong to prompts that no accuracy reward judged "
-                f"in full; `val/{prefix}pass_at_1` leaves them out"
+                f"{tally.undecided} of {tally.rows} held-out completions belong to prompts that "
+                f"no accuracy reward judged in full; `val/{prefix}pass_at_1` leaves them out"
             )
         else:
             sentence = (
@@ -113,8 +121,8 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
     def judge(self, module: PolicyOptimization, rollout: Rollout) -> Scores:
         """Call the rewards on sampled rows.
 
-        Where they fail on one of several processes, its rows are not judged until `end_failed` ends all of them: the
-        others would wait in an all-reduce for a process that is gone.
+        Where they fail on one of several processes, its rows are not judged until `end_failed` ends
+        all of them: the others would wait in an all-reduce for a process that is gone.
         """
         if self._failure is None:
             try:
@@ -129,7 +137,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
 
     @property
     def failures(self) -> float:
-        """1 if a reward has failed on this process, else 0; its sum over processes is what `end_failed` takes."""
+        """1 if a reward has failed on this process, else 0; `end_failed` takes the sum."""
         return float(self._failure is not None)
 
     def end_failed(self, failures: float) -> None:
@@ -178,6 +186,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
         rollout = self._draw(
             module, prompts, batch_idx, Decoding(FullVocabulary(), self.validation_completions)
         )
+        # a record per completion
         records = [
             {
                 **row.extra,
@@ -189,6 +198,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
                 rollout.rows, rollout.texts, rollout.finish_B.tolist(), strict=True
             )
         ]
+        # targets and rewards
         if prompts_of(module.trainer).judged:
             rewards = self.judge(module, rollout).rewards_B.tolist()
             if self._failure is not None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lightning_mpo.errors import UserError
+from lightning_mpo.objective.objective import Objective
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.types import PromptRow
 
@@ -27,8 +30,8 @@ def check_fit(
         option: that sets it, for messages.
 
     Raises:
-        UserError: the longest prompt and the longest response are more tokens than positions, or a prompt holds a token
-            without an embedding.
+        UserError: the longest prompt and the longest response are more tokens than positions, or a
+            prompt holds a token without an embedding.
     """
     _check_positions(policy.positions, data.longest_prompt, max_new_tokens, option)
     unembedded = policy.unembedded
@@ -40,8 +43,9 @@ def check_fit(
         if highest >= policy.vocabulary:
             token = next(text for text, id in unembedded.items() if id == highest)
             raise UserError(
-                f"the prompt {row.prompt[:60]!r} holds the token {token!r} ({highest}), and the model has embeddings for "
-                f"{policy.vocabulary} tokens only: take the token out, or a model whose embeddings were resized"
+                f"the prompt {row.prompt[:60]!r} holds the token {token!r} ({highest}), and the "
+                f"model has embeddings for {policy.vocabulary} tokens only: take the token out, "
+                "or a model whose embeddings were resized"
             )
 
 
@@ -51,6 +55,17 @@ def _check_positions(positions: int | None, longest: int, max_new_tokens: int, o
     room = positions - longest
     remedy = f"set `{option}` to at most {room}, or " if room > 0 else ""
     raise UserError(
-        f"the longest prompt has {longest} tokens and `{option}` is {max_new_tokens}, together more than "
-        f"the model's {positions} positions: {remedy}drop long prompts (`data.max_prompt_tokens`)"
+        f"the longest prompt has {longest} tokens and `{option}` is {max_new_tokens}, together "
+        f"more than the model's {positions} positions: {remedy}drop long prompts "
+        "(`data.max_prompt_tokens`)"
     )
+
+
+def warn_of_untrained_heads(policy: Policy, objective: Objective) -> None:
+    """Warn if ratios use multi-token heads that no stage has trained."""
+    if objective.actions.future and "mtp" in policy.cold_parts:
+        rank_zero_warn(
+            "`policy.mtp` start untrained, so that the log-ratios of future offsets say little; "
+            "warm them up with `HeadWarmup` first (-c quickstart_mtp_warmup) and give "
+            "`policy.checkpoint`"
+        )

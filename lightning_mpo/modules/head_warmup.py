@@ -33,13 +33,15 @@ from lightning_mpo.types import PromptBatch, PromptRow, Rollout, take_rows, to_d
 class HeadWarmup(Stage):
     """Trains the heads of a policy whose trunk stays as it is, bit for bit.
 
-        L = (1/M) Σ_n mean_t -log q_n(o_{t+n} | h_t)        (the MTP loss [S]; docs/algorithms.md 11.2)
+        L = (1/M) Σ_n mean_t -log q_n(o_{t+n} | h_t)        (the MTP loss [S]; docs/algorithms.md
+        11.2)
 
-    The mean is over the tokens that have a target at offset n. The paper is silent on data, steps and learning rate [N].
-    By default the tokens are the policy's own samples: theirs is the distribution whose ratios will be needed [I]. Logged
-    per offset: cross-entropy in nats, and on validation the share of tokens that the head ranks first (offset 0: the
-    ordinary head). `EarlyStopping` on `val/cross_entropy` ends the stage on a plateau. The reinforcement stage takes the
-    checkpoint as `policy.checkpoint`.
+    The mean is over the tokens that have a target at offset n. The paper is silent on data, steps
+    and learning rate [N]. By default the tokens are the policy's own samples: theirs is the
+    distribution whose ratios will be needed [I]. Logged per offset: cross-entropy in nats, and on
+    validation the share of tokens that the head ranks first (offset 0: the ordinary head).
+    `EarlyStopping` on `val/cross_entropy` ends the stage on a plateau. The reinforcement stage
+    takes the checkpoint as `policy.checkpoint`.
 
     Args:
         policy: with `mtp`, the heads.
@@ -47,7 +49,8 @@ class HeadWarmup(Stage):
         prompts: prompts of a pool of samples, over all processes.
         completions: samples per prompt.
         max_new_tokens: longest sample.
-        temperature: of sampling and of the heads' distributions; the one that reinforcement learning will use.
+        temperature: of sampling and of the heads' distributions; the one that reinforcement
+            learning will use.
         passes: micro-batches into which a pool is cut; then the next is drawn.
         batches_per_epoch: micro-batches between two epoch ends.
         optimizer: of the heads.
@@ -72,8 +75,10 @@ class HeadWarmup(Stage):
         super().__init__()
         if policy.mtp is None:
             raise UserError(
-                "`HeadWarmup` trains `policy.mtp`, and the policy has none; give `ParallelHeads`, say"
+                "`HeadWarmup` trains `policy.mtp`, and the policy has none; give "
+                "`ParallelHeads`, say"
             )
+        # options out of range
         sizes = {
             "prompts": prompts,
             "completions": completions,
@@ -112,18 +117,21 @@ class HeadWarmup(Stage):
         check_trainer(self.trainer)
         if stage == "fit":
             try_optimizer(self.optimizer, self.scheduler, updates=self.trainer.max_steps)
+        # the pool must divide over processes and passes
         prompts, rest = divmod(self.prompts, self.trainer.world_size)
         if rest:
             raise UserError(
-                f"`prompts` ({self.prompts}) must divide evenly over {self.trainer.world_size} processes"
+                f"`prompts` ({self.prompts}) must divide evenly over {self.trainer.world_size} "
+                "processes"
             )
         rows = prompts if self.solutions else prompts * self.completions
         if rows % self.passes:
             made = "one solution each" if self.solutions else f"{self.completions} completions"
             raise UserError(
-                f"`HeadWarmup.passes` ({self.passes}) must divide the {rows} samples of a pool on each process "
-                f"({prompts} prompts x {made})"
+                f"`HeadWarmup.passes` ({self.passes}) must divide the {rows} samples of a pool on "
+                f"each process ({prompts} prompts x {made})"
             )
+        # heads and data fit the policy
         self.policy.check(ScoreRequest(future=self.offsets))
         self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
         if self.solutions:
@@ -158,7 +166,7 @@ class HeadWarmup(Stage):
     def train_dataloader(self) -> SlotLoader:
         return SlotLoader(self.batches_per_epoch)
 
-    # --- samples --------------------------------------------------------------------------------------------------
+    # --- samples -----------------------------------------------------------------------------
 
     def _draw(self, prompts: PromptBatch, completions: int, generator: torch.Generator) -> Rollout:
         with self.trainer.precision_plugin.forward_context():
@@ -176,7 +184,7 @@ class HeadWarmup(Stage):
         return rows[rank * share : (rank + 1) * share]
 
     def _rows(self, position: int) -> Rollout:
-        """Return micro-batch `position`: a pure function of it and the seed, as the trunk never moves."""
+        """Return micro-batch `position`, a pure function of position and seed."""
         number, part = divmod(position, self.passes)
         if self._pool is None or self._pool[0] != number:
             prompts = self._own(self.data.training_rows(number, self.prompts))
@@ -190,7 +198,7 @@ class HeadWarmup(Stage):
         index = torch.arange(part, len(pool.group_B), self.passes, device=pool.group_B.device)
         return trim_rollout(take_rows(pool, index))
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training ----------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         rollout = self._rows(self.trainer.fit_loop.epoch_loop.total_batch_idx)
@@ -206,7 +214,7 @@ class HeadWarmup(Stage):
         return loss * self.trainer.world_size
 
     def _errors(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Return, per offset, the sum of -log q_n and the tokens it was taken over. Shapes `[M]`."""
+        """Return the sum of -log q_n and the number of tokens per offset, shapes `[M]`."""
         mask_BT = rollout.response_mask_BT
         request = ScoreRequest(future=self.offsets)
         future_BTM = self.policy.score(
@@ -216,7 +224,7 @@ class HeadWarmup(Stage):
         counts_M = torch.stack([window(mask_BT, n).sum() for n in range(1, self.offsets + 1)])
         return -future_BTM.sum((0, 1)), counts_M.float()
 
-    # --- validation -----------------------------------------------------------------------------------------------
+    # --- validation --------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         self._sums = torch.zeros(3, self.offsets + 1, dtype=torch.float64)
@@ -254,10 +262,10 @@ class HeadWarmup(Stage):
         means = [errors[n] / max(counts[n], 1.0) for n in range(1, self.offsets + 1)]
         self.log("val/cross_entropy", sum(means) / len(means), prog_bar=True)
 
-    # --- checkpoints ----------------------------------------------------------------------------------------------
+    # --- checkpoints -------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep all that the next stage needs: heads, and the trunk where it is not reloaded from its source."""
+        """Keep the heads, and the trunk if it cannot be reloaded from its source."""
         keep_trained(checkpoint, self.policy)
         checkpoint["mtp"] = self.policy.describe_heads()
 

@@ -1,4 +1,4 @@
-"""Hooks for rollouts: what the callback that rolls out tells the others."""
+"""Hooks for rollouts, which `RolloutLoop` calls."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ class RolloutCallback(L.Callback):
         """Called before `sequences` responses of at most `limit` tokens are sampled."""
 
     def on_rollout_phase(self, phase: str) -> None:
-        """Called when a phase begins: sampling, reward function, scoring, all-reduce, evaluation."""
+        """Called when a phase begins, such as sampling, scoring or evaluation."""
 
     def on_rollout_tokens(self, tokens: int, running: int) -> None:
-        """Called after each step of the sampler with the tokens drawn and the rows still running."""
+        """Called after each step of the sampler.
+
+        Args:
+            tokens: drawn in this step.
+            running: rows that have not ended.
+        """
 
     def on_evaluation_tokens(self, tokens: int, running: int) -> None:
         """Called likewise while held-out prompts are sampled, outside of rollouts."""
 
     def on_rollout_sampled(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
-        """Called once the completions of a round are sampled, before anything judges or scores them."""
+        """Called after the sampling of a round, before rewards and scoring."""
 
     def on_rollout_end(
         self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent

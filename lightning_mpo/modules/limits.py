@@ -10,7 +10,7 @@ from lightning_mpo.rollout.schedule import Schedule
 
 
 def fit_limits(trainer: L.Trainer, schedule: Schedule) -> None:
-    """Check the limit of training batches, and turn the validation interval from updates into micro-batches, in place.
+    """Check the trainer's batch limits, and convert its validation interval to micro-batches.
 
     Raises:
         UserError: a limit within a rollout, or an interval over epochs.
@@ -19,7 +19,8 @@ def fit_limits(trainer: L.Trainer, schedule: Schedule) -> None:
     limit = trainer.limit_train_batches
     if not quick and isinstance(limit, int) and limit % schedule.slots:
         raise UserError(
-            f"`trainer.limit_train_batches` ({limit}) must be a multiple of a rollout's {schedule.slots} micro-batches"
+            f"`trainer.limit_train_batches` ({limit}) must be a multiple of a rollout's "
+            f"{schedule.slots} micro-batches"
         )
     if isinstance(limit, float) and limit != 1.0:
         raise UserError(
@@ -28,8 +29,9 @@ def fit_limits(trainer: L.Trainer, schedule: Schedule) -> None:
     every = trainer.val_check_interval
     if isinstance(every, float) and every != 1.0:
         raise UserError(
-            f"`trainer.val_check_interval` must be a whole number of updates, got {every}: a share of an epoch may end "
-            "within an update; set `trainer.check_val_every_n_epoch: null` with it"
+            f"`trainer.val_check_interval` must be a whole number of updates, got {every}: a "
+            "share of an epoch may end within an update; set `trainer.check_val_every_n_epoch: "
+            "null` with it"
         )
     if isinstance(every, int) and not quick:
         if trainer.check_val_every_n_epoch is not None:

@@ -9,9 +9,9 @@ from typing import Any
 class SlotLoader:
     """Yields `length` empty dicts.
 
-    It is no torch DataLoader, so that Lightning puts no sampler into it; it has a length, as Lightning prefetches
-    loaders without one, which would take rollouts from a policy one update old; and it keeps no position, as a loader
-    that counts for itself restarts at 0 after a resume.
+    It is no torch DataLoader, so that Lightning puts no sampler into it; it has a length, as
+    Lightning prefetches loaders without one, which would take rollouts from a policy one update
+    old; and it keeps no position, as a loader that counts for itself restarts at 0 after a resume.
 
     Args:
         length: micro-batches in an epoch.

@@ -1,4 +1,4 @@
-"""Callbacks that watch a metric: in which direction it is better, and whether the run logs it at all."""
+"""Checks of callbacks that watch a metric: its direction, and whether it is logged."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run
 HIGHER = re.compile(r"pass(_at_|@)|reward(?!.*std)|accuracy|answered|kept_mass|(^|/)correct")
 LOWER = re.compile(r"(^|/)loss|cross_entropy|(^|/)kl(/|$)|truncated|perplexity|grad_norm")
 UNSUPPORTED = {
-    "BatchSizeFinder": "a rollout fixes how many sequences there are; `lightning-mpo plan` says what fits",
-    "LearningRateFinder": "a loss of reinforcement learning does not tell which learning rate is good",
+    "BatchSizeFinder": "a rollout fixes how many sequences there are; `lightning-mpo plan` "
+    "says what fits",
+    "LearningRateFinder": "a loss of reinforcement learning does not tell which learning rate "
+    "is good",
     "BackboneFinetuning": "a policy has no `backbone`; `lora.targets` says which layers learn",
     "ModelPruning": "sampler and trainer would use different weights",
-    "StochasticWeightAveraging": "it puts its own learning rate in place of the schedule; use `EMAWeightAveraging`",
+    "StochasticWeightAveraging": "it puts its own learning rate in place of the schedule; use "
+    "`EMAWeightAveraging`",
 }
 """Callbacks of Lightning that cannot work here, and why."""
 
 
 def check_callbacks(trainer: L.Trainer, module: L.LightningModule | None = None) -> None:
-    """Refuse callbacks that cannot work, and those that would keep the worst of what they watch.
+    """Refuse callbacks that cannot work, or would keep the worst checkpoint.
 
     Args:
         trainer: with its callbacks.
         module: that will be trained; None: the one that is attached.
 
     Raises:
-        UserError: a callback is unsupported, watches a metric in the wrong direction, or one that is never logged.
+        UserError: a callback is unsupported, watches a metric in the wrong direction, or one that
+            is never logged.
     """
     for callback in getattr(trainer, "callbacks", ()):
         name = type(callback).__name__
@@ -60,13 +64,13 @@ def check_direction(owner: str, monitor: str, mode: Any) -> None:
     if better is not None and mode in ("min", "max") and mode != better:
         how = "higher" if better == "max" else "lower"
         raise UserError(
-            f"`{owner}` watches `{monitor}` with `mode: {mode}` and would keep the worst: it is better when {how}; "
-            f"give `mode: {better}`"
+            f"`{owner}` watches `{monitor}` with `mode: {mode}` and would keep the worst: it is "
+            f"better when {how}; give `mode: {better}`"
         )
 
 
 EVALUATED = ("pass_at_1", "reward", "judged", "length", "truncated")
-"""Of held-out completions; those that are sampled over a truncated support stand under `val/support_…`."""
+"""Metrics of held-out completions. Over a truncated support they are `val/support_…`."""
 LOGGED: dict[str, tuple[str, ...]] = {
     "PolicyOptimization": (
         *(f"val/{name}" for name in EVALUATED),
@@ -106,14 +110,19 @@ OURS = ("lightning.", "lightning_mpo.")
 
 
 def _check_logged(trainer: L.Trainer, module: Any, owner: str, monitor: str) -> None:
-    """Refuse a metric that nothing logs: without a class of the user's own, all that is logged is known."""
+    """Refuse a metric that nothing logs.
+
+    Without a class of the user's own, all logged metrics are known.
+    """
     if is_fast_dev_run(trainer):
         return
+    # validation metrics need a validation
     if monitor.startswith("val/") and trainer.limit_val_batches == 0:
         raise UserError(
-            f"`{owner}` watches `{monitor}`, which is never logged: `trainer.limit_val_batches` is 0, so that nothing is "
-            "validated"
+            f"`{owner}` watches `{monitor}`, which is never logged: `trainer.limit_val_batches` "
+            "is 0, so that nothing is validated"
         )
+    # classes of others may log anything
     module = getattr(trainer, "lightning_module", None) if module is None else module
     parts = [type(part) for part in (module, *callbacks_of(trainer))]
     known = LOGGED.get(parts[0].__name__)
@@ -122,6 +131,7 @@ def _check_logged(trainer: L.Trainer, module: Any, owner: str, monitor: str) -> 
     names = [name for name in known if not name.startswith("val/support") or _is_truncated(module)]
     if any(fnmatchcase(monitor, name) for name in names):
         return
+    # the nearest name, by spelling or by last word
     plain = [name for name in names if "*" not in name]
     near = difflib.get_close_matches(monitor, plain, n=1, cutoff=0.5)
     word = re.split(r"[_/]", monitor)[-1]

@@ -13,22 +13,29 @@ from torch import Tensor
 
 from lightning_mpo.checks import at_least, not_below, positive
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional.sharded_rows import full_weight
-from lightning_mpo.modules.fitting import check_fit
+from lightning_mpo.modules.fitting import check_fit, warn_of_untrained_heads
+from lightning_mpo.modules.gradients import clip_gradients, gradient_norms
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
+from lightning_mpo.modules.precision import check_precision
 from lightning_mpo.modules.saved_state import keep_trained, mend_epoch_end
 from lightning_mpo.modules.source import RolloutSource
 from lightning_mpo.modules.stage import Stage
 from lightning_mpo.modules.trainer import callbacks_of, data_of
 from lightning_mpo.modules.trainer_options import check_trainer
-from lightning_mpo.modules.trial import has_vectors, make_optimizer, try_optimizer
+from lightning_mpo.modules.trial import (
+    has_vectors,
+    make_optimizer,
+    trained_parts,
+    try_optimizer,
+)
+from lightning_mpo.modules.update_metrics import UpdateMetrics
 from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.supports import TopK
 from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups
 from lightning_mpo.rollout.scorer import Scorer
-from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores
+from lightning_mpo.scores import Denominators, ScoreRequest, TokenScores
 from lightning_mpo.types import Experience, Rollout, trim
 
 
@@ -36,12 +43,12 @@ class PolicyOptimization(Stage):
     """Updates a policy on rollouts that the `RolloutLoop` callback provides.
 
     Args:
-        policy: what is trained; its weights are loaded in `configure_model`.
+        policy: the trained model; its weights are loaded in `configure_model`.
         objective: the algorithm.
         temperature: of sampling and of every log-prob in training.
         optimizer: of the trained weights.
         scheduler: of the learning rate, stepped per update; None: constant.
-        learning_rates: of parts of the policy, `mtp` or `critic`, where they differ from the optimizer's own.
+        learning_rates: of `mtp` or `critic`, where they differ from that of the optimizer.
         score_tokens: tokens (padding included) of one no-grad scoring pass.
     """
 
@@ -60,63 +67,45 @@ class PolicyOptimization(Stage):
         rates: dict[str, Any] = dict(learning_rates or {})
         not_below("model.learning_rates", 0, **rates)
         at_least("model", 1, most=10**9, score_tokens=score_tokens)
-        self.policy = policy
-        self.objective = objective
+        self.policy, self.objective = policy, objective
         self.temperature = temperature
-        self.optimizer = optimizer
-        self.scheduler = scheduler
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.learning_rates = rates
         self.score_tokens = score_tokens
         self.keep_reference = objective.needs_reference or objective.support.from_reference
-        """Whether the reference is kept at all; callbacks that score it themselves ask for that."""
+        """Whether a reference exists. Callbacks that score with it set this before it is built."""
         self.reference_every = 1 if objective.needs_reference else 0
         """Rollouts from one scoring by the reference to the next; 0: none."""
-        self.strict_loading = False  # checkpoints hold what is trained, not what is reloaded
-        self._sums: Metrics = {}
+        self.strict_loading = False  # checkpoints hold trained weights only
+        self.metrics = UpdateMetrics()
+        """Metrics of the present update."""
         self._carried: dict[str, float] = {}
         self._progress_bar = {"kl/reference"}
-        self._stop_asked = False
+        self._stop_requested = False
         self.skip_idle_updates = True
-        """False: also step where nothing can be learnt, so that a step's memory can be measured."""
+        """False: also step if the gradient is zero, so that a step's memory can be measured."""
         self._idle = False
-        """Whether the update under way has nothing to learn from."""
-
-    # --- set-up ---------------------------------------------------------------------------------------------------
+        """Whether the gradient of the present update is zero."""
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer)
-        if self.trainer.precision in ("bf16-true", "16-true"):
-            raise UserError(
-                f"`trainer.precision: {self.trainer.precision}` trains half-precision weights, in which updates at RL "
-                "learning rates round away; use `bf16-mixed`, or `policy.dtype: bfloat16` with `policy.lora`"
-            )
-        if self.trainer.precision in (
-            "64-true",
-            "transformer-engine",
-            "transformer-engine-float16",
-        ):
-            raise UserError(
-                f"`trainer.precision: {self.trainer.precision}` is not supported: sampler and trainer would compute "
-                "differently; use `32-true` or `bf16-mixed`"
-            )
-        if self.trainer.precision == "16-mixed":
-            raise UserError(
-                "`trainer.precision: 16-mixed` scales losses and leaves out the updates whose gradients overflow; use "
-                "`bf16-mixed`, or `32-true`"
-            )
+        check_precision(self.trainer.precision)
         check_trainer(self.trainer)
         if stage == "fit":
             self._try_optimizer()
+        # policy and objective fit each other
         self.policy.check(self.objective.request)
         self.objective.support.check(self.policy.vocabulary)
         self.objective.surrogate.check(self.policy.vocabulary)
         support = self.objective.support
         if isinstance(support, TopK) and support.slots == self.policy.vocabulary:
             rank_zero_warn(
-                f"`TopK.k` is the whole vocabulary of {self.policy.vocabulary} tokens: nothing is left out"
+                f"`TopK.k` is the whole vocabulary of {self.policy.vocabulary} tokens: nothing is "
+                "left out"
             )
         if self.objective.actions.needs_texts:
             self.objective.actions.check(self.policy.token_texts)
+        # prompts are rendered, and fit the model
         connect = getattr(data_of(self.trainer), "connect", None)
         if connect is not None:
             connect(self.policy.tokenizer)
@@ -125,23 +114,17 @@ class PolicyOptimization(Stage):
             rank_zero_info(remark)
 
     def _try_optimizer(self) -> None:
-        policy, request = self.policy, self.objective.request
-        parts = ["policy"]
-        parts += ["mtp"] if getattr(policy, "mtp", None) is not None and request.future else []
-        parts += (
-            ["critic"] if getattr(policy, "critic", None) is not None and request.values else []
-        )
         try_optimizer(
             self.optimizer,
             self.scheduler,
-            parts=tuple(parts),
-            vectors=has_vectors(policy),
+            parts=trained_parts(self.policy, self.objective.request),
+            vectors=has_vectors(self.policy),
             learning_rates=self.learning_rates,
             updates=self.trainer.max_steps,
         )
 
     def _check_fit(self, stage: str) -> None:
-        """Refuse prompts and responses that the model has no places for."""
+        """Refuse prompts and responses that are longer than the model's positions."""
         data: Any = data_of(self.trainer)
         longest = getattr(self.source, "max_new_tokens", None)
         if longest is None or not hasattr(data, "longest_prompt"):
@@ -155,15 +138,8 @@ class PolicyOptimization(Stage):
         for term in self.objective.terms:
             if remark := term.remark(self.policy):
                 rank_zero_warn(remark)
-        if (
-            self.objective.actions.future
-            and "mtp" in self.policy.cold_parts
-            and self.trainer.ckpt_path is None
-        ):
-            rank_zero_warn(
-                "`policy.mtp` start untrained, so that the log-ratios of future offsets say little; warm them up with "
-                "`HeadWarmup` first (-c quickstart_mtp_warmup) and give `policy.checkpoint`"
-            )
+        if self.trainer.ckpt_path is None:
+            warn_of_untrained_heads(self.policy, self.objective)
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(
@@ -191,10 +167,8 @@ class PolicyOptimization(Stage):
     def train_dataloader(self) -> SlotLoader:
         return SlotLoader(self.source.slots_per_epoch)
 
-    # --- scoring --------------------------------------------------------------------------------------------------
-
     def scorer(self) -> Scorer:
-        """Return what scores rollouts with this policy at this precision."""
+        """Return a scorer with this policy, temperature and precision."""
         exact = self.trainer.precision == "32-true"
         precision = None if exact else self.trainer.precision_plugin.forward_context
         return Scorer(self.policy, self.temperature, self.score_tokens, precision)
@@ -205,10 +179,13 @@ class PolicyOptimization(Stage):
         """Score a whole rollout without gradient, in passes of bounded size."""
         return self.scorer().score(rollout, request=request, reference=reference)
 
-    # --- updates --------------------------------------------------------------------------------------------------
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return this micro-batch's part of the loss, scaled against Lightning's and DDP's own averaging."""
+        """Return this micro-batch's part of the loss.
+
+        It is scaled up against the averaging of Lightning (over micro-batches) and DDP (over
+        ranks).
+        """
+        # log-probs and values of the policy
         experience: Experience = trim(batch["micro_batch"])
         denominators: Denominators = batch["denominators"]
         scores = self.policy.score(
@@ -217,12 +194,15 @@ class PolicyOptimization(Stage):
             temperature=self.temperature,
             request=self.objective.request,
         )
+        # loss
         loss, metrics = self.objective.loss(experience, scores, denominators)
         self._idle = self.skip_idle_updates and self.objective.nothing_to_learn(denominators)
-        self._add(metrics | {"optim/idle": (torch.tensor(float(self._idle)), torch.ones(()))})
+        idle = (torch.tensor(float(self._idle)), torch.ones(()))
+        self.metrics.add(metrics | {"optim/idle": idle})
+        # loss of the weights themselves: a share, so that an update over all ranks holds it once
         weights_loss, metrics = self.objective.weights_loss(self.policy)
-        self._add(metrics)
-        if weights_loss is not None:  # a share, so that an update over all ranks holds it once
+        self.metrics.add(metrics)
+        if weights_loss is not None:
             shares = self.trainer.accumulate_grad_batches * self.trainer.world_size
             loss = loss + weights_loss / shares
         if batch["last_of_update"]:
@@ -230,33 +210,22 @@ class PolicyOptimization(Stage):
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        """Let a stop that was asked for within an update wait for its end: gradients are in no checkpoint."""
-        asked = self._stop_asked or self.trainer.should_stop
-        self.trainer.should_stop = asked and batch["last_of_update"]
-        self._stop_asked = asked and not batch["last_of_update"]
+        """Let a stop that was requested within an update wait for its end.
+
+        Gradients are in no checkpoint.
+        """
+        requested = self._stop_requested or self.trainer.should_stop
+        self.trainer.should_stop = requested and batch["last_of_update"]
+        self._stop_requested = requested and not batch["last_of_update"]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._idle:  # optimisers pass over weights without a gradient; zeros would move them by momentum and decay
+        # optimisers leave weights without a gradient; zeros would move them by momentum and decay
+        if self._idle:
             optimizer.zero_grad(set_to_none=True)
-        self._check_gradients()
-
-    def _check_gradients(self) -> None:
-        for part, weights in self.policy.parts().items():
-            norm = full_weight(
-                torch.nn.utils.get_total_norm(
-                    [weight.grad for weight in weights if weight.grad is not None]
-                )
-            )
-            self.log(
-                "optim/grad_norm" if part == "policy" else f"optim/grad_norm_{part}",
-                norm,
-                on_step=True,
-            )
-            if not torch.isfinite(norm):
-                raise UserError(
-                    f"the gradient norm of the {part} is {norm.item()} at update {self.global_step}: lower the "
-                    "learning rate, or set `trainer.gradient_clip_val`; the last checkpoint is from before this update"
-                )
+        norms = gradient_norms(self.policy.parts(), self.global_step)
+        for part, norm in norms.items():
+            name = "optim/grad_norm" if part == "policy" else f"optim/grad_norm_{part}"
+            self.log(name, norm, on_step=True)
 
     def configure_gradient_clipping(
         self,
@@ -264,51 +233,33 @@ class PolicyOptimization(Stage):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip policy, heads and critic apart: one's large gradient must not shrink another's step."""
-        for weights in self.policy.parts().values():
-            if gradient_clip_val is None or not gradient_clip_val > 0:
-                return
-            if gradient_clip_algorithm == "value":
-                torch.nn.utils.clip_grad_value_(weights, gradient_clip_val)
-            else:
-                torch.nn.utils.clip_grad_norm_(weights, gradient_clip_val)
-
-    def _add(self, metrics: Metrics) -> None:
-        for name, (value, weight) in metrics.items():
-            total, weights = self._sums.get(name, (torch.zeros(()), torch.zeros(())))
-            self._sums[name] = (total + value.detach().cpu(), weights + weight.detach().cpu())
+        """Clip policy, heads and critic apart."""
+        clip_gradients(self.policy.parts(), gradient_clip_val, gradient_clip_algorithm)
 
     def _log_update(self) -> None:
-        """Log the metrics of an update once, summed over its micro-batches and ranks."""
-        names = sorted(self._sums)
-        sums = self.over_ranks(
-            torch.stack([torch.stack(self._sums[name]) for name in names]).to(self.device)
-        )
-        means = {
-            name: value if name.startswith("loss/") else value / max(weight, 1e-8)
-            for name, (value, weight) in zip(names, sums.tolist(), strict=True)
-        }
+        """Log the metrics of an update once, over its micro-batches and ranks."""
+        means = self.metrics.finish(lambda sums: self.over_ranks(sums.to(self.device)))
         means = self.objective.finish(means)
         for name, value in (self._carried | means).items():
             self.log(name, value, on_step=True, prog_bar=name in self._progress_bar)
-        self._sums = {}
 
     def over_ranks(self, sums: Tensor) -> Tensor:
         """Return sums of all ranks' values."""
-        return (
-            self.trainer.strategy.reduce(sums, reduce_op="sum")
-            if self.trainer.world_size > 1
-            else sums
-        )
+        if self.trainer.world_size == 1:
+            return sums
+        return self.trainer.strategy.reduce(sums, reduce_op="sum")
 
     def log_with_update(
         self, metrics: dict[str, float], progress_bar: Collection[str] = ()
     ) -> None:
-        """Log a rollout's numbers with each of its updates: what is logged in between is attributed to no step."""
+        """Log a rollout's metrics with each of its updates: between updates a metric has no step.
+
+        Args:
+            metrics: values by name.
+            progress_bar: names that the progress bar shows as well.
+        """
         self._carried |= metrics
         self._progress_bar |= set(progress_bar)
-
-    # --- the other verbs ------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.source.validate(self, batch, batch_idx)

@@ -15,14 +15,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy
 
-SHARDED = "`strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel_size: %s, tensor_parallel_size: 1}}`"
-"""What to write instead."""
+SHARDED = (
+    "`strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel_size: %s, "
+    "tensor_parallel_size: 1}}`"
+)
+"""The strategy to write instead, in a configuration."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Variables of the environment that number a process, as Lightning reads them."""
 
 
 def check_strategy_options(trainer: Any) -> None:
-    """Refuse, before anything is built, what `check_strategy` would, and a mesh that does not fit the processes.
+    """Refuse strategies of parsed options that `check_strategy` would refuse later.
 
     Args:
         trainer: the parsed options of the trainer.
@@ -34,30 +37,36 @@ def check_strategy_options(trainer: Any) -> None:
     name = str(
         strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
     ).rsplit(".", 1)[-1]
+    # number of processes, if it is known before the run
     devices, nodes = trainer.get("devices") or "auto", trainer.get("num_nodes") or 1
     known = str(devices).lstrip("+").isdigit() and str(nodes).isdigit()
-    wanted = str(int(devices) * int(nodes)) if known else "N"
+    processes = str(int(devices) * int(nodes)) if known else "N"
+    # strategies that are refused
     if name.lower().startswith("fsdp"):
         raise UserError(
-            f"`trainer.strategy: {name}` is FSDP1, which is not supported; write {SHARDED % wanted}"
+            f"`trainer.strategy: {name}` is FSDP1, which is not supported; write "
+            f"{SHARDED % processes}"
         )
     if name in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
         raise UserError(
-            f"`trainer.strategy: {name}` copies this process, which hangs or loses the run; write `ddp`"
+            f"`trainer.strategy: {name}` copies this process, which hangs or loses the run; write "
+            "`ddp`"
         )
     if name != "ModelParallelStrategy":
         return
+    # the mesh must fit the processes
     options = strategy.get("init_args") or {}
     sizes = [options.get(key, "auto") for key in ("data_parallel_size", "tensor_parallel_size")]
-    if sizes[1] != 1 or sizes[0] == "auto" or (known and int(sizes[0]) != int(wanted)):
+    if sizes[1] != 1 or sizes[0] == "auto" or (known and int(sizes[0]) != int(processes)):
         raise UserError(
-            f"`ModelParallelStrategy` has data_parallel_size {sizes[0]} and tensor_parallel_size {sizes[1]}, and there are "
-            f"{wanted} processes (`trainer.devices` x `trainer.num_nodes`); write {SHARDED % wanted}"
+            f"`ModelParallelStrategy` has data_parallel_size {sizes[0]} and tensor_parallel_size "
+            f"{sizes[1]}, and there are {processes} processes (`trainer.devices` x "
+            f"`trainer.num_nodes`); write {SHARDED % processes}"
         )
 
 
 def check_alone(trainer: L.Trainer) -> None:
-    """Refuse a run of one process that the environment calls a later one of several: it would write no metrics.
+    """Refuse a single process that the environment numbers as a later one: it writes no metrics.
 
     Raises:
         UserError: a variable of the environment names this process as another than the first.
@@ -66,17 +75,18 @@ def check_alone(trainer: L.Trainer) -> None:
     name = next((name for name in RANKS if rank and os.environ.get(name) == str(rank)), None)
     if trainer.world_size == 1 and name is not None:
         raise UserError(
-            f"the environment variable {name} is {rank}, which makes this one of several processes, but `trainer.devices` and "
-            f"`trainer.strategy` make it the only one: unset {name}, or give `trainer.strategy: ddp` and the number of devices"
+            f"the environment variable {name} is {rank}, which makes this one of several "
+            "processes, but `trainer.devices` and `trainer.strategy` make it the only one: unset "
+            f"{name}, or give `trainer.strategy: ddp` and the number of devices"
         )
 
 
 def check_nodes(trainer: L.Trainer) -> None:
-    """Refuse several nodes that nothing brings together; the first one would wait for half an hour.
+    """Refuse several nodes without a launcher; the first one would wait for half an hour.
 
     Raises:
-        UserError: no launcher started this process, and the variables of the environment are missing that say where the
-            first node is.
+        UserError: no launcher started this process, and the variables of the environment are
+            missing that say where the first node is.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes < 2 or not isinstance(environment, LightningEnvironment):
@@ -88,12 +98,13 @@ def check_nodes(trainer: L.Trainer) -> None:
         missing.remove("NODE_RANK")
     if missing:
         raise UserError(
-            f"`trainer.num_nodes: {trainer.num_nodes}` needs a launcher that starts a process on each node, such as torchrun "
-            f"or srun; or set {', '.join(missing)} yourself on each node"
+            f"`trainer.num_nodes: {trainer.num_nodes}` needs a launcher that starts a process on "
+            f"each node, such as torchrun or srun; or set {', '.join(missing)} yourself on each "
+            "node"
         )
     print(
-        f"nodes      {environment.node_rank() + 1} of {trainer.num_nodes}: waits at {environment.main_address}:"
-        f"{environment.main_port} until all are there",
+        f"nodes      {environment.node_rank() + 1} of {trainer.num_nodes}: waits at "
+        f"{environment.main_address}:{environment.main_port} until all are there",
         flush=True,
     )
 
@@ -113,8 +124,8 @@ def check_strategy(trainer: L.Trainer) -> None:
         split = trainer.strategy.device_mesh["tensor_parallel"].size()
         if split > 1:
             raise UserError(
-                f"`ModelParallelStrategy` was asked to split matrices over {split} processes (`auto` means all of a node); "
-                f"write {SHARDED % size}"
+                f"`ModelParallelStrategy` was asked to split matrices over {split} processes "
+                f"(`auto` means all of a node); write {SHARDED % size}"
             )
 
 

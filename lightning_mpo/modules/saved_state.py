@@ -1,4 +1,4 @@
-"""Changes to a checkpoint before it is written: Lightning's loop progress, and weights that need no saving."""
+"""Changes to a checkpoint before it is written: loop progress, and weights left out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from lightning_mpo.policies.base import Policy
 
 
 def mend_epoch_end(checkpoint: dict[str, Any]) -> None:
-    """Rewrite the progress of a checkpoint of `on_train_epoch_end` as if it had been saved with the last batch before.
+    """Rewrite a checkpoint of `on_train_epoch_end` as if saved with the last batch before.
 
-    Without `max_epochs`, Lightning 2.6.6 resumes it with one batch more than the epoch has: an update on a single
-    micro-batch, and a rollout that is thrown away. An epoch that `max_steps` cut short it counts twice. Checkpoints of
-    `on_train_batch_end` it resumes rightly. The dict is changed in place, before Lightning reads it.
+    Without `max_epochs`, Lightning 2.6.6 resumes it with one batch more than the epoch has: an
+    update on a single micro-batch, and a rollout that is thrown away. An epoch that `max_steps` cut
+    short it counts twice. Checkpoints of `on_train_batch_end` it resumes rightly. The dict is
+    changed in place, before Lightning reads it.
     """
     loop = checkpoint.get("loops", {}).get("fit_loop")
     if loop is None:
@@ -33,7 +34,10 @@ def mend_epoch_end(checkpoint: dict[str, Any]) -> None:
 
 
 def keep_trained(checkpoint: dict[str, Any], policy: Policy) -> None:
-    """Leave in a checkpoint of a module with a `policy` what is trained, not what is reloaded, in place."""
+    """Keep trained weights in a checkpoint and drop those that are reloaded, in place.
+
+    The module has a `policy`.
+    """
     state = {key.removeprefix("policy."): value for key, value in checkpoint["state_dict"].items()}
     checkpoint["state_dict"] = {
         f"policy.{key}": value for key, value in policy.trained_state(state).items()

@@ -1,6 +1,7 @@
-"""What `PolicyOptimization` asks of the callback that rolls out.
+"""The interface through which `PolicyOptimization` uses the callback that makes rollouts.
 
-It is declared below both, so that neither imports the other; `module` is a `PolicyOptimization` throughout.
+It is declared below both, so that neither imports the other; `module` is a `PolicyOptimization`
+throughout.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class RolloutSource(L.Callback, ABC):
     @property
     @abstractmethod
     def experience(self) -> Experience:
-        """What the updates under way are on."""
+        """The experience that the present updates use."""
 
     @abstractmethod
     def validate(self, module: Any, prompts: PromptBatch, batch_idx: int) -> None:

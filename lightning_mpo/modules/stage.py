@@ -10,7 +10,10 @@ from lightning_mpo.errors import UserError
 
 
 class Stage(L.LightningModule):
-    """A stage of training. Its policy is an argument; a checkpoint holds weights, not the policy's options."""
+    """A stage of training, whose policy is an argument.
+
+    A checkpoint holds weights, not the options of the policy.
+    """
 
     @classmethod
     def load_from_checkpoint(
@@ -23,6 +26,7 @@ class Stage(L.LightningModule):
         """
         given = repr(str(checkpoint_path)) if checkpoint_path is not None else "…"
         raise UserError(
-            f"`{cls.__name__}.load_from_checkpoint` cannot build the policy, as a checkpoint holds weights only: build the "
-            f"policy with `checkpoint={given}`, or give `ckpt_path={given}` to `Trainer.fit`, `validate` or `predict`"
+            f"`{cls.__name__}.load_from_checkpoint` cannot build the policy, as a checkpoint "
+            f"holds weights only: build the policy with `checkpoint={given}`, or give "
+            f"`ckpt_path={given}` to `Trainer.fit`, `validate` or `predict`"
         )

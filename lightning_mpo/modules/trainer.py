@@ -33,5 +33,5 @@ def prompts_of(trainer: L.Trainer) -> PromptDataModule:
 
 
 def is_fast_dev_run(trainer: L.Trainer) -> bool:
-    """Return whether the trainer tries a few batches only (`fast_dev_run`) and should write nothing."""
+    """Return whether the trainer tries a few batches (`fast_dev_run`) and writes nothing."""
     return bool(cast(Any, trainer).fast_dev_run)

@@ -70,7 +70,9 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
 
 
 def check_trainer(trainer: L.Trainer) -> None:
-    """Refuse numbers of a trainer that was built in Python; the command line has checked them already.
+    """Refuse numbers of a trainer that was built in Python.
+
+    The command line has checked its own already.
 
     Raises:
         UserError: an option is out of range.
@@ -89,7 +91,8 @@ def check_training(options: Mapping[str, Any]) -> None:
     """
     if _is_no_time(options.get("max_time")):
         raise UserError(
-            f"`trainer.max_time` must be positive, got {options['max_time']!r}: it would train nothing"
+            f"`trainer.max_time` must be positive, got {options['max_time']!r}: it would train "
+            "nothing"
         )
     for name in ("max_steps", "max_epochs", "limit_train_batches"):
         if options.get(name) == 0 and not isinstance(options.get(name), bool):
@@ -99,7 +102,7 @@ def check_training(options: Mapping[str, Any]) -> None:
 
 
 def _is_no_time(limit: Any) -> bool:
-    """Return whether a time limit is over before it begins; Lightning refuses one that it cannot read."""
+    """Return whether a time limit is 0; Lightning refuses one that it cannot read."""
     if isinstance(limit, str):
         return bool(re.fullmatch(r"[0:]*0[0:]*", limit.strip()))
     if isinstance(limit, Mapping):

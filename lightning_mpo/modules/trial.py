@@ -1,4 +1,4 @@
-"""A trial of optimizer and scheduler on one small weight, so that mistakes show before a model is loaded."""
+"""A trial of optimizer and scheduler on one small weight, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.scores import ScoreRequest
 
 STEPS = 1000
 """Largest number of updates of a trial."""
@@ -51,14 +52,18 @@ def try_optimizer(
         updates: `trainer.max_steps`; -1: not known.
 
     Raises:
-        UserError: one refuses its options, or sets a value that is not finite or a learning rate out of range.
+        UserError: one refuses its options, or sets a value that is not finite or a learning rate
+            out of range.
     """
+    # learning rates name trained parts
     rates = learning_rates or {}
     unknown = [name for name in rates if name not in parts]
     if unknown:
         raise UserError(
-            f"`learning_rates` names {unknown[0]!r}, which is not trained; there are {sorted(parts)}"
+            f"`learning_rates` names {unknown[0]!r}, which is not trained; there are "
+            f"{sorted(parts)}"
         )
+    # a small weight for each part
     groups = [
         {"params": [torch.nn.Parameter(torch.zeros(2, 2))]}
         | ({"lr": rates[part]} if part in rates else {})
@@ -93,13 +98,28 @@ def _try_vectors(optimizer: Callable[[Any], Any]) -> None:
         optimizer([torch.nn.Parameter(torch.zeros(2))])
     except _MISTAKES as error:
         raise UserError(
-            f"`model.optimizer` takes no weights of one dimension, and norms have such: {first_sentence(error)}; use "
-            "torch.optim.AdamW, or `policy.lora`, whose weights are matrices"
+            "`model.optimizer` takes no weights of one dimension, and norms have such: "
+            f"{first_sentence(error)}; use torch.optim.AdamW, or `policy.lora`, whose weights are "
+            "matrices"
         ) from error
 
 
+def trained_parts(policy: Policy, request: ScoreRequest) -> tuple[str, ...]:
+    """Return the parts of a policy that an objective trains: `policy`, and `mtp` or `critic`.
+
+    Args:
+        policy: need not be built.
+        request: of the objective.
+    """
+    has_heads = getattr(policy, "mtp", None) is not None
+    has_critic = getattr(policy, "critic", None) is not None
+    heads = ("mtp",) if has_heads and request.future else ()
+    critic = ("critic",) if has_critic and request.values else ()
+    return ("policy", *heads, *critic)
+
+
 def has_vectors(policy: Policy) -> bool:
-    """Return whether weights of norms are trained: all of a language model are, but for those of adapters alone."""
+    """Return whether norms are trained: they are, unless only adapters are trained."""
     return isinstance(policy, CausalPolicy) and policy.lora is None
 
 
@@ -130,36 +150,43 @@ def first_sentence(error: BaseException) -> str:
 
 
 def _check_groups(optimizer: Any, owner: str, update: int) -> None:
-    """Refuse values of parameter groups that are not finite, and learning rates below 0 or above `LARGEST_RATE`."""
+    """Refuse infinite values of parameter groups, and learning rates outside 0 to the largest."""
     for group in getattr(optimizer, "param_groups", ()):
         for key, value in group.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(
-                    f"{owner} sets `{key}` to {value} at update {update}; it must be a finite number"
+                    f"{owner} sets `{key}` to {value} at update {update}; it must be a finite "
+                    "number"
                 )
         rate = float(group.get("lr", 0.0))
         if not 0 <= rate <= LARGEST_RATE:
             raise UserError(
-                f"{owner} sets the learning rate to {rate:g} at update {update}; it must be from 0 to {LARGEST_RATE:g}"
+                f"{owner} sets the learning rate to {rate:g} at update {update}; it must be from "
+                f"0 to {LARGEST_RATE:g}"
             )
 
 
 def _check_scheduler(optimizer: Any, scheduler: Any, updates: int) -> None:
+    # kinds that are not stepped per update
     if isinstance(scheduler, ReduceLROnPlateau):
         raise UserError(
-            "`model.scheduler: ReduceLROnPlateau` waits for a metric, and schedulers are stepped once per update, between "
-            "validations; use a schedule of updates such as `CosineAnnealingLR`, or `EarlyStopping` on the metric"
+            "`model.scheduler: ReduceLROnPlateau` waits for a metric, and schedulers are stepped "
+            "once per update, between validations; use a schedule of updates such as "
+            "`CosineAnnealingLR`, or `EarlyStopping` on the metric"
         )
     if not isinstance(scheduler, LRScheduler):
         raise UserError(
             f"`model.scheduler` must make a torch scheduler, got {type(scheduler).__name__}"
         )
+    # its length
     total = getattr(scheduler, "total_steps", None)
     if isinstance(total, int) and updates > total:
         raise UserError(
-            f"`model.scheduler: {type(scheduler).__name__}` ends after `total_steps` = {total} updates, and "
+            f"`model.scheduler: {type(scheduler).__name__}` ends after `total_steps` = {total} "
+            "updates, and "
             f"`trainer.max_steps` is {updates}; give it `total_steps: ${{trainer.max_steps}}`"
         )
+    # values of each update
     owner = f"`model.scheduler: {type(scheduler).__name__}`"
     _check_groups(optimizer, owner, 0)
     for update in range(1, min(updates, STEPS) + 1):
@@ -172,7 +199,7 @@ def _check_scheduler(optimizer: Any, scheduler: Any, updates: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress log lines and warnings of optimizers and schedulers: the run itself will repeat them."""
+    """Suppress messages of optimizers and schedulers, as the run itself will repeat them."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

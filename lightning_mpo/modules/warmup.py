@@ -23,7 +23,7 @@ from lightning_mpo.types import PromptRow, to_device
 
 
 class SupervisedWarmup(Stage):
-    """Trains a policy to imitate solutions: `-mean log pi(solution token)`, on solution tokens only.
+    """Trains a policy to imitate solutions: minimises `-mean log pi` of solution tokens.
 
     The reinforcement stage takes its checkpoint as `policy.checkpoint`.
 

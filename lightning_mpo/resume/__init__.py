@@ -1,1 +1,1 @@
-"""What a run needs to go on exactly: what checkpoints hold, and which of them a run may take."""
+"""Exact resumes: the state in checkpoints, and the checks of a checkpoint."""

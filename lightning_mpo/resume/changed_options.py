@@ -1,4 +1,4 @@
-"""On resume, applies optimiser and scheduler options that the configuration changed, and logs each change."""
+"""Applies optimiser and scheduler options that the configuration changed on resume."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import lightning as L
 from lightning_mpo.errors import UserError
 
 MOVING = ("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial")
-"""What a schedule counts."""
+"""Entries of a schedule's state that count steps."""
 
 
-def configured(trainer: L.Trainer) -> dict[str, Any]:
-    """Return the options of optimisers and schedules, before training or a checkpoint has moved them."""
+def optimizer_options(trainer: L.Trainer) -> dict[str, Any]:
+    """Return the options of optimisers and schedules.
+
+    Call it before training or a checkpoint has changed them.
+    """
     groups = [_plain(group) for optimizer in trainer.optimizers for group in optimizer.param_groups]
     schedules = [_plain(schedule.state_dict()) for schedule in _schedules(trainer)]
     return {
@@ -24,33 +27,33 @@ def configured(trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
-def check_kinds(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse to go on with an optimiser or a schedule whose state the checkpoint does not hold.
+def check_kinds(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuse an optimiser or schedule whose state the checkpoint does not hold.
 
     Args:
-        saved: what was configured when the checkpoint's run began.
-        own: what is configured now.
+        saved: options when the checkpoint's run began.
+        current: options of this run.
 
     Raises:
         UserError: which one differs, and the way out.
-        ValueError: an entry is not what `configured` returns.
+        ValueError: an entry is not what `optimizer_options` returns.
     """
-    for name in own["kinds"]:
+    for name in current["kinds"]:
         was = saved["kinds"][name]
-        if was != own["kinds"][name]:
+        if was != current["kinds"][name]:
             raise UserError(
-                f"the checkpoint holds the state of {name} {_list(was)}, and the configuration has "
-                f"{_list(own['kinds'][name])}: a run goes on as it began; for a new one from its weights give "
-                "`policy.checkpoint` instead of `--ckpt_path`"
+                f"the checkpoint holds the state of {name} {_list(was)}, and the configuration "
+                f"has {_list(current['kinds'][name])}: a run goes on as it began; for a new one "
+                "from its weights give `policy.checkpoint` instead of `--ckpt_path`"
             )
 
     for name in ("groups", "schedules"):
         parts = saved[name]
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise TypeError(f"`configured.{name}` must be a list of dicts")
-        if len(parts) != len(own[name]):
+        if len(parts) != len(current[name]):
             raise ValueError(
-                f"`configured.{name}` must have {len(own[name])} parts, got {len(parts)}"
+                f"`configured.{name}` must have {len(current[name])} parts, got {len(parts)}"
             )
 
 
@@ -77,29 +80,29 @@ def _schedules(trainer: L.Trainer) -> list[Any]:
     return [part for config in trainer.lr_scheduler_configs for part in within(config.scheduler)]
 
 
-def configuration_wins(
-    trainer: L.Trainer, saved: Mapping[str, Any], own: Mapping[str, Any]
+def apply_changed_options(
+    trainer: L.Trainer, saved: Mapping[str, Any], current: Mapping[str, Any]
 ) -> list[str]:
-    """Put what the configuration has changed since the checkpoint's run began over what was loaded.
+    """Apply the changes of the configuration since the checkpoint's run began.
 
     The learning rate of the moment is scaled by the change of its start.
 
     Args:
         trainer: with optimisers and schedules as they were loaded.
-        saved: what was configured when the checkpoint's run began.
-        own: what is configured now.
+        saved: options when the checkpoint's run began.
+        current: options of this run.
 
     Returns:
         A line for each option that was changed.
     """
     lines = []
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    for group, before, now in zip(groups, saved["groups"], own["groups"], strict=False):
+    for group, before, now in zip(groups, saved["groups"], current["groups"], strict=False):
         for name, old, new in _changes(before, now):
             group[name] = group[name] * new / old if name == "lr" and old else new
             lines.append(f"optimizer {name} was {_show(old)} and is {_show(new)}")
     for schedule, before, now in zip(
-        _schedules(trainer), saved["schedules"], own["schedules"], strict=False
+        _schedules(trainer), saved["schedules"], current["schedules"], strict=False
     ):
         for name, old, new in _changes(before, now):
             setattr(schedule, name, new)
@@ -116,7 +119,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[st
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep numbers, texts and short lists of them: what a configuration can have said."""
+    """Return the numbers, texts and short lists of a state, which a configuration can hold."""
     return {name: value for name, value in state.items() if _is_plain(value)}
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""Finds the checkpoint that a run resumes from, and refuses one of another run."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from lightning_mpo.storage import find, is_sealed, locate, read_checkpoint
 
 def check_content(
     trainer: L.Trainer,
-    own: dict[str, Any],
+    current: dict[str, Any],
     path: Any,
     content: dict[str, Any],
     stage: str,
     options: dict[str, Any] | None = None,
 ) -> None:
-    """Refuse a checkpoint that this run cannot go on from, in one line.
+    """Refuse a checkpoint that this run cannot resume from, in one line.
 
     Args:
         trainer: of the run.
-        own: its identity.
+        current: its identity.
         path: of the checkpoint.
         content: what was read from it.
         stage: "fit", where the algorithm and the number of processes count too.
@@ -44,44 +44,45 @@ def check_content(
     """
     if stage == "fit" and "callbacks" not in content:
         raise UserError(
-            f"the checkpoint {path} holds weights alone, as `save_weights_only: true` writes them, and no run can go on "
-            "from it: for a new one from these weights give `policy.checkpoint` instead of `--ckpt_path`"
+            f"the checkpoint {path} holds weights alone, as `save_weights_only: true` writes "
+            "them, and no run can go on from it: for a new one from these weights give "
+            "`policy.checkpoint` instead of `--ckpt_path`"
         )
     with restoring(path):
         if stage == "fit":
-            _check_entries(trainer, own, path, content)
+            _check_entries(trainer, current, path, content)
             check_callbacks(trainer, content)
         check_loops(trainer, content, stage)
         _check_state(
-            trainer, own, path, content.get("callbacks", {}).get("ExactResume"), stage, options
+            trainer, current, path, content.get("callbacks", {}).get("ExactResume"), stage, options
         )
 
 
 def _check_entries(
-    trainer: L.Trainer, own: dict[str, Any], path: Any, content: dict[str, Any]
+    trainer: L.Trainer, current: dict[str, Any], path: Any, content: dict[str, Any]
 ) -> None:
-    """Refuse a checkpoint without what training goes on from; Lightning would begin those parts afresh."""
+    """Refuse a checkpoint that lacks an entry, which Lightning would start afresh."""
     needed = ["global_step", "pytorch-lightning_version", "loops", "lr_schedulers"]
-    lacking = [repr(name) for name in needed if name not in content]
-    if "rollout.prompts" in own:
+    missing = [repr(name) for name in needed if name not in content]
+    if "rollout.prompts" in current:
         sources = [
             callback for callback in callbacks_of(trainer) if isinstance(callback, RolloutSource)
         ]
-        lacking += [
+        missing += [
             f"state of {type(one).__name__}"
             for one in sources
             if not content["callbacks"].get(one.state_key)
         ]
-    if lacking:
+    if missing:
         raise UserError(
-            f"the checkpoint {path} has no {lacking[0]}, so a run cannot go on from it; for a new run from its weights give "
-            "`policy.checkpoint`"
+            f"the checkpoint {path} has no {missing[0]}, so a run cannot go on from it; for a new "
+            "run from its weights give `policy.checkpoint`"
         )
 
 
 def _check_state(
     trainer: L.Trainer,
-    own: dict[str, Any],
+    current: dict[str, Any],
     path: Any,
     state: Any,
     stage: str,
@@ -90,66 +91,63 @@ def _check_state(
     if state is None:
         if stage == "fit":
             rank_zero_warn(
-                f"the checkpoint {path} has no state of ExactResume: its options are not compared with the run's, and the "
-                "random numbers begin afresh"
+                f"the checkpoint {path} has no state of ExactResume: its options are not compared "
+                "with the run's, and the random numbers begin afresh"
             )
         return
-    lacking = [name for name in own if name not in state["identity"]] if stage == "fit" else []
-    if lacking:
-        raise ValueError(f"`identity` of ExactResume has no {lacking[0]!r}")
+    # identity and options
+    missing = [name for name in current if name not in state["identity"]] if stage == "fit" else []
+    if missing:
+        raise ValueError(f"`identity` of ExactResume has no {missing[0]!r}")
     apart = differences(state["options"], options, "refused") if options else []
-    check_identity(path, state["identity"], own, algorithm=stage == "fit", options=apart)
+    check_identity(path, state["identity"], current, algorithm=stage == "fit", options=apart)
+    # number of processes
     saved, now = len(state["ranks"]), trainer.world_size
     if stage == "fit" and saved != now:
         raise UserError(
-            f"the checkpoint {path} was saved by {saved} processes and cannot be resumed by {now}: give as many "
-            "`trainer.devices` and `trainer.num_nodes`, or `policy.checkpoint` for a new run from its weights"
+            f"the checkpoint {path} was saved by {saved} processes and cannot be resumed by "
+            f"{now}: give as many `trainer.devices` and `trainer.num_nodes`, or "
+            "`policy.checkpoint` for a new run from its weights"
         )
 
 
-def settle_checkpoint(
+def find_checkpoint(
     trainer: L.Trainer,
     module: L.LightningModule,
-    wanted: str | None,
+    requested: str | None,
     *,
     stage: str,
     data: Any = None,
 ) -> str | None:
-    """Return the checkpoint to go on from, checked, or None to begin afresh; say which it is.
+    """Return the checkpoint to resume from, checked, or None to begin afresh; print which.
 
     Args:
         trainer: of the run.
         module: not built yet.
-        wanted: a path, "last" (the newest `last*.ckpt` in the folders of the checkpoints), another name that Lightning
-            knows, or None.
+        requested: a path, "last" (the newest `last*.ckpt` in the folders of the checkpoints),
+            another name that Lightning knows, or None.
         stage: the verb.
         data: the data module, whose rows are read to be compared.
 
     Raises:
-        UserError: the checkpoint is damaged or of another run, there is none to evaluate, or a folder cannot be written.
+        UserError: the checkpoint is damaged or of another run, there is none to evaluate, or a
+            folder cannot be written.
     """
     if stage == "fit" and not is_fast_dev_run(trainer):
         check_folders(folders(trainer))
-    if wanted is None or wanted in ("best", "hpc"):
-        return wanted
-    path: Path | None = locate(wanted)
-    if wanted == "last":
-        path = find_last(trainer)
-        if path is None and stage == "fit":
-            rank_zero_info(
-                f"resume     no last.ckpt in {last_path(trainer).parent}: starting afresh{_elsewhere(trainer)}"
-            )
-            return None
-        if path is None:
-            raise UserError(
-                f"`--ckpt_path last`: there is no last.ckpt in {last_path(trainer).parent}"
-            )
-    assert path is not None
+    # names that Lightning resolves
+    if requested is None or requested in ("best", "hpc"):
+        return requested
+    # the path, or the newest `last*.ckpt`
+    path = _newest_or_none(trainer, stage) if requested == "last" else locate(requested)
+    if path is None:
+        return None
+    # read and check it without its tensors
     try:
         content = read_checkpoint(path, part="outline")
     except UserError as error:
         others = [other for other in path.parent.glob("*.ckpt") if other != path]
-        if wanted != "last" or not others:
+        if requested != "last" or not others:
             raise
         raise UserError(
             f"{error}; there is also {max(others, key=lambda other: other.stat().st_mtime)}"
@@ -157,13 +155,28 @@ def settle_checkpoint(
     options = run_options(trainer, module, data) if stage == "fit" and data is not None else None
     check_content(trainer, run_identity(trainer, module), path, content, stage, options)
     if stage == "fit":
+        # announce it
         if not is_sealed(path):
             rank_zero_warn(
-                f"the checkpoint {path} has no checksum of this package, so it was written or changed elsewhere: its "
-                "entries are taken as they are"
+                f"the checkpoint {path} has no checksum of this package, so it was written or "
+                "changed elsewhere: its entries are taken as they are"
             )
         rank_zero_info(f"resume     from {path}, update {content['global_step']}")
     return str(path)
+
+
+def _newest_or_none(trainer: L.Trainer, stage: str) -> Path | None:
+    """Return the newest `last*.ckpt`; None, with a message: training begins afresh.
+
+    Raises:
+        UserError: another verb than `fit` has no checkpoint to evaluate.
+    """
+    path, folder = find_last(trainer), last_path(trainer).parent
+    if path is None and stage != "fit":
+        raise UserError(f"`--ckpt_path last`: there is no last.ckpt in {folder}")
+    if path is None:
+        rank_zero_info(f"resume     no last.ckpt in {folder}: starting afresh{_elsewhere(trainer)}")
+    return path
 
 
 def last_path(trainer: L.Trainer) -> Path:
@@ -177,18 +190,21 @@ def last_path(trainer: L.Trainer) -> Path:
 
 
 def find_last(trainer: L.Trainer) -> Path | None:
-    """Return the newest `last*.ckpt` of a run; what is being written has another name."""
-    places = {last_path(trainer).parent} | {
+    """Return the newest `last*.ckpt` of a run; unfinished files have other names."""
+    checkpoint_folders = {last_path(trainer).parent} | {
         Path(callback.dirpath)
         for callback in trainer.checkpoint_callbacks
         if isinstance(callback, ModelCheckpoint) and callback.dirpath
     }
-    found = [path for folder in sorted(places) for path in find(folder, "last*.ckpt")]
+    found = [path for folder in sorted(checkpoint_folders) for path in find(folder, "last*.ckpt")]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _elsewhere(trainer: L.Trainer) -> str:
-    """Name the newest checkpoint of a `ModelCheckpoint` without `dirpath`: each run has a folder of its own there."""
+    """Return a hint to the newest checkpoint of a `ModelCheckpoint` without `dirpath`.
+
+    Each of its runs has its own folder.
+    """
     versions = Path(trainer.default_root_dir) / "lightning_logs"
     saved = [
         path
@@ -197,7 +213,8 @@ def _elsewhere(trainer: L.Trainer) -> str:
     ]
     if not saved:
         return ""
-    return f" (to go on from an earlier run: --ckpt_path '{max(saved, key=lambda path: path.stat().st_mtime)}')"
+    newest = max(saved, key=lambda path: path.stat().st_mtime)
+    return f" (to go on from an earlier run: --ckpt_path '{newest}')"
 
 
 def folders(trainer: L.Trainer) -> list[str]:
@@ -208,7 +225,7 @@ def folders(trainer: L.Trainer) -> list[str]:
 
 
 def run_identity(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-    """Return what checkpoints of a run can be recognised by: the module, and how rollouts are spent."""
+    """Return the identity of a run: its module, and how rollouts are spent."""
     found = identity(module)
     for source in callbacks_of(trainer):
         if isinstance(source, RolloutSource) and isinstance(module, PolicyOptimization):

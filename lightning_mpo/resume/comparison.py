@@ -1,4 +1,4 @@
-"""Compares what two runs left behind, bit for bit."""
+"""Compares the results of two runs, bit for bit."""
 
 from __future__ import annotations
 
@@ -91,12 +91,14 @@ def _show(one: Any, other: Any) -> str:
         apart = (one != other).reshape(-1)
         if apart.any():
             i = int(apart.nonzero()[0])
-            return f"{int(apart.sum())} of {apart.numel()} values, the first {one.reshape(-1)[i]} and {other.reshape(-1)[i]}"
+            first, second = one.reshape(-1)[i], other.reshape(-1)[i]
+            return f"{int(apart.sum())} of {apart.numel()} values, the first {first} and {second}"
     return f"{str(one)[:80]} and {str(other)[:80]}"
 
 
 def _parts(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Sort what a checkpoint holds into the parts that a resume has to bring back."""
+    """Return the parts of a checkpoint that a resume must restore, by name."""
+    # states of callbacks: the resume's own, the rollout, all others
     callbacks = dict(checkpoint["callbacks"])
     exact = callbacks.pop("ExactResume", {})
     buffer = callbacks.pop("RolloutLoop", {})
@@ -118,6 +120,7 @@ def _parts(checkpoint: dict[str, Any]) -> dict[str, Any]:
         },
         "callbacks": others,
     }
+    # averaged weights, if the run keeps them
     averages = {"weights of the moment": "current_model_state", "averages": "averaging_state"}
     return parts | {part: checkpoint[key] for part, key in averages.items() if key in checkpoint}
 
@@ -127,7 +130,7 @@ def _without_clocks(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ranking(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the scores of a `ModelCheckpoint` that rank checkpoints; its paths are those of its folder.
+    """Return the scores by which a `ModelCheckpoint` ranks; its paths depend on its folder.
 
     Lightning does not load `current_score` back, and sets it before each use.
     """
@@ -138,7 +141,7 @@ def _ranking(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompts(folder: Path) -> dict[str, list[str]]:
-    """Return the prompts by rank and rollout; one that was sampled twice must have had the same ones."""
+    """Return the prompts by rank and rollout, and those of a second sampling that differ."""
     prompts: dict[str, list[str]] = {}
     for path in sorted(folder.glob(f"*{PROMPTS}")):
         for line in path.read_text().splitlines():

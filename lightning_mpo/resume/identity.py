@@ -1,4 +1,4 @@
-"""What a checkpoint must share with the run that goes on from it."""
+"""The identity of a run, which a checkpoint to resume from must share."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ VOLATILE = (
 
 
 BASE = ("policy.dtype", "policy.quantization", "policy.base")
-"""What adapters were trained on: it is in no checkpoint and must be the same where training goes on."""
+"""Fingerprint of the base of adapters: no checkpoint holds the base, and it must not change."""
 
 
 def identity(module: L.LightningModule) -> dict[str, Any]:
-    """Return what a module's checkpoints can be recognised by; no weights are loaded for it."""
-    found: dict[str, Any] = {"model": type(module).__name__}
+    """Return the identity of a module's checkpoints; no weights are loaded."""
+    identity_entries: dict[str, Any] = {"model": type(module).__name__}
     policy, objective = getattr(module, "policy", None), getattr(module, "objective", None)
     if isinstance(policy, Policy):
-        found |= {
+        identity_entries |= {
             "policy": type(policy).__name__,
             "architecture": _architecture(policy),
             "tokenizer": _tokenizer_digest(policy),
         }
         lora = getattr(policy, "lora", None)
-        found["policy.lora"] = (
+        identity_entries["policy.lora"] = (
             asdict(lora) if is_dataclass(lora) and not isinstance(lora, type) else None
         )
-        found |= _base(policy)
-        found["policy.critic"] = (
+        identity_entries |= _base(policy)
+        identity_entries["policy.critic"] = (
             None if getattr(policy, "critic", None) is None else type(policy.critic).__name__
         )
     if isinstance(objective, Objective):
-        found["objective"] = objective.describe()
-    return found
+        identity_entries["objective"] = objective.describe()
+    return identity_entries
 
 
 def check_identity(
     path: object,
     saved: Mapping[str, Any],
-    own: Mapping[str, Any],
+    current: Mapping[str, Any],
     *,
     algorithm: bool = True,
     options: Sequence[tuple[str, Any, Any]] = (),
@@ -66,44 +66,50 @@ def check_identity(
     Args:
         path: of the checkpoint, for the message.
         saved: the identity in it.
-        own: that of the run.
-        algorithm: whether the objective, the batch arithmetic and `options` count: they do where training goes on.
+        current: that of the run.
+        algorithm: whether the objective, the batch arithmetic and `options` count: they do where
+            training goes on.
         options: further (name, what it was, what it is) that differ.
 
     Raises:
-        UserError: what differs, and the way out: the first part of the model, or all of the algorithm.
+        UserError: what differs, and the way out: the first part of the model, or all of the
+            algorithm.
     """
+    # differences: those of the model are refused at once
     apart: list[tuple[str, Any, Any]] = []
-    for name in own:
+    for name in current:
         if (
             name not in saved
-            or saved[name] == own[name]
-            or (name == "policy.base" and None in (saved[name], own[name]))
+            or saved[name] == current[name]
+            or (name == "policy.base" and None in (saved[name], current[name]))
         ):
             continue
         if name == "objective":
-            apart += [("objective", *axis) for axis in _axes_apart(saved[name], own[name])]
+            apart += [("objective", *axis) for axis in _axes_apart(saved[name], current[name])]
         elif name.startswith(("rollout.", "trainer.", *BASE)):
-            apart.append((f"`{name}`", saved[name], own[name]))
+            apart.append((f"`{name}`", saved[name], current[name]))
         else:
             raise UserError(
-                f"the checkpoint {path} has {_named(name)} {_first_apart(saved[name], own[name])}: give the options that "
-                "it was trained with, or another checkpoint"
+                f"the checkpoint {path} has {_named(name)} "
+                f"{_first_apart(saved[name], current[name])}: give the options that it was trained "
+                "with, or another checkpoint"
             )
+    # all differences of the algorithm in one message
     apart += [(f"`{name}`", before, now) for name, before, now in options]
     if apart and algorithm:
         raise UserError(
             f"the checkpoint {path} was saved with the "
             + " and the ".join(f"{name} {_cut(before)}" for name, before, _ in apart)
-            + f", and the configuration has {' and '.join(_cut(now) for *_, now in apart)}: a run goes on as it began; for "
+            + f", and the configuration has {' and '.join(_cut(now) for *_, now in apart)}: "
+            "a run goes on as it began; for "
             "a new one from these weights give `policy.checkpoint` instead of `--ckpt_path`"
         )
 
 
-def _axes_apart(saved: str, own: str) -> list[tuple[str, str]]:
+def _axes_apart(saved: str, current: str) -> list[tuple[str, str]]:
     """Return the axes of an objective that differ."""
-    axes = zip(saved.split(" | "), own.split(" | "), strict=False)
-    return [(one, other) for one, other in axes if one != other] or [(saved, own)]
+    axes = zip(saved.split(" | "), current.split(" | "), strict=False)
+    return [(one, other) for one, other in axes if one != other] or [(saved, current)]
 
 
 def _cut(value: Any, length: int = 160) -> str:
@@ -120,11 +126,11 @@ def _named(name: str) -> str:
     }.get(name, f"`{name}`")
 
 
-def _first_apart(saved: Any, own: Any) -> str:
-    if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        key = next(key for key in {**own, **saved} if saved.get(key) != own.get(key))
-        return f"{key} {saved.get(key)!r}, the configuration {own.get(key)!r}"
-    return f"{_short(saved)}, the configuration {_short(own)}"
+def _first_apart(saved: Any, current: Any) -> str:
+    if isinstance(saved, Mapping) and isinstance(current, Mapping):
+        key = next(key for key in {**current, **saved} if saved.get(key) != current.get(key))
+        return f"{key} {saved.get(key)!r}, the configuration {current.get(key)!r}"
+    return f"{_short(saved)}, the configuration {_short(current)}"
 
 
 def _short(value: Any) -> str:

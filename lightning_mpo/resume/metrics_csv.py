@@ -16,7 +16,7 @@ from lightning_mpo.storage import PART, sync_folder
 
 
 class MetricsWriter(ExperimentWriter):
-    """Writes `metrics.csv`; it begins afresh with the first row that is saved, unless `rewind` was called before.
+    """Writes `metrics.csv`, afresh unless `rewind` was called before the first saved row.
 
     The file is never half-written: a new column rewrites it beside its place.
     """
@@ -25,14 +25,14 @@ class MetricsWriter(ExperimentWriter):
         super().__init__(log_dir)
         self.path = Path(self.metrics_file_path)
         self.rows = 0
-        """Rows of the file and those that wait for it."""
+        """Rows of the file, including those not written yet."""
         self._afresh = True
 
     def _check_log_dir_exists(self) -> None:
         """Leave the file alone: Lightning's writer deletes it at once."""
 
     def set_aside(self, verb: str) -> None:
-        """Write to `metrics_VERB.csv`, so that a validation leaves the file of the training alone."""
+        """Write to `metrics_VERB.csv`, so that the file of training stays as it is."""
         self.path = self.path.with_name(f"metrics_{verb}.csv")
         self.metrics_file_path = str(self.path)
 
@@ -50,7 +50,7 @@ class MetricsWriter(ExperimentWriter):
         self._replace(fieldnames, self._read()[1])
 
     def rewind(self, rows: int) -> int:
-        """Keep the first rows of the file and go on behind them; return how many there were to keep."""
+        """Keep the first rows of the file and append to them; return how many there were."""
         names, kept = self._read() if self.path.is_file() else ([], [])
         kept = kept[:rows]
         if kept:
@@ -78,7 +78,7 @@ class MetricsWriter(ExperimentWriter):
         os.replace(part, self.path)
 
     def mark(self) -> int:
-        """Make the disk keep what was logged; return the number of rows."""
+        """Flush the logged rows to disk; return their number."""
         self.save()
         if self.path.is_file() and not self._afresh:
             with self.path.open("rb") as file:
@@ -88,10 +88,11 @@ class MetricsWriter(ExperimentWriter):
 
 
 class MetricsCSV(CSVLogger):
-    """`CSVLogger` whose `metrics.csv` a resumed run goes on with: cut at the checkpoint, then appended to.
+    """`CSVLogger` whose `metrics.csv` a resumed run cuts at the checkpoint and appends to.
 
-    The command line takes it wherever a configuration names Lightning's `CSVLogger`, which deletes the file of a folder
-    that is used again. Verbs other than `fit` write to `metrics_VERB.csv`. Arguments are those of `CSVLogger`.
+    The command line takes it wherever a configuration names Lightning's `CSVLogger`, which deletes
+    the file of a folder that is used again. Verbs other than `fit` write to `metrics_VERB.csv`.
+    Arguments are those of `CSVLogger`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

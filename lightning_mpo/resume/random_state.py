@@ -1,4 +1,4 @@
-"""The state of a process's random number generators, in values that plain loading can bring back."""
+"""The state of a process's random number generators, as plain values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of the generators of torch (CPU and this process's GPU), Python and numpy."""
+    """Return the states of the generators of torch (CPU and one GPU), Python and numpy."""
     version, words, gauss = random.getstate()
     keys: Any
     _, keys, position, has_gauss, cached = np.random.get_state()

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.resume.entries import check_optimizer, complete
+from lightning_mpo.resume.optimizer_states import check_optimizer, complete_options
 
 STEPS = (
     "resume_start",
@@ -24,7 +24,7 @@ STEPS = (
 
 @contextmanager
 def restoring(path: object) -> Iterator[None]:
-    """Say in one line that entries of a checkpoint are not what such a run saves.
+    """Turn errors while restoring into one line on the checkpoint.
 
     Args:
         path: of the checkpoint.
@@ -45,7 +45,7 @@ def restoring(path: object) -> Iterator[None]:
 
 
 def restore_in_one_line(trainer: L.Trainer) -> None:
-    """Have a trainer's steps of restoring end in one line where an entry of the checkpoint is wrong."""
+    """Replace a trainer's restoring steps, so that a wrong entry ends in one line."""
     connector = trainer._checkpoint_connector
     for name in STEPS:
         step = getattr(connector, name)
@@ -75,7 +75,7 @@ def _restore_training(trainer: L.Trainer, step: Callable[..., Any]) -> None:
     saved = _optimizer_states(trainer) or []
     step()
     for optimizer, groups, state in zip(trainer.strategy.optimizers, before, saved, strict=False):
-        complete(optimizer, groups, state["param_groups"])
+        complete_options(optimizer, groups, state["param_groups"])
 
 
 def _optimizer_states(trainer: L.Trainer) -> list[Any] | None:
@@ -87,7 +87,7 @@ def _optimizer_states(trainer: L.Trainer) -> list[Any] | None:
 
 
 def _check_optimizers(trainer: L.Trainer) -> None:
-    """Refuse states of optimisers that Lightning and torch would take: too few of them, or parts of another kind."""
+    """Refuse states of optimisers that are too few or of another kind, which torch would take."""
     states = _optimizer_states(trainer)
     if states is None:
         return

@@ -1,159 +1,23 @@
-"""The options of a run, one by one, and the effect of a difference on a resume."""
+"""The options of a run, one by one, and those that differ from the options in a checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from inspect import Parameter, signature
 from pathlib import Path
 from types import FunctionType, MethodType
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
 
 from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.resume.option_effects import Effect, effect
 
-Effect = Literal["refused", "reported", "compared elsewhere", "none"]
-"""Effect of a difference. "refused": the run does not start. "reported": the configuration wins, with a message.
-"compared elsewhere": another check handles it. "none": no number changes."""
-
-EFFECTS: dict[Effect, tuple[str, ...]] = {
-    "compared elsewhere": (
-        "model",  # `identity`
-        "model.objective*",
-        "model.policy",
-        "model.policy.lora*",
-        "model.policy.quantization*",
-        "model.policy.mtp*",
-        "model.policy.critic*",
-        "model.policy.characters",
-        "model.policy.hidden_size",
-        "model.policy.layers",
-        "model.policy.heads",
-        "model.policy.max_length",
-        "model.policy.intermediate_size",
-        "rollout.prompts",
-        "rollout.completions",
-        "rollout.minibatches",
-        "rollout.epochs",
-        "trainer.accumulate_grad_batches",
-        "trainer.devices",
-        "trainer.num_nodes",
-        "model.optimizer*",  # `configured`
-        "model.scheduler*",
-        "model.learning_rates*",
-        "model.policy.source",  # by their content
-        "model.policy.checkpoint",
-        "data.train",
-        "data.validation",
-        "data.path",
-        "data.folder",
-        "data.train_problems",
-        "data.held_out_problems",
-    ),
-    "reported": (
-        "seed_everything",
-        "threads",
-        "versions.*",
-        "model.temperature",
-        "model.max_new_tokens",
-        "model.seed",
-        "model.score_tokens",
-        "model.batches_per_epoch",
-        "model.policy.*",
-        "data.seed",
-        "data.max_prompt_tokens",
-        "data.validation*",
-        "rollout.seed",
-        "rollout.max_new_tokens",
-        "rollout.sampler*",
-        "rollout.validation_completions",
-        "rollout.parity_gate",
-        "rollout.reward_*",
-        "trainer.precision",
-        "trainer.gradient_clip*",
-        "trainer.accelerator",
-        "trainer.strategy*",
-        "trainer.deterministic",
-        "trainer.benchmark",
-        "trainer.limit_train_batches",
-        "trainer.limit_val_batches",
-        "trainer.val_check_interval",
-        "trainer.check_val_every_n_epoch",
-        "trainer.detect_anomaly",
-        "trainer.plugins*",
-        "trainer.use_distributed_sampler",
-        "trainer.sync_batchnorm",
-        "trainer.overfit_batches",
-        "trainer.fast_dev_run",
-        "callbacks.EarlyStopping*",
-        "callbacks.KLTracking*",
-        "callbacks.ReferenceUpdate*",
-        "callbacks.*WeightAveraging*",
-    ),
-    "refused": (
-        "model.batch_size",
-        "model.prompts",
-        "model.completions",
-        "model.passes",
-        "model.solutions",
-        "data",
-        "data.*",
-        "rollout.rewards*",
-        "rollout.dynamic*",
-        "rollout.mask_truncated",
-        "rollout.replay*",
-    ),
-    "none": (
-        "ckpt_path",
-        "config",
-        "weights_only",
-        "include*",
-        "warmup",
-        "optimizer*",
-        "lr_scheduler*",
-        "trainer.max_*",
-        "trainer.min_*",
-        "trainer.default_root_dir",
-        "trainer.logger*",
-        "trainer.log_every_n_steps",
-        "trainer.enable_*",
-        "trainer.num_sanity_val_steps",
-        "trainer.limit_test_batches",
-        "trainer.limit_predict_batches",
-        "trainer.inference_mode",
-        "trainer.profiler*",
-        "trainer.barebones",
-        "trainer.reload_dataloaders_every_n_epochs",
-        "trainer.model_registry",
-        "trainer.callbacks",
-        "callbacks.*ProgressBar*",
-        "callbacks.*Checkpoint*",
-        "callbacks.ExactResume*",
-        "callbacks.Export*",
-        "callbacks.Heartbeat*",
-        "callbacks.KillAt*",
-        "callbacks.CountEvents*",
-        "callbacks.LearningRateMonitor*",
-        "callbacks.MemoryAccounting*",
-        "callbacks.ModelSummary*",
-        "callbacks.Predictions*",
-        "callbacks.Preemption*",
-        "callbacks.PromptOrder*",
-        "callbacks.Report*",
-        "callbacks.SaveConfig*",
-        "callbacks.Samples*",
-        "callbacks.SupportOverlap*",
-        "callbacks.Throughput*",
-        "callbacks.Watchdog*",
-    ),
-}
-"""Patterns for paths of options, without `init_args`; the first match counts. An object's path holds its class name."""
 TRAINER = (
     "gradient_clip_val",
     "gradient_clip_algorithm",
@@ -167,17 +31,11 @@ NOTHING = "nothing"
 """The value of an option that one of the runs does not have."""
 
 
-def effect(path: str) -> Effect | None:
-    """Return the effect of a difference at a path; None: no pattern matches, which counts as "reported"."""
-    return next(
-        (name for name, rules in EFFECTS.items() for rule in rules if fnmatchcase(path, rule)), None
-    )
-
-
 def run_options(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[str, Any]:
     """Return the options of a run by path, as plain values; no weights are loaded for it.
 
-    An option is an argument of a class that its objects keep under its name, with or without an underscore in front.
+    An option is an argument of a class that its objects keep under its name, with or without an
+    underscore in front.
 
     Args:
         trainer: with its callbacks.
@@ -227,8 +85,8 @@ def differences(
 ) -> list[tuple[str, Any, Any]]:
     """Return (option, saved value, present value) of options that differ and have a given effect.
 
-    If a whole part is new, gone or of another class, its options are not listed as well. Callbacks that are new or gone
-    are left to `changed_callbacks`.
+    If a whole part is new, gone or of another class, its options are not listed as well. Callbacks
+    that are new or gone are left to `changed_callbacks`.
 
     Args:
         saved: options in the checkpoint, by path.
@@ -248,7 +106,7 @@ def differences(
 
 
 def changed_callbacks(saved: list[str], trainer: L.Trainer) -> list[str]:
-    """Return a line for each callback that is gone or new, and has a state or may change a number."""
+    """Return a line for each callback that is gone or new, and has a state or an effect."""
     now = {type(callback).__name__: callback for callback in callbacks_of(trainer)}
     gone = [name for name in saved if name not in now and effect(f"callbacks.{name}") != "none"]
     new = [
@@ -271,7 +129,7 @@ def shown(path: str) -> str:
     return path.removeprefix("callbacks.").removeprefix("versions.")
 
 
-# --- reading options ----------------------------------------------------------------------------------------------------
+# --- reading options ------------------------------------------------------------------------
 
 
 def _leaves(value: Any, place: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -302,7 +160,7 @@ _MISSING = object()
 
 
 def _arguments(kind: type) -> list[str]:
-    """Return the names of a class's arguments, with those that it passes on to its base classes."""
+    """Return the names of a class's arguments, and of arguments passed to its bases."""
     names: list[str] = []
     for part in kind.__mro__[:-1]:
         if "__init__" not in vars(part):
@@ -331,7 +189,7 @@ def _version(package: str) -> str | None:
 
 
 def _contents(policy: Any) -> dict[str, Any]:
-    """Return digests of the files that a policy starts from, as the reference of a resumed run is made from them."""
+    """Return digests of the files of a policy, as a resumed run makes its reference from them."""
     if not isinstance(policy, CausalPolicy):
         return {}
     found: dict[str, Any] = {}
@@ -343,7 +201,7 @@ def _contents(policy: Any) -> dict[str, Any]:
 
 
 def _file_mark(path: Path) -> str | None:
-    """Return a digest of the end of a checkpoint, which holds its checksum, or of the ends of a folder's files."""
+    """Return a digest of the end of a checkpoint, its checksum, or of a folder's files."""
     files = sorted(path.glob("*")) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:

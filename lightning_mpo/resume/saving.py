@@ -28,14 +28,16 @@ Check = Callable[[Any, dict[str, Any]], None]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint to a name of its own, makes the disk keep it, and only then gives it its name.
+    """Writes a checkpoint under a temporary name, flushes it to disk, and renames it.
 
-    A run that is killed meanwhile, or a full disk, leaves the checkpoint before as it was. (Lightning's own writer goes
-    through the folder for temporary files, from which a file on another disk is copied to its place.) What is read must
-    be what was written, and is loaded without running any code of the file's.
+    A run that is killed meanwhile, or a full disk, leaves the checkpoint before as it was.
+    (Lightning's own writer goes through the folder for temporary files, from which a file on
+    another disk is copied to its place.) What is read must be what was written, and is loaded
+    without running any code of the file's.
 
     Args:
-        check: called with path and content of what was read, to refuse it before anything is restored.
+        check: called with path and content of what was read, to refuse it before anything is
+            restored.
         part: what is read of a folder.
     """
 
@@ -58,12 +60,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Return a checkpoint, of a file or a folder.
 
         Raises:
-            UserError: it is damaged, is no checkpoint, or holds objects other than tensors and plain values.
+            UserError: it is damaged, is no checkpoint, or holds objects other than tensors and
+                plain values.
         """
         return self.checked(path, read_checkpoint(path, part=self.part))
 
     def checked(self, path: Any, content: dict[str, Any]) -> dict[str, Any]:
-        """Return what was read if it may be restored."""
+        """Return the content of a checkpoint if it may be restored."""
         if self.check is not None:
             self.check(path, content)
         return content
@@ -103,6 +106,7 @@ def _save_shards_whole(strategy: ModelParallelStrategy, io: AtomicCheckpointIO) 
             if strategy.is_global_zero:
                 io.save_checkpoint(checkpoint, path)
             return
+        # weights and moments in shards, all else in one file
         rest = dict(checkpoint)
         shards = {"state_dict": rest.pop("state_dict")}
         shards |= {
@@ -111,10 +115,12 @@ def _save_shards_whole(strategy: ModelParallelStrategy, io: AtomicCheckpointIO) 
         write_folder(shards, rest, path, io.disk)
 
     def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        # everything but tensors, checked
         path = locate(strategy.broadcast(checkpoint_path))
         rest = io.checked(path, read_checkpoint(path, part="outline"))
         if not path.is_dir():
             return load_one_file(path, weights_only=True)
+        # tensors, each process its shards
         module = strategy.lightning_module
         assert module is not None
         with reading(f"the checkpoint {str(path)!r}"):
@@ -127,7 +133,7 @@ def _save_shards_whole(strategy: ModelParallelStrategy, io: AtomicCheckpointIO) 
 
 @rank_zero_only
 def check_folders(folders: Iterable[str | Path]) -> None:
-    """Refuse folders in which no file can be made; those that are missing are made.
+    """Refuse folders that cannot be written; missing ones are made.
 
     Raises:
         UserError: a folder cannot be made or written.
@@ -141,5 +147,6 @@ def check_folders(folders: Iterable[str | Path]) -> None:
         except OSError as error:
             raise UserError(
                 f"the folder {str(folder)!r} cannot be written ({error.strerror}): give another "
-                "`trainer.default_root_dir`, `dirpath` of the checkpoints or `save_dir` of the logger"
+                "`trainer.default_root_dir`, `dirpath` of the checkpoints or `save_dir` of the "
+                "logger"
             ) from error

@@ -1,4 +1,4 @@
-"""From prompts to updates: rounds of sampling, checks, rewards, old log-probs, the plan of mini-batches."""
+"""From prompts to updates: sampling, checks, rewards, old log-probs, mini-batches."""
 
 from lightning_mpo.rollout.dynamic import DynamicSampling
 from lightning_mpo.rollout.joining import join_rollouts

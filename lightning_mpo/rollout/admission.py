@@ -1,4 +1,4 @@
-"""What a rollout must fulfil before it is trained on, whoever sampled it."""
+"""Checks of a rollout before training, whichever sampler made it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_GAP = 1e-3
 """Nats between the two records of a sampled token's log-prob, by rounding."""
 
 
-def admit(
+def check_rollout(
     rollout: Rollout,
     support: Support,
     vocabulary: int,
@@ -26,7 +26,9 @@ def admit(
     candidates: int = 0,
     completions: int | None = None,
 ) -> Rollout:
-    """Check groups, ids, supports and log-probs of a rollout, and unite supports with sampled tokens where that is allowed.
+    """Check groups, ids, supports and log-probs of a rollout.
+
+    Supports are united with sampled tokens if the objective allows it.
 
     Args:
         rollout: what a sampler returned, or a file held.
@@ -37,9 +39,9 @@ def admit(
         completions: G, rows of each prompt, which stand below each other; None: not known.
 
     Raises:
-        UserError: groups that are torn apart or of another size; ids that the policy does not know; a support where the
-            objective has none, or none where it has one; a sampled token outside its support; log-probs or candidates that
-            are needed and cannot be.
+        UserError: groups that are torn apart or of another size; ids that the policy does not know;
+            a support where the objective has none, or none where it has one; a sampled token
+            outside its support; log-probs or candidates that are needed and cannot be.
     """
     if completions is not None:
         _check_groups(rollout.group_B, completions)
@@ -53,19 +55,23 @@ def admit(
 
 def _admit_support(rollout: Rollout, support: Support, vocabulary: int) -> Rollout:
     _check_ids("tokens", rollout.tokens_BL[rollout.attention_mask_BL], vocabulary)
+    # supports are there if and only if the objective has one
     truncated = not isinstance(support, FullVocabulary)
     if rollout.support_BTK is None and truncated:
         raise UserError(
-            f"the rollout stores no supports, but `objective.support` is {type(support).__name__}: sample with that "
-            "support, or set `objective.support: FullVocabulary`"
+            "the rollout stores no supports, but `objective.support` is "
+            f"{type(support).__name__}: sample with that support, or set `objective.support: "
+            "FullVocabulary`"
         )
     if rollout.support_BTK is None:
         return rollout
     if not truncated:
         raise UserError(
-            "the rollout was drawn from supports, but `objective.support` is FullVocabulary, so that every ratio would "
-            "carry the mass of the support as a factor: give the support it was drawn from"
+            "the rollout was drawn from supports, but `objective.support` is FullVocabulary, so "
+            "that every ratio would carry the mass of the support as a factor: give the support "
+            "it was drawn from"
         )
+    # ids, and sampled tokens outside their support
     used_BTK = rollout.response_mask_BT[..., None].expand_as(rollout.support_BTK)
     if rollout.support_mask_BTK is not None:
         used_BTK = used_BTK & rollout.support_mask_BTK
@@ -84,8 +90,8 @@ def _check_groups(group_B: Tensor, completions: int) -> None:
             else f"groups of {sorted(set(sizes.tolist()))} rows"
         )
         raise UserError(
-            f"the rollout has {what}; let the sampler return the {completions} completions (`rollout.completions`) of a "
-            "prompt below each other, with one `group_B`"
+            f"the rollout has {what}; let the sampler return the {completions} completions "
+            "(`rollout.completions`) of a prompt below each other, with one `group_B`"
         )
 
 
@@ -93,15 +99,15 @@ def _check_behaviour(rollout: Rollout) -> None:
     logprobs_BT: Tensor | None = rollout.behaviour_logprobs_BT
     if logprobs_BT is None:
         raise UserError(
-            "the rollout has no `behaviour_logprobs_BT`, against which the objective takes ratios: let the sampler record "
-            "the log-probs of what it drew"
+            "the rollout has no `behaviour_logprobs_BT`, against which the objective takes "
+            "ratios: let the sampler record the log-probs of what it drew"
         )
     drawn = logprobs_BT[rollout.response_mask_BT]
     bad = int((~drawn.isfinite() | (drawn > MAX_LOGPROB)).sum())
     if bad:
         raise UserError(
-            f"`behaviour_logprobs_BT` must hold log-probs, finite and at most 0, got {bad} of {len(drawn)} response "
-            "tokens with others: were logits or probabilities recorded?"
+            f"`behaviour_logprobs_BT` must hold log-probs, finite and at most 0, got {bad} of "
+            f"{len(drawn)} response tokens with others: were logits or probabilities recorded?"
         )
 
 
@@ -114,54 +120,62 @@ def _check_candidates(rollout: Rollout, k: int, vocabulary: int) -> None:
     )
     if ids_BTK is None or logprobs_BTK is None:
         raise UserError(
-            f"the rollout has no `candidates_BTK` with log-probs, of which `objective.surrogate` compares {k}: let the "
-            "sampler record them (`candidates`), or set `top_k: null`"
+            "the rollout has no `candidates_BTK` with log-probs, of which `objective.surrogate` "
+            f"compares {k}: let the sampler record them (`candidates`), or set `top_k: null`"
         )
+    # log-probs and ids of the used slots
     ids, logprobs = ids_BTK[mask_BT].long(), logprobs_BTK[mask_BT]
     if logprobs.isnan().any() or (logprobs > MAX_LOGPROB).any():
         raise UserError(
-            "`candidate_logprobs_BTK` must hold log-probs, at most 0, or -inf in slots without an id"
+            "`candidate_logprobs_BTK` must hold log-probs, at most 0, or -inf in slots without "
+            "an id"
         )
     used = logprobs > -torch.inf
     _check_ids("candidates", ids[used], vocabulary)
     alone = torch.arange(ids.shape[-1], device=ids.device) + vocabulary
     if (torch.where(used, ids, alone).sort(-1).values.diff(dim=-1) == 0).any():
         raise UserError(
-            "`candidates_BTK` must hold distinct ids: the mass of one that comes twice would count twice"
+            "`candidates_BTK` must hold distinct ids: the mass of one that comes twice would "
+            "count twice"
         )
-    own = used & (ids == rollout.responses_BT[mask_BT].unsqueeze(-1))
-    missing = int((~own.any(-1)).sum())
+    # the sampled token is among them, with the same log-prob
+    sampled = used & (ids == rollout.responses_BT[mask_BT].unsqueeze(-1))
+    missing = int((~sampled.any(-1)).sum())
     if missing:
         raise UserError(
-            f"{missing} of {len(ids)} sampled tokens are not among their `candidates_BTK`: record the sampled token "
-            "besides the most probable ones"
+            f"{missing} of {len(ids)} sampled tokens are not among their `candidates_BTK`: record "
+            "the sampled token besides the most probable ones"
         )
-    gap = logprobs.masked_fill(~own, 0).sum(-1) - rollout.behaviour_logprobs_BT[mask_BT]
+    gap = logprobs.masked_fill(~sampled, 0).sum(-1) - rollout.behaviour_logprobs_BT[mask_BT]
     if (gap.abs() > MAX_GAP).any():
         raise UserError(
-            f"`candidate_logprobs_BTK` and `behaviour_logprobs_BT` differ by up to {gap.abs().max().item():.3g} nats for "
-            "the same token: record both after temperature and support"
+            "`candidate_logprobs_BTK` and `behaviour_logprobs_BT` differ by up to "
+            f"{gap.abs().max().item():.3g} nats for the same token: record both after temperature "
+            "and support"
         )
+    # candidates are part of the stored support
     if rollout.support_BTK is not None:
         slots = None if rollout.support_mask_BTK is None else rollout.support_mask_BTK[mask_BT]
         zeros = torch.zeros_like(rollout.support_BTK[mask_BT], dtype=logprobs.dtype)
         inside = F.logprobs_at(ids, rollout.support_BTK[mask_BT], zeros, slots) > -torch.inf
         if (used & ~inside).any():
             raise UserError(
-                "`candidates_BTK` must be ids of the stored support: what is outside was never drawn from"
+                "`candidates_BTK` must be ids of the stored support: what is outside was never "
+                "drawn from"
             )
 
 
 def _check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
         raise UserError(
-            f"the {name} of the rollout hold ids from {int(ids.min())} to {int(ids.max())}, the policy has 0 to "
-            f"{vocabulary - 1}: was it sampled with another tokenizer?"
+            f"the {name} of the rollout hold ids from {int(ids.min())} to {int(ids.max())}, the "
+            f"policy has 0 to {vocabulary - 1}: was it sampled with another tokenizer?"
         )
 
 
 def _unite(rollout: Rollout, support: Support) -> Rollout:
     assert rollout.support_BTK is not None
+    # sampled tokens outside their support
     outside_BT = F.outside(
         rollout.responses_BT,
         rollout.support_BTK,
@@ -173,9 +187,11 @@ def _unite(rollout: Rollout, support: Support) -> Rollout:
         return rollout
     if support.outside == "refuse":
         raise UserError(
-            f"{missing} of {int(rollout.response_mask_BT.sum())} sampled tokens are not in the support stored with them; "
-            f"`{name}.outside: unite` (or `drop`, without loss on them) lets such tokens pass and counts them"
+            f"{missing} of {int(rollout.response_mask_BT.sum())} sampled tokens are not in the "
+            f"support stored with them; `{name}.outside: unite` (or `drop`, without loss on them) "
+            "lets such tokens pass and counts them"
         )
+    # add them
     support_BTK, support_mask_BTK = F.unite(
         rollout.responses_BT, rollout.support_BTK, rollout.support_mask_BTK, outside_BT
     )

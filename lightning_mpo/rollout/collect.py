@@ -14,8 +14,8 @@ from torch import Tensor
 from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.rewards.scoring import Scores
-from lightning_mpo.rollout.admission import admit
-from lightning_mpo.rollout.dynamic import Account, DynamicSampling
+from lightning_mpo.rollout.admission import check_rollout
+from lightning_mpo.rollout.dynamic import DynamicSampling, SamplingCounts
 from lightning_mpo.rollout.events import Listener, RolloutEvent
 from lightning_mpo.rollout.experience import (
     build_experience,
@@ -26,6 +26,7 @@ from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.ranks import Ranks
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.rollout.scorer import Scorer
+from lightning_mpo.rollout.state import RolloutBuffer
 from lightning_mpo.sampling.base import Sampler, SamplingRequest
 from lightning_mpo.sampling.replay import PrefixReplay
 from lightning_mpo.scores import Denominators
@@ -47,13 +48,24 @@ class Prompts(Protocol):
 class Collected:
     """A rollout, ready to be trained on."""
 
-    experience: Experience
-    plan: list[list[Tensor]]
-    """`plan[update][micro_batch]` holds row numbers."""
-    denominators: list[Denominators]
-    """Of each update, summed over ranks."""
+    buffer: RolloutBuffer
     event: RolloutEvent
     metrics: dict[str, float]
+
+    @property
+    def experience(self) -> Experience:
+        """All rows of this rank."""
+        return self.buffer.experience
+
+    @property
+    def plan(self) -> list[list[Tensor]]:
+        """Row numbers: `plan[update][micro_batch]`."""
+        return self.buffer.plan
+
+    @property
+    def denominators(self) -> list[Denominators]:
+        """Denominators of each update, summed over ranks."""
+        return self.buffer.denominators
 
 
 @dataclass
@@ -62,7 +74,7 @@ class Collector:
 
     Args:
         scorer: policy, temperature and precision of scoring; sampling uses the same.
-        objective: says over what to sample and what its updates need.
+        objective: gives the support to sample from and the scores that updates need.
         prompts: serves the prompts.
         sampler: draws responses.
         judge: calls the rewards.
@@ -70,11 +82,12 @@ class Collector:
         max_new_tokens: longest response.
         seed: of sampling, token selection and the order of rows.
         ranks: the processes that share a rollout.
-        listener: hears of phases and tokens.
+        listener: is called for phases and tokens.
         replay: restarts some completions inside others; None: all are sampled from the prompt.
-        dynamic: replaces prompts that all completions answer right, or none; None: every prompt is trained on.
+        dynamic: replaces prompts that all completions answer right, or none; None: every prompt is
+            trained on.
         mask_truncated: responses that `max_new_tokens` cut off carry no loss.
-        parity_gate: compare sampler and trainer before the first update.
+        parity_gate: compare sampler and trainer on the next samples; False once they agreed.
     """
 
     scorer: Scorer
@@ -98,10 +111,14 @@ class Collector:
         Args:
             counter: rollouts before this one; prompts and random numbers are functions of it.
             reference: score with the reference policy as well.
+
+        Raises:
+            ParityError: sampler and trainer disagree.
         """
+        # prompts -> samples -> rewards
         started = time.perf_counter()
-        rollout, scores, account, sample_seconds = self._fill(counter)
-        # everything that the updates need is computed once, at the weights that sampled
+        rollout, scores, counts, sample_seconds = self._fill(counter)
+        # samples -> experience, once and at the weights that sampled
         self.listener.phase("scoring")
         draws = generator_of(self.seed, Stream.PLAN, counter, self.ranks.rank)
         experience = build_experience(
@@ -112,31 +129,39 @@ class Collector:
             draws,
             updates=self.schedule.updates,
             reference=reference,
-            scored_B=rollout.finish_B == Finish.STOP if self.mask_truncated else None,
             total=self.ranks.sum,
         )
+        # responses that were cut off count within their group and carry no loss
+        if self.mask_truncated:
+            finished_B = (rollout.finish_B == Finish.STOP).to(experience.valid_B.device)
+            experience = replace(experience, valid_B=experience.valid_B & finished_B)
+        # experience -> updates and their denominators
         plan = self.schedule.plan(rollout.group_B, rollout.attention_mask_BL.sum(1), draws)
         self.listener.phase("all-reduce")
         denominators = self._denominators(experience, plan)
+        # metrics
         prepare_seconds = time.perf_counter() - started - sample_seconds
-        event = RolloutEvent(counter, experience, scores, sample_seconds, prepare_seconds, account)
+        event = RolloutEvent(counter, experience, scores, sample_seconds, prepare_seconds, counts)
         metrics = self._steer_penalty(experience)
         metrics |= event.metrics(self.ranks.sum, self.scorer.policy.end_tokens)
-        return Collected(experience, plan, denominators, event, metrics)
+        return Collected(RolloutBuffer(experience, plan, denominators), event, metrics)
 
-    def _fill(self, counter: int) -> tuple[Rollout, Scores, Account | None, float]:
+    def _fill(self, counter: int) -> tuple[Rollout, Scores, SamplingCounts | None, float]:
         """Sample and judge the rows of a rollout; the last value is the seconds of sampling."""
-        places, seconds = self.schedule.local_prompts, 0.0
+        groups, seconds = self.schedule.local_prompts, 0.0
 
         def draw(round: int, count: int) -> tuple[Rollout, Scores]:
             nonlocal seconds
+            compare = self.parity_gate
+            # sample
             self.listener.phase("sampling")
             started = time.perf_counter()
-            rollout = self._sample(counter, round, count)
+            rollout = self._sample(counter, round, count, check_behaviour=compare)
             seconds += time.perf_counter() - started
             self.listener.sampled()
-            if self.parity_gate:
+            if compare:
                 self._check_parity(rollout)
+            # judge
             self.listener.phase("reward function")
             return rollout, self.judge(rollout)
 
@@ -145,10 +170,10 @@ class Collector:
             return self.ranks.sum(counts)
 
         if self.dynamic is None:
-            return *draw(0, places), None, seconds
+            return *draw(0, groups), None, seconds
         collected = self.dynamic.collect(
             draw,
-            places,
+            groups,
             self.schedule.completions,
             total,
             others=self.scorer.policy.lockstep,
@@ -156,8 +181,9 @@ class Collector:
         )
         return *collected, seconds
 
-    def _sample(self, counter: int, round: int, count: int) -> Rollout:
-        """Sample the first prompts of this rank's share of a round."""
+    def _sample(self, counter: int, round: int, count: int, check_behaviour: bool) -> Rollout:
+        """Sample the first `count` prompts of this rank's share of a round."""
+        # prompts and random numbers
         objective, policy, rank = self.objective, self.scorer.policy, self.ranks.rank
         first = rank * self.schedule.local_prompts
         rows = self.prompts.training_rows(counter, self.schedule.prompts, round)[
@@ -166,6 +192,7 @@ class Collector:
         draws = generator_of(self.seed, Stream.SAMPLE, counter, rank)
         if round:
             draws = generator_of(self.seed, Stream.RESAMPLE, counter, rank, round)
+        # sample, under the precision of scoring: autocast is not active outside of `training_step`
         candidates = objective.surrogate.candidates
         request = SamplingRequest(
             objective.support, self.scorer.temperature, self.max_new_tokens, candidates=candidates
@@ -175,10 +202,7 @@ class Collector:
             if self.replay is None
             else partial(self.replay.sample, self.sampler)
         )
-        with (
-            policy.lockstep(),
-            self.scorer.context(),
-        ):  # outside of `training_step` autocast is not active
+        with policy.lockstep(), self.scorer.context():
             rollout = sample(
                 policy,
                 self.prompts.encode(rows),
@@ -187,11 +211,12 @@ class Collector:
                 generator=draws,
                 progress=self.listener.tokens,
             )
-        rollout = admit(
+        # groups, ids, supports and log-probs
+        rollout = check_rollout(
             rollout,
             objective.support,
             policy.vocabulary,
-            behaviour=objective.needs_behaviour or self.parity_gate,
+            behaviour=objective.needs_behaviour or check_behaviour,
             candidates=candidates,
             completions=self.schedule.completions,
         )
@@ -203,22 +228,22 @@ class Collector:
         return replace(rollout, score_seed_B=seeds_B.to(rollout.group_B.device))
 
     def _check_parity(self, rollout: Rollout) -> None:
-        """Compare sampler and trainer, once."""
+        """Compare the log-probs of sampler and trainer."""
         scorer = self.scorer
         with scorer.policy.lockstep(), scorer.context():
             parity = check_parity(
                 scorer.policy, rollout, temperature=scorer.temperature, exact=scorer.exact
             )
-        what = (
+        compared = (
             "sampler against trainer"
             if scorer.policy.exact_logprobs
             else "padded against unpadded rows"
         )
-        self.listener.note(f"parity     {what}: {parity.describe()}")
+        self.listener.note(f"parity     {compared}: {parity.describe()}")
         self.parity_gate = False
 
     def _denominators(self, experience: Experience, plan: list[list[Tensor]]) -> list[Denominators]:
-        """Sum the denominators of each update over ranks, in one all-reduce for the whole rollout."""
+        """Sum the denominators of each update over ranks, in one all-reduce per rollout."""
         device = experience.rewards_B.device
         parts = [
             self.objective.denominators(take_rows(experience, torch.cat(update).to(device)))
@@ -230,7 +255,7 @@ class Collector:
         return [Denominators(*update) for update in self.ranks.sum(sums)]
 
     def _steer_penalty(self, experience: Experience) -> dict[str, float]:
-        """Show the controller of a KL penalty how far the policy is from its reference; return its coefficient."""
+        """Update the controller of a KL penalty by the divergence; return its coefficient."""
         kl, values = self.objective.term(KLPenalty), divergence_from_reference(experience)
         if kl is None or values is None:
             return {}

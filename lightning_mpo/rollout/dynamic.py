@@ -1,4 +1,4 @@
-"""Dynamic sampling: prompts that all completions answer right, or none, are replaced by others (DAPO)."""
+"""Dynamic sampling (DAPO): replaces prompts that are answered all right or all wrong."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Draw = Callable[[int, int], Judged]
 
 
 @dataclass
-class Account:
+class SamplingCounts:
     """Counts over the sampling rounds of one rollout, on this rank.
 
     Args:
-        places: groups that the rollout holds.
+        groups: groups that the rollout holds.
     """
 
-    places: int
+    groups: int
     rounds: int = 0
     mixed: int = 0  # groups with right and wrong completions
     right: int = 0  # groups without a wrong one
@@ -45,26 +45,29 @@ class Account:
 
     @property
     def missing(self) -> int:
-        """Places that are still free."""
-        return max(self.places - self.mixed, 0)
+        """Groups that are still missing."""
+        return max(self.groups - self.mixed, 0)
 
     @property
-    def wanted(self) -> int:
-        """Prompts of the next round: enough for the free places at the share of useful groups so far, at most all."""
+    def next_prompts(self) -> int:
+        """Prompts of the next round.
+
+        They fill the free groups at the share of useful groups so far, at most all.
+        """
         if not self.missing or not self.mixed:
-            return self.places if self.missing else 0
+            return self.groups if self.missing else 0
         seen = self.mixed + self.right + self.wrong + self.undecided
-        return min(self.places, -(-self.missing * seen // self.mixed))
+        return min(self.groups, -(-self.missing * seen // self.mixed))
 
     def sums(self) -> dict[str, tuple[float, float]]:
-        """By metric, (sum, count), which add up over ranks; a count of 0 marks a total instead of a mean."""
+        """Return (sum, count) by metric, which add up over ranks; count 0 marks a total."""
         return {
             "rollout/rounds": (float(self.rounds), 1.0),
             "rollout/accuracy_all": (float(self.correct), float(self.decided)),
             "rollout/groups_dropped_right": (float(self.right), 0.0),
             "rollout/groups_dropped_wrong": (float(self.wrong), 0.0),
             "rollout/groups_dropped_undecided": (float(self.undecided), 0.0),
-            "rollout/groups_surplus": (float(max(self.mixed - self.places, 0)), 0.0),
+            "rollout/groups_surplus": (float(max(self.mixed - self.groups, 0)), 0.0),
             "rollout/groups_missing": (float(self.missing), 0.0),
             "rollout/tokens_dropped": (float(self.tokens - self.kept_tokens), 0.0),
         }
@@ -73,11 +76,13 @@ class Account:
 class DynamicSampling:
     """Fills a rollout with groups in which some completions are right and some are wrong.
 
-    Groups are judged by accuracy and never by the whole reward, in which a penalty on lengths breaks ties. Those that are
-    all right or all wrong are dropped, further prompts fill their places, and what the last round has too many of is cut
-    off. A redraw takes as many prompts as fill the free places at the share of useful groups seen so far (verl draws a
-    whole batch each time [C]; docs/algorithms.md 4.7). Places that stay free are kept by dropped groups of the first round,
-    as rows that carry no loss and stand in no denominator, so that a rollout always has the same number of rows.
+    Groups are judged by accuracy and never by the whole reward, in which a penalty on lengths
+    breaks ties. Those that are all right or all wrong are dropped, further prompts fill their
+    places, and what the last round has too many of is cut off. A redraw takes as many prompts as
+    fill the free places at the share of useful groups seen so far (verl draws a whole batch each
+    time [C]; docs/algorithms.md 4.7). Places that stay free are kept by dropped groups of the first
+    round, as rows that carry no loss and stand in no denominator, so that a rollout always has the
+    same number of rows.
 
     Args:
         rounds: of sampling, the first one counted; 10 is verl's `max_num_gen_batches` [C].
@@ -86,105 +91,113 @@ class DynamicSampling:
     def __init__(self, rounds: int = 10) -> None:
         at_least("DynamicSampling", 1, rounds=rounds)
         self.rounds = rounds
-        self._told = False
+        self._warned = False
 
     def check(self, rewards: Sequence[Reward], completions: int) -> None:
-        """Refuse rewards that say of nothing that it is right, and groups of one."""
+        """Refuse rewards without an accuracy, and groups of one completion."""
         if not any(reward.is_accuracy for reward in rewards):
             names = ", ".join(type(reward).__name__ for reward in rewards)
             raise UserError(
-                f"`rollout.dynamic` needs a reward that says what is right (`is_accuracy`), got {names}: add one such as "
-                "`ExactAnswer` or `MathAnswer`, or set `rollout.dynamic: null`"
+                "`rollout.dynamic` needs a reward that says what is right (`is_accuracy`), got "
+                f"{names}: add one such as `ExactAnswer` or `MathAnswer`, or set "
+                "`rollout.dynamic: null`"
             )
         if completions < 2:
             raise UserError(
-                "`rollout.dynamic` looks for prompts with right and wrong completions; `rollout.completions` must be at "
-                f"least 2, got {completions}"
+                "`rollout.dynamic` looks for prompts with right and wrong completions; "
+                f"`rollout.completions` must be at least 2, got {completions}"
             )
 
     def collect(
         self,
         draw: Draw,
-        places: int,
+        groups: int,
         completions: int,
         total: Callable[[Tensor], Tensor] = lambda counts: counts,
         others: Callable[[], AbstractContextManager[None]] = nullcontext,
         warn: Callable[[str], None] = warnings.warn,
-    ) -> tuple[Rollout, Scores, Account]:
+    ) -> tuple[Rollout, Scores, SamplingCounts]:
         """Draw until all ranks are full or the rounds are spent.
 
         Args:
             draw: samples and judges whole groups, side by side.
-            places: groups of the rollout on this rank.
+            groups: groups of the rollout on this rank.
             completions: G.
-            total: sums counts over ranks; called once a round by each of them, so that they stop together.
+            total: sums counts over ranks; called once a round by each of them, so that they stop
+                together.
             warn: takes a line for the user.
-            others: entered instead of `draw` by a rank that is full: the others may need its part of the weights.
+            others: entered instead of `draw` by a rank that is full: the others may need its part
+                of the weights.
 
         Returns:
-            `places` groups, their scores (not valid in rows of places that stayed free), and what it took.
+            `groups` groups, their scores, and counts. Scores of groups that stayed missing are not
+            valid.
         """
-        account = Account(places)
-        kept: list[Judged] = []
+        counts = SamplingCounts(groups)
+        useful: list[Judged] = []
         spare: list[Judged] = []
         for round in range(self.rounds):
-            if account.wanted:
-                drawn, free = draw(round, account.wanted), account.missing
-                mixed_P = self._count(account, drawn, completions)
+            # draw as many groups as this rank needs, and keep the useful ones
+            if counts.next_prompts:
+                drawn, free = draw(round, counts.next_prompts), counts.missing
+                mixed_P = self._count(counts, drawn, completions)
                 chosen = mixed_P.nonzero()[:free, 0]
                 if len(chosen):
-                    kept.append(_take(drawn, chosen, completions))
-                    account.kept_tokens += int(kept[-1][0].response_mask_BT.sum())
-                if round == 0 and account.missing:
+                    useful.append(_take(drawn, chosen, completions))
+                    counts.kept_tokens += int(useful[-1][0].response_mask_BT.sum())
+                if round == 0 and counts.missing:
                     spare.append(_take(drawn, (~mixed_P).nonzero()[:, 0], completions))
             else:
                 with others():
                     pass
-            account.rounds = round + 1
+            # all ranks stop together
+            counts.rounds = round + 1
             missing, *dropped = total(
                 torch.tensor(
-                    [account.missing, account.right, account.wrong, account.undecided],
+                    [counts.missing, counts.right, counts.wrong, counts.undecided],
                     dtype=torch.float64,
                 )
             ).tolist()
             if not missing:
                 break
         else:
-            self._tell(warn, int(missing), *(int(groups) for groups in dropped))
-        if account.missing:
-            rollout, scores = _take(spare[0], torch.arange(account.missing), completions)
-            kept.append((rollout, replace(scores, valid_B=torch.zeros_like(scores.valid_B))))
-        rollout = trim_rollout(join_rollouts([rollout for rollout, _ in kept]))
-        return rollout, join_reward_scores([scores for _, scores in kept]), account
+            self._warn_of_missing(warn, int(missing), *(int(groups) for groups in dropped))
+        # missing groups become rows without loss
+        if counts.missing:
+            rollout, scores = _take(spare[0], torch.arange(counts.missing), completions)
+            useful.append((rollout, replace(scores, valid_B=torch.zeros_like(scores.valid_B))))
+        rollout = trim_rollout(join_rollouts([rollout for rollout, _ in useful]))
+        return rollout, join_reward_scores([scores for _, scores in useful]), counts
 
     @staticmethod
-    def _count(account: Account, drawn: Judged, completions: int) -> Tensor:
+    def _count(counts: SamplingCounts, drawn: Judged, completions: int) -> Tensor:
         """Enter a round and return which of its groups are useful."""
         rollout, scores = drawn
         decided_P = scores.decided_B.view(-1, completions).any(1)
         mixed_P = mixed_groups(scores.correct_B, completions, valid_B=scores.decided_B)
         right_P = scores.correct_B.view(-1, completions).any(1) & ~mixed_P
-        account.mixed += int(mixed_P.sum())
-        account.right += int(right_P.sum())
-        account.wrong += int((decided_P & ~mixed_P & ~right_P).sum())
-        account.undecided += int((~decided_P).sum())
-        account.decided += int(scores.decided_B.sum())
-        account.rows += len(scores.correct_B)
-        account.correct += int(scores.correct_B.sum())
-        account.tokens += int(rollout.response_mask_BT.sum())
+        counts.mixed += int(mixed_P.sum())
+        counts.right += int(right_P.sum())
+        counts.wrong += int((decided_P & ~mixed_P & ~right_P).sum())
+        counts.undecided += int((~decided_P).sum())
+        counts.decided += int(scores.decided_B.sum())
+        counts.rows += len(scores.correct_B)
+        counts.correct += int(scores.correct_B.sum())
+        counts.tokens += int(rollout.response_mask_BT.sum())
         return mixed_P
 
-    def _tell(
+    def _warn_of_missing(
         self, warn: Callable[[str], None], missing: int, right: int, wrong: int, undecided: int
     ) -> None:
-        if self._told:
+        if self._warned:
             return
-        self._told = True
+        self._warned = True
         unjudged = f", and {undecided} were judged by no accuracy reward" if undecided else ""
         warn(
-            f"{missing} groups of a rollout train nothing: in {self.rounds} rounds all completions were right for {right} "
-            f"prompts and none for {wrong}{unjudged}; change the difficulty of `data`, raise `rollout.completions`, or raise "
-            "`rounds` of `rollout.dynamic`"
+            f"{missing} groups of a rollout train nothing: in {self.rounds} rounds all "
+            f"completions were right for {right} prompts and none for {wrong}{unjudged}; change "
+            "the difficulty of `data`, raise `rollout.completions`, or raise `rounds` of "
+            "`rollout.dynamic`"
         )
 
 

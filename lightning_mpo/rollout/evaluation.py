@@ -32,13 +32,14 @@ class Decoding:
 def decodings(support: Support, completions: int) -> dict[str, Decoding]:
     """Return the decodings of an evaluation by the prefix of their metrics.
 
-    They are the full vocabulary and, if it is truncated, the training support: training over a support does not change the
-    tail of the distribution, so both are needed (docs/algorithms.md 2.5).
+    They are the full vocabulary and, if it is truncated, the training support: training over a
+    support does not change the tail of the distribution, so both are needed (docs/algorithms.md
+    2.5).
     """
-    found = {"": Decoding(FullVocabulary(), completions)}
+    by_prefix = {"": Decoding(FullVocabulary(), completions)}
     if not isinstance(support, FullVocabulary):
-        found["support_"] = Decoding(support, completions)
-    return found
+        by_prefix["support_"] = Decoding(support, completions)
+    return by_prefix
 
 
 def readable(name: str) -> str:
@@ -54,7 +55,8 @@ def readable(name: str) -> str:
 class Tally:
     """Adds up accuracy, reward and length over batches.
 
-    pass@k covers prompts of which an accuracy reward judged all completions; the mean reward covers judged rows.
+    pass@k covers prompts of which an accuracy reward judged all completions; the mean reward covers
+    judged rows.
 
     Args:
         ks: the k of each pass@k.

@@ -1,4 +1,4 @@
-"""What others see of a rollout: while it is made, and once it is finished."""
+"""The events of a rollout: its phases while it is made, and its result."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ from torch import Tensor
 
 from lightning_mpo.functional.support_diagnostics import could_not_stop
 from lightning_mpo.rewards.scoring import Scores
-from lightning_mpo.rollout.dynamic import Account
+from lightning_mpo.rollout.dynamic import SamplingCounts
 from lightning_mpo.rollout.ranks import Total
 from lightning_mpo.types import Experience, Finish, Rollout
 
 
 class Listener:
-    """Hears of a rollout while it is made. Each method does nothing, or the least, by itself."""
+    """Is called while a rollout is made. By default only `warn` does anything."""
 
     def phase(self, name: str) -> None:
         """Called when a phase begins: sampling, reward function, scoring, all-reduce."""
 
     def tokens(self, drawn: int, running: int) -> None:
-        """Called after each step of the sampler with the tokens drawn and the rows still running."""
+        """Called after each step of the sampler.
+
+        Args:
+            drawn: tokens drawn in this step.
+            running: rows that have not ended.
+        """
 
     def sampled(self) -> None:
-        """Called once the completions of a round are sampled, before anything judges or scores them."""
+        """Called after the sampling of a round, before rewards and scoring."""
 
     def note(self, line: str) -> None:
         """Called with a line for the user."""
@@ -40,8 +45,9 @@ class Listener:
 class RolloutEvent:
     """A finished rollout, as other callbacks see it.
 
-    With dynamic sampling its rows, and so `reward/*`, `rollout/length` and `rollout/truncated`, are those that the rollout
-    ended with: the groups that were kept, and dropped ones in places that stayed free. `account` is of all that was sampled.
+    With dynamic sampling its rows, and so `reward/*`, `rollout/length` and `rollout/truncated`, are
+    those that the rollout ended with: the groups that were kept, and dropped ones in places that
+    stayed free. `counts` is of all that was sampled.
     """
 
     counter: int
@@ -49,7 +55,7 @@ class RolloutEvent:
     scores: Scores
     sample_seconds: float
     prepare_seconds: float  # rewards, old and reference log-probs
-    account: Account | None = None  # of dynamic sampling
+    counts: SamplingCounts | None = None  # of dynamic sampling
 
     @property
     def tokens(self) -> int:
@@ -58,23 +64,26 @@ class RolloutEvent:
 
     @property
     def sampled_tokens(self) -> int:
-        """Response tokens that this rank sampled, those that dynamic sampling dropped among them."""
-        return self.tokens if self.account is None else self.account.tokens
+        """Response tokens that this rank sampled, including groups that were dropped."""
+        return self.tokens if self.counts is None else self.counts.tokens
 
     @property
     def accuracy(self) -> float:
-        """Share of right completions among those that this rank sampled and an accuracy reward judged."""
-        if self.account is None:
+        """Share of right completions among those sampled on this rank and judged for accuracy."""
+        if self.counts is None:
             return float(self.scores.correct_B.sum()) / max(float(self.scores.decided_B.sum()), 1.0)
-        return self.account.correct / max(self.account.decided, 1)
+        return self.counts.correct / max(self.counts.decided, 1)
 
     def sums(self, ends: Sequence[int] = ()) -> dict[str, tuple[float, float]]:
-        """By metric, (sum, count) over this rank's rows: they add up over ranks. The first one counts the judged rows.
+        """Return (sum, count) by metric over this rank's rows, which add up over ranks.
+
+        The first one counts the judged rows.
 
         Args:
             ends: ids that end a response.
         """
         rollout, scores = self.experience.rollout, self.scores
+        # rewards and lengths
         rewards_B, rows = scores.rewards_B.double(), float(len(scores.rewards_B))
         judged = float(scores.judged_B.sum())
         sums = {
@@ -85,6 +94,7 @@ class RolloutEvent:
             "rollout/truncated": (float(rollout.finish_B.sum()), rows),
             "rollout/groups_flat": _flat_groups(rollout.group_B, scores),
         }
+        # each reward by itself
         for name, values_B in scores.by_reward.items():
             sums[f"reward/{name}"] = (
                 values_B.double().nansum().item(),
@@ -93,7 +103,7 @@ class RolloutEvent:
         return (
             sums
             | _support_sums(rollout, ends)
-            | ({} if self.account is None else self.account.sums())
+            | ({} if self.counts is None else self.counts.sums())
         )
 
     def metrics(self, total: Total, ends: Sequence[int] = ()) -> dict[str, float]:
@@ -109,7 +119,7 @@ class RolloutEvent:
             name: value / max(count, 1.0)
             for name, (value, count) in zip(sums, totals.tolist(), strict=True)
         }
-        # deviations from the mean of all ranks: differences of squares would vanish beside large rewards
+        # deviations from the mean of all ranks: differences of squares lose precision
         judged, rewards_B = self.scores.judged_B, self.scores.rewards_B.double()
         squares = total((rewards_B[judged] - means["reward/mean"]).square().sum().cpu())
         rows = totals[0, 1].item()
@@ -130,7 +140,7 @@ def _flat_groups(group_B: Tensor, scores: Scores) -> tuple[float, float]:
 
 
 def _support_sums(rollout: Rollout, ends: Sequence[int]) -> dict[str, tuple[float, float]]:
-    """Say how well the stored supports fit: mass kept, sampled tokens held, responses that could not stop."""
+    """Return sums over stored supports: mass, sampled tokens inside, responses without an end."""
     mask_BT, sums = rollout.response_mask_BT, {}
     tokens = float(mask_BT.sum())
     if rollout.kept_mass_BT is not None:

@@ -1,4 +1,4 @@
-"""From a judged rollout to all that the updates on it need, computed once and at rollout weights."""
+"""Builds the experience of a judged rollout, once and at rollout weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ def build_experience(
     *,
     updates: int,
     reference: bool,
-    scored_B: Tensor | None = None,
     total: Total = lambda values: values,
 ) -> Experience:
     """Compute, once and at rollout weights, all that the updates on a rollout need.
@@ -41,18 +40,21 @@ def build_experience(
         rollout: what was sampled.
         scores: its rewards.
         generator: of the token selection.
-        updates: updates on this rollout; with one, old log-probs come from the update's own forward pass.
+        updates: updates on this rollout; with one, old log-probs come from the update's own forward
+            pass.
         reference: score with the reference as well.
-        scored_B: rows that may carry loss; None: all. The others' rewards count in what their group is compared with.
         total: sums over ranks, where an advantage is whitened over all of them.
     """
+    # scores of policy and reference
     device = rollout.response_mask_BT.device
     rewards_B = working_precision(scores.rewards_B, rollout.group_B.cpu()).to(device)
     valid_B = scores.valid_B.to(device)
     passes = _score(scorer, objective, rollout, updates, reference)
     old, base = passes.old, passes.reference
+    # rewards -> advantages
     rewards_BT = _token_rewards(objective, rollout, rewards_B, passes)
     estimate = _estimate(objective, rollout, rewards_BT, valid_B, old, total)
+    # tokens that carry loss, and blocks
     entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
     weights_BT = objective.selection.choose(_kept(objective, rollout), generator, entropy_BT)
     if estimate.weights_BT is not None:
@@ -61,7 +63,7 @@ def build_experience(
     return Experience(
         rollout=rollout,
         rewards_B=(rewards_BT.sum(1) if objective.changes_rewards else rewards_B).float(),
-        valid_B=valid_B if scored_B is None else valid_B & scored_B.to(valid_B.device),
+        valid_B=valid_B,
         advantages_BT=estimate.advantages_BT.float(),
         token_weights_BT=weights_BT,
         segments_BT=objective.actions.segment(rollout, entropy_BT, texts),
@@ -81,7 +83,8 @@ def build_experience(
 def working_precision(rewards_B: Tensor, group_B: Tensor) -> Tensor:
     """Return rewards as float32, or as float64 if rounding would hide differences within a group.
 
-    Rewards such as -1e9 and -1e9 + 1 are equal in float32. The mean of their group is then subtracted in float64.
+    Rewards such as -1e9 and -1e9 + 1 are equal in float32. The mean of their group is then
+    subtracted in float64.
 
     Args:
         rewards_B: float64.
@@ -104,7 +107,10 @@ def working_precision(rewards_B: Tensor, group_B: Tensor) -> Tensor:
 
 
 def divergence_from_reference(experience: Experience) -> Tensor | None:
-    """Return k3 of each response token at rollout weights, nats, one-dimensional; None: there are no reference log-probs."""
+    """Return k3 of each response token at rollout weights, nats, one-dimensional.
+
+    None: there are no reference log-probs.
+    """
     reference_BT, rollout = experience.reference_logprobs_BT, experience.rollout
     if reference_BT is None:
         return None
@@ -114,7 +120,7 @@ def divergence_from_reference(experience: Experience) -> Tensor | None:
 
 
 def mean_over_ranks(total: Total, values: Tensor) -> float:
-    """Return the mean of all ranks' values, each of which counts alike: ranks need not have equally many."""
+    """Return the mean over all ranks' values; ranks may have different numbers of them."""
     sums, count = total(
         torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
     )
@@ -123,7 +129,7 @@ def mean_over_ranks(total: Total, values: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Passes:
-    """What was scored: the policy, where anything needs it, and the reference, where it is due."""
+    """Scores of the policy and of its reference; None: not needed."""
 
     old: TokenScores | None
     reference: TokenScores | None
@@ -154,20 +160,25 @@ def _score(
 def _check_distribution(
     rollout: Rollout, old: TokenScores | None, reference: TokenScores | None
 ) -> None:
-    """Refuse log-probs over the whole vocabulary beside such over a support: each differs by the support's mass."""
+    """Refuse to mix log-probs over the whole vocabulary with log-probs over a support.
+
+    They differ by the mass of the support.
+    """
     for name, scores in (("policy", old), ("reference", reference)):
         if scores is not None and scores.on_support != (rollout.support_BTK is not None):
             raise UserError(
-                f"the log-probs of the {name} are over {'the stored support' if scores.on_support else 'the whole vocabulary'}, "
-                f"those of the rollout are not: `score` of the policy class must use `rollout.support_BTK` for policy "
-                "and reference alike, and set `TokenScores.on_support`"
+                f"the log-probs of the {name} are over "
+                f"{'the stored support' if scores.on_support else 'the whole vocabulary'}, those "
+                "of the rollout are not: `score` of the policy class must use "
+                "`rollout.support_BTK` for policy and reference alike, and set "
+                "`TokenScores.on_support`"
             )
 
 
 def _token_rewards(
     objective: Objective, rollout: Rollout, rewards_B: Tensor, passes: _Passes
 ) -> Tensor:
-    """Place the rewards at the last tokens, less the divergence from the reference where that is part of them."""
+    """Place rewards at the last tokens, less the divergence if it is part of the reward."""
     mask_BT, kl = rollout.response_mask_BT, objective.term(KLPenalty)
     rewards_BT = at_last_token(rewards_B, mask_BT)
     old, reference = passes.old, passes.reference
@@ -207,7 +218,7 @@ def _estimate(
 def _anchor(
     objective: Objective, rollout: Rollout, old: TokenScores | None, updates: int
 ) -> Tensor | None:
-    """Return what ratios are taken against; None: the update's own log-probs, without gradient."""
+    """Return the denominators of ratios; None: the update's own log-probs without gradient."""
     if objective.surrogate.at_behaviour:
         return rollout.behaviour_logprobs_BT
     return old.logprobs_BT if old is not None and updates > 1 else None
@@ -222,7 +233,7 @@ def _correction(objective: Objective, rollout: Rollout, old: TokenScores | None)
 
 
 def _kept(objective: Objective, rollout: Rollout) -> Tensor:
-    """Return the tokens that may carry loss: all, or all that their support held."""
+    """Return the mask of tokens that may carry loss: all, or all inside their support."""
     mask_BT, outside_BT = rollout.response_mask_BT, rollout.outside_BT
     if outside_BT is None or objective.support.outside != "drop":
         return mask_BT

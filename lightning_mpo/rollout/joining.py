@@ -13,29 +13,33 @@ from torch.nn.functional import pad
 from lightning_mpo.types import Rollout
 
 _FILLING = {"kept_mass_BT": 1.0}
-"""What padding holds where that is not 0."""
+"""Values of padding other than 0."""
 
 
 def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
     """Put rollouts below each other, rows in their order.
 
-    Prompts are padded on the left, responses on the right, and supports with slots that hold no id. Groups are numbered
-    anew, so that those of two parts stay apart. The version is that of the oldest part.
+    Prompts are padded on the left, responses on the right, and supports with slots that hold no id.
+    Groups are numbered anew, so that those of two parts stay apart. The version is that of the
+    oldest part.
 
     Args:
         parts: at least one.
 
     Raises:
-        ValueError: there is no part, or some have what others lack: supports, kept mass, texts, prompt rows.
+        ValueError: there is no part, or some have what others lack: supports, kept mass, texts,
+            prompt rows.
     """
     if not parts:
         raise ValueError("`parts` must hold at least one rollout, got none")
     parts = _with_masks(parts)
+    # common widths
     S, T = (
         max(part.prompt_length for part in parts),
         max(part.response_mask_BT.shape[1] for part in parts),
     )
     K = max(part.support_BTK.shape[2] if part.support_BTK is not None else 0 for part in parts)
+    # field by field
     joined: dict[str, Any] = {"group_B": _groups(parts)}
     for item in fields(Rollout):
         if item.name in joined:
@@ -81,9 +85,9 @@ def _with_masks(parts: Sequence[Rollout]) -> list[Rollout]:
 def _groups(parts: Sequence[Rollout]) -> Tensor:
     numbers, start = [], 0
     for part in parts:
-        own, number_B = part.group_B.unique(return_inverse=True)
+        numbers_of_part, number_B = part.group_B.unique(return_inverse=True)
         numbers.append(number_B + start)
-        start += len(own)
+        start += len(numbers_of_part)
     return torch.cat(numbers)
 
 

@@ -1,4 +1,4 @@
-"""The parity gate: sampler and trainer must speak of one distribution before anything is trained."""
+"""The parity gate: sampler and trainer must agree on log-probs before training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def check_parity(
 ) -> Parity:
     """Compare the sampler's log-probs with the trainer's, padded and unpadded.
 
-    Of a policy whose log-probs are estimates, only padded and unpadded rows are compared, under the same noise.
+    Of a policy whose log-probs are estimates, only padded and unpadded rows are compared, under the
+    same noise.
 
     Args:
         policy: at the weights that sampled.
@@ -80,8 +81,9 @@ def check_parity(
     padding = Parity.of(trainer[: len(alone)] - alone)
     if not padding.passes(exact):
         raise ParityError(
-            f"the trainer scores padded and unpadded rows differently ({padding.mean:.3g} nats in the mean, "
-            f"{padding.max:.3g} at most): {_why_padding_counts(policy, score(part, temperature)[mask_BT] - trainer)}"
+            f"the trainer scores padded and unpadded rows differently ({padding.mean:.3g} nats in "
+            f"the mean, {padding.max:.3g} at most): "
+            f"{_why_padding_counts(policy, score(part, temperature)[mask_BT] - trainer)}"
         )
     if (
         not policy.exact_logprobs
@@ -92,8 +94,8 @@ def check_parity(
         return parity
     cause = _cause(part, recorded, score, temperature, exact)
     raise ParityError(
-        f"sampler and trainer disagree by {parity.mean:.3g} nats in the mean and {parity.max:.3g} at most over "
-        f"{len(recorded)} tokens, so that every ratio would be wrong: {cause}"
+        f"sampler and trainer disagree by {parity.mean:.3g} nats in the mean and {parity.max:.3g} "
+        f"at most over {len(recorded)} tokens, so that every ratio would be wrong: {cause}"
     )
 
 
@@ -101,8 +103,9 @@ def _why_padding_counts(policy: Policy, repeated: Tensor) -> str:
     """Return the cause, as far as scoring the same rows a second time tells."""
     if Parity.of(repeated).max > 0:
         return (
-            f"scoring the same rows twice differs too ({Parity.of(repeated).max:.3g} nats), so that something in the model "
-            "is random; set its dropouts to 0 (`lora.dropout` among them)"
+            f"scoring the same rows twice differs too ({Parity.of(repeated).max:.3g} nats), so "
+            "that something in the model is random; set its dropouts to 0 (`lora.dropout` among "
+            "them)"
         )
     cause = "positions or attention of this model depend on padding"
     return cause + (
@@ -111,7 +114,7 @@ def _why_padding_counts(policy: Policy, repeated: Tensor) -> str:
 
 
 def _compared(rollout: Rollout) -> Tensor:
-    """Leave out tokens that were united with their support: the sampler's distribution was another one there."""
+    """Return the mask of compared tokens, without those that were added to their support."""
     mask_BT, outside_BT = rollout.response_mask_BT, rollout.outside_BT
     return mask_BT if outside_BT is None else mask_BT & ~outside_BT
 
@@ -128,18 +131,26 @@ def _cause(
     def agrees(batch: Rollout, at: float) -> bool:
         return Parity.of(score(batch, at)[mask_BT] - recorded).passes(exact)
 
+    # the support, applied on one side only
     if rollout.support_BTK is not None and agrees(
         replace(rollout, support_BTK=None, support_mask_BTK=None), temperature
     ):
-        return "the sampler recorded full-vocabulary log-probs while the trainer takes them on the support"
+        return (
+            "the sampler recorded full-vocabulary log-probs while the trainer takes them on the "
+            "support"
+        )
     if rollout.support_BTK is None and rollout.kept_mass_BT is not None:
         full = score(rollout, temperature) - rollout.kept_mass_BT.clamp(min=1e-30).log()
         if Parity.of(full[mask_BT] - recorded).passes(exact):
-            return "the sampler drew from a truncated support that the trainer does not apply (ratio = kept mass)"
+            return (
+                "the sampler drew from a truncated support that the trainer does not apply "
+                "(ratio = kept mass)"
+            )
+    # another temperature
     for other in (1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.2, 1.5, 2.0):
         if other != temperature and agrees(rollout, other):
             return f"the sampler used temperature {other}, the trainer {temperature}"
     return (
-        "neither temperature nor support explains it; compare position ids, attention implementation, dropout and "
-        "precision of the two"
+        "neither temperature nor support explains it; compare position ids, attention "
+        "implementation, dropout and precision of the two"
     )

@@ -38,7 +38,8 @@ def save_rollout(
 ) -> None:
     """Write a rollout as one safetensors file; the file is whole, or it is not there.
 
-    Tensors of the rollout are called `rollout.NAME`; texts and prompt rows stand as JSON under `rollout` in the metadata.
+    Tensors of the rollout are called `rollout.NAME`; texts and prompt rows stand as JSON under
+    `rollout` in the metadata.
 
     Args:
         path: of the file; folders are made.
@@ -51,21 +52,27 @@ def save_rollout(
     """
     from safetensors.torch import save_file
 
-    named = {f"{PREFIX}{name}": getattr(rollout, name) for name in _tensor_fields()}
-    kept = {name: value for name, value in (named | tensors).items() if value is not None}
+    rollout_tensors = {f"{PREFIX}{name}": getattr(rollout, name) for name in _tensor_fields()}
+    present_tensors = {
+        name: value for name, value in (rollout_tensors | tensors).items() if value is not None
+    }
     rows = [
         {item.name: _plain(getattr(row, item.name)) for item in fields(PromptRow)}
         for row in rollout.rows
     ]
+    # texts and rows as JSON
     mark = None if tokenizer is None else vocabulary_digest(tokenizer)
     try:
         plain = json.dumps({"texts": rollout.texts, "rows": rows})
     except TypeError as error:
         raise UserError(f"a prompt row cannot be written to {str(path)!r}: {error}") from error
+    # write under another name, then rename
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
+    state = {
+        name: value.detach().cpu().contiguous().clone() for name, value in present_tensors.items()
+    }
     try:
         save_file(
             state,
@@ -80,14 +87,15 @@ def save_rollout(
 def load_rollout(
     path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[Rollout, dict[str, Tensor]]:
-    """Read what `save_rollout` wrote: the rollout, and the other tensors by name.
+    """Read a file of `save_rollout`: the rollout, and the other tensors by name.
 
     Args:
         path: of the file.
         tokenizer: of the policy that is to score it.
 
     Raises:
-        UserError: there is no such file, it is no whole rollout, or its ids are those of another tokenizer.
+        UserError: there is no such file, it is no whole rollout, or its ids are those of another
+            tokenizer.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -97,11 +105,12 @@ def load_rollout(
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"the rollout {str(path)!r} cannot be read: {error}") from error
+    # ids are those of the given tokenizer
     mark = metadata.get("tokenizer")
     if tokenizer is not None and mark is not None and mark != vocabulary_digest(tokenizer):
         raise UserError(
-            f"the tokens and supports of {str(path)!r} are ids of another tokenizer than the policy's "
-            f"({len(tokenizer)} entries): score it with the model that sampled it"
+            f"the tokens and supports of {str(path)!r} are ids of another tokenizer than the "
+            f"policy's ({len(tokenizer)} entries): score it with the model that sampled it"
         )
     try:
         values = _read_plain(metadata["rollout"])
@@ -109,6 +118,7 @@ def load_rollout(
         raise UserError(
             f"{str(path)!r} holds no rollout: its metadata has no texts and prompt rows"
         ) from error
+    # all fields, with one row per response
     for item in fields(Rollout):
         name = f"{PREFIX}{item.name}"
         if name in state:

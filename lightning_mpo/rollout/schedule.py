@@ -1,4 +1,4 @@
-"""The batch arithmetic of a rollout: prompts, updates and micro-batches, and which rows go where."""
+"""The batch arithmetic of a rollout: prompts, updates, micro-batches, and their rows."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Schedule:
     world_size: int = 1
 
     def __post_init__(self) -> None:
+        # whole numbers within bounds
         sizes = {
             name: getattr(self, name)
             for name in ("prompts", "completions", "minibatches", "epochs")
@@ -40,23 +41,26 @@ class Schedule:
         at_least("trainer", 1, accumulate_grad_batches=self.micro_batches)
         if self.prompts * self.completions * self.epochs > LARGEST_SIZE:
             raise UserError(
-                f"`rollout.prompts` x `completions` x `epochs` is {self.prompts * self.completions * self.epochs:,} "
-                f"sequences for one rollout; at most {LARGEST_SIZE:,} are taken"
+                "`rollout.prompts` x `completions` x `epochs` is "
+                f"{self.prompts * self.completions * self.epochs:,} sequences for one rollout; at "
+                f"most {LARGEST_SIZE:,} are taken"
             )
+        # prompts over processes, rows over updates and micro-batches
         if self.prompts % self.world_size:
             raise UserError(
-                f"`rollout.prompts` ({self.prompts}) must be a multiple of the {self.world_size} processes that share "
-                "them"
+                f"`rollout.prompts` ({self.prompts}) must be a multiple of the {self.world_size} "
+                "processes that share them"
             )
         if self.rows % self.minibatches:
             raise UserError(
-                f"`rollout.minibatches` ({self.minibatches}) must divide the {self.rows} sequences of a rollout on "
-                f"each process ({self.local_prompts} prompts x {self.completions} completions)"
+                f"`rollout.minibatches` ({self.minibatches}) must divide the {self.rows} "
+                f"sequences of a rollout on each process ({self.local_prompts} prompts x "
+                f"{self.completions} completions)"
             )
         if self.rows // self.minibatches < self.micro_batches:
             raise UserError(
-                f"an update has {self.rows // self.minibatches} sequences, which cannot be cut into "
-                f"`trainer.accumulate_grad_batches` = {self.micro_batches} micro-batches"
+                f"an update has {self.rows // self.minibatches} sequences, which cannot be cut "
+                f"into `trainer.accumulate_grad_batches` = {self.micro_batches} micro-batches"
             )
 
     @property
@@ -84,10 +88,12 @@ class Schedule:
 
         Example:
             >>> Schedule(8, 4, minibatches=2, micro_batches=2).describe()
-            '8 prompts x 4 completions = 32 sequences a rollout, 2 updates of 16, each in 2 micro-batches'
+            '8 prompts x 4 completions = 32 sequences a rollout, 2 updates of 16, each in 2
+            micro-batches'
         """
         total = self.prompts * self.completions
-        text = f"{self.prompts} prompts x {self.completions} completions = {total} sequences a rollout, "
+        text = f"{self.prompts} prompts x {self.completions} completions = {total} sequences "
+        text += "a rollout, "
         text += f"{self.updates} update{'s' * (self.updates > 1)} of {total // self.minibatches}"
         if self.epochs > 1:
             text += f" in {self.epochs} passes"
@@ -102,9 +108,9 @@ class Schedule:
     ) -> list[list[Tensor]]:
         """Deal the rows out: `plan[update][micro_batch]` holds row numbers.
 
-        Whole groups are shuffled, then the rows are cut into mini-batches, so that rows of a prompt stay together and
-        share its forward pass. Within an update rows are sorted by length, group by group, and cut into micro-batches
-        of about equal token sums.
+        Whole groups are shuffled, then the rows are cut into mini-batches, so that rows of a prompt
+        stay together and share its forward pass. Within an update rows are sorted by length, group
+        by group, and cut into micro-batches of about equal token sums.
 
         Args:
             group_B: group numbers, a group's rows side by side.

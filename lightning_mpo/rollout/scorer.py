@@ -31,7 +31,7 @@ class Scorer:
 
     @property
     def exact(self) -> bool:
-        """Whether everything is computed in float32, so that two ways to the same log-prob agree closely."""
+        """Whether everything is computed in float32, so that equal log-probs agree closely."""
         return self.precision is None and all(
             p.dtype == torch.float32 for p in self.policy.parameters()
         )

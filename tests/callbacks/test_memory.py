@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from lightning_mpo.callbacks import MemoryAccounting
-from lightning_mpo.callbacks.memory import PHASES, parts_of
+from lightning_mpo.callbacks.memory import PHASES
 from lightning_mpo.errors import UserError
+from lightning_mpo.memory.drawing import parts_of
 from lightning_mpo.memory.footprint import Footprint, footprint
 from lightning_mpo.memory.resident import PhasePeaks, _find_mallinfo, heap_free_bytes
 from lightning_mpo.modules.hooks import RolloutCallback

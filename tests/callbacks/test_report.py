@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lightning_mpo.callbacks import KillAt, Report, Samples
-from lightning_mpo.callbacks.report import _print_table, draw_learning_curve
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.metrics import PassAtK
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.objective.supports import FullVocabulary, TopK
 from lightning_mpo.rewards.scoring import completions_of, score_all
+from lightning_mpo.rollout.learning_curve import draw_learning_curve
+from lightning_mpo.rollout.stages_table import print_stages
 from lightning_mpo.sampling.base import SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
 from tests.support.runs import Digits, adam, fit, make_objective
@@ -268,7 +269,7 @@ def test_tables_are_printed_above_the_bar(monkeypatch, what):
         bar.refresh()
         before = len(console.file.getvalue())
         if what == "report":
-            _print_table({"before": {"length": 3.0}}, 4)
+            print_stages({"before": {"length": 3.0}}, 4)
         else:
             Samples._print(0, [{"prompt": "p", "completion": "c", "target": "t", "reward": 1.0}])
     assert console.file.getvalue()[before:].startswith("\r\x1b[2K"), (

@@ -119,7 +119,7 @@ def ours(objective: Objective, valid_B: Tensor) -> tuple[float, Tensor, Tensor, 
         "last_of_update": False,
     }
     loss = module.training_step(batch, 0)
-    clipped, actions = module._sums.get("ratio/clip_fraction", (1, 2))
+    clipped, actions = module.metrics.sums.get("ratio/clip_fraction", (1, 2))
     assert 0 < clipped < actions  # both branches were there
     return loss.item(), torch.autograd.grad(loss, policy.logits)[0], before, policy.logits.detach()
 

@@ -10,7 +10,8 @@ import yaml
 
 from lightning_mpo.cli.save_config import SaveConfig
 from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
-from lightning_mpo.resume.run_options import effect, run_options
+from lightning_mpo.resume.option_effects import effect
+from lightning_mpo.resume.run_options import run_options
 from tests.support.recipes import CONFIGS, name_of
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.resume.checkpoints import settle_checkpoint
+from lightning_mpo.resume.checkpoints import find_checkpoint
 from tests.support.runs import make_trainer
 
 LOGGER = "lightning.pytorch.utilities.rank_zero"  # others set its level
@@ -19,7 +19,7 @@ LOGGER = "lightning.pytorch.utilities.rank_zero"  # others set its level
 
 def settle(folder: Path, wanted: str | None = "last", stage: str = "fit") -> str | None:
     trainer = make_trainer(folder, [ModelCheckpoint(folder / "checkpoints")])
-    return settle_checkpoint(trainer, torch.nn.Module(), wanted, stage=stage)  # type: ignore[arg-type]
+    return find_checkpoint(trainer, torch.nn.Module(), wanted, stage=stage)  # type: ignore[arg-type]
 
 
 def test_last_begins_afresh_in_one_line_where_there_is_none(tmp_path, caplog):

@@ -13,8 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_mpo.callbacks import ExactResume, RolloutLoop
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.resume.checkpoints import settle_checkpoint
-from lightning_mpo.resume.entries import check_optimizer, check_weights, complete, describe_state
+from lightning_mpo.resume.checkpoints import find_checkpoint
+from lightning_mpo.resume.entries import check_weights
+from lightning_mpo.resume.optimizer_states import check_optimizer, complete_options, describe_state
 from lightning_mpo.storage import read_checkpoint
 from lightning_mpo.storage.reading import ENTRIES
 from tests.support.runs import Digits, adam, make_data, make_objective, make_policy
@@ -35,7 +36,7 @@ def go(folder: Path, path: Path | None, steps: int, stage: str = "fit") -> None:
     )  # fmt: skip
     module = PolicyOptimization(make_policy(), make_objective(), optimizer=adam())
     if path is not None:
-        settle_checkpoint(trainer, module, str(path), stage=stage)
+        find_checkpoint(trainer, module, str(path), stage=stage)
     getattr(trainer, stage)(module, datamodule=make_data(), ckpt_path=path, weights_only=True)
 
 
@@ -196,12 +197,12 @@ def test_an_option_that_the_class_fills_in_is_the_run_s():
     before, saved = [dict(group) for group in optimizer.param_groups], optimizer.state_dict()
     del saved["param_groups"][0]["maximize"]
     optimizer.load_state_dict(saved)
-    complete(optimizer, before, saved["param_groups"])
+    complete_options(optimizer, before, saved["param_groups"])
     assert optimizer.param_groups[0]["maximize"] is True
     del saved["param_groups"][0]["eps"]
     optimizer.load_state_dict(saved)
     with pytest.raises(ValueError, match="no option 'eps'"):
-        complete(optimizer, before, saved["param_groups"])
+        complete_options(optimizer, before, saved["param_groups"])
 
 
 COUNTS = ["x", None, -7, True, 2.0, {}]

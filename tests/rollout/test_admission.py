@@ -9,7 +9,7 @@ import torch
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective.supports import FullVocabulary, TopK
-from lightning_mpo.rollout.admission import admit
+from lightning_mpo.rollout.admission import check_rollout
 from lightning_mpo.rollout.parity import check_parity
 from tests.support.builders import VOCABULARY, make_rollout
 
@@ -29,9 +29,9 @@ def lacking(rollout, *places):
 @pytest.mark.parametrize("slots", [True, False])
 def test_a_rollout_of_the_objective_s_kind_passes_unchanged(slots):
     rollout = make_rollout(PROMPTS, RESPONSES, support=3, slots=slots)
-    assert admit(rollout, TopK(3), VOCABULARY) is rollout
+    assert check_rollout(rollout, TopK(3), VOCABULARY) is rollout
     plain = make_rollout(PROMPTS, RESPONSES)
-    assert admit(plain, FullVocabulary(), VOCABULARY) is plain
+    assert check_rollout(plain, FullVocabulary(), VOCABULARY) is plain
 
 
 def test_a_token_outside_its_support_is_refused_with_the_way_out():
@@ -39,7 +39,7 @@ def test_a_token_outside_its_support_is_refused_with_the_way_out():
     with pytest.raises(
         UserError, match=r"2 of 13 sampled tokens are not in the support .*`TopK.outside: unite`"
     ):
-        admit(rollout, TopK(3), VOCABULARY)
+        check_rollout(rollout, TopK(3), VOCABULARY)
 
 
 @pytest.mark.parametrize("slots", [True, False])
@@ -47,7 +47,7 @@ def test_a_token_outside_its_support_is_refused_with_the_way_out():
 def test_in_tolerant_mode_supports_are_united_with_their_token(tiny_policy, slots, outside):
     whole = make_rollout(PROMPTS, RESPONSES, support=3, slots=slots)
     rollout = lacking(whole, (0, 1), (3, 5))
-    united = admit(rollout, TopK(3, outside=outside), VOCABULARY)
+    united = check_rollout(rollout, TopK(3, outside=outside), VOCABULARY)
     assert united.outside_BT.nonzero().tolist() == [[0, 1], [3, 5]]
     assert united.support_BTK.shape[-1] == 4
     policy, mask = tiny_policy(), whole.response_mask_BT
@@ -71,7 +71,7 @@ def test_a_token_in_an_empty_slot_is_outside():
     rollout = make_rollout(PROMPTS, RESPONSES, support=3)
     hit = rollout.support_BTK == rollout.responses_BT[..., None]
     with pytest.raises(UserError, match="13 of 13 sampled tokens"):
-        admit(replace(rollout, support_mask_BTK=~hit), TopK(3), VOCABULARY)
+        check_rollout(replace(rollout, support_mask_BTK=~hit), TopK(3), VOCABULARY)
 
 
 def test_the_parity_gate_says_nothing_of_tokens_that_were_outside(tiny_policy):
@@ -80,7 +80,7 @@ def test_the_parity_gate_says_nothing_of_tokens_that_were_outside(tiny_policy):
     with torch.no_grad():
         scored = policy.score(whole, whole.response_mask_BT, temperature=1.0).logprobs_BT
     rollout = replace(lacking(whole, (0, 1)), behaviour_logprobs_BT=scored)
-    united = admit(rollout, TopK(3, outside="unite"), VOCABULARY)
+    united = check_rollout(rollout, TopK(3, outside="unite"), VOCABULARY)
     united.behaviour_logprobs_BT[0, 1] = -30.0
     assert check_parity(policy, united, temperature=1.0, exact=True).max < 1e-4
     united.behaviour_logprobs_BT[0, 0] = -30.0
@@ -117,14 +117,14 @@ def test_the_parity_gate_says_nothing_of_tokens_that_were_outside(tiny_policy):
 def test_what_does_not_fit_is_refused(change, support, message):
     rollout = replace(make_rollout(PROMPTS, RESPONSES, support=3), **change)
     with pytest.raises(UserError, match=message):
-        admit(rollout, support, VOCABULARY)
+        check_rollout(rollout, support, VOCABULARY)
 
 
 def test_ids_in_padding_and_empty_slots_are_never_read():
     rollout = make_rollout(PROMPTS, RESPONSES, support=3, slots=True)
     used = rollout.support_mask_BTK & rollout.response_mask_BT[..., None]
     wild = replace(rollout, support_BTK=rollout.support_BTK.masked_fill(~used, 10**6))
-    assert admit(wild, TopK(3), VOCABULARY) is wild
+    assert check_rollout(wild, TopK(3), VOCABULARY) is wild
 
 
 def recorded(support: int | None = None):
@@ -156,7 +156,7 @@ def put(values, value):
 @pytest.mark.parametrize(("support", "k"), [(FullVocabulary(), None), (TopK(3), 3)])
 def test_a_rollout_with_candidates_passes_unchanged(support, k):
     rollout = recorded(k)
-    assert admit(rollout, support, VOCABULARY, behaviour=True, candidates=1) is rollout
+    assert check_rollout(rollout, support, VOCABULARY, behaviour=True, candidates=1) is rollout
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,9 @@ def test_log_probs_of_the_sampler_are_checked_where_they_are_used(value, message
     rollout = make_rollout(PROMPTS, RESPONSES)
     before = rollout.behaviour_logprobs_BT
     rollout = replace(rollout, behaviour_logprobs_BT=None if value is None else put(before, value))
-    assert admit(rollout, FullVocabulary(), VOCABULARY) is rollout
+    assert check_rollout(rollout, FullVocabulary(), VOCABULARY) is rollout
     with pytest.raises(UserError, match=message) as refusal:
-        admit(rollout, FullVocabulary(), VOCABULARY, behaviour=True)
+        check_rollout(rollout, FullVocabulary(), VOCABULARY, behaviour=True)
     assert "\n" not in str(refusal.value)
 
 
@@ -183,7 +183,7 @@ def test_log_probs_in_padding_and_by_rounding_pass():
     logprobs = put(rollout.behaviour_logprobs_BT, 5e-5).masked_fill(
         ~rollout.response_mask_BT, torch.nan
     )
-    admit(
+    check_rollout(
         replace(rollout, behaviour_logprobs_BT=logprobs),
         FullVocabulary(),
         VOCABULARY,
@@ -234,9 +234,9 @@ NO_CANDIDATES = {
 def test_candidates_with_which_no_divergence_could_be_taken_are_refused(case):
     change, message = NO_CANDIDATES[case]
     rollout = replace(recorded(), **change(recorded()))
-    assert admit(rollout, FullVocabulary(), VOCABULARY, behaviour=True) is rollout
+    assert check_rollout(rollout, FullVocabulary(), VOCABULARY, behaviour=True) is rollout
     with pytest.raises(UserError, match=message) as refusal:
-        admit(rollout, FullVocabulary(), VOCABULARY, candidates=1)
+        check_rollout(rollout, FullVocabulary(), VOCABULARY, candidates=1)
     assert "\n" not in str(refusal.value)
 
 
@@ -247,7 +247,7 @@ def test_candidates_outside_the_stored_support_are_refused():
         rollout.candidates_BTK, torch.stack([torch.tensor(free), rollout.responses_BT[3, 5]]).int()
     )
     with pytest.raises(UserError, match="`candidates_BTK` must be ids of the stored support"):
-        admit(replace(rollout, candidates_BTK=ids), TopK(3), VOCABULARY, candidates=1)
+        check_rollout(replace(rollout, candidates_BTK=ids), TopK(3), VOCABULARY, candidates=1)
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,9 @@ def test_candidates_outside_the_stored_support_are_refused():
 )
 def test_groups_that_an_advantage_would_mix_up_are_refused(group, message):
     rollout = make_rollout([3, 5], [2] * 6)
-    assert admit(rollout, FullVocabulary(), VOCABULARY, completions=3) is rollout
+    assert check_rollout(rollout, FullVocabulary(), VOCABULARY, completions=3) is rollout
     with pytest.raises(UserError, match=message):
-        admit(
+        check_rollout(
             replace(rollout, group_B=torch.tensor(group)),
             FullVocabulary(),
             VOCABULARY,

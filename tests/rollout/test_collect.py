@@ -107,10 +107,11 @@ def test_it_makes_the_rollouts_of_a_run_bit_for_bit(tmp_path, case):
     assert same(second.experience, run.rollout.experience)
     flat = partial(map, torch.Tensor.tolist)
     assert [list(flat(update)) for update in second.plan] == [
-        list(flat(update)) for update in run.rollout._plan
+        list(flat(update)) for update in run.rollout._buffer.plan
     ]
     assert all(
-        same(a, b) for a, b in zip(second.denominators, run.rollout._denominators, strict=True)
+        same(a, b)
+        for a, b in zip(second.denominators, run.rollout._buffer.denominators, strict=True)
     )
     logged = [run.record.column(name)[-1] for name in second.metrics]
     assert logged == pytest.approx(list(second.metrics.values()), nan_ok=True, rel=1e-6)

@@ -126,7 +126,7 @@ def test_the_cases_show_all_kinds_of_ends():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _, _, account = DynamicSampling(6).collect(source, 4, G)
-        surplus = account.mixed > account.places
+        surplus = account.mixed > account.groups
         seen.add((account.rounds == 1, account.missing > 0, surplus))
     assert {(True, False, False), (False, False, True), (False, True, False)} <= seen
 

@@ -78,8 +78,8 @@ def test_a_rollout_comes_to_advantages_and_returns_from_the_values_of_its_own_po
     seen = []
 
     def look(trainer, module, batch, batch_idx):
-        rollout = module.source._experience.rollout
-        seen.append((module.source._experience, module.score(rollout, request=module.objective.request),
+        rollout = module.source.experience.rollout
+        seen.append((module.source.experience, module.score(rollout, request=module.objective.request),
                      module.score(rollout, reference=True).logprobs_BT))  # fmt: skip
 
     kl = KLPenalty(ConstantCoefficient(0.3), "k1", "reward")

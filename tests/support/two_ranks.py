@@ -48,7 +48,7 @@ class Accounts(RolloutCallback):
         self.sums: list[dict[str, float]] = []
 
     def on_rollout_end(self, trainer, module, event):
-        self.sums.append({name: value for name, (value, _) in event.account.sums().items()})
+        self.sums.append({name: value for name, (value, _) in event.counts.sums().items()})
 
 
 def train(folder: Path, case: str, devices: int):

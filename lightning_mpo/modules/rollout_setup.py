@@ -1,0 +1,110 @@
+"""Checks before rollouts: combinations of options that are refused, and settings of the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from textwrap import fill
+
+import lightning as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.errors import UserError
+from lightning_mpo.modules.trainer import callbacks_of
+from lightning_mpo.objective.objective import Objective
+from lightning_mpo.rewards.base import Reward
+from lightning_mpo.rollout.schedule import Schedule
+from lightning_mpo.sampling.base import Sampler
+from lightning_mpo.sampling.replay import PrefixReplay
+
+
+def check_rewards(
+    rewards: Sequence[Reward], data: PromptDataModule, stage: str, max_new_tokens: int
+) -> None:
+    """Refuse rewards that cannot judge the completions of a data module.
+
+    Args:
+        rewards: of the rollout.
+        data: serves the rows whose columns the rewards read.
+        stage: the verb; "predict" needs no reward if the data has no targets.
+        max_new_tokens: longest response.
+
+    Raises:
+        UserError: there is no reward, or one that does not fit lengths or columns.
+    """
+    if not rewards and (stage != "predict" or data.judged):
+        raise UserError(
+            "`rollout.rewards` is empty: name at least one reward, such as `MathAnswer`"
+        )
+    # columns besides prompt, target and solution
+    rows = [*data.splits.train, *data.validation_rows]
+    columns = list(dict.fromkeys(str(name) for row in rows for name in row.extra))
+    for reward in rewards:
+        reward.check(max_new_tokens)
+        reward.check_columns(columns)
+
+
+def check_sampling(
+    objective: Objective,
+    completions: int,
+    sampler: Sampler,
+    replay: PrefixReplay | None,
+    mask_truncated: bool,
+) -> None:
+    """Refuse options of a rollout that contradict the objective.
+
+    Args:
+        objective: the algorithm.
+        completions: G, completions per prompt.
+        sampler: draws responses.
+        replay: restarts some completions inside others; None: all start at the prompt.
+        mask_truncated: whether truncated responses carry no loss.
+
+    Raises:
+        UserError: names the option and the alternative.
+    """
+    objective.advantage.check(completions)
+    sampler.check(objective.surrogate.candidates)
+    if mask_truncated and objective.advantage.weighs_tokens:
+        raise UserError(
+            "`rollout.mask_truncated` takes completions away that "
+            f"`{type(objective.advantage).__name__}` counted at its branches; use "
+            "`mask_truncated: false`"
+        )
+    if replay is not None:
+        replay.check(completions, objective.advantage)
+
+
+def check_accumulation(trainer: L.Trainer) -> None:
+    """Refuse a callback that changes the number of micro-batches during training."""
+    if any(isinstance(other, GradientAccumulationScheduler) for other in callbacks_of(trainer)):
+        raise UserError(
+            "`GradientAccumulationScheduler` changes the number of micro-batches, which is fixed "
+            "within a rollout; set `trainer.accumulate_grad_batches` instead"
+        )
+
+
+def shorten_fast_dev_run(trainer: L.Trainer) -> None:
+    """Let a `fast_dev_run` use one micro-batch per update and write no `last.ckpt`, in place."""
+    trainer.accumulate_grad_batches = 1
+    # Lightning 2.6.6 writes last.ckpt even in a fast_dev_run
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            callback.save_last = False
+
+
+def announce(objective: Objective, schedule: Schedule) -> None:
+    """Print the schedule and the objective; warn of an on-policy surrogate over several updates."""
+    if schedule.updates > 1 and objective.surrogate.on_policy:
+        rank_zero_warn(
+            f"`{type(objective.surrogate).__name__}` is meant for one update per rollout, and "
+            f"there are {schedule.updates}: later ones are biased, as nothing weighs what older "
+            "weights sampled; set `rollout.minibatches` and `rollout.epochs` to 1, or take a "
+            "surrogate with ratios"
+        )
+    rank_zero_info(f"rollout    {schedule.describe()}")
+    axes = [axis for axis in objective.describe().split(" | ") if not axis.endswith(" none")]
+    rank_zero_info(
+        fill(" | ".join(axes), 80, initial_indent="objective  ", subsequent_indent=" " * 11)
+    )
