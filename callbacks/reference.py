@@ -60,7 +60,8 @@ class ReferenceUpdate(RolloutCallback):
         ):
             raise UserError(
                 "`ReferenceUpdate` moves a reference, and nothing here asks for one: give "
-                "`KLPenalty` in `objective.terms`, `KLTracking` or `Report`, or leave `ReferenceUpdate` out"
+                "`KLPenalty` in `objective.terms`, `KLTracking` or `Report`, or leave "
+                "`ReferenceUpdate` out"
             )
         # weights must be whole, of a language model
         if not isinstance(pl_module.policy, CausalPolicy):
