@@ -42,7 +42,7 @@ class RolloutLoop(RolloutEvaluation):
     """Samples completions, scores them and spends the result in updates.
 
     Args:
-        rewards: judgements of completions, summed by their weights: `Reward` objects, or functions
+        rewards: rewards of completions, added with their weights: `Reward` objects, or functions
             as `FunctionReward` takes them. In a configuration also import paths, and
             `file.py:name`.
         prompts: prompts of a rollout, over all processes.
@@ -50,8 +50,8 @@ class RolloutLoop(RolloutEvaluation):
         max_new_tokens: longest response.
         minibatches: updates in one pass over a rollout.
         epochs: passes over a rollout.
-        sampler: how responses are drawn; None: in process, on the policy's own weights.
-        seed: of the sampling; None: `seed_everything`.
+        sampler: draws the responses; None: in this process, with the policy's weights.
+        seed: seed of the sampling; None: `seed_everything`.
         validation_completions: completions per validation prompt; pass@1 is their mean.
         replay: restarts some completions inside others, for `PrefixTree`; None: all are sampled
             from the prompt.
@@ -62,7 +62,7 @@ class RolloutLoop(RolloutEvaluation):
         mask_truncated: responses that `max_new_tokens` cut off carry no loss and stand in no
             denominator. Their rewards still count in the mean and deviation of their group, and
             their accuracy in `dynamic`, as with TRL's `mask_truncated_completions` [C].
-        reward_seconds: longest time that one reward may take for one batch.
+        reward_seconds: most seconds that one reward may take for one batch.
         reward_process: rewards of your own run in a helper process, which can crash, hang or be
             ended without the run; false: in the process of the run, where the time limit does not
             interrupt code in C. The command line takes true.

@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         action="append",
         metavar="FILE",
-        help="of the run: config.yaml in its folder. It is code: read it first",
+        help="configuration of the run: config.yaml in its folder. It is code: read it first",
     )
     # the folder to write
     parser.add_argument(
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("bfloat16", "float32"),
         default="bfloat16",
-        help="of merged weights (default: bfloat16)",
+        help="type of merged weights (default: bfloat16)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the files of an earlier export"

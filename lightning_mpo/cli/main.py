@@ -24,7 +24,7 @@ RL post-training of language models. One action may be a token, a block of token
 response.
 
   fit            train
-  validate       sample held-out prompts and report pass@1
+  validate       sample completions of held-out prompts and report pass@1
   test           do the same under the name `test`
   predict        sample completions and write them to a file
   configs        list the recipes of the package, print one, or copy one to change it

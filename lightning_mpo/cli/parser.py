@@ -90,7 +90,7 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--include",
             type=list[str] | str | None,
-            help="files that come before this one, so that it wins over them",
+            help="files that are read before this one; this one wins over them",
         )
         parser.add_argument(
             "--warmup",

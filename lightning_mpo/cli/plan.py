@@ -158,12 +158,15 @@ def main(arguments: Sequence[str]) -> int:
         exit_on_error=False,
     )
     parser.add_argument(
-        "--gpu-gib", type=float, metavar="GIB", help="list the sizes that fit a GPU of this memory"
+        "--gpu-gib",
+        type=float,
+        metavar="GIB",
+        help="also list the batch sizes that fit a GPU of this size",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="run a rollout, its updates and a second rollout, and compare",
+        help="also measure a rollout, its updates and a second rollout, and compare",
     )
     # without Lightning's notes on devices, and without warnings: nothing is trained
     outcome: list[int] = []

@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         help="an exported folder, or another model as in `policy.source`",
     )
     parser.add_argument("--data", metavar="FILE", help='JSON lines: {"prompt": "…"}')
-    parser.add_argument("--out", metavar="FILE", help="default: completions/predictions.jsonl")
+    parser.add_argument(
+        "--out", metavar="FILE", help="file to write (default: completions/predictions.jsonl)"
+    )
     parser.add_argument(
         "--prompt",
         default="prompt",

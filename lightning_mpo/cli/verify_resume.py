@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         allow_abbrev=False,
         exit_on_error=False,
     )
-    parser.add_argument("--updates", type=int, default=6, help="updates of a run (default: 6)")
+    parser.add_argument("--updates", type=int, default=6, help="updates per run (default: 6)")
     parser.add_argument(
         "--kill",
         metavar="PHASE:N",
