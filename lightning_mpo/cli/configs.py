@@ -26,7 +26,7 @@ Existing files are not changed.
 """
 FOLDERS = {
     "experiment": "whole runs",
-    "algorithm": "actions, credit, and limits of the policy's moves",
+    "algorithm": "one choice for each axis of an objective",
     "model": "the policy",
     "data": "prompts and rewards",
     "hardware": "processes, precision, memory",
