@@ -65,8 +65,8 @@ def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
 
 @dataclass(frozen=True)
 class Denominators:
-    """Of the whole mini-batch, summed over ranks: one per loss term, and how much there is to learn
-    from.
+    """Denominators of the whole mini-batch, summed over ranks: of actions for the surrogate, of
+    tokens for the loss terms. Also how much there is to learn from.
     """
 
     actions: Tensor
