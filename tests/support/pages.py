@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+
+FROM_TRL = ROOT / "docs" / "from_trl.md"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def rows(page: Path, heading: str) -> list[list[str]]:
