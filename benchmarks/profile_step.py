@@ -104,8 +104,9 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     from lightning_mpo.callbacks import rollout as rollout_callback
     from lightning_mpo.data import Svamp
     from lightning_mpo.modules import PolicyOptimization
-    from lightning_mpo.objective.action_spaces import BlockActions, TokenActions
+    from lightning_mpo.objective.action_spaces import TokenActions
     from lightning_mpo.objective.advantages import GroupRelative
+    from lightning_mpo.objective.block_actions import BlockActions
     from lightning_mpo.objective.block_weights import FutureShare
     from lightning_mpo.objective.objective import Objective
     from lightning_mpo.objective.reductions import TokenMean

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
     from lightning_mpo.objective.action_spaces import (
         ActionSpace,
-        BlockActions,
         SegmentActions,
         SequenceActions,
         TokenActions,
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
         PrefixTree,
         ReturnToGo,
     )
+    from lightning_mpo.objective.block_actions import BlockActions
     from lightning_mpo.objective.block_weights import ExplicitWeights, FutureShare, GeometricDecay
     from lightning_mpo.objective.corrections import Correction, MaskedWeights, TruncatedWeights
     from lightning_mpo.objective.divergence_mask import DivergenceMask

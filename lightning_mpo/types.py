@@ -145,6 +145,7 @@ class Experience:
     old_entropy_BT: Tensor | None = (
         None  # nats, at rollout weights, where the surrogate asks for it
     )
+    future_advantages_BT: Tensor | None = None  # of the later tokens of a block, if not the first's
     correction_BT: Tensor | None = None  # weights for a sampler that differs from the trainer
 
     @property

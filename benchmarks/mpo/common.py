@@ -17,7 +17,8 @@ from torch import Tensor
 from lightning_mpo.data.arithmetic import Arithmetic
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.diagnostics import clip_distance, matching_clip
-from lightning_mpo.objective.action_spaces import Actions, ActionSpace, BlockActions
+from lightning_mpo.objective.action_spaces import Actions, ActionSpace
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import BlockWeights
 from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.objective.surrogates import ClippedRatio

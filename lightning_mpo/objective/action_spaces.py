@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -16,12 +15,10 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional import actions as F
 from lightning_mpo.functional.segments import number_segments
 from lightning_mpo.objective.axes import Member
-from lightning_mpo.objective.block_weights import BlockWeights, FutureShare
+from lightning_mpo.objective.outcome import Outcome
 from lightning_mpo.objective.segmenters import Segmenter, check_segments
-from lightning_mpo.types import Rollout
-
-LONGEST_BLOCK = 4096
-"""Most tokens of a block: each costs a pass over the log-ratios, and the paper uses 3 [S]."""
+from lightning_mpo.scores import TokenScores
+from lightning_mpo.types import Experience, Rollout
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,14 @@ class Actions:
     mask_BU: Tensor  # bool, True only where an action starts
     weights_BU: Tensor  # tokens that the action stands for; they sum to the response tokens
     tokens: TokenTerms | None = None  # where every action is a token
+
+
+@dataclass(frozen=True)
+class OffsetActions:
+    """Blocks split into their offsets, for later tokens with advantages of their own."""
+
+    actions: Actions  # [B, U·N]: the value of the block's ratio, the gradient of one offset's
+    weights_BUN: Tensor  # of the offsets in the loss of their block; they sum to 1
 
 
 class ActionSpace(Member):
@@ -113,6 +118,27 @@ class ActionSpace(Member):
         )
         return Actions(log_ratios_BU, advantages_BT, mask_BU, weights_BU)
 
+    def check_group(self, group_size: int) -> None:
+        """Refuse a group in which there is nothing to compare."""
+
+    def future_advantages(self, outcome: Outcome, advantages_BT: Tensor) -> Tensor | None:
+        """Return the advantage of the later tokens of the action at t, `[B, T]`; None: all tokens
+        of an action have that of the first.
+        """
+        return None
+
+    def offsets(
+        self, log_ratios: Tensor, experience: Experience, scores: TokenScores
+    ) -> OffsetActions:
+        """Split actions into their offsets, where later tokens have advantages of their own.
+
+        Args:
+            log_ratios: of tokens by offset, `[B, T, 1 + M]`, nats.
+            experience: the rows, with `future_advantages_BT`.
+            scores: of the current policy.
+        """
+        raise RuntimeError(f"the tokens of `{type(self).__name__}` have one advantage")
+
     def token_counts(self, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """Return how many tokens each action stands for; that depends on the mask alone. Shape `[B,
         U]`.
@@ -132,72 +158,6 @@ class TokenActions(ActionSpace):
         self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         return log_ratios, mask_BT, mask_BT.float()
-
-
-@dataclass(frozen=True)
-class BlockActions(ActionSpace):
-    """N consecutive tokens are one action (MPO): `R_t = exp(Σ_n beta_n · ell_n(t))`, `ell_0` the
-    token's own log-ratio.
-
-    Equations and evidence: docs/algorithms.md 3.2 to 3.4. With weights that sum to 1, R is a
-    weighted geometric mean (MPO Eq. 12 [I]) and biased as an importance ratio; with `ratio="joint"`
-    and weights of 1 it is the exact product (MPO Eq. 11 [S]).
-
-    Args:
-        weights: the betas; None: `FutureShare(0.2)` for the weighted ratio, all 1 for the joint
-            one.
-        length: N, tokens per block, the current one included [I]; 1 is the token-level method.
-        stride: 1 slides the window over every token (default [I]); N cuts disjoint blocks.
-        tail: what stands for offsets past the end: "absorb" counts them as ratio 1, "renorm"
-            rescales the weights of the offsets that are left. None takes absorb at stride 1 and
-            renorm at stride N.
-        source: where the log-ratios of later offsets come from. "mtp": multi-token heads, log
-            q_n(o_{t+n} | h_t), the paper's [S]. "backbone": the policy's own log-probs of those
-            tokens, an ablation and not MPO.
-        ratio: "weighted" wants weights that sum to 1; "joint" takes them as they are.
-    """
-
-    weights: BlockWeights | None = None
-    length: int = 3
-    stride: int = 1
-    tail: Literal["absorb", "renorm"] | None = None
-    source: Literal["backbone", "mtp"] = "backbone"
-    ratio: Literal["weighted", "joint"] = "weighted"
-
-    def __post_init__(self) -> None:
-        at_least("BlockActions", 1, most=LONGEST_BLOCK, length=self.length)
-        if self.stride not in (1, self.length):
-            raise UserError(
-                f"`BlockActions.stride` must be 1 or the block length {self.length}, got "
-                f"{self.stride}"
-            )
-        total = sum(self.weights_N)
-        if self.ratio == "weighted" and abs(total - 1) > 1e-6:
-            raise UserError(
-                f"the weights of `BlockActions` must sum to 1, got {total:.4g}; set `ratio: joint` "
-                "for a "
-                "product of ratios"
-            )
-
-    @cached_property
-    def weights_N(self) -> list[float]:
-        """The betas, one per offset."""
-        if self.weights is not None:
-            return self.weights.weights(self.length)
-        return [1.0] * self.length if self.ratio == "joint" else FutureShare().weights(self.length)
-
-    @property
-    def future(self) -> int:
-        """M: the offsets that heads must score."""
-        return self.length - 1 if self.source == "mtp" else 0
-
-    def action_log_ratios(
-        self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        weights_N = torch.tensor(self.weights_N, dtype=log_ratios.dtype, device=log_ratios.device)
-        return F.block_log_ratios(
-            log_ratios, mask_BT, weights_N, stride=self.stride, tail=self.tail
-        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.functional.reductions import weighted_sum
-from lightning_mpo.objective.action_spaces import Actions, ActionSpace, TokenActions
+from lightning_mpo.objective.action_spaces import ActionSpace, TokenActions
 from lightning_mpo.objective.advantages import Advantage, GroupRelative
 from lightning_mpo.objective.axes import Axes
 from lightning_mpo.objective.corrections import Correction
@@ -29,6 +29,7 @@ from lightning_mpo.objective.selection import AllTokens, Selection
 from lightning_mpo.objective.supports import FullVocabulary, Support
 from lightning_mpo.objective.surrogates import ClippedRatio, Surrogate
 from lightning_mpo.objective.terms import LossBatch, LossTerm
+from lightning_mpo.objective.trust_metrics import diagnose_trust
 from lightning_mpo.objective.value_loss import ValueLoss
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores
 from lightning_mpo.types import Experience
@@ -133,6 +134,15 @@ class Objective:
     def changes_rewards(self) -> bool:
         """Whether a term changes the rewards of single tokens."""
         return any(term.in_reward for term in self.terms)
+
+    def check_group(self, group_size: int) -> None:
+        """Refuse a number of completions per prompt that leaves an axis nothing to compare.
+
+        Raises:
+            UserError: names the axis and the least number.
+        """
+        self.advantage.check(group_size)
+        self.actions.check_group(group_size)
 
     def denominators(self, experience: Experience) -> Denominators:
         """Return these rows' part of the denominators; they do not depend on scores of the
@@ -250,46 +260,25 @@ class Objective:
                 tokens=token_terms(experience, scores, old_BT),
             )
         # losses of actions -> their mean
-        losses_BU = torch.where(actions.mask_BU, self.surrogate.loss(actions), 0.0)
+        if experience.future_advantages_BT is None:
+            losses_BU = self.surrogate.loss(actions)
+        else:
+            offsets = self.actions.offsets(bounded, experience, scores)
+            losses_BUN = self.surrogate.loss(offsets.actions).view_as(offsets.weights_BUN)
+            losses_BU = (offsets.weights_BUN * losses_BUN).sum(-1)
+        losses_BU = torch.where(actions.mask_BU, losses_BU, 0.0)
         if experience.correction_BT is not None:
             losses_BU = losses_BU * experience.correction_BT
         loss = self._reduce(losses_BU, actions.weights_BU, mean_weights_BU, denominators.actions)
         # metrics
-        metrics = diagnose(actions) | self._diagnose_trust(actions, log_ratios, bounded, experience)
+        metrics = diagnose(actions) | diagnose_trust(
+            self.surrogate, self.actions.token_level, actions, log_ratios, bounded, experience
+        )
         if experience.correction_BT is not None:
             metrics |= diagnose_correction(experience.correction_BT, mask_BT)
         if scores.future_BTM is not None:
             metrics |= diagnose_heads(log_ratios.detach(), scores.future_BTM.detach(), mask_BT)
         return loss, metrics
-
-    def _diagnose_trust(
-        self, actions: Actions, log_ratios: Tensor, bounded: Tensor, experience: Experience
-    ) -> Metrics:
-        """Return the shares that the trust region stops, and the divergence from the old policy."""
-        metrics = self.surrogate.measure(actions)
-        mask_BT, count = experience.mask_BT, experience.mask_BT.sum().float()
-        token_BT = log_ratios.detach() if log_ratios.ndim == 2 else log_ratios[..., 0].detach()
-        # actions that the trust region stops, and tokens that it would stop one by one
-        clipped_BU = self.surrogate.clipped(actions)
-        if clipped_BU is not None:
-            metrics["ratio/clip_fraction"] = (
-                clipped_BU.sum().float(),
-                actions.mask_BU.sum().float(),
-            )
-        if clipped_BU is not None and not self.actions.token_level:
-            tokens = Actions(token_BT, experience.advantages_BT, mask_BT, mask_BT.float())
-            clipped_BT = self.surrogate.clipped(tokens)
-            if clipped_BT is not None:
-                metrics["ratio/token_clip_fraction"] = (clipped_BT.sum().float(), count)
-        # tokens whose log-ratios are bounded before they are grouped
-        if bounded is not log_ratios:
-            bounded_BT = (
-                (bounded != log_ratios) if bounded.ndim == 2 else (bounded != log_ratios)[..., 0]
-            )
-            metrics["ratio/token_clip_fraction"] = ((bounded_BT & mask_BT).sum().float(), count)
-        # divergence from the policy of the rollout
-        metrics["kl/old"] = ((k3(token_BT, torch.zeros_like(token_BT)) * mask_BT).sum(), count)
-        return metrics
 
     def _reduce(
         self, values_BU: Tensor, weights_BU: Tensor, mean_weights_BU: Tensor, denominator: Tensor

@@ -8,11 +8,11 @@ from torch.nn.functional import pad
 
 from lightning_mpo.objective.action_spaces import (
     ActionSpace,
-    BlockActions,
     SegmentActions,
     SequenceActions,
     TokenActions,
 )
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import (
     BlockWeights,
     ExplicitWeights,

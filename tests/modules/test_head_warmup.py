@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import HeadWarmup
-from lightning_mpo.objective.action_spaces import BlockActions
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.terms import HeadUpkeep
 from lightning_mpo.policies import MedusaHeads, ParallelHeads, SequentialHeads, TinyPolicy

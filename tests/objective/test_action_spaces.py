@@ -11,11 +11,11 @@ from torch import Tensor
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective.action_spaces import (
     ActionSpace,
-    BlockActions,
     SegmentActions,
     SequenceActions,
     TokenActions,
 )
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import ExplicitWeights, FutureShare, GeometricDecay
 from lightning_mpo.objective.segmenters import EntropySegmenter
 from tests.support.action_spaces import GAPS, PLAIN, WEIGHTS, each_mask, group, name, ratios

@@ -9,8 +9,9 @@ import torch
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k1, k2, k3
-from lightning_mpo.objective.action_spaces import BlockActions, SequenceActions
+from lightning_mpo.objective.action_spaces import SequenceActions
 from lightning_mpo.objective.advantages import LeaveOneOut
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare, GeometricDecay
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.objective import Objective

@@ -8,12 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.objective.action_spaces import (
-    BlockActions,
-    SegmentActions,
-    SequenceActions,
-    TokenActions,
-)
+from lightning_mpo.objective.action_spaces import SegmentActions, SequenceActions, TokenActions
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.supports import TopK
 from lightning_mpo.types import Experience

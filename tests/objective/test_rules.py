@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective.action_spaces import BlockActions, SequenceActions
+from lightning_mpo.objective.action_spaces import SequenceActions
 from lightning_mpo.objective.advantages import (
     GeneralizedAdvantage,
     GroupRelative,
@@ -13,6 +13,7 @@ from lightning_mpo.objective.advantages import (
     PrefixTree,
     ReturnToGo,
 )
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.corrections import Correction, MaskedWeights, TruncatedWeights
 from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty

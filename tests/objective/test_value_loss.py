@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective.action_spaces import BlockActions, TokenActions
+from lightning_mpo.objective.action_spaces import TokenActions
 from lightning_mpo.objective.advantages import GeneralizedAdvantage, GroupRelative
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean

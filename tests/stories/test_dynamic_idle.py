@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from lightning_mpo.callbacks import Watchdog
-from lightning_mpo.objective.action_spaces import BlockActions
 from lightning_mpo.objective.advantages import (
     GeneralizedAdvantage,
     GroupRelative,
     LeaveOneOut,
     ReturnToGo,
 )
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean

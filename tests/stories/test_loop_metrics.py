@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.objective.action_spaces import BlockActions
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean

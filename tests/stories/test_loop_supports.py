@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.objective.action_spaces import BlockActions
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.supports import FullVocabulary, MinP, Nucleus, TopK

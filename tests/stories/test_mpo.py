@@ -15,8 +15,9 @@ from torch.nn.functional import pad
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
-from lightning_mpo.objective.action_spaces import BlockActions, TokenActions
+from lightning_mpo.objective.action_spaces import TokenActions
 from lightning_mpo.objective.advantages import GroupRelative
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import (
     BlockWeights,
     ExplicitWeights,

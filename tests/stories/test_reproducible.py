@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_mpo.objective.action_spaces import BlockActions
 from lightning_mpo.objective.advantages import GeneralizedAdvantage
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.saved_state import mend_epoch_end
-from lightning_mpo.objective.action_spaces import BlockActions
 from lightning_mpo.objective.advantages import GeneralizedAdvantage
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import AdaptiveCoefficient, KLPenalty

@@ -10,8 +10,9 @@ import torch
 from lightning_mpo.callbacks import SupportOverlap
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import exact_on_support
-from lightning_mpo.objective.action_spaces import BlockActions, SequenceActions, TokenActions
+from lightning_mpo.objective.action_spaces import SequenceActions, TokenActions
 from lightning_mpo.objective.advantages import GeneralizedAdvantage, GroupRelative
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.reductions import SequenceMean, TokenMean

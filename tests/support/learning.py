@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mpo.data.base import PromptDataModule, Splits
-from lightning_mpo.objective.action_spaces import BlockActions
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.supports import TopK
 from lightning_mpo.policies import TinyPolicy

@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from lightning_mpo.objective.action_spaces import BlockActions
 from lightning_mpo.objective.advantages import GeneralizedAdvantage, GroupRelative
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean

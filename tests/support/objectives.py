@@ -13,13 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mpo.objective.action_spaces import (
-    BlockActions,
-    SegmentActions,
-    SequenceActions,
-    TokenActions,
-)
+from lightning_mpo.objective.action_spaces import SegmentActions, SequenceActions, TokenActions
 from lightning_mpo.objective.advantages import GroupRelative
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import ExplicitWeights, FutureShare, GeometricDecay
 from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
