@@ -14,7 +14,7 @@ from lightning_mpo.rewards.text import ExactAnswer
 from lightning_mpo.types import PromptRow
 from tests.support.runs import Run, adam, fit, make_objective
 
-ROLLOUTS = 20
+ROLLOUTS = 60
 
 
 class Copies(PromptDataModule):
