@@ -86,6 +86,7 @@ def measure_surrogates(repeats: int) -> list[Cell]:
 
     from lightning_mpo.objective import surrogates as S
     from lightning_mpo.objective.action_spaces import Actions, TokenTerms
+    from lightning_mpo.objective.divergence_mask import DivergenceMask
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -100,8 +101,8 @@ def measure_surrogates(repeats: int) -> list[Cell]:
         S.AsymmetricRatio(),
         S.AsymmetricRatio(wide=0.4),
         S.BoundedTokens(),
-        S.DivergenceMask(),
-        S.DivergenceMask(divergence="kl"),
+        DivergenceMask(),
+        DivergenceMask(divergence="kl"),
     ]
     rows = []
     for surrogate in chosen:

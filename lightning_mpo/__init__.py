@@ -57,6 +57,13 @@ if TYPE_CHECKING:
     from lightning_mpo.objective.block_weights import ExplicitWeights, FutureShare, GeometricDecay
     from lightning_mpo.objective.corrections import Correction, MaskedWeights, TruncatedWeights
     from lightning_mpo.objective.divergence_mask import DivergenceMask
+    from lightning_mpo.objective.future_credit import (
+        CentredCredit,
+        FutureCredit,
+        OutcomeCredit,
+        SameCredit,
+        StateCredit,
+    )
     from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
     from lightning_mpo.objective.objective import Objective
     from lightning_mpo.objective.reductions import (
@@ -112,7 +119,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "objective.action_spaces": "ActionSpace BlockActions SegmentActions SequenceActions TokenActions",
+    "objective.action_spaces": "ActionSpace SegmentActions SequenceActions TokenActions",
     "objective.advantages": (
         "Advantage GeneralizedAdvantage GroupRelative LeaveOneOut PrefixTree ReturnToGo"
     ),
@@ -120,6 +127,8 @@ _NAMES = {
         "ExactResume Export KLTracking Predictions Preemption ReferenceUpdate "
         "Report RolloutLoop RolloutProgressBar Samples Throughput Watchdog"
     ),
+    "objective.block_actions": "BlockActions",
+    "objective.future_credit": "CentredCredit FutureCredit OutcomeCredit SameCredit StateCredit",
     "objective.block_weights": "ExplicitWeights FutureShare GeometricDecay",
     "objective.corrections": "Correction MaskedWeights TruncatedWeights",
     "data": "Arithmetic JsonLines Multiplication PromptDataModule PromptFile Splits Svamp",
@@ -160,6 +169,7 @@ __all__ = [
     "BlockActions",
     "BoundedTokens",
     "CausalPolicy",
+    "CentredCredit",
     "ClippedRatio",
     "ClippedWeight",
     "Completion",
@@ -178,6 +188,7 @@ __all__ = [
     "Finished",
     "FullVocabulary",
     "FunctionReward",
+    "FutureCredit",
     "FutureShare",
     "GeneralizedAdvantage",
     "GeometricDecay",
@@ -200,6 +211,7 @@ __all__ = [
     "Multiplication",
     "Nucleus",
     "Objective",
+    "OutcomeCredit",
     "OverlongPenalty",
     "ParallelHeads",
     "Policy",
@@ -220,6 +232,7 @@ __all__ = [
     "Reward",
     "RolloutLoop",
     "RolloutProgressBar",
+    "SameCredit",
     "SampledTokens",
     "Sampler",
     "Samples",
@@ -231,6 +244,7 @@ __all__ = [
     "SequenceMean",
     "SequentialHeads",
     "Splits",
+    "StateCredit",
     "SupervisedWarmup",
     "Support",
     "Surrogate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class OffsetActions:
 class ActionSpace(Member):
     """Groups tokens into actions. Nothing after it knows the granularity."""
 
-    token_level: ClassVar[bool] = False
+    token_level = False
     """True if every action is one token, so that probabilities of actions are those of tokens."""
 
     @property
@@ -152,7 +152,7 @@ class ActionSpace(Member):
 class TokenActions(ActionSpace):
     """Every token is an action: PPO, GRPO, DAPO."""
 
-    token_level: ClassVar[bool] = True
+    token_level = True
 
     def action_log_ratios(
         self, log_ratios: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -26,18 +26,18 @@ from lightning_mpo.objective.terms import LossTerm
 class Advantage(Member):
     """Turns rewards into advantages."""
 
-    compares_group: ClassVar[bool] = False
+    compares_group = False
     """True where a response is compared with the others of its prompt, so that one completion has
     no advantage.
     """
 
-    needs_values: ClassVar[bool] = False
+    needs_values = False
     """True where a critic's values are the baseline."""
 
-    weighs_tokens: ClassVar[bool] = False
+    weighs_tokens = False
     """True where the estimate says how much single tokens weigh."""
 
-    to_go: ClassVar[bool] = False
+    to_go = False
     """True where a token's advantage is made of the rewards behind it, so that rewards of tokens
     tell them apart.
     """
@@ -127,7 +127,7 @@ class GroupRelative(Advantage):
             instead (REINFORCE++ with a baseline [C, verl and OpenRLHF]; docs/algorithms.md 4.1).
     """
 
-    compares_group: ClassVar[bool] = True
+    compares_group = True
 
     scale: Literal["std", "none", "batch"] = "std"
 
@@ -151,7 +151,7 @@ class GroupRelative(Advantage):
 class LeaveOneOut(Advantage):
     """`R_i - mean of the others` (RLOO; docs/algorithms.md 4.2)."""
 
-    compares_group: ClassVar[bool] = True
+    compares_group = True
 
     def estimate(self, outcome: Outcome) -> Estimate:
         advantages_B = F.leave_one_out(
@@ -175,7 +175,7 @@ class ReturnToGo(Advantage):
             standard deviation 1: the mean of the batch is the baseline then.
     """
 
-    to_go: ClassVar[bool] = True
+    to_go = True
 
     gamma: float = 1.0
     whiten: bool = True
@@ -217,9 +217,9 @@ class GeneralizedAdvantage(Advantage):
             the reward.
     """
 
-    needs_values: ClassVar[bool] = True
+    needs_values = True
     by_token = True
-    to_go: ClassVar[bool] = True
+    to_go = True
 
     gamma: float = 1.0
     lam: float = 0.95
@@ -255,8 +255,8 @@ class PrefixTree(Advantage):
         count: True: a pair counts once per completion that goes through it.
     """
 
-    compares_group: ClassVar[bool] = True
-    weighs_tokens: ClassVar[bool] = True
+    compares_group = True
+    weighs_tokens = True
     by_token = True
 
     count: bool = False

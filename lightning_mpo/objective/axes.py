@@ -2,7 +2,8 @@
 they have no meaning.
 
 An axis is an abstract class, such as `Support`. A member is a frozen dataclass behind it, which
-checks its options in `__post_init__`.
+checks its options in `__post_init__`. Facts of a class, such as `Support.slots_name`, have no type
+annotation: the parser of configurations would evaluate it in the file of the member.
 """
 
 from __future__ import annotations

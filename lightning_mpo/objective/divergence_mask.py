@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -40,7 +40,7 @@ class DivergenceMask(Surrogate):
     """
 
     needs_token_actions = True
-    at_behaviour: ClassVar[bool] = True
+    at_behaviour = True
 
     delta: float = 0.15
     delta_up: float | None = None

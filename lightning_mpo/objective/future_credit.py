@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,24 +17,24 @@ from lightning_mpo.functional.actions import shift_left
 from lightning_mpo.objective.axes import Member
 from lightning_mpo.objective.outcome import Outcome
 
+Negatives = Literal["keep", "drop", "bound"]
 
-@dataclass(frozen=True)
+
 class FutureCredit(Member):
     """The advantage of offsets n ≥ 1 of a block; the first token keeps that of the objective.
 
-    Args:
-        negatives: negative advantages of later tokens. "keep" takes them as they are; "drop" sets
-            them to 0; "bound" multiplies them by `min(1, q_n_old / π_old)` of the token, so that a
-            push down ends with the head's probability [I].
+    A subclass has the field `negatives`: what becomes of negative advantages of later tokens.
+    "keep" takes them as they are; "drop" sets them to 0; "bound" multiplies them by
+    `min(1, q_n_old / π_old)` of the token, so that a push down ends with the head's probability
+    [I].
     """
 
-    negatives: Literal["keep", "drop", "bound"] = "keep"
-
-    compares_group: ClassVar[bool] = False
+    negatives = "keep"
+    compares_group = False
     """True where a response is compared with the others of its prompt."""
 
     def __post_init__(self) -> None:
-        one_of(type(self).__name__, ("keep", "drop", "bound"), negatives=self.negatives)
+        one_of(type(self).__name__, get_args(Negatives), negatives=self.negatives)
 
     @abstractmethod
     def advantages(self, outcome: Outcome, advantages_BT: Tensor) -> Tensor:
@@ -80,7 +80,13 @@ class FutureCredit(Member):
 
 @dataclass(frozen=True)
 class SameCredit(FutureCredit):
-    """The advantage of the block's first token: the paper's letter [S]."""
+    """The advantage of the block's first token: the paper's letter [S].
+
+    Args:
+        negatives: of later tokens: "keep", "drop" or "bound".
+    """
+
+    negatives: Negatives = "keep"
 
     def advantages(self, outcome: Outcome, advantages_BT: Tensor) -> Tensor:
         return advantages_BT
@@ -88,9 +94,15 @@ class SameCredit(FutureCredit):
 
 @dataclass(frozen=True)
 class OutcomeCredit(FutureCredit):
-    """The response's reward against its group, as in GRPO: mean 0 at each prompt [I]."""
+    """The response's reward against its group, as in GRPO: mean 0 at each prompt [I].
 
-    compares_group: ClassVar[bool] = True
+    Args:
+        negatives: of later tokens: "keep", "drop" or "bound".
+    """
+
+    negatives: Negatives = "keep"
+
+    compares_group = True
 
     def advantages(self, outcome: Outcome, advantages_BT: Tensor) -> Tensor:
         values_B = A.group_relative(
@@ -101,9 +113,15 @@ class OutcomeCredit(FutureCredit):
 
 @dataclass(frozen=True)
 class CentredCredit(FutureCredit):
-    """The objective's advantage less its mean over the group at the same position [I]."""
+    """The objective's advantage less its mean over the group at the same position [I].
 
-    compares_group: ClassVar[bool] = True
+    Args:
+        negatives: of later tokens: "keep", "drop" or "bound".
+    """
+
+    negatives: Negatives = "keep"
+
+    compares_group = True
 
     def advantages(self, outcome: Outcome, advantages_BT: Tensor) -> Tensor:
         return F.centred_advantages(
@@ -116,9 +134,14 @@ class StateCredit(FutureCredit):
     """The reward less the mean reward of the group's completions that share the tokens before t.
 
     Its mean is 0 at each state that completions share [I].
+
+    Args:
+        negatives: of later tokens: "keep", "drop" or "bound".
     """
 
-    compares_group: ClassVar[bool] = True
+    negatives: Negatives = "keep"
+
+    compares_group = True
 
     def advantages(self, outcome: Outcome, advantages_BT: Tensor) -> Tensor:
         if outcome.tokens_BT is None:

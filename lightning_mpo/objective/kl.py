@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -99,7 +99,7 @@ class KLPenalty(LossTerm):
     controller: Controller
     estimator: Literal["k1", "k2", "k3", "exact"] = "k3"
     place: Literal["loss", "reward"] = "loss"
-    needs_reference: ClassVar[bool] = True
+    needs_reference = True
 
     def __post_init__(self) -> None:
         one_of("KLPenalty", ("k1", "k2", "k3", "exact"), estimator=self.estimator)

@@ -19,6 +19,7 @@ from lightning_mpo.functional.reductions import weighted_sum
 from lightning_mpo.objective.action_spaces import ActionSpace, TokenActions
 from lightning_mpo.objective.advantages import Advantage, GroupRelative
 from lightning_mpo.objective.axes import Axes
+from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.corrections import Correction
 from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import KLPenalty
@@ -34,7 +35,7 @@ from lightning_mpo.objective.value_loss import ValueLoss
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores
 from lightning_mpo.types import Experience
 
-FOUND_BY_NAME = (DivergenceMask, KLPenalty, ValueLoss)
+FOUND_BY_NAME = (BlockActions, DivergenceMask, KLPenalty, ValueLoss)
 """Members in files of their own: a configuration names classes whose files are imported."""
 Term = TypeVar("Term", bound=LossTerm)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Selection(Member):
     loss sees them.
     """
 
-    needs_entropy: ClassVar[bool] = False
+    needs_entropy = False
     """True if the choice depends on entropies at rollout weights."""
 
     @property
@@ -161,7 +161,7 @@ class HighEntropyTokens(Selection):
         share: of the tokens of a response, in (0, 1]; at least one token is chosen.
     """
 
-    needs_entropy: ClassVar[bool] = True
+    needs_entropy = True
     averages_over_all_tokens = True
 
     share: float = 0.2

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -70,11 +70,11 @@ class PromisingTokens(Support):
       without loss [I] (docs/algorithms.md 2.4).
     """
 
-    slots_name: ClassVar[str]
+    slots_name = "k"
     """The field that holds the number of slots."""
 
     def __post_init__(self) -> None:
-        at_least(type(self).__name__, 1, **{self.slots_name: self.slots})
+        at_least(type(self).__name__, 1, **{self.slots_name: vars(self)[self.slots_name]})
 
     @property
     def slots(self) -> int:
@@ -101,7 +101,7 @@ class TopK(PromisingTokens):
         outside: what becomes of a sampled token that its support lacks.
     """
 
-    slots_name: ClassVar[str] = "k"
+    slots_name = "k"
 
     k: int = 16
     from_reference: bool = False
@@ -126,7 +126,7 @@ class Nucleus(PromisingTokens):
         outside: what becomes of a sampled token that its support lacks.
     """
 
-    slots_name: ClassVar[str] = "max_k"
+    slots_name = "max_k"
 
     p: float = 0.95
     max_k: int = 32
@@ -156,7 +156,7 @@ class MinP(PromisingTokens):
         outside: what becomes of a sampled token that its support lacks.
     """
 
-    slots_name: ClassVar[str] = "max_k"
+    slots_name = "max_k"
 
     ratio: float = 0.05
     max_k: int = 32

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,12 +24,12 @@ from lightning_mpo.scores import Metrics
 class Surrogate(Member):
     """A loss per action, to be minimised, unreduced."""
 
-    at_behaviour: ClassVar[bool] = False
+    at_behaviour = False
     """True if ratios are against the sampler's log-probs, and not against those that the trainer
     recomputes.
     """
 
-    on_policy: ClassVar[bool] = False
+    on_policy = False
     """True if the loss is meant for the weights that sampled, so that a second update on a rollout
     is biased.
     """
@@ -91,7 +90,7 @@ class PolicyGradient(Surrogate):
     for one update a rollout.
     """
 
-    on_policy: ClassVar[bool] = True
+    on_policy = True
 
     def loss(self, actions: Actions) -> Tensor:
         return F.policy_gradient(actions.log_ratios_BU, actions.advantages_BU)

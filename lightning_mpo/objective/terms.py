@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +43,7 @@ class LossTerm(Member):
     where needed.
     """
 
-    needs_reference: ClassVar[bool] = False
+    needs_reference = False
     """True if the frozen reference must score each rollout."""
 
     @property

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class Shards(ABC):
 class Policy(nn.Module, ABC):
     """A distribution over responses. Constructing one loads nothing; `build` does."""
 
-    exact_logprobs: ClassVar[bool] = True
+    exact_logprobs = True
     """False if log-probs are estimates under noise, which `Rollout.score_seed_B` seeds by row."""
     cold_parts: frozenset[str] = frozenset()
     """Parts with initial weights after `build`: heads or critic that no checkpoint held."""

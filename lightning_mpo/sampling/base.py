@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class SamplingRequest:
 class Sampler(ABC):
     """Draws responses from a policy and records the distributions that it drew from."""
 
-    records_candidates: ClassVar[bool] = False
+    records_candidates = False
     """True if the sampler records `SamplingRequest.candidates`."""
 
     @abstractmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class LocalSampler(Sampler):
             memory do.
     """
 
-    records_candidates: ClassVar[bool] = True
+    records_candidates = True
 
     def __init__(self, batch_size: int | None = None, ignore_end_tokens: bool = False) -> None:
         at_least("LocalSampler", 1, batch_size=batch_size)

@@ -18,7 +18,9 @@ specification.loader.exec_module(behaviour)
 def test_a_record_repeats_itself_and_shows_another_learning_rate(monkeypatch):
     first, again = behaviour.record(["grpo"]), behaviour.record(["grpo"])
     assert list(behaviour.differences(first, again)) == []
-    assert first["grpo"]["objective"].startswith("support FullVocabulary | actions TokenActions")
+    assert first["grpo"]["objective"].startswith(
+        "support FullVocabulary() | actions TokenActions()"
+    )
     assert first["grpo"]["resumed"] == {key: first["grpo"][key] for key in ("weights", "moments")}
     assert len(first["grpo"]["metrics"]["loss/surrogate"]) == 4
     monkeypatch.setattr(behaviour, "BASE", behaviour.BASE.replace("lr: 3.0e-3", "lr: 3.1e-3"))

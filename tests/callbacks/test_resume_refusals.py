@@ -51,7 +51,7 @@ def go_on(folder: Path, path: Path, *callbacks, rollout=None, **options) -> Run:
     [
         (
             {"objective": make_objective(support=TopK(4))},
-            "saved with the objective support FullVocabulary",
+            "saved with the objective support FullVocabulary()",
         ),
         ({"rollout": {"completions": 2}}, r"`rollout\.completions` 4, and the configuration has 2"),
         (

@@ -18,6 +18,7 @@ from lightning_mpo.objective.axes import Axes
 from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import SequenceMean, TokenMean
+from lightning_mpo.objective.supports import TopK
 from lightning_mpo.objective.terms import (
     EntropyBonus,
     HeadUpkeep,
@@ -137,6 +138,26 @@ def test_every_term_is_named_above_or_in_a_file_of_its_own():
         ValueLoss,
         WeightPenalty,
     }
+
+
+def test_the_parser_knows_the_types_of_a_member_in_a_file_of_ones_own(tmp_path, monkeypatch):
+    """Postponed annotations are evaluated in that file, which need not import what ours import."""
+    (tmp_path / "own_spaces.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from lightning_mpo import BlockActions, Support, TopK\n"
+        "@dataclass(frozen=True)\n"
+        "class Pairs(BlockActions):\n"
+        "    length: int = 2\n"
+        "    beside: Support | None = None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = {"class_path": "own_spaces.Pairs", "init_args": {"beside": "TopK"}}
+    (tmp_path / "own.yaml").write_text(
+        yaml.safe_dump({"model": {"init_args": {"objective": {"actions": own}}}})
+    )
+    actions = Objective.from_file("grpo", tmp_path / "own.yaml").actions
+    assert (actions.length, actions.beside) == (2, TopK())
 
 
 def test_two_terms_of_a_class_are_refused():

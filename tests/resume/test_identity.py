@@ -108,7 +108,7 @@ def test_another_algorithm_is_refused_with_the_way_out_and_may_be_evaluated():
     own = module(support=TopK(4))
     said = refused(own)
     assert (
-        "saved with the objective support FullVocabulary, and the configuration has support TopK(k=4"
+        "saved with the objective support FullVocabulary(), and the configuration has support TopK(k=4"
         in said
     )
     assert "give `policy.checkpoint` instead of `--ckpt_path`" in said

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_mpo.modules import PolicyOptimization
+from lightning_mpo.modules.update_metrics import UpdateMetrics
 from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
@@ -55,17 +55,17 @@ def test_cutting_an_update_into_micro_batches_changes_no_weight(tmp_path, reduct
 def test_metrics_are_logged_once_an_update_and_weighted_over_its_micro_batches(tmp_path):
     """Against a sum over the micro-batches by hand, through the CSV file."""
     parts = []
-    loss = PolicyOptimization._add
+    add = UpdateMetrics.add
 
     def spy(self, metrics):
         parts.append(
             {name: (value.item(), weight.item()) for name, (value, weight) in metrics.items()}
         )
-        loss(self, metrics)
+        add(self, metrics)
 
     logger = CSVLogger(tmp_path, name="", version="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PolicyOptimization, "_add", spy)
+        patch.setattr(UpdateMetrics, "add", spy)
         fit(
             tmp_path, rollout={"minibatches": 2, "max_new_tokens": 24}, accumulate_grad_batches=3, max_steps=4, logger=logger,
             module={"optimizer": adam(1e-2)},

@@ -157,5 +157,5 @@ def test_the_objective_and_the_batch_arithmetic_are_printed(tmp_path, caplog):
             logging.getLogger("lightning.pytorch").propagate = False
     text = " ".join(caplog.text.split())
     assert "16 sequences a rollout, 2 updates of 8" in text
-    assert "actions SequenceActions(mean=True, form=sequence)" in text
+    assert "actions SequenceActions(mean=True, form='sequence')" in text
     assert "parity sampler against trainer" in text
