@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,9 +28,18 @@ def parsed(call, capsys):
         with pytest.raises(SystemExit) as stop:
             call(verb, *arguments, "--print_config")
         assert not stop.value.code
-        return yaml.safe_load(capsys.readouterr().out)
+        return without_empty(yaml.safe_load(capsys.readouterr().out))
 
     return parse
+
+
+def without_empty(value: Any) -> Any:
+    """Leave out `init_args: {}`, which the parser writes for some classes without options."""
+    if isinstance(value, list):
+        return [without_empty(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {k: without_empty(v) for k, v in value.items() if (k, v) != ("init_args", {})}
 
 
 # --- configuration files ------------------------------------------------------------------------------------------------
