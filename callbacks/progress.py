@@ -56,6 +56,29 @@ class RolloutProgressBar(RichProgressBar, RolloutCallback):
             self.progress.remove_task(self._rollout_task)
             self._rollout_task = None
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self._count_updates(trainer, pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._count_updates(trainer, pl_module)
+
+    def _count_updates(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Show updates of all updates, where Lightning counts micro-batches since the start."""
+        if self.progress is None or self.train_progress_bar_id is None:
+            return
+        if isinstance(module, PolicyOptimization) and trainer.max_steps > 0:
+            total, updates = trainer.max_steps, trainer.global_step
+            self.progress.update(self.train_progress_bar_id, total=total, completed=updates)
+
     def _get_train_description(self, current_epoch: int) -> str:
         """Count updates, or a warm-up's epochs, of which Lightning would show the bound as "-2"."""
         counts = (

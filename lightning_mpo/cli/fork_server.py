@@ -82,6 +82,10 @@ def _run() -> int:
     return guarded(lambda: _fit(Path(folder), kill, int(updates), arguments))
 
 
+class VerificationCheckpoint(ModelCheckpoint):
+    """Has a class of its own, as two callbacks of one class and schedule cannot both be saved."""
+
+
 class VerifyCLI(CLI):
     """Sends all output of a run to a folder.
 
@@ -139,7 +143,7 @@ def _fit(folder: Path, kill: str, updates: int, arguments: list[str]) -> None:
         arguments: of the command line, without a verb.
     """
     # a checkpoint after each update
-    save = ModelCheckpoint(
+    save = VerificationCheckpoint(
         folder / "checkpoints",
         save_last=True,
         save_top_k=0,

@@ -64,7 +64,7 @@ def check_sampling(
     Raises:
         UserError: names the option and the alternative.
     """
-    objective.advantage.check(completions)
+    objective.check_group(completions)
     sampler.check(objective.surrogate.candidates)
     if mask_truncated and objective.advantage.weighs_tokens:
         raise UserError(

@@ -76,7 +76,15 @@ def try_optimizer(
         _check_groups(made, "`model.optimizer`", 0)
         if vectors:
             _try_vectors(optimizer)
-        plan = _make("scheduler", scheduler, made) if scheduler is not None else None
+        try:
+            plan = _make("scheduler", scheduler, made) if scheduler is not None else None
+        except UserError as error:
+            if not isinstance(error.__cause__, ZeroDivisionError):
+                raise
+            raise UserError(
+                f"`model.scheduler` divides by zero; with `trainer.max_steps: {updates}` a phase of "
+                "it may have no update: give more updates, or `model.scheduler: null`"
+            ) from error
         if plan is not None:
             _check_scheduler(made, plan, updates)
 

@@ -53,7 +53,7 @@ def build_experience(
     old, base = passes.old, passes.reference
     # rewards -> advantages
     rewards_BT = _token_rewards(objective, rollout, rewards_B, passes)
-    estimate = _estimate(objective, rollout, rewards_BT, valid_B, old, total)
+    estimate, future_BT = _estimate(objective, rollout, rewards_BT, valid_B, old, total)
     # tokens that carry loss, and blocks
     entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
     weights_BT = objective.selection.choose(_kept(objective, rollout), generator, entropy_BT)
@@ -65,6 +65,7 @@ def build_experience(
         rewards_B=(rewards_BT.sum(1) if objective.changes_rewards else rewards_B).float(),
         valid_B=valid_B,
         advantages_BT=estimate.advantages_BT.float(),
+        future_advantages_BT=None if future_BT is None else future_BT.float(),
         token_weights_BT=weights_BT,
         segments_BT=objective.actions.segment(rollout, entropy_BT, texts),
         old_logprobs_BT=_anchor(objective, rollout, old, updates),
@@ -201,18 +202,19 @@ def _estimate(
     valid_B: Tensor,
     old: TokenScores | None,
     over_ranks: Callable[[Tensor], Tensor],
-) -> Estimate:
+) -> tuple[Estimate, Tensor | None]:
+    """Return the advantages, and those of the later tokens of a block if they have their own."""
     mask_BT = rollout.response_mask_BT
     group_size = int((rollout.group_B == rollout.group_B[0]).sum())
     values_BT = None if old is None else old.values_BT
-    estimate = objective.advantage.estimate(
-        Outcome(rewards_BT, mask_BT, group_size, valid_B, values_BT, rollout.responses_BT)
-    )
-    if not objective.advantage.whiten:
-        return estimate
-    valid_BT = mask_BT & valid_B[:, None]
-    sums = over_ranks(moments(estimate.advantages_BT, valid_BT))
-    return estimate._replace(advantages_BT=whiten(estimate.advantages_BT, valid_BT, sums))
+    tokens_BT = rollout.responses_BT
+    outcome = Outcome(rewards_BT, mask_BT, group_size, valid_B, values_BT, tokens_BT)
+    estimate = objective.advantage.estimate(outcome)
+    if objective.advantage.whiten:
+        sums = over_ranks(moments(estimate.advantages_BT, outcome.valid_BT))
+        white_BT = whiten(estimate.advantages_BT, outcome.valid_BT, sums)
+        estimate = estimate._replace(advantages_BT=white_BT)
+    return estimate, objective.actions.future_advantages(outcome, estimate.advantages_BT)
 
 
 def _anchor(

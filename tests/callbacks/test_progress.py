@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from lightning_mpo.callbacks import RolloutProgressBar
 from lightning_mpo.modules import PolicyOptimization
-from tests.support.runs import fit
+from tests.support.runs import Probe, fit
 
 
 class Fake:
@@ -76,7 +76,24 @@ def test_it_runs_with_lightnings_bar_and_names_metrics_shortly(tmp_path):
             return metrics
 
     bar = Watch()
-    fit(tmp_path, callbacks=[bar], max_steps=2, enable_progress_bar=True)
+    counts = []
+    count = Probe(
+        on_train_batch_end=lambda trainer, *_: counts.append(
+            [
+                (task.completed, task.total)
+                for task in bar.progress.tasks
+                if "Updates" in task.description
+            ]
+        )
+    )
+    fit(
+        tmp_path,
+        callbacks=[bar, count],
+        max_steps=2,
+        accumulate_grad_batches=2,
+        enable_progress_bar=True,
+    )
+    assert counts == [[(0, 2)], [(1, 2)], [(1, 2)], [(2, 2)]], "updates, and not micro-batches"
     assert any("rollout" in text for text in lines[0])
     assert not any("rollout" in text for text in lines[-1])
     assert {"reward", "accuracy"} <= shown[-1]
