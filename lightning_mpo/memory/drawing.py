@@ -12,7 +12,7 @@ MIB = 2**20
 
 def parts_of(
     peaks: dict[str, int],
-    kept: dict[str, int],
+    allocator_free: dict[str, int],
     baseline: int,
     weights: Footprint,
     held: dict[str, int],
@@ -21,7 +21,7 @@ def parts_of(
 
     Args:
         peaks: bytes in use, by phase.
-        kept: freed bytes that the allocator holds beside them, by phase.
+        allocator_free: freed bytes that the allocator holds beside them, by phase.
         baseline: of the process before loading.
         weights: of the policy.
         held: gradients and optimiser state.
@@ -40,13 +40,13 @@ def parts_of(
     parts["activations, caches, buffers"] = [
         max(0, peak - size) for peak, size in zip(peaks.values(), known, strict=True)
     ]
-    parts["kept by the allocator"] = list(kept.values())
+    parts["kept by the allocator"] = list(allocator_free.values())
     return {name: sizes for name, sizes in parts.items() if any(sizes)}
 
 
 def draw_memory(
     peaks: dict[str, int],
-    kept: dict[str, int],
+    allocator_free: dict[str, int],
     baseline: int,
     weights: Footprint,
     held: dict[str, int],
@@ -56,7 +56,7 @@ def draw_memory(
 
     Args:
         peaks: bytes in use, by phase.
-        kept: freed bytes that the allocator holds beside them, by phase.
+        allocator_free: freed bytes that the allocator holds beside them, by phase.
         baseline: of the process before loading.
         weights: of the policy.
         held: gradients and optimiser state.
@@ -75,7 +75,7 @@ def draw_memory(
         width_ratios=(3, 2),
         gridspec_kw={"wspace": 0.05},
     )
-    _draw_phases(left, peaks, parts_of(peaks, kept, baseline, weights, held))
+    _draw_phases(left, peaks, parts_of(peaks, allocator_free, baseline, weights, held))
     _draw_weights(right, weights)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -161,7 +161,7 @@ class PolicyOptimization(Stage):
             if isinstance(callback, RolloutSource):
                 return callback
         raise UserError(
-            "no rollout callback: add `lightning_mpo.callbacks.Rollout` to the trainer's callbacks"
+            "no rollout callback: add `lightning_mpo.callbacks.RolloutLoop` to the trainer's callbacks"
         )
 
     def train_dataloader(self) -> SlotLoader:

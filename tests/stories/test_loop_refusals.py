@@ -80,7 +80,7 @@ def test_a_run_without_the_rollout_callback_names_it():
     from tests.support.runs import make_policy, make_trainer
 
     module = PolicyOptimization(make_policy(), make_objective())
-    with pytest.raises(UserError, match="lightning_mpo.callbacks.Rollout"):
+    with pytest.raises(UserError, match="lightning_mpo.callbacks.RolloutLoop"):
         make_trainer(Path("."), [], max_steps=1).fit(module, datamodule=make_data())
 
 
