@@ -40,17 +40,14 @@ class TokenScores:
 
     logprobs_BT: Tensor  # float32 nats, carries gradient, 0 where masked
     entropy_BT: Tensor  # float32 nats
-    future_BTM: Tensor | None = (
-        None  # log q_n(o_{t+n} | h_t), n = 1 … M; 0 where the window has left the mask
-    )
+    # log q_n(o_{t+n} | h_t), n = 1 … M; 0 where the window has left the mask
+    future_BTM: Tensor | None = None
     upkeep_BTM: Tensor | None = None  # the same values; their gradient stays in the heads
     values_BT: Tensor | None = None  # the critic's, 0 where masked
-    support_logits_BTK: Tensor | None = (
-        None  # temperature applied, 0 in slots and at positions that are masked
-    )
-    candidate_logprobs_BTK: Tensor | None = (
-        None  # of the rollout's stored candidates, -inf in slots without one
-    )
+    # temperature applied, 0 in slots and at positions that are masked
+    support_logits_BTK: Tensor | None = None
+    # of the rollout's stored candidates, -inf in slots without one
+    candidate_logprobs_BTK: Tensor | None = None
     on_support: bool = False  # whether the softmax was taken over stored supports
 
 

@@ -98,18 +98,14 @@ class Rollout:
     support_BTK: Tensor | None = None  # int32 token ids, None for the full vocabulary
     support_mask_BTK: Tensor | None = None  # bool; None when every slot counts
     kept_mass_BT: Tensor | None = None  # probability of the support under the full softmax
-    candidates_BTK: Tensor | None = (
-        None  # int32; the most probable ids of each step, where a surrogate compares them
-    )
-    candidate_logprobs_BTK: Tensor | None = (
-        None  # float32 nats, of the distribution that was sampled from
-    )
-    outside_BT: Tensor | None = (
-        None  # bool; sampled tokens that were missing from the recorded support and were added to it
-    )
-    score_seed_B: Tensor | None = (
-        None  # int64; of the noise under which estimated log-probs are taken
-    )
+    # int32; the most probable ids of each step, where a surrogate compares them
+    candidates_BTK: Tensor | None = None
+    # float32 nats, of the distribution that was sampled from
+    candidate_logprobs_BTK: Tensor | None = None
+    # bool; sampled tokens that were missing from the recorded support and were added to it
+    outside_BT: Tensor | None = None
+    # int64; of the noise under which estimated log-probs are taken
+    score_seed_B: Tensor | None = None
     texts: tuple[str, ...] = ()
     rows: tuple[PromptRow, ...] = ()
 
@@ -134,17 +130,15 @@ class Experience:
     advantages_BT: Tensor  # float32
     token_weights_BT: Tensor  # float32; 0 = not scored
     segments_BT: Tensor | None = None  # int64; tokens of one action share a number
-    old_logprobs_BT: Tensor | None = (
-        None  # what ratios are against; None: one update per rollout, old = new.detach()
-    )
+    # what ratios are against; None: one update per rollout, old = new.detach()
+    old_logprobs_BT: Tensor | None = None
     old_future_BTM: Tensor | None = None  # log q_n(o_{t+n} | h_t) of multi-token heads, n = 1 … M
     reference_logprobs_BT: Tensor | None = None
     reference_logits_BTK: Tensor | None = None
     values_BT: Tensor | None = None  # of the critic, at rollout weights
     returns_BT: Tensor | None = None  # what the critic is fitted to
-    old_entropy_BT: Tensor | None = (
-        None  # nats, at rollout weights, where the surrogate asks for it
-    )
+    # nats, at rollout weights, where the surrogate asks for it
+    old_entropy_BT: Tensor | None = None
     future_advantages_BT: Tensor | None = None  # of the later tokens of a block, if not the first's
     correction_BT: Tensor | None = None  # weights for a sampler that differs from the trainer
 

@@ -155,7 +155,7 @@ OPTIONS = {
     "eval_dataset": "it is `data: {class_path: JsonLines, init_args: {validation: …}}`",
     "peft_config": "it is `lora` of a CausalPolicy",
     "quantization_config": "it is `quantization` of a CausalPolicy",
-    "ref_model": "the reference is the initial policy, kept where `objective.terms` has a `KLPenalty`",
+    "ref_model": "the reference is the initial policy, if `objective.terms` has a `KLPenalty`",
     "sync_ref_model": "it is the callback `ReferenceUpdate`",
     "ref_model_mixup_alpha": "it is `mixup` of the callback `ReferenceUpdate`",
     "ref_model_sync_steps": "it is `every` of the callback `ReferenceUpdate`, in rollouts",

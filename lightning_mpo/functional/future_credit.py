@@ -195,7 +195,8 @@ def bound_negatives(
 def _check_groups(rows: int, group_size: int) -> int:
     if group_size < 2:
         raise ValueError(
-            f"`group_size` must be at least 2 (a completion is compared with others), got {group_size}"
+            "`group_size` must be at least 2 (a completion is compared with others), got "
+            f"{group_size}"
         )
     if rows % group_size:
         raise ValueError(f"{rows} rows are no whole groups of {group_size}")

@@ -161,7 +161,8 @@ class PolicyOptimization(Stage):
             if isinstance(callback, RolloutSource):
                 return callback
         raise UserError(
-            "no rollout callback: add `lightning_mpo.callbacks.RolloutLoop` to the trainer's callbacks"
+            "no rollout callback: add `lightning_mpo.callbacks.RolloutLoop` to the trainer's "
+            "callbacks"
         )
 
     def train_dataloader(self) -> SlotLoader:

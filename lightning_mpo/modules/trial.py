@@ -82,8 +82,8 @@ def try_optimizer(
             if not isinstance(error.__cause__, ZeroDivisionError):
                 raise
             raise UserError(
-                f"`model.scheduler` divides by zero; with `trainer.max_steps: {updates}` a phase of "
-                "it may have no update: give more updates, or `model.scheduler: null`"
+                f"`model.scheduler` divides by zero; with `trainer.max_steps: {updates}` a phase "
+                "of it may have no update: give more updates, or `model.scheduler: null`"
             ) from error
         if plan is not None:
             _check_scheduler(made, plan, updates)

@@ -28,9 +28,8 @@ class TokenTerms:
     logprobs_BT: Tensor  # of the policy, nats, carries gradient
     anchor_logprobs_BT: Tensor  # of the same tokens, where the log-ratio is 0
     old_entropy_BT: Tensor | None = None  # nats, at rollout weights
-    candidate_logprobs_BTK: Tensor | None = (
-        None  # of stored candidates under the policy, -inf in slots without one
-    )
+    # of stored candidates under the policy, -inf in slots without one
+    candidate_logprobs_BTK: Tensor | None = None
     anchor_candidate_logprobs_BTK: Tensor | None = None  # the same under the policy that sampled
 
 
