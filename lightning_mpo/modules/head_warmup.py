@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,26 @@ from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.types import PromptBatch, PromptRow, Rollout, take_rows, to_device, trim_rollout
 
 
+@dataclass(frozen=True)
+class SamplePool:
+    """Samples that are drawn at once and then learnt from in several micro-batches.
+
+    Args:
+        prompts: prompts of a pool, over all processes.
+        completions: samples per prompt.
+        max_new_tokens: longest sample.
+        passes: micro-batches into which a pool is cut; then the next is drawn.
+    """
+
+    prompts: int = 32
+    completions: int = 4
+    max_new_tokens: int = 128
+    passes: int = 4
+
+    def __post_init__(self) -> None:
+        at_least("SamplePool", 1, **vars(self))
+
+
 class HeadWarmup(Stage):
     """Trains the heads of a policy whose trunk stays as it is, bit for bit.
 
@@ -46,12 +67,9 @@ class HeadWarmup(Stage):
     Args:
         policy: with `mtp`, the heads.
         solutions: imitate the data's solutions instead of sampling.
-        prompts: prompts of a pool of samples, over all processes.
-        completions: samples per prompt.
-        max_new_tokens: longest sample.
+        pool: how many samples are drawn at once.
         temperature: of sampling and of the heads' distributions; the one that reinforcement
             learning will use.
-        passes: micro-batches into which a pool is cut; then the next is drawn.
         batches_per_epoch: micro-batches between two epoch ends.
         optimizer: of the heads.
         scheduler: of the learning rate, stepped per update; None: constant.
@@ -62,11 +80,8 @@ class HeadWarmup(Stage):
         self,
         policy: CausalPolicy,
         solutions: bool = False,
-        prompts: int = 32,
-        completions: int = 4,
-        max_new_tokens: int = 128,
+        pool: SamplePool = SamplePool(),
         temperature: float = 1.0,
-        passes: int = 4,
         batches_per_epoch: int = 100,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
         scheduler: LRSchedulerCallable | None = None,
@@ -79,20 +94,13 @@ class HeadWarmup(Stage):
                 "`ParallelHeads`, say"
             )
         # options out of range
-        sizes = {
-            "prompts": prompts,
-            "completions": completions,
-            "max_new_tokens": max_new_tokens,
-            "passes": passes,
-        }
-        at_least("HeadWarmup", 1, **sizes, batches_per_epoch=batches_per_epoch)
+        at_least("HeadWarmup", 1, batches_per_epoch=batches_per_epoch)
         positive("HeadWarmup", temperature=temperature)
         seeds("HeadWarmup", seed=seed)
         self.policy = policy
         self.solutions = solutions
-        self.prompts, self.completions, self.max_new_tokens = prompts, completions, max_new_tokens
+        self.pool = pool
         self.temperature = temperature
-        self.passes = passes
         self.batches_per_epoch = batches_per_epoch
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -118,17 +126,17 @@ class HeadWarmup(Stage):
         if stage == "fit":
             try_optimizer(self.optimizer, self.scheduler, updates=self.trainer.max_steps)
         # the pool must divide over processes and passes
-        prompts, rest = divmod(self.prompts, self.trainer.world_size)
+        prompts, rest = divmod(self.pool.prompts, self.trainer.world_size)
         if rest:
             raise UserError(
-                f"`prompts` ({self.prompts}) must divide evenly over {self.trainer.world_size} "
+                f"`pool.prompts` ({self.pool.prompts}) must divide evenly over {self.trainer.world_size} "
                 "processes"
             )
-        rows = prompts if self.solutions else prompts * self.completions
-        if rows % self.passes:
-            made = "one solution each" if self.solutions else f"{self.completions} completions"
+        rows = prompts if self.solutions else prompts * self.pool.completions
+        if rows % self.pool.passes:
+            made = "one solution each" if self.solutions else f"{self.pool.completions} completions"
             raise UserError(
-                f"`HeadWarmup.passes` ({self.passes}) must divide the {rows} samples of a pool on "
+                f"`HeadWarmup.pool.passes` ({self.pool.passes}) must divide the {rows} samples of a pool on "
                 f"each process ({prompts} prompts x {made})"
             )
         # heads and data fit the policy
@@ -142,7 +150,11 @@ class HeadWarmup(Stage):
                 *(self.data.splits.train if stage == "fit" else ()),
             ]
             check_fit(
-                self.policy, self.data, prompted, self.max_new_tokens, "HeadWarmup.max_new_tokens"
+                self.policy,
+                self.data,
+                prompted,
+                self.pool.max_new_tokens,
+                "HeadWarmup.pool.max_new_tokens",
             )
 
     def configure_model(self) -> None:
@@ -174,28 +186,28 @@ class HeadWarmup(Stage):
                 self.policy,
                 prompts,
                 completions,
-                SamplingRequest(FullVocabulary(), self.temperature, self.max_new_tokens),
+                SamplingRequest(FullVocabulary(), self.temperature, self.pool.max_new_tokens),
                 generator=generator,
             )
 
     def _own(self, rows: list[PromptRow]) -> list[PromptRow]:
         """This process's part."""
-        rank, share = self.trainer.global_rank, self.prompts // self.trainer.world_size
+        rank, share = self.trainer.global_rank, self.pool.prompts // self.trainer.world_size
         return rows[rank * share : (rank + 1) * share]
 
     def _rows(self, position: int) -> Rollout:
         """Return micro-batch `position`, a pure function of position and seed."""
-        number, part = divmod(position, self.passes)
+        number, part = divmod(position, self.pool.passes)
         if self._pool is None or self._pool[0] != number:
-            prompts = self._own(self.data.training_rows(number, self.prompts))
+            prompts = self._own(self.data.training_rows(number, self.pool.prompts))
             if self.solutions:
                 pool = to_device(self.data.solutions(prompts), self.device)
             else:
                 draws = generator_of(self.seed, Stream.HEADS, number, self.trainer.global_rank)
-                pool = self._draw(self.data.encode(prompts), self.completions, draws)
+                pool = self._draw(self.data.encode(prompts), self.pool.completions, draws)
             self._pool = number, pool
         pool = self._pool[1]
-        index = torch.arange(part, len(pool.group_B), self.passes, device=pool.group_B.device)
+        index = torch.arange(part, len(pool.group_B), self.pool.passes, device=pool.group_B.device)
         return trim_rollout(take_rows(pool, index))
 
     # --- training ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import HeadWarmup
+from lightning_mpo.modules.head_warmup import SamplePool
 from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.block_weights import FutureShare
 from lightning_mpo.objective.terms import HeadUpkeep
@@ -53,6 +54,8 @@ def warm_up(
     }
     names = [*arguments, "solutions", "temperature"]
     arguments |= {name: options.pop(name) for name in names if name in options}
+    sizes = ("prompts", "completions", "max_new_tokens", "passes")
+    arguments["pool"] = SamplePool(**{name: arguments.pop(name) for name in sizes})
     module = HeadWarmup(
         policy or make_policy(mtp=family(offsets=2)), optimizer=adam(lr), **arguments
     )
@@ -210,11 +213,14 @@ def test_passes_that_do_not_divide_the_pool_of_one_process_are_refused(world, so
         world_size=world, max_steps=-1, strategy=SingleDeviceStrategy(), datamodule=make_data()
     )
     for passes in (1, 2, 3, 4, 8, 16, 32):
-        module = HeadWarmup(policy, solutions=solutions, prompts=4, completions=8, passes=passes)
+        module = HeadWarmup(
+            policy, solutions=solutions, pool=SamplePool(prompts=4, completions=8, passes=passes)
+        )
         module._trainer = trainer
         if rows % passes:
             with pytest.raises(
-                UserError, match=rf"`HeadWarmup.passes` \({passes}\) must divide the {rows} samples"
+                UserError,
+                match=rf"`HeadWarmup.pool.passes` \({passes}\) must divide the {rows} samples",
             ):
                 module.setup("fit")
         else:
@@ -223,12 +229,12 @@ def test_passes_that_do_not_divide_the_pool_of_one_process_are_refused(world, so
 
 @pytest.mark.parametrize(
     ("solutions", "said"),
-    [(True, "and its solution"), (False, "`HeadWarmup.max_new_tokens` is 8, together")],
+    [(True, "and its solution"), (False, "`HeadWarmup.pool.max_new_tokens` is 8, together")],
 )
 def test_rows_that_the_model_has_no_positions_for_are_refused_at_set_up(solutions, said):
     policy = TinyPolicy("0123456789+-*=;, ", max_length=5, mtp=ParallelHeads())
     module = HeadWarmup(
-        policy, solutions=solutions, prompts=4, completions=8, passes=1, max_new_tokens=8
+        policy, solutions=solutions, pool=SamplePool(4, completions=8, passes=1, max_new_tokens=8)
     )
     module._trainer = SimpleNamespace(
         world_size=1, max_steps=-1, strategy=SingleDeviceStrategy(), datamodule=make_data(digits=2)

@@ -124,7 +124,7 @@ HEAD_WARMUP = (
     .replace("heads: 2}", "heads: 2, mtp: ParallelHeads}")
     .replace(
         "    batch_size: 4\n",
-        "    prompts: 4\n    completions: 2\n    max_new_tokens: 6\n    passes: 4\n",
+        "    pool: {prompts: 4, completions: 2, max_new_tokens: 6, passes: 4}\n",
     )
 )
 

@@ -85,17 +85,17 @@ CASES = {
             said, OVERLAY, stage("HeadWarmup", options), without="model"
         )
         for options, said in {
-            "prompts: 0": "`HeadWarmup.prompts` must be at least 1, got 0",
-            "completions: 0": "`HeadWarmup.completions` must be at least 1, got 0",
-            "max_new_tokens: 0": "`HeadWarmup.max_new_tokens` must be at least 1, got 0",
-            "passes: 0": "`HeadWarmup.passes` must be at least 1, got 0",
+            "pool: {prompts: 0}": "`SamplePool.prompts` must be at least 1, got 0",
+            "pool: {completions: 0}": "`SamplePool.completions` must be at least 1, got 0",
+            "pool: {max_new_tokens: 0}": "`SamplePool.max_new_tokens` must be at least 1, got 0",
+            "pool: {passes: 0}": "`SamplePool.passes` must be at least 1, got 0",
             "batches_per_epoch: 0": "`HeadWarmup.batches_per_epoch` must be at least 1, got 0",
             "temperature: 0.0": "`HeadWarmup.temperature` must be positive, got 0.0",
             "temperature: .nan": "`model.temperature` is .nan, which is not a number",
-            "prompts: 3, completions: 1, passes: 2": "`HeadWarmup.passes` (2) must divide the 3 samples of a pool on each "
-            "process (3 prompts x 1 completions)",
-            "solutions: true, prompts: 2, completions: 4, passes: 8": "`HeadWarmup.passes` (8) must divide the 2 samples "
-            "of a pool on each process (2 prompts x one solution each)",
+            "pool: {prompts: 3, completions: 1, passes: 2}": "`HeadWarmup.pool.passes` (2) must divide the 3 "
+            "samples of a pool on each process (3 prompts x 1 completions)",
+            "solutions: true, pool: {prompts: 2, completions: 4, passes: 8}": "`HeadWarmup.pool.passes` (8) must divide "
+            "the 2 samples of a pool on each process (2 prompts x one solution each)",
         }.items()
     },
     "micro-batches of no rows": Case(
