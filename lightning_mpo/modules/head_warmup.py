@@ -129,15 +129,15 @@ class HeadWarmup(Stage):
         prompts, rest = divmod(self.pool.prompts, self.trainer.world_size)
         if rest:
             raise UserError(
-                f"`pool.prompts` ({self.pool.prompts}) must divide evenly over {self.trainer.world_size} "
-                "processes"
+                f"`pool.prompts` ({self.pool.prompts}) must divide evenly over "
+                f"{self.trainer.world_size} processes"
             )
         rows = prompts if self.solutions else prompts * self.pool.completions
         if rows % self.pool.passes:
             made = "one solution each" if self.solutions else f"{self.pool.completions} completions"
             raise UserError(
-                f"`HeadWarmup.pool.passes` ({self.pool.passes}) must divide the {rows} samples of a pool on "
-                f"each process ({prompts} prompts x {made})"
+                f"`HeadWarmup.pool.passes` ({self.pool.passes}) must divide the {rows} samples "
+                f"of a pool on each process ({prompts} prompts x {made})"
             )
         # heads and data fit the policy
         self.policy.check(ScoreRequest(future=self.offsets))

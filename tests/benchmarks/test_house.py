@@ -65,3 +65,10 @@ def test_sizes_comments_and_wide_lines(tmp_path):
 def test_a_long_file_is_named(tmp_path):
     figures = house.measure(checkout(tmp_path, long="x = 1\n" * 301, short="x = 1\n" * 300))
     assert figures.places["files over 300 lines"] == ["lightning_mpo/long.py (301)"]
+
+
+def test_the_package_is_within_its_bounds():
+    values = house.measure(ROOT).values
+    beyond = {name: values[name] for name, most in house.BOUNDS.items() if values[name] > most}
+    below = {name: values[name] for name, least in house.LEAST.items() if values[name] < least}
+    assert (beyond, below) == ({}, {})
