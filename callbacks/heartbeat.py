@@ -1,4 +1,4 @@
-"""Reports which process the others wait for, instead of hanging silently."""
+"""Reports the process that the others wait for, instead of hanging silently."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
 
 EXIT_CODE = 75
-"""Of a process that gave up waiting: the system's code for "try again later"."""
+"""Exit code of a process that gives up: the system's code for "try again later"."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Beat:
     """The last report of a process.
 
     Args:
-        count: phases it has begun: who has begun the fewest is waited for.
-        phase: what it does.
-        seconds: since that phase began, or last moved.
-        silent: seconds since it said so, by the clock of whoever reads it.
+        count: phases that the process has begun. The others wait for the lowest count.
+        phase: name of the phase under way.
+        seconds: time since the phase began or last made progress.
+        silent: seconds since the report came, by the clock of the process that reads it.
     """
 
     count: int
@@ -45,32 +45,37 @@ def describe(beats: Sequence[Beat | None], patience: float) -> str:
     """Return a sentence on the processes that others wait for, and their phases.
 
     Args:
-        beats: by rank; None: never heard of.
+        beats: the last report of each rank; None where no report has come.
         patience: seconds of silence after which a process counts as gone.
 
     Example:
         >>> describe([Beat(8, "all-reduce", 40.2), Beat(7, "reward function", 41.4)], 30.0)
         'rank 1: reward function, 41 s; waiting for it: rank 0 (all-reduce, 40 s)'
     """
-    gone = [rank for rank, beat in enumerate(beats) if beat is None or beat.silent > patience]
-    there = {rank: beat for rank, beat in enumerate(beats) if beat is not None and rank not in gone}
-    behind = sorted(there, key=lambda rank: (there[rank].count, -there[rank].seconds))
-    fewest = there[behind[0]].count if behind else 0
-    waited = [] if gone else [rank for rank in behind if there[rank].count == fewest]
-    waiting = [rank for rank in behind if rank not in waited]
-    parts = [f"rank {rank}: {_last(beats[rank])}" for rank in gone]
-    parts += [f"rank {rank}: {there[rank].phase}, {there[rank].seconds:.0f} s" for rank in waited]
-    text = "; ".join(parts[:8]) + (f"; and {len(parts) - 8} more" if len(parts) > 8 else "")
+    # silent ranks; of the others, those with the fewest phases are awaited
+    silent = [rank for rank, beat in enumerate(beats) if beat is None or beat.silent > patience]
+    alive = {
+        rank: beat for rank, beat in enumerate(beats) if beat is not None and rank not in silent
+    }
+    slowest_first = sorted(alive, key=lambda rank: (alive[rank].count, -alive[rank].seconds))
+    fewest = alive[slowest_first[0]].count if slowest_first else 0
+    awaited = [] if silent else [rank for rank in slowest_first if alive[rank].count == fewest]
+    waiting = [rank for rank in slowest_first if rank not in awaited]
+    # at most eight ranks that hold the run up
+    causes = [f"rank {rank}: {_describe_silence(beats[rank])}" for rank in silent]
+    causes += [f"rank {rank}: {alive[rank].phase}, {alive[rank].seconds:.0f} s" for rank in awaited]
+    text = "; ".join(causes[:8]) + (f"; and {len(causes) - 8} more" if len(causes) > 8 else "")
     if not waiting:
         return text
-    shown = ", ".join(
-        f"rank {rank} ({there[rank].phase}, {there[rank].seconds:.0f} s)" for rank in waiting[:4]
+    # at most four ranks that wait
+    waiting_text = ", ".join(
+        f"rank {rank} ({alive[rank].phase}, {alive[rank].seconds:.0f} s)" for rank in waiting[:4]
     )
     more = f" and {len(waiting) - 4} more" if len(waiting) > 4 else ""
-    return f"{text}; waiting for {'it' if len(parts) == 1 else 'them'}: {shown}{more}"
+    return f"{text}; waiting for {'it' if len(causes) == 1 else 'them'}: {waiting_text}{more}"
 
 
-def _last(beat: Beat | None) -> str:
+def _describe_silence(beat: Beat | None) -> str:
     if beat is None:
         return "no sign of life"
     return f"no sign of life for {beat.silent:.0f} s, last in {beat.phase}"
@@ -79,17 +84,17 @@ def _last(beat: Beat | None) -> str:
 class Heartbeat(RolloutCallback):
     """Reports processes without progress, and ends the run after `abort_after` seconds.
 
-    A report names each process and its phase, every `warn_after` seconds.
+    A report comes every `warn_after` seconds, and names each process and its phase.
 
-    Each process writes what it does into the store through which the processes met, from a thread
-    of its own, so that a main thread that hangs in a reward function or a collective is still heard
-    of. Of those that wait, the lowest rank speaks. A process that gives up exits with 75; it prints
-    where its main thread stands if it is the one that is waited for.
+    A thread of each process writes the phase into the store of `torch.distributed`. The report is
+    therefore complete even if a main thread hangs in a reward function or a collective. Only the
+    lowest of the waiting ranks prints it. A process that gives up exits with code 75. If the others
+    waited for it, it prints the stack of its main thread first.
 
     Args:
-        warn_after: seconds; responses that are being sampled count as progress.
-        abort_after: seconds; below the process group's own timeout, which names nobody. None:
-            never. One process alone never gives up.
+        warn_after: seconds without progress; a response under way makes progress at each token.
+        abort_after: seconds without progress; None: never. Keep it below the timeout of the process
+            group, whose error names no process. A run of one process never gives up.
         every: seconds between two beats.
     """
 
@@ -107,24 +112,26 @@ class Heartbeat(RolloutCallback):
                 f"({warn_after})"
             )
         self.warn_after, self.abort_after, self.every = warn_after, abort_after, every
-        self._own = (0, "set-up")
-        self._moved = time.monotonic()
+        self._current_phase = (0, "set-up")
+        """Phases begun so far, and the present one; one tuple, as the watching thread reads it."""
+        self._last_progress = time.monotonic()
         self._stop: threading.Event | None = None
-        self._heard: dict[int, tuple[bytes, float]] = {}
+        self._last_messages: dict[int, tuple[bytes, float]] = {}
+        """The last message of each other rank, and the time at which it came."""
         self._rank, self._world = 0, 1
         self._store: dist.Store | None = None
 
-    # --- what this process does --------------------------------------------------------------
+    # --- phases of this process --------------------------------------------------------------
 
     def _enter(self, phase: str) -> None:
-        self._own = (self._own[0] + 1, phase)
-        self._moved = time.monotonic()
+        self._current_phase = (self._current_phase[0] + 1, phase)
+        self._last_progress = time.monotonic()
 
     def on_rollout_phase(self, phase: str) -> None:
         self._enter(phase)
 
     def on_rollout_tokens(self, tokens: int, running: int) -> None:
-        self._moved = time.monotonic()
+        self._last_progress = time.monotonic()
 
     on_evaluation_tokens = on_rollout_tokens
 
@@ -187,9 +194,9 @@ class Heartbeat(RolloutCallback):
             return
         self._rank, self._world = trainer.global_rank, trainer.world_size
         if self._world > 1:
-            shared: Any = dist.distributed_c10d._get_default_store()
-            present = shared.clone()  # another connection: the main thread may block the first
-            self._store = dist.PrefixStore("heartbeat", present)
+            default_store: Any = dist.distributed_c10d._get_default_store()
+            # a second connection, as the main thread may block the first
+            self._store = dist.PrefixStore("heartbeat", default_store.clone())
         self._enter("set-up")
         self._stop = threading.Event()
         threading.Thread(
@@ -207,75 +214,83 @@ class Heartbeat(RolloutCallback):
         self._enter(f"stopping after {type(exception).__name__}")
 
     def _watch(self, stop: threading.Event) -> None:
-        reported = 0.0
+        last_report = 0.0
         while not stop.wait(self.every):
-            present = Beat(*self._own, time.monotonic() - self._moved)
-            beats = self._exchange(present)
-            if present.seconds < self.warn_after:
-                reported = 0.0
+            # beats of all processes
+            beat = Beat(*self._current_phase, time.monotonic() - self._last_progress)
+            beats = self._exchange(beat)
+            if beat.seconds < self.warn_after:
+                last_report = 0.0
                 continue
+            # a report every `warn_after` seconds, and before giving up
             give_up = (
                 self._world > 1
                 and self.abort_after is not None
-                and present.seconds >= self.abort_after
+                and beat.seconds >= self.abort_after
             )
-            if (give_up or present.seconds >= reported + self.warn_after) and self._speaks(beats):
-                reported = present.seconds
+            report_due = give_up or beat.seconds >= last_report + self.warn_after
+            if report_due and self._is_speaker(beats):
+                last_report = beat.seconds
                 ending = "; giving up" if give_up else ""
-                self._say(
-                    f"no progress for {present.seconds:.0f} s: "
+                self._print(
+                    f"no progress for {beat.seconds:.0f} s: "
                     f"{describe(beats, self._patience)}{ending}"
                 )
             if give_up:
-                self._leave(beats)
+                self._give_up(beats)
 
     @property
     def _patience(self) -> float:
+        """Seconds of silence after which a process counts as gone."""
         return max(6 * self.every, 1.0)
 
-    def _exchange(self, present: Beat) -> list[Beat | None]:
-        """Write this process's report, and read those of the others."""
+    def _exchange(self, beat: Beat) -> list[Beat | None]:
+        """Write the report of this process, and return the last report of each rank."""
         beats: list[Beat | None] = [None] * self._world
-        beats[self._rank] = present
+        beats[self._rank] = beat
         if self._store is None:
             return beats
+        # messages in the store, by rank
         try:
-            self._store.set(str(self._rank), json.dumps(asdict(present) | {"at": time.time()}))
+            self._store.set(str(self._rank), json.dumps(asdict(beat) | {"at": time.time()}))
             keys = [str(rank) for rank in range(self._world)]
-            present_ranks = [rank for rank in range(self._world) if self._store.check([keys[rank]])]
+            reporting = [rank for rank in range(self._world) if self._store.check([keys[rank]])]
             messages = dict(
                 zip(
-                    present_ranks,
-                    self._store.multi_get([keys[rank] for rank in present_ranks]),
+                    reporting,
+                    self._store.multi_get([keys[rank] for rank in reporting]),
                     strict=True,
                 )
             )
-        except RuntimeError:  # with the store its host is gone: the others' last words stand
+        except RuntimeError:  # the process that hosts the store is gone: use earlier messages
             messages = {}
+        # silence counts from the last message that differs from the one before
         now = time.monotonic()
         for rank in range(self._world):
-            if rank in messages and self._heard.get(rank, (b"", 0.0))[0] != messages[rank]:
-                self._heard[rank] = messages[rank], now
-            if rank != self._rank and rank in self._heard:
-                words, since = self._heard[rank]
-                values = json.loads(words)
-                beats[rank] = Beat(values["count"], values["phase"], values["seconds"], now - since)
+            if rank in messages and self._last_messages.get(rank, (b"", 0.0))[0] != messages[rank]:
+                self._last_messages[rank] = messages[rank], now
+            if rank != self._rank and rank in self._last_messages:
+                message, came_at = self._last_messages[rank]
+                values = json.loads(message)
+                beats[rank] = Beat(
+                    values["count"], values["phase"], values["seconds"], now - came_at
+                )
         return beats
 
-    def _speaks(self, beats: list[Beat | None]) -> bool:
-        """Whether this is the lowest rank that waits; where none does, the lowest that is there."""
-        there = {r: b for r, b in enumerate(beats) if b is not None and b.silent <= self._patience}
-        fewest = min(beat.count for beat in there.values())
-        waiting = [rank for rank, beat in there.items() if beat.count > fewest]
-        return self._rank == min(waiting or there)
+    def _is_speaker(self, beats: list[Beat | None]) -> bool:
+        """Whether this is the lowest of the waiting ranks; if none waits, of the ranks alive."""
+        alive = {r: b for r, b in enumerate(beats) if b is not None and b.silent <= self._patience}
+        fewest = min(beat.count for beat in alive.values())
+        waiting = [rank for rank, beat in alive.items() if beat.count > fewest]
+        return self._rank == min(waiting or alive)
 
-    def _leave(self, beats: list[Beat | None]) -> None:
+    def _give_up(self, beats: list[Beat | None]) -> None:
         """End this process; print its stack if the others waited for it."""
         counts = [beat.count for beat in beats if beat is not None]
-        main = sys._current_frames().get(threading.main_thread().ident or 0)
-        if self._own[0] == min(counts) and main is not None:
-            self._say("it stands at\n" + "".join(traceback.format_stack(main)[-4:]))
+        main_frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        if self._current_phase[0] == min(counts) and main_frame is not None:
+            self._print("it stands at\n" + "".join(traceback.format_stack(main_frame)[-4:]))
         os._exit(EXIT_CODE)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         print(f"heartbeat  rank {self._rank}: {text}", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning_mpo.checks import at_least
 from lightning_mpo.memory.drawing import MIB, draw_memory
 from lightning_mpo.memory.footprint import Footprint, footprint
-from lightning_mpo.memory.resident import PhasePeaks, resident_bytes
+from lightning_mpo.memory.resident import Peak, PhasePeaks, resident_bytes
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.trainer import is_fast_dev_run
@@ -28,17 +28,18 @@ PHASES = ("load", "rollout", "score", "forward", "backward", "optimiser")
 class MemoryAccounting(RolloutCallback):
     """Logs the peak of each phase (`memory/<phase>_mib`).
 
-    Writes `memory.json` and `memory.png` into the run folder.
+    Writes `memory.json` and `memory.png` into the run folder. All values are of rank 0.
 
-    On the CPU a peak is of the process's resident set, read every few milliseconds
-    (`memory/<phase>_in_use_mib`: without what the heap keeps of freed memory); on CUDA of the bytes
-    that tensors hold (`memory/<phase>_reserved_mib`: that the allocator holds). Rank 0's. A
-    quantised base is summed up at the start, every `canary_every` rollouts and at the end, and the
-    run stops where a byte of it has moved.
+    On the CPU a peak is of the process's resident set, read every few milliseconds.
+    `memory/<phase>_in_use_mib` leaves out freed memory that the heap keeps. On CUDA a peak is of
+    the bytes of tensors; `memory/<phase>_reserved_mib` is of the bytes that the allocator holds.
+
+    A quantised base never changes in training. Its checksums are taken at the start, and compared
+    every `canary_every` rollouts and at the end. The run stops if a byte has changed.
 
     Args:
-        canary_every: rollouts from one check of the quantised bytes to the next; 0: at the end
-            alone.
+        canary_every: rollouts from one check of the quantised bytes to the next; 0: only at the
+            end.
         write: write `memory.json` and `memory.png`; False only measures.
     """
 
@@ -51,7 +52,7 @@ class MemoryAccounting(RolloutCallback):
         self.heap_every = 4
         """Readings of the resident set for each slower reading of the heap; 1 misses the least."""
         self.footprint: Footprint | None = None
-        self.held = {"gradients": 0, "optimiser": 0}
+        self.update_bytes = {"gradients": 0, "optimiser": 0}
         """Bytes of gradients and optimiser state at the last update."""
         self._checksums: dict[str, int] = {}
 
@@ -106,7 +107,7 @@ class MemoryAccounting(RolloutCallback):
     ) -> None:
         self.watch.enter("optimiser")
         grads = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
-        self.held["gradients"] = sum(grad.numel() * grad.element_size() for grad in grads)
+        self.update_bytes["gradients"] = sum(grad.numel() * grad.element_size() for grad in grads)
 
     def on_train_batch_end(
         self,
@@ -118,8 +119,8 @@ class MemoryAccounting(RolloutCallback):
     ) -> None:
         self.watch.enter(None)
         if isinstance(pl_module, PolicyOptimization) and batch.get("last_of_update"):
-            self.held["optimiser"] = sum(
-                _state_bytes(optimizer) for optimizer in trainer.optimizers
+            self.update_bytes["optimiser"] = sum(
+                _optimizer_state_bytes(optimizer) for optimizer in trainer.optimizers
             )
             self._log(pl_module)
 
@@ -135,7 +136,7 @@ class MemoryAccounting(RolloutCallback):
             if self.write and not is_fast_dev_run(trainer):
                 self._write(Path(trainer.default_root_dir))
 
-    # --- what is said ------------------------------------------------------------------------
+    # --- metrics and files -------------------------------------------------------------------
 
     def peaks(self) -> dict[str, int]:
         """Return the peak of each phase so far, in bytes.
@@ -143,8 +144,14 @@ class MemoryAccounting(RolloutCallback):
         On CUDA these are bytes of tensors, else of the resident set.
         """
         cuda = self.watch.cuda
-        found = {phase: self.watch.peaks[phase] for phase in PHASES if phase in self.watch.peaks}
-        return {phase: peak.allocated if cuda else peak.resident for phase, peak in found.items()}
+        return {
+            phase: peak.allocated if cuda else peak.resident
+            for phase, peak in self._ordered_peaks().items()
+        }
+
+    def _ordered_peaks(self) -> dict[str, Peak]:
+        """Return the peaks so far, in the order of `PHASES`."""
+        return {phase: self.watch.peaks[phase] for phase in PHASES if phase in self.watch.peaks}
 
     def _log(self, module: PolicyOptimization) -> None:
         peaks = self.peaks()
@@ -179,27 +186,36 @@ class MemoryAccounting(RolloutCallback):
     def _write(self, folder: Path) -> None:
         if self.footprint is None:
             return
+        # numbers
         folder.mkdir(parents=True, exist_ok=True)
-        peaks = {phase: self.watch.peaks[phase] for phase in PHASES if phase in self.watch.peaks}
+        peaks = self._ordered_peaks()
         summary = {
             "device": "cuda" if self.watch.cuda else "cpu",
             "baseline": self.baseline,
             "peaks": {phase: asdict(peak) for phase, peak in peaks.items()},
             "weights": asdict(self.footprint),
-            **self.held,
+            **self.update_bytes,
             "quantised tensors unmoved": len(self._checksums),
         }
         (folder / "memory.json").write_text(json.dumps(summary, indent=1) + "\n")
+        # picture: bytes in use, and beside them freed bytes that the allocator or the heap holds
         cuda = self.watch.cuda
-        used = {phase: peak.allocated if cuda else peak.in_use for phase, peak in peaks.items()}
-        kept = {
-            phase: (peak.reserved if cuda else peak.resident) - used[phase]
+        in_use = {phase: peak.allocated if cuda else peak.in_use for phase, peak in peaks.items()}
+        allocator_free = {
+            phase: (peak.reserved if cuda else peak.resident) - in_use[phase]
             for phase, peak in peaks.items()
         }
-        draw_memory(used, kept, self.baseline, self.footprint, self.held, folder / "memory.png")
+        draw_memory(
+            in_use,
+            allocator_free,
+            self.baseline,
+            self.footprint,
+            self.update_bytes,
+            folder / "memory.png",
+        )
 
 
-def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+def _optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
     values = [value for state in optimizer.state.values() for value in state.values()]
     return sum(
         value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor)

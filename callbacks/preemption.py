@@ -1,4 +1,4 @@
-"""Lets a run that is asked to go save first, and come back."""
+"""Lets a run save before the system ends it, and resume later."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ from lightning_mpo.resume.checkpoints import find_last, last_path
 from lightning_mpo.storage import read_checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-
 STAGE_CODE = "LIGHTNING_MPO_PREEMPTED"
 """Environment variable with the exit code of a preempted warm-up stage.
 
-The waiting run thereby tells a preempted stage from a finished one.
+By this code the run that waits for the stage tells a preempted stage from a finished one.
 """
 
 
 class Preempted(SystemExit):
-    """Ends a run that has saved and was asked to go; the process exits with 0."""
+    """Ends a run that has saved after a signal to stop; the process exits with 0."""
 
     def __init__(self) -> None:
         super().__init__(int(os.environ.get(STAGE_CODE, 0)))
@@ -38,16 +36,20 @@ class Preempted(SystemExit):
 class Preemption(L.Callback):
     """Saves `last.ckpt` after the present update on SIGTERM or SIGUSR1, and exits with 0.
 
-    One process that was signalled is enough: all of them agree after each update. SIGUSR1, which
-    SLURM sends ahead of a time limit if it is told to (`#SBATCH --signal=SIGUSR1@300`), puts the
-    job back into the queue with `scontrol requeue`; started again with `--ckpt_path last` it goes
-    on. A rollout under way is finished first, as a save in the middle of an update would lose its
-    gradients. Lightning's own handlers, which save there, are put aside.
+    A signal to one process is enough: after each update the processes compare their signals.
+
+    SLURM sends SIGUSR1 ahead of a time limit with `#SBATCH --signal=SIGUSR1@300`. On SIGUSR1 the
+    callback also puts the job back into the queue with `scontrol requeue`. Started again with
+    `--ckpt_path last`, the run goes on.
+
+    A save in the middle of an update would lose its gradients. The run therefore finishes the
+    rollout and the update under way first. Lightning's handlers, which save at once, are replaced.
     """
 
     def __init__(self) -> None:
-        self._asked = 0
-        self._before: dict[signal.Signals, Any] = {}
+        self._received_signal = 0
+        """Number of the signal that this process received; 0: none."""
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         environment = trainer._accelerator_connector.cluster_environment
@@ -57,12 +59,14 @@ class Preemption(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         connector = trainer._signal_connector
         if connector.received_sigterm:  # before the first update, such as in an evaluation
-            self._asked, connector.received_sigterm = signal.SIGTERM, False
+            self._received_signal, connector.received_sigterm = signal.SIGTERM, False
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            self._previous_handlers = {
+                number: signal.signal(number, self._on_signal) for number in SIGNALS
+            }
 
-    def _ask(self, number: int, frame: Any) -> None:
-        self._asked = max(self._asked, number)
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._received_signal = max(self._received_signal, number)
 
     def on_train_batch_end(
         self,
@@ -74,8 +78,9 @@ class Preemption(L.Callback):
     ) -> None:
         if trainer.fit_loop._should_accumulate():
             return
-        received = self._agreed(trainer)
+        received = self._signal_of_any_process(trainer)
         if received:
+            # checkpoint, then the line on how to resume
             path = last_path(trainer)
             trainer.save_checkpoint(path)
             advice = (
@@ -91,40 +96,42 @@ class Preemption(L.Callback):
                 requeue()
             raise Preempted
 
-    def _agreed(self, trainer: L.Trainer) -> int:
-        """Return the signal that came to any process, 0 for none."""
+    def _signal_of_any_process(self, trainer: L.Trainer) -> int:
+        """Return the highest signal that any process received; 0: none."""
         if trainer.world_size == 1:
-            return self._asked
-        received = torch.tensor(float(self._asked), device=trainer.strategy.root_device)
+            return self._received_signal
+        received = torch.tensor(float(self._received_signal), device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(received, reduce_op="max"))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restore()
+        self._restore_handlers()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        self._restore()
-        alone = trainer.is_global_zero and STAGE_CODE not in os.environ
-        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and alone:
-            rank_zero_info(_where_it_stands(trainer))
+        self._restore_handlers()
+        advises = trainer.is_global_zero and STAGE_CODE not in os.environ
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and advises:
+            rank_zero_info(_resume_advice(trainer))
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._previous_handlers = {}
 
 
-def _where_it_stands(trainer: L.Trainer) -> str:
+def _resume_advice(trainer: L.Trainer) -> str:
     """Return the line for a run stopped by Ctrl-C: the checkpoint to resume from, if any."""
     line = f"stopped    at update {trainer.global_step}: "
     path = find_last(trainer)
     if path is None:
         return line + "there is no checkpoint to go on from (`kill PID` lets a run save first)"
-    return line + f"the same command goes on with `--ckpt_path last` from {path}, {_saved_at(path)}"
+    line += f"the same command goes on with `--ckpt_path last` from {path}"
+    return f"{line}, {_update_of(path)}"
 
 
-def _saved_at(path: Path) -> str:
+def _update_of(path: Path) -> str:
+    """Return the update at which a checkpoint was saved, as a part of a sentence."""
     try:
         return f"update {read_checkpoint(path, part='outline')['global_step']}"
     except UserError:
@@ -139,10 +146,10 @@ def requeue() -> None:
     if job is None:
         return
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["scontrol", "requeue", job], capture_output=True, text=True, check=False
         )
-        cause = done.stderr.strip() if done.returncode else ""
+        cause = process.stderr.strip() if process.returncode else ""
     except OSError as error:
         cause = str(error)
     if cause:

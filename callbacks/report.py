@@ -34,15 +34,15 @@ class Report(RolloutCallback):
 
     Both evaluations use the same problems, decoding and seeds.
 
-    Writes `summary.json`, `completions/<stage>.jsonl` and `learning_curve.png` into the run folder
-    and prints a table; under `fast_dev_run` the table alone.
-    Its `kl` is from the reference of that moment: the policy as the run began, or what
-    `ReferenceUpdate` last made of it.
+    Prints a table, and writes `summary.json`, `completions/<stage>.jsonl` and `learning_curve.png`
+    into the run folder. Under `fast_dev_run` it only prints the table.
+    The `kl` of a stage is from the reference at that time: the initial policy, or the policy of the
+    last `ReferenceUpdate`.
 
     Args:
         problems: held-out problems, the first ones of the validation split.
-        completions: per problem; pass@1 and the unbiased pass@`completions` come from them.
-        initial: what the stage before training is called.
+        completions: sampled per problem, for pass@1 and the unbiased pass@`completions`.
+        initial: name of the stage before training.
         batch_size: sequences that are sampled together.
     """
 
@@ -64,8 +64,9 @@ class Report(RolloutCallback):
         self.stages: dict[str, dict[str, Any]] = {}
         self.curve: list[dict[str, float]] = []
         self.seconds: dict[str, float] = {}
-        self._clipped = [0.0, 0]
-        self._started = 0.0
+        self._clip_fractions = [0.0, 0]
+        """The sum of the clip fractions of all updates, and the number of updates."""
+        self._training_started = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if isinstance(pl_module, PolicyOptimization):
@@ -76,7 +77,7 @@ class Report(RolloutCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.initial not in self.stages and isinstance(pl_module, PolicyOptimization):
             self._evaluate(trainer, pl_module, self.initial)
-        self._started = time.perf_counter()
+        self._training_started = time.perf_counter()
 
     def on_rollout_end(
         self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
@@ -100,8 +101,9 @@ class Report(RolloutCallback):
         batch_idx: int,
     ) -> None:
         if batch.get("last_of_update"):
-            self._clipped[0] += float(trainer.callback_metrics.get("ratio/clip_fraction", 0.0))
-            self._clipped[1] += 1
+            clip_fraction = trainer.callback_metrics.get("ratio/clip_fraction", 0.0)
+            self._clip_fractions[0] += float(clip_fraction)
+            self._clip_fractions[1] += 1
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         value = trainer.callback_metrics.get("val/pass_at_1")
@@ -112,23 +114,27 @@ class Report(RolloutCallback):
         if not isinstance(pl_module, PolicyOptimization):
             return
         self.seconds["training"] = (
-            self.seconds.get("training", 0.0) + time.perf_counter() - self._started
+            self.seconds.get("training", 0.0) + time.perf_counter() - self._training_started
         )
         self._evaluate(trainer, pl_module, "final")
-        self.stages["final"]["clip_fraction"] = self._clipped[0] / max(self._clipped[1], 1)
+        clip_sum, updates = self._clip_fractions
+        self.stages["final"]["clip_fraction"] = clip_sum / max(updates, 1)
         self._write(trainer)
 
     # --- evaluation --------------------------------------------------------------------------
 
     def _evaluate(self, trainer: L.Trainer, module: PolicyOptimization, stage: str) -> None:
         started = time.perf_counter()
-        sampled = decodings(module.objective.support, self.completions)
-        ways = {"": sampled.pop(""), "greedy_": Decoding(FullVocabulary(), 1, True)} | sampled
-        result: dict[str, Any] = {}
+        sampling = decodings(module.objective.support, self.completions)
+        decoding_by_prefix = {
+            "": sampling.pop(""),
+            "greedy_": Decoding(FullVocabulary(), 1, True),
+        } | sampling
+        metrics: dict[str, Any] = {}
         with module.policy.full_weights():
-            for prefix, decoding in ways.items():
-                result |= self._decode(trainer, module, stage, prefix, decoding)
-        self.stages[stage] = result
+            for prefix, decoding in decoding_by_prefix.items():
+                metrics |= self._decode(trainer, module, stage, prefix, decoding)
+        self.stages[stage] = metrics
         self.seconds[f"evaluation_{stage}"] = time.perf_counter() - started
 
     def _decode(
@@ -139,7 +145,8 @@ class Report(RolloutCallback):
         prefix: str,
         decoding: Decoding,
     ) -> dict[str, Any]:
-        data, source = prompts_of(trainer), _rollout_of(trainer)
+        """Sample, judge and save completions of all problems; return metrics by prefixed name."""
+        data, loop = prompts_of(trainer), _rollout_of(trainer)
         rows = data.splits.validation[: self.problems]
         size = max(1, self.batch_size // decoding.completions)
         tally = Tally(
@@ -147,46 +154,36 @@ class Report(RolloutCallback):
         )
         divergence, tokens, records = 0.0, 0, []
         for start in range(0, len(rows), size):
+            # prompts -> completions, with the same random numbers at each stage
             tell_phase(trainer, "evaluation")
-            draws = generator_of(source.seed, Stream.REPORT, start)
+            generator = generator_of(loop.seed, Stream.REPORT, start)
             with trainer.precision_plugin.forward_context():
-                rollout = source.sampler.sample(
+                rollout = loop.sampler.sample(
                     module.policy,
                     data.encode(rows[start : start + size]),
                     decoding.completions,
                     SamplingRequest(
-                        decoding.support, module.temperature, source.max_new_tokens, decoding.greedy
+                        decoding.support, module.temperature, loop.max_new_tokens, decoding.greedy
                     ),
-                    generator=draws,
+                    generator=generator,
                     progress=evaluation_progress(trainer),
                 )
-            scores = source.judge(module, rollout)
+            # rewards; divergence and examples of the first batch without a prefix
+            scores = loop.judge(module, rollout)
             tally.add(rollout, scores, decoding.completions)
             if not prefix and start == 0:
                 divergence, tokens = self._divergence(module, rollout)
                 records = _records(rollout, scores.rewards_B.tolist(), decoding.completions)
         if records and trainer.is_global_zero and not is_fast_dev_run(trainer):
             _write_lines(_folder(trainer) / "completions" / f"{stage}.jsonl", records)
-        values = tally.compute()
-        result: dict[str, Any] = {}
-        for k, metric in tally.passes.items():
-            if f"pass_at_{k}" not in values:  # no accuracy reward judged anything
-                continue
-            name = "accuracy" if decoding.greedy else f"pass_at_{k}"
-            result[f"{prefix}{name}"] = values[f"pass_at_{k}"]
-            result[f"{prefix}{name}_interval"] = [float(bound) for bound in metric.interval(0.95)]
-        if tally.undecided:
-            result[f"{prefix}undecided"] = tally.undecided / tally.rows
-        if not decoding.greedy:
-            result[f"{prefix}length"] = values["length"]
-            result[f"{prefix}truncated"] = values["truncated"]
+        metrics = _metrics_of(tally, prefix, decoding.greedy)
         if tokens:
-            result["kl"] = divergence / tokens
-        return result
+            metrics["kl"] = divergence / tokens
+        return metrics
 
     @staticmethod
     def _divergence(module: PolicyOptimization, rollout: Rollout) -> tuple[float, int]:
-        """Return the k3 divergence from the reference summed over tokens, nats, and the tokens."""
+        """Return (k3 divergence from the reference in nats, summed over tokens; tokens)."""
         reference_BT = module.score(rollout, reference=True).logprobs_BT
         divergence_BT = k3(module.score(rollout).logprobs_BT, reference_BT)
         return divergence_BT[rollout.response_mask_BT].sum().item(), int(
@@ -221,12 +218,12 @@ class Report(RolloutCallback):
             "stages": self.stages,
             "curve": self.curve,
             "seconds": self.seconds,
-            "clipped": self._clipped,
+            "clipped": self._clip_fractions,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.stages, self.curve = state_dict["stages"], state_dict["curve"]
-        self.seconds, self._clipped = state_dict["seconds"], state_dict["clipped"]
+        self.seconds, self._clip_fractions = state_dict["seconds"], state_dict["clipped"]
 
 
 def _folder(trainer: L.Trainer) -> Path:
@@ -238,6 +235,24 @@ def _rollout_of(trainer: L.Trainer) -> RolloutLoop:
         if isinstance(callback, RolloutLoop):
             return callback
     raise UserError("`Report` needs the `RolloutLoop` callback, whose sampler and rewards it uses")
+
+
+def _metrics_of(tally: Tally, prefix: str, greedy: bool) -> dict[str, Any]:
+    """Return accuracies with their intervals, and lengths of sampled completions."""
+    values = tally.compute()
+    metrics: dict[str, Any] = {}
+    for k, metric in tally.passes.items():
+        if f"pass_at_{k}" not in values:  # no accuracy reward judged anything
+            continue
+        name = "accuracy" if greedy else f"pass_at_{k}"
+        metrics[f"{prefix}{name}"] = values[f"pass_at_{k}"]
+        metrics[f"{prefix}{name}_interval"] = [float(bound) for bound in metric.interval(0.95)]
+    if tally.undecided:
+        metrics[f"{prefix}undecided"] = tally.undecided / tally.rows
+    if not greedy:
+        metrics[f"{prefix}length"] = values["length"]
+        metrics[f"{prefix}truncated"] = values["truncated"]
+    return metrics
 
 
 def _records(rollout: Rollout, rewards: list[float], completions: int) -> list[dict[str, Any]]:

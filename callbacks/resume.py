@@ -27,7 +27,7 @@ from lightning_mpo.resume.restoring import restore_in_one_line, restoring
 from lightning_mpo.resume.run_options import changed_callbacks, differences, run_options, shown
 from lightning_mpo.resume.saving import check_folders, save_whole
 
-KEPT: dict[str, type] = {
+STATE_TYPES: dict[str, type] = {
     **dict.fromkeys(
         ("identity", "configured", "options", "metrics", "saved", "repeated", "row"), dict
     ),
@@ -35,48 +35,53 @@ KEPT: dict[str, type] = {
     **dict.fromkeys(("within_update", "validate"), bool),
     "epoch": int,
 }
-"""Entries of the state, and their types."""
-FILLED = ("identity", "configured", "options")
-"""Entries that are never empty in a checkpoint of training."""
+"""Types of the entries of the state."""
+NEVER_EMPTY = ("identity", "configured", "options")
+"""Entries that every checkpoint of training fills."""
 
 
 class ExactResume(RolloutCallback):
     """Saves and restores the state that Lightning's checkpoints leave out.
 
-    Checkpoints are written whole or not at all.
+    A checkpoint is written completely or not at all.
 
-    Saved besides weights, optimiser, schedule, loops and rollout: the state of every rank's random
-    number generators, the length of `metrics.csv`, and what a save in the middle of a step would
-    lose: the row that is logged right behind it, and a validation that is due.
+    The state of this callback holds the random number generators of every rank and the length of
+    `metrics.csv`. It also holds two things that a save in the middle of a step would lose: the
+    metrics row that follows the save, and a validation that is due.
     """
 
     def __init__(self) -> None:
-        self._loaded: dict[str, Any] = {}
-        self._random: dict[str, Any] | None = None
-        self._repeated: dict[str, Any] = {}
-        self._settled = -1
+        self._loaded_state: dict[str, Any] = {}
+        """This callback's state from the checkpoint, until training starts."""
+        self._pending_random_state: dict[str, Any] | None = None
+        """State of this rank's generators, until the first rollout or batch restores it."""
+        self._repeated_metrics: dict[str, Any] = {}
+        """Metrics of earlier batches of the epoch, to log again with the first batch."""
+        self._finished_update = -1
         """Last update whose metrics row and validation are done already.
 
         Lightning's loop counters do not record this.
         """
         self._trainer: L.Trainer | None = None
-        self._limit: int | None = None
+        self._max_steps: int | None = None
+        """The run's `max_steps`, while Lightning is given a larger one."""
         self._identity: dict[str, Any] = {}
-        self._options: dict[str, Any] = {}
-        self._configured: dict[str, Any] = {}
+        self._run_options: dict[str, Any] = {}
+        self._optimizer_options: dict[str, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._trainer = trainer
         restore_in_one_line(trainer)
         self._identity = run_identity(trainer, pl_module)
         if stage == "fit":
-            self._options = run_options(trainer, pl_module, data_of(trainer))
+            self._run_options = run_options(trainer, pl_module, data_of(trainer))
 
         def check(path: Any, content: dict[str, Any]) -> None:
-            check_content(trainer, self._identity, path, content, stage, self._options)
+            check_content(trainer, self._identity, path, content, stage, self._run_options)
             with restoring(path):  # loading is not strict, as checkpoints hold what is trained
                 check_weights(pl_module, content, stage)
 
+        # checkpoints: checked when loaded, complete when saved
         save_whole(
             trainer.strategy,
             check,
@@ -84,16 +89,17 @@ class ExactResume(RolloutCallback):
         )
         if stage == "fit" and not is_fast_dev_run(trainer):
             check_folders(folders(trainer))
+        # other verbs than `fit` write their rows to another file
         for logger in _csv_loggers(trainer) if stage != "fit" else ():
             logger.experiment.set_aside(str(getattr(stage, "value", stage)))
         for callback in model_checkpoints(trainer):
             wrap_saves(callback)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._configured = optimizer_options(trainer)
-        if self._loaded:
+        self._optimizer_options = optimizer_options(trainer)
+        if self._loaded_state:
             with restoring(trainer.ckpt_path):
-                check_kinds(self._loaded["configured"], self._configured)
+                check_kinds(self._loaded_state["configured"], self._optimizer_options)
 
     # --- saving ------------------------------------------------------------------------------
 
@@ -102,12 +108,12 @@ class ExactResume(RolloutCallback):
         assert trainer is not None
         state: dict[str, Any] = {
             "identity": self._identity,
-            "configured": self._configured,
-            "options": self._options,
+            "configured": self._optimizer_options,
+            "options": self._run_options,
             "callbacks": [type(callback).__name__ for callback in callbacks_of(trainer)],
             "ranks": gather_ranks({"random": random_state()}),
             "rows": [logger.experiment.mark() for logger in _csv_loggers(trainer)],
-            "metrics": _plain(trainer.callback_metrics),
+            "metrics": _on_cpu(trainer.callback_metrics),
             "moments": [describe_state(optimizer) for optimizer in trainer.strategy.optimizers],
             "saved": {
                 callback.state_key: {name: getattr(callback, name) for name in SAVED}
@@ -116,16 +122,16 @@ class ExactResume(RolloutCallback):
         }
         loop = trainer.fit_loop.epoch_loop
         state["within_update"] = loop._should_accumulate()
-        if (
-            not loop.batch_progress.is_last_batch
-        ):  # what was logged is repeated until the epoch ends
-            state["repeated"] = self._repeated | _plain(loop._results.metrics(on_step=True)["log"])
+        # Lightning repeats logged metrics in each row until the epoch ends
+        if not loop.batch_progress.is_last_batch:
+            state["repeated"] = self._repeated_metrics | _on_cpu(
+                loop._results.metrics(on_step=True)["log"]
+            )
+        # a save in `on_train_batch_end` comes before the metrics row and the validation
         batches: Any = loop.batch_progress.current
-        if (
-            batches.completed < batches.processed and trainer.global_step != self._settled
-        ):  # in `on_train_batch_end`
+        if batches.completed < batches.processed and trainer.global_step != self._finished_update:
             if trainer._logger_connector.should_update_logs:
-                state["row"] = {"epoch": trainer.current_epoch} | _plain(
+                state["row"] = {"epoch": trainer.current_epoch} | _on_cpu(
                     trainer._logger_connector.metrics["log"]
                 )
             state["epoch"], fetcher = trainer.current_epoch, trainer.fit_loop._data_fetcher
@@ -133,58 +139,60 @@ class ExactResume(RolloutCallback):
             state["validate"] = trainer.enable_validation and loop._should_check_val_fx(fetcher)
         return state
 
-    # --- going on ----------------------------------------------------------------------------
+    # --- resuming ----------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, kind in KEPT.items():
-            if not isinstance(state_dict.get(name, kind()), kind):
-                raise TypeError(f"`{name}` of ExactResume must be a {kind.__name__}")
+        for name, entry_type in STATE_TYPES.items():
+            if not isinstance(state_dict.get(name, entry_type()), entry_type):
+                raise TypeError(f"`{name}` of ExactResume must be a {entry_type.__name__}")
         trainer = self._trainer
-        empty = [name for name in FILLED if not state_dict.get(name)]
+        empty = [name for name in NEVER_EMPTY if not state_dict.get(name)]
         if empty and trainer is not None and trainer.state.fn == "fit":
             raise ValueError(f"`{empty[0]}` of ExactResume is empty")
-        self._loaded = state_dict
+        self._loaded_state = state_dict
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a run that was killed after its last update finish, which Lightning would skip."""
-        limit, step = trainer.fit_loop.max_steps, checkpoint["global_step"]
-        if trainer.state.fn == "fit" and 0 <= limit <= step:
-            self._limit, trainer.fit_loop.epoch_loop.max_steps = limit, step + 1
+        """Let a run that was killed after its last update finish; Lightning would skip its end."""
+        max_steps, saved_step = trainer.fit_loop.max_steps, checkpoint["global_step"]
+        if trainer.state.fn == "fit" and 0 <= max_steps <= saved_step:
+            self._max_steps, trainer.fit_loop.epoch_loop.max_steps = max_steps, saved_step + 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._limit is not None:
-            trainer.fit_loop.epoch_loop.max_steps, self._limit = self._limit, None
-        loaded, self._loaded = self._loaded, {}
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
+        loaded, self._loaded_state = self._loaded_state, {}
         if not loaded:
             return
         with restoring(trainer.ckpt_path):
-            self._take(trainer, loaded)
+            self._restore_state(trainer, loaded)
+        # metrics row and validation that the save preceded
         connector = trainer._logger_connector
-        self._repeated = loaded.get("repeated", {})
-        self._settled = trainer.global_step
+        self._repeated_metrics = loaded.get("repeated", {})
+        self._finished_update = trainer.global_step
         if loaded.get("row"):
             connector.log_metrics(loaded["row"])
         if loaded.get("validate"):
-            self._validate(trainer, loaded["epoch"])
-        self._random = random_state()  # Lightning still makes iterators, which draw seeds
+            self._run_due_validation(trainer, loaded["epoch"])
+        # Lightning makes iterators after this hook, which draw seeds
+        self._pending_random_state = random_state()
 
-    def _take(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
+    def _restore_state(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
         for name in ("repeated", "metrics", "row"):
             check_metrics(name, loaded.get(name, {}))
-        self._say_what_changed(trainer, loaded)
-        self._rewind(trainer, loaded["rows"])
-        self._remember_saves(trainer, loaded["saved"])
+        self._report_changes(trainer, loaded)
+        self._rewind_metrics_csv(trainer, loaded["rows"])
+        self._restore_last_saves(trainer, loaded["saved"])
         ranks, (rank, world) = loaded["ranks"], rank_and_world_size()
         if len(ranks) == world:
             restore_random_state(ranks[rank]["random"])
         trainer._logger_connector._callback_metrics.update(loaded["metrics"])
 
-    def _say_what_changed(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
-        lines = apply_changed_options(trainer, loaded["configured"], self._configured)
-        apart = differences(loaded["options"], self._options, "reported")
-        lines += [f"{shown(name)} was {before} and is {now}" for name, before, now in apart]
+    def _report_changes(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
+        lines = apply_changed_options(trainer, loaded["configured"], self._optimizer_options)
+        changed = differences(loaded["options"], self._run_options, "reported")
+        lines += [f"{shown(name)} was {before} and is {now}" for name, before, now in changed]
         for line in lines:
             rank_zero_info(f"resume     {line}: the configuration wins")
         for line in changed_callbacks(loaded["callbacks"], trainer):
@@ -196,57 +204,64 @@ class ExactResume(RolloutCallback):
             )
 
     @staticmethod
-    def _remember_saves(trainer: L.Trainer, saved: dict[str, dict[str, Any]]) -> None:
+    def _restore_last_saves(trainer: L.Trainer, saved: dict[str, dict[str, Any]]) -> None:
         """Restore the last save of each `ModelCheckpoint`, unless it was in another folder."""
         for callback in model_checkpoints(trainer):
-            known = saved.get(callback.state_key, {})
-            path, folder = known.get("_last_checkpoint_saved"), callback.dirpath
+            attributes = saved.get(callback.state_key, {})
+            path, folder = attributes.get("_last_checkpoint_saved"), callback.dirpath
             if not path or (folder is not None and Path(path).parent == Path(folder)):
-                for name, value in known.items():
+                for name, value in attributes.items():
                     setattr(callback, name, value)
 
     @staticmethod
-    def _rewind(trainer: L.Trainer, rows: list[int]) -> None:
-        for logger, count in zip(_csv_loggers(trainer), rows, strict=False):
-            kept = logger.experiment.rewind(count)
-            if kept < count:
+    def _rewind_metrics_csv(trainer: L.Trainer, row_counts: list[int]) -> None:
+        """Cut each `metrics.csv` back to the rows that it had at the save."""
+        for logger, rows in zip(_csv_loggers(trainer), row_counts, strict=False):
+            remaining = logger.experiment.rewind(rows)
+            if remaining < rows:
                 rank_zero_info(
-                    f"resume     {logger.experiment.path} holds {kept} of the {count} rows logged "
-                    "before"
+                    f"resume     {logger.experiment.path} holds {remaining} of the {rows} rows "
+                    "logged before"
                 )
 
     @staticmethod
-    def _validate(trainer: L.Trainer, epoch: int) -> None:
-        """Run the validation that was due, in its own epoch; Lightning 2.6.6 counts it as done."""
+    def _run_due_validation(trainer: L.Trainer, epoch: int) -> None:
+        """Run the validation that was due at the save, under the epoch of the save.
+
+        Lightning 2.6.6 counts it as done.
+        """
         loop, progress = (
             trainer.fit_loop.epoch_loop.val_loop,
             trainer.fit_loop.epoch_progress.current,
         )
         trainer.validating = True
         loop.restarting = False
-        now, progress.completed = progress.completed, epoch
+        present_epoch, progress.completed = progress.completed, epoch
         loop.run()
-        progress.completed = now
+        progress.completed = present_epoch
         trainer.training = True
 
     def on_rollout_start(
         self, trainer: L.Trainer, module: PolicyOptimization, sequences: int, limit: int
     ) -> None:
-        self._restore()
+        self._restore_generators()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._restore()
-        for name, value in self._repeated.items():
+        self._restore_generators()
+        for name, value in self._repeated_metrics.items():
             pl_module.log(name, value, on_step=True, on_epoch=False)
-        self._repeated = {}
+        self._repeated_metrics = {}
 
-    def _restore(self) -> None:
-        """Restore the generators once; `RolloutLoop` may sample before this callback's turn."""
-        if self._random is not None:
-            restore_random_state(self._random)
-            self._random = None
+    def _restore_generators(self) -> None:
+        """Restore the generators once, at the first of two hooks.
+
+        `RolloutLoop` may sample before `on_train_batch_start` of this callback.
+        """
+        if self._pending_random_state is not None:
+            restore_random_state(self._pending_random_state)
+            self._pending_random_state = None
 
 
 def _csv_loggers(trainer: L.Trainer) -> list[MetricsCSV]:
@@ -258,7 +273,8 @@ def _csv_loggers(trainer: L.Trainer) -> list[MetricsCSV]:
     )
 
 
-def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+def _on_cpu(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics whose tensors are on the CPU and without a gradient."""
     return {
         name: value.detach().cpu() if hasattr(value, "detach") else value
         for name, value in metrics.items()

@@ -48,7 +48,7 @@ class PolicyOptimization(Stage):
         temperature: of sampling and of every log-prob in training.
         optimizer: of the trained weights.
         scheduler: of the learning rate, stepped per update; None: constant.
-        learning_rates: of `mtp` or `critic`, where they differ from that of the optimizer.
+        learning_rates: of `mtp` or `critic`, if they differ from the optimizer's rate.
         score_tokens: tokens (padding included) of one no-grad scoring pass.
     """
 
@@ -64,26 +64,28 @@ class PolicyOptimization(Stage):
     ) -> None:
         super().__init__()
         positive("model", temperature=temperature)
-        rates: dict[str, Any] = dict(learning_rates or {})
-        not_below("model.learning_rates", 0, **rates)
+        part_rates: dict[str, Any] = dict(learning_rates or {})
+        not_below("model.learning_rates", 0, **part_rates)
         at_least("model", 1, most=10**9, score_tokens=score_tokens)
         self.policy, self.objective = policy, objective
         self.temperature = temperature
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.learning_rates = rates
+        self.learning_rates = part_rates
         self.score_tokens = score_tokens
         self.keep_reference = objective.needs_reference or objective.support.from_reference
-        """Whether a reference exists. Callbacks that score with it set this before it is built."""
+        """Whether to build a reference; callbacks that score with it set this in `setup`."""
         self.reference_every = 1 if objective.needs_reference else 0
         """Rollouts from one scoring by the reference to the next; 0: none."""
         self.strict_loading = False  # checkpoints hold trained weights only
         self.metrics = UpdateMetrics()
         """Metrics of the present update."""
-        self._carried: dict[str, float] = {}
-        self._progress_bar = {"kl/reference"}
+        self._rollout_metrics: dict[str, float] = {}
+        """Metrics of the last rollout, which are logged with each of its updates."""
+        self._progress_bar_names = {"kl/reference"}
         self._stop_requested = False
+        """Whether the run stops at the end of the present update."""
         self.skip_idle_updates = True
-        """False: also step if the gradient is zero, so that a step's memory can be measured."""
+        """False: step even if the gradient is zero, to measure the memory of a step."""
         self._idle = False
         """Whether the gradient of the present update is zero."""
 
@@ -106,9 +108,9 @@ class PolicyOptimization(Stage):
         if self.objective.actions.needs_texts:
             self.objective.actions.check(self.policy.token_texts)
         # prompts are rendered, and fit the model
-        connect = getattr(data_of(self.trainer), "connect", None)
-        if connect is not None:
-            connect(self.policy.tokenizer)
+        connect_tokenizer = getattr(data_of(self.trainer), "connect", None)
+        if connect_tokenizer is not None:
+            connect_tokenizer(self.policy.tokenizer)
             self._check_fit(stage)
         for remark in self.policy.remarks:
             rank_zero_info(remark)
@@ -126,11 +128,11 @@ class PolicyOptimization(Stage):
     def _check_fit(self, stage: str) -> None:
         """Refuse prompts and responses that are longer than the model's positions."""
         data: Any = data_of(self.trainer)
-        longest = getattr(self.source, "max_new_tokens", None)
-        if longest is None or not hasattr(data, "longest_prompt"):
+        max_new_tokens = getattr(self.source, "max_new_tokens", None)
+        if max_new_tokens is None or not hasattr(data, "longest_prompt"):
             return
         rows = [*data.validation_rows, *(data.splits.train if stage == "fit" else ())]
-        check_fit(self.policy, data, rows, longest)
+        check_fit(self.policy, data, rows, max_new_tokens)
 
     def configure_model(self) -> None:
         freeze = partial(self.policy.freeze_unused, self.objective.request)
@@ -181,10 +183,9 @@ class PolicyOptimization(Stage):
         return self.scorer().score(rollout, request=request, reference=reference)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return this micro-batch's part of the loss.
+        """Return this micro-batch's part of the loss, times the micro-batches and the ranks.
 
-        It is scaled up against the averaging of Lightning (over micro-batches) and DDP (over
-        ranks).
+        The factor undoes the averages that Lightning takes over micro-batches, and DDP over ranks.
         """
         # log-probs and values of the policy
         experience: Experience = trim(batch["micro_batch"])
@@ -198,9 +199,9 @@ class PolicyOptimization(Stage):
         # loss
         loss, metrics = self.objective.loss(experience, scores, denominators)
         self._idle = self.skip_idle_updates and self.objective.nothing_to_learn(denominators)
-        idle = (torch.tensor(float(self._idle)), torch.ones(()))
-        self.metrics.add(metrics | {"optim/idle": idle})
-        # loss of the weights themselves: a share, so that an update over all ranks holds it once
+        idle_and_count = (torch.tensor(float(self._idle)), torch.ones(()))
+        self.metrics.add(metrics | {"optim/idle": idle_and_count})
+        # loss of the weights: divided, so that it counts once in an update over all ranks
         weights_loss, metrics = self.objective.weights_loss(self.policy)
         self.metrics.add(metrics)
         if weights_loss is not None:
@@ -211,16 +212,16 @@ class PolicyOptimization(Stage):
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        """Let a stop that was requested within an update wait for its end.
+        """Delay a stop that was requested within an update until the update ends.
 
-        Gradients are in no checkpoint.
+        A checkpoint holds no gradients.
         """
         requested = self._stop_requested or self.trainer.should_stop
         self.trainer.should_stop = requested and batch["last_of_update"]
         self._stop_requested = requested and not batch["last_of_update"]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # optimisers leave weights without a gradient; zeros would move them by momentum and decay
+        # zero gradients would move weights by momentum and decay; weights without one stay
         if self._idle:
             optimizer.zero_grad(set_to_none=True)
         norms = gradient_norms(self.policy.parts(), self.global_step)
@@ -241,8 +242,8 @@ class PolicyOptimization(Stage):
         """Log the metrics of an update once, over its micro-batches and ranks."""
         means = self.metrics.finish(lambda sums: self.over_ranks(sums.to(self.device)))
         means = self.objective.finish(means)
-        for name, value in (self._carried | means).items():
-            self.log(name, value, on_step=True, prog_bar=name in self._progress_bar)
+        for name, value in (self._rollout_metrics | means).items():
+            self.log(name, value, on_step=True, prog_bar=name in self._progress_bar_names)
 
     def over_ranks(self, sums: Tensor) -> Tensor:
         """Return sums of all ranks' values."""
@@ -253,14 +254,14 @@ class PolicyOptimization(Stage):
     def log_with_update(
         self, metrics: dict[str, float], progress_bar: Collection[str] = ()
     ) -> None:
-        """Log a rollout's metrics with each of its updates: between updates a metric has no step.
+        """Log metrics of a rollout with each of its updates; between updates a metric has no step.
 
         Args:
             metrics: values by name.
             progress_bar: names that the progress bar shows as well.
         """
-        self._carried |= metrics
-        self._progress_bar |= set(progress_bar)
+        self._rollout_metrics |= metrics
+        self._progress_bar_names |= set(progress_bar)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.source.validate(self, batch, batch_idx)
@@ -273,8 +274,8 @@ class PolicyOptimization(Stage):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep_trained(checkpoint, self.policy)
-        checkpoint["rollout_metrics"] = dict(self._carried)
-        checkpoint["progress_bar"] = sorted(self._progress_bar)
+        checkpoint["rollout_metrics"] = dict(self._rollout_metrics)
+        checkpoint["progress_bar"] = sorted(self._progress_bar_names)
         checkpoint["mtp"] = self.policy.describe_heads()
         penalty = self.objective.term(KLPenalty)
         if penalty is not None:
@@ -285,8 +286,8 @@ class PolicyOptimization(Stage):
         self.policy.check_heads(checkpoint.get("mtp"), "the checkpoint")
         if self.trainer.state.fn != "fit":
             return
-        self._carried = checkpoint["rollout_metrics"]
-        self._progress_bar |= set(checkpoint["progress_bar"])
+        self._rollout_metrics = checkpoint["rollout_metrics"]
+        self._progress_bar_names |= set(checkpoint["progress_bar"])
         penalty = self.objective.term(KLPenalty)
         if penalty is not None:
             penalty.controller.restore(checkpoint["kl_coefficient"])

@@ -1,4 +1,4 @@
-"""How a module's policy is laid out over processes, and which strategies are refused."""
+"""Builds a policy over processes, and refuses strategies that would not train it correctly."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy
 
-SHARDED = (
+SHARDED_STRATEGY = (
     "`strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel_size: %s, "
     "tensor_parallel_size: 1}}`"
 )
-"""The strategy to write instead, in a configuration."""
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-"""Variables of the environment that number a process, as Lightning reads them."""
+"""The configuration that messages propose; `%s` is the number of processes."""
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Environment variables from which Lightning reads the rank of a process."""
 
 
 def check_strategy_options(trainer: Any) -> None:
@@ -39,13 +39,13 @@ def check_strategy_options(trainer: Any) -> None:
     ).rsplit(".", 1)[-1]
     # number of processes, if it is known before the run
     devices, nodes = trainer.get("devices") or "auto", trainer.get("num_nodes") or 1
-    known = str(devices).lstrip("+").isdigit() and str(nodes).isdigit()
-    processes = str(int(devices) * int(nodes)) if known else "N"
+    count_known = str(devices).lstrip("+").isdigit() and str(nodes).isdigit()
+    processes = str(int(devices) * int(nodes)) if count_known else "N"
     # strategies that are refused
     if name.lower().startswith("fsdp"):
         raise UserError(
             f"`trainer.strategy: {name}` is FSDP1, which is not supported; write "
-            f"{SHARDED % processes}"
+            f"{SHARDED_STRATEGY % processes}"
         )
     if name in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
         raise UserError(
@@ -56,28 +56,35 @@ def check_strategy_options(trainer: Any) -> None:
         return
     # the mesh must fit the processes
     options = strategy.get("init_args") or {}
-    sizes = [options.get(key, "auto") for key in ("data_parallel_size", "tensor_parallel_size")]
-    if sizes[1] != 1 or sizes[0] == "auto" or (known and int(sizes[0]) != int(processes)):
+    data_size = options.get("data_parallel_size", "auto")
+    tensor_size = options.get("tensor_parallel_size", "auto")
+    if (
+        tensor_size != 1
+        or data_size == "auto"
+        or (count_known and int(data_size) != int(processes))
+    ):
         raise UserError(
-            f"`ModelParallelStrategy` has data_parallel_size {sizes[0]} and tensor_parallel_size "
-            f"{sizes[1]}, and there are {processes} processes (`trainer.devices` x "
-            f"`trainer.num_nodes`); write {SHARDED % processes}"
+            f"`ModelParallelStrategy` has data_parallel_size {data_size} and tensor_parallel_size "
+            f"{tensor_size}, and there are {processes} processes (`trainer.devices` x "
+            f"`trainer.num_nodes`); write {SHARDED_STRATEGY % processes}"
         )
 
 
 def check_alone(trainer: L.Trainer) -> None:
-    """Refuse a single process that the environment numbers as a later one: it writes no metrics.
+    """Refuse a single process whose environment gives it a rank above 0: it would log no metrics.
 
     Raises:
-        UserError: a variable of the environment names this process as another than the first.
+        UserError: an environment variable gives this process a rank above 0.
     """
     rank = getattr(rank_zero_only, "rank", 0)
-    name = next((name for name in RANKS if rank and os.environ.get(name) == str(rank)), None)
-    if trainer.world_size == 1 and name is not None:
+    variable = next(
+        (name for name in RANK_VARIABLES if rank and os.environ.get(name) == str(rank)), None
+    )
+    if trainer.world_size == 1 and variable is not None:
         raise UserError(
-            f"the environment variable {name} is {rank}, which makes this one of several "
+            f"the environment variable {variable} is {rank}, which makes this one of several "
             "processes, but `trainer.devices` and `trainer.strategy` make it the only one: unset "
-            f"{name}, or give `trainer.strategy: ddp` and the number of devices"
+            f"{variable}, or give `trainer.strategy: ddp` and the number of devices"
         )
 
 
@@ -85,8 +92,8 @@ def check_nodes(trainer: L.Trainer) -> None:
     """Refuse several nodes without a launcher; the first one would wait for half an hour.
 
     Raises:
-        UserError: no launcher started this process, and the variables of the environment are
-            missing that say where the first node is.
+        UserError: no launcher started this process, and an environment variable with the address of
+            the first node or the rank of this node is missing.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes < 2 or not isinstance(environment, LightningEnvironment):
@@ -110,22 +117,23 @@ def check_nodes(trainer: L.Trainer) -> None:
 
 
 def check_strategy(trainer: L.Trainer) -> None:
-    """Refuse strategies under which the policy would not be trained as it should.
+    """Refuse strategies that would not train the policy correctly.
 
     Raises:
         UserError: FSDP1, or tensor parallelism.
     """
-    size = trainer.world_size
+    processes = trainer.world_size
     if isinstance(trainer.strategy, FSDPStrategy):
         raise UserError(
-            f"`trainer.strategy: fsdp` is FSDP1, which is not supported; write {SHARDED % size}"
+            "`trainer.strategy: fsdp` is FSDP1, which is not supported; write "
+            f"{SHARDED_STRATEGY % processes}"
         )
     if isinstance(trainer.strategy, ModelParallelStrategy):
-        split = trainer.strategy.device_mesh["tensor_parallel"].size()
-        if split > 1:
+        tensor_size = trainer.strategy.device_mesh["tensor_parallel"].size()
+        if tensor_size > 1:
             raise UserError(
-                f"`ModelParallelStrategy` was asked to split matrices over {split} processes "
-                f"(`auto` means all of a node); write {SHARDED % size}"
+                f"`ModelParallelStrategy` was asked to split matrices over {tensor_size} processes "
+                f"(`auto` means all of a node); write {SHARDED_STRATEGY % processes}"
             )
 
 
@@ -137,8 +145,8 @@ def build_policy(
     Args:
         module: attached to a trainer.
         policy: of the module.
-        reference: keep the initial policy scorable.
-        freeze: freezes what is not trained.
+        reference: keep the initial policy as the reference.
+        freeze: freezes weights that are not trained.
     """
     mesh, device = module.device_mesh, module.trainer.strategy.root_device
     if mesh is None:
@@ -160,7 +168,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def gather_ranks(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the states of all ranks: Lightning writes rank 0's alone."""
+    """Return the states of all ranks, as Lightning writes only the state of rank 0."""
     states: list[Any] = [state] * rank_and_world_size()[1]
     if len(states) > 1:
         dist.all_gather_object(states, state)

@@ -62,7 +62,7 @@ def test_a_run_that_moves_is_quiet_and_its_thread_ends(tmp_path, capfd):
     watch = Heartbeat(warn_after=30.0, every=0.05)
     fit(tmp_path, rollout={"rewards": [Digits()]}, callbacks=[watch], max_steps=2)
     assert "heartbeat" not in capfd.readouterr().err
-    assert watch._own[0] > 10, "phases were begun"
+    assert watch._current_phase[0] > 10, "phases were begun"
     assert watch._stop is None
 
 
@@ -71,8 +71,8 @@ def test_held_out_prompts_that_are_sampled_count_as_progress(tmp_path):
 
     class After(RolloutCallback):
         def on_evaluation_tokens(self, tokens, running):
-            moved.append((watch._own, watch._moved > 0))
-            watch._moved = 0.0
+            moved.append((watch._current_phase, watch._last_progress > 0))
+            watch._last_progress = 0.0
 
     report = Report(
         problems=4, completions=2, batch_size=4
@@ -80,7 +80,7 @@ def test_held_out_prompts_that_are_sampled_count_as_progress(tmp_path):
     fit(tmp_path, callbacks=[watch, After(), report], max_steps=1, limit_val_batches=1, val_check_interval=1,
         check_val_every_n_epoch=None)  # fmt: skip
     assert all(fresh for _, fresh in moved)
-    phases = [phase for _, phase in dict.fromkeys(own for own, _ in moved)]
+    phases = [phase for _, phase in dict.fromkeys(phase for phase, _ in moved)]
     assert phases == [*["evaluation"] * 3, "validation", *["evaluation"] * 3]
 
 

@@ -16,13 +16,6 @@ SENTENCE_WORDS = 35
 EMPTY_NAMES = {"said", "asked", "told", "found", "own", "kept", "named", "wanted"}
 """Names that do not say what they hold."""
 STILL = {
-    "callbacks/heartbeat.py",
-    "callbacks/memory.py",
-    "callbacks/preemption.py",
-    "callbacks/report.py",
-    "callbacks/resume.py",
-    "lightning_mpo/modules/optimization.py",
-    "lightning_mpo/modules/parallel.py",
     "lightning_mpo/resume/changed_options.py",
     "lightning_mpo/resume/checkpoints.py",
     "lightning_mpo/resume/comparison.py",
