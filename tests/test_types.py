@@ -55,6 +55,7 @@ def experience(left: int = 0, right: int = 0) -> Experience:
         values_BT=values[4],
         returns_BT=values[5],
         old_entropy_BT=values[0].abs(),
+        future_advantages_BT=values[2],
         correction_BT=values[1].exp() * rollout.response_mask_BT,
     )
 

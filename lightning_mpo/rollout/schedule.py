@@ -87,9 +87,8 @@ class Schedule:
         """Return the arithmetic in words.
 
         Example:
-            >>> Schedule(8, 4, minibatches=2, micro_batches=2).describe()
-            '8 prompts x 4 completions = 32 sequences a rollout, 2 updates of 16, each in 2
-            micro-batches'
+            >>> Schedule(8, 4, minibatches=2).describe()
+            '8 prompts x 4 completions = 32 sequences a rollout, 2 updates of 16'
         """
         total = self.prompts * self.completions
         text = f"{self.prompts} prompts x {self.completions} completions = {total} sequences "

@@ -151,7 +151,7 @@ class Warned:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []
         monkeypatch.setattr(
-            "lightning_mpo.callbacks.rollout.rank_zero_warn",
+            "lightning_mpo.modules.rollout_setup.rank_zero_warn",
             lambda text, **_: self.said.append(text),
         )
 
