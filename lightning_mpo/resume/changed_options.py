@@ -35,25 +35,26 @@ def check_kinds(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
         current: options of this run.
 
     Raises:
-        UserError: which one differs, and the way out.
-        ValueError: an entry is not what `optimizer_options` returns.
+        UserError: an optimiser or schedule differs; the message says which one, and the way out.
+        TypeError: `groups` or `schedules` is not a list of dicts.
+        ValueError: their number is not the number of this run.
     """
     for name in current["kinds"]:
-        was = saved["kinds"][name]
-        if was != current["kinds"][name]:
+        saved_kinds, current_kinds = saved["kinds"][name], current["kinds"][name]
+        if saved_kinds != current_kinds:
             raise UserError(
-                f"the checkpoint holds the state of {name} {_list(was)}, and the configuration "
-                f"has {_list(current['kinds'][name])}: a run goes on as it began; for a new one "
-                "from its weights give `policy.checkpoint` instead of `--ckpt_path`"
+                f"the checkpoint holds the state of {name} {_list(saved_kinds)}, and the "
+                f"configuration has {_list(current_kinds)}: a run goes on as it began; for a new "
+                "one from its weights give `policy.checkpoint` instead of `--ckpt_path`"
             )
 
     for name in ("groups", "schedules"):
-        parts = saved[name]
-        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        entries = saved[name]
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise TypeError(f"`configured.{name}` must be a list of dicts")
-        if len(parts) != len(current[name]):
+        if len(entries) != len(current[name]):
             raise ValueError(
-                f"`configured.{name}` must have {len(current[name])} parts, got {len(parts)}"
+                f"`configured.{name}` must have {len(current[name])} parts, got {len(entries)}"
             )
 
 
@@ -70,14 +71,18 @@ def _list(kinds: list[str]) -> str:
 
 
 def _schedules(trainer: L.Trainer) -> list[Any]:
-    """Return the schedules, each before those that it is made of."""
+    """Return all schedules, each one followed by the schedules nested in it."""
 
-    def within(schedule: Any) -> Iterator[Any]:
+    def with_nested(schedule: Any) -> Iterator[Any]:
         yield schedule
-        for part in getattr(schedule, "_schedulers", ()):
-            yield from within(part)
+        for nested in getattr(schedule, "_schedulers", ()):
+            yield from with_nested(nested)
 
-    return [part for config in trainer.lr_scheduler_configs for part in within(config.scheduler)]
+    return [
+        schedule
+        for config in trainer.lr_scheduler_configs
+        for schedule in with_nested(config.scheduler)
+    ]
 
 
 def apply_changed_options(
@@ -85,10 +90,10 @@ def apply_changed_options(
 ) -> list[str]:
     """Apply the changes of the configuration since the checkpoint's run began.
 
-    The learning rate of the moment is scaled by the change of its start.
+    The present learning rate is multiplied by the new initial rate over the saved one.
 
     Args:
-        trainer: with optimisers and schedules as they were loaded.
+        trainer: the trainer; its optimisers and schedules are loaded from the checkpoint.
         saved: options when the checkpoint's run began.
         current: options of this run.
 
@@ -96,11 +101,13 @@ def apply_changed_options(
         A line for each option that was changed.
     """
     lines = []
+    # options of parameter groups
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     for group, before, now in zip(groups, saved["groups"], current["groups"], strict=False):
         for name, old, new in _changes(before, now):
             group[name] = group[name] * new / old if name == "lr" and old else new
             lines.append(f"optimizer {name} was {_show(old)} and is {_show(new)}")
+    # options of schedules
     for schedule, before, now in zip(
         _schedules(trainer), saved["schedules"], current["schedules"], strict=False
     ):
@@ -119,7 +126,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[st
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers, texts and short lists of a state, which a configuration can hold."""
+    """Return the entries that a configuration can hold: numbers, texts, None, lists of them."""
     return {name: value for name, value in state.items() if _is_plain(value)}
 
 

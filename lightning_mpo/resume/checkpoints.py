@@ -1,4 +1,4 @@
-"""Finds the checkpoint that a run resumes from, and refuses one of another run."""
+"""Finds the checkpoint that a run resumes from, and refuses a checkpoint of another run."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def check_content(
     """Refuse a checkpoint that this run cannot resume from, in one line.
 
     Args:
-        trainer: of the run.
-        current: its identity.
-        path: of the checkpoint.
-        content: what was read from it.
-        stage: "fit", where the algorithm and the number of processes count too.
-        options: those of the run (`run_options`), where they are to be compared.
+        trainer: the trainer of this run.
+        current: the identity of this run (`run_identity`).
+        path: path of the checkpoint.
+        content: entries of the checkpoint.
+        stage: the verb; "fit" also compares the algorithm and the number of processes.
+        options: the options of this run (`run_options`); None: not compared.
 
     Raises:
-        UserError: what differs, and the way out.
+        UserError: the run cannot resume from it; the message says the reason and the way out.
     """
     if stage == "fit" and "callbacks" not in content:
         raise UserError(
@@ -61,7 +61,7 @@ def check_content(
 def _check_entries(
     trainer: L.Trainer, current: dict[str, Any], path: Any, content: dict[str, Any]
 ) -> None:
-    """Refuse a checkpoint that lacks an entry, which Lightning would start afresh."""
+    """Refuse a checkpoint without an entry that Lightning would silently start afresh."""
     needed = ["global_step", "pytorch-lightning_version", "loops", "lr_schedulers"]
     missing = [repr(name) for name in needed if name not in content]
     if "rollout.prompts" in current:
@@ -69,9 +69,9 @@ def _check_entries(
             callback for callback in callbacks_of(trainer) if isinstance(callback, RolloutSource)
         ]
         missing += [
-            f"state of {type(one).__name__}"
-            for one in sources
-            if not content["callbacks"].get(one.state_key)
+            f"state of {type(source).__name__}"
+            for source in sources
+            if not content["callbacks"].get(source.state_key)
         ]
     if missing:
         raise UserError(
@@ -88,6 +88,7 @@ def _check_state(
     stage: str,
     options: dict[str, Any] | None,
 ) -> None:
+    """Compare this run with the state of `ExactResume` in the checkpoint."""
     if state is None:
         if stage == "fit":
             rank_zero_warn(
@@ -99,14 +100,14 @@ def _check_state(
     missing = [name for name in current if name not in state["identity"]] if stage == "fit" else []
     if missing:
         raise ValueError(f"`identity` of ExactResume has no {missing[0]!r}")
-    apart = differences(state["options"], options, "refused") if options else []
-    check_identity(path, state["identity"], current, algorithm=stage == "fit", options=apart)
+    changes = differences(state["options"], options, "refused") if options else []
+    check_identity(path, state["identity"], current, algorithm=stage == "fit", options=changes)
     # number of processes
-    saved, now = len(state["ranks"]), trainer.world_size
-    if stage == "fit" and saved != now:
+    saved_processes, processes = len(state["ranks"]), trainer.world_size
+    if stage == "fit" and saved_processes != processes:
         raise UserError(
-            f"the checkpoint {path} was saved by {saved} processes and cannot be resumed by "
-            f"{now}: give as many `trainer.devices` and `trainer.num_nodes`, or "
+            f"the checkpoint {path} was saved by {saved_processes} processes and cannot be "
+            f"resumed by {processes}: give as many `trainer.devices` and `trainer.num_nodes`, or "
             "`policy.checkpoint` for a new run from its weights"
         )
 
@@ -119,15 +120,18 @@ def find_checkpoint(
     stage: str,
     data: Any = None,
 ) -> str | None:
-    """Return the checkpoint to resume from, checked, or None to begin afresh; print which.
+    """Find and check the checkpoint to resume from, and print its path.
 
     Args:
-        trainer: of the run.
-        module: not built yet.
+        trainer: the trainer of this run.
+        module: the module, which need not be built yet.
         requested: a path, "last" (the newest `last*.ckpt` in the folders of the checkpoints),
-            another name that Lightning knows, or None.
+            "best" or "hpc" (resolved by Lightning), or None.
         stage: the verb.
-        data: the data module, whose rows are read to be compared.
+        data: the data module, whose rows are compared; None: no options are compared.
+
+    Returns:
+        The path, "best" or "hpc" unchanged, or None to begin afresh.
 
     Raises:
         UserError: the checkpoint is damaged or of another run, there is none to evaluate, or a
@@ -146,12 +150,11 @@ def find_checkpoint(
     try:
         content = read_checkpoint(path, part="outline")
     except UserError as error:
-        others = [other for other in path.parent.glob("*.ckpt") if other != path]
-        if requested != "last" or not others:
+        other_paths = [other for other in path.parent.glob("*.ckpt") if other != path]
+        if requested != "last" or not other_paths:
             raise
-        raise UserError(
-            f"{error}; there is also {max(others, key=lambda other: other.stat().st_mtime)}"
-        ) from error
+        newest_other = max(other_paths, key=lambda other: other.stat().st_mtime)
+        raise UserError(f"{error}; there is also {newest_other}") from error
     options = run_options(trainer, module, data) if stage == "fit" and data is not None else None
     check_content(trainer, run_identity(trainer, module), path, content, stage, options)
     if stage == "fit":
@@ -166,21 +169,21 @@ def find_checkpoint(
 
 
 def _newest_or_none(trainer: L.Trainer, stage: str) -> Path | None:
-    """Return the newest `last*.ckpt`; None, with a message: training begins afresh.
+    """Return the newest `last*.ckpt`, or None after a message that training begins afresh.
 
     Raises:
-        UserError: another verb than `fit` has no checkpoint to evaluate.
+        UserError: there is none, and the verb is not `fit`.
     """
     path, folder = find_last(trainer), last_path(trainer).parent
     if path is None and stage != "fit":
         raise UserError(f"`--ckpt_path last`: there is no last.ckpt in {folder}")
     if path is None:
-        rank_zero_info(f"resume     no last.ckpt in {folder}: starting afresh{_elsewhere(trainer)}")
+        rank_zero_info(f"resume     no last.ckpt in {folder}: starting afresh{_hint(trainer)}")
     return path
 
 
 def last_path(trainer: L.Trainer) -> Path:
-    """Return where `--ckpt_path last` looks: `last.ckpt` in the folder of the checkpoints."""
+    """Return the path of `last.ckpt` in the folder of the run's checkpoints."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath:
             return (
@@ -190,45 +193,47 @@ def last_path(trainer: L.Trainer) -> Path:
 
 
 def find_last(trainer: L.Trainer) -> Path | None:
-    """Return the newest `last*.ckpt` of a run; unfinished files have other names."""
+    """Return the newest `last*.ckpt` of a run, or None; unfinished files have other names."""
     checkpoint_folders = {last_path(trainer).parent} | {
         Path(callback.dirpath)
         for callback in trainer.checkpoint_callbacks
         if isinstance(callback, ModelCheckpoint) and callback.dirpath
     }
-    found = [path for folder in sorted(checkpoint_folders) for path in find(folder, "last*.ckpt")]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    last_checkpoints = [
+        path for folder in sorted(checkpoint_folders) for path in find(folder, "last*.ckpt")
+    ]
+    return max(last_checkpoints, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _elsewhere(trainer: L.Trainer) -> str:
-    """Return a hint to the newest checkpoint of a `ModelCheckpoint` without `dirpath`.
+def _hint(trainer: L.Trainer) -> str:
+    """Return a hint to the newest checkpoint of earlier runs, or an empty text.
 
-    Each of its runs has its own folder.
+    A `ModelCheckpoint` without `dirpath` saves each run in a new folder of `lightning_logs`.
     """
     versions = Path(trainer.default_root_dir) / "lightning_logs"
-    saved = [
+    checkpoints = [
         path
         for folder in sorted(versions.glob("version_*/checkpoints"))
         for path in find(folder, "*.ckpt")
     ]
-    if not saved:
+    if not checkpoints:
         return ""
-    newest = max(saved, key=lambda path: path.stat().st_mtime)
+    newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
     return f" (to go on from an earlier run: --ckpt_path '{newest}')"
 
 
 def folders(trainer: L.Trainer) -> list[str]:
     """Return the folders that a run writes to."""
-    found = [trainer.default_root_dir, *(logger.save_dir for logger in trainer.loggers)]
-    found += [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
-    return [str(folder) for folder in dict.fromkeys(found) if folder is not None]
+    paths = [trainer.default_root_dir, *(logger.save_dir for logger in trainer.loggers)]
+    paths += [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    return [str(folder) for folder in dict.fromkeys(paths) if folder is not None]
 
 
 def run_identity(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-    """Return the identity of a run: its module, and how rollouts are spent."""
-    found = identity(module)
+    """Return the identity of a run: of its module, and of the split of rollouts into updates."""
+    identity_entries = identity(module)
     for source in callbacks_of(trainer):
         if isinstance(source, RolloutSource) and isinstance(module, PolicyOptimization):
             names = ("prompts", "completions", "minibatches", "epochs")
-            found |= {f"rollout.{name}": getattr(source, name) for name in names}
-    return found | {"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches}
+            identity_entries |= {f"rollout.{name}": getattr(source, name) for name in names}
+    return identity_entries | {"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches}

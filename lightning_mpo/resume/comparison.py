@@ -14,7 +14,7 @@ from lightning_mpo.recipes.tree import leaves
 from lightning_mpo.storage import read_checkpoint
 
 CLOCKS = ("throughput/", "time/", "memory/")
-"""Metrics that two equal runs do not share."""
+"""Prefixes of metrics that differ even between equal runs."""
 PROMPTS = "prompts.jsonl"
 """Prompts of each rollout, as `PromptOrder` writes them."""
 
@@ -24,9 +24,9 @@ class Comparison:
     """A part of two runs.
 
     Args:
-        part: what was compared.
-        count: values of the first run.
-        difference: the first place where they differ, and both values; None: nowhere.
+        part: name of the part.
+        count: number of values in the first run's part.
+        difference: the first place where the runs differ, and both values; None: they are equal.
     """
 
     part: str
@@ -34,37 +34,39 @@ class Comparison:
     difference: str | None
 
 
-def compare_runs(whole: Path, other: Path) -> list[Comparison]:
+def compare_runs(undisturbed: Path, resumed: Path) -> list[Comparison]:
     """Compare `checkpoints/last.ckpt`, `metrics.csv` and the prompts of two run folders.
 
     Args:
-        whole: the run that nothing disturbed.
-        other: the one that was killed and went on.
+        undisturbed: folder of the run that was never killed.
+        resumed: folder of the run that was killed and resumed.
 
     Raises:
         UserError: a checkpoint is missing or cannot be read.
     """
     first, second = (
-        _parts(read_checkpoint(folder / "checkpoints" / "last.ckpt")) for folder in (whole, other)
+        _parts(read_checkpoint(folder / "checkpoints" / "last.ckpt"))
+        for folder in (undisturbed, resumed)
     )
-    found = [compare(part, first[part], second.get(part)) for part in first]
-    found.append(compare("prompt order", _prompts(whole), _prompts(other)))
-    found.append(compare("metrics.csv", _rows(whole), _rows(other)))
-    return found
+    comparisons = [compare(part, first[part], second.get(part)) for part in first]
+    comparisons.append(compare("prompt order", _prompts(undisturbed), _prompts(resumed)))
+    comparisons.append(compare("metrics.csv", _rows(undisturbed), _rows(resumed)))
+    return comparisons
 
 
 def compare(part: str, first: Any, second: Any) -> Comparison:
     """Compare two trees of tensors and plain values."""
-    mine, others = _by_place(first), _by_place(second)
-    for place in [*mine, *(place for place in others if place not in mine)]:
-        one, other = mine.get(place, "nothing"), others.get(place, "nothing")
+    first_values, second_values = _by_path(first), _by_path(second)
+    new_paths = [path for path in second_values if path not in first_values]
+    for path in [*first_values, *new_paths]:
+        one, other = first_values.get(path, "nothing"), second_values.get(path, "nothing")
         if not _same(one, other):
-            return Comparison(part, len(mine), f"{part}{place}: {_show(one, other)}")
-    return Comparison(part, len(mine), None)
+            return Comparison(part, len(first_values), f"{part}{path}: {_show(one, other)}")
+    return Comparison(part, len(first_values), None)
 
 
-def _by_place(tree: Any) -> dict[str, Any]:
-    """Return the leaves of nested dicts and lists, such as `[0][state]`."""
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Return the leaves of nested dicts and lists by path, such as `[0][state]`."""
     return {"".join(f"[{key}]" for key in path): value for path, value in leaves(tree)}
 
 
@@ -75,7 +77,7 @@ def _same(one: Any, other: Any) -> bool:
             and one.shape == other.shape
             and torch.equal(_bits(one), _bits(other))
         )
-    return type(one) is type(other) and repr(one) == repr(other)  # nan is itself here
+    return type(one) is type(other) and repr(one) == repr(other)  # as nan != nan
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -88,20 +90,21 @@ def _show(one: Any, other: Any) -> str:
         and isinstance(other, torch.Tensor)
         and one.shape == other.shape
     ):
-        apart = (one != other).reshape(-1)
-        if apart.any():
-            i = int(apart.nonzero()[0])
+        differs = (one != other).reshape(-1)
+        if differs.any():
+            i = int(differs.nonzero()[0])
             first, second = one.reshape(-1)[i], other.reshape(-1)[i]
-            return f"{int(apart.sum())} of {apart.numel()} values, the first {first} and {second}"
+            counts = f"{int(differs.sum())} of {differs.numel()} values"
+            return f"{counts}, the first {first} and {second}"
     return f"{str(one)[:80]} and {str(other)[:80]}"
 
 
 def _parts(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the parts of a checkpoint that a resume must restore, by name."""
-    # states of callbacks: the resume's own, the rollout, all others
+    # states of callbacks: `ExactResume`, `RolloutLoop`, and all others
     callbacks = dict(checkpoint["callbacks"])
-    exact = callbacks.pop("ExactResume", {})
-    buffer = callbacks.pop("RolloutLoop", {})
+    resume_state = callbacks.pop("ExactResume", {})
+    rollout_state = callbacks.pop("RolloutLoop", {})
     others = {
         key: _ranking(state) if "Checkpoint" in key else _without_clocks(state)
         for key, state in callbacks.items()
@@ -113,10 +116,12 @@ def _parts(checkpoint: dict[str, Any]) -> dict[str, Any]:
         "schedule": checkpoint["lr_schedulers"],
         "update": [checkpoint["global_step"], checkpoint["epoch"]],
         "KL controller": checkpoint.get("kl_coefficient"),
-        "random numbers": exact.get("ranks"),
-        "rollout buffer": buffer.get("ranks"),
+        "random numbers": resume_state.get("ranks"),
+        "rollout buffer": rollout_state.get("ranks"),
         "metrics so far": {
-            k: v for k, v in exact.get("metrics", {}).items() if not k.startswith(CLOCKS)
+            name: value
+            for name, value in resume_state.get("metrics", {}).items()
+            if not name.startswith(CLOCKS)
         },
         "callbacks": others,
     }
@@ -130,7 +135,7 @@ def _without_clocks(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ranking(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the scores by which a `ModelCheckpoint` ranks; its paths depend on its folder.
+    """Return the scores by which a `ModelCheckpoint` ranks, without paths, which differ by run.
 
     Lightning does not load `current_score` back, and sets it before each use.
     """
@@ -141,7 +146,7 @@ def _ranking(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompts(folder: Path) -> dict[str, list[str]]:
-    """Return the prompts by rank and rollout, and those of a second sampling that differ."""
+    """Return prompts by rank and rollout; other prompts of a repeated rollout are kept as well."""
     prompts: dict[str, list[str]] = {}
     for path in sorted(folder.glob(f"*{PROMPTS}")):
         for line in path.read_text().splitlines():

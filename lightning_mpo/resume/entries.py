@@ -17,7 +17,7 @@ SAVED: dict[str, type] = {
     "_last_checkpoint_saved": str,
     "_defer_save_until_validation": bool,
 }
-"""Attributes of `ModelCheckpoint` about its saves, which Lightning's checkpoints lack."""
+"""Types of the attributes about saves that `ModelCheckpoint` itself leaves out of checkpoints."""
 LOOPS = {
     "fit": "fit_loop",
     "validate": "validate_loop",
@@ -28,15 +28,16 @@ LOOPS = {
 
 
 def check_loops(trainer: L.Trainer, content: Mapping[str, Any], stage: str) -> None:
-    """Refuse counters of a loop that are missing or no counts.
+    """Refuse counters of a loop that are missing or not whole numbers of at least 0.
 
     Args:
-        trainer: whose own loop has the same parts.
-        content: of the checkpoint.
+        trainer: the trainer of this run, whose loop has the expected counters.
+        content: entries of the checkpoint.
         stage: the verb.
 
     Raises:
-        ValueError: names the counter.
+        TypeError: an entry is of another type; the message names it.
+        ValueError: a counter is missing, negative or at odds with `global_step`.
     """
     name = LOOPS.get(stage)
     if name is None or "loops" not in content:
@@ -55,14 +56,14 @@ def check_loops(trainer: L.Trainer, content: Mapping[str, Any], stage: str) -> N
 
 
 def check_metrics(name: str, metrics: Mapping[Any, Any]) -> None:
-    """Refuse logged values that are no numbers.
+    """Refuse logged values that are not numbers.
 
     Args:
-        name: of the entry.
-        metrics: values by name.
+        name: name of the entry, for the message.
+        metrics: values by metric.
 
     Raises:
-        TypeError: names the value.
+        TypeError: a value is not a number; the message names its metric.
     """
     for metric, value in metrics.items():
         if not isinstance(metric, str) or not _is_score(value):
@@ -70,6 +71,7 @@ def check_metrics(name: str, metrics: Mapping[Any, Any]) -> None:
 
 
 def _check_counts(current: Any, saved: Any, place: str) -> None:
+    """Refuse a saved tree whose keys or types are not those of the current tree."""
     if isinstance(current, Mapping):
         if not isinstance(saved, Mapping):
             raise TypeError(f"`{place}` must be a dict, got {shown_value(saved)}")
@@ -87,7 +89,7 @@ def _check_counts(current: Any, saved: Any, place: str) -> None:
 
 
 def shown_value(value: Any) -> str:
-    """Return a plain value, or the class of another one, for messages."""
+    """Return the text of a plain value, or the class of any other, for messages."""
     return repr(value) if isinstance(value, int | float | str | None) else type(value).__name__
 
 
@@ -95,18 +97,19 @@ def shown_value(value: Any) -> str:
 
 
 def check_callbacks(trainer: L.Trainer, content: Mapping[str, Any]) -> None:
-    """Refuse empty states of the run's callbacks, and states of `ModelCheckpoint` of another kind.
+    """Refuse empty states of callbacks, and states of `ModelCheckpoint` with wrong types.
 
-    Lightning saves no empty state, and passes over one that it reads.
+    Lightning never saves an empty state, and ignores one that it loads.
 
     Args:
-        trainer: with its callbacks.
-        content: of the checkpoint.
+        trainer: the trainer of this run, with its callbacks.
+        content: entries of the checkpoint.
 
     Raises:
-        ValueError: names the callback.
+        TypeError: an entry of a state is of another type.
+        ValueError: a state is empty or missing, or lacks an entry.
     """
-    # states that are empty or of another kind
+    # states that are empty or have wrong types
     states = content["callbacks"]
     for callback in callbacks_of(trainer):
         if callback.state_key not in states:
@@ -118,7 +121,7 @@ def check_callbacks(trainer: L.Trainer, content: Mapping[str, Any]) -> None:
             )
         if isinstance(callback, ModelCheckpoint):
             _check_saves(name, state)
-    # marks of the last saves, and the states that belong to them
+    # attributes about saves, and the states that were saved with them
     marks = (states.get("ExactResume") or {}).get("saved", {})
     for callback in trainer.checkpoint_callbacks:
         mark = marks.get(callback.state_key)
@@ -165,32 +168,38 @@ def _is_score(value: Any) -> bool:
 
 
 def check_weights(module: L.LightningModule, content: Mapping[str, Any], stage: str) -> None:
-    """Refuse a checkpoint without a trained weight, or with whole numbers for one.
+    """Refuse a checkpoint that lacks a trained weight, or holds integers for a float weight.
 
     Args:
-        module: with a `policy` that is built.
-        content: of the checkpoint; its tensors may be outlines.
-        stage: the verb. Heads that no training has made may be missing where nothing is trained.
+        module: the module; its `policy` is built.
+        content: entries of the checkpoint; its tensors may be outlines.
+        stage: the verb. All weights of `mtp` or `critic` may be missing if they are frozen, or
+            outside "fit" if the checkpoint has no `mtp` entry.
 
     Raises:
-        ValueError: names the weight.
+        TypeError: a weight of floats is saved as integers.
+        ValueError: a weight is missing.
     """
     policy: Any = getattr(module, "policy", None)
     if not hasattr(policy, "trained_state"):
         return
     state = content["state_dict"]
-    every = dict(policy.named_parameters(remove_duplicate=False))
-    names: dict[int, list[str]] = {}  # a tied weight has several
-    for name, weight in every.items():
-        names.setdefault(id(weight), []).append(name)
-    held_parts = {name.removeprefix("policy.").split(".", 1)[0] for name in state}
-    for name, weight in policy.trained_state(every).items():
-        held = [other for other in names[id(weight)] if f"policy.{other}" in state]
+    # a tied weight has several names, and any of them may be saved
+    weights = dict(policy.named_parameters(remove_duplicate=False))
+    tied_names: dict[int, list[str]] = {}
+    for name, weight in weights.items():
+        tied_names.setdefault(id(weight), []).append(name)
+    saved_parts = {name.removeprefix("policy.").split(".", 1)[0] for name in state}
+    for name, weight in policy.trained_state(weights).items():
+        # missing
+        saved_names = [alias for alias in tied_names[id(weight)] if f"policy.{alias}" in state]
         part = name.split(".", 1)[0]
         unused = not weight.requires_grad or (stage != "fit" and content.get("mtp") is None)
-        if not held and not (part in ("mtp", "critic") and part not in held_parts and unused):
+        optional = part in ("mtp", "critic") and part not in saved_parts and unused
+        if not saved_names and not optional:
             raise ValueError(f"it has no weight {name!r}")
-        for other in held:
-            saved = state[f"policy.{other}"]
+        # of another type
+        for alias in saved_names:
+            saved = state[f"policy.{alias}"]
             if weight.is_floating_point() and not saved.is_floating_point():
-                raise TypeError(f"{other!r} is of {saved.dtype}, the policy's of {weight.dtype}")
+                raise TypeError(f"{alias!r} is of {saved.dtype}, the policy's of {weight.dtype}")

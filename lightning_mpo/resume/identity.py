@@ -23,11 +23,11 @@ VOLATILE = (
     "architectures",
     "quantization_config",
 )
-"""Entries of a model's configuration that say nothing of its weights' shapes."""
+"""Entries of a model's configuration on which the shapes of its weights do not depend."""
 
 
 BASE = ("policy.dtype", "policy.quantization", "policy.base")
-"""Fingerprint of the base of adapters: no checkpoint holds the base, and it must not change."""
+"""Entries on the base model of adapters: no checkpoint holds it, and it must not change."""
 
 
 def identity(module: L.LightningModule) -> dict[str, Any]:
@@ -64,19 +64,19 @@ def check_identity(
     """Refuse a checkpoint of another model, tokenizer, adapter or algorithm.
 
     Args:
-        path: of the checkpoint, for the message.
-        saved: the identity in it.
-        current: that of the run.
-        algorithm: whether the objective, the batch arithmetic and `options` count: they do where
-            training goes on.
-        options: further (name, what it was, what it is) that differ.
+        path: path of the checkpoint, for the message.
+        saved: the identity in the checkpoint.
+        current: the identity of this run.
+        algorithm: also compare the objective, the batch sizes, the base model and `options`, as
+            training needs.
+        options: differences of options: (name, saved value, present value).
 
     Raises:
-        UserError: what differs, and the way out: the first part of the model, or all of the
-            algorithm.
+        UserError: the identities differ. The message gives the way out, and the first difference
+            of the model or all differences of the algorithm.
     """
     # differences: those of the model are refused at once
-    apart: list[tuple[str, Any, Any]] = []
+    changes: list[tuple[str, Any, Any]] = []
     for name in current:
         if (
             name not in saved
@@ -85,31 +85,32 @@ def check_identity(
         ):
             continue
         if name == "objective":
-            apart += [("objective", *axis) for axis in _axes_apart(saved[name], current[name])]
+            axes = _changed_axes(saved[name], current[name])
+            changes += [("objective", *axis) for axis in axes]
         elif name.startswith(("rollout.", "trainer.", *BASE)):
-            apart.append((f"`{name}`", saved[name], current[name]))
+            changes.append((f"`{name}`", saved[name], current[name]))
         else:
             raise UserError(
-                f"the checkpoint {path} has {_named(name)} "
-                f"{_first_apart(saved[name], current[name])}: give the options that it was trained "
-                "with, or another checkpoint"
+                f"the checkpoint {path} has {_described(name)} "
+                f"{_first_difference(saved[name], current[name])}: give the options that it was "
+                "trained with, or another checkpoint"
             )
     # all differences of the algorithm in one message
-    apart += [(f"`{name}`", before, now) for name, before, now in options]
-    if apart and algorithm:
+    changes += [(f"`{name}`", before, now) for name, before, now in options]
+    if changes and algorithm:
         raise UserError(
             f"the checkpoint {path} was saved with the "
-            + " and the ".join(f"{name} {_cut(before)}" for name, before, _ in apart)
-            + f", and the configuration has {' and '.join(_cut(now) for *_, now in apart)}: "
-            "a run goes on as it began; for "
-            "a new one from these weights give `policy.checkpoint` instead of `--ckpt_path`"
+            + " and the ".join(f"{name} {_cut(before)}" for name, before, _ in changes)
+            + f", and the configuration has {' and '.join(_cut(now) for *_, now in changes)}: "
+            "a run goes on as it began; for a new one from these weights give "
+            "`policy.checkpoint` instead of `--ckpt_path`"
         )
 
 
-def _axes_apart(saved: str, current: str) -> list[tuple[str, str]]:
-    """Return the axes of an objective that differ."""
+def _changed_axes(saved: str, current: str) -> list[tuple[str, str]]:
+    """Return the axes of an objective that differ: saved and present description."""
     axes = zip(saved.split(" | "), current.split(" | "), strict=False)
-    return [(one, other) for one, other in axes if one != other] or [(saved, current)]
+    return [(before, now) for before, now in axes if before != now] or [(saved, current)]
 
 
 def _cut(value: Any, length: int = 160) -> str:
@@ -117,7 +118,7 @@ def _cut(value: Any, length: int = 160) -> str:
     return text if len(text) <= length else f"{text[: length - 2]} …"
 
 
-def _named(name: str) -> str:
+def _described(name: str) -> str:
     return {
         "model": "the model",
         "policy": "the policy",
@@ -126,7 +127,7 @@ def _named(name: str) -> str:
     }.get(name, f"`{name}`")
 
 
-def _first_apart(saved: Any, current: Any) -> str:
+def _first_difference(saved: Any, current: Any) -> str:
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         key = next(key for key in {**current, **saved} if saved.get(key) != current.get(key))
         return f"{key} {saved.get(key)!r}, the configuration {current.get(key)!r}"
@@ -142,7 +143,7 @@ def _short(value: Any) -> str:
 
 
 def _base(policy: Policy) -> dict[str, Any]:
-    """Describe the weights that a LoRA run's checkpoints leave out."""
+    """Describe the base model, which the checkpoints of a LoRA run leave out."""
     if getattr(policy, "lora", None) is None or not isinstance(policy, CausalPolicy):
         return {}
     quantised = None if policy.quantization is None else asdict(policy.quantization)

@@ -1,4 +1,4 @@
-"""Lightning's CSV logger, for runs that go on."""
+"""Lightning's CSV logger, extended for resumed runs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from lightning_mpo.storage import PART, sync_folder
 
 
 class MetricsWriter(ExperimentWriter):
-    """Writes `metrics.csv`, afresh unless `rewind` was called before the first saved row.
+    """Writes `metrics.csv`: a new file, unless `rewind` was called before the first save.
 
-    The file is never half-written: a new column rewrites it beside its place.
+    The file is never half-written. For a new column it is written anew under another name, then
+    renamed.
     """
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self.path = Path(self.metrics_file_path)
         self.rows = 0
-        """Rows of the file, including those not written yet."""
+        """Rows of the file, including rows not written yet."""
         self._afresh = True
 
     def _check_log_dir_exists(self) -> None:
-        """Leave the file alone: Lightning's writer deletes it at once."""
+        """Do not delete the file here, as Lightning's writer does."""
 
     def set_aside(self, verb: str) -> None:
         """Write to `metrics_VERB.csv`, so that the file of training stays as it is."""
@@ -50,32 +51,32 @@ class MetricsWriter(ExperimentWriter):
         self._replace(fieldnames, self._read()[1])
 
     def rewind(self, rows: int) -> int:
-        """Keep the first rows of the file and append to them; return how many there were."""
-        names, kept = self._read() if self.path.is_file() else ([], [])
-        kept = kept[:rows]
-        if kept:
-            self._replace(names, kept)
-        self.metrics, self.metrics_keys, self.rows = [], sorted(names) if kept else [], len(kept)
-        self._afresh = not kept
-        return len(kept)
+        """Cut the file to at most its first `rows` rows, to append to them; return their number."""
+        columns, all_rows = self._read() if self.path.is_file() else ([], [])
+        first_rows = all_rows[:rows]
+        if first_rows:
+            self._replace(columns, first_rows)
+        # go on from these rows
+        self.metrics, self.metrics_keys = [], sorted(columns) if first_rows else []
+        self.rows, self._afresh = len(first_rows), not first_rows
+        return len(first_rows)
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
-            rows = [
-                row for row in reader if None not in row.values()
-            ]  # a kill may cut the last line
+            # a kill may cut the last line
+            rows = [row for row in reader if None not in row.values()]
         return list(reader.fieldnames or []), rows
 
-    def _replace(self, names: list[str], rows: list[dict[str, str]]) -> None:
-        part = self.path.with_name(f".{self.path.name}{PART}")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=names)
+    def _replace(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+        unfinished = self.path.with_name(f".{self.path.name}{PART}")
+        with unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=columns)
             writer.writeheader()
             writer.writerows(rows)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, self.path)
+        os.replace(unfinished, self.path)
 
     def mark(self) -> int:
         """Flush the logged rows to disk; return their number."""
@@ -88,11 +89,11 @@ class MetricsWriter(ExperimentWriter):
 
 
 class MetricsCSV(CSVLogger):
-    """`CSVLogger` whose `metrics.csv` a resumed run cuts at the checkpoint and appends to.
+    """`CSVLogger` for resumed runs, which cut `metrics.csv` at the checkpoint and append to it.
 
-    The command line takes it wherever a configuration names Lightning's `CSVLogger`, which deletes
-    the file of a folder that is used again. Verbs other than `fit` write to `metrics_VERB.csv`.
-    Arguments are those of `CSVLogger`.
+    The command line uses it in place of Lightning's `CSVLogger`, which deletes a `metrics.csv` that
+    is already in its folder. Verbs other than `fit` write to `metrics_VERB.csv`. The arguments are
+    those of `CSVLogger`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

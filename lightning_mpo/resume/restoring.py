@@ -1,4 +1,4 @@
-"""Restores a checkpoint, or says in one line that it cannot be restored."""
+"""Restores a checkpoint, or ends with a one-line error that names it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ STEPS = (
     "restore_callbacks",
     "restore_training_state",
 )
-"""Lightning's own steps, each of which takes entries of a checkpoint as they are."""
+"""Lightning's steps of restoring, which load entries of a checkpoint without checks."""
 
 
 @contextmanager
 def restoring(path: object) -> Iterator[None]:
-    """Turn errors while restoring into one line on the checkpoint.
+    """Turn any error of the block into a one-line error that names the checkpoint.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
 
     Raises:
-        UserError: whatever was raised within.
+        UserError: the block raised an exception.
     """
     try:
         yield
@@ -45,7 +45,7 @@ def restoring(path: object) -> Iterator[None]:
 
 
 def restore_in_one_line(trainer: L.Trainer) -> None:
-    """Replace a trainer's restoring steps, so that a wrong entry ends in one line."""
+    """Wrap a trainer's steps of restoring, so that a wrong entry gives a one-line error."""
     connector = trainer._checkpoint_connector
     for name in STEPS:
         step = getattr(connector, name)
@@ -68,18 +68,21 @@ def _in_one_line(step: Callable[..., Any], trainer: L.Trainer) -> Callable[..., 
 
 
 def _restore_training(trainer: L.Trainer, step: Callable[..., Any]) -> None:
-    before = [
-        [dict(group) for group in optimizer.param_groups]
-        for optimizer in trainer.strategy.optimizers
+    """Run Lightning's step, then set options that the checkpoint lacks to this run's values."""
+    optimizers = trainer.strategy.optimizers
+    configured_groups = [
+        [dict(group) for group in optimizer.param_groups] for optimizer in optimizers
     ]
-    saved = _optimizer_states(trainer) or []
+    states = _optimizer_states(trainer) or []
     step()
-    for optimizer, groups, state in zip(trainer.strategy.optimizers, before, saved, strict=False):
+    for optimizer, groups, state in zip(
+        trainer.strategy.optimizers, configured_groups, states, strict=False
+    ):
         complete_options(optimizer, groups, state["param_groups"])
 
 
 def _optimizer_states(trainer: L.Trainer) -> list[Any] | None:
-    """Return the states that Lightning is about to load; None: it loads none."""
+    """Return the states that Lightning is about to load, or None if it loads none."""
     content = trainer._checkpoint_connector._loaded_checkpoint
     if trainer.state.fn != "fit" or not trainer.strategy.lightning_restore_optimizer:
         return None
@@ -87,17 +90,24 @@ def _optimizer_states(trainer: L.Trainer) -> list[Any] | None:
 
 
 def _check_optimizers(trainer: L.Trainer) -> None:
-    """Refuse states of optimisers that are too few or of another kind, which torch would take."""
+    """Refuse optimiser states of another number or kind, which torch would load silently."""
     states = _optimizer_states(trainer)
     if states is None:
         return
-    saved, own = len(states), len(trainer.strategy.optimizers)
-    if saved != own:
-        raise ValueError(f"it holds the state of {saved} optimisers, and the run has {own}")
+    # one state for each optimiser
+    optimizers, saved_count = trainer.strategy.optimizers, len(states)
+    if saved_count != len(optimizers):
+        raise ValueError(
+            f"it holds the state of {saved_count} optimisers, and the run has {len(optimizers)}"
+        )
+    # kinds of the state's tensors, as noted at the save
     content = trainer._checkpoint_connector._loaded_checkpoint
-    described = content.get("callbacks", {}).get("ExactResume", {}).get("moments")
-    if described is not None and (not isinstance(described, list) or len(described) != saved):
-        raise ValueError(f"`moments` of ExactResume must describe {saved} optimisers")
+    noted_kinds = content.get("callbacks", {}).get("ExactResume", {}).get("moments")
+    if noted_kinds is not None and (
+        not isinstance(noted_kinds, list) or len(noted_kinds) != saved_count
+    ):
+        raise ValueError(f"`moments` of ExactResume must describe {saved_count} optimisers")
     names = {id(weight): name for name, weight in trainer.lightning_module.named_parameters()}
-    for i, optimizer in enumerate(trainer.strategy.optimizers):
-        check_optimizer(optimizer, states[i], None if described is None else described[i], names)
+    for i, optimizer in enumerate(optimizers):
+        kinds = None if noted_kinds is None else noted_kinds[i]
+        check_optimizer(optimizer, states[i], kinds, names)

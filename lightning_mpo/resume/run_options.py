@@ -1,4 +1,4 @@
-"""The options of a run, one by one, and those that differ from the options in a checkpoint."""
+"""Reads the options of a run, and compares them with the options in a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,85 +28,98 @@ TRAINER = (
 )
 PACKAGES = ("torch", "transformers", "lightning", "peft", "lightning-mpo")
 NOTHING = "nothing"
-"""The value of an option that one of the runs does not have."""
+"""Stands for the value of an option that one of two runs lacks."""
 
 
 def run_options(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[str, Any]:
-    """Return the options of a run by path, as plain values; no weights are loaded for it.
+    """Return the options of a run by path, as plain values, without loading weights.
 
-    An option is an argument of a class that its objects keep under its name, with or without an
-    underscore in front.
+    An option is a constructor argument that the object stores as an attribute of the same name,
+    with or without a leading underscore.
 
     Args:
-        trainer: with its callbacks.
-        module: not built yet, or built.
+        trainer: the trainer of this run, with its callbacks.
+        module: the module, which need not be built yet.
         data: the data module, or None.
     """
-    found: dict[str, Any] = {
+    # environment
+    options: dict[str, Any] = {
         "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
         "threads": torch.get_num_threads(),
     }
-    found |= {f"versions.{name}": _version(name) for name in PACKAGES}
-    found |= dict(_leaves(module, "model"))
-    found |= {
+    options |= {f"versions.{name}": _version(name) for name in PACKAGES}
+    # module, data and trainer
+    options |= dict(_leaves(module, "model"))
+    options |= {
         f"model.policy.{key}": value
         for key, value in _contents(getattr(module, "policy", None)).items()
     }
-    found |= dict(_leaves(data, "data")) | _rows(data)
-    found |= {f"trainer.{name}": _plain(getattr(trainer, name, None)) for name in TRAINER}
-    found |= {
+    options |= dict(_leaves(data, "data")) | _rows(data)
+    options |= {f"trainer.{name}": _plain(getattr(trainer, name, None)) for name in TRAINER}
+    options |= {
         "trainer.precision": str(trainer.precision),
         "trainer.accelerator": type(trainer.accelerator).__name__,
         "trainer.strategy": type(trainer.strategy).__name__,
         "trainer.deterministic": torch.are_deterministic_algorithms_enabled(),
         "trainer.benchmark": torch.backends.cudnn.benchmark,
     }
-    seen: dict[str, int] = {}
+    # callbacks, numbered if there are several of a class
+    counts: dict[str, int] = {}
     for callback in callbacks_of(trainer):
         name = type(callback).__name__
-        seen[name] = seen.get(name, 0) + 1
+        counts[name] = counts.get(name, 0) + 1
         place = (
             "rollout"
             if name == "RolloutLoop"
-            else f"callbacks.{name}" + (f"[{seen[name]}]" if seen[name] > 1 else "")
+            else f"callbacks.{name}" + (f"[{counts[name]}]" if counts[name] > 1 else "")
         )
         leaves = dict(_leaves(callback, place))
-        leaves.pop(place)  # `changed_callbacks` says which are there
-        found |= leaves
+        leaves.pop(place)  # `changed_callbacks` compares the classes
+        options |= leaves
     return {
         path: value
-        for path, value in found.items()
+        for path, value in options.items()
         if effect(path) not in ("none", "compared elsewhere")
     }
 
 
 def differences(
-    saved: Mapping[str, Any], now: Mapping[str, Any], wanted: Effect
+    saved: Mapping[str, Any], current: Mapping[str, Any], selected_effect: Effect
 ) -> list[tuple[str, Any, Any]]:
-    """Return (option, saved value, present value) of options that differ and have a given effect.
+    """Return (option, saved value, present value) of options that differ, for one effect.
 
-    If a whole part is new, gone or of another class, its options are not listed as well. Callbacks
-    that are new or gone are left to `changed_callbacks`.
+    If an object is new, gone or of another class, its options are not listed as well. New and
+    missing callbacks are left to `changed_callbacks`.
 
     Args:
         saved: options in the checkpoint, by path.
-        now: options of this run, by path.
-        wanted: the effect.
+        current: options of this run, by path.
+        selected_effect: only options with this effect are returned.
     """
-    found = [
-        (path, saved.get(path, NOTHING), now.get(path, NOTHING))
-        for path in {**saved, **now}
-        if saved.get(path, NOTHING) != now.get(path, NOTHING)
-        and (effect(path) or "reported") == wanted
+    paths = {**saved, **current}
+    changes = [
+        (path, saved.get(path, NOTHING), current.get(path, NOTHING))
+        for path in paths
+        if saved.get(path, NOTHING) != current.get(path, NOTHING)
+        and (effect(path) or "reported") == selected_effect
     ]
-    found = [item for item in found if not item[0].startswith("callbacks.") or NOTHING not in item]
-    paths = {**saved, **now}
-    parts = [path for path, *_ in found if any(other.startswith(f"{path}.") for other in paths)]
-    return [item for item in found if not any(item[0].startswith(f"{path}.") for path in parts)]
+    # without new and missing callbacks
+    changes = [
+        change
+        for change in changes
+        if not change[0].startswith("callbacks.") or NOTHING not in change
+    ]
+    # without the options of objects that changed themselves
+    objects = [path for path, *_ in changes if any(other.startswith(f"{path}.") for other in paths)]
+    return [
+        change
+        for change in changes
+        if not any(change[0].startswith(f"{path}.") for path in objects)
+    ]
 
 
 def changed_callbacks(saved: list[str], trainer: L.Trainer) -> list[str]:
-    """Return a line for each callback that is gone or new, and has a state or an effect."""
+    """Return a line for each callback that is gone or new, if it has a state or an effect."""
     now = {type(callback).__name__: callback for callback in callbacks_of(trainer)}
     gone = [name for name in saved if name not in now and effect(f"callbacks.{name}") != "none"]
     new = [
@@ -133,7 +146,7 @@ def shown(path: str) -> str:
 
 
 def _leaves(value: Any, place: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield path and plain value of an object's options, and of those of objects among them."""
+    """Yield path and plain value of each option of an object, and of objects nested in it."""
     if _is_plain(value):
         yield place, value
     elif isinstance(value, Mapping):
@@ -189,19 +202,22 @@ def _version(package: str) -> str | None:
 
 
 def _contents(policy: Any) -> dict[str, Any]:
-    """Return digests of the files of a policy, as a resumed run makes its reference from them."""
+    """Return digests of a policy's files, from which a resumed run builds its reference."""
     if not isinstance(policy, CausalPolicy):
         return {}
-    found: dict[str, Any] = {}
+    digests: dict[str, Any] = {}
     if policy.lora is None:  # with adapters it is part of the identity
-        found["source_content"] = policy.base_digest
+        digests["source_content"] = policy.base_digest
     if policy.checkpoint is not None:
-        found["checkpoint_content"] = _file_mark(Path(policy.checkpoint))
-    return found
+        digests["checkpoint_content"] = _file_digest(Path(policy.checkpoint))
+    return digests
 
 
-def _file_mark(path: Path) -> str | None:
-    """Return a digest of the end of a checkpoint, its checksum, or of a folder's files."""
+def _file_digest(path: Path) -> str | None:
+    """Return a digest of the size and the last 64 KiB of a file, or of each file in a folder.
+
+    The end of a checkpoint holds its checksum. A path that does not exist has no digest.
+    """
     files = sorted(path.glob("*")) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
@@ -220,7 +236,7 @@ def _rows(data: Any) -> dict[str, Any]:
     identity = getattr(data, "identity", None)
     if identity is None:
         return {}
-    rows = identity()
-    return {"data.digest": rows["digest"]} | {
-        f"data.rows.{name}": count for name, count in rows["rows"].items()
+    data_identity = identity()
+    return {"data.digest": data_identity["digest"]} | {
+        f"data.rows.{name}": count for name, count in data_identity["rows"].items()
     }

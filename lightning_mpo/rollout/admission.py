@@ -1,4 +1,4 @@
-"""Checks of a rollout before training, whichever sampler made it."""
+"""Checks of a rollout from any sampler, before it is trained on."""
 
 from __future__ import annotations
 
@@ -31,17 +31,20 @@ def check_rollout(
     Supports are united with sampled tokens if the objective allows it.
 
     Args:
-        rollout: what a sampler returned, or a file held.
-        support: of the objective.
-        vocabulary: V of the policy.
+        rollout: a rollout from a sampler or a file.
+        support: the support of the objective.
+        vocabulary: V, the size of the policy's vocabulary.
         behaviour: whether the objective uses the sampler's log-probs.
-        candidates: K, how many ids its surrogate compares.
-        completions: G, rows of each prompt, which stand below each other; None: not known.
+        candidates: K, the number of ids that the surrogate compares at each token.
+        completions: G, the adjacent rows of each prompt; None: groups are not checked.
+
+    Returns:
+        The rollout; its supports also hold the sampled tokens that they lacked.
 
     Raises:
-        UserError: groups that are torn apart or of another size; ids that the policy does not know;
-            a support where the objective has none, or none where it has one; a sampled token
-            outside its support; log-probs or candidates that are needed and cannot be.
+        UserError: a group is split or has another size than G; an id is not in the policy's
+            vocabulary; a support is stored and the objective has none, or the reverse; a sampled
+            token is outside its support; needed log-probs or candidates are missing or invalid.
     """
     if completions is not None:
         _check_groups(rollout.group_B, completions)
@@ -80,17 +83,17 @@ def _admit_support(rollout: Rollout, support: Support, vocabulary: int) -> Rollo
 
 
 def _check_groups(group_B: Tensor, completions: int) -> None:
-    """Refuse groups that an advantage, which takes every G rows as one, would mix up."""
+    """Refuse groups that are not G adjacent rows, which advantages take as one group."""
     ids, sizes = group_B.unique_consecutive(return_counts=True)
-    torn = len(ids) - len(ids.unique())
-    if torn or bool((sizes != completions).any()):
-        what = (
+    split_groups = len(ids) - len(ids.unique())
+    if split_groups or bool((sizes != completions).any()):
+        fault = (
             "rows of one prompt apart from each other"
-            if torn
+            if split_groups
             else f"groups of {sorted(set(sizes.tolist()))} rows"
         )
         raise UserError(
-            f"the rollout has {what}; let the sampler return the {completions} completions "
+            f"the rollout has {fault}; let the sampler return the {completions} completions "
             "(`rollout.completions`) of a prompt below each other, with one `group_B`"
         )
 
@@ -102,17 +105,17 @@ def _check_behaviour(rollout: Rollout) -> None:
             "the rollout has no `behaviour_logprobs_BT`, against which the objective takes "
             "ratios: let the sampler record the log-probs of what it drew"
         )
-    drawn = logprobs_BT[rollout.response_mask_BT]
-    bad = int((~drawn.isfinite() | (drawn > MAX_LOGPROB)).sum())
-    if bad:
+    logprobs = logprobs_BT[rollout.response_mask_BT]
+    invalid = int((~logprobs.isfinite() | (logprobs > MAX_LOGPROB)).sum())
+    if invalid:
         raise UserError(
-            f"`behaviour_logprobs_BT` must hold log-probs, finite and at most 0, got {bad} of "
-            f"{len(drawn)} response tokens with others: were logits or probabilities recorded?"
+            f"`behaviour_logprobs_BT` must hold log-probs, finite and at most 0, got {invalid} of "
+            f"{len(logprobs)} response tokens with others: were logits or probabilities recorded?"
         )
 
 
 def _check_candidates(rollout: Rollout, k: int, vocabulary: int) -> None:
-    """Refuse candidates with which no divergence could be taken."""
+    """Refuse candidates from which no divergence can be computed."""
     mask_BT, ids_BTK, logprobs_BTK = (
         rollout.response_mask_BT,
         rollout.candidates_BTK,
@@ -132,8 +135,9 @@ def _check_candidates(rollout: Rollout, k: int, vocabulary: int) -> None:
         )
     used = logprobs > -torch.inf
     _check_ids("candidates", ids[used], vocabulary)
-    alone = torch.arange(ids.shape[-1], device=ids.device) + vocabulary
-    if (torch.where(used, ids, alone).sort(-1).values.diff(dim=-1) == 0).any():
+    # ids are distinct; empty slots get distinct ids above the vocabulary for the comparison
+    fillers = torch.arange(ids.shape[-1], device=ids.device) + vocabulary
+    if (torch.where(used, ids, fillers).sort(-1).values.diff(dim=-1) == 0).any():
         raise UserError(
             "`candidates_BTK` must hold distinct ids: the mass of one that comes twice would "
             "count twice"

@@ -1,4 +1,4 @@
-"""Dynamic sampling (DAPO): replaces prompts that are answered all right or all wrong."""
+"""Dynamic sampling (DAPO): replaces prompts whose completions are all right or all wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_mpo.types import Rollout, take_rows, trim_rollout
 
 Judged = tuple[Rollout, Scores]
 Draw = Callable[[int, int], Judged]
-"""Called with (round, prompts): returns that many groups, sampled and judged."""
+"""Samples and judges groups; called with the round and the number of prompts."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class SamplingCounts:
     """Counts over the sampling rounds of one rollout, on this rank.
 
     Args:
-        groups: groups that the rollout holds.
+        groups: number of groups that the rollout needs.
     """
 
     groups: int
@@ -41,7 +41,7 @@ class SamplingCounts:
     decided: int = 0  # rows that an accuracy reward judged
     correct: int = 0
     tokens: int = 0  # sampled tokens
-    kept_tokens: int = 0  # tokens of groups that are trained on
+    trained_tokens: int = 0  # tokens of groups that are trained on
 
     @property
     def missing(self) -> int:
@@ -50,17 +50,17 @@ class SamplingCounts:
 
     @property
     def next_prompts(self) -> int:
-        """Prompts of the next round.
+        """Prompts of the next round, at most `groups`.
 
-        They fill the free groups at the share of useful groups so far, at most all.
+        Enough to fill the missing groups at the share of mixed groups so far.
         """
         if not self.missing or not self.mixed:
             return self.groups if self.missing else 0
-        seen = self.mixed + self.right + self.wrong + self.undecided
-        return min(self.groups, -(-self.missing * seen // self.mixed))
+        sampled = self.mixed + self.right + self.wrong + self.undecided
+        return min(self.groups, -(-self.missing * sampled // self.mixed))
 
     def sums(self) -> dict[str, tuple[float, float]]:
-        """Return (sum, count) by metric, which add up over ranks; count 0 marks a total."""
+        """Return (sum, count) by metric, to be added over ranks; count 0 marks a total."""
         return {
             "rollout/rounds": (float(self.rounds), 1.0),
             "rollout/accuracy_all": (float(self.correct), float(self.decided)),
@@ -69,23 +69,24 @@ class SamplingCounts:
             "rollout/groups_dropped_undecided": (float(self.undecided), 0.0),
             "rollout/groups_surplus": (float(max(self.mixed - self.groups, 0)), 0.0),
             "rollout/groups_missing": (float(self.missing), 0.0),
-            "rollout/tokens_dropped": (float(self.tokens - self.kept_tokens), 0.0),
+            "rollout/tokens_dropped": (float(self.tokens - self.trained_tokens), 0.0),
         }
 
 
 class DynamicSampling:
     """Fills a rollout with groups in which some completions are right and some are wrong.
 
-    Groups are judged by accuracy and never by the whole reward, in which a penalty on lengths
-    breaks ties. Those that are all right or all wrong are dropped, further prompts fill their
-    places, and what the last round has too many of is cut off. A redraw takes as many prompts as
-    fill the free places at the share of useful groups seen so far (verl draws a whole batch each
-    time [C]; docs/algorithms.md 4.7). Places that stay free are kept by dropped groups of the first
-    round, as rows that carry no loss and stand in no denominator, so that a rollout always has the
-    same number of rows.
+    Groups are judged by accuracy only. Their rewards may differ by a penalty on length although all
+    completions are right or all are wrong. Such groups are dropped, and further prompts replace
+    them. A further round draws as many prompts as fill the missing groups at the share of mixed
+    groups so far (verl draws a full batch each time [C]; docs/algorithms.md 4.7). Surplus groups of
+    the last round are cut off. If groups are missing after the last round, dropped groups of the
+    first round fill the rollout. Their rows carry no loss and stand in no denominator, so every
+    rollout has the same number of rows.
 
     Args:
-        rounds: of sampling, the first one counted; 10 is verl's `max_num_gen_batches` [C].
+        rounds: highest number of sampling rounds, with the first one; 10 is verl's
+            `max_num_gen_batches` [C].
     """
 
     def __init__(self, rounds: int = 10) -> None:
@@ -117,42 +118,42 @@ class DynamicSampling:
         others: Callable[[], AbstractContextManager[None]] = nullcontext,
         warn: Callable[[str], None] = warnings.warn,
     ) -> tuple[Rollout, Scores, SamplingCounts]:
-        """Draw until all ranks are full or the rounds are spent.
+        """Draw until no rank misses a group, or all rounds are used.
 
         Args:
-            draw: samples and judges whole groups, side by side.
-            groups: groups of the rollout on this rank.
+            draw: samples and judges groups; the rows of a group are adjacent.
+            groups: number of groups of the rollout on this rank.
             completions: G.
-            total: sums counts over ranks; called once a round by each of them, so that they stop
+            total: sums counts over ranks; each rank calls it once a round, so that all stop
                 together.
-            warn: takes a line for the user.
-            others: entered instead of `draw` by a rank that is full: the others may need its part
-                of the weights.
+            warn: prints a line for the user.
+            others: context that a full rank enters instead of `draw`, because the other ranks may
+                need its shard of the weights.
 
         Returns:
-            `groups` groups, their scores, and counts. Scores of groups that stayed missing are not
+            The rollout, its scores, and the counts. Scores of fillers for missing groups are not
             valid.
         """
         counts = SamplingCounts(groups)
-        useful: list[Judged] = []
-        spare: list[Judged] = []
+        groups_to_join: list[Judged] = []
+        dropped_groups: list[Judged] = []
         for round in range(self.rounds):
-            # draw as many groups as this rank needs, and keep the useful ones
+            # draw as many groups as this rank needs, and keep the mixed ones
             if counts.next_prompts:
-                drawn, free = draw(round, counts.next_prompts), counts.missing
+                drawn, needed = draw(round, counts.next_prompts), counts.missing
                 mixed_P = self._count(counts, drawn, completions)
-                chosen = mixed_P.nonzero()[:free, 0]
+                chosen = mixed_P.nonzero()[:needed, 0]
                 if len(chosen):
-                    useful.append(_take(drawn, chosen, completions))
-                    counts.kept_tokens += int(useful[-1][0].response_mask_BT.sum())
+                    groups_to_join.append(_take(drawn, chosen, completions))
+                    counts.trained_tokens += int(groups_to_join[-1][0].response_mask_BT.sum())
                 if round == 0 and counts.missing:
-                    spare.append(_take(drawn, (~mixed_P).nonzero()[:, 0], completions))
+                    dropped_groups.append(_take(drawn, (~mixed_P).nonzero()[:, 0], completions))
             else:
                 with others():
                     pass
             # all ranks stop together
             counts.rounds = round + 1
-            missing, *dropped = total(
+            missing, *dropped_counts = total(
                 torch.tensor(
                     [counts.missing, counts.right, counts.wrong, counts.undecided],
                     dtype=torch.float64,
@@ -161,17 +162,18 @@ class DynamicSampling:
             if not missing:
                 break
         else:
-            self._warn_of_missing(warn, int(missing), *(int(groups) for groups in dropped))
+            self._warn_of_missing(warn, int(missing), *map(int, dropped_counts))
         # missing groups become rows without loss
         if counts.missing:
-            rollout, scores = _take(spare[0], torch.arange(counts.missing), completions)
-            useful.append((rollout, replace(scores, valid_B=torch.zeros_like(scores.valid_B))))
-        rollout = trim_rollout(join_rollouts([rollout for rollout, _ in useful]))
-        return rollout, join_reward_scores([scores for _, scores in useful]), counts
+            rollout, scores = _take(dropped_groups[0], torch.arange(counts.missing), completions)
+            invalid_scores = replace(scores, valid_B=torch.zeros_like(scores.valid_B))
+            groups_to_join.append((rollout, invalid_scores))
+        rollout = trim_rollout(join_rollouts([rollout for rollout, _ in groups_to_join]))
+        return rollout, join_reward_scores([scores for _, scores in groups_to_join]), counts
 
     @staticmethod
     def _count(counts: SamplingCounts, drawn: Judged, completions: int) -> Tensor:
-        """Enter a round and return which of its groups are useful."""
+        """Add a round to the counts and return a mask of its mixed groups."""
         rollout, scores = drawn
         decided_P = scores.decided_B.view(-1, completions).any(1)
         mixed_P = mixed_groups(scores.correct_B, completions, valid_B=scores.decided_B)

@@ -1,4 +1,4 @@
-"""Decoding settings and the running totals of an evaluation."""
+"""Decoding settings and running totals of an evaluation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Decoding:
     """How an evaluation samples.
 
     Args:
-        support: restricts every step.
-        completions: per prompt.
-        greedy: take the most probable token.
+        support: token ids that each step may sample.
+        completions: number of completions per prompt.
+        greedy: take the most probable token instead of a sample.
     """
 
     support: Support
@@ -32,9 +32,9 @@ class Decoding:
 def decodings(support: Support, completions: int) -> dict[str, Decoding]:
     """Return the decodings of an evaluation by the prefix of their metrics.
 
-    They are the full vocabulary and, if it is truncated, the training support: training over a
-    support does not change the tail of the distribution, so both are needed (docs/algorithms.md
-    2.5).
+    One samples from the full vocabulary. If the training support is truncated, another samples
+    from it: training over a support does not change the tail of the distribution
+    (docs/algorithms.md 2.5).
     """
     by_prefix = {"": Decoding(FullVocabulary(), completions)}
     if not isinstance(support, FullVocabulary):
@@ -55,12 +55,12 @@ def readable(name: str) -> str:
 class Tally:
     """Adds up accuracy, reward and length over batches.
 
-    pass@k covers prompts of which an accuracy reward judged all completions; the mean reward covers
-    judged rows.
+    pass@k averages over prompts whose completions were all judged by an accuracy reward. The mean
+    reward is over all judged rows.
 
     Args:
         ks: the k of each pass@k.
-        device: device of the counts, which are summed over processes.
+        device: device of pass@k's counts, which are summed over processes.
     """
 
     def __init__(self, ks: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -68,9 +68,9 @@ class Tally:
         self._reward = self._length = self._truncated = 0.0
         self._judged = 0
         self.rows = 0
-        """Completions."""
+        """Number of completions."""
         self.undecided = 0
-        """Completions of prompts that do not count in pass@k."""
+        """Number of completions whose prompt does not count in pass@k."""
 
     def add(self, rollout: Rollout, scores: Scores, completions: int) -> None:
         """Take one batch of whole groups."""
@@ -86,7 +86,7 @@ class Tally:
         self.rows += len(scores.rewards_B)
 
     def compute(self) -> dict[str, float]:
-        """Return means by name; without judged prompts there is no pass@k."""
+        """Return means by name, without pass@k if no prompt counts in it."""
         if not self.rows:
             return {}
         values = {

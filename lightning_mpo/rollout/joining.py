@@ -1,4 +1,4 @@
-"""Rollouts that were sampled apart, and so have other widths, as one."""
+"""Joins rollouts of different widths into one."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from torch.nn.functional import pad
 from lightning_mpo.types import Rollout
 
 _FILLING = {"kept_mass_BT": 1.0}
-"""Values of padding other than 0."""
+"""Padding value by field, where it is not 0."""
 
 
 def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
     """Put rollouts below each other, rows in their order.
 
-    Prompts are padded on the left, responses on the right, and supports with slots that hold no id.
-    Groups are numbered anew, so that those of two parts stay apart. The version is that of the
-    oldest part.
+    Prompts are padded on the left, responses on the right, and supports with empty slots. Groups
+    are renumbered, so that groups of different parts stay distinct.
 
     Args:
-        parts: at least one.
+        parts: the rollouts, at least one.
 
     Raises:
-        ValueError: there is no part, or some have what others lack: supports, kept mass, texts,
-            prompt rows.
+        ValueError: there is no part, or only some parts have a field such as supports, kept mass,
+            texts or prompt rows.
     """
     if not parts:
         raise ValueError("`parts` must hold at least one rollout, got none")
@@ -53,41 +52,42 @@ def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
                     f"`parts` must agree on `{item.name}`: some have it and some have not"
                 )
         else:
-            wide = [
+            widened = [
                 _widen(item.name, value, part, (S, T, K))
                 for value, part in zip(values, parts, strict=True)
             ]
-            joined[item.name] = torch.cat(wide)
+            joined[item.name] = torch.cat(widened)
     return Rollout(**joined)
 
 
 def _with_masks(parts: Sequence[Rollout]) -> list[Rollout]:
-    """Write out the masks that are None where all holds, in case other parts have them."""
-    slots = any(part.support_mask_BTK is not None for part in parts)
+    """Replace masks that are None by tensors, if another part has such a mask."""
+    any_empty_slots = any(part.support_mask_BTK is not None for part in parts)
     sizes = {part.support_BTK.shape[2] for part in parts if part.support_BTK is not None}
-    outside = any(part.outside_BT is not None for part in parts)
-    done = []
+    any_outside = any(part.outside_BT is not None for part in parts)
+    masked_parts = []
     for part in parts:
         if (
             part.support_BTK is not None
             and part.support_mask_BTK is None
-            and (slots or len(sizes) > 1)
+            and (any_empty_slots or len(sizes) > 1)
         ):
             part = replace(
                 part, support_mask_BTK=torch.ones_like(part.support_BTK, dtype=torch.bool)
             )
-        if outside and part.outside_BT is None:
+        if any_outside and part.outside_BT is None:
             part = replace(part, outside_BT=torch.zeros_like(part.response_mask_BT))
-        done.append(part)
-    return done
+        masked_parts.append(part)
+    return masked_parts
 
 
 def _groups(parts: Sequence[Rollout]) -> Tensor:
+    """Return the group of each row, numbered from 0 over all parts."""
     numbers, start = [], 0
     for part in parts:
-        numbers_of_part, number_B = part.group_B.unique(return_inverse=True)
+        groups, number_B = part.group_B.unique(return_inverse=True)
         numbers.append(number_B + start)
-        start += len(numbers_of_part)
+        start += len(groups)
     return torch.cat(numbers)
 
 
@@ -105,9 +105,8 @@ def _widen(name: str, value: Tensor, part: Rollout, sizes: tuple[int, int, int])
     """Pad one field to S prompt columns, T response columns and K slots."""
     S, T, K = sizes
     suffix, right = name.rsplit("_", 1)[-1], T - part.response_mask_BT.shape[1]
-    slots = (
-        K - value.shape[-1] if name.startswith("support") else 0
-    )  # candidates are as many in every part
+    # every part has the same number of candidates
+    slots = K - value.shape[-1] if name.startswith("support") else 0
     padding: tuple[int, ...] = {
         "BL": (S - part.prompt_length, right),
         "BT": (0, right),

@@ -1,4 +1,4 @@
-"""Frozen rollouts: one file of samples that many settings can be scored on."""
+"""Saves and loads rollouts, so that many settings can be scored on the same samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLAIN = ("texts", "rows")
-"""Fields of a rollout that are no tensors."""
+"""Fields of a rollout that are not tensors."""
 PREFIX = "rollout."
 
 
@@ -36,19 +36,19 @@ def save_rollout(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **tensors: Tensor,
 ) -> None:
-    """Write a rollout as one safetensors file; the file is whole, or it is not there.
+    """Write a rollout as one safetensors file, which is never half-written.
 
-    Tensors of the rollout are called `rollout.NAME`; texts and prompt rows stand as JSON under
+    Tensors of the rollout are called `rollout.NAME`; texts and prompt rows are JSON under
     `rollout` in the metadata.
 
     Args:
-        path: of the file; folders are made.
-        rollout: what was sampled.
-        tokenizer: whose ids these are; `load_rollout` then refuses another one.
-        tensors: anything else to keep with it, by name.
+        path: path of the file; missing folders are made.
+        rollout: the rollout.
+        tokenizer: tokenizer of its ids, if given; `load_rollout` then refuses another one.
+        tensors: further tensors for the same file, by name.
 
     Raises:
-        UserError: a prompt row holds what JSON cannot.
+        UserError: a prompt row cannot be written as JSON.
     """
     from safetensors.torch import save_file
 
@@ -61,7 +61,7 @@ def save_rollout(
         for row in rollout.rows
     ]
     # texts and rows as JSON
-    mark = None if tokenizer is None else vocabulary_digest(tokenizer)
+    digest = None if tokenizer is None else vocabulary_digest(tokenizer)
     try:
         plain = json.dumps({"texts": rollout.texts, "rows": rows})
     except TypeError as error:
@@ -77,7 +77,7 @@ def save_rollout(
         save_file(
             state,
             str(unfinished),
-            metadata={"format": "pt", "rollout": plain} | ({"tokenizer": mark} if mark else {}),
+            metadata={"format": "pt", "rollout": plain} | ({"tokenizer": digest} if digest else {}),
         )
         os.replace(unfinished, path)
     finally:
@@ -90,11 +90,11 @@ def load_rollout(
     """Read a file of `save_rollout`: the rollout, and the other tensors by name.
 
     Args:
-        path: of the file.
-        tokenizer: of the policy that is to score it.
+        path: path of the file.
+        tokenizer: tokenizer of the policy that will score the rollout; None: not compared.
 
     Raises:
-        UserError: there is no such file, it is no whole rollout, or its ids are those of another
+        UserError: the file is missing or damaged, holds no complete rollout, or has ids of another
             tokenizer.
     """
     from safetensors import SafetensorError, safe_open
@@ -106,8 +106,8 @@ def load_rollout(
     except (SafetensorError, OSError) as error:
         raise UserError(f"the rollout {str(path)!r} cannot be read: {error}") from error
     # ids are those of the given tokenizer
-    mark = metadata.get("tokenizer")
-    if tokenizer is not None and mark is not None and mark != vocabulary_digest(tokenizer):
+    digest = metadata.get("tokenizer")
+    if tokenizer is not None and digest is not None and digest != vocabulary_digest(tokenizer):
         raise UserError(
             f"the tokens and supports of {str(path)!r} are ids of another tokenizer than the "
             f"policy's ({len(tokenizer)} entries): score it with the model that sampled it"
@@ -146,7 +146,7 @@ def _read_plain(text: str) -> dict[str, Any]:
 
 
 def _check_rows(path: str | Path, values: dict[str, Any]) -> None:
-    """Refuse a file whose parts do not have one row each."""
+    """Refuse fields that differ in the number of rows, and a response mask that is not bool."""
     B = len(values["group_B"])
     for name, value in values.items():
         if (isinstance(value, Tensor) or (isinstance(value, tuple) and value)) and len(value) != B:

@@ -15,22 +15,6 @@ README_WORDS = 900
 SENTENCE_WORDS = 35
 EMPTY_NAMES = {"said", "asked", "told", "found", "own", "kept", "named", "wanted"}
 """Names that do not say what they hold."""
-STILL = {
-    "lightning_mpo/resume/changed_options.py",
-    "lightning_mpo/resume/checkpoints.py",
-    "lightning_mpo/resume/comparison.py",
-    "lightning_mpo/resume/entries.py",
-    "lightning_mpo/resume/identity.py",
-    "lightning_mpo/resume/metrics_csv.py",
-    "lightning_mpo/resume/restoring.py",
-    "lightning_mpo/resume/run_options.py",
-    "lightning_mpo/rollout/admission.py",
-    "lightning_mpo/rollout/dynamic.py",
-    "lightning_mpo/rollout/evaluation.py",
-    "lightning_mpo/rollout/joining.py",
-    "lightning_mpo/rollout/record.py",
-}
-"""Files that hold such names yet; the list only shrinks."""
 
 
 def without_code(text: str) -> str:
@@ -123,4 +107,4 @@ def test_an_empty_name_is_seen():
 
 def test_names_say_their_content():
     names = {name: empty_names(ast.parse(path.read_text())) for name, path in sources().items()}
-    assert {name: empty for name, empty in names.items() if empty and name not in STILL} == {}
+    assert {name: empty for name, empty in names.items() if empty} == {}
