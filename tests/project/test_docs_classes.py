@@ -39,7 +39,7 @@ def test_the_advantage(examples):
     mask_BT = torch.ones(4, 2, dtype=torch.bool)
     rewards_BT = at_last_token(torch.tensor([1.0, 2.0, 9.0, 5.0]), mask_BT)
     valid_B = torch.tensor([True, True, True, False])
-    estimate = examples["MedianRelative"](2.0).estimate(Outcome(rewards_BT, mask_BT, 4, valid_B))
+    estimate = examples["MedianRelative"](0.5).estimate(Outcome(rewards_BT, mask_BT, 4, valid_B))
     assert estimate.advantages_BT.tolist() == [[-2.0, -2.0], [0.0, 0.0], [14.0, 14.0], [0.0, 0.0]]
 
 
