@@ -93,7 +93,6 @@ LOGGED: dict[str, tuple[str, ...]] = {
             "memory/*",
             "throughput/*",
             "time/*",
-            "parity/*",
         ),
     ),
     "SupervisedWarmup": ("loss", "val/loss"),
