@@ -153,12 +153,9 @@ class DynamicSampling:
                     pass
             # all ranks stop together
             counts.rounds = round + 1
-            missing, *dropped_counts = total(
-                torch.tensor(
-                    [counts.missing, counts.right, counts.wrong, counts.undecided],
-                    dtype=torch.float64,
-                )
-            ).tolist()
+            rank_counts = [counts.missing, counts.right, counts.wrong, counts.undecided]
+            sums = total(torch.tensor(rank_counts, dtype=torch.float64))
+            missing, *dropped_counts = sums.tolist()
             if not missing:
                 break
         else:
