@@ -72,7 +72,7 @@ class RolloutProgressBar(RichProgressBar, RolloutCallback):
         self._count_updates(trainer, pl_module)
 
     def _count_updates(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Show updates of all updates, where Lightning counts micro-batches since the start."""
+        """Count updates of the whole run; Lightning counts micro-batches of this process."""
         if self.progress is None or self.train_progress_bar_id is None:
             return
         if isinstance(module, PolicyOptimization) and trainer.max_steps > 0:

@@ -68,10 +68,8 @@ class BlockActions(ActionSpace):
         if self.ratio == "weighted" and abs(total - 1) > 1e-6:
             raise UserError(
                 f"the weights of `BlockActions` must sum to 1, got {total:.4g}; set `ratio: joint` "
-                "for a "
-                "product of ratios"
+                "for a product of ratios"
             )
-
         if self.credit is not None and (self.source != "mtp" or self.ratio != "weighted"):
             raise UserError(
                 f"`BlockActions.credit: {type(self.credit).__name__}` is the advantage of tokens "

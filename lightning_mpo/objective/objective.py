@@ -150,9 +150,10 @@ class Objective:
         policy.
         """
         mean_weights_BU, mean_weights_BT = self._mean_weights(experience)
-        credited = (
-            experience.advantages_BT * experience.token_weights_BT * experience.mask_BT != 0
-        ).sum()
+        learnt_BT = experience.advantages_BT != 0
+        if experience.future_advantages_BT is not None:
+            learnt_BT = learnt_BT | (experience.future_advantages_BT != 0)
+        credited = (learnt_BT & (experience.token_weights_BT * experience.mask_BT != 0)).sum()
         tokens = self.reduction.denominator(mean_weights_BT)
         return Denominators(
             self.reduction.denominator(mean_weights_BU), tokens, credited.to(tokens)

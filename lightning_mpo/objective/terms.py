@@ -180,6 +180,6 @@ class HeadUpkeep(LossTerm):
         if not axes[ActionSpace].future:
             raise UserError(
                 f"`HeadUpkeep` trains multi-token heads, but `{type(axes[ActionSpace]).__name__}` "
-                "uses none; take it "
-                "out of `objective.terms`, or set `source: mtp` in `BlockActions`"
+                "uses none; take it out of "
+                "`objective.terms`, or set `source: mtp` in `BlockActions`"
             )

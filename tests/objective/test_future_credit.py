@@ -156,3 +156,12 @@ def test_a_rule_that_compares_completions_needs_two(rule):
 def test_negatives_are_one_of_three():
     with pytest.raises(UserError, match="keep"):
         StateCredit(negatives="forget")
+
+
+def test_later_tokens_alone_have_something_to_teach():
+    """All first tokens have advantage 0; an update is idle only if later tokens have it, too."""
+    objective, zero_BT = compose(StateCredit()), torch.zeros(B, T)
+    idle = replace(make_experience(MASK, zero_BT), future_advantages_BT=zero_BT)
+    later = replace(idle, future_advantages_BT=torch.ones(B, T))
+    assert objective.nothing_to_learn(objective.denominators(idle))
+    assert not objective.nothing_to_learn(objective.denominators(later))
