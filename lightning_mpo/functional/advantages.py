@@ -89,12 +89,21 @@ def leave_one_out(rewards_B: Tensor, group_size: int, *, valid_B: Tensor | None 
 
 @torch.no_grad()
 def generalized_advantages(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float
+    rewards_BT: Tensor,
+    values_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    length: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Estimate advantages from a critic, as an exponential mean of n-step returns.
+    """Estimate advantages from a critic, as an exponential mean of returns over several actions.
 
-        δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t
-                                                                (GAE Eq. 16; docs/algorithms.md 4.4)
+        Δ_t = r_t + γ r_{t+1} + … + γ^(N-1) r_{t+N-1} + γ^N V_{t+N} - V_t
+        A_t = Δ_t + γ^N λ A_{t+N},   return_t = A_t + V_t
+
+    N = 1 is GAE Eq. 16. With N > 1 an action is a block of N tokens, and λ counts blocks [I]
+    (docs/algorithms.md 4.4). With λ = 1 all N give the same.
 
     The value after the last token is 0. ``t+1`` is the next token of the mask: tokens of others,
     such as tool output, are no step of the policy, and values are carried across them as in verl
@@ -104,8 +113,9 @@ def generalized_advantages(
         rewards_BT: Reward of each token, shape ``[B, T]``.
         values_BT: Value of the state before each token, shape ``[B, T]``.
         mask_BT: Tokens of the policy, shape ``[B, T]``.
-        gamma: Discount, in [0, 1].
+        gamma: Discount per token, in [0, 1].
         lam: λ of the estimator, in [0, 1].
+        length: N, tokens of an action, at least 1.
 
     Returns:
         Advantages and returns, each of shape ``[B, T]``, 0 outside the mask.
@@ -121,15 +131,27 @@ def generalized_advantages(
     for name, option in (("gamma", gamma), ("lam", lam)):
         if not 0 <= option <= 1:
             raise ValueError(f"`{name}` must be in [0, 1], got {option}")
-    advantages = torch.zeros_like(values_BT)
-    next_value = next_advantage = values_BT.new_zeros(len(values_BT))
-    for t in reversed(range(values_BT.shape[1])):
-        mask, value = mask_BT[:, t], values_BT[:, t]
-        advantage = rewards_BT[:, t] + gamma * next_value - value + gamma * lam * next_advantage
-        next_value = torch.where(mask, value, next_value)
-        next_advantage = torch.where(mask, advantage, next_advantage)
-        advantages[:, t] = torch.where(mask, advantage, 0)
-    return advantages, torch.where(mask_BT, advantages + values_BT, 0)
+    if length < 1:
+        raise ValueError(f"`length` must be at least 1, got {length}")
+    # the tokens of the mask, moved to the front, and zeros behind them
+    T, N = values_BT.shape[1], length
+    order_BT = (~mask_BT).long().argsort(dim=1, stable=True)
+    rewards_BX, values_BX = (
+        torch.nn.functional.pad(torch.where(mask_BT, given, 0).gather(1, order_BT), (0, N))
+        for given in (rewards_BT, values_BT)
+    )
+    # from the last action to the first
+    advantages_BX = torch.zeros_like(values_BX)
+    for t in reversed(range(T)):
+        gained_B = rewards_BX[:, t]
+        for n in range(1, min(N, T - t)):
+            gained_B = gained_B + gamma**n * rewards_BX[:, t + n]
+        delta_B = gained_B + gamma**N * values_BX[:, t + N] - values_BX[:, t]
+        advantages_BX[:, t] = delta_B + gamma**N * lam * advantages_BX[:, t + N]
+    # back to their places
+    advantages_BT = torch.zeros_like(values_BT).scatter(1, order_BT, advantages_BX[:, :T])
+    advantages_BT = torch.where(mask_BT, advantages_BT, 0)
+    return advantages_BT, torch.where(mask_BT, advantages_BT + values_BT, 0)
 
 
 @torch.no_grad()

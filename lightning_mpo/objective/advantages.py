@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from lightning_mpo.checks import one_of, within
+from lightning_mpo.checks import at_least, one_of, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import advantages as F
 from lightning_mpo.functional.prefix_tree import prefix_tree
@@ -21,6 +21,9 @@ from lightning_mpo.objective.reductions import Reduction, TokenMean
 from lightning_mpo.objective.selection import AllTokens, Selection
 from lightning_mpo.objective.supports import Support
 from lightning_mpo.objective.terms import LossTerm
+
+LONGEST_ACTION = 4096
+"""Most tokens of an action: each costs a pass over the rewards."""
 
 
 class Advantage(Member):
@@ -204,6 +207,10 @@ class GeneralizedAdvantage(Advantage):
         δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t
                                                                 (GAE Eq. 16; docs/algorithms.md 4.4)
 
+    With `length` N an action is a block of N tokens: δ_t sums the rewards of the block and takes
+    the value behind it, and λ counts blocks [I]. Rewards that are placed at random within a block
+    then add no noise to the advantage of its first token.
+
     Rows that are not valid get advantage 0 and are their own returns. Returns are those of the raw
     advantages.
 
@@ -215,6 +222,7 @@ class GeneralizedAdvantage(Advantage):
         whiten: give the advantages of all response tokens of a rollout, over all ranks, mean 0 and
             standard deviation 1 (TRL, verl [C]), so that the step does not depend on the scale of
             the reward.
+        length: N, tokens of an action; 1 is PPO's, and `BlockActions.length` suits blocks [I].
     """
 
     needs_values = True
@@ -224,16 +232,23 @@ class GeneralizedAdvantage(Advantage):
     gamma: float = 1.0
     lam: float = 0.95
     whiten: bool = True
+    length: int = 1
 
     def __post_init__(self) -> None:
         within("GeneralizedAdvantage", "[0, 1]", gamma=self.gamma, lam=self.lam)
+        at_least("GeneralizedAdvantage", 1, most=LONGEST_ACTION, length=self.length)
 
     def estimate(self, outcome: Outcome) -> Estimate:
         values_BT, valid_BT = outcome.values_BT, outcome.valid_BT
         if values_BT is None:
             raise RuntimeError("`GeneralizedAdvantage` needs the values of a critic")
         advantages_BT, returns_BT = F.generalized_advantages(
-            outcome.rewards_BT, values_BT, valid_BT, gamma=self.gamma, lam=self.lam
+            outcome.rewards_BT,
+            values_BT,
+            valid_BT,
+            gamma=self.gamma,
+            lam=self.lam,
+            length=self.length,
         )
         return Estimate(advantages_BT, torch.where(valid_BT, returns_BT, values_BT))
 

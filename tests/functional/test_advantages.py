@@ -150,6 +150,50 @@ def test_generalized_advantages_are_the_definition(gamma, lam):
         assert (returns[b][~MASK[b]] == 0).all()
 
 
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.5), (0.9, 0.95), (0.99, 0.0)])
+@pytest.mark.parametrize("length", [2, 3, 7])
+def test_an_action_of_several_tokens_sums_their_rewards(gamma, lam, length):
+    r, v = critic()
+    advantages, returns = generalized_advantages(r, v, MASK, gamma=gamma, lam=lam, length=length)
+    for b in range(4):
+        tokens = [t for t in range(5) if MASK[b, t]]
+        expected = dict.fromkeys(range(len(tokens), len(tokens) + length), 0.0)
+        for i in reversed(range(len(tokens))):
+            block = tokens[i : i + length]
+            behind = float(v[b, tokens[i + length]]) if i + length < len(tokens) else 0.0
+            delta = sum(gamma**n * float(r[b, t]) for n, t in enumerate(block))
+            delta += gamma**length * behind - float(v[b, tokens[i]])
+            expected[i] = delta + gamma**length * lam * expected[i + length]
+            assert float(advantages[b, tokens[i]]) == pytest.approx(expected[i], rel=1e-10)
+        assert (advantages[b][~MASK[b]] == 0).all()
+        assert torch.equal(returns[b][~MASK[b]], advantages[b][~MASK[b]])
+
+
+def test_at_lambda_1_the_length_of_an_action_changes_nothing():
+    r, v = critic()
+    one, _ = generalized_advantages(r, v, MASK, gamma=0.9, lam=1.0)
+    for length in (2, 3, 7):
+        other, _ = generalized_advantages(r, v, MASK, gamma=0.9, lam=1.0, length=length)
+        torch.testing.assert_close(other, one)
+
+
+def test_noise_that_sums_to_0_within_actions_does_not_reach_their_first_tokens():
+    g = torch.Generator().manual_seed(0)
+    r, v = (torch.randn(2, 9, generator=g, dtype=torch.float64) for _ in range(2))
+    noise = torch.randn(2, 3, 3, generator=g, dtype=torch.float64)
+    noisy = r + (noise - noise.mean(-1, keepdim=True)).flatten(1)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+
+    def first_tokens(rewards, length):
+        given = {"gamma": 1.0, "lam": 0.5, "length": length}
+        return generalized_advantages(rewards, v, mask, **given)[0][:, ::3]
+
+    torch.testing.assert_close(first_tokens(noisy, 3), first_tokens(r, 3))
+    assert (first_tokens(noisy, 1) - first_tokens(r, 1)).abs().max() > 0.1
+    with pytest.raises(ValueError, match="`length` must be at least 1, got 0"):
+        generalized_advantages(r, v, mask, gamma=1.0, lam=1.0, length=0)
+
+
 def test_limits_of_the_estimator():  # docs/algorithms.md 16.4, invariant 6
     r, v = critic()
     to_go = r[:1].flip(1).cumsum(1).flip(1)

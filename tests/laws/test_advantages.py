@@ -257,5 +257,7 @@ def test_options_out_of_range_are_refused():
             UserError, match=rf"`GeneralizedAdvantage.{name}` must be in \[0, 1\], got 1.5"
         ):
             GeneralizedAdvantage(**{name: 1.5})
+    with pytest.raises(UserError, match=r"`GeneralizedAdvantage.length` must be at least 1, got 0"):
+        GeneralizedAdvantage(length=0)
     with pytest.raises(RuntimeError, match="needs the values of a critic"):
         GeneralizedAdvantage().estimate(Outcome(at_last_token(rewards(), MASK), MASK, G, ALL))

@@ -205,7 +205,7 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         ],
         "ppo": [
             "TokenActions",
-            "GeneralizedAdvantage(gamma=1.0, lam=0.95, whiten=True)",
+            "GeneralizedAdvantage(gamma=1.0, lam=0.95, whiten=True, length=1)",
             "ClippedRatio(low=0.2, high=0.2",
             "TokenMean",
             "terms ValueLoss(coef=0.1, clip=0.2)",
