@@ -19,7 +19,7 @@ from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress, tell_phase
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run, prompts_of
-from lightning_mpo.objective.supports import FullVocabulary
+from lightning_mpo.objective.supports import FullVocabulary, Support
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.rollout.events import RolloutEvent
 from lightning_mpo.rollout.learning_curve import draw_learning_curve
@@ -27,6 +27,14 @@ from lightning_mpo.rollout.stages_table import print_stages
 from lightning_mpo.sampling.base import SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.types import Rollout
+
+VALIDATION = {
+    "validation": "pass_at_1",
+    "validation_reward": "reward",
+    "support_validation": "support_pass_at_1",
+    "support_validation_reward": "support_reward",
+}
+"""Keys of a point of the curve, and the metric of a validation that each holds."""
 
 
 class Report(RolloutCallback):
@@ -44,6 +52,8 @@ class Report(RolloutCallback):
         completions: sampled per problem, for pass@1 and the unbiased pass@`completions`.
         initial: name of the stage before training.
         batch_size: sequences that are sampled together.
+        support: also sampled from if the objective has the whole vocabulary, so that its policy can
+            be compared with one that was trained over a support.
     """
 
     def __init__(
@@ -52,6 +62,7 @@ class Report(RolloutCallback):
         completions: int = 8,
         initial: str = "initial",
         batch_size: int = 512,
+        support: Support | None = None,
     ) -> None:
         at_least("Report", 1, problems=problems, completions=completions, batch_size=batch_size)
         if batch_size < completions:
@@ -60,13 +71,13 @@ class Report(RolloutCallback):
                 f"problem's completions, got {problems}, {completions} and {batch_size}"
             )
         self.problems, self.completions = problems, completions
-        self.initial, self.batch_size = initial, batch_size
+        self.initial, self.batch_size, self.support = initial, batch_size, support
         self.stages: dict[str, dict[str, Any]] = {}
         self.curve: list[dict[str, float]] = []
         self.seconds: dict[str, float] = {}
         self._clip_fractions = [0.0, 0]
         """The sum of the clip fractions of all updates, and the number of updates."""
-        self._training_started = 0.0
+        self._training_started = self._validation_started = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if isinstance(pl_module, PolicyOptimization):
@@ -105,10 +116,23 @@ class Report(RolloutCallback):
             self._clip_fractions[0] += float(clip_fraction)
             self._clip_fractions[1] += 1
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validation_started = time.perf_counter()
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        value = trainer.callback_metrics.get("val/pass_at_1")
-        if value is not None and not trainer.sanity_checking:
-            self.curve.append({"step": trainer.global_step, "validation": float(value)})
+        # pass@1 and mean reward, also over the training support
+        point = {
+            key: float(trainer.callback_metrics[f"val/{name}"])
+            for key, name in VALIDATION.items()
+            if f"val/{name}" in trainer.callback_metrics
+        }
+        if point and not trainer.sanity_checking:
+            self.curve.append({"step": trainer.global_step} | point)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            seconds = time.perf_counter() - self._validation_started
+            self.seconds["validation"] = self.seconds.get("validation", 0.0) + seconds
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, PolicyOptimization):
@@ -125,7 +149,10 @@ class Report(RolloutCallback):
 
     def _evaluate(self, trainer: L.Trainer, module: PolicyOptimization, stage: str) -> None:
         started = time.perf_counter()
-        sampling = decodings(module.objective.support, self.completions)
+        support = module.objective.support
+        if isinstance(support, FullVocabulary) and self.support is not None:
+            support = self.support
+        sampling = decodings(support, self.completions)
         decoding_by_prefix = {
             "": sampling.pop(""),
             "greedy_": Decoding(FullVocabulary(), 1, True),
@@ -250,6 +277,7 @@ def _metrics_of(tally: Tally, prefix: str, greedy: bool) -> dict[str, Any]:
     if tally.undecided:
         metrics[f"{prefix}undecided"] = tally.undecided / tally.rows
     if not greedy:
+        metrics[f"{prefix}reward"] = values["reward"]
         metrics[f"{prefix}length"] = values["length"]
         metrics[f"{prefix}truncated"] = values["truncated"]
     return metrics

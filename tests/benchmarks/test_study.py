@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-specification = importlib.util.spec_from_file_location("study", ROOT / "benchmarks" / "study.py")
-assert specification is not None
-assert specification.loader is not None
-study_tool = importlib.util.module_from_spec(specification)
-sys.modules["study"] = study_tool
-specification.loader.exec_module(study_tool)
+from tests.support.study_scripts import plain, plain_drawing, plain_table
 
+ROOT = Path(__file__).parents[2]
 SUMMARY = {"warmup": {"pass_at_1": 0.5}, "seconds": {"training": 160.0}, "updates": 160}
 
 
@@ -33,7 +25,7 @@ def study(tmp_path, monkeypatch):
         "cells": {"base": {"config": "b.yaml"}, "other": {"config": "o.yaml", "against": "base"}},
     }
     Path("s.yaml").write_text(yaml.safe_dump(content))
-    return study_tool.Study.read(Path("s.yaml"))
+    return plain.Study.read(Path("s.yaml"))
 
 
 def finish(study, cell, seed, score):
@@ -46,11 +38,11 @@ def finish(study, cell, seed, score):
 def test_runs_what_is_missing_and_only_that(study, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        study_tool, "_fit", lambda arguments, folder, threads: asked.append((arguments, folder))
+        plain, "_fit", lambda arguments, folder, threads: asked.append((arguments, folder))
     )
     finish(study, "base", 1, 0.8)
     Path("warm-0.ckpt").touch()
-    assert study_tool.run_all(study, 1, 1) == []
+    assert plain.run_all(study, 1, 1) == []
     warmups, cells = asked[:2], asked[2:]
     assert [arguments[-1] for arguments, _ in warmups] == ["1", "2"]
     assert {(str(folder), arguments[3]) for arguments, folder in cells} == {
@@ -63,10 +55,8 @@ def test_runs_what_is_missing_and_only_that(study, monkeypatch):
 
 def test_a_task_may_do_without_a_warmup(study, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        study_tool, "_fit", lambda arguments, folder, threads: asked.append(arguments)
-    )
-    assert study_tool.run_all(replace(study, tasks={"t": {"config": "t.yaml"}}), 1, 1) == []
+    monkeypatch.setattr(plain, "_fit", lambda arguments, folder, threads: asked.append(arguments))
+    assert plain.run_all(replace(study, tasks={"t": {"config": "t.yaml"}}), 1, 1) == []
     assert len(asked) == 6
 
 
@@ -74,8 +64,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(study, monkeypatch):
     def fit(arguments, folder, threads):
         return f"{folder}/run.log" if "seed1" in str(folder) else None
 
-    monkeypatch.setattr(study_tool, "_fit", fit)
-    assert study_tool.run_all(study, 1, 1) == [
+    monkeypatch.setattr(plain, "_fit", fit)
+    assert plain.run_all(study, 1, 1) == [
         "runs/s/t/base/seed1/run.log",
         "runs/s/t/other/seed1/run.log",
     ]
@@ -86,30 +76,16 @@ def test_pairs_are_by_seed(study):
         finish(study, "base", seed, score)
     finish(study, "other", 0, 0.61)
     finish(study, "other", 2, 0.83)
-    assert study_tool._differences(study, "t", "other", "base") == [
+    assert plain_table.differences_of(study, "t", "other", "base") == [
         pytest.approx(0.01),
         pytest.approx(0.03),
     ]
-    row = study_tool.table(study).splitlines()[-1]
+    row = plain_table.table(study).splitlines()[-1]
     assert "| other | 2 |" in row
     assert "+0.020 ± 0.127" in row
-    assert "0.700 ± 0.248" in study_tool.table(study)
-    study_tool.draw(study, Path("picture.png"))
+    assert "0.700 ± 0.248" in plain_table.table(study)
+    plain_drawing.draw(study, Path("picture.png"))
     assert Path("picture.png").stat().st_size > 1000
-
-
-def test_intervals():
-    assert study_tool.interval([1.0, 2.0, 3.0]) == (
-        2.0,
-        pytest.approx(4.303 / math.sqrt(3), rel=1e-3),
-    )
-    mean, half = study_tool.interval([0.5])
-    assert mean == 0.5
-    assert math.isnan(half)
-    assert study_tool.detectable([0.0, 2.0]) == pytest.approx(
-        12.706 + 1.376,
-        abs=1e-3,  # quantiles of t at 0.975 and 0.8, one degree of freedom
-    )
 
 
 def test_rollouts_to_a_level_lie_on_a_line_between_validations():
@@ -121,15 +97,15 @@ def test_rollouts_to_a_level_lie_on_a_line_between_validations():
         {"validation": 0.6},
     ]
     summary = {"warmup": {"pass_at_1": 0.5}, "curve": curve}
-    assert study_tool.rollouts_to(summary, 0.6) == pytest.approx(
+    assert plain_table.rollouts_to(summary, 0.6) == pytest.approx(
         1.0
     )  # half-way from 0.5 (0) to 0.7 (2)
-    assert study_tool.rollouts_to(summary, 0.5) == 0.0
-    assert study_tool.rollouts_to(summary, 0.71) is None
-    assert study_tool._reach({0: summary, 1: summary | {"curve": []}}, 0.7) == "2.0 (1 never)"
+    assert plain_table.rollouts_to(summary, 0.5) == 0.0
+    assert plain_table.rollouts_to(summary, 0.71) is None
+    assert plain_table._reach({0: summary, 1: summary | {"curve": []}}, 0.7) == "2.0 (1 never)"
     late = summary | {"curve": [{"accuracy": 0.5}] * 2 + curve}
     assert (
-        study_tool._reach({0: late, 2: late}, 0.6, {0: summary, 1: summary, 2: late})
+        plain_table._reach({0: late, 2: late}, 0.6, {0: summary, 1: summary, 2: late})
         == "2.0, paired +0.5 ± 6.4"
     )
 
@@ -142,7 +118,7 @@ def test_a_table_with_levels_has_a_column_for_each(study):
             json.loads(path.read_text()) | {"curve": [{"accuracy": 0.5}, {"validation": 0.9}]}
         )
     )
-    head, rule, row = study_tool.table(replace(study, levels=(0.7,))).splitlines()
+    head, rule, row = plain_table.table(replace(study, levels=(0.7,))).splitlines()
     assert head.endswith("rollouts to 0.7 |")
     assert row.endswith("| 0.5 |")
     assert head.count("|") == rule.count("|") == row.count("|")
@@ -151,14 +127,14 @@ def test_a_table_with_levels_has_a_column_for_each(study):
 def test_a_run_with_accounted_memory_gets_a_column_for_the_update(study):
     finish(study, "base", 0, 0.8)
     finish(study, "other", 0, 0.8)
-    assert "peak of the update" not in study_tool.table(study)
+    assert "peak of the update" not in plain_table.table(study)
     sizes = {"load": 900, "forward": 300, "backward": 250, "optimiser": 310}
     written = {
         "baseline": 110 * 2**20,
         "peaks": {phase: {"in_use": size * 2**20} for phase, size in sizes.items()},
     }
     (study.folder("t", "base", 0) / "memory.json").write_text(json.dumps(written))
-    head, rule, base, other = study_tool.table(study).splitlines()
+    head, rule, base, other = plain_table.table(study).splitlines()
     assert head.endswith("| peak of the update |")
     assert base.endswith("| 200 MiB |")
     assert other.endswith("|  |")
@@ -166,7 +142,7 @@ def test_a_run_with_accounted_memory_gets_a_column_for_the_update(study):
 
 
 def test_every_file_of_the_studies_is_there():
-    for path in (ROOT / "benchmarks" / "studies").glob("*.yaml"):
+    for path in (ROOT / "benchmarks" / "studies").rglob("*.yaml"):
         content = yaml.safe_load(path.read_text())
         named = [cell["config"] for cell in content.get("cells", {}).values()]
         named += [

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lightning_mpo.callbacks import KillAt, Report, Samples
+from lightning_mpo.callbacks.report import VALIDATION
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.metrics import PassAtK
@@ -25,13 +26,11 @@ from lightning_mpo.sampling.base import SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
 from tests.support.runs import Digits, adam, fit, make_objective
 
-REPORT = {
-    "problems": 4,
-    "completions": 3,
-    "initial": "before",
-    "batch_size": 6,
-}  # two batches of two problems
-KEYS = {"pass_at_1", "pass_at_1_interval", "pass_at_3", "pass_at_3_interval", "length", "truncated"}
+REPORT = {"problems": 4, "completions": 3, "initial": "before", "batch_size": 6}  # two batches
+KEYS = {
+    *("pass_at_1", "pass_at_1_interval", "pass_at_3", "pass_at_3_interval"),
+    *("reward", "length", "truncated"),
+}
 
 
 class Some(Digits):
@@ -59,20 +58,10 @@ def report(folder, *, lr=0.0, steps=4, objective=None, arguments=None, callbacks
 
 def test_the_summary_has_its_keys(tmp_path, capsys):
     _, _, summary = report(tmp_path)
-    assert summary.keys() == {
-        "before",
-        "final",
-        "seconds",
-        "peak_rss_mb",
-        "problems",
-        "updates",
-        "curve",
-    }
-    stage = (
-        KEYS
-        | {f"support_{key}" for key in KEYS}
-        | {"greedy_accuracy", "greedy_accuracy_interval", "kl"}
-    )
+    others = ("seconds", "peak_rss_mb", "problems", "updates", "curve")
+    assert summary.keys() == {"before", "final", *others}
+    stage = KEYS | {f"support_{key}" for key in KEYS}
+    stage |= {"greedy_accuracy", "greedy_accuracy_interval", "kl"}
     assert summary["before"].keys() == stage
     assert summary["final"].keys() == stage | {"clip_fraction"}
     assert summary["seconds"].keys() == {"evaluation_before", "training", "evaluation_final"}
@@ -88,6 +77,13 @@ def test_the_summary_has_its_keys(tmp_path, capsys):
 def test_without_a_support_of_its_own_there_are_two_decodings(tmp_path):
     _, _, summary = report(tmp_path, objective=make_objective(), steps=1)
     assert not any(key.startswith("support") for key in summary["before"])
+
+
+def test_a_support_of_the_report_is_judged_as_a_training_support_is(tmp_path):
+    own = {"objective": make_objective(), "arguments": {"support": TopK(5)}}
+    given = report(tmp_path / "given", steps=1, **own)[2]
+    trained = report(tmp_path / "trained", steps=1, arguments={"support": TopK(2)})[2]
+    assert given["before"] == trained["before"]
 
 
 def test_without_learning_both_stages_are_equal_to_the_last_digit(tmp_path):
@@ -136,9 +132,8 @@ def test_the_numbers_are_those_of_the_policy(tmp_path):
         final = summary["final"]
         if greedy:
             assert final["greedy_accuracy"] == pytest.approx(metrics[1].compute().item())
-            assert final["greedy_accuracy_interval"] == pytest.approx(
-                list(metrics[1].interval(0.95))
-            )
+            bounds = list(metrics[1].interval(0.95))
+            assert final["greedy_accuracy_interval"] == pytest.approx(bounds)
             continue
         for k, metric in metrics.items():
             assert final[f"{prefix}pass_at_{k}"] == pytest.approx(metric.compute().item())
@@ -216,9 +211,9 @@ def test_the_learning_curve_is_a_picture(tmp_path, monkeypatch):
         run.record.column("reward/accuracy")
     )
     validation = [point for point in callback.curve if "validation" in point]
-    assert [point["validation"] for point in validation] == pytest.approx(
-        run.record.column("val/pass_at_1")
-    )
+    for key, name in VALIDATION.items():
+        assert [p[key] for p in validation] == pytest.approx(run.record.column(f"val/{name}"))
+    assert 0 < summary["seconds"]["validation"] < summary["seconds"]["training"]
 
     drawn = {}
     from matplotlib.axes import Axes

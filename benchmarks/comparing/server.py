@@ -1,0 +1,59 @@
+"""A process that has imported everything and forks a run for each line on its standard input.
+
+A line is JSON: the `arguments` of `lightning-mpo` and the `log` file. The answer is a line with the
+exit code of the run. On Linux the server ends with the process that started it, and its run with
+it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+from lightning_mpo.cli import fit, main
+
+DIE_WITH_PARENT = 1
+"""`PR_SET_PDEATHSIG` of Linux."""
+
+
+def serve() -> None:
+    """Fork a run for each line."""
+    _end_with_parent()
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            os._exit(_run(json.loads(line)))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def _run(job: dict[str, Any]) -> int:
+    """Run a command line with its output in a file; return the exit code."""
+    _end_with_parent()
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv[1:] = job["arguments"]
+    try:
+        code = main.main(job["arguments"])
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    assert fit  # imported before the first fork, so that no run has to
+    serve()

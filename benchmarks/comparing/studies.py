@@ -1,0 +1,185 @@
+"""A staged study, read from its file: what is screened, and what is confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_mpo.errors import UserError
+
+METRICS = ("pass_at_1", "reward")
+OUTCOMES = ("final", "area")
+JUDGED = ("whole", "support")
+LEARNING_RATE = "--model.init_args.optimizer.init_args.lr"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of a study.
+
+    Args:
+        config: its configuration.
+        warmup: configuration of the stage that makes the checkpoint; None: no warm-up.
+        checkpoint: the file of the warm-up, with `{seed}`.
+        metric: what is compared, "pass_at_1" or "reward".
+        judged: "whole" vocabulary or "support": where learning rates are chosen and comparisons
+            made.
+        target: a value of the metric; the table counts the rollouts until it is reached.
+        learning_rates: of the screening; None: those of `screen`.
+        cells: names of the cells that are screened; None: those of `screen`.
+        arguments: of the command line, in front of those of a cell.
+    """
+
+    config: str
+    warmup: str | None = None
+    checkpoint: str | None = None
+    metric: str = "pass_at_1"
+    judged: str = "whole"
+    target: float | None = None
+    learning_rates: tuple[float, ...] | None = None
+    cells: tuple[str, ...] | None = None
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A configuration that is laid over a task."""
+
+    config: str
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A question of the confirmation: is a cell ahead of another on a task?
+
+    Args:
+        task: name of the task.
+        cell: name of the cell; a list: the one of them that the screening finds best.
+        against: name of the other cell, or a list.
+        outcome: "final" value of the metric, or "area" under its curve: what the p-value is of.
+        judged: "whole" or "support"; None: as the task.
+        primary: counts in Holm's correction.
+    """
+
+    task: str
+    cell: str | tuple[str, ...]
+    against: str | tuple[str, ...]
+    outcome: str = "final"
+    judged: str | None = None
+    primary: bool = True
+
+
+@dataclass(frozen=True)
+class StagedStudy:
+    """A study with a screening and a confirmation."""
+
+    runs: Path
+    results: Path
+    tasks: dict[str, Task]
+    cells: dict[str, Cell]
+    screen_seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    screened_cells: tuple[str, ...]
+    confirm_seeds: tuple[int, ...]
+    comparisons: tuple[Comparison, ...] = field(default=())
+
+    def cells_of(self, task: str) -> tuple[str, ...]:
+        """Return the names of the cells that are screened on a task."""
+        return self.tasks[task].cells or self.screened_cells
+
+    def rates_of(self, task: str) -> tuple[float, ...]:
+        """Return the learning rates that are screened on a task."""
+        return self.tasks[task].learning_rates or self.learning_rates
+
+
+def is_staged(path: Path) -> bool:
+    """Return whether a study file has a screening."""
+    return "screen" in yaml.safe_load(path.read_text())
+
+
+def read_staged(path: Path) -> StagedStudy:
+    """Read a staged study.
+
+    Raises:
+        UserError: a key or a name is unknown, or a seed is in both stages.
+    """
+    content = yaml.safe_load(path.read_text())
+    screen, confirm = content["screen"], content.get("confirm", {"seeds": []})
+    # tasks, cells and comparisons
+    tasks = {
+        name: _build(Task, options, f"tasks.{name}", path)
+        for name, options in content["tasks"].items()
+    }
+    cells = {
+        name: _build(Cell, options, f"cells.{name}", path)
+        for name, options in content["cells"].items()
+    }
+    comparisons = tuple(
+        _build(Comparison, options, f"confirm.comparisons[{i}]", path)
+        for i, options in enumerate(confirm.get("comparisons", ()))
+    )
+    study = StagedStudy(
+        runs=Path(content["runs"]),
+        results=Path(content["results"]),
+        tasks=tasks,
+        cells=cells,
+        screen_seeds=tuple(screen["seeds"]),
+        learning_rates=tuple(map(float, screen["learning_rates"])),
+        screened_cells=tuple(screen.get("cells", cells)),
+        confirm_seeds=tuple(confirm["seeds"]),
+        comparisons=comparisons,
+    )
+    _check(study, path)
+    return study
+
+
+def names_of(cell: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of a side of a comparison."""
+    return (cell,) if isinstance(cell, str) else cell
+
+
+def _build(kind: type[Any], options: Mapping[str, Any], place: str, path: Path) -> Any:
+    unknown = sorted(set(options) - set(kind.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(kind.__dataclass_fields__)
+        raise UserError(f"{path}: `{place}` has no key {unknown[0]!r}; there are {known}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    if values.get("learning_rates"):
+        values["learning_rates"] = tuple(map(float, values["learning_rates"]))
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise UserError(f"{path}: `{place}`: {str(error).partition('() ')[2]}") from error
+
+
+def _check(study: StagedStudy, path: Path) -> None:
+    """Refuse names that are unknown, and seeds that are in both stages."""
+    both = sorted(set(study.screen_seeds) & set(study.confirm_seeds))
+    if both:
+        raise UserError(
+            f"{path}: seed {both[0]} is in `screen.seeds` and in `confirm.seeds`; the confirmation "
+            "needs seeds that the screening has not seen"
+        )
+    for name, task in study.tasks.items():
+        _one_of(task.metric, METRICS, f"tasks.{name}.metric", path)
+        _one_of(task.judged, JUDGED, f"tasks.{name}.judged", path)
+        for cell in study.cells_of(name):
+            _one_of(cell, study.cells, f"cells of the task {name}", path)
+    for i, comparison in enumerate(study.comparisons):
+        place = f"confirm.comparisons[{i}]"
+        _one_of(comparison.task, study.tasks, f"{place}.task", path)
+        _one_of(comparison.outcome, OUTCOMES, f"{place}.outcome", path)
+        _one_of(comparison.judged, (*JUDGED, None), f"{place}.judged", path)
+        for cell in (*names_of(comparison.cell), *names_of(comparison.against)):
+            _one_of(cell, study.cells_of(comparison.task), place, path)
+
+
+def _one_of(value: object, known: Iterable[object], place: str, path: Path) -> None:
+    if value not in known:
+        names = ", ".join(map(str, known))
+        raise UserError(f"{path}: `{place}`: {value!r} is none of {names}")
