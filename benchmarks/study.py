@@ -107,22 +107,19 @@ def _staged(options: argparse.Namespace) -> list[str]:
             if options.seeds is None or run.seed in options.seeds
         ]
 
-    # screening
     screened = of_interest(stages.screening(narrow)) if options.stage != "confirm" else []
-    if not (options.list or options.report):
-        worker.do(screened, options.jobs)
-    # the choice is stored before the confirmation
     choices = Choices.read(study.results)
-    if options.list or options.report:
-        confirmed = of_interest(stages.confirmation(narrow, choices))
-    else:
-        choices = stages.settle(study, results) if options.stage != "screen" else choices
-        confirmed = of_interest(stages.confirmation(narrow, choices))
-        if options.stage != "screen":
-            worker.do(confirmed, options.jobs)
     if options.list:
+        expected = stages.provisional(narrow, choices)
+        confirmed = of_interest(stages.confirmation(narrow, expected))
         _list(screened, confirmed if options.stage != "screen" else [], results)
         return []
+    if not options.report:
+        # the choice is stored before the confirmation
+        worker.do(screened, options.jobs)
+        if options.stage != "screen":
+            choices = stages.settle(study, results)
+            worker.do(of_interest(stages.confirmation(narrow, choices)), options.jobs)
     _report(study, results, choices)
     return worker.failed
 

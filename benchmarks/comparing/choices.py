@@ -52,10 +52,12 @@ def choose(study: StagedStudy, results: Results, task: str) -> dict[str, Any]:
             "score": scores[best],
             "scores": {f"{rate:g}": score for rate, score in scores.items()},
         }
-    comparisons = [
-        _resolve(comparison, cells) for comparison in study.comparisons if comparison.task == task
-    ]
-    return {"cells": cells, "comparisons": comparisons}
+    return {"cells": cells, "comparisons": resolved(study, task, cells)}
+
+
+def resolved(study: StagedStudy, task: str, cells: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the comparisons of a task, with the cell of the best score in place of each list."""
+    return [_resolve(entry, cells) for entry in study.comparisons if entry.task == task]
 
 
 def _resolve(comparison: Comparison, cells: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comparing.choices import Choices, choose
+from comparing.choices import Choices, choose, resolved
 from comparing.lanes import Fit, work
 from comparing.results import Results, Run, summarise
 from comparing.studies import LEARNING_RATE, StagedStudy, Task
@@ -59,6 +59,16 @@ def settle(study: StagedStudy, results: Results) -> Choices:
             choices.take(task, choose(study, results, task))
     choices.write()
     return choices
+
+
+def provisional(study: StagedStudy, choices: Choices) -> Choices:
+    """Return choices in which a task without a stored one has the first entry of each list."""
+    tasks = dict(choices.tasks)
+    for task in study.tasks:
+        rate = study.rates_of(task)[0]
+        cells = {cell: {"learning_rate": rate, "score": 0.0} for cell in study.cells_of(task)}
+        tasks.setdefault(task, {"cells": cells, "comparisons": resolved(study, task, cells)})
+    return Choices(choices.path, tasks)
 
 
 class Worker:

@@ -153,7 +153,8 @@ def test_nothing_is_chosen_before_a_task_is_screened_in_full(fits):
 def test_a_changed_screening_is_refused(fits, capsys):
     study.main(["s.yaml"])
     lines = written()
-    lines[0]["curve"][0]["pass_at_1"] = 0.9
+    line = next(line for line in lines if (line["task"], line["cell"]) == ("t", "base"))
+    line["curve"][0]["pass_at_1"] = 0.9
     text = "".join(json.dumps(line) + "\n" for line in lines)
     Path("results/results.jsonl").write_text(text)
     before = Path("results/chosen.json").read_text()
@@ -182,9 +183,9 @@ def test_no_run_starts_after_the_budget(fits):
 
 def test_the_list_estimates_what_is_left(fits, capsys):
     study.main(["s.yaml", "--list"])
-    assert "7 runs left, 0 minutes of one core and 7 runs of unknown length" in (
-        capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "screening: 7 runs left, 0 minutes of one core and 7 runs of unknown length" in printed
+    assert "confirmation: 4 runs left" in printed
     assert fits.lines == []
     runs = [results.Run("screen", "t", cell, 9, 0.1) for cell in ("base", "one")]
     found = results.Results(Path("elsewhere"))
