@@ -68,11 +68,11 @@ def test_jobs_begin_in_their_order_and_an_error_ends_the_lanes(started, tmp_path
 def test_a_forked_run_equals_a_run_of_a_fresh_process(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = [
-        *("fit", "-c", "benchmarks/studies/verdict/addition.yaml"),
+        *("fit", "-c", "micro", "-c", "arithmetic", "-c", "benchmarks/studies/verdict/base.yaml"),
         *("-c", "benchmarks/studies/ppo_mpo.yaml", "--seed_everything", "3"),
-        *("--model.init_args.policy.init_args.checkpoint", "null", "--trainer.max_steps", "8"),
-        *("--trainer.val_check_interval", "4", "--data.init_args.validation_prompts", "8"),
-        *("--rollout.prompts", "4", "--rollout.max_new_tokens", "12"),
+        *("--trainer.max_steps", "8", "--trainer.val_check_interval", "4"),
+        *("--data.init_args.validation_prompts", "8", "--rollout.prompts", "4"),
+        *("--rollout.max_new_tokens", "12"),
     ]
     lane = lanes.Lane(1)
     folders = [tmp_path / name for name in ("forked", "again", "fresh")]

@@ -198,7 +198,7 @@ def test_a_run_that_fails_has_no_line_and_the_others_go_on(fits, monkeypatch, ca
     monkeypatch.setattr(
         lanes.Lane, "fit", lambda lane, a, log: 1 if "one" in str(log) else fits(a, log)
     )
-    assert study.main(["s.yaml", "--stage", "screen"]) == 1
+    assert study.main(["s.yaml", "--stage", "screen", "--jobs", "1"]) == 1
     assert "failed: runs/screen/t/one/lr0.1-seed9/run.log" in capsys.readouterr().err
     assert {line["cell"] for line in written()} == {"base", "two"}
 
