@@ -99,4 +99,5 @@ class PassAtK(Metric):
         else:
             centre = (mean + z * z / (2 * P)) / (1 + z * z / P)
             half = z / (1 + z * z / P) * math.sqrt(mean * (1 - mean) / P + (z / (2 * P)) ** 2)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        # rounding must not put the mean outside
+        return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))

@@ -107,6 +107,15 @@ def test_interval_stays_inside_and_does_not_shrink_to_a_point() -> None:
     assert 0 < low < 0.5 < high < 1
 
 
+def test_interval_holds_the_mean_at_every_number_of_problems() -> None:
+    for right in (False, True):
+        for problems in range(1, 1000):
+            metric = PassAtK(1)
+            metric.update(torch.full((problems, 1), right))
+            low, high = metric.interval()
+            assert low <= metric.compute().item() <= high
+
+
 @pytest.mark.parametrize("k", [1, 4])
 def test_interval_covers_the_truth(k: int) -> None:
     """Problems of different difficulty; 95 % of the intervals hold the true mean.
