@@ -23,7 +23,13 @@ def value_of(values: dict[str, Any], metric: str, judged: str) -> float:
 
 
 def points_of(line: dict[str, Any], metric: str, judged: str) -> list[tuple[float, float]]:
-    """Return the learning curve of a run: (rollouts, value), from the warm-up on."""
+    """Return the learning curve of a run: (rollouts, value), from the warm-up on.
+
+    A run over the whole vocabulary has no curve on a support, even if its evaluations are judged
+    there.
+    """
+    if not all(f"support_{metric}" in point for point in line["curve"]):
+        judged = "whole"
     start = (0.0, value_of(line["start"], metric, judged))
     return [start] + [(p["rollouts"], value_of(p, metric, judged)) for p in line["curve"]]
 

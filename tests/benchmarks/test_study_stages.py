@@ -245,3 +245,8 @@ def test_the_support_counts_where_it_was_judged():
     assert choices.value_of(line["start"], "reward", "support") == 0.2
     assert choices.points_of(line, "reward", "whole") == [(0.0, 0.2), (2, 0.4)]
     assert choices.points_of(line, "reward", "support") == [(0.0, 0.2), (2, 0.6)]
+    # a run over the whole vocabulary, evaluated on a support before and after
+    line["start"]["support_reward"] = 0.3
+    assert choices.points_of(line, "reward", "support") == [(0.0, 0.3), (2, 0.6)]
+    del line["curve"][0]["support_reward"]
+    assert choices.points_of(line, "reward", "support") == [(0.0, 0.2), (2, 0.4)]
