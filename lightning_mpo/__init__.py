@@ -30,12 +30,16 @@ if TYPE_CHECKING:
     )
     from lightning_mpo.data import (
         Arithmetic,
+        GeneratedProblems,
         JsonLines,
         Multiplication,
         PromptDataModule,
         PromptFile,
+        Spans,
         Splits,
+        StarGraphs,
         Svamp,
+        Tails,
     )
     from lightning_mpo.errors import UserError
     from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
@@ -105,12 +109,14 @@ if TYPE_CHECKING:
     from lightning_mpo.resume.metrics_csv import MetricsCSV
     from lightning_mpo.rewards import (
         Completion,
+        DrawnDecision,
         ExactAnswer,
         Finished,
         FunctionReward,
         MathAnswer,
         OverlongPenalty,
         Reward,
+        SpanShare,
     )
     from lightning_mpo.rollout import DynamicSampling
     from lightning_mpo.sampling import LocalSampler, PrefixReplay, Sampler
@@ -131,7 +137,10 @@ _NAMES = {
     "objective.future_credit": "CentredCredit FutureCredit OutcomeCredit SameCredit StateCredit",
     "objective.block_weights": "ExplicitWeights FutureShare GeometricDecay",
     "objective.corrections": "Correction MaskedWeights TruncatedWeights",
-    "data": "Arithmetic JsonLines Multiplication PromptDataModule PromptFile Splits Svamp",
+    "data": (
+        "Arithmetic GeneratedProblems JsonLines Multiplication PromptDataModule PromptFile Spans "
+        "Splits StarGraphs Svamp Tails"
+    ),
     "objective.divergence_mask": "DivergenceMask",
     "errors": "UserError",
     "objective.kl": "AdaptiveCoefficient ConstantCoefficient KLPenalty",
@@ -142,7 +151,10 @@ _NAMES = {
         "SequentialHeads TinyPolicy ValueHead"
     ),
     "objective.reductions": "ConstantLength Reduction SequenceMean TokenMean",
-    "rewards": "Completion ExactAnswer Finished FunctionReward MathAnswer OverlongPenalty Reward",
+    "rewards": (
+        "Completion DrawnDecision ExactAnswer Finished FunctionReward MathAnswer OverlongPenalty "
+        "Reward SpanShare"
+    ),
     "resume.metrics_csv": "MetricsCSV",
     "rollout": "DynamicSampling",
     "sampling": "LocalSampler PrefixReplay Sampler",
@@ -178,6 +190,7 @@ __all__ = [
     "Correction",
     "DelimiterSegmenter",
     "DivergenceMask",
+    "DrawnDecision",
     "DynamicSampling",
     "EntropyBonus",
     "EntropySegmenter",
@@ -191,6 +204,7 @@ __all__ = [
     "FutureCredit",
     "FutureShare",
     "GeneralizedAdvantage",
+    "GeneratedProblems",
     "GeometricDecay",
     "GroupRelative",
     "HeadUpkeep",
@@ -243,12 +257,16 @@ __all__ = [
     "SequenceActions",
     "SequenceMean",
     "SequentialHeads",
+    "SpanShare",
+    "Spans",
     "Splits",
+    "StarGraphs",
     "StateCredit",
     "SupervisedWarmup",
     "Support",
     "Surrogate",
     "Svamp",
+    "Tails",
     "Throughput",
     "TinyPolicy",
     "TokenActions",

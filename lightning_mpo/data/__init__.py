@@ -2,17 +2,25 @@
 
 from lightning_mpo.data.arithmetic import Arithmetic, Multiplication
 from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.data.generated import GeneratedProblems
 from lightning_mpo.data.jsonl import JsonLines
 from lightning_mpo.data.prompts import PromptFile
+from lightning_mpo.data.spans import Spans
+from lightning_mpo.data.stars import StarGraphs
 from lightning_mpo.data.svamp import Svamp
+from lightning_mpo.data.tails import Tails
 from lightning_mpo.types import Splits
 
 __all__ = [
     "Arithmetic",
+    "GeneratedProblems",
     "JsonLines",
     "Multiplication",
     "PromptDataModule",
     "PromptFile",
+    "Spans",
     "Splits",
+    "StarGraphs",
     "Svamp",
+    "Tails",
 ]

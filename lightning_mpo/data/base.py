@@ -199,6 +199,16 @@ class PromptDataModule(L.LightningDataModule, ABC):
             warn_of_control_tokens(renderer, rows)
         return renderer
 
+    def check_response(self, max_new_tokens: int) -> None:
+        """Refuse responses that are too short for any right answer. Called before a model is loaded.
+
+        Args:
+            max_new_tokens: longest response.
+
+        Raises:
+            UserError: no response can hold an answer.
+        """
+
     def identity(self) -> dict[str, Any]:
         """Return a description of the rows, their order and their rendering, to compare runs.
 

@@ -40,6 +40,7 @@ def check_rewards(
     # columns besides prompt, target and solution
     rows = [*data.splits.train, *data.validation_rows]
     columns = list(dict.fromkeys(str(name) for row in rows for name in row.extra))
+    data.check_response(max_new_tokens)
     for reward in rewards:
         reward.check(max_new_tokens)
         reward.check_columns(columns)

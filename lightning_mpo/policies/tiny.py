@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_mpo.characters import extend_alphabet
 from lightning_mpo.checks import at_least, positive
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.causal import CausalPolicy
@@ -39,6 +40,8 @@ class TinyPolicy(CausalPolicy):
         mtp: multi-token-prediction heads.
         critic: estimates the values of states.
         checkpoint: a Lightning checkpoint to start from.
+        vocabulary: characters in all: ideographs follow `characters`, as in the data of `Tails`.
+            None: `characters` alone.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class TinyPolicy(CausalPolicy):
         mtp: MTPHeads | None = None,
         critic: Critic | None = None,
         checkpoint: str | None = None,
+        vocabulary: int | None = None,
     ) -> None:
         super().__init__(
             source="tiny",
@@ -67,6 +71,8 @@ class TinyPolicy(CausalPolicy):
             raise UserError(
                 f"`TinyPolicy.characters` must not repeat a character, got {characters!r}"
             )
+        if vocabulary is not None:
+            characters = extend_alphabet(characters, vocabulary, "TinyPolicy")
         # sizes
         widths = {
             "hidden_size": hidden_size,

@@ -22,6 +22,7 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
         "model.policy.mtp*",
         "model.policy.critic*",
         "model.policy.characters",
+        "model.policy.vocabulary",
         "model.policy.hidden_size",
         "model.policy.layers",
         "model.policy.heads",

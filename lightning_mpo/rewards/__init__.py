@@ -11,10 +11,12 @@ from lightning_mpo.rewards.scoring import (
     take_reward_scores,
 )
 from lightning_mpo.rewards.shape import Finished, OverlongPenalty
+from lightning_mpo.rewards.spans import DrawnDecision, SpanShare
 from lightning_mpo.rewards.text import ExactAnswer
 
 __all__ = [
     "Completion",
+    "DrawnDecision",
     "ExactAnswer",
     "Finished",
     "FunctionReward",
@@ -24,6 +26,7 @@ __all__ = [
     "Reward",
     "RewardError",
     "Scores",
+    "SpanShare",
     "completions_of",
     "join_reward_scores",
     "score_all",

@@ -16,22 +16,21 @@ class ExactAnswer(Reward):
     A response that did not finish gets 0.
 
     Surrounding white space and zeros at the end of a decimal do not count: 72.0 equals 72. After
-        thoughts, only the text
-    behind `</think>` is read. A row with an empty target is not judged.
+    thoughts, only the text behind `</think>` is read. A row with an empty target is not judged.
 
     Args:
-        separator: the text before the answer.
+        separator: the text before the answer; None: the whole text is the answer.
         weight: factor of this reward in the sum.
     """
 
     is_accuracy = True
 
-    def __init__(self, separator: str = ";", weight: float = 1.0) -> None:
+    def __init__(self, separator: str | None = ";", weight: float = 1.0) -> None:
         super().__init__(weight)
-        if not separator:
+        if separator == "":
             raise UserError(
                 "`ExactAnswer.separator` must not be empty: it marks where the answer begins, "
-                "such as `####`"
+                "such as `####`; write null if the whole response is the answer"
             )
         self.separator = separator
 
@@ -52,6 +51,8 @@ class ExactAnswer(Reward):
 
     def _answer(self, completion: Completion) -> str | None:
         text = after_thoughts(completion.text, completion.thinking) or ""
+        if self.separator is None:
+            return text.strip() or None
         return (
             text.rpartition(self.separator)[2].strip() or None if self.separator in text else None
         )

@@ -9,9 +9,9 @@ from lightning_mpo.data.arithmetic import (
     Arithmetic,
     Multiplication,
     column_addition,
-    is_held_out,
     long_multiplication,
 )
+from lightning_mpo.data.generated import is_held_out
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rewards.base import Completion

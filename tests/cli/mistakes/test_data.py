@@ -74,6 +74,35 @@ CASES = {
         "`data.chat_template: false`", ["--data.chat_template", "true"]
     ),
     "too few problems": Case("`Arithmetic.digits` = 1", ["--data.train_problems", "99999"]),
+    "too few letters for a star": Case(
+        "`StarGraphs.alphabet` = 6 has too few letters for the 7 nodes…raise `alphabet`",
+        ["--data", "StarGraphs", "--data.alphabet", "6"],
+    ),
+    "a star with one arm": Case(
+        "`StarGraphs.degree` must be at least 2, got 1",
+        ["--data", "StarGraphs", "--data.degree", "1"],
+    ),
+    "an arm without nodes": Case(
+        "`StarGraphs.length` must be at least 1",
+        ["--data", "StarGraphs", "--data.length", "0"],
+    ),
+    "a policy without letters for a star": Case(
+        "characters that the tokenizer does not know, such as '",
+        ["--data", "StarGraphs"],
+    ),
+    "a span of no token": Case(
+        "`Spans.length` must be at least 1, got 0", ["--data", "Spans", "--data.length", "0"]
+    ),
+    "spans beyond the completion": Case(
+        "`Spans`…needs responses of 73 tokens…over `rollout.max_new_tokens` = ",
+        ["--data", "Spans"],
+    ),
+    "a tail of nothing": Case("`Tails.tail`…0", ["--data", "Tails", "--data.tail", "0"]),
+    "a tail of everything": Case("`Tails.tail`…1", ["--data", "Tails", "--data.tail", "1"]),
+    "a vocabulary without a tail": Case(
+        "`Tails.vocabulary` must be above 14, got 14",
+        ["--data", "Tails", "--data.vocabulary", "14"],
+    ),
     "more digits than there are": Case("`Arithmetic.digits`", ["--data.digits", "0"]),
 }
 

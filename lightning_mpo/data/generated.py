@@ -1,0 +1,107 @@
+"""The base of data modules that generate their problems."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import abstractmethod
+from typing import Any
+
+from lightning_mpo.checks import at_least, seeds, within
+from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.errors import UserError
+from lightning_mpo.types import PromptRow, Splits
+
+
+class GeneratedProblems(PromptDataModule):
+    """Distinct problems that are drawn at random; a subclass draws and solves one.
+
+    Held-out problems are those whose prompt hashes below `held_out_share`; no training problem
+    does.
+
+    Args:
+        train_problems: distinct training problems.
+        held_out_problems: distinct validation problems.
+        held_out_share: of all problems.
+        problem_seed: of the problems; the order of training prompts has its own seed.
+        chat_template: as for `PromptDataModule`; the tiny policy has none.
+        kwargs: as for `PromptDataModule`.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        train_problems: int = 20_000,
+        held_out_problems: int = 1_000,
+        held_out_share: float = 0.1,
+        problem_seed: int = 0,
+        chat_template: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(chat_template=chat_template, **kwargs)
+        name = type(self).__name__
+        within(name, "(0, 1)", held_out_share=held_out_share)
+        at_least(name, 1, train_problems=train_problems, held_out_problems=held_out_problems)
+        seeds(name, problem_seed=problem_seed)
+        self.train_problems, self.held_out_problems = train_problems, held_out_problems
+        self.held_out_share, self.problem_seed = held_out_share, problem_seed
+
+    @abstractmethod
+    def draw(self, random_numbers: random.Random) -> Any:
+        """Draw a problem."""
+
+    @abstractmethod
+    def write(self, problem: Any) -> str:
+        """Return the prompt of a problem."""
+
+    @abstractmethod
+    def solve(self, problem: Any, random_numbers: random.Random) -> tuple[str, str]:
+        """Return the right answer and a demonstration.
+
+        It draws equally many random numbers under all options, so options change no problem.
+        """
+
+    def columns(self) -> dict[str, Any]:
+        """Return columns of every row that rewards read."""
+        return {}
+
+    def check_count(self, problems: int, option: str, value: int) -> None:
+        """Refuse to draw more than half of the problems of either side, which would take long.
+
+        Args:
+            problems: number of all problems.
+            option: the option that limits it.
+            value: of the option.
+
+        Raises:
+            UserError: there are too few problems.
+        """
+        train, held_out, share = self.train_problems, self.held_out_problems, self.held_out_share
+        if train > problems * (1 - share) / 2 or held_out > problems * share / 2:
+            raise UserError(
+                f"`{type(self).__name__}.{option}` = {value} gives {problems} problems, too few to "
+                f"draw {train} for training and {held_out} to hold out; raise `{option}` or ask "
+                "for fewer"
+            )
+
+    def load(self) -> Splits:
+        random_numbers = random.Random(self.problem_seed)
+        rows: dict[bool, dict[str, PromptRow]] = {False: {}, True: {}}
+        problems = {False: self.train_problems, True: self.held_out_problems}
+        # draw until both sides are full
+        while any(len(rows[side]) < problems[side] for side in rows):
+            problem = self.draw(random_numbers)
+            prompt = self.write(problem)
+            side = is_held_out(prompt, self.held_out_share)
+            if prompt not in rows[side] and len(rows[side]) < problems[side]:
+                rows[side][prompt] = PromptRow(
+                    prompt, *self.solve(problem, random_numbers), self.columns()
+                )
+        return Splits(list(rows[False].values()), list(rows[True].values()))
+
+
+def is_held_out(prompt: str, share: float) -> bool:
+    """Return whether a prompt belongs to the held-out side: a pure function of its text."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") < share * 2**64
