@@ -28,7 +28,8 @@ CASES = {
     "letter": Case(),
     "rows apart": Case(share_prompts=False),
     "lambda 1": Case(lam=1.0, length=2),
-    "length 5": Case(length=5),
+    "length 5": Case(length=5, gamma=0.9),
+    "actions of three tokens": Case(action=3, kl="reward", gamma=0.95),
     "stride": Case(stride=3),
     "stride, absorb": Case(length=5, stride=5, tail="absorb"),
     "renorm": Case(tail="renorm", lam=1.0),
@@ -44,6 +45,12 @@ CASES = {
     "six ids, heads over all": Case(support="six", heads_support="full"),
     "up to six ids": Case(support="slots", length=5, stride=5),
     "backbone, six ids": Case(source="backbone", support="six", lam=1.0),
+    "gaps": Case(support="gaps"),
+    "gaps, state": Case(support="gaps", credit="state", negatives="drop", stride=3),
+    "gaps, backbone": Case(support="gaps", source="backbone"),
+    "gaps, backbone, sequences": Case(
+        support="gaps", source="backbone", stride=3, reduction="sequences"
+    ),
     # critics and divergences
     "critic apart": Case(critic="separate", value_clip=None),
     "critic detached": Case(critic="detached", lam=1.0),
@@ -86,7 +93,7 @@ class Results:
 @pytest.fixture(scope="module", params=CASES)
 def results(request, tiny_policy) -> Results:
     case = CASES[request.param]
-    with R.in_float64():
+    with W.in_float64():
         return run(case, tiny_policy)
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import lightning as L
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +38,8 @@ REWARDS = torch.tensor(
     [1.0, 0.25, 0.0, 0.5, 0.0, 1.0, 1.0, 0.0, 0.75, 0.0, 0.0, 1.0], dtype=torch.float64
 )
 VALID = torch.tensor([True] * 6 + [False] + [True] * 5)
+GAPS = [(0, 2), (3, 3), (4, 1), (4, 4), (8, 0), (9, 5)]
+"""Tokens that are not in their support, with `Case.support` "gaps"."""
 MICRO_BATCHES = 2
 CREDITS = {
     "same": future_credit.SameCredit,
@@ -58,7 +57,7 @@ def make_rollout(support: str | None) -> Rollout:
     """Return responses that share first tokens and end at once, early or not, to prompts of three lengths.
 
     Args:
-        support: None, "six" or "slots", as in `Case`.
+        support: None, "six", "slots" or "gaps", as in `Case`.
     """
     draw, B, S, T = seeded(11), len(RESPONSES), max(PROMPTS) + 1, LONGEST
     group_B = torch.arange(B) // GROUP
@@ -86,8 +85,12 @@ def make_rollout(support: str | None) -> Rollout:
     # six random ids a token, of which the first is the sampled one, in random slots
     scores = torch.rand(B, T, VOCABULARY, generator=draw).scatter(2, tokens_BT[..., None], -1.0)
     places = torch.rand(B, T, 6, generator=draw).argsort(-1)
-    rollout = replace(rollout, support_BTK=scores.argsort(-1)[..., :6].gather(2, places).int())
-    if support == "six":
+    order_BTV = scores.argsort(-1)
+    if support == "gaps":
+        for b, t in GAPS:
+            order_BTV[b, t] = order_BTV[b, t].roll(-1)
+    rollout = replace(rollout, support_BTK=order_BTV[..., :6].gather(2, places).int())
+    if support != "slots":
         return rollout
     used = torch.rand(B, T, 6, generator=draw) < 0.6
     used = (used | (torch.arange(6) == 0)).gather(2, places)
@@ -98,22 +101,31 @@ def rows_of(rollout: Rollout, case: W.Case) -> list[W.Row]:
     """Return the rollout as plain lists, for the oracle."""
     rows, S = [], rollout.prompt_length
     for b, length in enumerate(RESPONSES):
+        response = rollout.tokens_BL[b, S : S + length].tolist()
         supports: list[list[int] | None] = [None] * length
         if rollout.support_BTK is not None:
             slots = torch.ones_like(rollout.support_BTK[b], dtype=torch.bool)
             if rollout.support_mask_BTK is not None:
                 slots = rollout.support_mask_BTK[b]
             supports = [rollout.support_BTK[b, t][slots[t]].tolist() for t in range(length)]
+        # a token outside of its support joins it, and carries no loss
+        counts = [
+            ids is None or token in ids for token, ids in zip(response, supports, strict=True)
+        ]
+        for t in range(length):
+            if not counts[t]:
+                supports[t] = [*supports[t], response[t]]
         cut = case.mask_truncated and int(rollout.finish_B[b]) == Finish.LENGTH
         rows.append(
             W.Row(
                 group=b // GROUP,
                 prompt=rollout.tokens_BL[b, S - PROMPTS[b // GROUP] : S].tolist(),
-                response=rollout.tokens_BL[b, S : S + length].tolist(),
+                response=response,
                 supports=supports,
                 reward=REWARDS[b].item(),
                 valid=bool(VALID[b]),
                 learns=bool(VALID[b]) and not cut,
+                counts=counts,
             )
         )
     return rows
@@ -167,8 +179,14 @@ def make_objective(case: W.Case) -> Objective:
     if case.kl is not None:
         estimator = "k3" if case.kl == "loss" else "k1"
         terms.append(KLPenalty(ConstantCoefficient(W.KL_COEF), estimator, case.kl))
+    supports = {
+        None: FullVocabulary(),
+        "six": TopK(6),
+        "slots": Nucleus(max_k=6),
+        "gaps": TopK(6, outside="drop"),
+    }
     return Objective(
-        support={None: FullVocabulary(), "six": TopK(6), "slots": Nucleus(max_k=6)}[case.support],
+        support=supports[case.support],
         actions=BlockActions(
             FutureShare(case.share),
             length=case.length,
@@ -177,7 +195,7 @@ def make_objective(case: W.Case) -> Objective:
             source=case.source,
             credit=credit,
         ),
-        advantage=GeneralizedAdvantage(W.GAMMA, case.lam)
+        advantage=GeneralizedAdvantage(case.gamma, case.lam, length=case.action)
         if case.advantage == "gae"
         else GroupRelative(),
         surrogate=ClippedRatio(W.LOW, W.HIGH),
@@ -265,22 +283,3 @@ def gradients(policy: CausalPolicy) -> dict[str, Tensor]:
     }
     policy.zero_grad()
     return by_part
-
-
-@contextmanager
-def in_float64() -> Iterator[None]:
-    """Let norms and positions of Llama compute in float64: they round to float32 whatever the weights are."""
-    from transformers.models.llama import modeling_llama as llama
-
-    def norm(self, hidden):
-        return self.weight * hidden / (hidden.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-
-    def positions(self, hidden, position_ids):
-        angles = position_ids[..., None].double() * self.inv_freq.double()
-        angles = torch.cat([angles, angles], -1)
-        return angles.cos(), angles.sin()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llama.LlamaRMSNorm, "forward", norm)
-        patch.setattr(llama.LlamaRotaryEmbedding, "forward", positions)
-        yield

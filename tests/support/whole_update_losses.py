@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.whole_updates import (
-    GAMMA,
     HIGH,
     KL_COEF,
     LOW,
@@ -56,7 +55,7 @@ def estimate(
         advantages = [[outcome(rows, totals, b)] * len(row.response) for b, row in enumerate(rows)]
     else:
         values = [[value.item() for value in scores.value] for scores in old]
-        advantages = [gae(r, v, case.lam) for r, v in zip(rewards, values, strict=True)]
+        advantages = [gae(case, r, v) for r, v in zip(rewards, values, strict=True)]
         for b, row in enumerate(rows):
             advantages[b] = [a * row.valid for a in advantages[b]]
         returns = [
@@ -75,13 +74,18 @@ def estimate(
     return Estimates(advantages, future, returns)
 
 
-def gae(rewards: list[float], values: list[float], lam: float) -> list[float]:
-    """A_t = Σ_k (γλ)^(k-t) δ_k with δ_k = r_k + γ V_{k+1} - V_k."""
-    ahead = [*values[1:], 0.0]
-    deltas = [r + GAMMA * a - v for r, a, v in zip(rewards, ahead, values, strict=True)]
+def gae(case: Case, rewards: list[float], values: list[float]) -> list[float]:
+    """A_t = Σ_k (γ^N λ)^k Δ_{t+kN} with Δ_t = Σ_{n<N} γ^n r_{t+n} + γ^N V_{t+N} - V_t."""
+    T, N, gamma = len(rewards), case.action, case.gamma
+    deltas = [
+        sum(gamma**n * rewards[t + n] for n in range(min(N, T - t)))
+        + (gamma**N * values[t + N] if t + N < T else 0.0)
+        - values[t]
+        for t in range(T)
+    ]
     return [
-        sum((GAMMA * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas)))
-        for t in range(len(deltas))
+        sum((gamma**N * case.lam) ** k * deltas[s] for k, s in enumerate(range(t, T, N)))
+        for t in range(T)
     ]
 
 
@@ -167,15 +171,21 @@ def loss(
     for b in numbers:
         if not rows[b].learns:
             continue
-        now, T = score(case, policy, rows[b]), len(rows[b].response)
-        starts = range(0, T, case.stride)
-        blocks.append([block_loss(case, now, old, b, t, watch) for t in starts])
+        now, runs = score(case, policy, rows[b]), rows[b].runs
+        tokens = [(t, end) for start, end in runs for t in range(start, end)]
+        blocks.append(
+            [
+                block_loss(case, now, old, b, range(t, end), watch)
+                for start, end in runs
+                for t in range(start, end, case.stride)
+            ]
+        )
         if case.advantage == "gae":
-            errors.append([(1, value_error(case, now, old, b, t, watch)) for t in range(T)])
+            errors.append([(1, value_error(case, now, old, b, t, watch)) for t, _ in tokens])
         if case.offsets and case.upkeep:
-            upkeeps.append([(1, upkeep(case, now, t)) for t in range(T)])
+            upkeeps.append([(1, upkeep(case, now, t, end)) for t, end in tokens])
         if case.kl == "loss":
-            divergences.append([(1, k3(now.token[t], old.reference[b][t])) for t in range(T)])
+            divergences.append([(1, k3(now.token[t], old.reference[b][t])) for t, _ in tokens])
     return (
         mean(case, blocks)
         + VALUE_COEF * mean(case, errors)
@@ -196,11 +206,11 @@ def mean(case: Case, rows: list[list[tuple[int, Tensor]]]) -> Tensor | float:
 
 
 def block_loss(
-    case: Case, now: RowScores, old: Old, b: int, t: int, watch: Watch
+    case: Case, now: RowScores, old: Old, b: int, run: range, watch: Watch
 ) -> tuple[int, Tensor]:
-    """Return the tokens that the block at t stands for, and its loss."""
-    N, T, before = case.length, len(now.token), old.scores[b]
-    alive = min(N, T - t)
+    """Return the tokens that the block at the start of a run stands for, and its loss."""
+    N, t, before = case.length, run[0], old.scores[b]
+    alive = min(N, len(run))
     betas = [1 - case.share] + [case.share / (N - 1)] * (N - 1)
     if case.renormalises:
         betas = [beta / sum(betas[:alive]) for beta in betas[:alive]] + [0.0] * (N - alive)
@@ -213,7 +223,7 @@ def block_loss(
             ratios.append(now.future[n - 1][t] - before.future[n - 1][t].item())
     block = sum(betas[n] * ratios[n] for n in range(alive))
     first = old.estimates.advantages[b][t]
-    weight = min(case.stride, T - t)
+    weight = min(case.stride, len(run))
     if old.estimates.future is None:
         return weight, clipped(block.exp(), first, watch)
     # each offset with its advantage: the value of the block, the gradient of the offset
@@ -268,9 +278,9 @@ def value_error(case: Case, now: RowScores, old: Old, b: int, t: int, watch: Wat
     return torch.max(free, held) / 2
 
 
-def upkeep(case: Case, now: RowScores, t: int) -> Tensor | float:
+def upkeep(case: Case, now: RowScores, t: int, end: int) -> Tensor | float:
     """-(1/M) Σ_n log q_n(o_{t+n} | h_t), 0 where there is no such token."""
-    lines = [line[t] for line in now.upkeep if t < len(line)]
+    lines = [line[t] for n, line in enumerate(now.upkeep, start=1) if t + n < end]
     return -sum(lines) / case.offsets
 
 

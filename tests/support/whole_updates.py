@@ -6,13 +6,16 @@ them alone, without padding. The second half is `whole_update_losses.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 TEMPERATURE, LOW, HIGH = 1.3, 0.2, 0.25
-VALUE_COEF, KL_COEF, GAMMA = 0.5, 0.3, 1.0
+VALUE_COEF, KL_COEF = 0.5, 0.3
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,9 @@ class Case:
     credit: str | None = None
     negatives: str = "keep"
     advantage: str = "gae"  # or "group"
+    gamma: float = 1.0
     lam: float = 0.95
+    action: int = 1  # tokens of an action in the advantage
     reduction: str = "tokens"  # or "sequences"
     share: float = 0.4
     upkeep: float = 0.3
@@ -35,7 +40,7 @@ class Case:
     family: str = "medusa"
     detached: bool = False  # future terms do not reach the trunk
     critic: str = "hidden"
-    support: str | None = None  # "six": always six ids, "slots": some of six
+    support: str | None = None  # "six": always six ids, "slots": some of six, "gaps": see `Row`
     heads_support: str = "stored"
     share_prompts: bool = True
     mask_truncated: bool = False
@@ -62,6 +67,14 @@ class Row:
     reward: float
     valid: bool
     learns: bool  # valid, and not cut off where such responses are left out
+    counts: list[bool]  # False for tokens outside of their support, which carry no loss
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Start and end of the runs of tokens that count."""
+        edges = [False, *self.counts, False]
+        changes = [t for t in range(len(edges) - 1) if edges[t] != edges[t + 1]]
+        return list(zip(changes[::2], changes[1::2], strict=True))
 
 
 @dataclass(frozen=True)
@@ -177,3 +190,22 @@ def reference_logprobs(policy: nn.Module, row: Row) -> list[float]:
         logprob(logits[first + t], token, row.supports[t]).item()
         for t, token in enumerate(row.response)
     ]
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Let norms and positions of Llama compute in float64: they round to float32 whatever the weights are."""
+    from transformers.models.llama import modeling_llama as llama
+
+    def norm(self, hidden):
+        return self.weight * hidden / (hidden.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    def positions(self, hidden, position_ids):
+        angles = position_ids[..., None].double() * self.inv_freq.double()
+        angles = torch.cat([angles, angles], -1)
+        return angles.cos(), angles.sin()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama.LlamaRMSNorm, "forward", norm)
+        patch.setattr(llama.LlamaRotaryEmbedding, "forward", positions)
+        yield
