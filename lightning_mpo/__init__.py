@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     )
     from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
     from lightning_mpo.objective.objective import Objective
+    from lightning_mpo.objective.position_clip import PositionClip
     from lightning_mpo.objective.reductions import (
         ConstantLength,
         Reduction,
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
         Surrogate,
     )
     from lightning_mpo.objective.terms import EntropyBonus, HeadUpkeep, LossTerm, WeightPenalty
+    from lightning_mpo.objective.trace_actions import ForwardTraceActions, PrefixActions
     from lightning_mpo.objective.value_loss import ValueLoss
     from lightning_mpo.policies import (
         CausalPolicy,
@@ -146,6 +148,7 @@ _NAMES = {
     "objective.kl": "AdaptiveCoefficient ConstantCoefficient KLPenalty",
     "modules": "HeadWarmup PolicyOptimization SupervisedWarmup",
     "objective.objective": "Objective",
+    "objective.position_clip": "PositionClip",
     "policies": (
         "CausalPolicy Lora MedusaHeads ParallelHeads Policy Quantization SeparateCritic "
         "SequentialHeads TinyPolicy ValueHead"
@@ -165,6 +168,7 @@ _NAMES = {
         "AsymmetricRatio BoundedTokens ClippedRatio ClippedWeight PolicyGradient Surrogate"
     ),
     "objective.terms": "EntropyBonus HeadUpkeep LossTerm WeightPenalty",
+    "objective.trace_actions": "ForwardTraceActions PrefixActions",
     "types": "PromptRow",
     "objective.value_loss": "ValueLoss",
 }
@@ -199,6 +203,7 @@ __all__ = [
     "ExplicitWeights",
     "Export",
     "Finished",
+    "ForwardTraceActions",
     "FullVocabulary",
     "FunctionReward",
     "FutureCredit",
@@ -231,8 +236,10 @@ __all__ = [
     "Policy",
     "PolicyGradient",
     "PolicyOptimization",
+    "PositionClip",
     "Predictions",
     "Preemption",
+    "PrefixActions",
     "PrefixReplay",
     "PrefixTree",
     "PromptDataModule",

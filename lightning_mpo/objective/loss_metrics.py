@@ -13,16 +13,19 @@ from lightning_mpo.scores import Metrics
 
 def diagnose(actions: Actions) -> Metrics:
     """Describe the ratios of actions: mean, size of their logarithm, tokens that an action stands
-    for.
+    for, and the mean of the factors of their losses.
     """
     log_ratios_BU, mask_BU = actions.log_ratios_BU.detach(), actions.mask_BU
     ratio_BU = safe_ratio(log_ratios_BU)
     starts = mask_BU.sum().float()
-    return {
+    metrics = {
         "ratio/mean": ((ratio_BU * mask_BU).sum(), starts),
         "ratio/abs_log": ((log_ratios_BU.abs() * mask_BU).sum(), starts),
         "ratio/tokens_per_action": ((actions.weights_BU * mask_BU).sum(), starts),
     }
+    if actions.factors_BU is not None:
+        metrics["ratio/trace"] = ((actions.factors_BU * mask_BU).sum(), starts)
+    return metrics
 
 
 def diagnose_heads(log_ratios_BTN: Tensor, future_BTM: Tensor, mask_BT: Tensor) -> Metrics:

@@ -25,17 +25,22 @@ from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.log_ratios import token_log_ratios, token_terms
 from lightning_mpo.objective.loss_metrics import diagnose, diagnose_correction, diagnose_heads
+from lightning_mpo.objective.position_clip import PositionClip
 from lightning_mpo.objective.reductions import Reduction, SequenceMean
 from lightning_mpo.objective.selection import AllTokens, Selection
 from lightning_mpo.objective.supports import FullVocabulary, Support
 from lightning_mpo.objective.surrogates import ClippedRatio, Surrogate
 from lightning_mpo.objective.terms import LossBatch, LossTerm
+from lightning_mpo.objective.trace_actions import ForwardTraceActions, PrefixActions
 from lightning_mpo.objective.trust_metrics import diagnose_trust
 from lightning_mpo.objective.value_loss import ValueLoss
 from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScores
 from lightning_mpo.types import Experience
 
-FOUND_BY_NAME = (BlockActions, DivergenceMask, KLPenalty, ValueLoss)
+FOUND_BY_NAME = (
+    *(BlockActions, DivergenceMask, ForwardTraceActions, KLPenalty, PositionClip, PrefixActions),
+    ValueLoss,
+)
 """Members in files of their own: a configuration names classes whose files are imported."""
 Term = TypeVar("Term", bound=LossTerm)
 
@@ -268,6 +273,8 @@ class Objective:
             offsets = self.actions.offsets(bounded, experience, scores)
             losses_BUN = self.surrogate.loss(offsets.actions).view_as(offsets.weights_BUN)
             losses_BU = (offsets.weights_BUN * losses_BUN).sum(-1)
+        if actions.factors_BU is not None:
+            losses_BU = losses_BU * actions.factors_BU
         losses_BU = torch.where(actions.mask_BU, losses_BU, 0.0)
         if experience.correction_BT is not None:
             losses_BU = losses_BU * experience.correction_BT

@@ -20,6 +20,7 @@ from lightning_mpo.objective.block_weights import (
     GeometricDecay,
 )
 from lightning_mpo.objective.segmenters import DelimiterSegmenter, EntropySegmenter
+from lightning_mpo.objective.trace_actions import ForwardTraceActions, PrefixActions
 from tests.support.action_spaces import GAPS, WEIGHTS, each_mask, group, name, ratios, segments
 from tests.support.builders import seeded, subclasses
 
@@ -38,6 +39,7 @@ SPACES: list[ActionSpace] = [
     SegmentActions(DelimiterSegmenter(), ratio="joint", max_length=2),
     SegmentActions(EntropySegmenter(threshold=0.7)),
     SegmentActions(EntropySegmenter(quantile=0.6), ratio="joint"),
+    *(PrefixActions(), PrefixActions(mean=True), ForwardTraceActions(1), ForwardTraceActions(3)),
 ]
 each = pytest.mark.parametrize("space", SPACES, ids=name)
 
@@ -151,5 +153,21 @@ def test_actions_take_the_advantage_of_their_first_token(space, mask):
     assert torch.equal(actions.weights_BU.double(), expected[2].double())
 
 
-def test_only_token_actions_are_token_level():
-    assert [type(space) for space in SPACES if space.token_level] == [TokenActions]
+@each
+@each_mask
+def test_factors_of_losses_are_positive_without_gradient_and_one_on_policy(space, mask):
+    numbers = segments(space, mask)
+    values = ratios(mask, garbage=5.0).requires_grad_()
+    factors = space.actions(values, values, mask, numbers).factors_BU
+    if factors is None:
+        return
+    assert not factors.requires_grad
+    assert (factors > 0).all()
+    assert (factors[~mask] == 1).all()
+    at_rest = torch.zeros(mask.shape)
+    assert (space.actions(at_rest, at_rest, mask, numbers).factors_BU == 1).all()
+
+
+def test_only_actions_of_one_token_are_token_level():
+    kinds = {type(space) for space in SPACES if space.token_level}
+    assert kinds == {TokenActions, ForwardTraceActions}

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective.action_spaces import Actions, TokenTerms
 from lightning_mpo.objective.divergence_mask import DivergenceMask
+from lightning_mpo.objective.position_clip import PositionClip
 from lightning_mpo.objective.surrogates import (
     AsymmetricRatio,
     BoundedTokens,
@@ -39,6 +40,9 @@ SURROGATES: list[Surrogate] = [
     DivergenceMask(delta=0.05, delta_up=0.1, divergence="kl", cap=None),
     DivergenceMask(delta=0.1, top_k=2),
     DivergenceMask(delta=0.05, divergence="kl", top_k=2),
+    PositionClip(),
+    PositionClip(low=0.3, high=0.2, dual=None, power=-0.5),
+    PositionClip(low=0.2, high=0.2, dual=1.0, power=0.0),
 ]
 REGIONS = [s for s in SURROGATES if type(s).clipped is not Surrogate.clipped]
 """Those with a trust region, beyond which nothing is learnt."""

@@ -13,6 +13,7 @@ from lightning_mpo.objective.action_spaces import SegmentActions, SequenceAction
 from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.position_clip import PositionClip
 from lightning_mpo.objective.reductions import SequenceMean, TokenMean
 from lightning_mpo.objective.surrogates import (
     AsymmetricRatio,
@@ -23,6 +24,7 @@ from lightning_mpo.objective.surrogates import (
     Surrogate,
 )
 from lightning_mpo.objective.terms import EntropyBonus
+from lightning_mpo.objective.trace_actions import ForwardTraceActions, PrefixActions
 from lightning_mpo.types import Experience
 from tests.support.builders import relative_error
 from tests.support.objectives import (
@@ -78,8 +80,16 @@ def bounded(surrogate: Surrogate, log_ratio: Tensor, advantage: Tensor) -> Tenso
     )
 
 
-def surrogate_loss(surrogate: Surrogate, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-    """What an action costs, from the equations of docs/algorithms.md 5.1 to 5.4."""
+def surrogate_loss(
+    surrogate: Surrogate, log_ratio: Tensor, advantage: Tensor, position: int
+) -> Tensor:
+    """What an action costs, from the equations of docs/algorithms.md 5.1 to 5.4 and 5.7."""
+    if isinstance(surrogate, PositionClip):
+        low, high, dual = (
+            math.exp(bound * position**surrogate.power)
+            for bound in (-surrogate.low, surrogate.high, surrogate.dual)
+        )
+        return token_loss(log_ratio.exp(), advantage, 1 - low, high - 1, dual)
     if isinstance(surrogate, BoundedTokens):
         return -log_ratio.exp() * advantage
     if isinstance(surrogate, ClippedRatio):
@@ -100,8 +110,16 @@ def naive_actions(actions, ell: list[Tensor], ids: list[int]) -> list[tuple[Tens
     """Return (log-ratio, start, tokens it stands for) of each action of one response, as in docs/algorithms.md 3.2 to 3.6."""
     if not ell:
         return []
-    if isinstance(actions, TokenActions):
+    if isinstance(actions, TokenActions | ForwardTraceActions):
         return [(x, t, 1) for t, x in enumerate(ell)]
+    if isinstance(actions, PrefixActions):
+        sums = [
+            sum(ell[: t + 1]).detach() / (t + 1 if actions.mean else 1) for t in range(len(ell))
+        ]
+        return [
+            (x - x.detach() + value, t, 1)
+            for t, (x, value) in enumerate(zip(ell, sums, strict=True))
+        ]
     if isinstance(actions, SequenceActions):
         total = sum(ell)
         if actions.form == "token":  # the value of all, the gradient of one
@@ -123,6 +141,12 @@ def naive_actions(actions, ell: list[Tensor], ids: list[int]) -> list[tuple[Tens
             value = value * sum(beta) / sum(beta[: len(window)])
         found.append((value, start, min(actions.stride, len(ell) - start)))
     return found
+
+
+def naive_factors(actions, ell: list[Tensor]) -> list[float]:
+    """Return the factor of each token's loss, as in docs/algorithms.md 3.8."""
+    steps = actions.steps if isinstance(actions, ForwardTraceActions) else 1
+    return [math.exp(sum(x.item() for x in ell[t + 1 : t + steps])) for t in range(len(ell))]
 
 
 def naive_reduce(reduction, rows: list[list[tuple[Tensor, int]]]) -> Tensor:
@@ -147,17 +171,20 @@ def naive_loss(objective: Objective, batch: Experience, logits: Tensor) -> Tenso
         old, gain = batch.old_logprobs_BT[b], batch.advantages_BT[b]
         ell = [bounded(objective.surrogate, now[t] - old[t], gain[t]) for t in where]
         found = naive_actions(objective.actions, ell, SEGMENTS[b, where].tolist())
+        factors = naive_factors(objective.actions, ell)
         if isinstance(objective.surrogate, DivergenceMask):
             known = [known_probabilities(batch.rollout, logits[b, t].detach(), b, t) for t in where]
             terms = [
                 divergence_loss(objective.surrogate, now[t], old[t], gain[t], k)
                 for t, k in zip(where, known, strict=False)
             ]
-            losses.append([(term, 1) for term in terms])
+            losses.append([(term * c, 1) for term, c in zip(terms, factors, strict=True)])
         else:
-            losses.append(
-                [(surrogate_loss(objective.surrogate, x, gain[where[s]]), w) for x, s, w in found]
-            )
+            costs = [
+                factors[s] * surrogate_loss(objective.surrogate, x, gain[where[s]], i + 1)
+                for i, (x, s, _) in enumerate(found)
+            ]
+            losses.append([(cost, w) for cost, (_, _, w) in zip(costs, found, strict=True)])
         if kl is not None and kl.place == "loss":
             gaps = [batch.reference_logprobs_BT[b, t] - now[t] for t in where]
             penalties.append([(gap.exp() - gap - 1, 1) for gap in gaps])

@@ -27,6 +27,7 @@ from lightning_mpo.objective.surrogates import (
     ClippedWeight,
 )
 from lightning_mpo.objective.terms import EntropyBonus, HeadUpkeep, WeightPenalty
+from lightning_mpo.objective.trace_actions import ForwardTraceActions, PrefixActions
 from lightning_mpo.objective.value_loss import ValueLoss
 from tests.support.builders import subclasses
 from tests.support.runs import make_objective
@@ -37,6 +38,19 @@ REFUSED = {
     "DPPO over blocks": (
         {"surrogate": DivergenceMask(), "actions": BlockActions()},
         "`DivergenceMask` needs probabilities of single tokens and has no meaning over `BlockActions`",
+    ),
+    "DPPO over prefixes": (
+        {"surrogate": DivergenceMask(), "actions": PrefixActions()},
+        "`DivergenceMask` needs probabilities of single tokens and has no meaning over `PrefixActions`",
+    ),
+    "prefixes of chosen tokens": (
+        {"selection": SampledTokens(), "actions": PrefixActions()},
+        "`PrefixActions` multiplies the ratios of all tokens along a response; use `selection: AllTokens`, not "
+        "`SampledTokens`",
+    ),
+    "tokens ahead that are not chosen": (
+        {"selection": HighEntropyTokens(), "actions": ForwardTraceActions()},
+        "`ForwardTraceActions` multiplies the ratios of all tokens along a response; use `selection: AllTokens`",
     ),
     "ASPO's entropy clip over sequences": (
         {"surrogate": AsymmetricRatio(wide=0.4), "actions": SequenceActions()},

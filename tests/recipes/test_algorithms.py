@@ -184,6 +184,12 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         ],
         "grpo_high_entropy": ["HighEntropyTokens(share=0.2)", "ClippedRatio(low=0.2, high=0.2"],
         "rlpt": ["TopK(k=16, from_reference=False, outside='refuse')", "TokenActions"],
+        "ctpo": [
+            "PrefixActions(mean=False)",
+            "PositionClip(low=0.025, high=0.05, dual=0.05, power=0.5)",
+            "TokenMean",
+        ],
+        "nfpo": ["ForwardTraceActions(steps=3)", "ClippedRatio(low=0.2, high=0.2", "TokenMean"],
         "mpo_segments": [
             "SegmentActions(segmenter=DelimiterSegmenter(",
             "ratio='mean'",

@@ -20,12 +20,14 @@ from lightning_mpo.objective.block_weights import ExplicitWeights, FutureShare, 
 from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.position_clip import PositionClip
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean
 from lightning_mpo.objective.segmenters import EntropySegmenter
 from lightning_mpo.objective.selection import AllTokens
 from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.objective.surrogates import BoundedTokens, ClippedRatio
 from lightning_mpo.objective.terms import EntropyBonus
+from lightning_mpo.objective.trace_actions import ForwardTraceActions, PrefixActions
 from lightning_mpo.types import Experience, Rollout, take_rows, trim
 from tests.support.builders import VOCABULARY as V
 from tests.support.builders import make_experience, right_padded, scores_of, seeded
@@ -93,6 +95,14 @@ COMPOSITIONS = {
     "dppo_topk_kl": compose(
         surrogate=DivergenceMask(0.01, divergence="kl", top_k=4), reduction=SequenceMean()
     ),
+    "prefix": compose(PrefixActions(), PositionClip(0.1, 0.2, dual=0.3)),
+    "prefix_mean": compose(
+        PrefixActions(mean=True), PositionClip(0.2, 0.2, power=-0.5, dual=0.4), SequenceMean()
+    ),
+    "prefix_clip": compose(PrefixActions(), ClippedRatio(0.2, 0.28)),
+    "forward": compose(ForwardTraceActions(3), reduction=SequenceMean()),
+    "forward_all": compose(ForwardTraceActions(99), ClippedRatio(0.2, 0.2, dual=1.5)),
+    "forward_dppo": compose(ForwardTraceActions(2), DivergenceMask(0.02, cap=1.2)),
     "kl": compose(reduction=SequenceMean(), terms=[KL]),
     "bonus": compose(terms=[EntropyBonus(0.1)], reduction=ConstantLength(12)),
     "everything": compose(

@@ -109,6 +109,27 @@ CASES = {
         OVERLAY,
         axis("terms: [EntropyBonus, EntropyBonus]"),
     ),
+    # --- products along a response
+    "a trace of no tokens": Case(
+        "`ForwardTraceActions.steps` must be at least 1, got 0",
+        OVERLAY,
+        axis("actions: {class_path: ForwardTraceActions, init_args: {steps: 0}}"),
+    ),
+    "prefixes of chosen tokens": Case(
+        "`PrefixActions` multiplies the ratios of all tokens along a response; use `selection: AllTokens`",
+        OVERLAY,
+        axis("actions: PrefixActions, selection: HighEntropyTokens"),
+    ),
+    "single tokens of prefixes": Case(
+        "`DivergenceMask` needs probabilities of single tokens and has no meaning over `PrefixActions`",
+        OVERLAY,
+        axis("actions: PrefixActions, surrogate: DivergenceMask"),
+    ),
+    "a position clip of zero": Case(
+        "`PositionClip.high` must be positive, got 0.0",
+        OVERLAY,
+        axis("surrogate: {class_path: PositionClip, init_args: {high: 0.0}}"),
+    ),
     # --- critic
     "a critic's loss without a critic": Case(
         "`ValueLoss` needs `policy.critic`: give `ValueHead`, say",
