@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         SameCredit,
         StateCredit,
     )
+    from lightning_mpo.objective.head_policy_loss import HeadPolicyLoss
     from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
     from lightning_mpo.objective.objective import Objective
     from lightning_mpo.objective.position_clip import PositionClip
@@ -145,6 +146,7 @@ _NAMES = {
     ),
     "objective.divergence_mask": "DivergenceMask",
     "errors": "UserError",
+    "objective.head_policy_loss": "HeadPolicyLoss",
     "objective.kl": "AdaptiveCoefficient ConstantCoefficient KLPenalty",
     "modules": "HeadWarmup PolicyOptimization SupervisedWarmup",
     "objective.objective": "Objective",
@@ -212,6 +214,7 @@ __all__ = [
     "GeneratedProblems",
     "GeometricDecay",
     "GroupRelative",
+    "HeadPolicyLoss",
     "HeadUpkeep",
     "HeadWarmup",
     "HighEntropyTokens",

@@ -62,8 +62,8 @@ def _check_positions(positions: int | None, longest: int, max_new_tokens: int, o
 
 
 def warn_of_untrained_heads(policy: Policy, objective: Objective) -> None:
-    """Warn if ratios use multi-token heads that no stage has trained."""
-    if objective.actions.future and "mtp" in policy.cold_parts:
+    """Warn if the loss uses multi-token heads that no stage has trained."""
+    if objective.request.future and "mtp" in policy.cold_parts:
         rank_zero_warn(
             "`policy.mtp` start untrained, so that the log-ratios of future offsets say little; "
             "warm them up with `HeadWarmup` first (-c quickstart_mtp_warmup) and give "

@@ -22,6 +22,7 @@ from lightning_mpo.objective.axes import Axes
 from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.corrections import Correction
 from lightning_mpo.objective.divergence_mask import DivergenceMask
+from lightning_mpo.objective.head_policy_loss import HeadPolicyLoss
 from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.log_ratios import token_log_ratios, token_terms
 from lightning_mpo.objective.loss_metrics import diagnose, diagnose_correction, diagnose_heads
@@ -38,8 +39,8 @@ from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScore
 from lightning_mpo.types import Experience
 
 FOUND_BY_NAME = (
-    *(BlockActions, DivergenceMask, ForwardTraceActions, KLPenalty, PositionClip, PrefixActions),
-    ValueLoss,
+    *(BlockActions, DivergenceMask, ForwardTraceActions, HeadPolicyLoss, KLPenalty, PositionClip),
+    *(PrefixActions, ValueLoss),
 )
 """Members in files of their own: a configuration names classes whose files are imported."""
 Term = TypeVar("Term", bound=LossTerm)
@@ -253,7 +254,8 @@ class Objective:
         denominators: Denominators,
         mean_weights_BU: Tensor,
     ) -> tuple[Tensor, Metrics]:
-        # tokens -> actions
+        # tokens -> actions; heads of a loss term are no part of them
+        scores = scores if self.actions.future else replace(scores, future_BTM=None)
         mask_BT = experience.mask_BT
         log_ratios, old_BT = token_log_ratios(experience, scores)
         bounded = self.surrogate.bound(log_ratios, experience.advantages_BT)

@@ -26,8 +26,8 @@ def refuse_unserved(request: ScoreRequest, mtp: MTPHeads | None, critic: Critic 
             else "the policy has none; give `policy.mtp` (-c mtp)"
         )
         raise UserError(
-            f"blocks of {request.future + 1} tokens with `source: mtp` need {request.future} "
-            f"future offsets, but {available}"
+            f"blocks of {request.future + 1} tokens with `source: mtp`, or `HeadPolicyLoss` with "
+            f"`offsets: {request.future}`, need {request.future} future offsets, but {available}"
         )
     if request.values and critic is None:
         raise UserError("`ValueLoss` needs `policy.critic`: give `ValueHead`, say (-c critic)")

@@ -149,7 +149,10 @@ def _score(
     old = reference = None
     if recompute or any(others):
         old = scorer.score(
-            rollout, request=replace(objective.request, upkeep=False, candidates=False)
+            rollout,
+            request=replace(
+                objective.request, future=objective.actions.future, upkeep=False, candidates=False
+            ),
         )
     if with_reference:
         exact = ScoreRequest(support_logits=objective.request.support_logits)

@@ -15,6 +15,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.reductions import weighted_sum
 from lightning_mpo.objective.action_spaces import ActionSpace, SequenceActions
 from lightning_mpo.objective.axes import Axes
+from lightning_mpo.objective.head_policy_loss import HeadPolicyLoss
 from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import SequenceMean, TokenMean
@@ -133,6 +134,7 @@ def test_a_term_says_what_it_needs_and_whether_it_learns_alone(name):
 def test_every_term_is_named_above_or_in_a_file_of_its_own():
     assert subclasses(LossTerm) == {
         EntropyBonus,
+        HeadPolicyLoss,
         HeadUpkeep,
         KLPenalty,
         ValueLoss,

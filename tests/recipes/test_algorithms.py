@@ -189,6 +189,11 @@ def test_an_algorithm_is_the_one_it_says(build, path):
             "PositionClip(low=0.025, high=0.05, dual=0.05, power=0.5)",
             "TokenMean",
         ],
+        "rl_mtp": [
+            "TokenActions",
+            "TokenMean",
+            "HeadPolicyLoss(offsets=2, coef=1.0, low=0.2, high=0.28)",
+        ],
         "nfpo": ["ForwardTraceActions(steps=3)", "ClippedRatio(low=0.2, high=0.2", "TokenMean"],
         "mpo_segments": [
             "SegmentActions(segmenter=DelimiterSegmenter(",

@@ -55,9 +55,31 @@ CASES = {
         "`BlockActions.length` must be at least 1, got 0", OVERLAY, blocks("{length: 0}")
     ),
     "blocks over heads that are not there": Case(
-        "blocks of 3 tokens with `source: mtp` need 2 future offsets, but the policy has none; give `policy.mtp`",
+        "blocks of 3 tokens with `source: mtp`, or `HeadPolicyLoss` with `offsets: 2`, need 2 future offsets, "
+        "but the policy has none; give `policy.mtp`",
         OVERLAY,
         blocks(MTP),
+    ),
+    "a policy loss of heads that are not there": Case(
+        "or `HeadPolicyLoss` with `offsets: 2`, need 2 future offsets, but the policy has none; give `policy.mtp`",
+        OVERLAY,
+        {"o.yaml": "model: {init_args: {objective: {terms: [HeadPolicyLoss]}}}"},
+    ),
+    "a policy loss of heads that are actions": Case(
+        "`HeadPolicyLoss` trains heads beside the actions, and `BlockActions` has them in its actions",
+        OVERLAY,
+        {
+            "o.yaml": "model: {init_args: {objective: {terms: [HeadPolicyLoss], "
+            f"actions: {{class_path: BlockActions, init_args: {MTP}}}}}}}}}"
+        },
+    ),
+    "a policy loss of no heads": Case(
+        "`HeadPolicyLoss.offsets` must be at least 1, got 0",
+        OVERLAY,
+        {
+            "o.yaml": "model: {init_args: {objective: {terms: "
+            "[{class_path: HeadPolicyLoss, init_args: {offsets: 0}}]}}}"
+        },
     ),
     "more offsets than heads": Case(
         "need 4 future offsets, but `policy.mtp` has 2",
