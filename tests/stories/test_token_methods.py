@@ -12,11 +12,13 @@ from lightning_mpo.objective.action_spaces import SequenceActions
 from lightning_mpo.objective.advantages import GroupRelative, PrefixTree
 from lightning_mpo.objective.corrections import MaskedWeights, TruncatedWeights
 from lightning_mpo.objective.divergence_mask import DivergenceMask
+from lightning_mpo.objective.position_clip import PositionClip
 from lightning_mpo.objective.reductions import SequenceMean
 from lightning_mpo.objective.selection import HighEntropyTokens, SampledTokens
 from lightning_mpo.objective.supports import TopK
 from lightning_mpo.objective.surrogates import AsymmetricRatio, BoundedTokens, PolicyGradient
 from lightning_mpo.objective.terms import WeightPenalty
+from lightning_mpo.objective.trace_actions import ForwardTraceActions, PrefixActions
 from lightning_mpo.policies import Lora
 from lightning_mpo.rewards.scoring import completions_of, score_all
 from lightning_mpo.rollout.experience import build_experience
@@ -58,6 +60,8 @@ METHODS = {
         "terms": [WeightPenalty(1e-3)],
     },
     "high entropy": {"selection": HighEntropyTokens(0.3)},
+    "ctpo": {"surrogate": PositionClip(), "actions": PrefixActions()},
+    "nfpo": {"actions": ForwardTraceActions(3)},
 }
 
 
