@@ -3,6 +3,7 @@ else of this package.
 
 =======================  ==========================================================================
 ``heads``                hidden states -> log-probabilities and entropies, in chunks
+``head_coefficients``    how much a policy loss of multi-token heads may weigh
 ``head_gradients``       their hand-written gradients
 ``head_logits``          an unembedding, and the form of its logits
 ``head_positions``       the positions to compute, flattened and back
@@ -12,6 +13,7 @@ else of this package.
 ``supports``             logits -> promising sets
 ``actions``              token log-ratios -> action log-ratios
 ``future_credit``        advantages of the future tokens of a block
+``traces``               products of token ratios along a response
 ``block_weights``        weights of tokens within a block
 ``segments``             where blocks of unequal length begin and end
 ``advantages``           rewards -> advantages
@@ -20,6 +22,7 @@ else of this package.
 ``selections``           which tokens of a response carry gradient
 ``lengths``              the length of a response -> a penalty
 ``surrogates``           (log-ratio, advantage) -> loss of each action
+``position_clips``       a clip that grows with the position in a response
 ``trust_regions``        how far the distribution behind a token has moved since it was sampled
 ``corrections``          importance weights for a sampler that differs from the trainer
 ``values``               the loss of a critic

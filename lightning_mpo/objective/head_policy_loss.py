@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_mpo.checks import at_least, not_below, positive, within
+from lightning_mpo.checks import at_least, positive, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import shift_left, window
 from lightning_mpo.functional.head_coefficients import calibrated_coefficients
@@ -45,7 +45,7 @@ class HeadPolicyLoss(LossTerm):
 
     def __post_init__(self) -> None:
         at_least("HeadPolicyLoss", 1, offsets=self.offsets)
-        not_below("HeadPolicyLoss", 0, coef=self.coef)
+        positive("HeadPolicyLoss", coef=self.coef, note="; leave it out of `terms` instead")
         within("HeadPolicyLoss", "(0, 1)", low=self.low)
         positive("HeadPolicyLoss", high=self.high)
 

@@ -48,6 +48,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "MetricsCSV.version": {"0": "the first version"},
     "OverlongPenalty.weight": {"-1": SIGNED, "0": "measured only"},
     "PolicyOptimization.learning_rates": {"0": "holds a part still"},
+    "PositionClip.power": {"-1": SIGNED, "0": "one clip for all positions"},
     "ReturnToGo.gamma": {"0": SHARE},
     "RolloutProgressBar.refresh_rate": {"0": "Lightning's word for no bar"},
     "SampledTokens.prefix": {"0": "no prefix"},

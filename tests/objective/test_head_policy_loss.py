@@ -78,6 +78,8 @@ def naive(batch, heads, reduction) -> torch.Tensor:
 @pytest.mark.parametrize("reduction", [TokenMean(), SequenceMean()], ids=["tokens", "sequences"])
 def test_it_equals_a_loop_and_does_not_depend_on_micro_batches(reduction):
     batch = experience()
+    by_token = torch.randn(B, T, generator=seeded(4), dtype=torch.float64) * MASK
+    batch = replace(batch, advantages_BT=by_token)
     heads = heads_of(batch).requires_grad_()
     plain = Objective(reduction=reduction)
     joint = replace(plain, terms=[TERM])
@@ -135,7 +137,10 @@ def test_it_asks_for_heads_and_does_not_make_them_actions():
             "`HeadPolicyLoss` trains heads beside the actions, and `BlockActions` has them in its actions",
         ),
         (lambda: HeadPolicyLoss(offsets=0), "`HeadPolicyLoss.offsets` must be at least 1, got 0"),
-        (lambda: HeadPolicyLoss(coef=-1.0), "`HeadPolicyLoss.coef` must not be negative, got -1.0"),
+        (
+            lambda: HeadPolicyLoss(coef=-1.0),
+            "`HeadPolicyLoss.coef` must be positive, got -1.0; leave it out of `terms` instead",
+        ),
         (lambda: HeadPolicyLoss(low=1.0), r"`HeadPolicyLoss.low` must be in \(0, 1\), got 1.0"),
         (lambda: HeadPolicyLoss(high=0.0), "`HeadPolicyLoss.high` must be positive, got 0.0"),
     ],
