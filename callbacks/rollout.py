@@ -129,7 +129,12 @@ class RolloutLoop(RolloutEvaluation):
         if self.dynamic is not None:
             self.dynamic.check(self.rewards, self.completions)
         check_sampling(
-            pl_module.objective, self.completions, self.sampler, self.replay, self.mask_truncated
+            pl_module.objective,
+            self.rewards,
+            self.completions,
+            self.sampler,
+            self.replay,
+            self.mask_truncated,
         )
         if stage == "fit":
             self._setup_fit(trainer, pl_module)

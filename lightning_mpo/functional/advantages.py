@@ -177,6 +177,37 @@ def at_last_token(rewards_B: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def at_tokens(by_token_BC: Tensor, rewards_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """Put rewards of tokens at their tokens, and the rest of each response's reward at its last.
+
+        r_t = p_t for t < last,   r_last = R - Σ_{t<last} p_t,   so that Σ_t r_t = R
+                                                                      ([I]; docs/algorithms.md 4)
+
+    Args:
+        by_token_BC: p, rewards of tokens, shape ``[B, C]``; column t is the t-th token of the mask.
+            Missing columns are 0.
+        rewards_B: R, the whole reward of each response, shape ``[B]``.
+        mask_BT: Response tokens, shape ``[B, T]``; a row without any gets no reward.
+
+    Returns:
+        Rewards per token, shape ``[B, T]``, with the dtype of ``by_token_BC``.
+
+    >>> mask = torch.tensor([[True, False, True], [True, False, False]])
+    >>> at_tokens(torch.tensor([[0.5, 0.25], [0.25, 0.0]]), torch.tensor([1.75, 0.25]), mask)
+    tensor([[0.5000, 0.0000, 1.2500],
+            [0.2500, 0.0000, 0.0000]])
+    """
+    check(by_token_BC=by_token_BC, rewards_B=rewards_B, mask_BT=mask_BT)
+    # the token of each position, the last token's without its reward
+    columns = torch.nn.functional.pad(by_token_BC, (0, mask_BT.shape[1]))
+    index_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+    last_BT = at_last_token(torch.ones_like(rewards_B), mask_BT).bool()
+    placed_BT = torch.where(mask_BT & ~last_BT, columns.gather(1, index_BT), 0)
+    rest_B = rewards_B.to(placed_BT) - placed_BT.sum(1)
+    return placed_BT + at_last_token(rest_B, mask_BT)
+
+
+@torch.no_grad()
 def moments(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Count masked values and sum them and their squares: what adds up over ranks, so that
     whitening is global.

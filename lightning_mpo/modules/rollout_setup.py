@@ -13,7 +13,7 @@ from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.objective.objective import Objective
-from lightning_mpo.rewards.base import Reward
+from lightning_mpo.rewards.base import Reward, TokenReward
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.sampling.base import Sampler
 from lightning_mpo.sampling.replay import PrefixReplay
@@ -48,6 +48,7 @@ def check_rewards(
 
 def check_sampling(
     objective: Objective,
+    rewards: Sequence[Reward],
     completions: int,
     sampler: Sampler,
     replay: PrefixReplay | None,
@@ -57,6 +58,7 @@ def check_sampling(
 
     Args:
         objective: the algorithm.
+        rewards: of the rollout.
         completions: G, completions per prompt.
         sampler: draws responses.
         replay: restarts some completions inside others; None: all start at the prompt.
@@ -66,6 +68,9 @@ def check_sampling(
         UserError: names the option and the alternative.
     """
     objective.check_group(completions)
+    for reward in rewards:
+        if isinstance(reward, TokenReward):
+            check_token_rewards(objective, reward.title)
     sampler.check(objective.surrogate.candidates)
     if mask_truncated and objective.advantage.weighs_tokens:
         raise UserError(
@@ -75,6 +80,30 @@ def check_sampling(
         )
     if replay is not None:
         replay.check(completions, objective.advantage)
+
+
+def check_token_rewards(objective: Objective, reward: str) -> None:
+    """Refuse a reward that gives each token a number, where numbers of tokens have no meaning.
+
+    Args:
+        objective: the algorithm.
+        reward: name of the reward.
+
+    Raises:
+        UserError: names the members, the reward and an alternative.
+    """
+    advantage, actions = objective.advantage, objective.actions
+    if advantage.weighs_tokens:
+        raise UserError(
+            f"`{type(advantage).__name__}` compares rewards of responses, and `{reward}` gives "
+            "each token a number; use a `Reward` that is no `TokenReward`"
+        )
+    if actions.one_per_response and advantage.to_go:
+        raise UserError(
+            f"`{type(actions).__name__}` takes one advantage for a response, and "
+            f"`{type(advantage).__name__}` gives its tokens different ones by the reward "
+            f"`{reward}`; use `SequenceActions.form: token`"
+        )
 
 
 def check_accumulation(trainer: L.Trainer) -> None:

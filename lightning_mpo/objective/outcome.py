@@ -21,12 +21,14 @@ class Outcome:
     """The judged responses of a rollout, as an advantage sees them.
 
     Args:
-        rewards_BT: reward per token: a response's reward stands at its last token.
+        rewards_BT: reward per token: a response's reward stands at its last token, that of a
+            `TokenReward` at each token.
         mask_BT: response tokens.
         group_size: G; the rows of a prompt are neighbours.
         valid_B: rows whose reward counts.
         values_BT: of a critic, where `needs_values`.
         tokens_BT: response ids.
+        sums_B: reward of each response, where sums of `rewards_BT` would round equal rewards apart.
     """
 
     rewards_BT: Tensor
@@ -35,11 +37,12 @@ class Outcome:
     valid_B: Tensor
     values_BT: Tensor | None = None
     tokens_BT: Tensor | None = None
+    sums_B: Tensor | None = None
 
     @property
     def rewards_B(self) -> Tensor:
         """Reward of each response."""
-        return self.rewards_BT.sum(1)
+        return self.rewards_BT.sum(1) if self.sums_B is None else self.sums_B
 
     @property
     def valid_BT(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Rewards: judgements of completions."""
 
-from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError
+from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError, TokenReward
 from lightning_mpo.rewards.functions import FunctionReward
 from lightning_mpo.rewards.math import MathAnswer
 from lightning_mpo.rewards.scoring import (
@@ -27,6 +27,7 @@ __all__ = [
     "RewardError",
     "Scores",
     "SpanShare",
+    "TokenReward",
     "completions_of",
     "join_reward_scores",
     "score_all",

@@ -14,11 +14,12 @@ Several rewards form one judgement, the same in training, validation and predict
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from lightning_mpo.checks import finite
 from lightning_mpo.errors import UserError
@@ -42,7 +43,7 @@ class Completion:
             is called `target` or `solution`, and is that, is text.
         thinking: the rendered prompt ends inside thoughts: it opened `<think>` and did not close
             it.
-        token_ids: the response as sampled.
+        token_ids: the response as sampled, with its end token where it has one.
         solution: a worked solution of the data set, if it has one.
     """
 
@@ -120,8 +121,39 @@ class Reward(ABC):
         return [True] * len(completions)
 
 
+class TokenReward(Reward):
+    """A reward that gives each token a number, which falls due at that token.
+
+    Advantages with returns to go (`ReturnToGo`, `GeneralizedAdvantage`) give a token the numbers
+    from it on. Advantages that compare a group take the sum of a response, which is also its score
+    in metrics. The end token has a number as every token; a response that was cut off has no end
+    token. A response without tokens has no numbers, and the sum 0.
+
+    Example:
+        >>> class Sevens(TokenReward):
+        ...     def token_scores(self, completions):
+        ...         return [[float(token == 7) for token in c.token_ids] for c in completions]
+        >>> done = Completion("p", "t", "x", 3, True, {}, token_ids=(7, 3, 7))
+        >>> Sevens().token_scores([done]), Sevens().score([done])
+        ([[1.0, 0.0, 1.0]], [2.0])
+    """
+
+    @abstractmethod
+    def token_scores(self, completions: Sequence[Completion]) -> Sequence[Sequence[float] | None]:
+        """Return for each completion one number per id of `token_ids`; None: not judged."""
+
+    @final
+    def score(self, completions: Sequence[Completion]) -> list[float | None]:
+        """Return the sum of each completion's numbers, which does not depend on their order."""
+        return [
+            None if values is None else math.fsum(values)
+            for values in self.token_scores(completions)
+        ]
+
+
 class Judgement(NamedTuple):
     """The judgement of one reward on a batch."""
 
     scores: list[float | None]
     answered: list[bool]
+    token_scores: list[list[float] | None] | None = None  # of a `TokenReward`

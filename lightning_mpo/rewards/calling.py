@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError
+from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError, TokenReward
 from lightning_mpo.rewards.isolation import OverdueError, blamed, limited, undisturbed
 
 
@@ -35,16 +35,22 @@ def judge(
             no limit.
 
     Returns:
-        A score and a flag "answered" for each completion.
+        A score and a flag "answered" for each completion, and the scores of tokens of a
+        `TokenReward`.
 
     Raises:
         RewardError: the reward raised, took too long, returned a value that is not a finite number,
             or returned a wrong count.
     """
     with undisturbed(completions), limited(reward, len(completions), seconds):
-        scores = _scores(reward, completions)
+        token_scores = None
+        if isinstance(reward, TokenReward):
+            token_scores = _token_scores(reward, completions)
+            scores = [None if values is None else math.fsum(values) for values in token_scores]
+        else:
+            scores = _scores(reward, completions)
         answered = [bool(value) for value in _call(reward, "answered", completions)]
-    return Judgement(scores, answered)
+    return Judgement(scores, answered, token_scores)
 
 
 def _scores(reward: Reward, completions: Sequence[Completion]) -> list[float | None]:
@@ -60,6 +66,48 @@ def _scores(reward: Reward, completions: Sequence[Completion]) -> list[float | N
                 f"({completion.text[:40]!r}); {error}"
             ) from None
     return scores
+
+
+def _token_scores(
+    reward: TokenReward, completions: Sequence[Completion]
+) -> list[list[float] | None]:
+    """Call `reward.token_scores` and check one number per token."""
+    subject = f"reward `{reward.title}`, in `token_scores`,"
+    scores: list[list[float] | None] = []
+    rows = _call(reward, "token_scores", completions)
+    for index, (completion, row) in enumerate(zip(completions, rows, strict=True)):
+        # a list, or None: not judged
+        if row is None:
+            scores.append(None)
+            continue
+        place, count = f"completion {index} ({completion.text[:40]!r})", len(completion.token_ids)
+        with blamed(subject):
+            values = _as_list(row, count)
+        if values is None:
+            _close(rows)
+            raise RewardError(
+                f"{subject} must return a list of {count} numbers for {place}, or None, got "
+                f"{type(row).__name__}"
+            )
+        # one number per token
+        if len(values) != count:
+            unbounded = len(values) > count and not hasattr(row, "__len__")
+            raise RewardError(
+                f"{subject} must return one number per token ({count}) of {place}, got "
+                f"{'more' if unbounded else len(values)}"
+            )
+        scores.append([_of_token(subject, t, value, place) for t, value in enumerate(values)])
+    return scores
+
+
+def _of_token(subject: str, position: int, value: Any, place: str) -> float:
+    """Return the number of a token as a float."""
+    try:
+        return _number(value)
+    except _NotANumberError as error:
+        raise RewardError(
+            f"{subject} returned {_show(value)} for token {position} of {place}; {error}"
+        ) from None
 
 
 class _NotANumberError(Exception):
@@ -84,7 +132,7 @@ def _number(value: Any) -> float:
     # check that nothing is lost
     if not math.isfinite(number):
         raise _NotANumberError(advice)
-    if not torch.tensor(number, dtype=torch.float64).float().isfinite():
+    if abs(number) > 3.4e38 and not torch.tensor(number, dtype=torch.float64).float().isfinite():
         raise _NotANumberError(too_large)
     if isinstance(value, numbers.Integral) and int(value) != int(number):
         raise _NotANumberError(
@@ -94,7 +142,7 @@ def _number(value: Any) -> float:
 
 
 def _call(reward: Reward, method: str, completions: Sequence[Completion]) -> list[Any]:
-    """Call `reward.score` or `reward.answered`; return its result as a list of the right length."""
+    """Call a method of a reward; return its result as a list with one value per completion."""
     subject = f"reward `{reward.title}`" + ("" if method == "score" else f", in `{method}`,")
     # call the method; a coroutine is awaited
     with blamed(subject):
@@ -103,7 +151,7 @@ def _call(reward: Reward, method: str, completions: Sequence[Completion]) -> lis
             raw = _wait(raw)
         values = _as_list(raw, len(completions))
     # refuse another type
-    kind = "numbers" if method == "score" else "booleans"
+    kind = {"score": "numbers", "token_scores": "lists of numbers"}.get(method, "booleans")
     if values is None:
         _close([raw])
         raise RewardError(
@@ -113,8 +161,9 @@ def _call(reward: Reward, method: str, completions: Sequence[Completion]) -> lis
     if len(values) != len(completions):
         _close(values)
         unbounded = len(values) > len(completions) and not hasattr(raw, "__len__")
+        one = "list" if method == "token_scores" else "number"
         raise RewardError(
-            f"{subject} must return one number per completion ({len(completions)}), "
+            f"{subject} must return one {one} per completion ({len(completions)}), "
             f"got {'more' if unbounded else len(values)}"
         )
     return values

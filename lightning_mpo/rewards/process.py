@@ -172,7 +172,7 @@ class _Helper:
             raise
         if "error" in reply:
             raise RewardError(reply["error"])
-        return Judgement(reply["scores"], reply["answered"])
+        return Judgement(**reply)
 
     def _replies(self, seconds: float) -> bool:
         """Wait for a reply in short turns: a signal just before a wait is handled only after it."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError
+from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError, TokenReward
 from lightning_mpo.rewards.calling import judge
 from lightning_mpo.rewards.thoughts import ends_in_thoughts
 from lightning_mpo.types import Finish, Rollout
@@ -32,6 +33,9 @@ class Scores:
     answered_B: Tensor  # bool
     by_reward: Mapping[str, Tensor]  # float64 by reward name, unweighted, nan if not judged
     decided_B: Tensor  # bool
+    # float64, the weighted sum over rewards of tokens, which `rewards_B` contains; column t is the
+    # t-th token of the completion, 0 behind the last one. None: no reward is a `TokenReward`
+    token_rewards_BC: Tensor | None = None
 
     @property
     def judged_B(self) -> Tensor:
@@ -50,6 +54,9 @@ def take_reward_scores(scores: Scores, index_B: Tensor) -> Scores:
         answered_B=scores.answered_B[index_B],
         by_reward={name: values_B[index_B] for name, values_B in scores.by_reward.items()},
         decided_B=scores.decided_B[index_B],
+        token_rewards_BC=None
+        if scores.token_rewards_BC is None
+        else scores.token_rewards_BC[index_B],
     )
 
 
@@ -65,6 +72,12 @@ def join_reward_scores(batches: Sequence[Scores]) -> Scores:
             "`batches` must be scores of the same rewards, got "
             f"{[list(batch.by_reward) for batch in batches]}"
         )
+    by_token = [batch.token_rewards_BC for batch in batches if batch.token_rewards_BC is not None]
+    if len(by_token) not in (0, len(batches)):
+        raise ValueError(
+            f"`batches` must be scores of the same rewards: {len(by_token)} of {len(batches)} "
+            "have rewards of tokens"
+        )
     return Scores(
         rewards_B=torch.cat([batch.rewards_B for batch in batches]),
         valid_B=torch.cat([batch.valid_B for batch in batches]),
@@ -72,7 +85,14 @@ def join_reward_scores(batches: Sequence[Scores]) -> Scores:
         answered_B=torch.cat([batch.answered_B for batch in batches]),
         by_reward={name: torch.cat([batch.by_reward[name] for batch in batches]) for name in names},
         decided_B=torch.cat([batch.decided_B for batch in batches]),
+        token_rewards_BC=_below_each_other(by_token) if by_token else None,
     )
+
+
+def _below_each_other(parts: Sequence[Tensor]) -> Tensor:
+    """Join tensors `[B, C]` of different widths, with 0 in missing columns."""
+    C = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, C - part.shape[1])) for part in parts])
 
 
 def completions_of(
@@ -149,6 +169,9 @@ def score_all(
     valid, decided = torch.zeros(B, dtype=torch.bool), torch.zeros(B, dtype=torch.bool)
     correct, answered = torch.ones_like(valid), torch.ones_like(valid)
     by_reward: dict[str, Tensor] = {}
+    token_rewards_BC = _no_token_rewards(
+        rewards, (B, max((len(completion.token_ids) for completion in completions), default=0))
+    )
     # add one reward after the other; nan stands for "not judged"
     for reward in rewards:
         weight, judgement = _weight(reward), call(reward, completions)
@@ -157,13 +180,20 @@ def score_all(
         judged_B = ~scores_B.isnan()
         valid |= judged_B
         total += weight * scores_B.nan_to_num()
+        for b, values in enumerate(judgement.token_scores or ()):
+            if values and token_rewards_BC is not None:
+                values_T = torch.tensor(values, dtype=torch.float64)
+                token_rewards_BC[b, : len(values)] += weight * values_T
         if reward.is_accuracy:
             decided |= judged_B
             correct &= ~judged_B | (scores_B > 0.5)
         answered &= ~judged_B | torch.tensor(judgement.answered, dtype=torch.bool)
         by_reward[_free_name(reward.name, by_reward)] = scores_B
     _check_total(total, rewards)
-    return Scores(total, valid, correct & decided, answered & valid, by_reward, decided)
+    if token_rewards_BC is not None:  # advantages hold sums over some of the tokens
+        _check_total(token_rewards_BC.abs().sum(1), rewards, "absolute rewards of the tokens")
+    correct, answered = correct & decided, answered & valid
+    return Scores(total, valid, correct, answered, by_reward, decided, token_rewards_BC)
 
 
 def unjudged(rewards: Sequence[Reward], count: int) -> Scores:
@@ -174,7 +204,14 @@ def unjudged(rewards: Sequence[Reward], count: int) -> Scores:
         scores_B = torch.full((count,), math.nan, dtype=torch.float64)
         by_reward[_free_name(reward.name, by_reward)] = scores_B
     total_B = torch.zeros(count, dtype=torch.float64)
-    return Scores(total_B, none_B, none_B, none_B, by_reward, none_B)
+    token_rewards_BC = _no_token_rewards(rewards, (count, 0))
+    return Scores(total_B, none_B, none_B, none_B, by_reward, none_B, token_rewards_BC)
+
+
+def _no_token_rewards(rewards: Sequence[Reward], shape: tuple[int, int]) -> Tensor | None:
+    """Return zeros for rewards of tokens; None: no reward is a `TokenReward`."""
+    by_token = any(isinstance(reward, TokenReward) for reward in rewards)
+    return torch.zeros(shape, dtype=torch.float64) if by_token else None
 
 
 def _weight(reward: Reward) -> float:
@@ -187,13 +224,13 @@ def _weight(reward: Reward) -> float:
     return float(weight)
 
 
-def _check_total(total_B: Tensor, rewards: Sequence[Reward]) -> None:
+def _check_total(total_B: Tensor, rewards: Sequence[Reward], terms: str = "rewards") -> None:
     """Refuse sums that float32 cannot hold, as advantages are float32."""
     bad = (~total_B.float().isfinite()).nonzero()
     if len(bad):
         weights = ", ".join(f"{reward.title} {reward.weight:g}" for reward in rewards)
         raise RewardError(
-            f"the weighted sum of the rewards of completion {int(bad[0])} is "
+            f"the weighted sum of the {terms} of completion {int(bad[0])} is "
             f"{total_B[bad[0]].item():.3g}, more than float32 holds; lower the weights ({weights})"
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional.advantages import at_last_token, moments, whiten
+from lightning_mpo.functional.advantages import at_last_token, at_tokens, moments, whiten
 from lightning_mpo.functional.divergences import k3
 from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.objective import Objective
@@ -52,8 +52,11 @@ def build_experience(
     passes = _score(scorer, objective, rollout, updates, reference)
     old, base = passes.old, passes.reference
     # rewards -> advantages
-    rewards_BT = _token_rewards(objective, rollout, rewards_B, passes)
-    estimate, future_BT = _estimate(objective, rollout, rewards_BT, valid_B, old, total)
+    rewards_BT = _place(scores, rewards_B, rollout.response_mask_BT)
+    rewards_BT = _less_divergence(objective, rollout, rewards_BT, passes)
+    exact = scores.token_rewards_BC is not None and not objective.changes_rewards
+    outcome = _outcome(rollout, rewards_BT, rewards_B if exact else None, valid_B, old)
+    estimate, future_BT = _estimate(objective, outcome, total)
     # tokens that carry loss, and blocks
     entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
     weights_BT = objective.selection.choose(_kept(objective, rollout), generator, entropy_BT)
@@ -179,12 +182,19 @@ def _check_distribution(
             )
 
 
-def _token_rewards(
-    objective: Objective, rollout: Rollout, rewards_B: Tensor, passes: _Passes
+def _place(scores: Scores, rewards_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """Place rewards of tokens at their tokens, and the others at the last token."""
+    if scores.token_rewards_BC is None:
+        return at_last_token(rewards_B, mask_BT)
+    mask, device = mask_BT.cpu(), mask_BT.device
+    return at_tokens(scores.token_rewards_BC, scores.rewards_B, mask).to(device, rewards_B.dtype)
+
+
+def _less_divergence(
+    objective: Objective, rollout: Rollout, rewards_BT: Tensor, passes: _Passes
 ) -> Tensor:
-    """Place rewards at the last tokens, less the divergence if it is part of the reward."""
+    """Subtract the divergence from the rewards of tokens, if it is part of the reward."""
     mask_BT, kl = rollout.response_mask_BT, objective.term(KLPenalty)
-    rewards_BT = at_last_token(rewards_B, mask_BT)
     old, reference = passes.old, passes.reference
     if kl is None or not kl.in_reward or old is None or reference is None:
         return rewards_BT
@@ -198,20 +208,26 @@ def _token_rewards(
     return rewards_BT - kl.controller.coefficient * (divergence_BT * mask_BT)
 
 
-def _estimate(
-    objective: Objective,
+def _outcome(
     rollout: Rollout,
     rewards_BT: Tensor,
+    sums_B: Tensor | None,
     valid_B: Tensor,
     old: TokenScores | None,
-    over_ranks: Callable[[Tensor], Tensor],
-) -> tuple[Estimate, Tensor | None]:
-    """Return the advantages, and those of the later tokens of a block if they have their own."""
-    mask_BT = rollout.response_mask_BT
+) -> Outcome:
+    """Return the judged responses as advantages see them; an empty one has no reward."""
+    mask_BT, tokens_BT = rollout.response_mask_BT, rollout.responses_BT
     group_size = int((rollout.group_B == rollout.group_B[0]).sum())
     values_BT = None if old is None else old.values_BT
-    tokens_BT = rollout.responses_BT
-    outcome = Outcome(rewards_BT, mask_BT, group_size, valid_B, values_BT, tokens_BT)
+    if sums_B is not None:
+        sums_B = torch.where(mask_BT.any(1), sums_B, 0)
+    return Outcome(rewards_BT, mask_BT, group_size, valid_B, values_BT, tokens_BT, sums_B)
+
+
+def _estimate(
+    objective: Objective, outcome: Outcome, over_ranks: Callable[[Tensor], Tensor]
+) -> tuple[Estimate, Tensor | None]:
+    """Return the advantages, and those of the later tokens of a block if they have their own."""
     estimate = objective.advantage.estimate(outcome)
     if objective.advantage.whiten:
         sums = over_ranks(moments(estimate.advantages_BT, outcome.valid_BT))

@@ -105,7 +105,6 @@ COVERED = {
     "rewards/thoughts.py": "rewards/test_verdicts.py",
     "rollout/evaluation.py": "callbacks/test_rollout.py",
     "rollout/events.py": "rollout/test_collect.py",
-    "rollout/experience.py": "rollout/test_collect.py",
     "rollout/ranks.py": "rollout/test_collect.py",
     "rollout/scorer.py": "rollout/test_collect.py",
     "rollout/state.py": "stories/test_resume_within_epochs.py",

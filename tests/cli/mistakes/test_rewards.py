@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_mpo.rewards.base import Reward
+from lightning_mpo.rewards.base import Reward, TokenReward
 from tests.support.mistakes import OBJECTIVE, OVERLAY, Case, check_message
 
 
@@ -26,6 +26,16 @@ class ReturnsTooFew(Reward):
 class ReturnsText(Reward):
     def score(self, completions):
         return ["good"] * len(completions)
+
+
+class OfTokens(TokenReward):
+    def token_scores(self, completions):
+        return [[0.0] * len(c.token_ids) for c in completions]
+
+
+class OfTooFewTokens(TokenReward):
+    def token_scores(self, completions):
+        return [[0.0] for _ in completions]
 
 
 def penalty(options: str) -> dict[str, str]:
@@ -132,6 +142,20 @@ CASES = {
         "reward `ReturnsText` returned 'good'",
         ["--rollout.rewards", "[tests.cli.mistakes.test_rewards.ReturnsText]"],
         late=True,
+    ),
+    "a reward of too few tokens": Case(
+        "reward `OfTooFewTokens`, in `token_scores`, must return one number per token (…got 1",
+        ["--rollout.rewards", "[tests.cli.mistakes.test_rewards.OfTooFewTokens]"],
+        late=True,
+    ),
+    "a reward of tokens beside one action per response": Case(
+        "`SequenceActions` takes one advantage for a response, and `ReturnToGo` gives its tokens "
+        "different ones by the reward `OfTokens`; use `SequenceActions.form: token`",
+        [
+            *("--rollout.rewards", "[tests.cli.mistakes.test_rewards.OfTokens]"),
+            *(f"{OBJECTIVE}.advantage", "ReturnToGo"),
+            *(f"{OBJECTIVE}.actions", "SequenceActions"),
+        ],
     ),
     "a penalty over no tokens": Case(
         "`OverlongPenalty.buffer` must be between 1 and `limit` = 6, got 0",
