@@ -42,8 +42,8 @@ def completion(text: str) -> Completion:
     return Completion(prompt="", text=text, target="4", tokens=1, finished=True, row={})
 
 
-def test_there_are_six_examples() -> None:
-    assert len(BLOCKS) == 6
+def test_there_are_seven_examples() -> None:
+    assert len(BLOCKS) == 7
     assert RUN in TEXTS[0]
     assert len(RUN.splitlines()) <= 20
 
