@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections.abc import Sequence
 
 from lightning_mpo.checks import not_below
 from lightning_mpo.errors import UserError
-from lightning_mpo.rewards.base import Completion, Reward
+from lightning_mpo.rewards.base import Completion, Reward, TokenReward
 
 LENGTH = "span_length"
 """Column with the tokens of a decision."""
 
 
-class SpanShare(Reward):
+class SpanShare(TokenReward):
     """The share of right decisions; each falls due within its tokens.
 
     Characters are tokens here, as with `TinyPolicy`. A decision is right if its characters are those
@@ -32,9 +31,6 @@ class SpanShare(Reward):
         super().__init__(weight)
         not_below(type(self).__name__, 0, most=1000, noise=noise)
         self.noise = noise
-
-    def score(self, completions: Sequence[Completion]) -> list[float]:
-        return [math.fsum(scores) for scores in self.token_scores(completions)]
 
     def token_scores(self, completions: Sequence[Completion]) -> list[list[float]]:
         return [self._score(completion) for completion in completions]
