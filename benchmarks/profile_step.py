@@ -122,7 +122,7 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     phases.wrap(sampling.LocalSampler, "sample", "sampling")
     phases.wrap(rollout_callback, "score_all", "rewards")
     phases.wrap(CausalPolicy, "score", "forward and head")
-    phases.wrap(Objective, "_surrogate", "ratios and surrogate")
+    phases.wrap(Objective, "surrogate_loss", "ratios and surrogate")
     phases.wrap(L.LightningModule, "backward", "backward")
     phases.wrap(
         importlib.import_module("torch.optim.adam"), "adam", "optimizer"

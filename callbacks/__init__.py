@@ -4,6 +4,7 @@ if __name__ != "lightning_mpo.callbacks":  # a second import path would make a s
     raise ImportError("import `lightning_mpo.callbacks`, not `callbacks`")
 
 from lightning_mpo.callbacks.export import Export
+from lightning_mpo.callbacks.heads import HeadDiagnostics
 from lightning_mpo.callbacks.heartbeat import Heartbeat
 from lightning_mpo.callbacks.kill import KillAt
 from lightning_mpo.callbacks.kl import KLTracking
@@ -24,6 +25,7 @@ from lightning_mpo.callbacks.watchdog import Watchdog
 __all__ = [
     "ExactResume",
     "Export",
+    "HeadDiagnostics",
     "Heartbeat",
     "KLTracking",
     "KillAt",

@@ -23,6 +23,7 @@ class Stream(Enum):
     REPORT = "responses of the evaluation before and after a run: first row"
     HEADS = "responses that multi-token heads are warmed up on: pool, rank"
     HEADS_HELD_OUT = "responses that warmed-up heads are validated on: batch, rank"
+    DIAGNOSE = "states and continuations that multi-token heads are measured on: rollout, rank"
     CHECK = "responses and tokens that an export is compared on"
 
 

@@ -21,6 +21,7 @@ POSITIONS = {
     Stream.REPORT: product(range(0, 1000, 8)),
     Stream.HEADS: product(ROLLOUTS, RANKS),
     Stream.HEADS_HELD_OUT: product(range(100), RANKS),
+    Stream.DIAGNOSE: product(ROLLOUTS, RANKS),
     Stream.CHECK: [()],
 }
 

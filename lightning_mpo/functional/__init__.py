@@ -29,6 +29,7 @@ else of this package.
 ``divergences``          how far two policies are apart: k1, k2, k3, exact on a support
 ``reductions``           masked sums with an explicit denominator
 ``diagnostics``          clip fraction, effective sample size, signal and noise
+``head_diagnostics``     calibration of multi-token heads, and their gradient in the trunk
 ``support_diagnostics``  kept mass, overlap, score variance, responses that could not stop
 ``shapes``               the checks that name the argument
 =======================  ==========================================================================

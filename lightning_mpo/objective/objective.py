@@ -203,8 +203,8 @@ class Objective:
                 its loss.
         """
         # the surrogate over actions
-        mean_weights_BU, mean_weights_BT = self._mean_weights(experience)
-        loss, metrics = self._surrogate(experience, scores, denominators, mean_weights_BU)
+        loss, metrics = self.surrogate_loss(experience, scores, denominators)
+        mean_weights_BT = self._mean_weights(experience)[1]
         tokens_BT = experience.token_weights_BT * experience.mask_BT
         count = tokens_BT.sum()
         metrics["loss/surrogate"] = (loss.detach(), torch.ones(()))
@@ -247,13 +247,11 @@ class Objective:
             means = term.finish(means)
         return means
 
-    def _surrogate(
-        self,
-        experience: Experience,
-        scores: TokenScores,
-        denominators: Denominators,
-        mean_weights_BU: Tensor,
+    def surrogate_loss(
+        self, experience: Experience, scores: TokenScores, denominators: Denominators
     ) -> tuple[Tensor, Metrics]:
+        """Return the part of `loss` that the surrogate has, without the terms, and its metrics."""
+        mean_weights_BU = self._mean_weights(experience)[0]
         # tokens -> actions; heads of a loss term are no part of them
         scores = scores if self.actions.future else replace(scores, future_BTM=None)
         mask_BT = experience.mask_BT

@@ -73,7 +73,7 @@ class CausalPolicy(LoadedPolicy):
         request: ScoreRequest = ScoreRequest(),  # noqa: B008  frozen
         reference: bool = False,
     ) -> TokenScores:
-        states = self._run(rollout, future=request.future > 0, reference=reference)
+        states = self.trunk_states(rollout, future=request.future > 0, reference=reference)
         tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
         form: dict[str, Any] = {"temperature": temperature, **self.head_options}
         # the next token
@@ -117,7 +117,7 @@ class CausalPolicy(LoadedPolicy):
             has left the mask.
         """
         with rollout_mode(self):
-            states = self._run(rollout, future=future > 0)
+            states = self.trunk_states(rollout, future=future > 0)
             tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
             ranks = [tokens.ranks(states.after_norm_RLD, self._head())]
             if future and self.mtp is not None:
@@ -133,12 +133,20 @@ class CausalPolicy(LoadedPolicy):
             int32 `[B, T, k]`, 0 where masked.
         """
         with rollout_mode(self):
-            states = self._run(rollout, future=False)
+            states = self.trunk_states(rollout, future=False)
             tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
             return tokens.top_k(states.after_norm_RLD, self._head(), k)
 
-    def _run(self, rollout: Rollout, *, future: bool, reference: bool = False) -> TrunkStates:
-        """Run the trunk over the lines of a rollout."""
+    def trunk_states(
+        self, rollout: Rollout, *, future: bool, reference: bool = False
+    ) -> TrunkStates:
+        """Run the trunk over the lines of a rollout.
+
+        Args:
+            rollout: rows.
+            future: whether heads will read the states.
+            reference: run the reference instead of the policy.
+        """
         # rows into lines; heads that read ahead cannot share a prompt
         reads_ahead = future and self.mtp is not None and self.mtp.reads_ahead
         width = self.config.get_text_config().hidden_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -179,6 +179,25 @@ class ResponseTokens:
         """Return the k most probable ids. Shape `[B, T, k]`, int32, 0 where masked."""
         hidden_BTD = pick_hidden(hidden_RLD, self.index_BT)
         return ranking.full_top_k(hidden_BTD, head, k, mask_BT=self.mask_BT)
+
+    def most_probable(self, hidden_RLD: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        """Return the most probable id of each support, or of the vocabulary, and its log-prob.
+
+        Returns:
+            Ids and log-probs, each `[B, T]`, 0 where masked.
+        """
+        if self.support_BTK is None:
+            ids_BT = self.top_k(hidden_RLD, head, 1)[..., 0].to(self.ids_BT.dtype)
+            best = replace(self, ids_BT=ids_BT).logprobs(hidden_RLD, head, entropy=False)
+            return ids_BT, best.logprobs_BT
+        # on the stored support
+        logits_BTK = self.logprobs(hidden_RLD, head, logits=True).support_logits_BTK
+        assert logits_BTK is not None
+        if self.support_mask_BTK is not None:
+            logits_BTK = logits_BTK.masked_fill(~self.support_mask_BTK, -torch.inf)
+        logprobs_BT, slot_BT = logits_BTK.log_softmax(-1).max(-1)
+        ids_BT = self.support_BTK.gather(-1, slot_BT[..., None])[..., 0].to(self.ids_BT.dtype)
+        return ids_BT * self.mask_BT, torch.where(self.mask_BT, logprobs_BT, 0)
 
 
 def pick_hidden(hidden_RLD: Tensor, index: Tensor) -> Tensor:

@@ -127,6 +127,7 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
         "callbacks.*Checkpoint*",
         "callbacks.ExactResume*",
         "callbacks.Export*",
+        "callbacks.HeadDiagnostics*",
         "callbacks.Heartbeat*",
         "callbacks.KillAt*",
         "callbacks.CountEvents*",

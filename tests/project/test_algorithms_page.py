@@ -25,6 +25,7 @@ EQUATIONS = [
     "divergences",
     "future_credit",
     "groups",
+    "head_diagnostics",
     "heads",
     "lengths",
     "prefix_tree",

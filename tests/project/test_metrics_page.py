@@ -19,6 +19,7 @@ GROUPS = (
         "correction",
         "kl",
         "heads",
+        "mtp",
         "value",
         "reward",
         "rollout",

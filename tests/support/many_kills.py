@@ -87,6 +87,11 @@ trainer:
     - {class_path: ModelCheckpoint, init_args: {monitor: val/reward, mode: max, save_top_k: 2, save_last: true}}
     - {class_path: ModelCheckpoint, init_args: {every_n_train_steps: 3, save_top_k: -1}}
 """
+HEADS = """
+trainer:
+  callbacks+:
+    - {class_path: HeadDiagnostics, init_args: {every: 2, rows: 4}}
+"""
 REPORT = """
 trainer:
   callbacks+:
@@ -143,6 +148,7 @@ FAMILIES: dict[str, list[Path | str]] = {
     "HeadWarmup": [HEAD_WARMUP],
     "callbacks": [BASE, ADAPTIVE, CALLBACKS.replace("    - {class_path: SupportOverlap, init_args: {every: 1, rows: 4}}\n", "")],
     "callbacks on supports": algorithm("mpo_backbone_rlpt", ADAPTIVE, CALLBACKS),
+    "callbacks on heads": algorithm("mpo", HEADS),
     "Report": [BASE, REPORT],
     "EMAWeightAveraging": [BASE, AVERAGE],
     "t_spmo with replay": algorithm("t_spmo", REPLAY),

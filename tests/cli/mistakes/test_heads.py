@@ -101,6 +101,19 @@ CASES = {
         OVERLAY,
         blocks(MTP, HEADS) | {"heads.ckpt": heads_checkpoint(hidden_size=64)},
     ),
+    # --- their diagnostics
+    **{
+        f"diagnostics of heads: {options}": Case(
+            said,
+            [*OVERLAY, "--trainer.callbacks+=HeadDiagnostics", *options.split()],
+            blocks(MTP if "every" in options else "{length: 3}", HEADS),
+        )
+        for options, said in {
+            "--trainer.callbacks.every=0": "`HeadDiagnostics.every` must be at least 1, got 0",
+            "--trainer.callbacks.rows=4": "`objective.actions: BlockActions` uses none; take `BlockActions` with "
+            "`source: mtp` and heads (-c mpo -c mtp)",
+        }.items()
+    },
     # --- stages before
     **{
         f"warm-up of heads: {options}": Case(
