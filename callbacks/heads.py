@@ -166,9 +166,9 @@ class HeadDiagnostics(RolloutCallback):
             return
         self._warned = True
         rank_zero_warn(
-            f"`mtp/spurious` is {mean:.3g} in the mean of {AVERAGED} measurements: the later tokens "
-            "of blocks push the policy along the heads' cross-entropy, with that share of the "
-            f"gradient of their first tokens; {_remedy(module)}"
+            f"`mtp/spurious` is {mean:.3g} in the mean of {AVERAGED} measurements: the later "
+            "tokens of blocks push the policy along the heads' cross-entropy, with that share of "
+            f"the gradient of their first tokens; {_remedy(module)}"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     )
     from lightning_mpo.data import (
         Arithmetic,
-        GeneratedProblems,
         JsonLines,
         Multiplication,
         PromptDataModule,
@@ -112,14 +111,12 @@ if TYPE_CHECKING:
     from lightning_mpo.resume.metrics_csv import MetricsCSV
     from lightning_mpo.rewards import (
         Completion,
-        DrawnDecision,
         ExactAnswer,
         Finished,
         FunctionReward,
         MathAnswer,
         OverlongPenalty,
         Reward,
-        SpanShare,
     )
     from lightning_mpo.rollout import DynamicSampling
     from lightning_mpo.sampling import LocalSampler, PrefixReplay, Sampler
@@ -141,8 +138,8 @@ _NAMES = {
     "objective.block_weights": "ExplicitWeights FutureShare GeometricDecay",
     "objective.corrections": "Correction MaskedWeights TruncatedWeights",
     "data": (
-        "Arithmetic GeneratedProblems JsonLines Multiplication PromptDataModule PromptFile Spans "
-        "Splits StarGraphs Svamp Tails"
+        "Arithmetic JsonLines Multiplication PromptDataModule PromptFile Spans Splits StarGraphs "
+        "Svamp Tails"
     ),
     "objective.divergence_mask": "DivergenceMask",
     "errors": "UserError",
@@ -156,10 +153,7 @@ _NAMES = {
         "SequentialHeads TinyPolicy ValueHead"
     ),
     "objective.reductions": "ConstantLength Reduction SequenceMean TokenMean",
-    "rewards": (
-        "Completion DrawnDecision ExactAnswer Finished FunctionReward MathAnswer OverlongPenalty "
-        "Reward SpanShare"
-    ),
+    "rewards": ("Completion ExactAnswer Finished FunctionReward MathAnswer OverlongPenalty Reward"),
     "resume.metrics_csv": "MetricsCSV",
     "rollout": "DynamicSampling",
     "sampling": "LocalSampler PrefixReplay Sampler",
@@ -196,7 +190,6 @@ __all__ = [
     "Correction",
     "DelimiterSegmenter",
     "DivergenceMask",
-    "DrawnDecision",
     "DynamicSampling",
     "EntropyBonus",
     "EntropySegmenter",
@@ -211,7 +204,6 @@ __all__ = [
     "FutureCredit",
     "FutureShare",
     "GeneralizedAdvantage",
-    "GeneratedProblems",
     "GeometricDecay",
     "GroupRelative",
     "HeadPolicyLoss",
@@ -267,7 +259,6 @@ __all__ = [
     "SequenceActions",
     "SequenceMean",
     "SequentialHeads",
-    "SpanShare",
     "Spans",
     "Splits",
     "StarGraphs",

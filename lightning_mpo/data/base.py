@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_mpo.checks import at_least, one_of, seeds
 from lightning_mpo.data.batching import prompt_batch
-from lightning_mpo.data.identity import IDENTIFYING, digest_of
+from lightning_mpo.data.identity import IDENTIFYING, describe_rows, digest_of
 from lightning_mpo.data.lengths import prompt_lengths, without_overlong
 from lightning_mpo.data.order import TrainingOrder
 from lightning_mpo.data.rendering import Renderer, no_template
@@ -40,8 +40,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
     """Serves prompts. A subclass implements `load`, which returns the rows.
 
     The tokenizer arrives through `connect`, as it belongs to the policy. There is no training
-    loader
-    here: rollouts call `prompts`.
+    loader here: rollouts call `prompts`.
 
     Args:
         seed: seed of the order of the training prompts.
@@ -212,22 +211,14 @@ class PromptDataModule(L.LightningDataModule, ABC):
     def identity(self) -> dict[str, Any]:
         """Return a description of the rows, their order and their rendering, to compare runs.
 
-        It needs no tokenizer.
-
-        Returns:
-            The class, the numbers of rows, a digest of all rows, their order, and the options of
-            their rendering.
+        It needs no tokenizer. It holds the class, the numbers of rows, a digest of all rows, their
+        order, and the options of their rendering.
         """
-        _ = self.splits
         loaded = self._loaded or self.splits
         if self._digest is None:
             self._digest = digest_of(loaded)
-        return {
-            "data": type(self).__name__,
-            "rows": {"train": len(loaded.train), "validation": len(loaded.validation)},
-            "digest": self._digest,
-            **{name: getattr(self, name) for name in IDENTIFYING},
-        }
+        options = {name: getattr(self, name) for name in IDENTIFYING}
+        return describe_rows(type(self).__name__, loaded, self._digest) | options
 
     def prompts(self, counter: int, count: int, round: int = 0) -> PromptBatch:
         """Return the prompts of rollout `counter`: the next `count` rows of the training split.
@@ -272,12 +263,10 @@ class PromptDataModule(L.LightningDataModule, ABC):
         """
         solutions = self._connected(self._solutions)
         for rows in (self.splits.train, self.validation_rows):
-            for row, solution in zip(rows, solutions.encode(rows), strict=True):
-                # render a prompt only if the longest one would not fit
-                if positions is None or self.longest_prompt + len(solution) <= positions:
-                    continue
-                prompt_tokens = int(self.encode([row]).attention_mask_PS.sum())
-                check_positions(row, prompt_tokens, len(solution), positions)
+            encoded = solutions.encode(rows)
+            if positions is not None:
+                room = positions - self.longest_prompt
+                check_positions(rows, encoded, room, positions, self.encode)
 
     def solutions(self, rows: Sequence[PromptRow]) -> Rollout:
         """Return the rows' solutions as a rollout, as if the policy had sampled them."""

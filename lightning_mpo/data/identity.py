@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from lightning_mpo.types import Splits
 
@@ -24,3 +25,9 @@ def digest_of(splits: Splits) -> str:
             digest.update(json.dumps(content, default=str).encode() + b"\n")
         digest.update(b"\n")
     return digest.hexdigest()[:16]
+
+
+def describe_rows(data: str, splits: Splits, digest: str) -> dict[str, Any]:
+    """Return class of the data, numbers of rows and digest, for a comparison of runs."""
+    rows = {"train": len(splits.train), "validation": len(splits.validation)}
+    return {"data": data, "rows": rows, "digest": digest}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -120,24 +120,33 @@ class SolutionEncoder:
 
 
 def check_positions(
-    row: PromptRow, prompt_tokens: int, solution_tokens: int, positions: int
+    rows: Sequence[PromptRow],
+    solutions: Sequence[Sequence[int]],
+    room: int,
+    positions: int,
+    encode: Callable[[Sequence[PromptRow]], PromptBatch],
 ) -> None:
     """Refuse a row whose prompt and solution are together longer than the model can read.
 
     Args:
-        row: the row.
-        prompt_tokens: tokens of its prompt.
-        solution_tokens: tokens of its solution, with the closing token.
+        rows: the rows.
+        solutions: tokens of their solutions, with the closing token.
+        room: tokens of a solution that fits behind the longest prompt.
         positions: tokens that the model can read.
+        encode: tokenises the prompts of rows with longer solutions.
 
     Raises:
         UserError: they are longer.
     """
-    if prompt_tokens + solution_tokens > positions:
-        raise UserError(
-            f"{describe(row)} has {prompt_tokens} tokens and its solution {solution_tokens}, "
-            f"together more than the model's {positions} positions: shorten or drop the row"
-        )
+    for row, solution in zip(rows, solutions, strict=True):
+        if len(solution) <= room:
+            continue
+        length = int(encode([row]).attention_mask_PS.sum())
+        if length + len(solution) > positions:
+            raise UserError(
+                f"{describe(row)} has {length} tokens and its solution {len(solution)}, together "
+                f"more than the model's {positions} positions: shorten or drop the row"
+            )
 
 
 def rollout_of(prompts: PromptBatch, solutions: Sequence[Sequence[int]]) -> Rollout:

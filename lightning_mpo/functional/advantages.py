@@ -134,24 +134,31 @@ def generalized_advantages(
     if length < 1:
         raise ValueError(f"`length` must be at least 1, got {length}")
     # the tokens of the mask, moved to the front, and zeros behind them
-    T, N = values_BT.shape[1], length
     order_BT = (~mask_BT).long().argsort(dim=1, stable=True)
     rewards_BX, values_BX = (
-        torch.nn.functional.pad(torch.where(mask_BT, given, 0).gather(1, order_BT), (0, N))
+        torch.nn.functional.pad(torch.where(mask_BT, given, 0).gather(1, order_BT), (0, length))
         for given in (rewards_BT, values_BT)
     )
-    # from the last action to the first
-    advantages_BX = torch.zeros_like(values_BX)
-    for t in reversed(range(T)):
-        gained_B = rewards_BX[:, t]
-        for n in range(1, min(N, T - t)):
-            gained_B = gained_B + gamma**n * rewards_BX[:, t + n]
-        delta_B = gained_B + gamma**N * values_BX[:, t + N] - values_BX[:, t]
-        advantages_BX[:, t] = delta_B + gamma**N * lam * advantages_BX[:, t + N]
-    # back to their places
-    advantages_BT = torch.zeros_like(values_BT).scatter(1, order_BT, advantages_BX[:, :T])
+    # advantages, back at their places
+    dense_BT = _backwards(rewards_BX, values_BX, gamma, lam, length)
+    advantages_BT = torch.zeros_like(values_BT).scatter(1, order_BT, dense_BT)
     advantages_BT = torch.where(mask_BT, advantages_BT, 0)
     return advantages_BT, torch.where(mask_BT, advantages_BT + values_BT, 0)
+
+
+def _backwards(
+    rewards_BX: Tensor, values_BX: Tensor, gamma: float, lam: float, length: int
+) -> Tensor:
+    """Return `generalized_advantages` of rows without gaps and with `length` zeros at the end."""
+    T, N = values_BX.shape[1] - length, length
+    advantages_BX = torch.zeros_like(values_BX)
+    for t in reversed(range(T)):
+        reward_B = rewards_BX[:, t]
+        for n in range(1, min(N, T - t)):
+            reward_B = reward_B + gamma**n * rewards_BX[:, t + n]
+        delta_B = reward_B + gamma**N * values_BX[:, t + N] - values_BX[:, t]
+        advantages_BX[:, t] = delta_B + gamma**N * lam * advantages_BX[:, t + N]
+    return advantages_BX[:, :T]
 
 
 @torch.no_grad()

@@ -107,6 +107,6 @@ def check_length_column(title: str, columns: Sequence[str]) -> None:
     """
     if LENGTH not in columns:
         raise UserError(
-            f"`{title}` reads the column `{LENGTH}`, the tokens of a decision, which the data lack; "
-            "use it with the data `Spans`"
+            f"`{title}` reads the column `{LENGTH}`, the tokens of a decision, which the data "
+            "lack; use it with the data `Spans`"
         )

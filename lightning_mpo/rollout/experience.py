@@ -40,8 +40,7 @@ def build_experience(
         rollout: what was sampled.
         scores: its rewards.
         generator: of the token selection.
-        updates: updates on this rollout; with one, old log-probs come from the update's own forward
-            pass.
+        updates: updates on this rollout; with one, its own forward pass gives old log-probs.
         reference: score with the reference as well.
         total: sums over ranks, where an advantage is whitened over all of them.
     """
@@ -57,12 +56,14 @@ def build_experience(
     exact = scores.token_rewards_BC is not None and not objective.changes_rewards
     outcome = _outcome(rollout, rewards_BT, rewards_B if exact else None, valid_B, old)
     estimate, future_BT = _estimate(objective, outcome, total)
-    # tokens that carry loss, and blocks
+    # tokens that carry loss
     entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
     weights_BT = objective.selection.choose(_kept(objective, rollout), generator, entropy_BT)
     if estimate.weights_BT is not None:
         weights_BT = weights_BT * estimate.weights_BT.float()
+    # blocks, and the reference's logits for a divergence in the loss
     texts = scorer.policy.token_texts if objective.actions.needs_texts else ()
+    in_loss = base is not None and not objective.changes_rewards
     return Experience(
         rollout=rollout,
         rewards_B=(rewards_BT.sum(1) if objective.changes_rewards else rewards_B).float(),
@@ -74,9 +75,7 @@ def build_experience(
         old_logprobs_BT=_anchor(objective, rollout, old, updates),
         old_future_BTM=old.future_BTM if old is not None and updates > 1 else None,
         reference_logprobs_BT=None if base is None else base.logprobs_BT,
-        reference_logits_BTK=base.support_logits_BTK
-        if base is not None and not objective.changes_rewards
-        else None,
+        reference_logits_BTK=base.support_logits_BTK if base is not None and in_loss else None,
         values_BT=None if old is None else old.values_BT,
         returns_BT=None if estimate.returns_BT is None else estimate.returns_BT.float(),
         old_entropy_BT=entropy_BT if objective.surrogate.needs_entropy else None,
