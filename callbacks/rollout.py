@@ -20,12 +20,14 @@ from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
 from lightning_mpo.modules.rollout_setup import (
     announce,
     check_accumulation,
+    check_offsets,
     check_rewards,
     check_sampling,
     shorten_fast_dev_run,
 )
 from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run, prompts_of
 from lightning_mpo.modules.trainer_adapters import TrainerListener, TrainerRanks
+from lightning_mpo.objective.objective import Objective
 from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rewards.resolving import RewardLike, as_rewards
 from lightning_mpo.rollout.collect import Collector
@@ -125,19 +127,33 @@ class RolloutLoop(RolloutEvaluation):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, PolicyOptimization):
             return
-        check_rewards(self.rewards, prompts_of(trainer), stage, self.max_new_tokens)
+        self.check(pl_module.objective, prompts_of(trainer), stage)
+        if stage == "fit":
+            self._setup_fit(trainer, pl_module)
+
+    def check(self, objective: Objective, data: PromptDataModule, stage: str) -> None:
+        """Refuse options that do not fit each other, the objective or the data.
+
+        Args:
+            objective: the algorithm.
+            data: serves the prompts.
+            stage: the verb.
+
+        Raises:
+            UserError: names the option and the alternative.
+        """
+        check_rewards(self.rewards, data, stage, self.max_new_tokens)
+        check_offsets(objective, self.max_new_tokens)
         if self.dynamic is not None:
             self.dynamic.check(self.rewards, self.completions)
         check_sampling(
-            pl_module.objective,
+            objective,
             self.rewards,
             self.completions,
             self.sampler,
             self.replay,
             self.mask_truncated,
         )
-        if stage == "fit":
-            self._setup_fit(trainer, pl_module)
 
     def _setup_fit(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
         check_accumulation(trainer)

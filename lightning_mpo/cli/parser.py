@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -23,7 +24,7 @@ from lightning_mpo.cli.option_checks import (
 from lightning_mpo.cli.save_config import SaveConfig
 from lightning_mpo.cli.settings import PARSER_OPTIONS, resolve_references_within_verbs
 from lightning_mpo.cli.verbs import TRAINER_VERBS
-from lightning_mpo.cli.warmup_stage import fit_first
+from lightning_mpo.cli.warmup_stage import check_before_stage, fit_first
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.monitors import check_callbacks
 from lightning_mpo.modules.parallel import check_alone, check_nodes
@@ -62,6 +63,8 @@ class CLI(LightningCLI):
         words = kwargs.get("args")
         words = sys.argv[1:] if words is None else words
         self._verb = words[0] if isinstance(words, Sequence) and words else None
+        self._fit_stage: Callable[[], None] | None = None
+        """Fits the warm-up stage, if its checkpoint is missing."""
         super().__init__(*args, **kwargs)
 
     @property
@@ -139,7 +142,7 @@ class CLI(LightningCLI):
             config["trainer"]["logger"] = False
         _replace_csv_logger(config)
         _remove_bars(config)
-        # fit the warm-up stage first if its checkpoint is missing
+        # the warm-up stage, if its checkpoint is missing
         warmup = config.pop("warmup", None)
         checkpoint = value_at(config, "model", "init_args", "policy", "init_args", "checkpoint")
         if (
@@ -147,10 +150,10 @@ class CLI(LightningCLI):
             and checkpoint
             and (not locate(checkpoint).exists() or unfinished_mark(checkpoint).exists())
         ):
-            self.make_checkpoint(config, warmup, checkpoint)
+            self.plan_stage(config, warmup, checkpoint)
 
-    def make_checkpoint(self, config: Any, warmup: str, checkpoint: str) -> None:
-        """Fit the warm-up stage that makes `policy.checkpoint`, which is missing.
+    def plan_stage(self, config: Any, warmup: str, checkpoint: str) -> None:
+        """Fit the warm-up stage that makes `policy.checkpoint`, which is missing, before the run.
 
         Args:
             config: the configuration, which subclasses may change instead.
@@ -158,7 +161,7 @@ class CLI(LightningCLI):
             checkpoint: the file.
         """
         if self.trains:
-            fit_first(warmup, checkpoint, config.get("seed_everything"))
+            self._fit_stage = partial(fit_first, warmup, checkpoint, config.get("seed_everything"))
 
     # --- objects ----------------------------------------------------------------------------------
 
@@ -211,6 +214,10 @@ class CLI(LightningCLI):
         # some callbacks fail in their own set-up, which comes before the module's
         if self.trains:
             check_callbacks(self.trainer, self.model)
+        # the warm-up stage takes minutes: mistakes of the run itself come first
+        if self._fit_stage is not None:
+            check_before_stage(self.trainer, self.model, self.datamodule)
+            self._fit_stage()
         options = self.config_init[self.subcommand]
         options["ckpt_path"] = find_checkpoint(
             self.trainer,

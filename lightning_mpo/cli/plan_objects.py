@@ -15,7 +15,7 @@ class PlanCLI(CLI):
 
     starts_processes = False
 
-    def make_checkpoint(self, config: Any, warmup: str, checkpoint: str) -> None:
+    def plan_stage(self, config: Any, warmup: str, checkpoint: str) -> None:
         config["model"]["init_args"]["policy"]["init_args"]["checkpoint"] = None
 
 

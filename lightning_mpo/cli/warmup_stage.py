@@ -9,13 +9,44 @@ import sys
 import threading
 from typing import Any
 
+import lightning as L
+
 from lightning_mpo.callbacks.preemption import SIGNALS, STAGE_CODE, Preempted
+from lightning_mpo.callbacks.rollout import RolloutLoop
+from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.recipes import find
 from lightning_mpo.storage import locate, unfinished_mark
 
 EARLY = 75
 """Exit code of a stage that was asked to end, and saved (EX_TEMPFAIL of sysexits.h)."""
+
+
+def check_before_stage(trainer: L.Trainer, module: Any, data: Any) -> None:
+    """Refuse mistakes of a run before its warm-up stage, as far as they need no checkpoint.
+
+    Args:
+        trainer: of the run, with its callbacks.
+        module: of the run.
+        data: of the run.
+
+    Raises:
+        UserError: options that do not fit each other.
+    """
+    if not isinstance(module, PolicyOptimization) or not isinstance(data, PromptDataModule):
+        return
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, RolloutLoop):
+            callback.check(module.objective, data, "fit")
+    # the policy without the checkpoint that is missing
+    policy: Any = module.policy
+    checkpoint, policy.checkpoint = policy.checkpoint, None
+    try:
+        policy.check(module.objective.request)
+    finally:
+        policy.checkpoint = checkpoint
 
 
 def fit_first(config: str, checkpoint: str, seed: Any) -> None:

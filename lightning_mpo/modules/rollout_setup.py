@@ -82,6 +82,25 @@ def check_sampling(
         replay.check(completions, objective.advantage)
 
 
+def check_offsets(objective: Objective, max_new_tokens: int) -> None:
+    """Refuse multi-token heads for tokens that no response has.
+
+    Args:
+        objective: the algorithm.
+        max_new_tokens: longest response.
+
+    Raises:
+        UserError: names the offset, and the longest block that fits.
+    """
+    offsets = objective.request.future
+    if offsets >= max_new_tokens:
+        raise UserError(
+            f"the objective takes multi-token heads up to offset {offsets}, a block of "
+            f"{offsets + 1} tokens, and `rollout.max_new_tokens` is {max_new_tokens}: raise it, "
+            f"or set `objective.actions.length` to at most {max_new_tokens}"
+        )
+
+
 def check_token_rewards(objective: Objective, reward: str) -> None:
     """Refuse a reward that gives each token a number, where numbers of tokens have no meaning.
 

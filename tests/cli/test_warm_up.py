@@ -69,6 +69,24 @@ def test_the_warm_up_runs_where_its_checkpoint_is_missing(call, warmed, runs):
     assert len(runs) == 2
 
 
+BLOCKS = "{class_path: BlockActions, init_args: {length: 3, source: mtp}}"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("data.digits", 0), "`Arithmetic.digits` must be at least 1, got 0"),
+        (("rollout.completions", 1), "`rollout.completions` must be at least 2, got 1"),
+        (("rollout.rewards", "[]"), "`rollout.rewards` is empty"),
+        (("model.objective.actions", BLOCKS), "the policy has none; give `policy.mtp`"),
+    ],
+)
+def test_mistakes_of_the_run_come_before_its_warm_up(call, warmed, capsys, option, message):
+    assert call("fit", "-c", "warm.yaml", f"--{option[0]}", option[1]) == 2
+    assert warmed.commands == []
+    assert message in capsys.readouterr().err
+
+
 def test_other_verbs_run_no_warm_up(call, warmed, capsys):
     assert call("validate", "-c", "warm.yaml") == 2
     assert warmed.commands == []

@@ -54,6 +54,12 @@ CASES = {
     "a block of no tokens": Case(
         "`BlockActions.length` must be at least 1, got 0", OVERLAY, blocks("{length: 0}")
     ),
+    "heads beyond the longest response": Case(
+        "the objective takes multi-token heads up to offset 2, a block of 3 tokens, and "
+        "`rollout.max_new_tokens` is 2: raise it, or set `objective.actions.length` to at most 2",
+        [*OVERLAY, "--rollout.max_new_tokens", "2"],
+        blocks(MTP, "{mtp: {class_path: ParallelHeads, init_args: {offsets: 2}}}"),
+    ),
     "blocks over heads that are not there": Case(
         "blocks of 3 tokens with `source: mtp`, or `HeadPolicyLoss` with `offsets: 2`, need 2 future offsets, "
         "but the policy has none; give `policy.mtp`",
