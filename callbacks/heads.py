@@ -1,4 +1,4 @@
-"""Measures why multi-token heads do harm."""
+"""Diagnostics of multi-token heads during training."""
 
 from __future__ import annotations
 
@@ -25,38 +25,47 @@ from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.types import take_rows
 
 AVERAGED = 2
-"""Measurements whose mean is compared with the threshold of the warning."""
+"""Number of measurements whose mean is compared with the threshold of the warning."""
 RESPONSES_PER_ROW = 100
-"""Responses of rollouts for each row that is measured, where `every` is None. A measurement costs
-about ten forward passes of a row, and a step at least five of a response, and its sampling."""
+"""Number of sampled responses per row that is measured, with `every` None.
+
+A measurement costs about ten forward passes per row. A step costs at least five per response, and
+its sampling.
+"""
 LARGEST_SPURIOUS = 0.5
-"""Threshold of the warning [I]. In one run each, MPO on PPO began at 0.7 to 1.0. MPO on GRPO had means
-of two below 0.2 (docs/mpo.md)."""
+"""Threshold of the warning [I].
+
+In one run each, MPO on PPO began at 0.7 to 1.0. MPO on GRPO had means of two below 0.2 (docs/mpo.md).
+"""
 
 
 class HeadDiagnostics(RolloutCallback):
-    """Logs calibration and gradients of multi-token heads, and warns once if these mislead.
+    """Logs calibration and gradients of multi-token heads, and warns once if they mislead the policy.
 
-    It measures at rollout weights, before the first update on a rollout (docs/algorithms.md 15.1):
+    It measures before the first update on a rollout (docs/algorithms.md 15.1):
 
-    * `mtp/ece_{n}`: expected calibration error of head n, of its most probable id, in 10 bins of
-      equal width.
-    * `mtp/excess_entropy_{n}`: KL(p_n‖q_n) in nats. p_n is estimated from continuations of sampled
-      states. The jackknife leaves a bias of order 1/`samples`², so that values may be below 0.
-    * `mtp/trunk_gradient_future`: norm of the policy's gradient from later tokens by that from the
-      first tokens.
-    * `mtp/spurious`: the part of the former along the heads' cross-entropy, by the same norm.
+    * `mtp/ece_{n}`: expected calibration error of head n, in 10 bins of equal width.
+    * `mtp/excess_entropy_{n}`: KL(p_n‖q_n) in nats. p_n is the policy's distribution n tokens ahead,
+      estimated from sampled continuations. A bias of order 1/`samples`² remains, so that values may
+      be below 0.
+    * `mtp/trunk_gradient_future`: norm of the trunk's gradient from the later tokens of blocks,
+      divided by the norm of that from their first tokens.
+    * `mtp/spurious`: norm of the part of the former along the heads' cross-entropy, divided by the
+      same norm.
 
-    Gradients are of the first groups with an advantage, and of the surrogate alone. They keep three
-    gradients of the policy in memory for a moment. With several processes the values are means over
-    processes. Training is the same with this callback and without.
+    Gradients are those of the surrogate alone, over the first groups with an advantage. Three
+    gradients of the trunk are in memory for a moment. With several processes the values are means
+    over processes. Training is the same with this callback and without it.
 
     Args:
-        every: rollouts from one measurement to the next; None: as many as have 100 times `rows`
-            responses, which holds the cost below 2 % of the run whatever the size of a rollout.
-        rows: responses for the calibration error and for gradients, on each process.
-        states: states of these responses from which continuations are sampled.
-        samples: continuations of each state.
+        every: number of rollouts from one measurement to the next. None: the number of rollouts
+            with 100 times `rows` responses, which keeps the cost below 2 % of the run.
+        rows: number of responses for calibration and gradients, on each process.
+        states: number of states of these responses from which continuations are sampled.
+        samples: number of continuations of each state.
+
+    Raises:
+        UserError: an option is out of range.
     """
 
     def __init__(
@@ -80,7 +89,7 @@ class HeadDiagnostics(RolloutCallback):
         if not actions.future:
             raise UserError(
                 "`HeadDiagnostics` measures multi-token heads, and "
-                f"`objective.actions: {type(actions).__name__}` uses none; take `BlockActions` "
+                f"`objective.actions: {type(actions).__name__}` uses none; use `BlockActions` "
                 "with `source: mtp` and heads (-c mpo -c mtp), or leave `HeadDiagnostics` out"
             )
         policy = pl_module.policy
@@ -96,10 +105,10 @@ class HeadDiagnostics(RolloutCallback):
             )
 
     def interval(self, responses: int) -> int:
-        """Return the rollouts from one measurement to the next.
+        """Return the number of rollouts from one measurement to the next.
 
         Args:
-            responses: of a rollout, on each process.
+            responses: number of responses of a rollout, on each process.
         """
         return self.every or -(-RESPONSES_PER_ROW * self.rows // responses)
 
@@ -135,8 +144,10 @@ class HeadDiagnostics(RolloutCallback):
         gradients = measures.gradients(
             module.objective, take_rows(experience, rows), _rows_of_a_pass(source)
         )
-        known = gradients.isfinite().all()
-        gradient_sums = torch.cat([gradients.nan_to_num(0, 0, 0) * known, known.double()[None]])
+        is_finite = gradients.isfinite().all()
+        gradient_sums = torch.cat(
+            [gradients.nan_to_num(0, 0, 0) * is_finite, is_finite.double()[None]]
+        )
         # over all processes
         parts = [bins, excess, gradient_sums]
         flat = torch.cat([values.flatten().to(module.device) for values in parts])
@@ -167,8 +178,8 @@ class HeadDiagnostics(RolloutCallback):
         self._warned = True
         rank_zero_warn(
             f"`mtp/spurious` is {mean:.3g} in the mean of {AVERAGED} measurements: the later "
-            "tokens of blocks push the policy along the heads' cross-entropy, with that share of "
-            f"the gradient of their first tokens; {_remedy(module)}"
+            "tokens of blocks move the policy along the heads' cross-entropy, with this many times "
+            f"the gradient norm of the first tokens; {_remedy(module)}"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -179,14 +190,14 @@ class HeadDiagnostics(RolloutCallback):
 
 
 def _rows_of_a_pass(source: RolloutLoop) -> int:
-    """Return the rows of a micro-batch."""
+    """Return the number of rows of a micro-batch."""
     schedule = source.schedule
     assert schedule is not None
     return max(1, schedule.rows // (schedule.minibatches * schedule.micro_batches))
 
 
 def _remedy(module: PolicyOptimization) -> str:
-    """Return the options to change."""
+    """Return advice: the options to change."""
     actions: Any = module.objective.actions
     credit = actions.credit if isinstance(actions, BlockActions) else None
     bounded = isinstance(credit, OutcomeCredit | StateCredit) and credit.negatives != "keep"

@@ -34,7 +34,7 @@ VALIDATION = {
     "support_validation": "support_pass_at_1",
     "support_validation_reward": "support_reward",
 }
-"""Keys of a point of the curve, and the metric of a validation that each holds."""
+"""Keys of a point of the curve, each with the validation metric that it holds."""
 
 
 class Report(RolloutCallback):
@@ -52,8 +52,8 @@ class Report(RolloutCallback):
         completions: sampled per problem, for pass@1 and the unbiased pass@`completions`.
         initial: name of the stage before training.
         batch_size: sequences that are sampled together.
-        support: also sampled from if the objective has the whole vocabulary, so that its policy can
-            be compared with one that was trained over a support.
+        support: a support for additional evaluations of a run over the full vocabulary. They compare
+            it with runs that are trained over a support. A training support takes its place.
     """
 
     def __init__(

@@ -137,7 +137,7 @@ class RolloutLoop(RolloutEvaluation):
         Args:
             objective: the algorithm.
             data: serves the prompts.
-            stage: the verb.
+            stage: the command, such as "fit".
 
         Raises:
             UserError: names the option and the alternative.

@@ -153,7 +153,7 @@ _NAMES = {
         "SequentialHeads TinyPolicy ValueHead"
     ),
     "objective.reductions": "ConstantLength Reduction SequenceMean TokenMean",
-    "rewards": ("Completion ExactAnswer Finished FunctionReward MathAnswer OverlongPenalty Reward"),
+    "rewards": "Completion ExactAnswer Finished FunctionReward MathAnswer OverlongPenalty Reward",
     "resume.metrics_csv": "MetricsCSV",
     "rollout": "DynamicSampling",
     "sampling": "LocalSampler PrefixReplay Sampler",

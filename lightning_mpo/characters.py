@@ -8,9 +8,10 @@ from lightning_mpo.errors import UserError
 BLOCKS = (range(0x4E00, 0x9FA6), range(0xAC00, 0xD7A4), range(0x3400, 0x4DB6))
 """Code points of ideographs and of Hangul syllables: all printable, none combining or white space.
 
-They are those of Unicode 3.0, so no version of Python differs.
+All are in Unicode 3.0, so each version of Python has them.
 """
 MOST = sum(map(len, BLOCKS))
+"""Number of these code points."""
 
 
 def extend_alphabet(characters: str, vocabulary: int, owner: str) -> str:
@@ -18,8 +19,8 @@ def extend_alphabet(characters: str, vocabulary: int, owner: str) -> str:
 
     Args:
         characters: the alphabet, without repeats.
-        vocabulary: characters in all.
-        owner: class that has the option, for messages.
+        vocabulary: number of characters of the result.
+        owner: name of the class that has the option `vocabulary`, for messages.
 
     Returns:
         `characters`, then the first code points of `BLOCKS` that it lacks.
@@ -35,7 +36,7 @@ def extend_alphabet(characters: str, vocabulary: int, owner: str) -> str:
     at_least(owner, 1, vocabulary=vocabulary)
     if not len(characters) <= vocabulary <= most:
         raise UserError(
-            f"`{owner}.vocabulary` must be from {len(characters)}, the characters "
+            f"`{owner}.vocabulary` must be from {len(characters)}, the number of the characters "
             f"{characters[:20]!r}, to {most}, got {vocabulary}"
         )
     known = set(characters)

@@ -1,4 +1,7 @@
-"""What the screening chose: stored before the confirmation, and never changed."""
+"""The choice of the screening, `chosen.json`: the confirmation stores it first and then reads it.
+
+A stored learning rate or comparison is never changed; cells and comparisons may be added.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,23 @@ from lightning_mpo.errors import UserError
 
 
 def value_of(values: dict[str, Any], metric: str, judged: str) -> float:
-    """Return the metric of an evaluation, over the support if it is asked for and was truncated."""
-    whole = values[metric]
-    return float(values.get(f"support_{metric}", whole) if judged == "support" else whole)
+    """Return the metric of an evaluation.
+
+    Args:
+        values: metrics of the evaluation, by name.
+        metric: "pass_at_1" or "reward".
+        judged: "whole" vocabulary or "support"; without values on a support, the former.
+    """
+    on_vocabulary = values[metric]
+    value = values.get(f"support_{metric}", on_vocabulary) if judged == "support" else on_vocabulary
+    return float(value)
 
 
 def points_of(line: dict[str, Any], metric: str, judged: str) -> list[tuple[float, float]]:
-    """Return the learning curve of a run: (rollouts, value), from the warm-up on.
+    """Return the learning curve of a run as points (rollouts, value); the first is at 0 rollouts.
 
-    A run over the whole vocabulary has no curve on a support, even if its evaluations are judged
-    there.
+    A run over the full vocabulary has no validations on a support. Its curve is over the vocabulary,
+    even if its evaluations before and after training have values on a support.
     """
     if not all(f"support_{metric}" in point for point in line["curve"]):
         judged = "whole"
@@ -40,7 +50,7 @@ def score_of(line: dict[str, Any], task: Task) -> float:
 
 
 def choose(study: StagedStudy, results: Results, task: str) -> dict[str, Any]:
-    """Return the choice for a task: a learning rate for each cell, and the comparisons."""
+    """Return the choice for a task: the best learning rate of each cell, and the comparisons."""
     cells: dict[str, Any] = {}
     for cell in study.cells_of(task):
         lines = results.of("screen", task, cell)
@@ -62,12 +72,12 @@ def choose(study: StagedStudy, results: Results, task: str) -> dict[str, Any]:
 
 
 def resolved(study: StagedStudy, task: str, cells: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the comparisons of a task, with the cell of the best score in place of each list."""
+    """Return the comparisons of a task; the cell with the best score replaces a list of cells."""
     return [_resolve(entry, cells) for entry in study.comparisons if entry.task == task]
 
 
 def _resolve(comparison: Comparison, cells: dict[str, Any]) -> dict[str, Any]:
-    """Return a comparison with the best cell of each list."""
+    """Return a comparison as in `chosen.json`; the best cell replaces a list."""
 
     def best(names: Sequence[str]) -> str:
         return max(names, key=lambda name: float(cells[name]["score"]))
@@ -81,11 +91,11 @@ def _resolve(comparison: Comparison, cells: dict[str, Any]) -> dict[str, Any]:
 
 
 class Choices:
-    """`chosen.json`.
+    """The content of `chosen.json`.
 
     Args:
         path: the file.
-        tasks: by task, `cells` and `comparisons`.
+        tasks: by task: `cells` with learning rates and scores, and `comparisons`.
     """
 
     def __init__(self, path: Path, tasks: dict[str, Any]) -> None:
@@ -93,12 +103,12 @@ class Choices:
 
     @classmethod
     def read(cls, folder: Path) -> Choices:
-        """Read the file of a folder."""
+        """Read the file in a folder; without it there is no choice."""
         path = folder / "chosen.json"
         return cls(path, json.loads(path.read_text()) if path.is_file() else {})
 
     def write(self) -> None:
-        """Write the file, if there is a choice."""
+        """Write the file, if there is a choice that it does not hold."""
         if not self.tasks:
             return
         text = json.dumps(self.tasks, indent=1) + "\n"
@@ -108,25 +118,29 @@ class Choices:
             part.write_text(text)
             os.replace(part, self.path)
 
-    def take(self, task: str, choice: dict[str, Any]) -> None:
-        """Take the choice for a task; cells and comparisons may be added to one that is stored.
+    def add(self, task: str, choice: dict[str, Any]) -> None:
+        """Add the choice for a task, or cells and comparisons to a stored one.
+
+        Args:
+            task: name of the task.
+            choice: `cells` and `comparisons`.
 
         Raises:
-            UserError: the stored choice differs.
+            UserError: a stored cell or comparison differs.
         """
         stored = self.tasks.setdefault(task, {"cells": {}, "comparisons": []})
         for cell, content in stored["cells"].items():
             if choice["cells"].get(cell, content) != content:
                 raise UserError(
-                    f"{self.path}: the screening of {cell} on {task} has changed since its learning "
-                    f"rate was stored; delete the entry of {task} to choose afresh"
+                    f"{self.path}: the screening of {cell} on {task} differs from the one that its "
+                    f"stored learning rate comes from; delete the entry of {task} to choose again"
                 )
         changed = [entry for entry in stored["comparisons"] if entry not in choice["comparisons"]]
         if changed:
             raise UserError(
                 f"{self.path}: the comparison of {changed[0]['cell']} against "
-                f"{changed[0]['against']} on {task} is stored, but the study no longer names it; "
-                f"put it back, or delete the entry of {task} to choose afresh"
+                f"{changed[0]['against']} on {task} is stored, and `confirm.comparisons` of the study "
+                f"lacks it; put it back, or delete the entry of {task} to choose again"
             )
         stored["cells"] |= choice["cells"]
         stored["comparisons"] = choice["comparisons"]

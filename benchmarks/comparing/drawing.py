@@ -16,7 +16,7 @@ from comparing.tables import Answer, confirmed_lines
 
 
 def draw_curves(study: StagedStudy, results: Results, choices: Choices, path: Path) -> None:
-    """Draw the metric over rollouts, a panel for each task: the mean over seeds, and their range."""
+    """Draw the learning curves, a panel for each task: the mean over seeds, and the range of seeds."""
     pyplot = _pyplot()
     tasks = [task for task in study.tasks if choices.confirmed(task)]
     size = (6 * max(len(tasks), 1), 4.5)
@@ -48,19 +48,19 @@ def _draw_band(axes: Any, curves: list[Any], label: str, color: str, style: str)
         axes.fill_between(rollouts, values.min(0), values.max(0), color=color, alpha=0.12, lw=0)
 
 
-def draw_differences(found: list[Answer], path: Path) -> None:
-    """Draw a row for each comparison: its differences by seed, their mean and 95 % interval."""
+def draw_differences(rows: list[Answer], path: Path) -> None:
+    """Draw the paired differences, a row for each comparison, with mean and 95 % interval."""
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(
-        1, 2, figsize=(12, 1.4 + 0.36 * max(len(found), 1)), layout="constrained", sharey=True
+        1, 2, figsize=(12, 1.4 + 0.36 * max(len(rows), 1)), layout="constrained", sharey=True
     )
     for axes, name in zip(panels, ("final", "area"), strict=True):
-        for row, answer in enumerate(found):
+        for row, answer in enumerate(rows):
             values = answer.final if name == "final" else answer.area
             if not values:
                 continue
             mean, half = interval(values)
-            # the outcome that the p-value is of is filled
+            # the marker is filled where the p-value tests this outcome
             is_outcome = answer.entry["outcome"] == name
             axes.plot(values, [row] * len(values), "o", ms=3.5, color="tab:gray", alpha=0.6)
             axes.errorbar(
@@ -79,9 +79,9 @@ def draw_differences(found: list[Answer], path: Path) -> None:
     labels = [
         f"{a.entry['task']}: {a.entry['cell']} - {a.entry['against']}"
         + (" (support)" if a.entry["judged"] == "support" else "")
-        for a in found
+        for a in rows
     ]
-    panels[0].set_yticks(range(len(found)), labels, fontsize=8)
+    panels[0].set_yticks(range(len(rows)), labels, fontsize=8)
     panels[0].invert_yaxis()
     _save(figure, path)
 

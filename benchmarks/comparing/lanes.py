@@ -1,4 +1,4 @@
-"""Runs side by side, each lane with one process that they are forked from."""
+"""Runs in several lanes. A lane does one run after the other, as forks of one server process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Fit = Callable[[Sequence[str], Path], int]
 
 
 class Lane:
-    """One run after the other, each a fork of one process.
+    """Does one run after the other, each as a fork of its server process.
 
     Args:
-        threads: torch threads of a run.
+        threads: number of torch threads of a run.
     """
 
     def __init__(self, threads: int) -> None:
@@ -44,7 +44,7 @@ class Lane:
             return 1
 
     def close(self) -> None:
-        """End the process."""
+        """End the server process."""
         if self._server is not None:
             self._server.communicate()
 
@@ -64,7 +64,13 @@ class Lane:
 
 
 def work(jobs: Sequence[Callable[[Fit], object]], lanes: int, threads: int) -> None:
-    """Do jobs in their order on some lanes, and wait for all of them."""
+    """Do jobs in their order on several lanes, and wait for all of them.
+
+    Args:
+        jobs: functions that get the `fit` of a lane.
+        lanes: number of lanes.
+        threads: number of torch threads of a run.
+    """
     queue, lock = list(jobs), threading.Lock()
     errors: list[BaseException] = []
 

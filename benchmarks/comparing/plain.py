@@ -1,4 +1,4 @@
-"""Tasks x cells x seeds without stages: the study, and its runs that are missing."""
+"""A study without stages: tasks x cells x seeds, and its missing runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, read."""
+    """The content of a study file."""
 
     runs: Path
     seeds: list[int]
@@ -35,20 +35,20 @@ class Study:
         )
 
     def folder(self, task: str, cell: str, seed: int) -> Path:
-        """Where a run writes."""
+        """Return the folder of a run."""
         return self.runs / task / cell / f"seed{seed}"
 
     def summary(self, task: str, cell: str, seed: int) -> dict[str, Any] | None:
-        """What a finished run wrote."""
+        """Return the `summary.json` of a run; None: the run has not finished."""
         path = self.folder(task, cell, seed) / "summary.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
     def summaries(self, task: str, cell: str) -> dict[int, dict[str, Any]]:
-        """What the finished runs of a cell wrote, by seed."""
+        """Return the `summary.json` of each finished run of a cell, by seed."""
         return {seed: s for seed in self.seeds if (s := self.summary(task, cell, seed)) is not None}
 
     def update_memory(self, task: str, cell: str) -> list[int]:
-        """Return the peak of the updates of each run with `MemoryAccounting`, in bytes in use above the process before loading."""
+        """Return the peak memory of updates of each run with `MemoryAccounting`, bytes above that before loading."""
         paths = [self.folder(task, cell, seed) / "memory.json" for seed in self.seeds]
         runs = [json.loads(path.read_text()) for path in paths if path.is_file()]
         phases = ("forward", "backward", "optimiser")
@@ -58,7 +58,7 @@ class Study:
 
 
 def run_all(study: Study, jobs: int, threads: int) -> list[str]:
-    """Run what is missing; return what failed."""
+    """Do the missing runs; return the logs of those that failed."""
     warmups: list[Callable[[], str | None]] = []
     for task in study.tasks.values():
         for seed in study.seeds:
@@ -94,7 +94,7 @@ def run_all(study: Study, jobs: int, threads: int) -> list[str]:
 
 
 def _fit(arguments: list[str], folder: Path, threads: int) -> str | None:
-    """Run `lightning-mpo fit` with its output in the folder; return what went wrong."""
+    """Run `lightning-mpo fit` with its output in `run.log`; return this file if the run failed."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with (folder / "run.log").open("w") as log:

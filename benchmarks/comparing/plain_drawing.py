@@ -11,7 +11,7 @@ from comparing.statistics import interval
 
 
 def draw(study: Study, path: Path) -> None:
-    """Draw held-out pass@1 by task and cell, a line per seed, and below it the paired differences with intervals."""
+    """Draw held-out pass@1 by task and cell, and below it the paired differences with intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -25,20 +25,20 @@ def draw(study: Study, path: Path) -> None:
     for column, task in enumerate(study.tasks):
         scores, gaps = panels[0][column], panels[1][column]
         for seed in study.seeds:
-            found = {
+            finals = {
                 i: s["final"] for i, c in enumerate(names) if (s := study.summary(task, c, seed))
             }
-            values = [final["pass_at_1"] for final in found.values()]
+            values = [final["pass_at_1"] for final in finals.values()]
             if len(study.seeds) > 1:
-                scores.plot(list(found), values, "o-", ms=4, lw=0.7, label=f"seed {seed}")
+                scores.plot(list(finals), values, "o-", ms=4, lw=0.7, label=f"seed {seed}")
             else:  # no spread over seeds: show what the number of problems leaves open
                 bounds = [
                     [abs(b - f["pass_at_1"]) for b in f["pass_at_1_interval"]]
-                    for f in found.values()
+                    for f in finals.values()
                 ]
                 label = f"seed {seed}, 95 % interval over problems"
                 scores.errorbar(
-                    list(found),
+                    list(finals),
                     values,
                     list(zip(*bounds, strict=True)),
                     fmt="o",

@@ -11,7 +11,7 @@ from comparing.statistics import detectable, interval
 
 
 def rollouts_to(summary: dict[str, Any], level: float) -> float | None:
-    """Return after how many rollouts held-out pass@1 reaches a level, between validations on a straight line."""
+    """Return the number of rollouts until held-out pass@1 reaches a level, interpolated between validations."""
     seen, before, reached = 0, (0, summary["warmup"]["pass_at_1"]), None
     for point in summary["curve"]:
         seen += "accuracy" in point
@@ -25,10 +25,12 @@ def rollouts_to(summary: dict[str, Any], level: float) -> float | None:
 
 
 def _reach(
-    found: dict[int, dict[str, Any]], level: float, base: dict[int, dict[str, Any]] | None = None
+    summaries: dict[int, dict[str, Any]],
+    level: float,
+    base: dict[int, dict[str, Any]] | None = None,
 ) -> str:
-    """Return the mean over the seeds that reached a level, how many did not, and the paired difference from a base."""
-    counts = {seed: rollouts_to(summary, level) for seed, summary in found.items()}
+    """Return the mean over seeds that reach a level, the number of the others, and the paired difference from a base."""
+    counts = {seed: rollouts_to(summary, level) for seed, summary in summaries.items()}
     there = [count for count in counts.values() if count is not None]
     missed = f" ({len(counts) - len(there)} never)" if len(there) < len(counts) else ""
     text = (f"{statistics.mean(there):.1f}" if there else "") + missed
@@ -42,7 +44,7 @@ def _reach(
 
 
 def table(study: Study) -> str:
-    """Return the results as Markdown; the memory of the update where runs have `MemoryAccounting`."""
+    """Return the results as Markdown, with the memory of updates if runs have `MemoryAccounting`."""
     memory = {
         (task, cell): study.update_memory(task, cell)
         for task in study.tasks
@@ -58,21 +60,21 @@ def table(study: Study) -> str:
     ]
     for task in study.tasks:
         for cell, options in study.cells.items():
-            found = study.summaries(task, cell)
-            if not found:
+            summaries = study.summaries(task, cell)
+            if not summaries:
                 continue
             base = study.summaries(task, options["against"]) if "against" in options else None
             support = [
                 s["final"]["support_pass_at_1"]
-                for s in found.values()
+                for s in summaries.values()
                 if "support_pass_at_1" in s["final"]
             ]
-            final = [s["final"]["pass_at_1"] for s in found.values()]
-            gains = [s["final"]["pass_at_1"] - s["warmup"]["pass_at_1"] for s in found.values()]
-            greedy = statistics.mean(s["final"]["greedy_accuracy"] for s in found.values())
+            final = [s["final"]["pass_at_1"] for s in summaries.values()]
+            gains = [s["final"]["pass_at_1"] - s["warmup"]["pass_at_1"] for s in summaries.values()]
+            greedy = statistics.mean(s["final"]["greedy_accuracy"] for s in summaries.values())
             differences = differences_of(study, task, cell, options.get("against"))
             lines.append(
-                f"| {task} | {cell} | {len(found)} | {_show(*interval(final))} | "
+                f"| {task} | {cell} | {len(summaries)} | {_show(*interval(final))} | "
                 + (f"{statistics.mean(support):.3f} | " if support else "| ")
                 + f"{greedy:.3f} | {_show(*interval(gains))} | "
                 + (
@@ -80,22 +82,23 @@ def table(study: Study) -> str:
                     if differences
                     else "| | "
                 )
-                + f"{statistics.mean(s['final']['clip_fraction'] for s in found.values()):.4f} | "
-                + f"{statistics.mean(s['final']['kl'] for s in found.values()):.4f} | "
-                + f"{statistics.mean(s['seconds']['training'] / s['updates'] for s in found.values()):.2f} s |"
+                + f"{statistics.mean(s['final']['clip_fraction'] for s in summaries.values()):.4f} | "
+                + f"{statistics.mean(s['final']['kl'] for s in summaries.values()):.4f} | "
+                + f"{statistics.mean(s['seconds']['training'] / s['updates'] for s in summaries.values()):.2f} s |"
                 + (f" {_mebibytes(memory[task, cell])} |" if measured else "")
-                + "".join(f" {_reach(found, level, base)} |" for level in study.levels)
+                + "".join(f" {_reach(summaries, level, base)} |" for level in study.levels)
             )
     return "\n".join(lines)
 
 
 def differences_of(study: Study, task: str, cell: str, against: str | None) -> list[float]:
+    """Return the differences in pass@1 between a cell and its base, for seeds that both have."""
     if against is None:
         return []
-    own, base = study.summaries(task, cell), study.summaries(task, against)
+    ours, base = study.summaries(task, cell), study.summaries(task, against)
     return [
         s["final"]["pass_at_1"] - base[seed]["final"]["pass_at_1"]
-        for seed, s in own.items()
+        for seed, s in ours.items()
         if seed in base
     ]
 

@@ -1,4 +1,4 @@
-"""Finished runs as lines of a file that travels with the repository."""
+"""Finished runs as lines of `results.jsonl`, a file that is committed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CODE = (
     "benchmarks/studies",
     ":!benchmarks/studies/results",
 )
-"""Paths whose uncommitted changes are marked with a `+` behind the commit."""
+"""Paths of the code. If they have uncommitted changes, results have a `+` behind the commit."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a study: what distinguishes it from the others."""
+    """A run of a study, identified by stage, task, cell, seed and learning rate."""
 
     stage: str
     task: str
@@ -33,7 +33,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of its folder and in messages."""
+        """The name of the run in messages, and of its folder."""
         return f"{self.stage}/{self.task}/{self.cell}/lr{self.learning_rate:g}-seed{self.seed}"
 
 
@@ -41,7 +41,7 @@ class Results:
     """`results.jsonl`: one line for each finished run.
 
     Args:
-        folder: of the file.
+        folder: the folder of the file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class Results:
             self._take(json.loads(line))
 
     def add(self, run: Run, content: dict[str, Any]) -> None:
-        """Append the line of a finished run, in one write."""
+        """Append the line of a finished run to the file, in one write."""
         line = {key: getattr(run, key) for key in KEYS} | _rounded(content)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -68,7 +68,7 @@ class Results:
         self._take(line)
 
     def of(self, stage: str, task: str, cell: str) -> dict[Run, dict[str, Any]]:
-        """Return the lines of a cell."""
+        """Return the lines of a cell on a task, by run."""
         return {
             run: line
             for run, line in self.lines.items()
@@ -80,7 +80,12 @@ class Results:
 
 
 def summarise(summary: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Return a line's content from a `summary.json` and the seconds of the process."""
+    """Return the content of a line.
+
+    Args:
+        summary: the `summary.json` of the run.
+        seconds: duration of its process.
+    """
     # validations by the number of rollouts before them, and the rewards of rollouts
     rollouts, validations, training = 0, [], []
     names = {
@@ -115,7 +120,7 @@ def summarise(summary: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the commit of the code, with a `+` if files have changed since."""
+    """Return the commit of the code, with a `+` if `CODE` has uncommitted changes."""
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,7 @@
-"""A process that has imported everything and forks a run for each line on its standard input.
+"""A server process that imports the package once and forks a run for each line on standard input.
 
 A line is JSON: the `arguments` of `lightning-mpo` and the `log` file. The answer is a line with the
-exit code of the run. On Linux the server ends with the process that started it, and its run with
-it.
+exit code of the run. On Linux the server and its run end when the process that started it ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Screening, choice and confirmation: which runs are left, and doing them."""
+"""Screening, choice and confirmation of a study: lists the missing runs, and does them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_mpo.errors import UserError
 
 
 def screening(study: StagedStudy) -> list[Run]:
-    """Return all runs of the screening, a task after the other."""
+    """Return all runs of the screening, one task after the other."""
     return [
         Run("screen", task, cell, seed, rate)
         for task in study.tasks
@@ -32,7 +32,7 @@ def screening(study: StagedStudy) -> list[Run]:
 
 
 def confirmation(study: StagedStudy, choices: Choices) -> list[Run]:
-    """Return all runs of the confirmation, a seed after the other, so that pairs are complete."""
+    """Return all runs of the confirmation, one seed after the other, so that pairs complete early."""
     return [
         Run("confirm", task, cell, seed, choices.learning_rate(task, cell))
         for seed in study.confirm_seeds
@@ -41,28 +41,28 @@ def confirmation(study: StagedStudy, choices: Choices) -> list[Run]:
     ]
 
 
-def left(runs: Sequence[Run], results: Results) -> list[Run]:
-    """Return the runs that have no line yet."""
+def missing(runs: Sequence[Run], results: Results) -> list[Run]:
+    """Return the runs without a line in the results."""
     return [run for run in runs if run not in results.lines]
 
 
-def settle(study: StagedStudy, results: Results) -> Choices:
-    """Return the choices, of which those of tasks that are screened in full are on disk.
+def store_choices(study: StagedStudy, results: Results) -> Choices:
+    """Choose for each task whose screening is complete, and return all choices, which are on disk.
 
     Raises:
-        UserError: a result of the screening has changed since its choice was stored.
+        UserError: a stored choice does not fit the screening or the study.
     """
     choices = Choices.read(study.results)
     for task in study.tasks:
         runs = [run for run in screening(study) if run.task == task]
-        if runs and not left(runs, results):
-            choices.take(task, choose(study, results, task))
+        if runs and not missing(runs, results):
+            choices.add(task, choose(study, results, task))
     choices.write()
     return choices
 
 
 def provisional(study: StagedStudy, choices: Choices) -> Choices:
-    """Return choices in which a task without a stored one has the first entry of each list."""
+    """Return the choices for a list of runs: a task without a stored one gets the first candidates."""
     tasks = dict(choices.tasks)
     for task in study.tasks:
         rate = study.rates_of(task)[0]
@@ -72,13 +72,13 @@ def provisional(study: StagedStudy, choices: Choices) -> Choices:
 
 
 class Worker:
-    """Does the runs that are left.
+    """Does runs, and adds their results.
 
     Args:
         study: the study.
-        results: where finished runs go.
-        threads: torch threads of a run.
-        deadline: of `time.monotonic`, after which no run starts.
+        results: gets a line for each finished run.
+        threads: number of torch threads of a run.
+        deadline: time on the clock `time.monotonic` after which no run starts, seconds.
     """
 
     def __init__(
@@ -89,17 +89,27 @@ class Worker:
         self.failed: list[str] = []
         self._lock = threading.Lock()
         self._warmups: dict[tuple[str, int], threading.Lock] = {}
-        self._cold: set[tuple[str, int]] = set()
+        self._failed_warmups: set[tuple[str, int]] = set()
         """Tasks and seeds whose warm-up has failed."""
 
     def do(self, runs: Sequence[Run], lanes: int) -> None:
-        """Do runs in their order; those that fail are in `failed`."""
+        """Do runs in their order; `failed` gets the logs of those that fail.
+
+        Args:
+            runs: the runs.
+            lanes: number of runs side by side.
+
+        Raises:
+            UserError: another process does runs of this study.
+        """
         self.study.runs.mkdir(parents=True, exist_ok=True)
         with (self.study.runs / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(f"another process does the runs of {self.study.runs}") from error
+                raise UserError(
+                    f"another process does runs in {self.study.runs}; wait for it, or stop it"
+                ) from error
             jobs = [lambda fit, run=run: self._do(fit, run) for run in runs]
             work(jobs, lanes, self.threads)
 
@@ -107,13 +117,13 @@ class Worker:
         """Do one run, after its warm-up."""
         if time.monotonic() >= self.deadline or not self._warm(fit, run.task, run.seed):
             return
-        # an unfinished run begins afresh
+        # an unfinished run starts again from the beginning
         folder = self.study.runs / run.name
         shutil.rmtree(folder, ignore_errors=True)
         started = time.monotonic()
         code = fit(self._arguments(run, folder), folder / "run.log")
         seconds = time.monotonic() - started
-        # its line
+        # the line of its results
         summary = folder / "summary.json"
         if code or not summary.is_file():
             self._fail(folder / "run.log")
@@ -124,7 +134,7 @@ class Worker:
         print(f"done   {run.name}  {seconds:.0f} s", flush=True)
 
     def _arguments(self, run: Run, folder: Path) -> list[str]:
-        """Return the arguments of a run."""
+        """Return the arguments of `lightning-mpo` for a run."""
         task, cell = self.study.tasks[run.task], self.study.cells[run.cell]
         options = [
             *("fit", "-c", task.config, "-c", cell.config),
@@ -136,20 +146,20 @@ class Worker:
         ]
 
     def _warm(self, fit: Fit, name: str, seed: int) -> bool:
-        """Make the checkpoint that all cells of a seed start from; return whether it exists."""
+        """Fit the warm-up of a task and seed if its checkpoint is missing; return whether it succeeded."""
         task = self.study.tasks[name]
         with self._lock:
             lock = self._warmups.setdefault((name, seed), threading.Lock())
         with lock:
             path = checkpoint_of(task, seed)
-            if path is None or path.is_file() or (name, seed) in self._cold:
-                return (name, seed) not in self._cold
+            if path is None or path.is_file() or (name, seed) in self._failed_warmups:
+                return (name, seed) not in self._failed_warmups
             assert task.warmup is not None
             log = self.study.runs / f"warm-{name}-seed{seed}.log"
             started = time.monotonic()
             code = fit(["fit", "-c", task.warmup, "--seed_everything", str(seed)], log)
             if code or not path.is_file():
-                self._cold.add((name, seed))
+                self._failed_warmups.add((name, seed))
                 self._fail(log)
                 return False
             print(f"warm   {name} seed {seed}  {time.monotonic() - started:.0f} s", flush=True)
@@ -170,9 +180,10 @@ def checkpoint_of(task: Task, seed: int) -> Path | None:
 
 
 def estimate(runs: Sequence[Run], results: Results) -> list[float]:
-    """Return the seconds that each run takes, from finished ones; nan if there are none.
+    """Return the estimated seconds of each run; nan if no run has finished.
 
-    The mean of its cell on its task counts, else of its task, else of its cell, else of all.
+    The estimate is the mean over finished runs of the same cell and task. Without them it is the
+    mean of the task, else of the cell, else of all.
     """
     seconds: dict[Any, list[float]] = {}
     for run, line in results.lines.items():

@@ -19,7 +19,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def detectable(values: Sequence[float]) -> float:
-    """Return the true difference that a study of this size and spread finds in 80 % of cases."""
+    """Return the true difference that a t-test with this number and spread of values detects with power 80 %."""
     freedom = len(values) - 1
     if freedom < 1:
         return math.nan
@@ -28,7 +28,7 @@ def detectable(values: Sequence[float]) -> float:
 
 
 def p_value(differences: Sequence[float]) -> float:
-    """Return the two-sided p of a paired t-test; nan for fewer than two differences."""
+    """Return the two-sided p-value of a paired t-test; nan for fewer than two differences."""
     if len(differences) < 2:
         return math.nan
     mean, error = statistics.mean(differences), float(stats.sem(differences))
@@ -38,10 +38,10 @@ def p_value(differences: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values that are corrected for their number by Holm's method.
+    """Return p-values that Holm's method corrects for their number m.
 
-    The k-th smallest of m is multiplied by m - k + 1, and none falls below a smaller one. A p-value
-    that is nan stays nan; it counts in m, as its test is still to come.
+    The k-th smallest p-value is multiplied by m - k + 1, and is at least the corrected one before
+    it. A p-value that is nan stays nan. It counts in m, as its test will be made later.
     """
     order = sorted(
         (i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i]

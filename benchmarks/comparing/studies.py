@@ -1,4 +1,4 @@
-"""A staged study, read from its file: what is screened, and what is confirmed."""
+"""The file of a study with two stages: tasks, cells, screening and confirmation."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ class Task:
     """A task of a study.
 
     Args:
-        config: its configuration.
+        config: configuration of the task.
         warmup: configuration of the stage that makes the checkpoint; None: no warm-up.
-        checkpoint: the file of the warm-up, with `{seed}`.
-        metric: what is compared, "pass_at_1" or "reward".
-        judged: "whole" vocabulary or "support": where learning rates are chosen and comparisons
-            made.
-        target: a value of the metric; the table counts the rollouts until it is reached.
-        learning_rates: of the screening; None: those of `screen`.
-        cells: names of the cells that are screened; None: those of `screen`.
-        arguments: of the command line, in front of those of a cell.
+        checkpoint: file of the warm-up, with `{seed}` for the seed.
+        metric: the metric that is compared: "pass_at_1", or "reward" for the mean reward.
+        judged: where the metric is measured: the "whole" vocabulary, or the "support".
+        target: a value of the metric; the table has the number of rollouts until a run reaches it.
+        learning_rates: learning rates of the screening; None: those of `screen`.
+        cells: names of the cells of the screening; None: those of `screen`.
+        arguments: additional arguments of the command line, before those of a cell.
     """
 
     config: str
@@ -47,7 +46,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Cell:
-    """A configuration that is laid over a task."""
+    """A configuration that is merged into that of a task, such as an algorithm.
+
+    Args:
+        config: the configuration.
+        arguments: additional arguments of the command line.
+    """
 
     config: str
     arguments: tuple[Any, ...] = ()
@@ -55,15 +59,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A question of the confirmation: is a cell ahead of another on a task?
+    """A comparison of two cells on a task, in the confirmation.
 
     Args:
         task: name of the task.
-        cell: name of the cell; a list: the one of them that the screening finds best.
-        against: name of the other cell, or a list.
-        outcome: "final" value of the metric, or "area" under its curve: what the p-value is of.
-        judged: "whole" or "support"; None: as the task.
-        primary: counts in Holm's correction.
+        cell: name of the cell, or a list of names. A list stands for the cell with the best score in
+            the screening.
+        against: name of the other cell, or a list of names.
+        outcome: the value that the p-value tests: "final" metric, or "area" under its curve.
+        judged: where the metric is measured, "whole" or "support"; None: as the task.
+        primary: whether Holm's correction includes the comparison.
     """
 
     task: str
@@ -76,7 +81,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class StagedStudy:
-    """A study with a screening and a confirmation."""
+    """A study with a screening and a confirmation.
+
+    Args:
+        runs: folder of logs and checkpoints.
+        results: folder of `results.jsonl`, `chosen.json`, tables and pictures.
+        tasks: tasks by name.
+        cells: cells by name.
+        screen_seeds: seeds of the screening.
+        learning_rates: learning rates of the screening, unless a task has its own.
+        screened_cells: names of the cells of the screening, unless a task has its own.
+        confirm_seeds: seeds of the confirmation.
+        comparisons: comparisons of the confirmation.
+    """
 
     runs: Path
     results: Path
@@ -89,21 +106,21 @@ class StagedStudy:
     comparisons: tuple[Comparison, ...] = field(default=())
 
     def cells_of(self, task: str) -> tuple[str, ...]:
-        """Return the names of the cells that are screened on a task."""
+        """Return the names of the cells of a task in the screening."""
         return self.tasks[task].cells or self.screened_cells
 
     def rates_of(self, task: str) -> tuple[float, ...]:
-        """Return the learning rates that are screened on a task."""
+        """Return the learning rates of a task in the screening."""
         return self.tasks[task].learning_rates or self.learning_rates
 
 
 def is_staged(path: Path) -> bool:
-    """Return whether a study file has a screening."""
+    """Return whether a study file has a screening, and so two stages."""
     return "screen" in yaml.safe_load(path.read_text())
 
 
 def read_staged(path: Path) -> StagedStudy:
-    """Read a staged study.
+    """Read the file of a study with two stages.
 
     Raises:
         UserError: a key or a name is unknown, or a seed is in both stages.
@@ -139,7 +156,7 @@ def read_staged(path: Path) -> StagedStudy:
 
 
 def names_of(cell: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of a side of a comparison."""
+    """Return the names on one side of a comparison."""
     return (cell,) if isinstance(cell, str) else cell
 
 
@@ -147,7 +164,7 @@ def _build(kind: type[Any], options: Mapping[str, Any], place: str, path: Path) 
     unknown = sorted(set(options) - set(kind.__dataclass_fields__))
     if unknown:
         known = ", ".join(kind.__dataclass_fields__)
-        raise UserError(f"{path}: `{place}` has no key {unknown[0]!r}; there are {known}")
+        raise UserError(f"{path}: `{place}` has no key {unknown[0]!r}; the keys are {known}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     if values.get("learning_rates"):
         values["learning_rates"] = tuple(map(float, values["learning_rates"]))
@@ -182,4 +199,4 @@ def _check(study: StagedStudy, path: Path) -> None:
 def _one_of(value: object, known: Iterable[object], place: str, path: Path) -> None:
     if value not in known:
         names = ", ".join(map(str, known))
-        raise UserError(f"{path}: `{place}`: {value!r} is none of {names}")
+        raise UserError(f"{path}: `{place}`: {value!r} must be one of {names}")

@@ -18,12 +18,12 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """A comparison with its paired differences, seed by seed.
+    """A comparison with its paired differences, one for each seed.
 
     Args:
         entry: the comparison, as in `chosen.json`.
-        final: differences in the last value of the metric.
-        area: differences in the area under its curve.
+        final: differences in the metric after training.
+        area: differences in the area under the curve of the metric.
     """
 
     entry: dict[str, Any]
@@ -32,13 +32,13 @@ class Answer:
 
     @property
     def outcome(self) -> list[float]:
-        """The differences that the p-value is of."""
+        """The differences that the p-value tests."""
         return self.area if self.entry["outcome"] == "area" else self.final
 
 
 def answers(study: StagedStudy, results: Results, choices: Choices) -> list[Answer]:
-    """Return all comparisons with the differences of seeds that both cells have."""
-    found = []
+    """Return all comparisons, with differences for the seeds that both cells have."""
+    rows = []
     for entry in choices.comparisons():
         if entry["task"] not in study.tasks:
             continue
@@ -52,14 +52,14 @@ def answers(study: StagedStudy, results: Results, choices: Choices) -> list[Answ
         pairs = [(ours[seed], theirs[seed]) for seed in seeds]
         final = [_final(a, task, judged) - _final(b, task, judged) for a, b in pairs]
         areas = [_area(a, task, judged) - _area(b, task, judged) for a, b in pairs]
-        found.append(Answer(entry | {"judged": judged}, final, areas))
-    return found
+        rows.append(Answer(entry | {"judged": judged}, final, areas))
+    return rows
 
 
 def confirmed_lines(
     study: StagedStudy, results: Results, choices: Choices, task: str, cell: str
 ) -> dict[int, Line]:
-    """Return the lines of a cell's confirmation by seed, those at the chosen learning rate."""
+    """Return the lines of a cell in the confirmation at the chosen learning rate, by seed."""
     rate = choices.learning_rate(task, cell)
     return {
         run.seed: line
@@ -68,9 +68,9 @@ def confirmed_lines(
     }
 
 
-def comparison_table(found: Sequence[Answer]) -> str:
-    """Return the differences of the confirmation, with Holm's correction over the primary ones."""
-    primary = [answer for answer in found if answer.entry["primary"]]
+def comparison_table(comparisons: Sequence[Answer]) -> str:
+    """Return the table of comparisons, with Holm's correction over the primary ones."""
+    primary = [answer for answer in comparisons if answer.entry["primary"]]
     corrected = dict(
         zip(map(id, primary), holm([p_value(a.outcome) for a in primary]), strict=True)
     )
@@ -86,15 +86,15 @@ def comparison_table(found: Sequence[Answer]) -> str:
             _number(corrected[id(answer)]) if id(answer) in corrected else "not primary",
             _number(detectable(answer.outcome)),
         ]
-        for answer in found
+        for answer in comparisons
     ]
     head = ["task", "cell", "against", "seeds", "judged on", "final, difference"]
-    head += ["area, difference", "p is of", "p", "p (Holm)", "detectable (80 %)"]
+    head += ["area, difference", "p tests", "p", "p (Holm)", "detectable (80 %)"]
     return _markdown(head, rows)
 
 
 def cell_table(study: StagedStudy, results: Results, choices: Choices, task: str) -> str:
-    """Return the cells of a task in the confirmation: means over seeds."""
+    """Return the table of a task's cells in the confirmation: means over seeds."""
     options, rows = study.tasks[task], []
     for cell in choices.confirmed(task):
         lines = list(confirmed_lines(study, results, choices, task, cell).values())
@@ -105,7 +105,7 @@ def cell_table(study: StagedStudy, results: Results, choices: Choices, task: str
 
 
 def screening_table(study: StagedStudy, results: Results, task: str) -> str:
-    """Return all runs of a task's screening: area at each learning rate, the rest at the best."""
+    """Return the table of a task's screening: areas at all learning rates, other columns at the best."""
     options, rows = study.tasks[task], []
     for cell in study.cells_of(task):
         by_rate: dict[float, list[Line]] = {}
@@ -124,21 +124,21 @@ def screening_table(study: StagedStudy, results: Results, task: str) -> str:
 
 
 def unequal_starts(results: Results) -> list[str]:
-    """Return a sentence for each task and seed whose cells do not start from the same policy."""
+    """Return a warning for each task and seed whose runs do not start from the same policy."""
     starts: dict[tuple[str, int], dict[tuple[float, float], Run]] = {}
     for run, line in results.lines.items():
         values = tuple(line["start"].get(key, math.nan) for key in ("pass_at_1", "greedy_accuracy"))
         starts.setdefault((run.task, run.seed), {}).setdefault(values, run)
     return [
         f"{task}, seed {seed}: runs start from different policies: "
-        + ", ".join(f"{run.cell} ({run.stage}) {values[0]:.4f}" for values, run in found.items())
-        for (task, seed), found in starts.items()
-        if len(found) > 1
+        + ", ".join(f"{run.cell} ({run.stage}) {values[0]:.4f}" for values, run in runs.items())
+        for (task, seed), runs in starts.items()
+        if len(runs) > 1
     ]
 
 
 def show(mean: float, half: float, sign: bool = False, digits: int = 3) -> str:
-    """Return a mean with the half width of its interval, if it has one."""
+    """Return a mean with the half width of its interval, as text; without nan."""
     if math.isnan(mean):
         return ""
     value = f"{mean:+.{digits}f}" if sign else f"{mean:.{digits}f}"
@@ -154,7 +154,7 @@ def _figure_names(task: Task) -> list[str]:
 
 
 def _figures(lines: Sequence[Line], task: Task) -> list[str]:
-    """Return the columns of `_figure_names`, over the runs of a cell."""
+    """Return the values of the columns `_figure_names`: means over the runs of a cell."""
     support = f"support_{task.metric}"
     on_support = [line["final"][support] for line in lines if support in line["final"]]
     on_curves = [
@@ -176,11 +176,11 @@ def _figures(lines: Sequence[Line], task: Task) -> list[str]:
 
 
 def _reach(lines: Sequence[Line], task: Task) -> str:
-    """Return the mean number of rollouts to the target, and how many runs never reach it."""
+    """Return the mean number of rollouts to the target, and the number of runs that never reach it."""
     assert task.target is not None
-    found = [first_reach(points_of(line, task.metric, task.judged), task.target) for line in lines]
-    there = [count for count in found if count is not None]
-    missed = f" ({len(found) - len(there)} never)" if len(there) < len(found) else ""
+    counts = [first_reach(points_of(line, task.metric, task.judged), task.target) for line in lines]
+    there = [count for count in counts if count is not None]
+    missed = f" ({len(counts) - len(there)} never)" if len(there) < len(counts) else ""
     return (f"{statistics.mean(there):.1f}" if there else "") + missed
 
 

@@ -153,7 +153,7 @@ class CLI(LightningCLI):
             self.plan_stage(config, warmup, checkpoint)
 
     def plan_stage(self, config: Any, warmup: str, checkpoint: str) -> None:
-        """Fit the warm-up stage that makes `policy.checkpoint`, which is missing, before the run.
+        """Plan to fit the warm-up stage, which makes the missing `policy.checkpoint`, before the run.
 
         Args:
             config: the configuration, which subclasses may change instead.

@@ -25,22 +25,22 @@ EARLY = 75
 
 
 def check_before_stage(trainer: L.Trainer, module: Any, data: Any) -> None:
-    """Refuse mistakes of a run before its warm-up stage, as far as they need no checkpoint.
+    """Refuse mistakes of a run before its warm-up stage, if they can be seen without the checkpoint.
 
     Args:
-        trainer: of the run, with its callbacks.
-        module: of the run.
-        data: of the run.
+        trainer: the trainer of the run, with its callbacks.
+        module: the module of the run.
+        data: the data of the run.
 
     Raises:
-        UserError: options that do not fit each other.
+        UserError: options do not fit each other.
     """
     if not isinstance(module, PolicyOptimization) or not isinstance(data, PromptDataModule):
         return
     for callback in callbacks_of(trainer):
         if isinstance(callback, RolloutLoop):
             callback.check(module.objective, data, "fit")
-    # the policy without the checkpoint that is missing
+    # check the policy without its checkpoint, which is missing
     policy: Any = module.policy
     checkpoint, policy.checkpoint = policy.checkpoint, None
     try:

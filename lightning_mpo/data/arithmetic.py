@@ -20,7 +20,7 @@ class Arithmetic(GeneratedProblems):
     sum says which one works.
 
     Args:
-        digits: of both operands.
+        digits: number of digits of both operands.
         careless_share: probability that a solution is careless.
         kwargs: as for `GeneratedProblems`.
     """

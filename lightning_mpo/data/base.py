@@ -199,13 +199,15 @@ class PromptDataModule(L.LightningDataModule, ABC):
         return renderer
 
     def check_response(self, max_new_tokens: int) -> None:
-        """Refuse responses that are too short for any right answer. Called before a model is loaded.
+        """Refuse a length of responses into which no right answer fits.
+
+        Called before a model is loaded.
 
         Args:
-            max_new_tokens: longest response.
+            max_new_tokens: longest response, tokens.
 
         Raises:
-            UserError: no response can hold an answer.
+            UserError: each right answer is longer.
         """
 
     def identity(self) -> dict[str, Any]:

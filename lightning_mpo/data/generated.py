@@ -14,16 +14,16 @@ from lightning_mpo.types import PromptRow, Splits
 
 
 class GeneratedProblems(PromptDataModule):
-    """Distinct problems that are drawn at random; a subclass draws and solves one.
+    """Distinct problems that are drawn at random.
 
-    Held-out problems are those whose prompt hashes below `held_out_share`; no training problem
-    does.
+    A subclass implements `draw`, `write` and `solve` for one problem. A hash of the prompt decides
+    whether a problem is held out, so no problem is on both sides.
 
     Args:
-        train_problems: distinct training problems.
-        held_out_problems: distinct validation problems.
-        held_out_share: of all problems.
-        problem_seed: of the problems; the order of training prompts has its own seed.
+        train_problems: number of distinct training problems.
+        held_out_problems: number of distinct validation problems.
+        held_out_share: share of all possible problems that are held out.
+        problem_seed: seed of the problems; `seed` is that of the order of the training prompts.
         chat_template: as for `PromptDataModule`; the tiny policy has none.
         kwargs: as for `PromptDataModule`.
 
@@ -50,7 +50,7 @@ class GeneratedProblems(PromptDataModule):
 
     @abstractmethod
     def draw(self, random_numbers: random.Random) -> Any:
-        """Draw a problem."""
+        """Draw a problem, in a form that `write` and `solve` understand."""
 
     @abstractmethod
     def write(self, problem: Any) -> str:
@@ -60,20 +60,21 @@ class GeneratedProblems(PromptDataModule):
     def solve(self, problem: Any, random_numbers: random.Random) -> tuple[str, str]:
         """Return the right answer and a demonstration.
 
-        It draws equally many random numbers under all options, so options change no problem.
+        It draws the same number of random numbers for each `careless_share` and the like. Such
+        options then change demonstrations, but not the problems that are drawn later.
         """
 
     def columns(self) -> dict[str, Any]:
-        """Return columns of every row that rewards read."""
+        """Return the additional columns of each row, for rewards."""
         return {}
 
     def check_count(self, problems: int, option: str, value: int) -> None:
-        """Refuse to draw more than half of the problems of either side, which would take long.
+        """Refuse to draw more than half of the problems of a side, as most draws would be repeats.
 
         Args:
-            problems: number of all problems.
-            option: the option that limits it.
-            value: of the option.
+            problems: number of all possible problems.
+            option: name of the option that limits this number.
+            value: value of this option.
 
         Raises:
             UserError: there are too few problems.
@@ -103,5 +104,5 @@ class GeneratedProblems(PromptDataModule):
 
 
 def is_held_out(prompt: str, share: float) -> bool:
-    """Return whether a prompt belongs to the held-out side: a pure function of its text."""
+    """Return whether the hash of a prompt puts it on the held-out side."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") < share * 2**64

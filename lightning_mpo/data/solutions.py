@@ -126,17 +126,17 @@ def check_positions(
     positions: int,
     encode: Callable[[Sequence[PromptRow]], PromptBatch],
 ) -> None:
-    """Refuse a row whose prompt and solution are together longer than the model can read.
+    """Refuse rows whose prompt and solution are together longer than the model can read.
 
     Args:
         rows: the rows.
-        solutions: tokens of their solutions, with the closing token.
-        room: tokens of a solution that fits behind the longest prompt.
-        positions: tokens that the model can read.
-        encode: tokenises the prompts of rows with longer solutions.
+        solutions: token ids of their solutions, with the closing token.
+        room: longest solution that fits behind the longest prompt, tokens.
+        positions: longest sequence that the model can read, tokens.
+        encode: tokenises prompts; called for rows whose solution is longer than `room`.
 
     Raises:
-        UserError: they are longer.
+        UserError: a row is too long.
     """
     for row, solution in zip(rows, solutions, strict=True):
         if len(solution) <= room:

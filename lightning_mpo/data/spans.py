@@ -1,19 +1,21 @@
-"""Generated decisions that take several tokens each, in responses of 72 tokens.
+"""Generated problems whose response is a row of decisions of several tokens each.
 
-A response names one entity after the other, without separators. All entities differ in their first
-character, so the first token of a span is a choice and the others follow from it.
+A response names one entity after the other, without separators. No two entities share a character.
+The first token of a decision is thus a choice, and the first token determines the others.
 
-The dials and the claims that they test:
+Each option tests a claim:
 
-* `length`: tokens of a decision. MPO (arXiv:2602.14386) takes N consecutive tokens as one action
-  and says that credit then reaches the unit of a decision [P, abstract]. With blocks of `length`
-  tokens, its ratio is that of the decision [I]. `length=1` is the control: no token follows from
-  another, so a block holds several decisions and MPO should gain nothing [I].
-* `decisions`: the horizon is `decisions * length` tokens. Compare lengths at equal horizons:
-  24 decisions of 3 tokens, 72 of 1.
-* `SpanShare.noise`: rewards of single tokens are noisy within a decision and exact over it. An
-  advantage of a block averages this noise away, an advantage of a token does not [I].
-* `careless_share`: how far the policy is from right before training, not a claim of a paper.
+* `length`: number of tokens of a decision. MPO (arXiv:2602.14386) takes N consecutive tokens as one
+  action, and says that credit then reaches the unit of a decision [P, abstract]. With blocks of
+  `length` tokens, the ratio of a block is the ratio of a decision [I]. `length=1` is the control:
+  no token determines another. A block then holds several decisions, and MPO should gain nothing
+  [I].
+* `decisions`: number of decisions. A response has `decisions * length` tokens. Compare lengths in
+  responses of equal length: 24 decisions of 3 tokens, and 72 decisions of 1.
+* `SpanShare.noise`: noise of each token's reward, which sums to 0 over a decision. The advantage of
+  a block averages this noise away. The advantage of a token does not [I].
+* `careless_share`: share of wrong decisions in the demonstrations. It sets how good the policy is
+  before training, and tests no claim of a paper.
 """
 
 from __future__ import annotations
@@ -34,21 +36,21 @@ CHARACTERS = string.ascii_letters + string.digits
 class Spans(GeneratedProblems):
     """Sums of neighbouring symbols modulo `entities`; each sum is an entity of `length` characters.
 
-    The prompt has `decisions` symbols x_i, each `length` times, so that the distance from a decision
-    to its symbol is the same everywhere: `cccaaafff=`. The entity of decision i is number
-    (x_i + x_{i-1}) mod `entities`, with 0 before the first symbol. A careless demonstration takes
-    x_i alone, for each decision with probability `careless_share`.
+    The prompt has `decisions` symbols x_i. It repeats each of them `length` times, as in
+    `cccaaafff=`, so that each decision is equally far from its symbol. The entity of decision i has
+    the number (x_i + x_{i-1}) mod `entities`, with 0 before the first symbol. A careless decision of
+    a demonstration is the entity x_i: it drops the sum.
 
     Args:
-        decisions: of a response.
-        length: characters, and tokens, of an entity.
-        entities: different entities, and different symbols.
+        decisions: number of decisions of a response.
+        length: number of characters of an entity; each is a token of `TinyPolicy`.
+        entities: number of entities, and of symbols.
         careless_share: probability that a decision of a demonstration is careless.
         train_problems: distinct training problems.
         kwargs: as for `GeneratedProblems`.
 
     Raises:
-        UserError: an option is out of range, or there are too few characters or problems.
+        UserError: an option is out of range, or leaves too few characters or problems.
     """
 
     def __init__(

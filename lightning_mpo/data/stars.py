@@ -1,19 +1,19 @@
-"""Generated star graphs: the first letter of a path hangs on its last.
+"""Generated star graphs: the first node of a path depends on its last.
 
-A path from the centre of a star to the end of an arm has one choice, the first node. Every later
-node follows from the one before. A model that learns next tokens from right paths can copy edges
-and never learns to choose (Bachmann and Nagarajan, arXiv:2403.06963 [REC]).
+A path from the centre of a star to the end of an arm has one choice, the first node. Each node
+determines the next one. A model that learns next tokens from right paths can copy edges and never
+learns to choose (Bachmann and Nagarajan, arXiv:2403.06963 [REC]).
 
-The dials and the claims that they test:
+Each option tests a claim:
 
-* `length`: the goal is `length` edges from the choice. The paper says that next-token prediction
+* `length`: number of edges from the start to the goal. The paper says that next-token prediction
   fails to look ahead, and that prediction of several tokens at once can learn it [REC]. MPO
   (arXiv:2602.14386) takes several tokens as one action, so a gain should show here first [I].
-* `degree`: a policy that follows edges alone is right in 1 of `degree` cases. The paper says so of
-  teacher forcing [REC]. After a wrong first node every state has a negative advantage, and heads
-  that are pushed down there without end unlearn the edges [I].
-* `alphabet`: letters that name nodes. More letters make graphs harder to recall and edges harder
-  to learn [I].
+* `degree`: number of arms. A policy that only follows edges is right in 1 of `degree` cases. The
+  paper says this of teacher forcing [REC]. After a wrong first node, all later tokens have a
+  negative advantage. Heads whose log-probs fall there without bound unlearn the edges [I].
+* `alphabet`: number of letters that name nodes. More letters make edges harder to learn, and graphs
+  harder to memorise [I].
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ class Star(NamedTuple):
 class StarGraphs(GeneratedProblems):
     """Paths in star graphs; the prompt lists the edges, then start and goal.
 
-    `dg,ea,bc,ed,ab,gf;ef=` is answered by `dgf`: the nodes from the neighbour of the start `e` to
-    the goal `f`. A demonstration follows an arm of the star, and with probability `careless_share`
-    this is any arm.
+    The answer to `dg,ea,bc,ed,ab,gf;ef=` is `dgf`: the nodes from the neighbour of the start `e` to
+    the goal `f`. A demonstration follows the arm of the goal, or with probability `careless_share` a
+    random arm. The random arm is that of the goal in 1 of `degree` cases.
 
     Args:
-        degree: arms of a star.
-        length: nodes of an arm, without the start.
-        alphabet: letters that name nodes: a to z, then A to Z.
+        degree: number of arms of a star.
+        length: number of nodes of an arm, without the start.
+        alphabet: number of letters that name nodes: a to z, then A to Z.
         careless_share: probability that a demonstration follows a random arm.
         kwargs: as for `GeneratedProblems`.
 
     Raises:
-        UserError: an option is out of range, or there are too few letters or problems.
+        UserError: an option is out of range, or leaves too few letters or problems.
     """
 
     def __init__(

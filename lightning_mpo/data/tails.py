@@ -1,20 +1,22 @@
 """Generated addition whose demonstrations leave mass in the tail of a large vocabulary.
 
 Promising tokens (RLPT, arXiv:2602.03195) restrict sampling and ratios to the tokens that the model
-itself ranks first. The paper says that this makes the policy gradient less noisy and training
-stable, as most of a vocabulary never helps [P, abstract].
+itself finds most probable. The paper says that most of a vocabulary never helps, and that the
+restriction makes the policy gradient less noisy and training stable [P, abstract].
 
-The dials and the claims that they test:
+Each option tests a claim:
 
-* `tail`: the probability mass outside the promising tokens. A sample over the whole vocabulary is
-  spoilt by one tail token in its answer; a sample from a support is not. RLPT should gain more, the
-  more mass the tail has, and nothing if it has none [I].
-* `vocabulary`: over how many tokens that mass is spread. A policy gradient over all of them meets
-  each too rarely to push it down; it should make no difference to RLPT [I].
+* `tail`: probability mass of the tail. One tail token in the answer makes a response wrong, and a
+  support excludes almost all of them. The gain of RLPT should grow with this mass, and be 0
+  without it [I].
+* `vocabulary`: number of tokens over which this mass is spread. A policy gradient over the whole
+  vocabulary samples each of them too rarely to lower its probability. RLPT should not depend on
+  this number [I].
 
-Tail characters are drawn uniformly, so each has `tail / (vocabulary - 14)` of the mass. No tail
-character is ever among the first tokens of a trained policy. A Zipf law would put a few of them
-into each support, so that the two dials would not be apart.
+Tail characters are drawn uniformly, so each has `tail / (vocabulary - 14)` of the mass. A support
+of eight tokens contains some of them, but with less than a twentieth of the tail's mass [V, after
+two supervised stages]. Under a Zipf law these few would have much of the mass, so that `tail` and
+`vocabulary` could not be varied separately.
 """
 
 from __future__ import annotations
@@ -33,18 +35,17 @@ BASE = "0123456789+=,;"
 class Tails(Arithmetic):
     """Column addition with noise in its demonstrations.
 
-    Each character of a demonstration is replaced with probability `tail` by a character that is
-    drawn uniformly from the tail. The tail consists of `vocabulary - 14` characters that neither
-    prompts nor right answers use. A policy that imitates the demonstrations gives the tail a mass
-    of `tail` at each step. The policy needs the same alphabet:
-    `TinyPolicy(characters="0123456789+=,;", vocabulary=2000)`.
+    The tail consists of `vocabulary - 14` characters that neither prompts nor right answers use.
+    Each character of a demonstration becomes, with probability `tail`, a random character of the
+    tail. A policy that imitates the demonstrations gives the tail a mass of `tail` at each token.
+    The policy needs the same alphabet: `TinyPolicy(characters="0123456789+=,;", vocabulary=2000)`.
 
     Args:
         tail: probability that a character of a demonstration comes from the tail.
-        vocabulary: characters in all, those of the tail included.
-        digits: of both operands.
-        train_problems: distinct training problems.
-        held_out_problems: distinct validation problems.
+        vocabulary: number of all characters, those of the tail included.
+        digits: number of digits of both operands.
+        train_problems: number of distinct training problems.
+        held_out_problems: number of distinct validation problems.
         kwargs: as for `Arithmetic`.
 
     Raises:
@@ -74,7 +75,7 @@ class Tails(Arithmetic):
 
     def solve(self, problem: tuple[int, int], random_numbers: random.Random) -> tuple[str, str]:
         target, solution = super().solve(problem, random_numbers)
-        # noise has a stream of its own for each problem, so it changes no problem and no habit
+        # noise has its own stream for each problem, so it changes neither problems nor carries
         noise = random.Random(f"{self.problem_seed} {self.write(problem)}")
         tail = self.alphabet[len(BASE) :]
         replaced = [

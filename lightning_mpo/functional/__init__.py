@@ -3,7 +3,7 @@ else of this package.
 
 =======================  ==========================================================================
 ``heads``                hidden states -> log-probabilities and entropies, in chunks
-``head_coefficients``    how much a policy loss of multi-token heads may weigh
+``head_coefficients``    the coefficients of the policy loss of multi-token heads
 ``head_gradients``       their hand-written gradients
 ``head_logits``          an unembedding, and the form of its logits
 ``head_positions``       the positions to compute, flattened and back
@@ -22,14 +22,14 @@ else of this package.
 ``selections``           which tokens of a response carry gradient
 ``lengths``              the length of a response -> a penalty
 ``surrogates``           (log-ratio, advantage) -> loss of each action
-``position_clips``       a clip that grows with the position in a response
+``position_clips``       a clip whose range depends on the position in a response
 ``trust_regions``        how far the distribution behind a token has moved since it was sampled
 ``corrections``          importance weights for a sampler that differs from the trainer
 ``values``               the loss of a critic
 ``divergences``          how far two policies are apart: k1, k2, k3, exact on a support
 ``reductions``           masked sums with an explicit denominator
 ``diagnostics``          clip fraction, effective sample size, signal and noise
-``head_diagnostics``     calibration of multi-token heads, and their gradient in the trunk
+``head_diagnostics``     calibration of multi-token heads, and the gradient that they send into the trunk
 ``support_diagnostics``  kept mass, overlap, score variance, responses that could not stop
 ``shapes``               the checks that name the argument
 =======================  ==========================================================================

@@ -103,7 +103,7 @@ def generalized_advantages(
         A_t = Δ_t + γ^N λ A_{t+N},   return_t = A_t + V_t
 
     N = 1 is GAE Eq. 16. With N > 1 an action is a block of N tokens, and λ counts blocks [I]
-    (docs/algorithms.md 4.4). With λ = 1 all N give the same.
+    (docs/algorithms.md 4.4). With λ = 1 each N gives the same advantages.
 
     The value after the last token is 0. ``t+1`` is the next token of the mask: tokens of others,
     such as tool output, are no step of the policy, and values are carried across them as in verl
@@ -115,7 +115,7 @@ def generalized_advantages(
         mask_BT: Tokens of the policy, shape ``[B, T]``.
         gamma: Discount per token, in [0, 1].
         lam: λ of the estimator, in [0, 1].
-        length: N, tokens of an action, at least 1.
+        length: N, number of tokens of an action, at least 1.
 
     Returns:
         Advantages and returns, each of shape ``[B, T]``, 0 outside the mask.
@@ -149,7 +149,7 @@ def generalized_advantages(
 def _backwards(
     rewards_BX: Tensor, values_BX: Tensor, gamma: float, lam: float, length: int
 ) -> Tensor:
-    """Return `generalized_advantages` of rows without gaps and with `length` zeros at the end."""
+    """Return the advantages of rows without gaps, `[B, T]`; `X` is T + `length`, zeros at the end."""
     T, N = values_BX.shape[1] - length, length
     advantages_BX = torch.zeros_like(values_BX)
     for t in reversed(range(T)):
@@ -185,7 +185,7 @@ def at_last_token(rewards_B: Tensor, mask_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def at_tokens(by_token_BC: Tensor, rewards_B: Tensor, mask_BT: Tensor) -> Tensor:
-    """Put rewards of tokens at their tokens, and the rest of each response's reward at its last.
+    """Put rewards of tokens at their tokens, and the rest of a response's reward at the last token.
 
         r_t = p_t for t < last,   r_last = R - Σ_{t<last} p_t,   so that Σ_t r_t = R
                                                                       ([I]; docs/algorithms.md 4)
@@ -193,11 +193,14 @@ def at_tokens(by_token_BC: Tensor, rewards_B: Tensor, mask_BT: Tensor) -> Tensor
     Args:
         by_token_BC: p, rewards of tokens, shape ``[B, C]``; column t is the t-th token of the mask.
             Missing columns are 0.
-        rewards_B: R, the whole reward of each response, shape ``[B]``.
+        rewards_B: R, the total reward of each response, shape ``[B]``.
         mask_BT: Response tokens, shape ``[B, T]``; a row without any gets no reward.
 
     Returns:
-        Rewards per token, shape ``[B, T]``, with the dtype of ``by_token_BC``.
+        Rewards per token, shape ``[B, T]``, with the dtype of ``by_token_BC``, 0 outside the mask.
+
+    Raises:
+        ValueError: If the shapes differ.
 
     >>> mask = torch.tensor([[True, False, True], [True, False, False]])
     >>> at_tokens(torch.tensor([[0.5, 0.25], [0.25, 0.0]]), torch.tensor([1.75, 0.25]), mask)
@@ -205,7 +208,7 @@ def at_tokens(by_token_BC: Tensor, rewards_B: Tensor, mask_BT: Tensor) -> Tensor
             [0.2500, 0.0000, 0.0000]])
     """
     check(by_token_BC=by_token_BC, rewards_B=rewards_B, mask_BT=mask_BT)
-    # the token of each position, the last token's without its reward
+    # the reward of each token but the last
     columns = torch.nn.functional.pad(by_token_BC, (0, mask_BT.shape[1]))
     index_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
     last_BT = at_last_token(torch.ones_like(rewards_B), mask_BT).bool()

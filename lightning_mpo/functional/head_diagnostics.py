@@ -1,6 +1,6 @@
-"""What is wrong with multi-token heads: calibration, entropy in excess, and the gradient that they send into the trunk.
+"""Diagnostics of multi-token heads: calibration, KL divergence, and the gradient that they send into the trunk.
 
-None of the results carries a gradient (docs/algorithms.md 15.1).
+No result carries a gradient (docs/algorithms.md 15.1).
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,18 @@ BINS = 10
 
 @torch.no_grad()
 def calibration_sums(confidence_BT: Tensor, hit_mask_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Sum predictions by confidence, ready to be added over batches.
+    """Count predictions, and sum their confidences and hits, in bins of the confidence.
+
+    The sums of several batches can be added before :func:`expected_calibration_error`.
 
     Args:
         confidence_BT: Probability of the most probable id, in [0, 1], shape ``[B, T]``.
-        hit_mask_BT: Whether this id is the true one, bool, shape ``[B, T]``.
-        mask_BT: Which positions count, bool, shape ``[B, T]``.
+        hit_mask_BT: True where this id is the sampled one, bool, shape ``[B, T]``.
+        mask_BT: Positions that count, bool, shape ``[B, T]``.
 
     Returns:
-        Predictions, confidences and hits of each bin, float64, shape ``[BINS, 3]``.
+        Number of predictions, sum of confidences and number of hits of each bin, float64, shape
+        ``[BINS, 3]``.
 
     Raises:
         ValueError: If the shapes differ.
@@ -43,17 +46,17 @@ def calibration_sums(confidence_BT: Tensor, hit_mask_BT: Tensor, mask_BT: Tensor
 
 
 def expected_calibration_error(sums: Tensor) -> Tensor:
-    """Turn sums into the expected calibration error: how far confidence is from accuracy.
+    """Return the expected calibration error: the mean distance between confidence and accuracy.
 
         ECE = Σ_k (n_k / N) · |accuracy_k - confidence_k|             over bins k      (Naeini et al. 2015 [REC])
 
-    A calibrated head has 0 in expectation only with many tokens: with few, each bin adds the noise of its accuracy.
+    With few tokens the estimate is too large: each bin adds the absolute value of its sampling noise.
 
     Args:
         sums: From :func:`calibration_sums`, added over all batches, shape ``[BINS, 3]``.
 
     Returns:
-        A scalar in [0, 1]; NaN without a prediction.
+        A scalar in [0, 1], shape ``[]``; NaN without a prediction.
 
     >>> sums = torch.zeros(10, 3)
     >>> sums[7] = torch.tensor([4.0, 3.0, 1.0])
@@ -66,22 +69,22 @@ def expected_calibration_error(sums: Tensor) -> Tensor:
 
 @torch.no_grad()
 def excess_entropy(logprobs_BJV: Tensor, mask_BJ: Tensor, head_logprobs_BV: Tensor) -> Tensor:
-    """Estimate KL(p‖q): the cross-entropy of a head above the entropy of the distribution that it predicts.
+    """Estimate KL(p‖q), the divergence of a head q from the true distribution p of the token that it predicts.
 
         p = E_j[p_j]        over continuations j of a state; p_j: the exact softmax at the end of each (Rao-Blackwell)
-        KL(p‖q) = -Σ_v p(v) log q(v) - H(p)
+        KL(p‖q) = -Σ_v p(v) log q(v) - H(p)                            cross-entropy less entropy
 
-    The cross-entropy is unbiased. The entropy of the mean of few p_j is too small, by E[KL(mean‖p)], of order 1/J. The
-    jackknife takes this order away:
+    The estimate of the cross-entropy is unbiased. The entropy of the mean of J distributions is too small, by
+    E[KL(mean‖p)], which is of order 1/J. The jackknife removes this order:
 
         Ĥ = J·H(mean) - (J - 1)·mean_j H(mean without j)
 
-    What is left is of order 1/J² and its sign may be either, so that an estimate may be below 0. With one p_j (a head
-    that reads the tokens in between) nothing is estimated, and KL(p_j‖q) is exact.
+    A bias of order 1/J² remains. Its sign may be either, so that an estimate may be below 0. With one p_j, as for a head
+    that reads the tokens in between, KL(p_j‖q) is exact.
 
     Args:
         logprobs_BJV: log p_j of J continuations of B states, nats, -inf allowed, shape ``[B, J, V]``.
-        mask_BJ: Continuations that there are, bool, shape ``[B, J]``; at least one in each state.
+        mask_BJ: Continuations that count, bool, shape ``[B, J]``; at least one in each state.
         head_logprobs_BV: log q, nats, -inf only where all p_j are 0, shape ``[B, V]``.
 
     Returns:
@@ -120,18 +123,20 @@ def gradient_parts(
     later: Sequence[Tensor | None],
     cross_entropy: Sequence[Tensor | None],
 ) -> Tensor:
-    """Compare the gradient of later tokens with that of the first, and with that of the heads' cross-entropy.
+    """Measure the gradient of the later tokens of blocks, and its part along the heads' cross-entropy.
+
+    Both are divided by the norm of the gradient of the first tokens.
 
         future   = |g_F| / |g_0|
         spurious = |<g_F, g_CE>| / (|g_CE|·|g_0|)                     (the part of g_F along g_CE) / |g_0|       [I]
 
     Args:
-        first: g_0, the gradient of each weight from offset 0; None: no gradient.
-        later: g_F, of the same weights from offsets n ≥ 1.
-        cross_entropy: g_CE, of the same weights.
+        first: g_0, gradients of the weights from offset 0, a tensor of any shape for each weight; None: no gradient.
+        later: g_F, gradients of the same weights from offsets n ≥ 1.
+        cross_entropy: g_CE, gradients of the same weights from the heads' cross-entropy.
 
     Returns:
-        future and spurious, float64, shape ``[2]``; NaN if g_0 is 0. Spurious is 0 if g_CE is 0.
+        `future` and `spurious`, without unit, float64, shape ``[2]``; NaN if g_0 is 0. `spurious` is 0 if g_CE is 0.
 
     Raises:
         ValueError: If the numbers of weights differ.

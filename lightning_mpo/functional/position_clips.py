@@ -23,16 +23,16 @@ def position_clip(
         loss = min(loss, -exp(dual t^p) A)   where A < 0
                                         (CTPO, arXiv:2605.07331 [P, abstract; C, the authors' code])
 
-    The logarithm of a prefix's ratio is a sum of t terms, so its spread grows like √t: p = 1/2. For
-    a mean of t terms it falls, p = -1/2 [C]. The gradient with respect to log R is ``-M R A``, M =
-    0 where :func:`outside_position_clip` holds, else 1.
+    The log-ratio of a prefix is a sum of t terms, so its spread grows like √t: p = 1/2. The spread of
+    a mean of t terms falls like 1/√t: p = -1/2 [C]. The gradient with respect to log R is
+    ``-M R A``, with M = 0 where :func:`outside_position_clip` is true, else 1.
 
     Args:
         log_ratios_BU: log(π / π_old) of each action, shape ``[B, U]``, nats. Carries the gradient.
         advantages_BU: Advantages of the actions, shape ``[B, U]``.
         positions_BU: t, number of the action within its response, from 1, shape ``[B, U]``.
-        low: How far the log-ratio of the first action may fall, nats, above 0.
-        high: How far it may rise, nats, above 0.
+        low: Largest fall of the log-ratio of the first action, nats, above 0.
+        high: Largest rise of this log-ratio, nats, above 0.
         power: p, the exponent of the position.
         dual: Largest log-ratio of the first action with a negative advantage, nats, above 0. None:
             no dual clip.
@@ -71,7 +71,7 @@ def outside_position_clip(
     power: float,
     dual: float | None = None,
 ) -> Tensor:
-    """Mark the actions whose gradient :func:`position_clip` has stopped.
+    """Return whether :func:`position_clip` stops the gradient of each action.
 
         (A > 0 and log R > high t^p)   or   (A < 0 and (log R < -low t^p or log R > dual t^p))
 
@@ -80,9 +80,9 @@ def outside_position_clip(
         advantages: Advantages of the actions, same shape.
         positions: Number of each action within its response, from 1, same shape.
         low: As in :func:`position_clip`.
-        high: As there.
-        power: As there.
-        dual: As there.
+        high: As in :func:`position_clip`.
+        power: As in :func:`position_clip`.
+        dual: As in :func:`position_clip`.
 
     Returns:
         Bool, same shape.

@@ -1,7 +1,7 @@
-"""Products of token ratios along a response: of the prefix (CTPO), and of the tokens ahead (NFPO).
+"""Products of token ratios along a response: of the prefix (CTPO), and of the next tokens (NFPO).
 
-The probability ratio of a prefix corrects the distribution of the states that a token is reached
-through, that of the tokens ahead the return that follows it. docs/algorithms.md 3.8.
+The product over the prefix corrects the distribution of states. The product over the next tokens
+corrects the return that follows a token (docs/algorithms.md 3.8).
 """
 
 import torch
@@ -14,11 +14,12 @@ from lightning_mpo.functional.surrogates import safe_ratio
 def prefix_log_ratios(
     log_ratios_BT: Tensor, mask_BT: Tensor, *, mean: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give every token the log-ratio of its prefix, itself included, with the gradient of its own.
+    """Return for each token the log-ratio of its prefix, with the gradient of the token alone.
 
-        log R_t = sg(S_t) + ℓ_t - sg(ℓ_t),   S_t = Σ_{j <= t} ℓ_j   (mean: divided by the number of
-                                             its tokens)
+        log R_t = sg(S_t) + ℓ_t - sg(ℓ_t),   S_t = Σ_{j <= t} ℓ_j       (mean: S_t / t)
                                         (CTPO, arXiv:2605.07331 [P, abstract; C, the authors' code])
+
+    The prefix includes the token itself.
 
     Args:
         log_ratios_BT: log(π / π_old) of the tokens, shape ``[B, T]``, nats. Never read outside the
@@ -27,8 +28,8 @@ def prefix_log_ratios(
         mean: Take the geometric mean of the prefix's ratios instead of their product.
 
     Returns:
-        Log-ratios, where actions start (the mask itself), and tokens per action (1), each of shape
-        ``[B, T]``.
+        Log-ratios, nats; starts of actions (the mask itself), bool; tokens per action (1); each of
+        shape ``[B, T]``.
 
     Raises:
         ValueError: If the shapes differ.
@@ -49,18 +50,19 @@ def prefix_log_ratios(
 
 
 def forward_trace(log_ratios_BT: Tensor, mask_BT: Tensor, *, steps: int) -> Tensor:
-    """Multiply the ratios of the next N - 1 tokens, without gradient.
+    """Return for each token the product of the ratios of the next N - 1 tokens, without gradient.
 
         C_t = sg(Π_{n=1}^{N-1} r_{t+n})        (NFPO, arXiv:2605.20865 [P, abstract; form I])
 
-    Tokens behind the end have ratio 1. A gap of the mask, such as the output of a tool, is skipped:
-    both policies give it the same probability. So N >= T multiplies all tokens ahead.
+    Tokens behind the end have ratio 1. Tokens outside the mask, such as the output of a tool, are
+    skipped: both policies give them the same probability. With N >= T the product is over all tokens
+    ahead.
 
     Args:
         log_ratios_BT: log(π / π_old) of the tokens, shape ``[B, T]``, nats. Never read outside the
             mask.
         mask_BT: Response tokens that count, shape ``[B, T]``.
-        steps: N, tokens of the trace, the current one included; 1 returns 1 everywhere.
+        steps: N, number of tokens, the current one included; with 1 all factors are 1.
 
     Returns:
         Factors, shape ``[B, T]``, 1 outside the mask. Their logarithms are clamped to ±20.

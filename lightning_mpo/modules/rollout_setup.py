@@ -83,39 +83,43 @@ def check_sampling(
 
 
 def check_offsets(objective: Objective, max_new_tokens: int) -> None:
-    """Refuse multi-token heads for tokens that no response has.
+    """Refuse multi-token heads that predict tokens behind the longest response.
 
     Args:
         objective: the algorithm.
-        max_new_tokens: longest response.
+        max_new_tokens: longest response, tokens.
 
     Raises:
-        UserError: names the offset, and the longest block that fits.
+        UserError: names the offset, and the option to change.
     """
     offsets = objective.request.future
+    # blocks, or a loss term of heads
+    option, most = "`objective.actions.length`", max_new_tokens
+    if not objective.actions.future:
+        option, most = "`HeadPolicyLoss.offsets`", max_new_tokens - 1
     if offsets >= max_new_tokens:
         raise UserError(
-            f"the objective takes multi-token heads up to offset {offsets}, a block of "
+            f"the objective uses multi-token heads up to offset {offsets}, a block of "
             f"{offsets + 1} tokens, and `rollout.max_new_tokens` is {max_new_tokens}: raise it, "
-            f"or set `objective.actions.length` to at most {max_new_tokens}"
+            f"or set {option} to at most {most}"
         )
 
 
 def check_token_rewards(objective: Objective, reward: str) -> None:
-    """Refuse a reward that gives each token a number, where numbers of tokens have no meaning.
+    """Refuse a `TokenReward` for an objective that cannot use a number for each token.
 
     Args:
         objective: the algorithm.
         reward: name of the reward.
 
     Raises:
-        UserError: names the members, the reward and an alternative.
+        UserError: names the parts of the objective, the reward and an alternative.
     """
     advantage, actions = objective.advantage, objective.actions
     if advantage.weighs_tokens:
         raise UserError(
             f"`{type(advantage).__name__}` compares rewards of responses, and `{reward}` gives "
-            "each token a number; use a `Reward` that is no `TokenReward`"
+            "each token a number; use a reward that gives each response one number"
         )
     if actions.one_per_response and advantage.to_go:
         raise UserError(

@@ -42,7 +42,7 @@ class Actions:
     mask_BU: Tensor  # bool, True only where an action starts
     weights_BU: Tensor  # tokens that the action stands for; they sum to the response tokens
     tokens: TokenTerms | None = None  # where every action is a token
-    factors_BU: Tensor | None = None  # of the actions' losses, without gradient; None: 1
+    factors_BU: Tensor | None = None  # multiply the actions' losses, without gradient; None: 1
 
 
 @dataclass(frozen=True)

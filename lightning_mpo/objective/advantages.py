@@ -23,7 +23,7 @@ from lightning_mpo.objective.supports import Support
 from lightning_mpo.objective.terms import LossTerm
 
 LONGEST_ACTION = 4096
-"""Most tokens of an action: each costs a pass over the rewards."""
+"""Largest number of tokens of an action; the time of an estimate grows with this number."""
 
 
 class Advantage(Member):
@@ -207,9 +207,9 @@ class GeneralizedAdvantage(Advantage):
         δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   return_t = A_t + V_t
                                                                 (GAE Eq. 16; docs/algorithms.md 4.4)
 
-    With `length` N an action is a block of N tokens: δ_t sums the rewards of the block and takes
-    the value behind it, and λ counts blocks [I]. Rewards that are placed at random within a block
-    then add no noise to the advantage of its first token.
+    With `length` N an action is a block of N tokens. δ_t then has the rewards of the block and the
+    value behind the block, and λ counts blocks [I]. The place of a reward within the block does
+    not change the advantage of the block's first token, if `gamma` is 1.
 
     Rows that are not valid get advantage 0 and are their own returns. Returns are those of the raw
     advantages.
@@ -222,7 +222,7 @@ class GeneralizedAdvantage(Advantage):
         whiten: give the advantages of all response tokens of a rollout, over all ranks, mean 0 and
             standard deviation 1 (TRL, verl [C]), so that the step does not depend on the scale of
             the reward.
-        length: N, tokens of an action; 1 is PPO's, and `BlockActions.length` suits blocks [I].
+        length: N, number of tokens of an action. PPO has 1; with `BlockActions` its `length` [I].
     """
 
     needs_values = True

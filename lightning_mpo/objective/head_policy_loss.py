@@ -1,4 +1,4 @@
-"""The policy loss of multi-token heads beside that of the policy (docs/algorithms.md 11.3)."""
+"""A loss term: the policy loss of multi-token heads (docs/algorithms.md 11.3)."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ from lightning_mpo.scores import Metrics, ScoreRequest
 
 @dataclass(frozen=True)
 class HeadPolicyLoss(LossTerm):
-    """Trains multi-token heads and trunk by the policy loss, with a coefficient that follows the
-    correlation of heads and policy (RL-MTP's optimal coefficient calibration, OCC).
+    """Trains multi-token heads, and the trunk through them, by the clipped policy loss (RL-MTP).
 
         coef · (1/M) · Σ_n mean_t clipped(q_n(o_{t+n} | h_t) / π_old(o_{t+n}), λ_{b,n} · A_{t+n})
         λ_{b,n} = Σ_t δ_{t+n} δ^n_t / (Σ_t (δ^n_t)² + 1e-8)              by response b
+        δ_t = log π(o_t) - log π_old(o_t),   δ^n_t = log q_n(o_{t+n} | h_t) - log π_old(o_{t+n})
 
-    arXiv:2605.28184 [P, abstract; S, the formula; C, the authors' code]; docs/algorithms.md 11.3.
-    In the first update on a rollout the coefficient is 0, so that it needs several updates per
-    rollout. It replaces `HeadUpkeep`: with `policy.mtp.detach_trunk: false` its gradient also
-    trains the trunk, which is the aim of the paper.
+    λ is the paper's optimal coefficient calibration (OCC): it follows the correlation of heads and
+    policy. arXiv:2605.28184 [P, abstract; S, the formula; C, the authors' code]; docs/algorithms.md
+    11.3. In the first update on a rollout λ is 0, so use several updates per rollout. This term
+    replaces `HeadUpkeep`. With `policy.mtp.detach_trunk: false` its gradient also trains the trunk,
+    which is the aim of the paper.
 
     Args:
-        offsets: M, heads that are trained.
-        coef: scale of the calibrated coefficient; 1 [S], 0.1 in the authors' script [C].
+        offsets: M, number of heads that are trained.
+        coef: scale of λ, positive; 1 [S], 0.1 in the authors' script [C].
         low: lower clip distance of the heads' ratios, in (0, 1); 0.2 [C].
-        high: upper clip distance, positive; 0.28 [C].
+        high: upper clip distance of the heads' ratios, positive; 0.28 [C].
+
+    Raises:
+        UserError: an option is out of range.
     """
 
     offsets: int = 2
@@ -60,8 +64,8 @@ class HeadPolicyLoss(LossTerm):
     def check_with(self, axes: Axes) -> None:
         if axes[ActionSpace].future:
             raise UserError(
-                "`HeadPolicyLoss` trains heads beside the actions, and "
-                f"`{type(axes[ActionSpace]).__name__}` has them in its actions; use `source: "
+                "`HeadPolicyLoss` gives multi-token heads a loss of their own, and "
+                f"`{type(axes[ActionSpace]).__name__}` has them in its ratios already; use `source: "
                 "backbone`, or take `HeadPolicyLoss` out of `objective.terms`"
             )
 
@@ -70,31 +74,34 @@ class HeadPolicyLoss(LossTerm):
         if heads_BTM is None:
             return None
         heads_BTM = heads_BTM[..., : self.offsets]
-        # what stands at t + n, and the old policy, which is the policy itself with one update
+        # log-probs of policy and old policy at t + n; in a single update both are the same
         now_BT = batch.scores.logprobs_BT.detach()
         old_BT = now_BT if experience.old_logprobs_BT is None else experience.old_logprobs_BT
-        alive_BTM = self._ahead(experience.mask_BT, windows=True)
-        old_BTM = self._ahead(old_BT)
-        head_BTM = torch.where(alive_BTM, heads_BTM - old_BTM, 0.0)
+        mask_BTM = self._shifted(experience.mask_BT, windows=True)
+        old_BTM = self._shifted(old_BT)
+        head_BTM = torch.where(mask_BTM, heads_BTM - old_BTM, 0.0)
         # coefficients by response -> losses of heads -> their mean
         coefficients_BM = calibrated_coefficients(
-            head_BTM, self._ahead(now_BT) - old_BTM, alive_BTM
+            head_BTM, self._shifted(now_BT) - old_BTM, mask_BTM
         )
-        gains_BTM = coefficients_BM[:, None] * self._ahead(experience.advantages_BT)
+        advantages_BTM = coefficients_BM[:, None] * self._shifted(experience.advantages_BT)
         losses_BTM = clipped_ratio(
-            head_BTM.flatten(1), gains_BTM.to(head_BTM).flatten(1), low=self.low, high=self.high
+            head_BTM.flatten(1),
+            advantages_BTM.to(head_BTM).flatten(1),
+            low=self.low,
+            high=self.high,
         ).view_as(head_BTM)
-        losses_BT = torch.where(alive_BTM, losses_BTM, 0.0).mean(-1)
-        metrics = self._measure(coefficients_BM, alive_BTM)
+        losses_BT = torch.where(mask_BTM, losses_BTM, 0.0).mean(-1)
+        metrics = self._measure(coefficients_BM, mask_BTM)
         return self.coef * batch.mean(losses_BT), metrics
 
-    def _ahead(self, values_BT: Tensor, *, windows: bool = False) -> Tensor:
-        """Put what stands at t + n at t, for n = 1 … M; of a mask, whether its window is whole."""
+    def _shifted(self, values_BT: Tensor, *, windows: bool = False) -> Tensor:
+        """Return the values at t + n, `[B, T, M]`; of a mask, whether t … t + n are all in it."""
         move = window if windows else shift_left
         return torch.stack([move(values_BT, n) for n in range(1, self.offsets + 1)], -1)
 
-    def _measure(self, coefficients_BM: Tensor, alive_BTM: Tensor) -> Metrics:
-        counted_BM = alive_BTM.any(1).float()
+    def _measure(self, coefficients_BM: Tensor, mask_BTM: Tensor) -> Metrics:
+        counted_BM = mask_BTM.any(1).float()
         return {
             f"heads/coefficient_{n + 1}": (
                 (coefficients_BM[:, n] * counted_BM[:, n]).sum(),

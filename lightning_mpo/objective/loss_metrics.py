@@ -12,9 +12,7 @@ from lightning_mpo.scores import Metrics
 
 
 def diagnose(actions: Actions) -> Metrics:
-    """Describe the ratios of actions: mean, size of their logarithm, tokens that an action stands
-    for, and the mean of the factors of their losses.
-    """
+    """Return metrics of actions: mean ratio, mean absolute log-ratio, tokens per action, mean factor."""
     log_ratios_BU, mask_BU = actions.log_ratios_BU.detach(), actions.mask_BU
     ratio_BU = safe_ratio(log_ratios_BU)
     starts = mask_BU.sum().float()

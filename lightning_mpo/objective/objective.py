@@ -250,9 +250,15 @@ class Objective:
     def surrogate_loss(
         self, experience: Experience, scores: TokenScores, denominators: Denominators
     ) -> tuple[Tensor, Metrics]:
-        """Return the part of `loss` that the surrogate has, without the terms, and its metrics."""
+        """Return the surrogate's part of `loss`, without loss terms, and its metrics.
+
+        Args:
+            experience: rows of a micro-batch.
+            scores: of the policy, on these rows.
+            denominators: of the update.
+        """
         mean_weights_BU = self._mean_weights(experience)[0]
-        # tokens -> actions; heads of a loss term are no part of them
+        # tokens -> actions, without the heads that only a loss term uses
         scores = scores if self.actions.future else replace(scores, future_BTM=None)
         mask_BT = experience.mask_BT
         log_ratios, old_BT = token_log_ratios(experience, scores)

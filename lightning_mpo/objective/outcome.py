@@ -21,14 +21,15 @@ class Outcome:
     """The judged responses of a rollout, as an advantage sees them.
 
     Args:
-        rewards_BT: reward per token: a response's reward stands at its last token, that of a
-            `TokenReward` at each token.
+        rewards_BT: reward per token. A response's reward stands at its last token; a `TokenReward`
+            has a reward at each token.
         mask_BT: response tokens.
         group_size: G; the rows of a prompt are neighbours.
         valid_B: rows whose reward counts.
         values_BT: of a critic, where `needs_values`.
         tokens_BT: response ids.
-        sums_B: reward of each response, where sums of `rewards_BT` would round equal rewards apart.
+        sums_B: exact reward of each response. None: sum `rewards_BT`. Rounding in these sums could
+            make equal rewards differ.
     """
 
     rewards_BT: Tensor

@@ -1,4 +1,4 @@
-"""The surrogate whose clip grows with the position in a response (docs/algorithms.md 5.7)."""
+"""The surrogate whose clip depends on the position in a response (docs/algorithms.md 5.7)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from lightning_mpo.objective.surrogates import Surrogate
 
 @dataclass(frozen=True)
 class PositionClip(Surrogate):
-    """`-min(R·A, exp(clip(log R, -low·t^p, high·t^p))·A)`: the clip of PPO in nats, scaled with the
-    action's number t within its response (CTPO).
+    """The clip of PPO on the log-ratio, with a range that depends on the position (CTPO).
 
-    arXiv:2605.07331 [P, abstract; C, the authors' code]; docs/algorithms.md 5.7. Over
-    `PrefixActions` the exponent 1/2 follows the growth of the log-ratio's spread; over its
-    geometric mean the authors' code recommends -1/2 [C]. Other action spaces are a generalisation
-    of ours [I].
+        -min(R·A, exp(clip(log R, -low·t^p, high·t^p))·A)       t: the action's number, from 1
+
+    arXiv:2605.07331 [P, abstract; C, the authors' code]; docs/algorithms.md 5.7. With
+    `PrefixActions` use p = 1/2, as the spread of the log-ratio grows like √t. With its geometric
+    mean the authors' code recommends p = -1/2 [C]. Other action spaces are our generalisation [I].
 
     Args:
-        low: how far the log-ratio of a response's first action may fall, nats, positive; 0.025 [C].
-        high: how far it may rise, nats, positive; 0.05 [C].
-        dual: cap on that log-ratio where the advantage is negative, nats, positive; 0.05 [C]. At
-            `high` it also stops bad actions that have become likelier. None: no cap.
-        power: p, exponent of t, from -1 to 1; 0.5 [C], 0 is one clip for all positions.
+        low: largest fall of the log-ratio of a response's first action, nats, positive; 0.025 [C].
+        high: largest rise of this log-ratio, nats, positive; 0.05 [C].
+        dual: largest rise where the advantage is negative, nats, positive; 0.05 [C]. Above it a bad
+            action has no gradient. None: no bound.
+        power: p, exponent of t, from -1 to 1; 0.5 [C]. With 0 all positions have the same clip.
+
+    Raises:
+        UserError: an option is out of range.
     """
 
     low: float = 0.025

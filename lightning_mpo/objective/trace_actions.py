@@ -16,18 +16,18 @@ from lightning_mpo.objective.selection import AllTokens, Selection
 
 @dataclass(frozen=True)
 class PrefixActions(ActionSpace):
-    """Every token has the ratio of its prefix, and the gradient of its own log-prob (CTPO).
+    """Each token has the ratio of its prefix, and the gradient of its own log-prob (CTPO).
 
         R_t = sg(Π_{j<=t} r_j) · π(o_t) / sg(π(o_t))
 
     The product is the exact importance weight of a state and its token (arXiv:2605.07331
     [P, abstract; C, the authors' code]; docs/algorithms.md 3.8). Its spread grows with the position
-    in the response, hence `PositionClip`.
+    in the response. `PositionClip` has a range that grows in the same way.
 
     Args:
-        mean: True takes the geometric mean of the prefix's ratios, which keeps their size and is
-            biased: the second mode of the authors' code [C], and PNPO's ratio (arXiv:2608.01418
-            [P, abstract]).
+        mean: True takes the geometric mean of the prefix's ratios, which is biased. Its size does not
+            grow with the position. It is the second mode of the authors' code [C], and the ratio of
+            PNPO (arXiv:2608.01418 [P, abstract]).
     """
 
     mean: bool = False
@@ -43,20 +43,22 @@ class PrefixActions(ActionSpace):
 
 @dataclass(frozen=True)
 class ForwardTraceActions(ActionSpace):
-    """Every token is an action whose loss is multiplied by the ratios of the next N - 1 tokens
-    (NFPO).
+    """Each token is an action. The ratios of the next N - 1 tokens multiply its loss (NFPO).
 
         loss_t = sg(Π_{n=1}^{N-1} r_{t+n}) · f(r_t, A_t)          f: the surrogate
 
-    Only the abstract of arXiv:2605.20865 is known to us: "augments the PPO surrogate objective
-    using the cumulative likelihood ratio of the next N - 1 tokens" [P]. That the product carries no
-    gradient, and that the trust region sees the token's ratio alone, are our choices [I];
-    docs/algorithms.md 3.8. With the gradient in all N tokens, and the trust region on the product,
-    it is `BlockActions` with `source: backbone` and `ratio: joint`.
+    We read the abstract of arXiv:2605.20865 alone: "augments the PPO surrogate objective using the
+    cumulative likelihood ratio of the next N - 1 tokens" [P]. Two choices are ours [I]: the product
+    carries no gradient, and the clip sees the token's ratio alone (docs/algorithms.md 3.8). With
+    gradient and clip on the product of all N tokens, it is `BlockActions` with `source: backbone`
+    and `ratio: joint`.
 
     Args:
-        steps: N, the current token included; 1 is the token-level method. 3 is ours [I], the
-            paper's is not known [N].
+        steps: N, number of tokens, the current one included; 1 is the token-level method. The value
+            3 is ours [I]; that of the paper is not known [N].
+
+    Raises:
+        UserError: `steps` is below 1.
     """
 
     token_level = True

@@ -48,8 +48,8 @@ class MTPHeads(nn.Module, ABC):
         offsets: M, the future tokens that are predicted; blocks may be up to 1 + M long.
         own_unembedding: give every head its own unembedding, started as a copy of the trunk's; else
             all share it.
-        detach_trunk: keep the policy loss of future offsets out of the trunk, but for weights that
-            heads share: the unembedding and, for parallel heads, the final norm [V]. False by
+        detach_trunk: keep the policy loss of future offsets out of the trunk. Weights that heads
+            share still get it: the unembedding and, for parallel heads, the final norm [V]. False by
             default: otherwise future terms would train the heads alone [I] (docs/algorithms.md
             11.1).
         support: ids of the distribution of offset n, if rollouts store a support: "stored" for the

@@ -1,4 +1,4 @@
-"""What trunk and heads predict at chosen tokens: their most probable ids, and whole distributions."""
+"""Predictions of trunk and heads at given tokens: most probable ids, and distributions."""
 
 from __future__ import annotations
 
@@ -30,21 +30,24 @@ def heads_of(policy: CausalPolicy) -> MTPHeads:
 def head_confidence(
     policy: CausalPolicy, rollout: Rollout, mask_BT: Tensor, offsets: int, *, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the confidence of each head, and whether its most probable id is the true one.
+    """Return the confidence of each head, and whether its most probable id was sampled.
 
-    The distributions are those that a loss uses: over the support that was stored at t + n, unless
-    `support: full` of the heads.
+    The confidence is the probability of the most probable id. The distributions are those of the
+    loss: over the support that was stored at t + n, or over the vocabulary with `support: full`.
 
     Args:
-        policy: with heads.
-        rollout: rows to look at.
+        policy: a policy with heads.
+        rollout: rows.
         mask_BT: tokens that count.
-        offsets: M.
+        offsets: M, number of heads.
         temperature: divisor of the logits.
 
     Returns:
-        Probabilities of the most probable id, and hits, each `[B, T, M]`; 0 and False where the
-        window has left the mask.
+        Confidences, and hits as bool, each `[B, T, M]`; 0 and False where one of the tokens t … t + n
+        does not count.
+
+    Raises:
+        RuntimeError: the policy has no heads.
     """
     heads = heads_of(policy)
     form: dict[str, Any] = {"temperature": temperature, **policy.head_options}
@@ -62,20 +65,24 @@ def head_confidence(
 
 
 @dataclass(frozen=True)
-class Ahead:
+class ContinuationStates:
     """Hidden states of trunk and heads over sampled continuations of states."""
 
     policy: CausalPolicy
     continuations: Rollout
     temperature: float
-    trunk_BTD: Tensor  # predict token t of a continuation
-    heads_BMD: Tensor  # predict its tokens 1 … M from the state alone
+    trunk_BTD: Tensor  # the trunk's, for token t of a continuation
+    heads_BMD: Tensor  # the heads' at the state, for tokens 1 … M of a continuation
 
     @classmethod
     def of(
         cls, policy: CausalPolicy, continuations: Rollout, offsets: int, *, temperature: float
-    ) -> Ahead:
-        """Run the policy over continuations, whose first token is o_t of the state."""
+    ) -> ContinuationStates:
+        """Run the policy over continuations, whose first token is o_t of the state.
+
+        Raises:
+            RuntimeError: the policy has no heads.
+        """
         with rollout_mode(policy):
             states = policy.trunk_states(continuations, future=True)
             index_BT = states.lines.index_BT
@@ -90,15 +97,15 @@ class Ahead:
         return cls(policy, continuations, temperature, trunk_BTD, hidden_BMD)
 
     def policy_logprobs(self, n: int, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the distribution that token n was sampled from, and the ids that it may be.
+        """Return the distribution that token n was sampled from, and its support.
 
         Args:
-            n: the token of the continuation.
-            rows: continuations to look at.
+            n: the token of the continuation, from 0.
+            rows: indices of continuations.
 
         Returns:
             Log-probs, `[n, V]`, -inf outside a stored support; and the support as bool `[n, V]`, or
-            None for the whole vocabulary.
+            None for the full vocabulary.
         """
         unembedding = self.policy.network.get_output_embeddings()
         logits_nV = self._logits(unembedding, self.trunk_BTD[rows, n])
@@ -111,15 +118,15 @@ class Ahead:
         return logits_nV.masked_fill(~inside_nV, -torch.inf).log_softmax(-1), inside_nV
 
     def head_logprobs(self, n: int, rows: Tensor, inside_nV: Tensor | None) -> Tensor:
-        """Return the distribution of head n at the states, over some ids or all of them.
+        """Return the distribution of head n at the states, over some ids or over all of them.
 
         Args:
-            n: the offset.
-            rows: continuations of the states.
-            inside_nV: ids that there are, or None; not read if the heads have `support: full`.
+            n: the offset, from 1.
+            rows: indices of continuations; heads read the state of each.
+            inside_nV: ids of the distribution; None: all. Not read with `support: full` of the heads.
 
         Returns:
-            Log-probs, `[n, V]`, -inf outside.
+            Log-probs, `[n, V]`, -inf for other ids.
         """
         heads = heads_of(self.policy)
         logits_nV = self._logits(heads.unembedding(n), self.heads_BMD[rows, n - 1])

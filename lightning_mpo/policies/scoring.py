@@ -181,7 +181,7 @@ class ResponseTokens:
         return ranking.full_top_k(hidden_BTD, head, k, mask_BT=self.mask_BT)
 
     def most_probable(self, hidden_RLD: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-        """Return the most probable id of each support, or of the vocabulary, and its log-prob.
+        """Return the most probable id of each token's support, or of the vocabulary, and its log-prob.
 
         Returns:
             Ids and log-probs, each `[B, T]`, 0 where masked.

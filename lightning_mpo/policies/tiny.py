@@ -40,7 +40,7 @@ class TinyPolicy(CausalPolicy):
         mtp: multi-token-prediction heads.
         critic: estimates the values of states.
         checkpoint: a Lightning checkpoint to start from.
-        vocabulary: characters in all: ideographs follow `characters`, as in the data of `Tails`.
+        vocabulary: number of characters; ideographs follow `characters`, as in the data `Tails`.
             None: `characters` alone.
     """
 

@@ -122,12 +122,18 @@ class Reward(ABC):
 
 
 class TokenReward(Reward):
-    """A reward that gives each token a number, which falls due at that token.
+    """A reward that gives each token a number: the reward of that token.
 
-    Advantages with returns to go (`ReturnToGo`, `GeneralizedAdvantage`) give a token the numbers
-    from it on. Advantages that compare a group take the sum of a response, which is also its score
-    in metrics. The end token has a number as every token; a response that was cut off has no end
-    token. A response without tokens has no numbers, and the sum 0.
+    The sum of the numbers is the score of the response in metrics, and in advantages that compare a
+    group. `ReturnToGo` and `GeneralizedAdvantage` use the number of each token: the return of a
+    token sums the numbers from this token on. The end token has a number too; a response that was
+    cut off has no end token. A response without tokens has an empty list, and the sum 0.
+
+    Args:
+        weight: factor of this reward in the sum.
+
+    Raises:
+        UserError: the weight is not a number, or beyond 1e9.
 
     Example:
         >>> class Sevens(TokenReward):
@@ -140,11 +146,15 @@ class TokenReward(Reward):
 
     @abstractmethod
     def token_scores(self, completions: Sequence[Completion]) -> Sequence[Sequence[float] | None]:
-        """Return for each completion one number per id of `token_ids`; None: not judged."""
+        """Return for each completion one number per id of `token_ids`; None: not judged.
+
+        Args:
+            completions: the responses.
+        """
 
     @final
     def score(self, completions: Sequence[Completion]) -> list[float | None]:
-        """Return the sum of each completion's numbers, which does not depend on their order."""
+        """Return the sum of each completion's numbers; exact sums do not depend on their order."""
         return [
             None if values is None else math.fsum(values)
             for values in self.token_scores(completions)
@@ -156,4 +166,4 @@ class Judgement(NamedTuple):
 
     scores: list[float | None]
     answered: list[bool]
-    token_scores: list[list[float] | None] | None = None  # of a `TokenReward`
+    token_scores: list[list[float] | None] | None = None  # None: the reward is no `TokenReward`

@@ -35,8 +35,8 @@ def judge(
             no limit.
 
     Returns:
-        A score and a flag "answered" for each completion, and the scores of tokens of a
-        `TokenReward`.
+        A score and a flag "answered" for each completion; of a `TokenReward` also a score for each
+        token.
 
     Raises:
         RewardError: the reward raised, took too long, returned a value that is not a finite number,

@@ -33,8 +33,8 @@ class Scores:
     answered_B: Tensor  # bool
     by_reward: Mapping[str, Tensor]  # float64 by reward name, unweighted, nan if not judged
     decided_B: Tensor  # bool
-    # float64, the weighted sum over rewards of tokens, which `rewards_B` contains; column t is the
-    # t-th token of the completion, 0 behind the last one. None: no reward is a `TokenReward`
+    # float64, rewards of tokens: the weighted sum over all `TokenReward`, contained in `rewards_B`.
+    # Column t is the t-th token of the completion, 0 behind the last. None: there is no `TokenReward`
     token_rewards_BC: Tensor | None = None
 
     @property
@@ -85,11 +85,11 @@ def join_reward_scores(batches: Sequence[Scores]) -> Scores:
         answered_B=torch.cat([batch.answered_B for batch in batches]),
         by_reward={name: torch.cat([batch.by_reward[name] for batch in batches]) for name in names},
         decided_B=torch.cat([batch.decided_B for batch in batches]),
-        token_rewards_BC=_below_each_other(by_token) if by_token else None,
+        token_rewards_BC=_stack_rows(by_token) if by_token else None,
     )
 
 
-def _below_each_other(parts: Sequence[Tensor]) -> Tensor:
+def _stack_rows(parts: Sequence[Tensor]) -> Tensor:
     """Join tensors `[B, C]` of different widths, with 0 in missing columns."""
     C = max(part.shape[1] for part in parts)
     return torch.cat([pad(part, (0, C - part.shape[1])) for part in parts])

@@ -11,20 +11,23 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.rewards.base import Completion, Reward, TokenReward
 
 LENGTH = "span_length"
-"""Column with the tokens of a decision."""
+"""Column with the number of tokens of a decision."""
 
 
 class SpanShare(TokenReward):
-    """The share of right decisions; each falls due within its tokens.
+    """The share of right decisions, given to the tokens of each decision.
 
-    Characters are tokens here, as with `TinyPolicy`. A decision is right if its characters are those
-    of the target at the same place. It is worth 1 / decisions, spread evenly over its tokens. Noise
-    of each token has mean 0 and sums to 0 over a decision, so a decision's sum is exact, and a
-    decision of one token has no noise.
+    Characters are tokens here, as with `TinyPolicy`. A decision is right if its characters equal
+    those of the target at the same place. A right decision has the reward 1 / (number of decisions),
+    in equal parts at its tokens. The noise of a token has mean 0. It sums to 0 over a decision, so
+    that the reward of a decision is exact. A decision of one token has no noise.
 
     Args:
-        noise: standard deviation of the noise of a token, as a share of a decision's worth.
+        noise: standard deviation of a token's noise, divided by the reward of a right decision.
         weight: factor of this reward in the sum.
+
+    Raises:
+        UserError: `noise` is negative or above 1000, or the weight is not a number.
     """
 
     def __init__(self, noise: float = 0.0, weight: float = 1.0) -> None:
@@ -60,13 +63,16 @@ class SpanShare(TokenReward):
 
 
 class DrawnDecision(Reward):
-    """1 if one decision of the response is right; a hash of the prompt says which.
+    """1 if one decision of the response is right, else 0; a hash of the prompt chooses the decision.
 
-    pass@1 is then the expected share of right decisions. A comparison of whole responses would be 0
-    for all but perfect policies, and a bound on the share would jump from 0 to 1.
+    pass@1 is then an estimate of the share of right decisions. "All decisions are right" would give
+    nearly 0 for all but perfect policies. "More than half are right" would jump from 0 to 1.
 
     Args:
-        weight: factor of this reward in the sum; 0: measured only.
+        weight: factor of this reward in the sum; 0: it is measured and not trained on.
+
+    Raises:
+        UserError: the weight is not a number, or beyond 1e9.
     """
 
     is_accuracy = True
@@ -90,6 +96,9 @@ class DrawnDecision(Reward):
 def right_decisions(completion: Completion) -> list[bool]:
     """Return for each decision of the target whether the response has it at the same place.
 
+    Args:
+        completion: with `text`, `target`, and the length of a decision in its `row`.
+
     Example:
         >>> done = Completion("p", "aixbj", "aibj", 6, True, {"span_length": 2})
         >>> right_decisions(done)
@@ -102,11 +111,15 @@ def right_decisions(completion: Completion) -> list[bool]:
 def check_length_column(title: str, columns: Sequence[str]) -> None:
     """Refuse data without the length of decisions.
 
+    Args:
+        title: name of the reward, for the message.
+        columns: names of the columns of the data.
+
     Raises:
         UserError: the column is missing.
     """
     if LENGTH not in columns:
         raise UserError(
-            f"`{title}` reads the column `{LENGTH}`, the tokens of a decision, which the data "
-            "lack; use it with the data `Spans`"
+            f"`{title}` reads the column `{LENGTH}`, the number of tokens of a decision, which the "
+            "data lack; use it with the data `Spans` (-c spans)"
         )

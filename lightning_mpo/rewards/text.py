@@ -19,7 +19,7 @@ class ExactAnswer(Reward):
     thoughts, only the text behind `</think>` is read. A row with an empty target is not judged.
 
     Args:
-        separator: the text before the answer; None: the whole text is the answer.
+        separator: the text before the answer; None: the whole response is the answer.
         weight: factor of this reward in the sum.
     """
 

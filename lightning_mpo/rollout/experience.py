@@ -40,7 +40,7 @@ def build_experience(
         rollout: what was sampled.
         scores: its rewards.
         generator: of the token selection.
-        updates: updates on this rollout; with one, its own forward pass gives old log-probs.
+        updates: number of updates on this rollout. A single update computes old log-probs itself.
         reference: score with the reference as well.
         total: sums over ranks, where an advantage is whitened over all of them.
     """
@@ -182,7 +182,7 @@ def _check_distribution(
 
 
 def _place(scores: Scores, rewards_B: Tensor, mask_BT: Tensor) -> Tensor:
-    """Place rewards of tokens at their tokens, and the others at the last token."""
+    """Place rewards of tokens at their tokens, and rewards of responses at the last token."""
     if scores.token_rewards_BC is None:
         return at_last_token(rewards_B, mask_BT)
     mask, device = mask_BT.cpu(), mask_BT.device
@@ -214,7 +214,7 @@ def _outcome(
     valid_B: Tensor,
     old: TokenScores | None,
 ) -> Outcome:
-    """Return the judged responses as advantages see them; an empty one has no reward."""
+    """Return the input of advantages; an empty response has the reward 0."""
     mask_BT, tokens_BT = rollout.response_mask_BT, rollout.responses_BT
     group_size = int((rollout.group_B == rollout.group_B[0]).sum())
     values_BT = None if old is None else old.values_BT

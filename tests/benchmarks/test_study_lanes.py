@@ -1,4 +1,4 @@
-"""Lanes of a study: runs are forks of one process, and equal to fresh ones."""
+"""Lanes of a study: their runs are forks of one process, and equal runs in fresh processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study with stages: what is screened is chosen, stored, and confirmed on other seeds."""
+"""A study with two stages: the screening makes a choice, which is stored and confirmed on other seeds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SKILL = {"base": 0.5, "one": 0.6, "two": 0.7}
 
 
 class Fits:
-    """Stands for `lightning-mpo`: writes the files of a run, and keeps the command lines."""
+    """Stands for `lightning-mpo`: writes the files of a run, and records the command lines."""
 
     def __init__(self):
         self.lines = []
@@ -46,7 +46,7 @@ class Fits:
             Path(f"warm-{arguments[-1]}.ckpt").touch()
             return 0
         cell, rate = log.parent.parent.name, float(log.parent.name[2:].split("-")[0])
-        # at a rate of 0.2 a run ends as high, but learns sooner
+        # at a rate of 0.2 a run has the same final value, but learns earlier
         end = SKILL[cell] + 0.01 * int(arguments[6])
         middle = end if rate == 0.2 else 0.5
         stage = {"pass_at_1": 0.4, "reward": 0.4, "pass_at_1_interval": [0.3, 0.5]}
@@ -159,7 +159,7 @@ def test_a_changed_screening_is_refused(fits, capsys):
     Path("results/results.jsonl").write_text(text)
     before = Path("results/chosen.json").read_text()
     assert study.main(["s.yaml", "--stage", "confirm"]) == 2
-    assert "the screening of base on t has changed" in capsys.readouterr().err
+    assert "the screening of base on t differs from the one" in capsys.readouterr().err
     assert Path("results/chosen.json").read_text() == before
 
 
@@ -184,8 +184,10 @@ def test_no_run_starts_after_the_budget(fits):
 def test_the_list_estimates_what_is_left(fits, capsys):
     study.main(["s.yaml", "--list"])
     printed = capsys.readouterr().out
-    assert "screening: 7 runs left, 0 minutes of one core and 7 runs of unknown length" in printed
-    assert "confirmation: 4 runs left" in printed
+    assert (
+        "screening: 7 runs missing, 0 minutes of one core and 7 runs of unknown length" in printed
+    )
+    assert "confirmation: 4 runs missing" in printed
     assert fits.lines == []
     runs = [results.Run("screen", "t", cell, 9, 0.1) for cell in ("base", "one")]
     found = results.Results(Path("elsewhere"))
@@ -221,11 +223,14 @@ def test_a_warm_up_that_fails_is_not_repeated(fits, monkeypatch, capsys):
                     "comparisons": [{"task": "t", "cell": "x", "against": "y"}],
                 }
             },
-            "'x' is none of base, one, two",
+            "'x' must be one of base, one, two",
         ),
         ({"confirm": {"seeds": [0], "comparisons": [{"task": "t"}]}}, "missing 2 required"),
         ({"tasks": {"t": {"config": "t.yaml", "metrics": "reward"}}}, "has no key 'metrics'"),
-        ({"tasks": {"t": {"config": "t.yaml", "metric": "loss"}}}, "'loss' is none of pass_at_1"),
+        (
+            {"tasks": {"t": {"config": "t.yaml", "metric": "loss"}}},
+            "'loss' must be one of pass_at_1",
+        ),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(fits, capsys, entries, message):

@@ -1,4 +1,4 @@
-"""The statistics of a study against scipy and against cases by hand."""
+"""The statistics of a study against scipy, and against values computed by hand."""
 
 from __future__ import annotations
 

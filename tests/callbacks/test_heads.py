@@ -1,4 +1,4 @@
-"""The diagnostics of heads: they change nothing, they log what the measures give, and they warn once."""
+"""`HeadDiagnostics`: it does not change training, logs the values of the measures, and warns once."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_the_interval_follows_the_size_of_a_rollout(options, responses, rollouts
 
 
 def judge(values, credit=None, completions=4, callback=None) -> tuple[list[str], HeadDiagnostics]:
-    """Return the warnings that a run of values causes."""
+    """Return the warnings for a sequence of values of `mtp/spurious`, and the callback."""
     callback = callback or HeadDiagnostics()
     module = SimpleNamespace(
         objective=heads_objective(credit), source=SimpleNamespace(completions=completions)

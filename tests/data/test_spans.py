@@ -1,4 +1,4 @@
-"""`Spans`: a naive count finds each decision of a target."""
+"""`Spans`: a naive loop computes each decision of a target."""
 
 from __future__ import annotations
 

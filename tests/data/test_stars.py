@@ -1,4 +1,4 @@
-"""`StarGraphs`: a naive walk through the edges finds each target, and demonstrations follow arms."""
+"""`StarGraphs`: a naive search through the edges finds each target, and demonstrations follow arms."""
 
 from __future__ import annotations
 

@@ -98,5 +98,7 @@ def test_errors(options, message):
 
 
 def test_a_policy_refuses_a_vocabulary_below_its_characters():
-    with pytest.raises(UserError, match=r"`TinyPolicy.vocabulary` must be from 14, the characters"):
+    with pytest.raises(
+        UserError, match=r"`TinyPolicy.vocabulary` must be from 14, the number of the characters"
+    ):
         TinyPolicy(characters=BASE, vocabulary=13)

@@ -1,4 +1,4 @@
-"""The coefficient of the heads' policy loss equals a loop, and is the best one of its quadratic."""
+"""The coefficient of the heads' policy loss equals a loop, and minimises its quadratic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration, entropy in excess and gradient parts against naive loops, and estimates by enumeration."""
+"""Calibration, KL divergence and gradient parts against naive loops; expectations by enumeration."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_error_is_that_of_a_loop_and_adds_up_over_batches():
     assert expected > 0.1
 
 
-# --- entropy in excess ----------------------------------------------------------------------------
+# --- KL divergence from the policy --------------------------------------------------------------------
 
 
 def test_a_calibrated_head_has_no_excess_and_a_sharper_one_the_divergence():

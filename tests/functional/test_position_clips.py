@@ -1,4 +1,4 @@
-"""A clip that grows with the position equals PPO's clip at bounds of each position."""
+"""`position_clip` equals the clip of PPO with the bounds of each position."""
 
 from __future__ import annotations
 

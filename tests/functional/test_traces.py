@@ -1,4 +1,4 @@
-"""Products of token ratios along a response equal loops, and correct the distributions they should."""
+"""Products of token ratios along a response equal loops, and correct states and returns exactly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.builders import seeded
 
 
 def rows_of(values, mask):
-    """Return the counted values of each row, and where they stand."""
+    """Return the values of each row within the mask, and their positions."""
     for b in range(len(mask)):
         where = mask[b].nonzero().flatten().tolist()
         yield b, where, [values[b, t].item() for t in where]

@@ -1,4 +1,4 @@
-"""Generated problems: distinct, apart by construction, and a function of their seed alone."""
+"""Generated problems: distinct, on one side each, and a function of their seed alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEMBERS: dict[type[GeneratedProblems], list[dict[str, object]]] = {
     Tails: [{}, {"tail": 0.5}, {"vocabulary": 100}, {"careless_share": 0.5}],
     StarGraphs: [{}, {"careless_share": 0.0}],
 }
-"""Each class with options that change demonstrations alone."""
+"""Each class, with options that change only demonstrations."""
 
 
 @pytest.fixture(params=MEMBERS, ids=lambda owner: owner.__name__)
@@ -55,7 +55,7 @@ def test_rows_are_a_function_of_their_seed(owner):
     assert all(row.solution for row in data.splits.train)
 
 
-def test_dials_of_demonstrations_change_no_problem_and_no_target(owner):
+def test_options_of_demonstrations_change_no_problem_and_no_target(owner):
     first, *others = (
         [(row.prompt, row.target) for row in make(owner, **options).splits.train]
         for options in MEMBERS[owner]

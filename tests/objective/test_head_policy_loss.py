@@ -1,4 +1,4 @@
-"""The policy loss of heads beside that of tokens: a loop, limiting cases, and a policy with heads."""
+"""`HeadPolicyLoss` against a loop, in limiting cases, and with a policy that has heads."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_it_asks_for_heads_and_does_not_make_them_actions():
     [
         (
             lambda: Objective(actions=BlockActions(source="mtp"), terms=[HeadPolicyLoss()]),
-            "`HeadPolicyLoss` trains heads beside the actions, and `BlockActions` has them in its actions",
+            "`HeadPolicyLoss` gives multi-token heads a loss of their own, and `BlockActions` has them in its ratios",
         ),
         (lambda: HeadPolicyLoss(offsets=0), "`HeadPolicyLoss.offsets` must be at least 1, got 0"),
         (

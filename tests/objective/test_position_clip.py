@@ -1,4 +1,4 @@
-"""The clip that grows with the position: over which actions it counts, and what it refuses."""
+"""`PositionClip`: how it numbers actions, and which options it refuses."""
 
 from __future__ import annotations
 

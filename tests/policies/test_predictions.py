@@ -1,4 +1,4 @@
-"""Predictions of trunk and heads against the scores of a policy, id by id."""
+"""Predictions of trunk and heads equal the scores of a policy for each id."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from lightning_mpo.functional.actions import window
 from lightning_mpo.policies import SequentialHeads
-from lightning_mpo.policies.predictions import Ahead, head_confidence
+from lightning_mpo.policies.predictions import ContinuationStates, head_confidence
 from tests.support.builders import VOCABULARY, make_rollout
 from tests.support.mtp import PROMPTS, REQUEST, RESPONSES, M, _with, each_family
 
@@ -33,7 +33,7 @@ def test_distributions_give_tokens_the_log_probs_of_scoring(
 ):
     policy = policy_with_heads(family, options={"support": kind, "own_unembedding": True})
     rollout = make_rollout([5, 7], CONTINUATIONS, support=support, slots=support is not None)
-    ahead = Ahead.of(policy, rollout, M, temperature=TEMPERATURE)
+    ahead = ContinuationStates.of(policy, rollout, M, temperature=TEMPERATURE)
     own = policy.score(rollout, rollout.response_mask_BT, temperature=TEMPERATURE).logprobs_BT
     future = future_of(policy, rollout)
     checked = 0
@@ -93,7 +93,7 @@ def test_confidence_is_that_of_the_best_id(policy_with_heads, family, support):
 def test_only_heads_that_read_ahead_depend_on_the_continuation(policy_with_heads):
     rollout = make_rollout([5], [4, 4, 4])
     for family in (SequentialHeads, type(policy_with_heads().mtp)):
-        ahead = Ahead.of(policy_with_heads(family), rollout, M, temperature=1.0)
+        ahead = ContinuationStates.of(policy_with_heads(family), rollout, M, temperature=1.0)
         first, second = (ahead.head_logprobs(2, torch.tensor([row]), None) for row in (0, 1))
         assert torch.allclose(first, second) == (family is not SequentialHeads)
 
@@ -101,4 +101,4 @@ def test_only_heads_that_read_ahead_depend_on_the_continuation(policy_with_heads
 def test_nothing_is_predicted_without_heads(tiny_policy):
     rollout = make_rollout([5], [4])
     with pytest.raises(RuntimeError, match="no multi-token heads"):
-        Ahead.of(tiny_policy(), replace(rollout), M, temperature=1.0)
+        ContinuationStates.of(tiny_policy(), replace(rollout), M, temperature=1.0)

@@ -33,7 +33,7 @@ BATCH = [completion(tokens) for tokens in LENGTHS]
 
 
 class Given(TokenReward):
-    """Returns the rows that it was given, calling them when they can be called."""
+    """Returns given rows; a row that is a function is called first."""
 
     def __init__(self, rows: Any, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -44,7 +44,7 @@ class Given(TokenReward):
 
 
 class Fixed(Reward):
-    """Returns the numbers that it was given."""
+    """Returns given numbers."""
 
     def __init__(self, values: list[float | None], weight: float = 1.0) -> None:
         super().__init__(weight)

@@ -1,4 +1,4 @@
-"""Calibration and entropies of heads: against all continuations, and states by hand."""
+"""Calibration and KL divergence of heads against all continuations, and states chosen by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_mpo.functional.actions import window
 from lightning_mpo.functional.head_diagnostics import calibration_sums, excess_entropy
 from lightning_mpo.objective.supports import FullVocabulary, TopK
 from lightning_mpo.policies import MedusaHeads, ParallelHeads, SequentialHeads
-from lightning_mpo.policies.predictions import Ahead, head_confidence
+from lightning_mpo.policies.predictions import ContinuationStates, head_confidence
 from lightning_mpo.rollout.head_measures import HeadMeasures, draw_states
 from lightning_mpo.rollout.scorer import Scorer
 from tests.support.builders import make_rollout, right_padded, seeded
@@ -47,7 +47,7 @@ CHARACTERS = "01"
 
 
 def markov(tiny_policy, **options):
-    """Return a policy whose next token depends on the last one alone: layers add nothing."""
+    """Return a policy whose next token depends on the last one alone, as its layers output 0."""
     heads = MedusaHeads(offsets=M, own_unembedding=True)
     policy = tiny_policy(characters=CHARACTERS, mtp=heads, double=True, **options)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def calibrate(policy, sharpness: float = 1.0) -> list[Tensor]:
 
 
 def test_heads_that_are_calibrated_by_construction_have_no_excess(tiny_policy):
-    """Over all continuations, each as often as it is: the excess is 0, and for sharper heads what it must be."""
+    """With all continuations, each in its exact proportion, the divergence is 0, or exact for sharper heads."""
     policy = markov(tiny_policy, sharp=2.0)
     end, p_VV = policy.end_tokens[0], table(policy)
     prompt = make_rollout([3], [1])
@@ -99,7 +99,7 @@ def test_heads_that_are_calibrated_by_construction_have_no_excess(tiny_policy):
             prompt, tokens_BL=ids, attention_mask_BL=torch.ones(ids.shape).bool(), response_mask_BT=mask,
             group_B=torch.zeros(len(ids), dtype=torch.int64), behaviour_logprobs_BT=mask.float(), finish_B=mask[:, 0].long(),
         )  # fmt: skip
-        ahead = Ahead.of(policy, rollout, M, temperature=1.0)
+        ahead = ContinuationStates.of(policy, rollout, M, temperature=1.0)
         for n in range(1, M + 1):
             ends_NV, _ = ahead.policy_logprobs(n, torch.arange(len(ids)))
             chances = torch.ones(len(ids), dtype=torch.float64)

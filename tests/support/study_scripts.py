@@ -1,4 +1,4 @@
-"""The tool of the studies in benchmarks, a script with parts beside it and no package."""
+"""Imports `benchmarks/study.py` and its parts, which are no package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rollout with all that makes updates differ, and the way of the package from it to losses and gradients."""
+"""Rollouts that cover all cases of an update, and the losses and gradients of the package on them."""
 
 from __future__ import annotations
 

@@ -55,10 +55,15 @@ CASES = {
         "`BlockActions.length` must be at least 1, got 0", OVERLAY, blocks("{length: 0}")
     ),
     "heads beyond the longest response": Case(
-        "the objective takes multi-token heads up to offset 2, a block of 3 tokens, and "
+        "the objective uses multi-token heads up to offset 2, a block of 3 tokens, and "
         "`rollout.max_new_tokens` is 2: raise it, or set `objective.actions.length` to at most 2",
         [*OVERLAY, "--rollout.max_new_tokens", "2"],
         blocks(MTP, "{mtp: {class_path: ParallelHeads, init_args: {offsets: 2}}}"),
+    ),
+    "a policy loss of heads beyond the longest response": Case(
+        "`rollout.max_new_tokens` is 2: raise it, or set `HeadPolicyLoss.offsets` to at most 1",
+        [*OVERLAY, "--rollout.max_new_tokens", "2"],
+        {"o.yaml": "model: {init_args: {objective: {terms: [HeadPolicyLoss]}}}"},
     ),
     "blocks over heads that are not there": Case(
         "blocks of 3 tokens with `source: mtp`, or `HeadPolicyLoss` with `offsets: 2`, need 2 future offsets, "
@@ -72,7 +77,7 @@ CASES = {
         {"o.yaml": "model: {init_args: {objective: {terms: [HeadPolicyLoss]}}}"},
     ),
     "a policy loss of heads that are actions": Case(
-        "`HeadPolicyLoss` trains heads beside the actions, and `BlockActions` has them in its actions",
+        "`HeadPolicyLoss` gives multi-token heads a loss of their own, and `BlockActions` has them in its ratios",
         OVERLAY,
         {
             "o.yaml": "model: {init_args: {objective: {terms: [HeadPolicyLoss], "
