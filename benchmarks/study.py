@@ -42,6 +42,7 @@ from comparing.drawing import draw_curves, draw_differences
 from comparing.results import Results, Run
 from comparing.studies import StagedStudy, is_staged, read_staged
 
+from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError, print_mistake
 
 
@@ -49,10 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a study; return the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        at_least("study", 1, jobs=options.jobs, threads=options.threads)
         run = _staged if is_staged(options.study) else _plain
         failed = run(options)
     except UserError as error:
         return print_mistake(str(error))
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; the same command goes on", file=sys.stderr)
+        return 130
     if failed:
         print("failed: " + ", ".join(failed), file=sys.stderr)
     return int(bool(failed))
@@ -100,6 +105,7 @@ def _staged(options: argparse.Namespace) -> list[str]:
     of_tasks = replace(study, tasks=_chosen(study.tasks, options.tasks))
     results = Results(study.results)
     deadline = time.monotonic() + 60 * options.budget_minutes
+    _chosen(study.cells, options.cells)
     worker = stages.Worker(study, results, options.threads, deadline)
 
     def selected(runs: Iterable[Run]) -> list[Run]:
@@ -112,6 +118,7 @@ def _staged(options: argparse.Namespace) -> list[str]:
 
     screened = selected(stages.screening(of_tasks)) if options.stage != "confirm" else []
     choices = Choices.read(study.results)
+    choices.check(study)
     if options.list:
         expected = stages.provisional(of_tasks, choices)
         confirmed = selected(stages.confirmation(of_tasks, expected))

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from comparing.reading import read_json
 from comparing.results import Results
 from comparing.statistics import area
 from comparing.studies import Comparison, StagedStudy, Task, names_of
@@ -105,7 +106,24 @@ class Choices:
     def read(cls, folder: Path) -> Choices:
         """Read the file in a folder; without it there is no choice."""
         path = folder / "chosen.json"
-        return cls(path, json.loads(path.read_text()) if path.is_file() else {})
+        if not path.is_file():
+            return cls(path, {})
+        return cls(path, read_json(path.read_text(), str(path), "delete it to choose afresh"))
+
+    def check(self, study: StagedStudy) -> None:
+        """Refuse a stored comparison of a cell that the study no longer has.
+
+        Raises:
+            UserError: the study lacks a cell.
+        """
+        for task in study.tasks:
+            for cell in self.confirmed(task):
+                if cell not in study.cells:
+                    raise UserError(
+                        f"{self.path}: a comparison of {cell} on {task} is stored, but the study "
+                        f"has no such cell; put it back, or delete the entry of {task} to choose "
+                        "afresh"
+                    )
 
     def write(self) -> None:
         """Write the file, if there is a choice that it does not hold."""

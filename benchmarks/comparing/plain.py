@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from comparing.reading import read_study, section
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Study:
     @classmethod
     def read(cls, path: Path) -> Study:
         """Read a study file."""
-        content = yaml.safe_load(path.read_text())
+        content = section(read_study(path), "", path, needs=("runs", "seeds", "tasks", "cells"))
         levels = tuple(content.get("levels", ()))
         return cls(
             Path(content["runs"]), content["seeds"], content["tasks"], content["cells"], levels

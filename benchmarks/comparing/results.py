@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from comparing.reading import read_json
+from lightning_mpo.errors import UserError
+
 KEYS = ("stage", "task", "cell", "seed", "learning_rate")
 CODE = (
     "lightning_mpo",
@@ -52,8 +55,12 @@ class Results:
         complete = text[: text.rfind("\n") + 1]
         if complete != text:
             self.path.write_text(complete)
-        for line in complete.splitlines():
-            self._take(json.loads(line))
+        for number, line in enumerate(complete.splitlines(), 1):
+            place, advice = f"line {number} of {self.path}", "delete it to repeat its run"
+            content = read_json(line, place, advice)
+            if not isinstance(content, dict) or not content.keys() >= {*KEYS}:
+                raise UserError(f"{place} is not a finished run; {advice}")
+            self._take(content)
 
     def add(self, run: Run, content: dict[str, Any]) -> None:
         """Append the line of a finished run to the file, in one write."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from comparing.reading import read_study, section, values
 from lightning_mpo.errors import UserError
 
 METRICS = ("pass_at_1", "reward")
@@ -116,25 +115,26 @@ class StagedStudy:
 
 def is_staged(path: Path) -> bool:
     """Return whether a study file has a screening, and so two stages."""
-    return "screen" in yaml.safe_load(path.read_text())
+    return "screen" in read_study(path)
 
 
 def read_staged(path: Path) -> StagedStudy:
     """Read the file of a study with two stages.
 
     Raises:
-        UserError: a key or a name is unknown, or a seed is in both stages.
+        UserError: a key or a name is unknown or missing, or a seed is in both stages.
     """
-    content = yaml.safe_load(path.read_text())
-    screen, confirm = content["screen"], content.get("confirm", {"seeds": []})
+    content = section(read_study(path), "", path, needs=("runs", "results", "tasks", "cells"))
+    screen = section(content["screen"], "screen", path, needs=("seeds", "learning_rates"))
+    confirm = section(content.get("confirm", {"seeds": []}), "confirm", path, needs=("seeds",))
     # tasks, cells and comparisons
     tasks = {
         name: _build(Task, options, f"tasks.{name}", path)
-        for name, options in content["tasks"].items()
+        for name, options in section(content["tasks"], "tasks", path, needs=()).items()
     }
     cells = {
         name: _build(Cell, options, f"cells.{name}", path)
-        for name, options in content["cells"].items()
+        for name, options in section(content["cells"], "cells", path, needs=()).items()
     }
     comparisons = tuple(
         _build(Comparison, options, f"confirm.comparisons[{i}]", path)
@@ -145,10 +145,10 @@ def read_staged(path: Path) -> StagedStudy:
         results=Path(content["results"]),
         tasks=tasks,
         cells=cells,
-        screen_seeds=tuple(screen["seeds"]),
-        learning_rates=tuple(map(float, screen["learning_rates"])),
+        screen_seeds=values(screen["seeds"], "screen.seeds", path, int),
+        learning_rates=values(screen["learning_rates"], "screen.learning_rates", path, float),
         screened_cells=tuple(screen.get("cells", cells)),
-        confirm_seeds=tuple(confirm["seeds"]),
+        confirm_seeds=values(confirm["seeds"], "confirm.seeds", path, int),
         comparisons=comparisons,
     )
     _check(study, path)
@@ -160,16 +160,18 @@ def names_of(cell: str | tuple[str, ...]) -> tuple[str, ...]:
     return (cell,) if isinstance(cell, str) else cell
 
 
-def _build(kind: type[Any], options: Mapping[str, Any], place: str, path: Path) -> Any:
+def _build(kind: type[Any], options: Any, place: str, path: Path) -> Any:
+    options = section(options, place, path, needs=())
     unknown = sorted(set(options) - set(kind.__dataclass_fields__))
     if unknown:
         known = ", ".join(kind.__dataclass_fields__)
         raise UserError(f"{path}: `{place}` has no key {unknown[0]!r}; the keys are {known}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    if values.get("learning_rates"):
-        values["learning_rates"] = tuple(map(float, values["learning_rates"]))
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    if given.get("learning_rates"):
+        rates = options["learning_rates"]
+        given["learning_rates"] = values(rates, f"{place}.learning_rates", path, float)
     try:
-        return kind(**values)
+        return kind(**given)
     except TypeError as error:
         raise UserError(f"{path}: `{place}`: {str(error).partition('() ')[2]}") from error
 
@@ -183,6 +185,8 @@ def _check(study: StagedStudy, path: Path) -> None:
             "needs seeds that the screening has not seen"
         )
     for name, task in study.tasks.items():
+        if not study.rates_of(name):
+            raise UserError(f"{path}: the task {name} needs at least one of `learning_rates`")
         _one_of(task.metric, METRICS, f"tasks.{name}.metric", path)
         _one_of(task.judged, JUDGED, f"tasks.{name}.judged", path)
         for cell in study.cells_of(name):
@@ -192,6 +196,8 @@ def _check(study: StagedStudy, path: Path) -> None:
         _one_of(comparison.task, study.tasks, f"{place}.task", path)
         _one_of(comparison.outcome, OUTCOMES, f"{place}.outcome", path)
         _one_of(comparison.judged, (*JUDGED, None), f"{place}.judged", path)
+        if not names_of(comparison.cell) or not names_of(comparison.against):
+            raise UserError(f"{path}: `{place}` names no cell on one side")
         for cell in (*names_of(comparison.cell), *names_of(comparison.against)):
             _one_of(cell, study.cells_of(comparison.task), place, path)
 
