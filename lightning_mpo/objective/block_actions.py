@@ -46,7 +46,8 @@ class BlockActions(ActionSpace):
             tokens, an ablation and not MPO.
         ratio: "weighted" wants weights that sum to 1; "joint" takes them as they are.
         credit: the advantage of the later tokens, which heads predict; None: that of the first
-            token (the paper's letter [S]). It needs `source: mtp` and `ratio: weighted`.
+            token (the paper's letter [S]). It needs `source: mtp` and `ratio: weighted`, and changes
+            nothing in blocks of one token.
     """
 
     weights: BlockWeights | None = None
@@ -100,7 +101,9 @@ class BlockActions(ActionSpace):
             self.credit.check(group_size)
 
     def future_advantages(self, outcome: Outcome, advantages_BT: Tensor) -> Tensor | None:
-        return None if self.credit is None else self.credit.advantages(outcome, advantages_BT)
+        if self.credit is None or not self.future:
+            return None
+        return self.credit.advantages(outcome, advantages_BT)
 
     def offsets(
         self, log_ratios: Tensor, experience: Experience, scores: TokenScores

@@ -165,3 +165,9 @@ def test_later_tokens_alone_have_something_to_teach():
     later = replace(idle, future_advantages_BT=torch.ones(B, T))
     assert objective.nothing_to_learn(objective.denominators(idle))
     assert not objective.nothing_to_learn(objective.denominators(later))
+
+
+def test_a_block_of_one_token_has_no_later_tokens_to_credit():
+    block = BlockActions(length=1, source="mtp", credit=StateCredit())
+    outcome = Outcome(torch.zeros(2, 3), torch.ones(2, 3).bool(), 2, torch.ones(2).bool())
+    assert block.future_advantages(outcome, torch.zeros(2, 3)) is None
