@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
 from lightning_mpo.callbacks import Heartbeat, Predictions, RolloutLoop, RolloutProgressBar
+from lightning_mpo.cli.nulls import check_nulls
 from lightning_mpo.cli.option_checks import (
     check_numbers,
     check_options,
@@ -129,6 +130,7 @@ class CLI(LightningCLI):
         # refuse mistakes that would appear late or never
         check_sections(config)
         check_numbers(config)
+        check_nulls(config)
         if holds_enum(config):  # YAML has no form for some defaults of Lightning; this raises
             self.parser.dump(self.config)
         check_options(config, self.subcommand, self.trains)

@@ -39,6 +39,11 @@ CASES = {
             "{class_path: KLPenalty, init_args: {controller: ConstantCoefficient, estimator: k1, place: loss}}]}}}"
         },
     ),
+    "a clip of null": Case(
+        "`model.objective.surrogate.low`: must be float, got null",
+        OVERLAY,
+        axis("surrogate: {class_path: PositionClip, init_args: {low: null}}"),
+    ),
     "one completion": Case(
         "`rollout.completions` must be at least 2, got 1", ["--rollout.completions", "1"]
     ),
