@@ -42,7 +42,7 @@ class TokenScores:
     entropy_BT: Tensor  # float32 nats
     # log q_n(o_{t+n} | h_t), n = 1 … M; 0 where the window has left the mask
     future_BTM: Tensor | None = None
-    # the same values; their gradient reaches only heads, and weights that heads share with the trunk
+    # the same values; their gradient reaches heads, and weights that heads share with the trunk
     upkeep_BTM: Tensor | None = None
     values_BT: Tensor | None = None  # the critic's, 0 where masked
     # temperature applied, 0 in slots and at positions that are masked

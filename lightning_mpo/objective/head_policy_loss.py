@@ -65,8 +65,8 @@ class HeadPolicyLoss(LossTerm):
         if axes[ActionSpace].future:
             raise UserError(
                 "`HeadPolicyLoss` gives multi-token heads a loss of their own, and "
-                f"`{type(axes[ActionSpace]).__name__}` has them in its ratios already; use `source: "
-                "backbone`, or take `HeadPolicyLoss` out of `objective.terms`"
+                f"`{type(axes[ActionSpace]).__name__}` has them in its ratios already; use "
+                "`source: backbone`, or take `HeadPolicyLoss` out of `objective.terms`"
             )
 
     def loss(self, batch: LossBatch) -> tuple[Tensor, Metrics] | None:

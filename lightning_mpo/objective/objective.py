@@ -252,10 +252,7 @@ class Objective:
     ) -> tuple[Tensor, Metrics]:
         """Return the surrogate's part of `loss`, without loss terms, and its metrics.
 
-        Args:
-            experience: rows of a micro-batch.
-            scores: of the policy, on these rows.
-            denominators: of the update.
+        The arguments are those of `loss`.
         """
         mean_weights_BU = self._mean_weights(experience)[0]
         # tokens -> actions, without the heads that only a loss term uses

@@ -34,7 +34,7 @@ class Scores:
     by_reward: Mapping[str, Tensor]  # float64 by reward name, unweighted, nan if not judged
     decided_B: Tensor  # bool
     # float64, rewards of tokens: the weighted sum over all `TokenReward`, contained in `rewards_B`.
-    # Column t is the t-th token of the completion, 0 behind the last. None: there is no `TokenReward`
+    # Column t is the t-th token of the completion, 0 behind the last. None: no `TokenReward`
     token_rewards_BC: Tensor | None = None
 
     @property

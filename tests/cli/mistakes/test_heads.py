@@ -121,7 +121,7 @@ CASES = {
         )
         for options, said in {
             "--trainer.callbacks.every=0": "`HeadDiagnostics.every` must be at least 1, got 0",
-            "--trainer.callbacks.rows=4": "`objective.actions: BlockActions` uses none; take `BlockActions` with "
+            "--trainer.callbacks.rows=4": "`objective.actions: BlockActions` uses none; use `BlockActions` with "
             "`source: mtp` and heads (-c mpo -c mtp)",
         }.items()
     },
