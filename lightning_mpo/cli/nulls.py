@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from inspect import Parameter
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -82,11 +82,7 @@ def _walk(value: Any, path: str, owner: Any) -> Iterator[tuple[str, type, Mappin
         yield from _walk(part, f"{path}.{name}", hint_of(owner, name) if known else None)
 
 
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    yield from (
-        vars(value).items()
-        if isinstance(value, Namespace)
-        else value.items()
-        if isinstance(value, dict)
-        else ()
-    )
+def _items(value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Namespace):
+        return vars(value).items()
+    return value.items() if isinstance(value, dict) else ()

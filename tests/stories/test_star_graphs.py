@@ -1,7 +1,7 @@
 """Blocks on star graphs: with one advantage for all tokens the policy unlearns to follow edges.
 
-Imitation teaches to follow the edges of a random arm, so half of the paths are right, and all hangs
-on the first letter. After a wrong first letter each later token has a negative advantage for
+Imitation teaches to follow the edges of a random arm, so half of the paths are right. All
+depends on the first letter. After a wrong first letter each later token has a negative advantage for
 certain. The policy's own later tokens have no gradient, as they are certain; the heads' have one.
 
 Rewards are means over 20 rollouts of 128 paths, with a standard error of about 0.01. One run of each
