@@ -106,6 +106,7 @@ def _staged(options: argparse.Namespace) -> list[str]:
     results = Results(study.results)
     deadline = time.monotonic() + 60 * options.budget_minutes
     _chosen(study.cells, options.cells)
+    _only([*study.screen_seeds, *study.confirm_seeds], options.seeds)
     worker = stages.Worker(study, results, options.threads, deadline)
 
     def selected(runs: Iterable[Run]) -> list[Run]:
@@ -165,8 +166,13 @@ def _report(study: StagedStudy, results: Results, choices: Choices) -> None:
     draw_differences(comparisons, study.results / "differences.png")
 
 
-def _only(values: list[int], chosen: list[int] | None) -> list[int]:
-    return [value for value in values if chosen is None or value in chosen]
+def _only(seeds: list[int], chosen: list[int] | None) -> list[int]:
+    """Return the seeds of a study that the command line names."""
+    unknown = sorted(set(chosen or ()) - set(seeds))
+    if unknown:
+        has = ", ".join(map(str, seeds))
+        raise UserError(f"the study has no seed {unknown[0]}; it has {has}")
+    return [seed for seed in seeds if chosen is None or seed in chosen]
 
 
 def _chosen(content: dict[str, Any], names: list[str] | None) -> dict[str, Any]:

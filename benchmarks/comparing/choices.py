@@ -28,6 +28,9 @@ def value_of(values: dict[str, Any], metric: str, judged: str) -> float:
         metric: "pass_at_1" or "reward".
         judged: "whole" vocabulary or "support"; without values on a support, the former.
     """
+    if metric not in values:
+        names = ", ".join(sorted(values))
+        raise UserError(f"the study compares {metric!r}, which a run has not; it has {names}")
     on_vocabulary = values[metric]
     value = values.get(f"support_{metric}", on_vocabulary) if judged == "support" else on_vocabulary
     return float(value)
@@ -91,6 +94,22 @@ def _resolve(comparison: Comparison, cells: dict[str, Any]) -> dict[str, Any]:
     return resolved
 
 
+def _is_choice(content: Any) -> bool:
+    """Return whether a JSON text has the shape of `chosen.json`."""
+
+    def has(values: Any, *keys: str) -> bool:
+        return isinstance(values, dict) and values.keys() >= {*keys}
+
+    return isinstance(content, dict) and all(
+        has(choice, "cells", "comparisons")
+        and isinstance(choice["cells"], dict)
+        and all(has(cell, "learning_rate", "score") for cell in choice["cells"].values())
+        and isinstance(choice["comparisons"], list)
+        and all(has(entry, "cell", "against") for entry in choice["comparisons"])
+        for choice in content.values()
+    )
+
+
 class Choices:
     """The content of `chosen.json`.
 
@@ -108,7 +127,11 @@ class Choices:
         path = folder / "chosen.json"
         if not path.is_file():
             return cls(path, {})
-        return cls(path, read_json(path.read_text(), str(path), "delete it to choose afresh"))
+        advice = "delete it to choose afresh"
+        content = read_json(path.read_text(), str(path), advice)
+        if not _is_choice(content):
+            raise UserError(f"{path} does not hold a choice of a screening; {advice}")
+        return cls(path, content)
 
     def check(self, study: StagedStudy) -> None:
         """Refuse a stored comparison of a cell that the study no longer has.

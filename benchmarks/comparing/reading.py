@@ -31,17 +31,37 @@ def read_study(path: Path) -> dict[str, Any]:
     return content
 
 
-def section(content: Any, place: str, path: Path, *, needs: Iterable[str]) -> dict[str, Any]:
-    """Return a mapping of a study file that has some keys.
+def section(
+    content: Any,
+    place: str,
+    path: Path,
+    *,
+    needs: Iterable[str] = (),
+    takes: Iterable[str] | None = None,
+) -> dict[str, Any]:
+    """Return a mapping of a study file, whose keys are checked.
+
+    Args:
+        content: the mapping.
+        place: its key, for messages; empty: the file.
+        path: the study file.
+        needs: keys that it must have.
+        takes: other keys that it may have; None: any.
 
     Raises:
-        UserError: it is no mapping, or a key is missing.
+        UserError: it is no mapping, or a key is missing or unknown.
     """
+    needs = tuple(needs)
     if not isinstance(content, dict):
         raise UserError(f"{path}: `{place}` must be a mapping, got {content!r}")
     for key in needs:
         if key not in content:
             raise UserError(f"{path}: {f'`{place}` needs' if place else 'the study needs'} `{key}`")
+    known = None if takes is None else (*needs, *takes)
+    for key in content if known is not None else ():
+        if key not in known:
+            where = f"`{place}`" if place else "the study"
+            raise UserError(f"{path}: {where} has no key {key!r}; the keys are {', '.join(known)}")
     return content
 
 

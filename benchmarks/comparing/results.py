@@ -58,7 +58,7 @@ class Results:
         for number, line in enumerate(complete.splitlines(), 1):
             place, advice = f"line {number} of {self.path}", "delete it to repeat its run"
             content = read_json(line, place, advice)
-            if not isinstance(content, dict) or not content.keys() >= {*KEYS}:
+            if not _is_finished(content):
                 raise UserError(f"{place} is not a finished run; {advice}")
             self._take(content)
 
@@ -84,6 +84,14 @@ class Results:
 
     def _take(self, line: dict[str, Any]) -> None:
         self.lines[Run(**{key: line[key] for key in KEYS})] = line
+
+
+def _is_finished(line: Any) -> bool:
+    """Return whether a line has the keys of a finished run, and metrics before, during and after."""
+    if not isinstance(line, dict) or not line.keys() >= {*KEYS, "start", "final", "curve"}:
+        return False
+    ends = (line["start"], line["final"])
+    return all(isinstance(values, dict) for values in (*ends, *line["curve"]))
 
 
 def summarise(summary: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import json
 import os
 import signal
 import sys
-import traceback
 from typing import Any
 
 from lightning_mpo.cli import fit, main
+from lightning_mpo.cli.fork_server import run_logged
 
 DIE_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG` of Linux."""
@@ -33,19 +33,8 @@ def serve() -> None:
 def _run(job: dict[str, Any]) -> int:
     """Run a command line with its output in a file; return the exit code."""
     _end_with_parent()
-    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.argv[1:] = job["arguments"]
-    try:
-        code = main.main(job["arguments"])
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code
+    arguments = job["arguments"]
+    return run_logged(lambda: main.main(arguments), arguments, job["log"], os.O_TRUNC)
 
 
 def _end_with_parent() -> None:

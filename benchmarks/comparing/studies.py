@@ -124,17 +124,20 @@ def read_staged(path: Path) -> StagedStudy:
     Raises:
         UserError: a key or a name is unknown or missing, or a seed is in both stages.
     """
-    content = section(read_study(path), "", path, needs=("runs", "results", "tasks", "cells"))
-    screen = section(content["screen"], "screen", path, needs=("seeds", "learning_rates"))
-    confirm = section(content.get("confirm", {"seeds": []}), "confirm", path, needs=("seeds",))
+    needs = ("runs", "results", "tasks", "cells", "screen")
+    content = section(read_study(path), "", path, needs=needs, takes=("confirm",))
+    needs = ("seeds", "learning_rates")
+    screen = section(content["screen"], "screen", path, needs=needs, takes=("cells",))
+    confirm = content.get("confirm", {"seeds": []})
+    confirm = section(confirm, "confirm", path, needs=("seeds",), takes=("comparisons",))
     # tasks, cells and comparisons
     tasks = {
         name: _build(Task, options, f"tasks.{name}", path)
-        for name, options in section(content["tasks"], "tasks", path, needs=()).items()
+        for name, options in section(content["tasks"], "tasks", path).items()
     }
     cells = {
         name: _build(Cell, options, f"cells.{name}", path)
-        for name, options in section(content["cells"], "cells", path, needs=()).items()
+        for name, options in section(content["cells"], "cells", path).items()
     }
     comparisons = tuple(
         _build(Comparison, options, f"confirm.comparisons[{i}]", path)
@@ -161,11 +164,7 @@ def names_of(cell: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _build(kind: type[Any], options: Any, place: str, path: Path) -> Any:
-    options = section(options, place, path, needs=())
-    unknown = sorted(set(options) - set(kind.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(kind.__dataclass_fields__)
-        raise UserError(f"{path}: `{place}` has no key {unknown[0]!r}; the keys are {known}")
+    options = section(options, place, path, takes=kind.__dataclass_fields__)
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     if given.get("learning_rates"):
         rates = options["learning_rates"]

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,28 @@ def serve() -> int:
 
 def _run_job(job: dict[str, Any]) -> int:
     """Run with the output in a file; return the exit code."""
-    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    return run_logged(_run, job["arguments"], job["log"], os.O_APPEND)
+
+
+def run_logged(run: Callable[[], int], arguments: Sequence[str], log: str, mode: int) -> int:
+    """Call a function in this process, with all output in a file.
+
+    Args:
+        run: returns the exit code.
+        arguments: become those of this process: a strategy starts its processes with them.
+        log: the file of the output.
+        mode: `os.O_APPEND`, or `os.O_TRUNC` to begin the file anew.
+
+    Returns:
+        The exit code; 1 if the function raises, and the file then holds the traceback.
+    """
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | mode, 0o644)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.argv[1:] = job["arguments"]  # a strategy starts its processes with these, too
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv[1:] = arguments
     try:
-        status = _run()
+        status = run()
     except BaseException:
         traceback.print_exc()
         status = 1

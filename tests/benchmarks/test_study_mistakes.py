@@ -20,6 +20,8 @@ CONTENT = {
     "confirm": {"seeds": [0], "comparisons": [{"task": "t", "cell": "one", "against": "base"}]},
 }
 
+UNFINISHED = '{"stage":"screen","task":"t","cell":"one","seed":9,"learning_rate":0.1}\n'
+
 CASES = {
     "there is no study file 'none.yaml'": {"file": None},
     "study.yaml is not YAML": {"file": "a: ["},
@@ -34,11 +36,17 @@ CASES = {
     "`screen.learning_rates` must be a list of float": {"set": ["screen", "learning_rates", ["x"]]},
     "the task t needs at least one of `learning_rates`": {"set": ["screen", "learning_rates", []]},
     "`confirm.comparisons[0]` names no cell": {"set": ["confirm", "comparisons", 0, "cell", []]},
+    "the study has no key 'confirms'": {"set": ["confirms", {}]},
+    "`screen` has no key 'seed'": {"set": ["screen", "seed", [1]]},
+    "the study has no seed 99; it has 9, 0": {"arguments": ["--seeds", "99"]},
     "the study has no 'zz'": {"arguments": ["--cells", "zz"]},
     "`study.jobs` must be at least 1, got 0": {"arguments": ["--jobs", "0"]},
     "line 1 of results/results.jsonl is not JSON": {"results": '{"stage"\n{}\n'},
     "line 1 of results/results.jsonl is not a finished run": {"results": "[1]\n"},
+    "line 1 of results/results.jsonl is not a finished run; delete": {"results": UNFINISHED},
     "results/chosen.json is not JSON": {"chosen": "{"},
+    "results/chosen.json does not hold a choice": {"chosen": '{"t": {"cells": {"one": 0.1}}}'},
+    "results/chosen.json does not hold a choice of": {"chosen": "[]"},
     "a comparison of gone on t is stored": {
         "chosen": json.dumps({"t": {"cells": {}, "comparisons": [{"cell": "gone", "against": "base"}]}})
     },
