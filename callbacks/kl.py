@@ -39,7 +39,8 @@ class KLTracking(RolloutCallback):
     def on_rollout_end(
         self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
     ) -> None:
-        values = divergence_from_reference(event.experience)
+        trained = event.experience if event.trained is None else event.trained
+        values = divergence_from_reference(trained, module.objective.likelihood)
         if values is None:
             return
         mean, largest = mean_over_ranks(module.over_ranks, values), values.max()

@@ -159,7 +159,7 @@ class RolloutLoop(RolloutEvaluation):
         check_accumulation(trainer)
         # this callback comes first in each slot: the others see a batch that is filled
         callbacks_of(trainer).sort(key=lambda callback: callback is not self)
-        quick = is_fast_dev_run(trainer)
+        quick, likelihood = is_fast_dev_run(trainer), module.objective.likelihood
         if quick:
             shorten_fast_dev_run(trainer)
         self.schedule = Schedule(
@@ -169,6 +169,7 @@ class RolloutLoop(RolloutEvaluation):
             epochs=1 if quick else self.epochs,
             micro_batches=trainer.accumulate_grad_batches,
             world_size=trainer.world_size,
+            copies=None if likelihood is None else likelihood.repeats,
         )
         fit_limits(trainer, self.schedule)
         self._data = prompts_of(trainer)
@@ -216,7 +217,7 @@ class RolloutLoop(RolloutEvaluation):
         """Make a rollout, call the hooks of other callbacks, and log its metrics."""
         # gradients of the last update would otherwise be alive during the rollout
         module.zero_grad(set_to_none=True)
-        rows = self._need_schedule().rows
+        rows = self._need_schedule().sequences
         for callback in listeners(trainer):
             callback.on_rollout_start(trainer, module, rows, self.max_new_tokens)
         # prompts -> experience, plan and denominators

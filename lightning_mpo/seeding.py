@@ -18,7 +18,7 @@ class Stream(Enum):
     PLAN = "token selections and mini-batches of a rollout: rollout, rank"
     REDRAW = "prompts of the later rounds of dynamic sampling: rollout, round"
     RESAMPLE = "responses of the later rounds of dynamic sampling: rollout, rank, round"
-    NOISE = "seeds of the noise of estimated log-probs: rollout, rank, round"
+    NOISE = "hidden tokens of noised copies: rollout or batch, rank"
     EVALUATE = "responses of validation, test and prediction: batch, rank"
     REPORT = "responses of the evaluation before and after a run: first row"
     HEADS = "responses that multi-token heads are warmed up on: pool, rank"

@@ -14,6 +14,7 @@ Letters, used in names (`advantages_BT`), docstrings and checks alike:
 **N**  block length in tokens (the papers write K)
 **M**  N - 1, the future offsets of a block that multi-token heads predict
 **U**  actions of a response; U = T, an action stands at its first token
+**C**  noised copies of a row, for a masked language model
 **D**  hidden size
 =====  =======================================================================
 
@@ -30,6 +31,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+NEVER = 2**31 - 1
+"""Step of a token that no step of a sampler revealed: an end token behind an early end."""
 
 Batch = TypeVar("Batch", "Rollout", "Experience")
 
@@ -104,8 +108,12 @@ class Rollout:
     candidate_logprobs_BTK: Tensor | None = None
     # bool; sampled tokens that were missing from the recorded support and were added to it
     outside_BT: Tensor | None = None
-    # int64; of the noise under which estimated log-probs are taken
-    score_seed_B: Tensor | None = None
+    # int32; step at which a masked policy revealed each token, or `NEVER`
+    reveal_BT: Tensor | None = None
+    reveal_entropy_BT: Tensor | None = None  # nats, of the distribution that each was drawn from
+    # bool; tokens that a masked policy sees as MASK, in each noised copy of the row
+    hidden_BCL: Tensor | None = None
+    copy_weights_BCT: Tensor | None = None  # float32; of the log-probs under each copy
     texts: tuple[str, ...] = ()
     rows: tuple[PromptRow, ...] = ()
 
@@ -195,7 +203,9 @@ def trim(experience: Experience) -> Experience:
 def _extent(rollout: Rollout) -> tuple[int, int, int]:
     S = rollout.prompt_length
     first = int(rollout.attention_mask_BL[:, :S].any(0).int().argmax()) if S else 0
-    used = rollout.response_mask_BT.any(0).nonzero()  # a gap of the mask does not end a response
+    # a gap of the mask does not end a response, and a masked policy attends behind its end
+    seen_BT = rollout.response_mask_BT | rollout.attention_mask_BL[:, S:]
+    used = seen_BT.any(0).nonzero()
     return first, S, int(used.max()) + 1 if len(used) else 1
 
 
@@ -205,6 +215,10 @@ def _cut(batch: Rollout | Experience, first: int, S: int, T: int) -> dict[str, A
         value, suffix = getattr(batch, item.name), item.name.rsplit("_", 1)[-1]
         if isinstance(value, Tensor) and suffix == "BL":
             changes[item.name] = value[:, first : S + T]
+        elif isinstance(value, Tensor) and suffix == "BCL":
+            changes[item.name] = value[..., first : S + T]
+        elif isinstance(value, Tensor) and suffix == "BCT":
+            changes[item.name] = value[..., :T]
         elif isinstance(value, Tensor) and suffix.startswith("BT"):
             changes[item.name] = value[:, :T]
     return changes

@@ -37,7 +37,10 @@ def experience(left: int = 0, right: int = 0) -> Experience:
         outside_BT=outside,
         candidates_BTK=(logits[..., :3] * 9).int(),
         candidate_logprobs_BTK=logits[..., :3].masked_fill(logits[..., 1:] > 0.5, -torch.inf),
-        score_seed_B=torch.arange(B) + 2**40,
+        reveal_BT=torch.arange(T).expand(B, T).int(),
+        reveal_entropy_BT=values[5].abs(),
+        hidden_BCL=rollout.attention_mask_BL[:, None].repeat(1, 2, 1),
+        copy_weights_BCT=rollout.response_mask_BT[:, None].float().repeat(1, 2, 1),
         texts=tuple("abcdef"),
         rows=rows,
     )

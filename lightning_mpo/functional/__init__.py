@@ -22,6 +22,8 @@ else of this package.
 ``selections``           which tokens of a response carry gradient
 ``lengths``              the length of a response -> a penalty
 ``surrogates``           (log-ratio, advantage) -> loss of each action
+``linear_bound``         a bound of the surrogate that is a sum over noised samples
+``noise``                hidden tokens of noised copies, and the weights of their log-probs
 ``position_clips``       a clip whose range depends on the position in a response
 ``trust_regions``        how far the distribution behind a token has moved since it was sampled
 ``corrections``          importance weights for a sampler that differs from the trainer

@@ -62,6 +62,32 @@ def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     return 0.5 * k1(logprobs, reference_logprobs) ** 2
 
 
+def response_k2(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Estimate the divergence of whole responses by half the squared difference of their log-probs.
+
+        k2 = (Σ_t (log π(o_t) - log π_ref(o_t)))² / (2 L)     per token of a response
+                                                                  (ESPO [C]; docs/algorithms.md 8.1)
+
+    The sum is squared before it is divided by the length L.
+
+    Args:
+        logprobs_BT: Log-probabilities of the tokens, or terms of an ELBO, shape ``[B, T]``, nats.
+        reference_logprobs_BT: The same under the reference.
+        mask_BT: Tokens of the response, shape ``[B, T]``.
+
+    Returns:
+        The same value at each token of a response, 0 elsewhere, shape ``[B, T]``, nats.
+
+    >>> logprobs, mask = torch.tensor([[-1.0, -2.0]]), torch.ones(1, 2, dtype=torch.bool)
+    >>> response_k2(logprobs, torch.tensor([[-1.5, -2.5]]), mask)
+    tensor([[0.2500, 0.2500]])
+    """
+    check(logprobs_BT=logprobs_BT, reference_logprobs_BT=reference_logprobs_BT, mask_BT=mask_BT)
+    differences_BT = torch.where(mask_BT, logprobs_BT - reference_logprobs_BT, 0.0)
+    length_B1 = mask_BT.sum(1, keepdim=True).clamp(min=1)
+    return 0.5 * differences_BT.sum(1, keepdim=True) ** 2 / length_B1 * mask_BT
+
+
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """Estimate the KL divergence by a sum that is unbiased and never negative.
 

@@ -80,8 +80,8 @@ def clipped_ratio(
     Args:
         log_ratios_BU: log(π / π_old) of each action, shape ``[B, U]``, nats. Carries the gradient.
         advantages_BU: Advantages of the actions, shape ``[B, U]``.
-        low: How far the ratio may fall below 1, in (0, 1).
-        high: How far the ratio may rise above 1, above 0.
+        low: How far the ratio may fall below 1, in [0, 1).
+        high: How far the ratio may rise above 1, at least 0.
         dual: Largest ratio of an action with a negative advantage, above 1. None: no dual clip.
 
     Returns:
@@ -294,7 +294,7 @@ def divergence_mask(
 
 def _check_clip(low: float | Tensor, high: float | Tensor) -> None:
     lows, highs = torch.as_tensor(low), torch.as_tensor(high)
-    if not ((lows > 0) & (lows < 1)).all():
-        raise ValueError(f"`low` must be in (0, 1), got {low}")
-    if not (highs > 0).all():
-        raise ValueError(f"`high` must be above 0, got {high}")
+    if not ((lows >= 0) & (lows < 1)).all():
+        raise ValueError(f"`low` must be in [0, 1), got {low}")
+    if not (highs >= 0).all():
+        raise ValueError(f"`high` must be at least 0, got {high}")

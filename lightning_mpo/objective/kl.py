@@ -89,6 +89,8 @@ class KLPenalty(LossTerm):
         estimator: per token, from the sampled token, Schulman's k1, k2 or k3; or "exact", the sum
             over a stored support, policy and reference both renormalised on it [I]
             (docs/algorithms.md 8.2): no sampling noise, K logits more.
+        level: "token" takes the divergence of single tokens, "sequence" that of whole responses,
+            which is k2 of summed log-probs over the length (ESPO [C]).
         place: "loss" adds it to the loss; "reward" subtracts the response's sum of it from the
             reward.
 
@@ -99,11 +101,18 @@ class KLPenalty(LossTerm):
     controller: Controller
     estimator: Literal["k1", "k2", "k3", "exact"] = "k3"
     place: Literal["loss", "reward"] = "loss"
+    level: Literal["token", "sequence"] = "token"
     needs_reference = True
 
     def __post_init__(self) -> None:
         one_of("KLPenalty", ("k1", "k2", "k3", "exact"), estimator=self.estimator)
         one_of("KLPenalty", ("loss", "reward"), place=self.place)
+        one_of("KLPenalty", ("token", "sequence"), level=self.level)
+        if self.level == "sequence" and (self.estimator != "k2" or self.in_reward):
+            raise UserError(
+                "`KLPenalty.level: sequence` squares the difference of summed log-probs in the loss; "
+                "use `estimator: k2` and `place: loss`"
+            )
         if self.estimator == "k1" and self.place == "loss":
             raise UserError(
                 "`KLPenalty` with estimator k1 in the loss has an expected gradient of zero; use "
@@ -134,6 +143,10 @@ class KLPenalty(LossTerm):
         experience, scores = batch.experience, batch.scores
         if self.in_reward or experience.reference_logprobs_BT is None:
             return None
+        if self.level == "sequence":
+            reference_BT = experience.reference_logprobs_BT
+            divergence_BT = F.response_k2(scores.logprobs_BT, reference_BT, experience.mask_BT)
+            return self.controller.coefficient * batch.mean(divergence_BT), {}
         divergence_BT = self.divergence(
             scores.logprobs_BT,
             experience.reference_logprobs_BT,

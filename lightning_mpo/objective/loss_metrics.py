@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from lightning_mpo.functional.actions import window
+from lightning_mpo.functional.divergences import k3, response_k2
+from lightning_mpo.functional.reductions import weighted_sum
 from lightning_mpo.functional.surrogates import safe_ratio
 from lightning_mpo.objective.action_spaces import Actions
-from lightning_mpo.scores import Metrics
+from lightning_mpo.objective.likelihoods import Likelihood
+from lightning_mpo.scores import Metrics, TokenScores
+from lightning_mpo.types import Experience
 
 
 def diagnose(actions: Actions) -> Metrics:
@@ -76,3 +80,23 @@ def measure_trust(
         capped_BT = safe_ratio(actions.log_ratios_BU.detach()) > cap
         metrics["trust/capped"] = ((capped_BT & mask_BT).sum().float(), count)
     return metrics
+
+
+def diagnose_reference(
+    experience: Experience, scores: TokenScores, tokens_BT: Tensor, likelihood: Likelihood | None
+) -> Metrics:
+    """Return the divergence from the reference, nats per token: k3, or k2 of whole responses.
+
+    Args:
+        experience: with log-probs of the reference.
+        scores: of the current policy.
+        tokens_BT: weights of tokens.
+        likelihood: says whether log-probs of single tokens have a meaning; None: they have.
+    """
+    logprobs_BT, reference_BT = scores.logprobs_BT.detach(), experience.reference_logprobs_BT
+    assert reference_BT is not None
+    if likelihood is None or likelihood.token_level:
+        divergence_BT = k3(logprobs_BT, reference_BT)
+    else:
+        divergence_BT = response_k2(logprobs_BT, reference_BT, experience.mask_BT)
+    return {"kl/reference": (weighted_sum(divergence_BT, tokens_BT, 1.0), tokens_BT.sum())}

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional.divergences import k3
 from lightning_mpo.functional.reductions import weighted_sum
 from lightning_mpo.objective.action_spaces import ActionSpace, TokenActions
 from lightning_mpo.objective.advantages import Advantage, GroupRelative
@@ -24,8 +23,16 @@ from lightning_mpo.objective.corrections import Correction
 from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.head_policy_loss import HeadPolicyLoss
 from lightning_mpo.objective.kl import KLPenalty
+from lightning_mpo.objective.likelihoods import Likelihood
+from lightning_mpo.objective.linear_bound import LinearBound
 from lightning_mpo.objective.log_ratios import token_log_ratios, token_terms
-from lightning_mpo.objective.loss_metrics import diagnose, diagnose_correction, diagnose_heads
+from lightning_mpo.objective.loss_metrics import (
+    diagnose,
+    diagnose_correction,
+    diagnose_heads,
+    diagnose_reference,
+)
+from lightning_mpo.objective.one_pass import CoupledTokens, MeanField
 from lightning_mpo.objective.position_clip import PositionClip
 from lightning_mpo.objective.reductions import Reduction, SequenceMean
 from lightning_mpo.objective.selection import AllTokens, Selection
@@ -39,8 +46,8 @@ from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScore
 from lightning_mpo.types import Experience
 
 FOUND_BY_NAME = (
-    *(BlockActions, DivergenceMask, ForwardTraceActions, HeadPolicyLoss, KLPenalty, PositionClip),
-    *(PrefixActions, ValueLoss),
+    *(BlockActions, CoupledTokens, DivergenceMask, ForwardTraceActions, HeadPolicyLoss),
+    *(KLPenalty, LinearBound, MeanField, PositionClip, PrefixActions, ValueLoss),
 )
 """Members in files of their own: a configuration names classes whose files are imported."""
 Term = TypeVar("Term", bound=LossTerm)
@@ -58,6 +65,8 @@ class Objective:
         selection: which tokens carry gradient.
         reduction: what is averaged over what.
         correction: weights for a sampler whose log-probs differ from the trainer's, or none.
+        likelihood: how a masked language model scores a response; None: a causal one, token by
+            token.
         terms: further terms of the loss, such as `KLPenalty`, added in their order; one of a class.
     """
 
@@ -68,6 +77,7 @@ class Objective:
     selection: Selection = AllTokens()
     reduction: Reduction = SequenceMean()
     correction: Correction | None = None
+    likelihood: Likelihood | None = None
     terms: Sequence[LossTerm] = ()
 
     def __post_init__(self) -> None:
@@ -77,10 +87,11 @@ class Objective:
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise UserError(f"`objective.terms` has two terms `{kind.__name__}`; give one")
-        corrections = () if self.correction is None else (self.correction,)
+        optional = (self.correction, self.likelihood)
         Axes(
-            *(*terms, self.advantage, self.surrogate, self.selection, *corrections),
+            *(*terms, self.advantage, self.surrogate, self.selection),
             *(self.support, self.actions, self.reduction),
+            *(member for member in optional if member is not None),
         ).check()
 
     @classmethod
@@ -130,7 +141,8 @@ class Objective:
         """Whether the loss uses the sampler's log-probs; otherwise only the parity gate compares
         them.
         """
-        return self.surrogate.at_behaviour or self.correction is not None
+        replays = self.likelihood is not None and self.likelihood.needs_steps
+        return self.surrogate.at_behaviour or self.correction is not None or replays
 
     @property
     def needs_reference(self) -> bool:
@@ -222,8 +234,7 @@ class Objective:
                 metrics |= part[1]
         # divergence from the reference, also where no term uses it
         if experience.reference_logprobs_BT is not None:
-            divergence_BT = k3(scores.logprobs_BT.detach(), experience.reference_logprobs_BT)
-            metrics["kl/reference"] = (weighted_sum(divergence_BT, tokens_BT, 1.0), count)
+            metrics |= diagnose_reference(experience, scores, tokens_BT, self.likelihood)
         return loss, metrics
 
     def weights_loss(self, policy: nn.Module) -> tuple[Tensor | None, Metrics]:

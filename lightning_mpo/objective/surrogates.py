@@ -104,8 +104,8 @@ class ClippedRatio(Surrogate):
     The form of PPO, GRPO, DAPO and MPO: docs/algorithms.md 5.2.
 
     Args:
-        low: lower clip distance, in (0, 1).
-        high: upper clip distance, positive; larger than `low` is DAPO's clip-higher.
+        low: lower clip distance, in [0, 1).
+        high: upper clip distance, not negative; larger than `low` is DAPO's clip-higher.
         dual: cap c > 1 on the ratio where the advantage is negative (verl takes 3 [C]); None: no
             cap.
     """
@@ -115,8 +115,8 @@ class ClippedRatio(Surrogate):
     dual: float | None = None
 
     def __post_init__(self) -> None:
-        within("ClippedRatio", "(0, 1)", low=self.low)
-        positive("ClippedRatio", high=self.high)
+        within("ClippedRatio", "[0, 1)", low=self.low)
+        not_below("ClippedRatio", 0, high=self.high)
         above("ClippedRatio", 1, dual=self.dual)
 
     def loss(self, actions: Actions) -> Tensor:

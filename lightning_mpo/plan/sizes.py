@@ -40,13 +40,13 @@ class Sizes:
             prompt: tokens of the longest prompt.
         """
         cuts = schedule.minibatches * schedule.micro_batches
-        together = getattr(rollout.sampler, "batch_size", None) or schedule.rows
+        together = getattr(rollout.sampler, "batch_size", None) or schedule.sequences
         return cls(
             prompt=prompt,
             response=rollout.max_new_tokens,
             completions=rollout.completions,
-            rows=schedule.rows,
-            together=min(together, schedule.rows),
+            rows=schedule.sequences,
+            together=min(together, schedule.sequences),
             micro_rows=-(-schedule.rows // cuts),
             accumulate=schedule.micro_batches > 1,
         )

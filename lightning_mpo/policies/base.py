@@ -34,8 +34,8 @@ class Shards(ABC):
 class Policy(nn.Module, ABC):
     """A distribution over responses. Constructing one loads nothing; `build` does."""
 
-    exact_logprobs = True
-    """False if log-probs are estimates under noise, which `Rollout.score_seed_B` seeds by row."""
+    masked = False
+    """True for a masked language model, which scores the noised copies that a rollout holds."""
     cold_parts: frozenset[str] = frozenset()
     """Parts with initial weights after `build`: heads or critic that no checkpoint held."""
     shards: Shards | None = None

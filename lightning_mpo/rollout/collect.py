@@ -22,6 +22,7 @@ from lightning_mpo.rollout.experience import (
     divergence_from_reference,
     mean_over_ranks,
 )
+from lightning_mpo.rollout.noised import noise_metrics, score_noised, with_noise
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.ranks import Ranks
 from lightning_mpo.rollout.schedule import Schedule
@@ -135,16 +136,20 @@ class Collector:
         if self.mask_truncated:
             finished_B = (rollout.finish_B == Finish.STOP).to(experience.valid_B.device)
             experience = replace(experience, valid_B=experience.valid_B & finished_B)
+        trained = self._noised(experience, counter, reference)
         # experience -> updates and their denominators
-        plan = self.schedule.plan(rollout.group_B, rollout.attention_mask_BL.sum(1), draws)
+        plan = self._plan(trained, draws)
         self.listener.phase("all-reduce")
-        denominators = self._denominators(experience, plan)
+        denominators = self._denominators(trained, plan)
         # metrics
         prepare_seconds = time.perf_counter() - started - sample_seconds
-        event = RolloutEvent(counter, experience, scores, sample_seconds, prepare_seconds, counts)
-        metrics = self._steer_penalty(experience)
+        event = RolloutEvent(
+            counter, experience, scores, sample_seconds, prepare_seconds, counts, trained
+        )
+        metrics = self._steer_penalty(trained)
         metrics |= event.metrics(self.ranks.sum, self.scorer.policy.end_tokens)
-        return Collected(RolloutBuffer(experience, plan, denominators), event, metrics)
+        metrics |= noise_metrics(self.objective, trained, self.ranks.sum)
+        return Collected(RolloutBuffer(trained, plan, denominators), event, metrics)
 
     def _fill(self, counter: int) -> tuple[Rollout, Scores, SamplingCounts | None, float]:
         """Sample and judge the rows of a rollout; the last value is the seconds of sampling."""
@@ -212,7 +217,7 @@ class Collector:
                 progress=self.listener.tokens,
             )
         # groups, ids, supports and log-probs
-        rollout = check_rollout(
+        return check_rollout(
             rollout,
             objective.support,
             policy.vocabulary,
@@ -220,12 +225,29 @@ class Collector:
             candidates=candidates,
             completions=self.schedule.completions,
         )
-        if policy.exact_logprobs:
-            return rollout
-        # estimated log-probs: old, new and reference policy see a row under the same noise
-        noise = generator_of(self.seed, Stream.NOISE, counter, rank, round)
-        seeds_B = torch.randint(2**62, (len(rollout.group_B),), generator=noise)
-        return replace(rollout, score_seed_B=seeds_B.to(rollout.group_B.device))
+
+    def _noised(self, experience: Experience, counter: int, reference: bool) -> Experience:
+        """Repeat rows under the noise of a masked policy, and score them; else change nothing."""
+        if self.objective.likelihood is None:
+            return experience
+        noise = generator_of(self.seed, Stream.NOISE, counter, self.ranks.rank)
+        noised = with_noise(
+            experience, self.objective.likelihood, noise, passes=self.schedule.epochs
+        )
+        return score_noised(
+            self.scorer,
+            self.objective,
+            noised,
+            updates=self.schedule.updates,
+            reference=reference,
+        )
+
+    def _plan(self, trained: Experience, draws: torch.Generator) -> list[list[Tensor]]:
+        """Deal the rows of a rollout out to updates."""
+        rollout = trained.rollout
+        rows = self.schedule.rows if self.schedule.copies is not None else len(rollout.group_B)
+        tokens_B = rollout.attention_mask_BL.sum(1)
+        return self.schedule.plan(rollout.group_B[:rows], tokens_B[:rows], draws)
 
     def _check_parity(self, rollout: Rollout) -> None:
         """Compare the log-probs of sampler and trainer."""
@@ -234,12 +256,7 @@ class Collector:
             parity = check_parity(
                 scorer.policy, rollout, temperature=scorer.temperature, exact=scorer.exact
             )
-        compared = (
-            "sampler against trainer"
-            if scorer.policy.exact_logprobs
-            else "padded against unpadded rows"
-        )
-        self.listener.note(f"parity     {compared}: {parity.describe()}")
+        self.listener.note(f"parity     sampler against trainer: {parity.describe()}")
         self.parity_gate = False
 
     def _denominators(self, experience: Experience, plan: list[list[Tensor]]) -> list[Denominators]:
@@ -256,7 +273,8 @@ class Collector:
 
     def _steer_penalty(self, experience: Experience) -> dict[str, float]:
         """Update the controller of a KL penalty by the divergence; return its coefficient."""
-        kl, values = self.objective.term(KLPenalty), divergence_from_reference(experience)
+        kl = self.objective.term(KLPenalty)
+        values = divergence_from_reference(experience, self.objective.likelihood)
         if kl is None or values is None:
             return {}
         kl.controller.update(

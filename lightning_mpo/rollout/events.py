@@ -56,6 +56,7 @@ class RolloutEvent:
     sample_seconds: float
     prepare_seconds: float  # rewards, old and reference log-probs
     counts: SamplingCounts | None = None  # of dynamic sampling
+    trained: Experience | None = None  # the rows of updates; None: those of `experience`
 
     @property
     def tokens(self) -> int:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.advantages import at_last_token, at_tokens, moments, whiten
-from lightning_mpo.functional.divergences import k3
+from lightning_mpo.functional.divergences import k3, response_k2
 from lightning_mpo.objective.kl import KLPenalty
+from lightning_mpo.objective.likelihoods import Likelihood
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.outcome import Estimate, Outcome
 from lightning_mpo.rewards.scoring import Scores
@@ -109,15 +110,27 @@ def working_precision(rewards_B: Tensor, group_B: Tensor) -> Tensor:
     return rewards_B if blurred.any() else rewards_B.float()
 
 
-def divergence_from_reference(experience: Experience) -> Tensor | None:
+def divergence_from_reference(
+    experience: Experience, likelihood: Likelihood | None = None
+) -> Tensor | None:
     """Return k3 of each response token at rollout weights, nats, one-dimensional.
 
-    None: there are no reference log-probs.
+    Of a likelihood of whole responses it is k2 of each response, per token. None: there are no
+    reference log-probs.
+
+    Args:
+        experience: a rollout, with the noise of a masked policy.
+        likelihood: of the objective.
     """
     reference_BT, rollout = experience.reference_logprobs_BT, experience.rollout
     if reference_BT is None:
         return None
     old_BT = experience.old_logprobs_BT
+    if likelihood is not None and old_BT is not None:
+        mask_BT = experience.token_weights_BT > 0
+        if likelihood.token_level:
+            return k3(old_BT, reference_BT)[mask_BT]
+        return response_k2(old_BT, reference_BT, mask_BT).amax(1)
     divergence_BT = k3(rollout.behaviour_logprobs_BT if old_BT is None else old_BT, reference_BT)
     return divergence_BT[rollout.response_mask_BT]
 
@@ -141,6 +154,8 @@ class _Passes:
 def _score(
     scorer: Scorer, objective: Objective, rollout: Rollout, updates: int, with_reference: bool
 ) -> _Passes:
+    if objective.likelihood is not None:  # rows are scored after they got their noise
+        return _Passes(None, None)
     recompute = updates > 1 and not objective.surrogate.at_behaviour
     others = (
         objective.changes_rewards,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy
+from lightning_mpo.rollout.noised import replay_steps
 from lightning_mpo.types import Rollout, take_rows, trim_rollout
 
 
@@ -45,8 +46,7 @@ def check_parity(
 ) -> Parity:
     """Compare the sampler's log-probs with the trainer's, padded and unpadded.
 
-    Of a policy whose log-probs are estimates, only padded and unpadded rows are compared, under the
-    same noise.
+    A masked policy scores the steps of the sampler once more, each from the same partly hidden row.
 
     Args:
         policy: at the weights that sampled.
@@ -61,6 +61,7 @@ def check_parity(
     part = take_rows(
         rollout, torch.arange(min(rows, len(rollout.group_B)), device=rollout.group_B.device)
     )
+    part = replay_steps(part) if policy.masked else part
     mask_BT = _compared(part)
     recorded = part.behaviour_logprobs_BT[mask_BT]
 
@@ -85,10 +86,6 @@ def check_parity(
             f"the mean, {padding.max:.3g} at most): "
             f"{_why_padding_counts(policy, score(part, temperature)[mask_BT] - trainer)}"
         )
-    if (
-        not policy.exact_logprobs
-    ):  # estimates differ from what the sampler recorded, and are compared with themselves
-        return padding
     parity = Parity.of(trainer - recorded)
     if parity.passes(exact):
         return parity

@@ -22,6 +22,8 @@ class Schedule:
         epochs: passes over the rollout.
         micro_batches: micro-batches of an update (`trainer.accumulate_grad_batches`).
         world_size: ranks.
+        copies: rows of a response in a pass, each with noise of its own; a pass then has rows of
+            its own. None: rows hold no noise, and all passes have the same rows.
     """
 
     prompts: int
@@ -30,6 +32,7 @@ class Schedule:
     epochs: int = 1
     micro_batches: int = 1
     world_size: int = 1
+    copies: int | None = None
 
     def __post_init__(self) -> None:
         # whole numbers within bounds
@@ -51,9 +54,9 @@ class Schedule:
                 f"`rollout.prompts` ({self.prompts}) must be a multiple of the {self.world_size} "
                 "processes that share them"
             )
-        if self.rows % self.minibatches:
+        if self.sequences % self.minibatches:
             raise UserError(
-                f"`rollout.minibatches` ({self.minibatches}) must divide the {self.rows} "
+                f"`rollout.minibatches` ({self.minibatches}) must divide the {self.sequences} "
                 f"sequences of a rollout on each process ({self.local_prompts} prompts x "
                 f"{self.completions} completions)"
             )
@@ -69,9 +72,14 @@ class Schedule:
         return self.prompts // self.world_size
 
     @property
-    def rows(self) -> int:
+    def sequences(self) -> int:
         """B: sequences of a rollout on one rank."""
         return self.local_prompts * self.completions
+
+    @property
+    def rows(self) -> int:
+        """Rows of one pass over a rollout on one rank: each sequence in its copies."""
+        return self.sequences * (self.copies or 1)
 
     @property
     def updates(self) -> int:
@@ -93,6 +101,8 @@ class Schedule:
         total = self.prompts * self.completions
         text = f"{self.prompts} prompts x {self.completions} completions = {total} sequences "
         text += "a rollout, "
+        if (self.copies or 1) > 1:
+            text += f"each in {self.copies} noised copies, "
         text += f"{self.updates} update{'s' * (self.updates > 1)} of {total // self.minibatches}"
         if self.epochs > 1:
             text += f" in {self.epochs} passes"
@@ -112,19 +122,23 @@ class Schedule:
         by group, and cut into micro-batches of about equal token sums.
 
         Args:
-            group_B: group numbers, a group's rows side by side.
+            group_B: group numbers of one pass, a group's rows side by side.
             tokens_B: tokens of each row.
             generator: of the shuffle.
         """
         updates = []
-        for _ in range(self.epochs):
+        for epoch in range(self.epochs):
             order = torch.randperm(int(group_B.max()) + 1, generator=generator)
             rank_B = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))[
                 group_B.cpu()
             ]
             rows_B = rank_B.argsort(stable=True)
+            first = 0 if self.copies is None else epoch * len(group_B)
             updates += [
-                self._micro_batches(rows, group_B.cpu(), tokens_B.cpu())
+                [
+                    first + micro
+                    for micro in self._micro_batches(rows, group_B.cpu(), tokens_B.cpu())
+                ]
                 for rows in rows_B.chunk(self.minibatches)
             ]
         return updates

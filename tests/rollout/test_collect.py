@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 
 import pytest
@@ -19,10 +19,9 @@ from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.sampling import LocalSampler
 from tests.support.bigram import BigramPolicy, BigramSampler
-from tests.support.builders import seeded
 from tests.support.dynamic import FewLow
 from tests.support.runs import Digits, fit, make_data, make_objective, make_policy
-from tests.support.two_prompts import TwoPrompts, places_with_token_5
+from tests.support.two_prompts import TwoPrompts
 
 CLOCKS = ("time/", "throughput/")
 
@@ -132,51 +131,6 @@ def test_the_way_from_prompts_to_updates_imports_no_lightning():
             for line in lines
             if line.startswith(("import lightning ", "import lightning.", "from lightning."))
         ]
-
-
-class Noisy(BigramPolicy):
-    """Its log-probs are estimates: each row has noise of its own, which its seed determines."""
-
-    exact_logprobs = False
-
-    def score(self, rollout, mask_BT, **options):
-        scores = super().score(rollout, mask_BT, **options)
-        noise_BT = torch.stack(
-            [torch.randn(64, generator=seeded(int(seed))) for seed in rollout.score_seed_B]
-        )
-        return replace(
-            scores, logprobs_BT=(scores.logprobs_BT + noise_BT[:, : mask_BT.shape[1]]) * mask_BT
-        )
-
-
-def test_old_and_reference_see_estimated_logprobs_under_the_same_noise():
-    policy, notes = Noisy(), Notes()
-    with torch.no_grad():
-        policy.table.add_(0.3 * torch.randn(policy.table.shape, generator=seeded(1)))
-    objective = make_objective(terms=[KLPenalty(ConstantCoefficient(0.1))])
-    schedule, judge = Schedule(2, 4, minibatches=2), places_with_token_5
-
-    def collect(tokens):
-        scorer = Scorer(policy, tokens=tokens)
-        collector = Collector(
-            scorer, objective, TwoPrompts(), BigramSampler(), judge, schedule, 6, listener=notes
-        )
-        return collector.collect(3, reference=True).experience
-
-    made = collect(10_000)
-    mask_BT = made.rollout.response_mask_BT
-    exact = [
-        BigramPolicy.score(policy, made.rollout, mask_BT, temperature=1.0, reference=r)
-        for r in (False, True)
-    ]
-    difference = made.old_logprobs_BT - made.reference_logprobs_BT
-    torch.testing.assert_close(
-        difference, exact[0].logprobs_BT - exact[1].logprobs_BT, atol=1e-5, rtol=1e-5
-    )
-    assert (made.old_logprobs_BT - exact[0].logprobs_BT).abs().max() > 0.5, "there is noise"
-    assert len(set(made.rollout.score_seed_B.tolist())) == 8
-    assert same(made, collect(1)), "noise belongs to rows, not to passes"
-    assert notes.lines[0].startswith("parity     padded against unpadded rows")
 
 
 def test_the_deviation_of_large_rewards_is_that_of_their_differences():

@@ -1,0 +1,293 @@
+"""Axis "likelihood": how the log-prob of a response is computed (docs/algorithms.md 14).
+
+None stands for the chain rule of a causal model. The members here are for masked language models,
+which reveal the tokens of a response in any order. A member hides tokens in copies of a row and
+weighs the log-probs of the hidden ones; `functional/noise.py` has the equations.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.checks import at_least, one_of
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional import noise as F
+from lightning_mpo.objective.action_spaces import ActionSpace
+from lightning_mpo.objective.advantages import Advantage
+from lightning_mpo.objective.axes import Axes, Member
+from lightning_mpo.objective.corrections import Correction
+from lightning_mpo.objective.reductions import ConstantLength, Reduction
+from lightning_mpo.objective.selection import AllTokens, Selection
+from lightning_mpo.objective.supports import FullVocabulary, Support
+from lightning_mpo.objective.surrogates import Surrogate
+from lightning_mpo.objective.terms import LossTerm
+from lightning_mpo.types import Rollout
+
+
+class Noise(NamedTuple):
+    """Noised copies of rows; a response has `Likelihood.repeats` rows, side by side."""
+
+    hidden_BCL: Tensor  # bool
+    weights_BCT: Tensor  # float32
+    importance_B: Tensor | None = None  # factors on the losses of rows; None: 1
+
+
+class Likelihood(Member):
+    """Estimates the log-prob of a response from noised copies of its row."""
+
+    token_level = False
+    """True if each scored token has a log-prob of its own; False if only a response's sum has a
+    meaning.
+    """
+    needs_steps = False
+    """True if copies repeat the steps of the sampler, which stores them."""
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether losses of rows have importance weights."""
+        return False
+
+    @property
+    def repeats(self) -> int:
+        """Rows of a response in one pass over a rollout, each with noise of its own."""
+        return 1
+
+    def scored(self, rollout: Rollout) -> Tensor:
+        """Return the tokens of the canvas that are part of the response, bool `[B, T]`."""
+        return rollout.attention_mask_BL[:, rollout.prompt_length :]
+
+    @abstractmethod
+    def draw(self, rollout: Rollout, generator: torch.Generator) -> Noise:
+        """Draw the noise of one pass over a rollout.
+
+        Args:
+            rollout: B responses; the noise has B · `repeats` rows.
+            generator: source of all randomness, on the CPU.
+        """
+
+    def check_with(self, axes: Axes) -> None:
+        """Refuse members that need the chain rule, or log-probs of single tokens."""
+        name = type(self).__name__
+        actions, advantage, support = axes[ActionSpace], axes[Advantage], axes[Support]
+        # heads, blocks and critics of a causal model
+        request = [actions.future > 0, *(term.request.future > 0 for term in axes.all(LossTerm))]
+        if any(request):
+            raise UserError(
+                f"`{name}` is for masked language models, which have no multi-token heads; give "
+                "`actions` without heads, and no loss term of heads"
+            )
+        if advantage.to_go or advantage.weighs_tokens:
+            raise UserError(
+                f"`{type(advantage).__name__}` gives the tokens of a response different "
+                f"advantages from left to right, and `{name}` reveals them in any order; use "
+                "`GroupRelative` or `LeaveOneOut`"
+            )
+        # sums of a response, or single tokens
+        if not self.token_level and not actions.one_per_response:
+            raise UserError(
+                f"`{name}` estimates the log-prob of whole responses, and "
+                f"`{type(actions).__name__}` takes those of single tokens; use `actions: "
+                "SequenceActions`"
+            )
+        if not self.needs_steps and not isinstance(support, FullVocabulary):
+            raise UserError(
+                f"`{type(support).__name__}` is stored for the steps of the sampler, and `{name}` "
+                "hides tokens at random; use `likelihood: Denoising`, or `support: FullVocabulary`"
+            )
+        self._check_others(axes, name)
+
+    def _check_others(self, axes: Axes, name: str) -> None:
+        """Refuse members that read the sampler's log-probs, or entropies of all tokens."""
+        if not isinstance(axes[Selection], AllTokens):
+            raise UserError(
+                f"`{type(axes[Selection]).__name__}` chooses tokens, and `{name}` chooses them "
+                "already; use `selection: AllTokens`"
+            )
+        if axes.all(Correction):
+            raise UserError(
+                f"`correction` compares the log-probs of sampler and trainer, and `{name}` "
+                "estimates them in another way; use `correction: null`"
+            )
+        surrogate = axes[Surrogate]
+        if (
+            surrogate.candidates
+            or surrogate.needs_entropy
+            or (surrogate.at_behaviour and not self.needs_steps)
+        ):
+            raise UserError(
+                f"`{type(surrogate).__name__}` compares distributions of the sampler, which "
+                f"`{name}` does not score; use `surrogate: ClippedRatio`"
+            )
+        for term in axes.all(LossTerm):
+            if term.in_reward or term.request.values or term.request.support_logits:
+                raise UserError(
+                    f"`{type(term).__name__}` needs a value or a divergence for each token from "
+                    f"left to right, which `{name}` has not; use `KLPenalty` with `place: loss` "
+                    "and a sampled estimator"
+                )
+
+
+@dataclass(frozen=True)
+class CoupledElbo(Likelihood):
+    """A random mask and its complement, so that each token is scored once in a pair (ESPO).
+
+    docs/algorithms.md 14.2; arXiv:2512.03759 [C].
+
+    Args:
+        pairs: pairs of copies whose mean is taken; the paper's `num_mc`.
+        padding: whether the end tokens that fill the canvas are part of the response [C].
+    """
+
+    pairs: int = 1
+    padding: bool = True
+
+    def __post_init__(self) -> None:
+        at_least("CoupledElbo", 1, pairs=self.pairs)
+
+    def scored(self, rollout: Rollout) -> Tensor:
+        return super().scored(rollout) if self.padding else rollout.response_mask_BT
+
+    def draw(self, rollout: Rollout, generator: torch.Generator) -> Noise:
+        mask_BT = self.scored(rollout).cpu()
+        B, T = mask_BT.shape
+        parts = []
+        for _ in range(self.pairs):
+            # sizes spread evenly over the rows of a rollout
+            uniform_B = F.stratified(torch.rand((), generator=generator), B)
+            size_B = F.whole_numbers(uniform_B, 0, mask_BT.sum(1))
+            uniform_BT = torch.rand(B, T, generator=generator)
+            parts.append(F.coupled_copies(uniform_BT, mask_BT, size_B, self.pairs))
+        hidden_BCT = torch.cat([part.hidden_BCT for part in parts], 1)
+        weights_BCT = torch.cat([part.weights_BCT for part in parts], 1)
+        return Noise(behind_prompt(rollout, hidden_BCT), weights_BCT)
+
+
+@dataclass(frozen=True)
+class Elbo(Likelihood):
+    """Random masks, each in a row of its own, so that memory does not grow with them (BGPO).
+
+    docs/algorithms.md 14.3; arXiv:2510.11683 [P].
+
+    Args:
+        samples: n, masks of a response.
+        padding: whether the end tokens that fill the canvas are part of the response.
+        stratified: spread the sizes of a response's masks evenly, which lowers the variance [C,
+            another implementation]; False draws them independently, as the paper does.
+    """
+
+    samples: int = 16
+    padding: bool = True
+    stratified: bool = True
+
+    def __post_init__(self) -> None:
+        at_least("Elbo", 1, samples=self.samples)
+
+    @property
+    def repeats(self) -> int:
+        return self.samples
+
+    def scored(self, rollout: Rollout) -> Tensor:
+        return super().scored(rollout) if self.padding else rollout.response_mask_BT
+
+    def draw(self, rollout: Rollout, generator: torch.Generator) -> Noise:
+        mask_BT = self.scored(rollout).cpu()
+        (B, T), n = mask_BT.shape, self.samples
+        if self.stratified:
+            uniform_BN = F.stratified(torch.rand(B, generator=generator), n)
+        else:
+            uniform_BN = torch.rand(B, n, generator=generator)
+        mask_BT = mask_BT.repeat_interleave(n, 0)
+        size_B = F.whole_numbers(uniform_BN.flatten(), 1, mask_BT.sum(1).clamp(min=1))
+        copies = F.subset_copies(torch.rand(B * n, T, generator=generator), mask_BT, size_B)
+        return Noise(behind_prompt(rollout, copies.hidden_BCT, n), copies.weights_BCT)
+
+
+@dataclass(frozen=True)
+class Denoising(Likelihood):
+    """Steps of the sampler, each replayed in a row of its own (AGRPO).
+
+    The state is the partly revealed row, the action the tokens of one step. Steps are drawn up to
+    the last one that revealed a token of the response. The order in which positions are revealed is
+    part of the environment, and no part of the ratio. docs/algorithms.md 14.4; arXiv:2510.04019
+    [C].
+
+    Args:
+        steps: n, steps of a response in one pass over a rollout.
+        stratified: draw their numbers from equal parts of [0, 1).
+        importance: "uniform"; or "entropy" draws steps in proportion to their entropy and divides
+            losses by it. That lowers the variance only if losses follow the entropy [V].
+    """
+
+    token_level = True
+    needs_steps = True
+
+    steps: int = 8
+    stratified: bool = True
+    importance: Literal["uniform", "entropy"] = "uniform"
+
+    def __post_init__(self) -> None:
+        at_least("Denoising", 1, steps=self.steps)
+        one_of("Denoising", ("uniform", "entropy"), importance=self.importance)
+
+    @property
+    def weighs_rows(self) -> bool:
+        return self.importance == "entropy"
+
+    @property
+    def repeats(self) -> int:
+        return self.steps
+
+    def check_with(self, axes: Axes) -> None:
+        super().check_with(axes)
+        reduction = axes[Reduction]
+        if self.importance == "entropy" and not isinstance(reduction, ConstantLength):
+            raise UserError(
+                "`Denoising.importance: entropy` weighs losses of steps, which "
+                f"`{type(reduction).__name__}` would divide away; use `reduction: ConstantLength`"
+            )
+
+    def draw(self, rollout: Rollout, generator: torch.Generator) -> Noise:
+        reveal_BT, response_BT = rollout.reveal_BT, rollout.response_mask_BT.cpu()
+        if reveal_BT is None or rollout.reveal_entropy_BT is None:
+            raise UserError(
+                "`Denoising` replays the steps of a sampler, which this one does not record; use "
+                "`rollout.sampler: DiffusionSampler`"
+            )
+        reveal_BT, n = reveal_BT.cpu().long(), self.steps
+        # uniform numbers: one for each step to draw
+        shape = len(reveal_BT), n
+        uniform_BN = torch.rand(shape, generator=generator)
+        if self.stratified:
+            order = torch.randperm(uniform_BN.numel(), generator=generator)
+            uniform_BN = F.low_discrepancy(order, uniform_BN.flatten()).view(shape)
+        # the steps
+        last_B = reveal_BT.masked_fill(~response_BT, 0).amax(1)
+        importance_B = None
+        if self.importance == "uniform":
+            step_BN = F.whole_numbers(uniform_BN, 0, last_B[:, None])
+        else:
+            count = int(last_B.max()) + 1
+            entropy_BT = rollout.reveal_entropy_BT.cpu()
+            probabilities_BS = F.step_probabilities(
+                entropy_BT, reveal_BT.clamp(max=count), last_B, count
+            )
+            step_BN = F.draw_steps(uniform_BN, probabilities_BS)
+            drawn_BN = probabilities_BS.gather(1, step_BN)
+            importance_B = (1 / ((last_B[:, None] + 1) * drawn_BN)).flatten()
+        copies = F.replayed_copies(reveal_BT.repeat_interleave(n, 0), step_BN.view(-1, 1))
+        hidden_BCL = behind_prompt(rollout, copies.hidden_BCT, n)
+        return Noise(hidden_BCL, copies.weights_BCT, importance_B)
+
+
+def behind_prompt(rollout: Rollout, hidden_BCT: Tensor, repeats: int = 1) -> Tensor:
+    """Put columns of the prompt, none of them hidden, in front of a mask of responses."""
+    B, C, _ = hidden_BCT.shape
+    if len(rollout.group_B) * repeats != B:
+        raise ValueError("each response must have as many rows as it is repeated")
+    prompt_BCS = torch.zeros(B, C, rollout.prompt_length, dtype=torch.bool)
+    return torch.cat([prompt_BCS, hidden_BCT], 2)

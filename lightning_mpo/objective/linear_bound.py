@@ -1,0 +1,33 @@
+"""The surrogate of BGPO, a lower bound that is linear in the samples of a likelihood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_mpo.checks import positive
+from lightning_mpo.functional.linear_bound import linear_bound
+from lightning_mpo.objective.action_spaces import Actions
+from lightning_mpo.objective.surrogates import Surrogate
+
+
+@dataclass(frozen=True)
+class LinearBound(Surrogate):
+    """`-(1 + log R)·A` for positive advantages, `-R·A` for negative ones (BGPO).
+
+    Each noised sample of a response is a row of its own, and its bound is a term of its own. It has
+    no trust region. docs/algorithms.md 5.9; arXiv:2510.11683 [P].
+
+    Args:
+        limit: bound of the log-ratio in the exponential, nats. The paper has none; without length
+            normalisation a log-ratio can be tens of nats after several updates [I].
+    """
+
+    limit: float = 20.0
+
+    def __post_init__(self) -> None:
+        positive("LinearBound", most=80, limit=self.limit)
+
+    def loss(self, actions: Actions) -> Tensor:
+        return linear_bound(actions.log_ratios_BU, actions.advantages_BU, limit=self.limit)

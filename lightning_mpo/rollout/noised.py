@@ -1,0 +1,159 @@
+"""Experience of a masked policy: rows repeated with noise of their own, and scored under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_mpo.errors import UserError
+from lightning_mpo.functional.noise import replayed_copies
+from lightning_mpo.objective.likelihoods import Likelihood, Noise, behind_prompt
+from lightning_mpo.objective.objective import Objective
+from lightning_mpo.rollout.ranks import Total
+from lightning_mpo.rollout.scorer import Scorer
+from lightning_mpo.types import NEVER, Experience, Rollout, take_rows
+
+
+def with_noise(
+    experience: Experience, likelihood: Likelihood, generator: torch.Generator, *, passes: int
+) -> Experience:
+    """Repeat the rows of an experience for each pass and each noised sample of a response.
+
+    Rows of a pass stand together, and in it the samples of a response. Old, new and reference
+    policy score a row under the noise that it holds.
+
+    Args:
+        experience: B rows with advantages, without log-probs.
+        likelihood: draws the noise.
+        generator: source of all randomness, on the CPU.
+        passes: passes over the rollout, each with noise of its own.
+
+    Returns:
+        passes · B · `repeats` rows. A token without weight in any copy is not scored.
+    """
+    rollout, device = experience.rollout, experience.rewards_B.device
+    rows = torch.arange(len(rollout.group_B), device=device).repeat_interleave(likelihood.repeats)
+    draws = [likelihood.draw(rollout, generator) for _ in range(passes)]
+    parts = [_one_pass(take_rows(experience, rows), likelihood, noise) for noise in draws]
+    return join_experiences(parts)
+
+
+def _one_pass(experience: Experience, likelihood: Likelihood, noise: Noise) -> Experience:
+    """Attach the noise of one pass to repeated rows."""
+    rollout, device = experience.rollout, experience.rewards_B.device
+    weights_BCT = noise.weights_BCT.to(device)
+    # a response has one advantage, also for the tokens behind its end
+    scored_BT = (weights_BCT > 0).any(1)
+    first_BT = rollout.response_mask_BT & (rollout.response_mask_BT.cumsum(1) == 1)
+    advantages_B = (experience.advantages_BT * first_BT).sum(1)
+    token_weights_BT = scored_BT.float()
+    if noise.importance_B is not None:
+        token_weights_BT = token_weights_BT * noise.importance_B.to(device)[:, None]
+    return replace(
+        experience,
+        rollout=replace(
+            rollout,
+            response_mask_BT=likelihood.scored(rollout) | scored_BT,
+            hidden_BCL=noise.hidden_BCL.to(device),
+            copy_weights_BCT=weights_BCT,
+        ),
+        advantages_BT=advantages_B[:, None] * scored_BT,
+        token_weights_BT=token_weights_BT,
+    )
+
+
+def join_experiences(parts: Sequence[Experience]) -> Experience:
+    """Put experiences of equal widths below each other."""
+    rollouts = [part.rollout for part in parts]
+    rollout = replace(parts[0].rollout, **_joined(rollouts))
+    return replace(parts[0], rollout=rollout, **_joined(parts))
+
+
+def _joined(parts: Sequence[Experience] | Sequence[Rollout]) -> dict[str, Any]:
+    """Return the tensors of all parts, joined by name."""
+    names = [name for name, value in vars(parts[0]).items() if isinstance(value, Tensor)]
+    return {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+
+
+def score_noised(
+    scorer: Scorer,
+    objective: Objective,
+    experience: Experience,
+    *,
+    updates: int,
+    reference: bool,
+) -> Experience:
+    """Score noised rows at rollout weights, with the policy and its reference.
+
+    Of a likelihood that repeats the steps of the sampler, the sampler's log-probs are the old ones:
+    they are of the same states, so no pass is needed.
+
+    Args:
+        scorer: scores with policy and reference.
+        objective: says what is needed.
+        experience: from `with_noise`.
+        updates: updates on the rollout; a single one computes old log-probs itself, unless a
+            reference is compared with them.
+        reference: score with the reference as well.
+    """
+    rollout, likelihood = experience.rollout, objective.likelihood
+    assert likelihood is not None
+    old_BT = None
+    if likelihood.needs_steps:
+        scored_BT = experience.token_weights_BT > 0
+        old_BT = torch.where(scored_BT, rollout.behaviour_logprobs_BT, 0.0)
+    elif updates > 1 or reference:
+        old_BT = scorer.score(rollout).logprobs_BT
+    reference_BT = scorer.score(rollout, reference=True).logprobs_BT if reference else None
+    return replace(experience, old_logprobs_BT=old_BT, reference_logprobs_BT=reference_BT)
+
+
+def noise_metrics(objective: Objective, experience: Experience, total: Total) -> dict[str, float]:
+    """Return the effective sample size of the rows' importance weights, as a share over all ranks.
+
+    Args:
+        objective: with importance weights if its likelihood draws steps by them.
+        experience: the rows.
+        total: sums over ranks.
+    """
+    likelihood = objective.likelihood
+    if likelihood is None or not likelihood.weighs_rows:
+        return {}
+    weights_B = experience.token_weights_BT.amax(1).double()
+    sums = torch.stack([weights_B.sum(), weights_B.square().sum(), (weights_B > 0).sum().double()])
+    first, second, rows = total(sums).tolist()
+    return {"likelihood/effective_share": first**2 / max(rows * second, 1e-12)}
+
+
+def replay_steps(rollout: Rollout, most: int = 32) -> Rollout:
+    """Return a rollout whose log-probs are those of the sampler's own steps.
+
+    Args:
+        rollout: with the steps that the sampler records.
+        most: steps to replay, spread evenly; each is a pass of the model.
+
+    Raises:
+        UserError: the sampler has recorded no steps.
+    """
+    reveal_BT = rollout.reveal_BT
+    if reveal_BT is None:
+        raise UserError(
+            "the sampler of a masked policy must record at which step it revealed each token "
+            "(`Rollout.reveal_BT`); use `rollout.sampler: DiffusionSampler`"
+        )
+    steps = reveal_BT[reveal_BT != NEVER].unique().cpu()
+    if len(steps) > most:
+        steps = steps[torch.linspace(0, len(steps) - 1, most).round().long()]
+    copies = replayed_copies(reveal_BT.cpu().long(), steps.expand(len(reveal_BT), -1))
+    device = reveal_BT.device
+    weights_BCT = copies.weights_BCT.to(device)
+    return replace(
+        rollout,
+        hidden_BCL=behind_prompt(rollout, copies.hidden_BCT).to(device),
+        copy_weights_BCT=weights_BCT,
+        response_mask_BT=(weights_BCT > 0).any(1),
+    )
