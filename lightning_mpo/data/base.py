@@ -253,27 +253,27 @@ class PromptDataModule(L.LightningDataModule, ABC):
             )
         return part
 
-    def check_solutions(self, positions: int | None = None) -> None:
+    def check_solutions(self, positions: int | None = None, canvas: int | None = None) -> None:
         """Encode all solutions once, so that mistakes end the run before training.
 
         Args:
             positions: tokens that the model can read; None: no limit.
+            canvas: tokens of each solution, as for `solutions`.
 
         Raises:
             UserError: a row has no solution, or one that cannot be encoded, that an end token ends
-                early, or that is too long for the model together with its prompt.
+                early, or that is too long for the canvas, or for the model with its prompt.
         """
         solutions = self._connected(self._solutions)
         for rows in (self.splits.train, self.validation_rows):
-            encoded = solutions.encode(rows)
+            encoded = solutions.encode(rows, canvas)
             if positions is not None:
                 room = positions - self.longest_prompt
                 check_positions(rows, encoded, room, positions, self.encode)
 
-    def solutions(self, rows: Sequence[PromptRow]) -> Rollout:
-        """Return the rows' solutions as a rollout, as if the policy had sampled them."""
-        prompts = self.encode(rows)
-        return rollout_of(prompts, self._connected(self._solutions).encode(rows))
+    def solutions(self, rows: Sequence[PromptRow], canvas: int | None = None) -> Rollout:
+        """Return solutions as sampled responses; end tokens fill up a canvas, and belong to them."""
+        return rollout_of(self.encode(rows), self._connected(self._solutions).encode(rows, canvas))
 
     def train_dataloader(self) -> Any:
         """Return the loader of the LightningModule, which only has a length.

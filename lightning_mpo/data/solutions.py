@@ -27,14 +27,19 @@ class SolutionEncoder:
         self.renderer, self.end_tokens = renderer, list(end_tokens)
         self._closing: int | None = None
 
-    def encode(self, rows: Sequence[PromptRow]) -> list[list[int]]:
+    def encode(self, rows: Sequence[PromptRow], canvas: int | None = None) -> list[list[int]]:
         """Return the tokens of the rows' solutions, each with the closing token.
 
         Control tokens in a solution are encoded as control tokens, as the policy can write them.
         None of them may end the solution early.
 
+        Args:
+            rows: the rows.
+            canvas: tokens of each solution; the closing token fills it up. None: as they are.
+
         Raises:
-            UserError: a row has no solution, or one with an end token or unknown characters.
+            UserError: a row has no solution, or one with an end token or unknown characters, or one
+                that is longer than the canvas.
         """
         # the texts
         texts: list[str] = []
@@ -62,7 +67,8 @@ class SolutionEncoder:
                     f"the solution of {describe(row)} holds the end token {text!r}; leave it out, "
                     "it is added"
                 )
-        return [[*tokens, closing] for tokens in encoded]
+        solutions = [[*tokens, closing] for tokens in encoded]
+        return solutions if canvas is None else on_canvas(rows, solutions, canvas)
 
     def closing_token(self, row: PromptRow) -> int:
         """Return the token that ends a response.
@@ -117,6 +123,28 @@ class SolutionEncoder:
             f"the tokenizer of {self.renderer.name} has no token that ends a response, which a "
             "demonstration needs; give it an `eos_token`"
         )
+
+
+def on_canvas(
+    rows: Sequence[PromptRow], solutions: Sequence[list[int]], canvas: int
+) -> list[list[int]]:
+    """Fill solutions up to a number of tokens, with their last token.
+
+    Args:
+        rows: the rows, for messages.
+        solutions: token ids of their solutions, with the closing token.
+        canvas: tokens of each result.
+
+    Raises:
+        UserError: a solution is longer.
+    """
+    for row, solution in zip(rows, solutions, strict=True):
+        if len(solution) > canvas:
+            raise UserError(
+                f"the solution of {describe(row)} has {len(solution)} tokens with the end token, "
+                f"more than the canvas of {canvas}: raise `MaskedTokens.canvas`, or drop the row"
+            )
+    return [[*solution, *solution[-1:] * (canvas - len(solution))] for solution in solutions]
 
 
 def check_positions(

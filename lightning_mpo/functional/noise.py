@@ -130,6 +130,35 @@ def subset_copies(uniform_BT: Tensor, mask_BT: Tensor, size_B: Tensor) -> Copies
     return Copies(hidden_BT[:, None], (factor_B[:, None] * hidden_BT).float()[:, None])
 
 
+def independent_copies(
+    uniform_BT: Tensor, mask_BT: Tensor, uniform_B: Tensor, least: float
+) -> Copies:
+    """Hide each token by itself, with one probability for a row (the loss of LLaDA [C]).
+
+        p = (1 - least)·u + least,   u uniform in [0, 1)
+        ELBO ≈ E_u E_hidden [ 1/p · Σ_{t hidden} log p(y_t | the tokens that are not hidden) ]
+
+    It is the continuous form of the ELBO, without its part below `least`.
+
+    Args:
+        uniform_BT: Independent uniform numbers, shape ``[B, T]``.
+        mask_BT: Tokens of the response, shape ``[B, T]``.
+        uniform_B: u, shape ``[B]``.
+        least: Smallest probability of hiding a token; it bounds the weights.
+
+    Returns:
+        One copy.
+
+    >>> mask, uniform = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[0.3, 0.1, 0.9]])
+    >>> independent_copies(uniform, mask, torch.tensor([0.5]), 0.0).weights_BCT
+    tensor([[[2., 2., 0.]]])
+    """
+    check(uniform_BT=uniform_BT, mask_BT=mask_BT)
+    probability_B1 = ((1 - least) * uniform_B + least)[:, None]
+    hidden_BT = (uniform_BT < probability_B1) & mask_BT
+    return Copies(hidden_BT[:, None], (hidden_BT / probability_B1).float()[:, None])
+
+
 def replayed_copies(reveal_BT: Tensor, step_BC: Tensor) -> Copies:
     """Hide the tokens that a sampler had not revealed before a step, and score those of the step.
 

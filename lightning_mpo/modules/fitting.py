@@ -33,7 +33,7 @@ def check_fit(
         UserError: the longest prompt and the longest response are more tokens than positions, or a
             prompt holds a token without an embedding.
     """
-    _check_positions(policy.positions, data.longest_prompt, max_new_tokens, option)
+    check_length(policy.positions, data.longest_prompt, max_new_tokens, option)
     unembedded = policy.unembedded
     for row in rows if unembedded else ():
         text = repr(row)
@@ -49,7 +49,18 @@ def check_fit(
             )
 
 
-def _check_positions(positions: int | None, longest: int, max_new_tokens: int, option: str) -> None:
+def check_length(positions: int | None, longest: int, max_new_tokens: int, option: str) -> None:
+    """Refuse responses that have no positions behind the longest prompt.
+
+    Args:
+        positions: most tokens of a row; None: no limit.
+        longest: tokens of the longest prompt.
+        max_new_tokens: the longest response.
+        option: that sets it, for messages.
+
+    Raises:
+        UserError: both together are more tokens than positions.
+    """
     if positions is None or longest + max_new_tokens <= positions:
         return
     room = positions - longest

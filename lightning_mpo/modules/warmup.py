@@ -10,7 +10,13 @@ from torch import Tensor
 
 from lightning_mpo.checks import at_least
 from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.modules.fitting import check_length
 from lightning_mpo.modules.loader import SlotLoader
+from lightning_mpo.modules.masked_tokens import (
+    MaskedTokens,
+    check_demonstrations,
+    check_likelihood,
+)
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.saved_state import keep_trained, mend_epoch_end
 from lightning_mpo.modules.stage import Stage
@@ -19,13 +25,15 @@ from lightning_mpo.modules.trainer_options import check_trainer
 from lightning_mpo.modules.trial import has_vectors, make_optimizer, try_optimizer
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.scores import ScoreRequest
+from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.types import PromptRow, to_device
 
 
 class SupervisedWarmup(Stage):
     """Trains a policy to imitate solutions: minimises `-mean log pi` of solution tokens.
 
-    The reinforcement stage takes its checkpoint as `policy.checkpoint`.
+    A masked policy fills in tokens of solutions that `likelihood` hides. The reinforcement stage
+    takes the checkpoint of this stage as `policy.checkpoint`.
 
     Args:
         policy: what is trained.
@@ -33,6 +41,7 @@ class SupervisedWarmup(Stage):
         batches_per_epoch: micro-batches between two epoch ends; prompts go on where they stopped.
         optimizer: of the trained weights.
         scheduler: of the learning rate, stepped per update; None: constant.
+        likelihood: how a masked policy learns solutions; None: a causal one, token by token.
     """
 
     def __init__(
@@ -42,6 +51,7 @@ class SupervisedWarmup(Stage):
         batches_per_epoch: int = 100,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
         scheduler: LRSchedulerCallable | None = None,
+        likelihood: MaskedTokens | None = None,
     ) -> None:
         super().__init__()
         at_least("SupervisedWarmup", 1, batch_size=batch_size, batches_per_epoch=batches_per_epoch)
@@ -50,6 +60,7 @@ class SupervisedWarmup(Stage):
         self.batches_per_epoch = batches_per_epoch
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.likelihood = likelihood
         self.strict_loading = False
 
     @property
@@ -67,9 +78,17 @@ class SupervisedWarmup(Stage):
                 vectors=has_vectors(self.policy),
                 updates=self.trainer.max_steps,
             )
+        check_likelihood(self.policy, self.likelihood)
         self.policy.check()
         self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
-        self.data.check_solutions(self.policy.positions)
+        if self.likelihood is not None:
+            check_length(
+                *(self.policy.positions, self.data.longest_prompt),
+                *(self.likelihood.canvas, "likelihood.canvas"),
+            )
+            rows = [*self.data.splits.train, *self.data.validation_rows]
+            check_demonstrations(self.policy, rows)
+        self.data.check_solutions(self.policy.positions, self._canvas)
 
     def configure_model(self) -> None:
         build_policy(
@@ -96,18 +115,35 @@ class SupervisedWarmup(Stage):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         world, rank = self.trainer.world_size, self.trainer.global_rank
         position = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        rows = self.data.training_rows(position, self.batch_size * world)
-        loss = self._loss(rows[rank * self.batch_size : (rank + 1) * self.batch_size])
+        count = self.batch_size * world
+        mine = slice(rank * self.batch_size, (rank + 1) * self.batch_size)
+        rows, numbers_BX = self.data.training_rows(position, count), None
+        if self.likelihood is not None:  # the same numbers for any number of processes
+            generator = generator_of(self.data.seed, Stream.DEMONSTRATE, position)
+            numbers_BX = self.likelihood.numbers(count, generator)[mine]
+        loss = self._loss(rows[mine], numbers_BX)
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log(
-            "val/loss", self._loss(batch.rows), prog_bar=True, batch_size=len(batch), sync_dist=True
-        )
+        rows, numbers_BX = list(batch.rows), None
+        if self.likelihood is not None:  # the same numbers in each validation
+            position = batch_idx, self.trainer.global_rank
+            generator = generator_of(self.data.seed, Stream.DEMONSTRATE_HELD_OUT, *position)
+            numbers_BX = self.likelihood.numbers(len(rows), generator, stratified=True)
+        loss = self._loss(rows, numbers_BX)
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(rows), sync_dist=True)
 
-    def _loss(self, rows: list[PromptRow]) -> Tensor:
-        solutions = to_device(self.data.solutions(rows), self.device)
+    @property
+    def _canvas(self) -> int | None:
+        return None if self.likelihood is None else self.likelihood.canvas
+
+    def _loss(self, rows: list[PromptRow], numbers_BX: Tensor | None = None) -> Tensor:
+        """Return the loss of demonstrations; `numbers_BX` choose the tokens that are hidden."""
+        solutions = self.data.solutions(rows, self._canvas)
+        if self.likelihood is not None and numbers_BX is not None:
+            solutions = self.likelihood.hide(solutions, numbers_BX)
+        solutions = to_device(solutions, self.device)
         mask_BT = solutions.response_mask_BT
         scores = self.policy.score(solutions, mask_BT, temperature=1.0)
         return -scores.logprobs_BT.sum() / mask_BT.sum()

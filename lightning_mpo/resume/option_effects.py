@@ -89,6 +89,7 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
     ),
     "refused": (
         "model.batch_size",
+        "model.likelihood*",
         "model.pool.prompts",
         "model.pool.completions",
         "model.pool.passes",

@@ -198,6 +198,27 @@ def test_solutions_end_as_the_template_ends_a_turn(
     ]
 
 
+def test_end_tokens_fill_a_canvas_and_belong_to_the_solution() -> None:
+    tokenizer = make_tokenizer()
+    rows = [PromptRow("1", "1", solution="a<answer>"), PromptRow("2", "2", solution="a")]
+    data = Rows(*rows)
+    data.connect(tokenizer, [2, 4])
+    solutions = data.solutions(rows, 4)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    first, second = solutions.responses_BT.tolist()
+    assert first[-2:] == [end, end]
+    assert second == [first[0], end, end, end]
+    assert solutions.response_mask_BT.all()
+    assert solutions.attention_mask_BL[:, -4:].all()
+    # the longest one just fits, and no row is longer than the canvas
+    data.check_solutions(canvas=3)
+    with pytest.raises(
+        UserError,
+        match="solution of .*'1'.* has 3 tokens with the end token, .* canvas of 2: raise",
+    ):
+        data.check_solutions(canvas=2)
+
+
 def test_solutions_that_cannot_be_imitated() -> None:
     tokenizer = make_tokenizer()
     for solution, message in {

@@ -116,9 +116,9 @@ class Run:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-def make_policy(**options: Any) -> TinyPolicy:
+def make_policy(kind: type[Any] = TinyPolicy, **options: Any) -> Any:
     """Return an unbuilt policy of two layers whose weights are the same in every run, sharp enough to matter."""
-    policy = TinyPolicy(
+    policy = kind(
         **({"characters": CHARACTERS, "hidden_size": 32, "layers": 2, "heads": 2} | options)
     )
     load = policy.load_network
@@ -133,7 +133,7 @@ def make_policy(**options: Any) -> TinyPolicy:
                     weight.mul_(4.0)
         return network
 
-    policy.load_network = load_seeded  # type: ignore[method-assign]
+    policy.load_network = load_seeded
     return policy
 
 
@@ -192,7 +192,7 @@ def fit(
     rollout: dict[str, Any] | None = None,
     objective: Objective | None = None,
     callbacks: Sequence[L.Callback] = (),
-    policy: TinyPolicy | None = None,
+    policy: Any = None,
     data: Any = None,
     module: dict[str, Any] | None = None,
     ckpt_path: str | None = None,
