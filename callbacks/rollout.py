@@ -28,6 +28,7 @@ from lightning_mpo.modules.rollout_setup import (
 from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run, prompts_of
 from lightning_mpo.modules.trainer_adapters import TrainerListener, TrainerRanks
 from lightning_mpo.objective.objective import Objective
+from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rewards.resolving import RewardLike, as_rewards
 from lightning_mpo.rollout.collect import Collector
@@ -127,14 +128,17 @@ class RolloutLoop(RolloutEvaluation):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, PolicyOptimization):
             return
-        self.check(pl_module.objective, prompts_of(trainer), stage)
+        self.check(pl_module.policy, pl_module.objective, prompts_of(trainer), stage)
         if stage == "fit":
             self._setup_fit(trainer, pl_module)
 
-    def check(self, objective: Objective, data: PromptDataModule, stage: str) -> None:
-        """Refuse options that do not fit each other, the objective or the data.
+    def check(
+        self, policy: Policy, objective: Objective, data: PromptDataModule, stage: str
+    ) -> None:
+        """Refuse options that do not fit each other, the policy, the objective or the data.
 
         Args:
+            policy: its weights need not be loaded.
             objective: the algorithm.
             data: serves the prompts.
             stage: the command, such as "fit".
@@ -144,6 +148,8 @@ class RolloutLoop(RolloutEvaluation):
         """
         check_rewards(self.rewards, data, stage, self.max_new_tokens)
         check_offsets(objective, self.max_new_tokens)
+        self.sampler.check_policy(policy)
+        self.sampler.check_canvas(self.max_new_tokens)
         if self.dynamic is not None:
             self.dynamic.check(self.rewards, self.completions)
         check_sampling(

@@ -39,7 +39,7 @@ def check_before_stage(trainer: L.Trainer, module: Any, data: Any) -> None:
         return
     for callback in callbacks_of(trainer):
         if isinstance(callback, RolloutLoop):
-            callback.check(module.objective, data, "fit")
+            callback.check(module.policy, module.objective, data, "fit")
     # check the policy without its checkpoint, which is missing
     policy: Any = module.policy
     checkpoint, policy.checkpoint = policy.checkpoint, None

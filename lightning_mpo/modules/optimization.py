@@ -18,6 +18,7 @@ from lightning_mpo.modules.gradients import clip_gradients, gradient_norms
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.precision import check_precision
+from lightning_mpo.modules.rollout_setup import check_support
 from lightning_mpo.modules.saved_state import keep_trained, mend_epoch_end
 from lightning_mpo.modules.source import RolloutSource
 from lightning_mpo.modules.stage import Stage
@@ -97,7 +98,7 @@ class PolicyOptimization(Stage):
             self._try_optimizer()
         # policy and objective fit each other
         self.policy.check(self.objective.request)
-        self.objective.support.check(self.policy.vocabulary)
+        check_support(self.policy, self.objective.support)
         self.objective.surrogate.check(self.policy.vocabulary)
         support = self.objective.support
         if isinstance(support, TopK) and support.slots == self.policy.vocabulary:

@@ -13,6 +13,8 @@ from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.supports import Support
+from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.base import Reward, TokenReward
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.sampling.base import Sampler
@@ -79,7 +81,33 @@ def check_sampling(
             "`mask_truncated: false`"
         )
     if replay is not None:
+        if not sampler.left_to_right:
+            raise UserError(
+                "`rollout.replay` copies the first tokens of other completions, and "
+                f"`{type(sampler).__name__}` does not draw from left to right; use "
+                "`rollout.replay: null`"
+            )
         replay.check(completions, objective.advantage)
+
+
+def check_support(policy: Policy, support: Support) -> None:
+    """Refuse a support that the vocabulary of a policy cannot hold.
+
+    Args:
+        policy: its weights need not be loaded.
+        support: of the objective.
+
+    Raises:
+        UserError: the support keeps more ids than can be drawn.
+    """
+    support.check(policy.vocabulary)
+    free = policy.vocabulary - len(policy.barred)
+    if support.slots is not None and support.slots > free:
+        raise UserError(
+            f"`objective.support` {type(support).__name__} keeps {support.slots} ids of a step, "
+            f"and {free} of {policy.vocabulary} can be drawn: the other ones, such as MASK, have "
+            f"probability 0; set its size to at most {free}"
+        )
 
 
 def check_offsets(objective: Objective, max_new_tokens: int) -> None:

@@ -57,6 +57,11 @@ class Policy(nn.Module, ABC):
         """Ids that end a response."""
 
     @property
+    def barred(self) -> tuple[int, ...]:
+        """Ids that sampler and score give probability 0, such as MASK."""
+        return ()
+
+    @property
     def positions(self) -> int | None:
         """Most tokens of a row, prompt and response together; None: no limit."""
         return None

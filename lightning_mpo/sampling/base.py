@@ -45,6 +45,8 @@ class Sampler(ABC):
 
     records_candidates = False
     """True if the sampler records `SamplingRequest.candidates`."""
+    left_to_right = True
+    """False if tokens are drawn in another order, so that a prefix is no state of the sampler."""
 
     @abstractmethod
     def sample(
@@ -83,6 +85,23 @@ class Sampler(ABC):
                 f"`objective.surrogate` compares {candidates}: record them and set "
                 "`records_candidates = True` in the class, use LocalSampler, or set `top_k: null`"
             )
+
+    def check_policy(self, policy: Policy) -> None:
+        """Refuse a policy from which this sampler cannot draw, before its weights are loaded.
+
+        Raises:
+            UserError: names the policy and a sampler for it.
+        """
+
+    def check_canvas(self, max_new_tokens: int) -> None:
+        """Refuse a longest response that the options of this sampler do not fit.
+
+        Args:
+            max_new_tokens: longest response, tokens.
+
+        Raises:
+            UserError: names the option.
+        """
 
 
 def decode(policy: Policy, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[str, ...]:

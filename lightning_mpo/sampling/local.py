@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor
 
 from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional.supports import candidates as most_probable
-from lightning_mpo.objective.supports import Support
 from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.sampling.base import Progress, Sampler, SamplingRequest
-from lightning_mpo.sampling.record import Drawn, Record, assemble
+from lightning_mpo.sampling.drawing import Step, check_probabilities
+from lightning_mpo.sampling.record import Record, assemble
 from lightning_mpo.types import Finish, PromptBatch, Rollout
 
 
@@ -37,6 +34,19 @@ class LocalSampler(Sampler):
         at_least("LocalSampler", 1, batch_size=batch_size)
         self.batch_size, self.ignore_end_tokens = batch_size, ignore_end_tokens
 
+    def check_policy(self, policy: Policy) -> None:
+        if policy.masked:
+            raise UserError(
+                "`LocalSampler` (`rollout.sampler: null`) decodes a causal model from left to "
+                f"right, and {type(policy).__name__} reveals tokens in any order: use "
+                "`rollout.sampler: {class_path: DiffusionSampler, init_args: {block: 8}}`"
+            )
+        if not isinstance(policy, CausalPolicy):
+            raise UserError(
+                "`LocalSampler` decodes with the KV cache of a causal model, which "
+                f"{type(policy).__name__} has not: give `rollout.sampler` a sampler of that policy"
+            )
+
     def sample(
         self,
         policy: Policy,
@@ -47,16 +57,13 @@ class LocalSampler(Sampler):
         generator: torch.Generator,
         progress: Progress | None = None,
     ) -> Rollout:
-        if not isinstance(policy, CausalPolicy):
-            raise UserError(
-                "`LocalSampler` decodes with the KV cache of a causal model, which "
-                f"{type(policy).__name__} has not: give `rollout.sampler` a sampler of that policy"
-            )
+        self.check_policy(policy)
+        assert isinstance(policy, CausalPolicy)
         # one uniform number for each token, whatever the batches
         P, G = len(prompts), completions
         uniform_BT = torch.rand(P * G, request.max_new_tokens, generator=generator)
         size = max(1, (self.batch_size or P * G) // G)
-        step = _Step(request.support, request.temperature, request.greedy, request.candidates)
+        step = Step(request.support, request.temperature, request.greedy, request.candidates)
         records = []
         with rollout_mode(policy):
             for start in range(0, P, size):
@@ -67,80 +74,8 @@ class LocalSampler(Sampler):
                 ends = [] if self.ignore_end_tokens else policy.end_tokens
                 records.append(_decode(policy, ids_PS, mask_PS, uniform, step, ends, progress))
         # a rollout of all batches
-        if any(bool(record.logprobs_BT.isnan().any()) for record in records):
-            raise UserError(
-                "the policy gives no probabilities, only nan: its weights are nan or infinite, or "
-                "too large for the precision of the run; take another checkpoint or model"
-            )
+        check_probabilities([record.logprobs_BT for record in records])
         return assemble(policy, prompts, G, records)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """The step from logits to a token, its log-prob and its support."""
-
-    support: Support
-    temperature: float
-    greedy: bool
-    candidates: int = 0
-
-    def draw(self, logits_BV: Tensor, ranking_BV: Tensor, uniform_B: Tensor) -> Drawn:
-        # the support, of the policy's or the reference's probabilities
-        same = ranking_BV is logits_BV
-        logits_BV = logits_BV / self.temperature if self.temperature != 1.0 else logits_BV
-        support_BK, support_mask_BK = self.support.select(
-            logits_BV if same else ranking_BV / self.temperature
-        )
-        # one id of it
-        total_B = logits_BV.logsumexp(-1)
-        if support_BK is None:
-            choices_BK = logits_BV
-        else:
-            choices_BK = logits_BV.gather(1, support_BK.long())
-            if support_mask_BK is not None:
-                choices_BK = choices_BK.masked_fill(~support_mask_BK, -torch.inf)
-        support_total_B = total_B if support_BK is None else choices_BK.logsumexp(-1)
-        slot_B = (
-            choices_BK.argmax(-1)
-            if self.greedy
-            else _inverse_cdf(choices_BK, support_total_B, uniform_B)
-        )
-        logprobs_B = choices_BK.gather(1, slot_B[:, None])[:, 0] - support_total_B
-        tokens_B = (
-            slot_B if support_BK is None else support_BK.gather(1, slot_B[:, None])[:, 0].long()
-        )
-        # its record, and the most probable ids
-        drawn = Drawn(
-            tokens_B,
-            logprobs_B,
-            (support_total_B - total_B).exp(),
-            _int32(support_BK),
-            support_mask_BK,
-        )
-        if not self.candidates:
-            return drawn
-        ids_BK, candidate_logits_BK = most_probable(
-            choices_BK, slot_B, self.candidates, drawn.support_BK
-        )
-        return replace(
-            drawn,
-            candidates_BK=ids_BK,
-            candidate_logprobs_BK=(candidate_logits_BK - support_total_B[:, None]).float(),
-        )
-
-
-def _int32(ids: Tensor | None) -> Tensor | None:
-    return None if ids is None else ids.int()
-
-
-def _inverse_cdf(logits_BK: Tensor, total_B: Tensor, uniform_B: Tensor) -> Tensor:
-    """Draw an index per row: the first whose cumulative probability exceeds the uniform number."""
-    cumulative_BK = (logits_BK - total_B[:, None]).exp().cumsum(-1)
-    last_B = cumulative_BK[:, -1]
-    target_B = torch.minimum(uniform_B * last_B, last_B * (1 - 1e-6))
-    return torch.searchsorted(cumulative_BK, target_B[:, None], right=True)[:, 0].clamp(
-        max=logits_BK.shape[1] - 1
-    )
 
 
 class _Stream:
@@ -182,7 +117,7 @@ def _decode(
     ids_PS: Tensor,
     mask_PS: Tensor,
     uniform_BT: Tensor,
-    step: _Step,
+    step: Step,
     end_tokens: list[int],
     progress: Progress | None,
 ) -> Record:
