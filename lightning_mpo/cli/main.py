@@ -13,7 +13,7 @@ from lightning_mpo.errors import print_mistake
 
 HELP = """\
 usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key value ...]
-       lightning-mpo predict --model FOLDER --data FILE.jsonl [--out FILE]
+       lightning-mpo predict --model FOLDER --data FILE.jsonl [--out FILE] [--show-order]
        lightning-mpo configs [copy NAME [DEST] | show NAME]
        lightning-mpo export -c NAME --checkpoint FILE --to FOLDER [--form adapter|merged|full]
        lightning-mpo verify-resume -c NAME [...] [--updates N] [--kill PHASE:N | --kills N]

@@ -23,7 +23,12 @@ from lightning_mpo.cli.option_checks import (
     holds_enum,
 )
 from lightning_mpo.cli.save_config import SaveConfig
-from lightning_mpo.cli.settings import PARSER_OPTIONS, resolve_references_within_verbs
+from lightning_mpo.cli.settings import (
+    ORDERS,
+    PARSER_OPTIONS,
+    SHOW_ORDER,
+    resolve_references_within_verbs,
+)
 from lightning_mpo.cli.verbs import TRAINER_VERBS
 from lightning_mpo.cli.warmup_stage import check_before_stage, fit_first
 from lightning_mpo.errors import UserError
@@ -64,6 +69,7 @@ class CLI(LightningCLI):
         words = kwargs.get("args")
         words = sys.argv[1:] if words is None else words
         self._verb = words[0] if isinstance(words, Sequence) and words else None
+        self._show_order = False
         self._fit_stage: Callable[[], None] | None = None
         """Fits the warm-up stage, if its checkpoint is missing."""
         super().__init__(*args, **kwargs)
@@ -96,6 +102,8 @@ class CLI(LightningCLI):
             type=list[str] | str | None,
             help="files that are read before this one; this one wins over them",
         )
+        if self._verb == "predict":
+            parser.add_argument("--show-order", action="store_true", help=SHOW_ORDER)
         parser.add_argument(
             "--warmup",
             type=str | None,
@@ -127,6 +135,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
         config.pop("include", None)
+        self._show_order = config.pop("show_order", False)
         # refuse mistakes that would appear late or never
         check_sections(config)
         check_numbers(config)
@@ -190,10 +199,10 @@ class CLI(LightningCLI):
         trainer = super().instantiate_trainer(**{"callbacks": parts} | kwargs)
         callbacks = callbacks_of(trainer)
         # write predictions, which would otherwise be lost
-        if self.subcommand == "predict" and not any(
-            isinstance(callback, Predictions) for callback in callbacks
-        ):
-            callbacks.append(Predictions())
+        if self.subcommand == "predict":
+            if not any(isinstance(callback, Predictions) for callback in callbacks):
+                callbacks.append(Predictions())
+            _show_orders(callbacks, self._show_order)
         # several processes: they wait for each other from here on
         if self.starts_processes:
             check_alone(trainer)
@@ -235,6 +244,13 @@ class CLI(LightningCLI):
             )
 
     before_validate = before_test = before_predict = before_fit
+
+
+def _show_orders(callbacks: Sequence[L.Callback], show: bool) -> None:
+    """Let predictions print the order of their first completions, if the command line says so."""
+    for callback in callbacks:
+        if isinstance(callback, Predictions) and show:
+            callback.show_order = callback.show_order or ORDERS
 
 
 def _replace_csv_logger(config: Any) -> None:

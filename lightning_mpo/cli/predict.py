@@ -15,6 +15,7 @@ import lightning as L
 
 from lightning_mpo.callbacks import Predictions, RolloutLoop
 from lightning_mpo.cli.guard import guarded
+from lightning_mpo.cli.settings import ORDERS, SHOW_ORDER
 from lightning_mpo.cli.suggestions import suggest
 from lightning_mpo.data import PromptFile
 from lightning_mpo.errors import UserError
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="base model of adapters, in place of the one that the folder names",
     )
+    parser.add_argument("--show-order", action="store_true", help=SHOW_ORDER)
     # sampling
     parser.add_argument(
         "--rollout.max_new_tokens", "--max_new_tokens", dest="max_new_tokens", type=int, metavar="N"
@@ -136,7 +138,8 @@ def predict(options: argparse.Namespace) -> None:
     # sample
     L.seed_everything(seed, verbose=False)
     loop = RolloutLoop(max_new_tokens=max_new_tokens, validation_completions=options.completions)
-    trainer = _trainer(options.accelerator, [loop, Predictions(options.out)])
+    predictions = Predictions(options.out, ORDERS if options.show_order else 0)
+    trainer = _trainer(options.accelerator, [loop, predictions])
     trainer.predict(
         PolicyOptimization(policy, _plain_objective(), temperature=temperature),
         datamodule=prompts,

@@ -23,6 +23,7 @@ from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rewards.scoring import Scores, completions_of, score_all, unjudged
 from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
 from lightning_mpo.sampling.base import Sampler, SamplingRequest
+from lightning_mpo.sampling.reveal_order import reveal_orders
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.types import Finish, PromptBatch, Rollout
 
@@ -198,6 +199,10 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
                 rollout.rows, rollout.texts, rollout.finish_B.tolist(), strict=True
             )
         ]
+        # steps of a sampler that reveals tokens in any order
+        if rollout.reveal_BT is not None:
+            orders = reveal_orders(module.policy.tokenizer, rollout)
+            records = [record | order for record, order in zip(records, orders, strict=True)]
         # targets and rewards
         if prompts_of(module.trainer).judged:
             rewards = self.judge(module, rollout).rewards_B.tolist()

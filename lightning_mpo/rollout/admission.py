@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import supports as F
 from lightning_mpo.objective.supports import FullVocabulary, Support
-from lightning_mpo.types import Rollout
+from lightning_mpo.types import NEVER, Rollout
 
 MAX_LOGPROB = 1e-4
 """A recorded log-prob may be this far above 0, by rounding."""
@@ -25,6 +26,7 @@ def check_rollout(
     behaviour: bool = False,
     candidates: int = 0,
     completions: int | None = None,
+    barred: Sequence[int] = (),
 ) -> Rollout:
     """Check groups, ids, supports and log-probs of a rollout.
 
@@ -37,19 +39,23 @@ def check_rollout(
         behaviour: whether the objective uses the sampler's log-probs.
         candidates: K, the number of ids that the surrogate compares at each token.
         completions: G, the adjacent rows of each prompt; None: groups are not checked.
+        barred: ids to which the policy gives probability 0.
 
     Returns:
         The rollout; its supports also hold the sampled tokens that they lacked.
 
     Raises:
         UserError: a group is split or has another size than G; an id is not in the policy's
-            vocabulary; a support is stored and the objective has none, or the reverse; a sampled
-            token is outside its support; needed log-probs or candidates are missing or invalid.
+            vocabulary, or has probability 0; a support is stored and the objective has none, or
+            the reverse; a sampled token is outside its support; needed log-probs or candidates are
+            missing or invalid.
     """
     if completions is not None:
         _check_groups(rollout.group_B, completions)
     if behaviour or candidates:
         _check_behaviour(rollout)
+    if barred:
+        _check_barred(rollout, barred)
     admitted = _admit_support(rollout, support, vocabulary)
     if candidates:
         _check_candidates(admitted, candidates, vocabulary)
@@ -174,6 +180,32 @@ def _check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
         raise UserError(
             f"the {name} of the rollout hold ids from {int(ids.min())} to {int(ids.max())}, the "
             f"policy has 0 to {vocabulary - 1}: was it sampled with another tokenizer?"
+        )
+
+
+def _check_barred(rollout: Rollout, barred: Sequence[int]) -> None:
+    """Refuse drawn tokens and supports with ids of probability 0."""
+    ids = torch.tensor(barred, device=rollout.tokens_BL.device)
+    drawn_BT = rollout.response_mask_BT
+    if rollout.reveal_BT is not None:
+        drawn_BT = drawn_BT | (rollout.reveal_BT != NEVER)
+    barred_tokens = rollout.responses_BT[drawn_BT & torch.isin(rollout.responses_BT, ids)]
+    if len(barred_tokens):
+        raise UserError(
+            f"{len(barred_tokens)} response tokens of the rollout have probability 0 under the "
+            f"policy, such as id {int(barred_tokens[0])}: MASK and PAD are never drawn; sample "
+            "with `DiffusionSampler`"
+        )
+    if rollout.support_BTK is None:
+        return
+    used_BTK = drawn_BT[..., None] & torch.isin(rollout.support_BTK, ids)
+    if rollout.support_mask_BTK is not None:
+        used_BTK = used_BTK & rollout.support_mask_BTK
+    barred_slots = rollout.support_BTK[used_BTK]
+    if len(barred_slots):
+        raise UserError(
+            f"supports of the rollout hold ids of probability 0 under the policy, such as "
+            f"{int(barred_slots[0])}: let the support leave MASK and PAD out"
         )
 
 

@@ -224,6 +224,7 @@ class Collector:
             behaviour=objective.needs_behaviour or check_behaviour,
             candidates=candidates,
             completions=self.schedule.completions,
+            barred=policy.barred,
         )
 
     def _noised(self, experience: Experience, counter: int, reference: bool) -> Experience:

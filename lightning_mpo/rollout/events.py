@@ -95,6 +95,10 @@ class RolloutEvent:
             "rollout/truncated": (float(rollout.finish_B.sum()), rows),
             "rollout/groups_flat": _flat_groups(rollout.group_B, scores),
         }
+        # responses of a masked policy that end at once
+        if rollout.reveal_BT is not None:
+            empty_B = (rollout.response_mask_BT.sum(1) == 1) & (rollout.finish_B == Finish.STOP)
+            sums["rollout/empty"] = (float(empty_B.sum()), rows)
         # each reward by itself
         for name, values_B in scores.by_reward.items():
             sums[f"reward/{name}"] = (

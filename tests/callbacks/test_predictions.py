@@ -13,6 +13,7 @@ import lightning as L
 import pytest
 
 from lightning_mpo.callbacks import Predictions, RolloutLoop
+from lightning_mpo.callbacks.predictions import print_orders
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
 from tests.support.runs import Digits, make_data, make_objective, make_policy
@@ -80,6 +81,47 @@ def test_a_run_that_is_killed_leaves_the_whole_lines_of_the_batches_before(tmp_p
     text = (tmp_path / "completions" / "predictions.jsonl").read_text()
     assert text.endswith("\n")
     assert [json.loads(line)["id"] for line in text.splitlines()] == [0, 1, 2, 3]
+
+
+def test_orders_are_printed_below_the_prompts(capsys, monkeypatch):
+    records = [
+        {"prompt": "17+25=\n", "tokens": ["4", "2", "<end>"], "steps": [1, 0, 2]},
+        {"prompt": "x" * 200, "tokens": [" a"] * 50, "steps": list(range(50))},
+    ]
+    print_orders(records)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == [
+        "order      below each token: the step that revealed it, from 0", "",
+        "17+25=", "4 2 <end>", "1 0 2",
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 80
+    assert lines[6] == "x" * 38 + " ... " + "x" * 37
+    # colours in a terminal, unless they are not wanted
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for value, count in (("", 3), ("1", 0)):
+        monkeypatch.setenv("NO_COLOR", value)
+        print_orders(records[:1])
+        assert capsys.readouterr().out.count("\x1b[38;5;") == count
+
+
+def test_a_causal_policy_has_no_order_to_show(capsys):
+    for records in ([], [{"prompt": "1+1=", "completion": "2"}]):
+        print_orders(records)
+        line = "order      none to show: a causal policy draws tokens from left to right\n"
+        assert capsys.readouterr().out == line
+
+
+def test_the_first_completions_are_shown(tmp_path, capsys):
+    trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path)
+    writer = Predictions(show_order=3)
+    for _ in range(2):
+        writer.on_predict_start(trainer, L.LightningModule())
+        for n in range(2):
+            batch = [{"prompt": f"{n}{m}", "tokens": ["1"], "steps": [m]} for m in range(2)]
+            writer.write_on_batch_end(trainer, L.LightningModule(), batch, None, None, n, 0)
+        writer.on_predict_end(trainer, L.LightningModule())
+        lines = capsys.readouterr().out.splitlines()
+        assert [lines[i] for i in range(3, len(lines), 4)] == ["00", "01", "10"]
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
