@@ -13,7 +13,7 @@ def linear_bound(log_ratios_BU: Tensor, advantages_BU: Tensor, *, limit: float =
 
         loss = -(1 + d) A       where A ≥ 0     (e^x ≥ 1 + x)
         loss = -exp(d) A        where A < 0     (exp(mean d) ≤ mean exp(d))
-                                                           (BGPO eq. 12 to 19 [P]; docs/algorithms.md 5.9)
+                                                           (BGPO eq. 12 to 19 [P]; docs/algorithms.md 5.8)
 
     The mean of the bounds over samples j is at most A exp(mean_j d_j). At d = 0 value and gradient
     are equal. For one sample and A < 0 the bound is tight.

@@ -6,7 +6,7 @@ the row, in which some tokens are hidden:
     log-prob of token t = Σ_c w_c[t] · log p(y_t | the row without the tokens hidden in copy c)
 
 Copies and weights are drawn once and used again by old, new and reference policy. Differences of
-estimates then have far less variance than with noise of their own (docs/diffusion.md).
+estimates then have far less variance than with noise of their own (docs/algorithms.md 17.1).
 """
 
 from typing import NamedTuple
@@ -78,7 +78,7 @@ def random_subsets(uniform_BT: Tensor, mask_BT: Tensor, size_B: Tensor) -> Tenso
 
 
 def coupled_copies(uniform_BT: Tensor, mask_BT: Tensor, size_B: Tensor, pairs: int) -> Copies:
-    """Hide a random subset in one copy, and its complement in another (ESPO [C]; docs/algorithms.md).
+    """Hide a random subset in one copy, and its complement in another (ESPO [C]).
 
         m a random subset of x of L tokens,  x uniform on 0 … L
         ELBO = ½ [ (L+1)/x · Σ_{t in m} log p(y_t | m hidden)
@@ -177,19 +177,25 @@ def replayed_copies(reveal_BT: Tensor, step_BC: Tensor) -> Copies:
     return Copies(reveal_BCT >= step_BCT, (reveal_BCT == step_BCT).float())
 
 
-def low_discrepancy(order: Tensor, uniform: Tensor) -> Tensor:
-    """Return one uniform number from each of n equal parts of [0, 1), in a random order.
+def low_discrepancy(order_BN: Tensor, uniform_BN: Tensor) -> Tensor:
+    """Return n uniform numbers for each row, one from each of n equal parts of [0, 1).
 
-        u_i = (π(i) + v_i) / n      (AGRPO [C])
+        u[b, i] = (i + (π_i(b) + v[b, i]) / B) / n
+
+    All numbers together have one in each of B · n equal parts. AGRPO asks for this alone: its
+    permutation is over all B · n numbers [C]. Parts of its own for each row lower the variance of
+    the row's mean [I].
 
     Args:
-        order: A random permutation of 0 … n - 1, shape ``[n]``.
-        uniform: Independent uniform numbers, shape ``[n]``.
+        order_BN: π, a random permutation of 0 … B - 1 in each column, shape ``[B, N]``.
+        uniform_BN: v, independent uniform numbers, shape ``[B, N]``.
 
-    >>> low_discrepancy(torch.tensor([1, 0]), torch.tensor([0.5, 0.5]))
-    tensor([0.7500, 0.2500])
+    >>> low_discrepancy(torch.tensor([[1, 0], [0, 1]]), torch.full((2, 2), 0.5))
+    tensor([[0.3750, 0.6250],
+            [0.1250, 0.8750]])
     """
-    return (order + uniform) / len(order)
+    B, N = uniform_BN.shape
+    return (torch.arange(N, device=uniform_BN.device) + (order_BN + uniform_BN) / B) / N
 
 
 def step_probabilities(entropy_BT: Tensor, reveal_BT: Tensor, last_B: Tensor, steps: int) -> Tensor:

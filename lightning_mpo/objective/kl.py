@@ -110,8 +110,8 @@ class KLPenalty(LossTerm):
         one_of("KLPenalty", ("token", "sequence"), level=self.level)
         if self.level == "sequence" and (self.estimator != "k2" or self.in_reward):
             raise UserError(
-                "`KLPenalty.level: sequence` squares the difference of summed log-probs in the loss; "
-                "use `estimator: k2` and `place: loss`"
+                "`KLPenalty.level: sequence` squares the difference of summed log-probs in the "
+                "loss; use `estimator: k2` and `place: loss`"
             )
         if self.estimator == "k1" and self.place == "loss":
             raise UserError(

@@ -1,4 +1,4 @@
-"""Axis "likelihood": how the log-prob of a response is computed (docs/algorithms.md 14).
+"""Axis "likelihood": how the log-prob of a response is computed (docs/algorithms.md 17).
 
 None stands for the chain rule of a causal model. The members here are for masked language models,
 which reveal the tokens of a response in any order. A member hides tokens in copies of a row and
@@ -18,14 +18,9 @@ from lightning_mpo.checks import at_least, one_of
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional import noise as F
 from lightning_mpo.objective.action_spaces import ActionSpace
-from lightning_mpo.objective.advantages import Advantage
 from lightning_mpo.objective.axes import Axes, Member
-from lightning_mpo.objective.corrections import Correction
+from lightning_mpo.objective.masked_rules import check_masked
 from lightning_mpo.objective.reductions import ConstantLength, Reduction
-from lightning_mpo.objective.selection import AllTokens, Selection
-from lightning_mpo.objective.supports import FullVocabulary, Support
-from lightning_mpo.objective.surrogates import Surrogate
-from lightning_mpo.objective.terms import LossTerm
 from lightning_mpo.types import Rollout
 
 
@@ -72,71 +67,14 @@ class Likelihood(Member):
 
     def check_with(self, axes: Axes) -> None:
         """Refuse members that need the chain rule, or log-probs of single tokens."""
-        name = type(self).__name__
-        actions, advantage, support = axes[ActionSpace], axes[Advantage], axes[Support]
-        # heads, blocks and critics of a causal model
-        request = [actions.future > 0, *(term.request.future > 0 for term in axes.all(LossTerm))]
-        if any(request):
-            raise UserError(
-                f"`{name}` is for masked language models, which have no multi-token heads; give "
-                "`actions` without heads, and no loss term of heads"
-            )
-        if advantage.to_go or advantage.weighs_tokens:
-            raise UserError(
-                f"`{type(advantage).__name__}` gives the tokens of a response different "
-                f"advantages from left to right, and `{name}` reveals them in any order; use "
-                "`GroupRelative` or `LeaveOneOut`"
-            )
-        # sums of a response, or single tokens
-        if not self.token_level and not actions.one_per_response:
-            raise UserError(
-                f"`{name}` estimates the log-prob of whole responses, and "
-                f"`{type(actions).__name__}` takes those of single tokens; use `actions: "
-                "SequenceActions`"
-            )
-        if not self.needs_steps and not isinstance(support, FullVocabulary):
-            raise UserError(
-                f"`{type(support).__name__}` is stored for the steps of the sampler, and `{name}` "
-                "hides tokens at random; use `likelihood: Denoising`, or `support: FullVocabulary`"
-            )
-        self._check_others(axes, name)
-
-    def _check_others(self, axes: Axes, name: str) -> None:
-        """Refuse members that read the sampler's log-probs, or entropies of all tokens."""
-        if not isinstance(axes[Selection], AllTokens):
-            raise UserError(
-                f"`{type(axes[Selection]).__name__}` chooses tokens, and `{name}` chooses them "
-                "already; use `selection: AllTokens`"
-            )
-        if axes.all(Correction):
-            raise UserError(
-                f"`correction` compares the log-probs of sampler and trainer, and `{name}` "
-                "estimates them in another way; use `correction: null`"
-            )
-        surrogate = axes[Surrogate]
-        if (
-            surrogate.candidates
-            or surrogate.needs_entropy
-            or (surrogate.at_behaviour and not self.needs_steps)
-        ):
-            raise UserError(
-                f"`{type(surrogate).__name__}` compares distributions of the sampler, which "
-                f"`{name}` does not score; use `surrogate: ClippedRatio`"
-            )
-        for term in axes.all(LossTerm):
-            if term.in_reward or term.request.values or term.request.support_logits:
-                raise UserError(
-                    f"`{type(term).__name__}` needs a value or a divergence for each token from "
-                    f"left to right, which `{name}` has not; use `KLPenalty` with `place: loss` "
-                    "and a sampled estimator"
-                )
+        check_masked(type(self).__name__, axes, tokens=self.token_level, steps=self.needs_steps)
 
 
 @dataclass(frozen=True)
 class CoupledElbo(Likelihood):
     """A random mask and its complement, so that each token is scored once in a pair (ESPO).
 
-    docs/algorithms.md 14.2; arXiv:2512.03759 [C].
+    docs/algorithms.md 17.2; arXiv:2512.03759 [C].
 
     Args:
         pairs: pairs of copies whose mean is taken; the paper's `num_mc`.
@@ -171,7 +109,7 @@ class CoupledElbo(Likelihood):
 class Elbo(Likelihood):
     """Random masks, each in a row of its own, so that memory does not grow with them (BGPO).
 
-    docs/algorithms.md 14.3; arXiv:2510.11683 [P].
+    docs/algorithms.md 17.3; arXiv:2510.11683 [P].
 
     Args:
         samples: n, masks of a response.
@@ -213,12 +151,12 @@ class Denoising(Likelihood):
 
     The state is the partly revealed row, the action the tokens of one step. Steps are drawn up to
     the last one that revealed a token of the response. The order in which positions are revealed is
-    part of the environment, and no part of the ratio. docs/algorithms.md 14.4; arXiv:2510.04019
+    part of the environment, and no part of the ratio. docs/algorithms.md 17.4; arXiv:2510.04019
     [C].
 
     Args:
         steps: n, steps of a response in one pass over a rollout.
-        stratified: draw their numbers from equal parts of [0, 1).
+        stratified: draw the steps of a response from n equal parts of all its steps.
         importance: "uniform"; or "entropy" draws steps in proportion to their entropy and divides
             losses by it. That lowers the variance only if losses follow the entropy [V].
     """
@@ -244,7 +182,13 @@ class Denoising(Likelihood):
 
     def check_with(self, axes: Axes) -> None:
         super().check_with(axes)
-        reduction = axes[Reduction]
+        reduction, actions = axes[Reduction], axes[ActionSpace]
+        if self.weighs_rows and not actions.token_level:
+            raise UserError(
+                f"`Denoising.importance: entropy` weighs tokens, and `{type(actions).__name__}` "
+                "takes one ratio for all tokens of a step; use `actions: TokenActions`, or "
+                "`importance: uniform`"
+            )
         if self.importance == "entropy" and not isinstance(reduction, ConstantLength):
             raise UserError(
                 "`Denoising.importance: entropy` weighs losses of steps, which "
@@ -263,8 +207,8 @@ class Denoising(Likelihood):
         shape = len(reveal_BT), n
         uniform_BN = torch.rand(shape, generator=generator)
         if self.stratified:
-            order = torch.randperm(uniform_BN.numel(), generator=generator)
-            uniform_BN = F.low_discrepancy(order, uniform_BN.flatten()).view(shape)
+            order_BN = torch.rand(shape, generator=generator).argsort(0)
+            uniform_BN = F.low_discrepancy(order_BN, uniform_BN)
         # the steps
         last_B = reveal_BT.masked_fill(~response_BT, 0).amax(1)
         importance_B = None

@@ -16,8 +16,9 @@ from lightning_mpo.objective.surrogates import Surrogate
 class LinearBound(Surrogate):
     """`-(1 + log R)·A` for positive advantages, `-R·A` for negative ones (BGPO).
 
-    Each noised sample of a response is a row of its own, and its bound is a term of its own. It has
-    no trust region. docs/algorithms.md 5.9; arXiv:2510.11683 [P].
+    Each noised sample of an `Elbo` is a row with a bound of its own. It has no trust region. Any
+    actions and any likelihood are allowed, as at the old policy it is the policy gradient for all
+    of them [I]. docs/algorithms.md 5.8; arXiv:2510.11683 [P].
 
     Args:
         limit: bound of the log-ratio in the exponential, nats. The paper has none; without length

@@ -82,21 +82,26 @@ def measure_trust(
     return metrics
 
 
-def diagnose_reference(
+def diagnose_policy(
     experience: Experience, scores: TokenScores, tokens_BT: Tensor, likelihood: Likelihood | None
 ) -> Metrics:
-    """Return the divergence from the reference, nats per token: k3, or k2 of whole responses.
+    """Return the entropy, and the divergence from the reference if it was scored, nats per token.
+
+    The divergence is k3, or k2 of whole responses.
 
     Args:
-        experience: with log-probs of the reference.
+        experience: a micro-batch.
         scores: of the current policy.
         tokens_BT: weights of tokens.
         likelihood: says whether log-probs of single tokens have a meaning; None: they have.
     """
+    count = tokens_BT.sum()
+    metrics: Metrics = {"policy/entropy": ((scores.entropy_BT.detach() * tokens_BT).sum(), count)}
     logprobs_BT, reference_BT = scores.logprobs_BT.detach(), experience.reference_logprobs_BT
-    assert reference_BT is not None
+    if reference_BT is None:
+        return metrics
     if likelihood is None or likelihood.token_level:
         divergence_BT = k3(logprobs_BT, reference_BT)
     else:
         divergence_BT = response_k2(logprobs_BT, reference_BT, experience.mask_BT)
-    return {"kl/reference": (weighted_sum(divergence_BT, tokens_BT, 1.0), tokens_BT.sum())}
+    return metrics | {"kl/reference": (weighted_sum(divergence_BT, tokens_BT, 1.0), count)}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.reductions import weighted_sum
+from lightning_mpo.objective import loss_metrics
 from lightning_mpo.objective.action_spaces import ActionSpace, TokenActions
 from lightning_mpo.objective.advantages import Advantage, GroupRelative
 from lightning_mpo.objective.axes import Axes
@@ -26,12 +27,6 @@ from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.likelihoods import Likelihood
 from lightning_mpo.objective.linear_bound import LinearBound
 from lightning_mpo.objective.log_ratios import token_log_ratios, token_terms
-from lightning_mpo.objective.loss_metrics import (
-    diagnose,
-    diagnose_correction,
-    diagnose_heads,
-    diagnose_reference,
-)
 from lightning_mpo.objective.one_pass import CoupledTokens, MeanField
 from lightning_mpo.objective.position_clip import PositionClip
 from lightning_mpo.objective.reductions import Reduction, SequenceMean
@@ -65,8 +60,7 @@ class Objective:
         selection: which tokens carry gradient.
         reduction: what is averaged over what.
         correction: weights for a sampler whose log-probs differ from the trainer's, or none.
-        likelihood: how a masked language model scores a response; None: a causal one, token by
-            token.
+        likelihood: how a masked language model scores a response; None: token by token, causally.
         terms: further terms of the loss, such as `KLPenalty`, added in their order; one of a class.
     """
 
@@ -87,11 +81,10 @@ class Objective:
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise UserError(f"`objective.terms` has two terms `{kind.__name__}`; give one")
-        optional = (self.correction, self.likelihood)
+        optional = [member for member in (self.correction, self.likelihood) if member is not None]
         Axes(
-            *(*terms, self.advantage, self.surrogate, self.selection),
+            *(*terms, self.advantage, self.surrogate, self.selection, *optional),
             *(self.support, self.actions, self.reduction),
-            *(member for member in optional if member is not None),
         ).check()
 
     @classmethod
@@ -218,9 +211,8 @@ class Objective:
         loss, metrics = self.surrogate_loss(experience, scores, denominators)
         mean_weights_BT = self._mean_weights(experience)[1]
         tokens_BT = experience.token_weights_BT * experience.mask_BT
-        count = tokens_BT.sum()
         metrics["loss/surrogate"] = (loss.detach(), torch.ones(()))
-        metrics["policy/entropy"] = ((scores.entropy_BT.detach() * tokens_BT).sum(), count)
+        metrics |= loss_metrics.diagnose_policy(experience, scores, tokens_BT, self.likelihood)
 
         # further terms, which share the denominator of tokens
         def mean(values_BT: Tensor) -> Tensor:
@@ -232,9 +224,6 @@ class Objective:
             if part is not None:
                 loss = loss + part[0]
                 metrics |= part[1]
-        # divergence from the reference, also where no term uses it
-        if experience.reference_logprobs_BT is not None:
-            metrics |= diagnose_reference(experience, scores, tokens_BT, self.likelihood)
         return loss, metrics
 
     def weights_loss(self, policy: nn.Module) -> tuple[Tensor | None, Metrics]:
@@ -294,13 +283,14 @@ class Objective:
             losses_BU = losses_BU * experience.correction_BT
         loss = self._reduce(losses_BU, actions.weights_BU, mean_weights_BU, denominators.actions)
         # metrics
-        metrics = diagnose(actions) | diagnose_trust(
+        metrics = loss_metrics.diagnose(actions) | diagnose_trust(
             self.surrogate, self.actions.token_level, actions, log_ratios, bounded, experience
         )
         if experience.correction_BT is not None:
-            metrics |= diagnose_correction(experience.correction_BT, mask_BT)
+            metrics |= loss_metrics.diagnose_correction(experience.correction_BT, mask_BT)
         if scores.future_BTM is not None:
-            metrics |= diagnose_heads(log_ratios.detach(), scores.future_BTM.detach(), mask_BT)
+            future_BTM = scores.future_BTM.detach()
+            metrics |= loss_metrics.diagnose_heads(log_ratios.detach(), future_BTM, mask_BT)
         return loss, metrics
 
     def _reduce(

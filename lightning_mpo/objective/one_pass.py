@@ -1,4 +1,4 @@
-"""Likelihoods of masked language models that need one pass, or one and a pair (docs/algorithms.md 14.5)."""
+"""Likelihoods of masked language models that need one pass, or one and a pair (docs/algorithms.md 17.5)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_mpo.types import Rollout
 class MeanField(Likelihood):
     """All tokens of the response hidden, and some of the prompt, in one pass (diffu-GRPO).
 
-    It can lie on either side of the ELBO [V]. docs/algorithms.md 14.5; the repository of d1 [C].
+    It can lie on either side of the ELBO [V]. docs/algorithms.md 17.5; the repository of d1 [C].
 
     Args:
         prompt_share: probability of hiding a token of the prompt.
@@ -49,7 +49,7 @@ class CoupledTokens(Likelihood):
 
         log-prob of t = ½ [log p(y_t | all hidden) + log p(y_t | the copy that hides t) / share]
 
-    docs/algorithms.md 14.5; the repository of DiffuCoder [C].
+    docs/algorithms.md 17.5; the repository of DiffuCoder [C].
 
     Args:
         least: smallest share ρ that is hidden in the second copy.

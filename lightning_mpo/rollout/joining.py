@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lightning_mpo.types import Rollout
+from lightning_mpo.types import NEVER, Rollout
 
-_FILLING = {"kept_mass_BT": 1.0}
+_FILLING = {"kept_mass_BT": 1.0, "reveal_BT": NEVER}
 """Padding value by field, where it is not 0."""
 
 
@@ -111,5 +111,7 @@ def _widen(name: str, value: Tensor, part: Rollout, sizes: tuple[int, int, int])
         "BL": (S - part.prompt_length, right),
         "BT": (0, right),
         "BTK": (0, slots, 0, right),
+        "BCL": (S - part.prompt_length, right),
+        "BCT": (0, right),
     }.get(suffix, ())
     return pad(value, padding, value=_FILLING.get(name, 0)) if any(padding) else value

@@ -33,7 +33,9 @@ def with_noise(
         passes: passes over the rollout, each with noise of its own.
 
     Returns:
-        passes · B · `repeats` rows. A token without weight in any copy is not scored.
+        passes · B · `repeats` rows. If log-probs of single tokens have a meaning, a token without
+        weight in any copy does not count. Otherwise all tokens of a response count, so that means
+        and divergences are over its length.
     """
     rollout, device = experience.rollout, experience.rewards_B.device
     rows = torch.arange(len(rollout.group_B), device=device).repeat_interleave(likelihood.repeats)
@@ -46,22 +48,25 @@ def _one_pass(experience: Experience, likelihood: Likelihood, noise: Noise) -> E
     """Attach the noise of one pass to repeated rows."""
     rollout, device = experience.rollout, experience.rewards_B.device
     weights_BCT = noise.weights_BCT.to(device)
+    # which tokens count: those of the step or copy, or all of a response with one log-prob
+    counted_BT = (weights_BCT > 0).any(1)
+    if not likelihood.token_level:
+        counted_BT = likelihood.scored(rollout)
     # a response has one advantage, also for the tokens behind its end
-    scored_BT = (weights_BCT > 0).any(1)
     first_BT = rollout.response_mask_BT & (rollout.response_mask_BT.cumsum(1) == 1)
     advantages_B = (experience.advantages_BT * first_BT).sum(1)
-    token_weights_BT = scored_BT.float()
+    token_weights_BT = counted_BT.float()
     if noise.importance_B is not None:
         token_weights_BT = token_weights_BT * noise.importance_B.to(device)[:, None]
     return replace(
         experience,
         rollout=replace(
             rollout,
-            response_mask_BT=likelihood.scored(rollout) | scored_BT,
+            response_mask_BT=likelihood.scored(rollout) | counted_BT,
             hidden_BCL=noise.hidden_BCL.to(device),
             copy_weights_BCT=weights_BCT,
         ),
-        advantages_BT=advantages_B[:, None] * scored_BT,
+        advantages_BT=advantages_B[:, None] * counted_BT,
         token_weights_BT=token_weights_BT,
     )
 

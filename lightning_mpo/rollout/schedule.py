@@ -42,11 +42,13 @@ class Schedule:
         }
         at_least("rollout", 1, **sizes)
         at_least("trainer", 1, accumulate_grad_batches=self.micro_batches)
-        if self.prompts * self.completions * self.epochs > LARGEST_SIZE:
+        at_least("Schedule", 1, copies=self.copies)
+        rows = self.prompts * self.completions * self.epochs * (self.copies or 1)
+        if rows > LARGEST_SIZE:
+            copies = "" if self.copies is None else " x noised copies of the likelihood"
             raise UserError(
-                "`rollout.prompts` x `completions` x `epochs` is "
-                f"{self.prompts * self.completions * self.epochs:,} sequences for one rollout; at "
-                f"most {LARGEST_SIZE:,} are taken"
+                f"`rollout.prompts` x `completions` x `epochs`{copies} is {rows:,} sequences for "
+                f"one rollout; at most {LARGEST_SIZE:,} are taken"
             )
         # prompts over processes, rows over updates and micro-batches
         if self.prompts % self.world_size:
@@ -62,7 +64,8 @@ class Schedule:
             )
         if self.rows // self.minibatches < self.micro_batches:
             raise UserError(
-                f"an update has {self.rows // self.minibatches} sequences, which cannot be cut "
+                f"an update has {self.rows // self.minibatches} "
+                f"{'sequences' if self.copies is None else 'noised rows'}, which cannot be cut "
                 f"into `trainer.accumulate_grad_batches` = {self.micro_batches} micro-batches"
             )
 

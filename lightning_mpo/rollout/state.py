@@ -13,6 +13,8 @@ from lightning_mpo.checks import is_count
 from lightning_mpo.scores import Denominators
 from lightning_mpo.types import Experience, Rollout, take_rows
 
+_BOOLEAN = ("valid", "outside", "hidden")
+
 
 @dataclass(frozen=True)
 class RolloutBuffer:
@@ -120,6 +122,6 @@ def check_state(kind: type[Experience] | type[Rollout], state: Mapping[str, Any]
         rows = len(value) if rows is None else rows
         if len(value) != rows:
             raise TypeError(f"`{item.name}` of the rollout has {len(value)} rows, not {rows}")
-        for part, dtype in (("mask", torch.bool), ("valid", torch.bool), ("outside", torch.bool)):
-            if part in item.name and value.dtype != dtype:
-                raise TypeError(f"`{item.name}` of the rollout is of {value.dtype}, not {dtype}")
+        boolean = item.name.startswith(_BOOLEAN) or "_mask_" in item.name
+        if boolean and value.dtype != torch.bool:
+            raise TypeError(f"`{item.name}` of the rollout is of {value.dtype}, not torch.bool")

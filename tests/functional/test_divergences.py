@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_mpo.functional.divergences import exact_on_support, k1, k2, k3
+from lightning_mpo.functional.divergences import exact_on_support, k1, k2, k3, response_k2
 
 
 def categorical(seed=0, v=7):
@@ -127,3 +127,30 @@ def test_k3_pushes_no_token_down_that_is_too_unlikely_already(gap):
     k3(logprobs, torch.tensor([-1.0])).sum().backward()
     assert torch.isfinite(logprobs.grad).all()
     assert logprobs.grad < 0 if gap > -20 else logprobs.grad == 0
+
+
+def test_k2_of_responses_squares_the_sum_and_divides_by_the_length():
+    logprobs = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    reference = torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]]).bool()
+    logprobs = logprobs.masked_fill(~mask, math.nan).requires_grad_()
+    values = response_k2(logprobs, reference, mask)
+    for b in range(3):
+        places = mask[b].nonzero()[:, 0].tolist()
+        difference = sum(float(logprobs[b, t] - reference[b, t]) for t in places)
+        expected = difference**2 / (2 * len(places)) if places else 0.0
+        assert values[b][mask[b]].tolist() == pytest.approx([expected] * len(places))
+        # the mean over tokens has the gradient (E - E_ref) / L at each of them
+        if places:
+            loss = values[b][mask[b]].mean()
+            gradient = torch.autograd.grad(loss, logprobs, retain_graph=True)[0][b]
+            assert gradient[mask[b]].tolist() == pytest.approx(
+                [difference / len(places)] * len(places)
+            )
+    assert (values[~mask] == 0).all()
+    assert (values >= 0).all()
+
+
+def test_k2_of_equal_responses_is_zero():
+    logprobs, mask = torch.randn(2, 4), torch.ones(2, 4, dtype=torch.bool)
+    assert (response_k2(logprobs, logprobs, mask) == 0).all()

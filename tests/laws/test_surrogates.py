@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective.action_spaces import Actions, TokenTerms
 from lightning_mpo.objective.divergence_mask import DivergenceMask
+from lightning_mpo.objective.linear_bound import LinearBound
 from lightning_mpo.objective.position_clip import PositionClip
 from lightning_mpo.objective.surrogates import (
     AsymmetricRatio,
@@ -29,6 +30,9 @@ SURROGATES: list[Surrogate] = [
     ClippedRatio(low=0.3, high=0.1),
     ClippedRatio(low=3e-4, high=4e-4),
     ClippedRatio(low=0.2, high=0.2, dual=3.0),
+    ClippedRatio(low=0.0, high=0.0),
+    LinearBound(),
+    LinearBound(limit=1.0),
     PolicyGradient(),
     ClippedWeight(),
     ClippedWeight(low=0.2, high=0.2),
@@ -193,6 +197,17 @@ def test_clipped_ratio_by_hand():
     torch.testing.assert_close(bad, torch.tensor([[1.6, 3.0, 6.0]]).double())
 
 
+def test_a_clip_of_zero_corrects_what_moved_the_wrong_way_and_no_more():
+    """At ratio 1 the whole gradient passes. Later a good action learns below 1, a bad one above 1."""
+    log_ratios, advantages = grid()
+    ratios = log_ratios.exp()
+    wrong = ((ratios - 1) * advantages < 0) | (ratios == 1)
+    expected = torch.where(wrong, -ratios * advantages, 0.0)
+    torch.testing.assert_close(
+        gradient(ClippedRatio(low=0.0, high=0.0), log_ratios, advantages), expected
+    )
+
+
 def test_a_clipped_weight_never_stops_a_gradient():
     """The weight of the policy gradient: the ratio within the bounds, the bound beyond."""
     log_ratios, advantages = grid()
@@ -243,9 +258,9 @@ def test_bounds_out_of_range_are_refused_by_name(make, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"low": 0.0}, r"`ClippedRatio.low` must be in \(0, 1\), got 0.0"),
+        ({"low": -0.1}, r"`ClippedRatio.low` must be in \[0, 1\), got -0.1"),
         ({"low": 1.0}, "`ClippedRatio.low`"),
-        ({"high": 0.0}, "`ClippedRatio.high` must be positive, got 0.0"),
+        ({"high": -0.1}, "`ClippedRatio.high` must not be negative, got -0.1"),
         ({"dual": 1.0}, "`ClippedRatio.dual` must be above 1, got 1.0"),
     ],
 )

@@ -68,8 +68,8 @@ CASES = {
     "a temperature of zero": Case(
         "`model.temperature` must be positive", ["--model.temperature", "0"]
     ),
-    "a clip of zero": Case(
-        "`ClippedRatio.low` must be in (0, 1), got 0", [f"{OBJECTIVE}.surrogate.low", "0"]
+    "a clip below zero": Case(
+        "`ClippedRatio.low` must be in [0, 1), got -0.1", [f"{OBJECTIVE}.surrogate.low", "-0.1"]
     ),
     "half-precision weights": Case("`bf16-mixed`", ["--trainer.precision", "bf16-true"]),
     # --- tokens that learn
