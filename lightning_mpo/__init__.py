@@ -69,7 +69,10 @@ if TYPE_CHECKING:
     )
     from lightning_mpo.objective.head_policy_loss import HeadPolicyLoss
     from lightning_mpo.objective.kl import AdaptiveCoefficient, ConstantCoefficient, KLPenalty
+    from lightning_mpo.objective.likelihoods import CoupledElbo, Denoising, Elbo, Likelihood
+    from lightning_mpo.objective.linear_bound import LinearBound
     from lightning_mpo.objective.objective import Objective
+    from lightning_mpo.objective.one_pass import CoupledTokens, MeanField
     from lightning_mpo.objective.position_clip import PositionClip
     from lightning_mpo.objective.reductions import (
         ConstantLength,
@@ -146,7 +149,10 @@ _NAMES = {
     "objective.head_policy_loss": "HeadPolicyLoss",
     "objective.kl": "AdaptiveCoefficient ConstantCoefficient KLPenalty",
     "modules": "HeadWarmup PolicyOptimization SupervisedWarmup",
+    "objective.likelihoods": "CoupledElbo Denoising Elbo Likelihood",
+    "objective.linear_bound": "LinearBound",
     "objective.objective": "Objective",
+    "objective.one_pass": "CoupledTokens MeanField",
     "objective.position_clip": "PositionClip",
     "policies": (
         "CausalPolicy Lora MedusaHeads ParallelHeads Policy Quantization SeparateCritic "
@@ -188,9 +194,13 @@ __all__ = [
     "ConstantCoefficient",
     "ConstantLength",
     "Correction",
+    "CoupledElbo",
+    "CoupledTokens",
     "DelimiterSegmenter",
+    "Denoising",
     "DivergenceMask",
     "DynamicSampling",
+    "Elbo",
     "EntropyBonus",
     "EntropySegmenter",
     "ExactAnswer",
@@ -214,11 +224,14 @@ __all__ = [
     "KLPenalty",
     "KLTracking",
     "LeaveOneOut",
+    "Likelihood",
+    "LinearBound",
     "LocalSampler",
     "Lora",
     "LossTerm",
     "MaskedWeights",
     "MathAnswer",
+    "MeanField",
     "MedusaHeads",
     "MetricsCSV",
     "MinP",

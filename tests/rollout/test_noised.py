@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -11,41 +11,25 @@ from torch import Tensor
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective.action_spaces import SequenceActions
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
-from lightning_mpo.objective.likelihoods import CoupledElbo, Denoising, Elbo, Likelihood
+from lightning_mpo.objective.likelihoods import CoupledElbo, Denoising, Elbo
 from lightning_mpo.objective.objective import Objective
-from lightning_mpo.objective.one_pass import CoupledTokens, MeanField
+from lightning_mpo.objective.one_pass import MeanField
 from lightning_mpo.objective.reductions import ConstantLength, SequenceMean, TokenMean
-from lightning_mpo.rollout import join_rollouts
 from lightning_mpo.rollout.noised import noise_metrics, replay_steps, score_noised, with_noise
-from lightning_mpo.rollout.schedule import Schedule
-from lightning_mpo.rollout.state import RolloutBuffer
 from lightning_mpo.scores import TokenScores
-from lightning_mpo.types import NEVER, Experience, Rollout, take_rows, trim
+from lightning_mpo.types import NEVER, Rollout
 from tests.support.builders import seeded
-from tests.support.masked_rollouts import ENDS, judged, masked_rollout
+from tests.support.masked_rollouts import (
+    ENDS,
+    LIKELIHOODS,
+    judged,
+    masked_objective,
+    masked_rollout,
+    noised,
+)
 
-LIKELIHOODS = [
-    CoupledElbo(pairs=2),
-    CoupledElbo(padding=False),
-    Elbo(samples=3),
-    Elbo(samples=2, padding=False),
-    Denoising(steps=3),
-    Denoising(steps=3, importance="entropy"),
-    MeanField(),
-    CoupledTokens(),
-]
 each = pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=repr)
 B, T, PASSES = len(ENDS), 8, 2
-
-
-def noised(likelihood: Likelihood, *, passes: int = PASSES, **fields: Tensor) -> Experience:
-    made = replace(judged(masked_rollout()), **fields)
-    return with_noise(made, likelihood, seeded(0), passes=passes)
-
-
-def objective(likelihood: Likelihood, **axes) -> Objective:
-    actions = {} if likelihood.token_level else {"actions": SequenceActions(mean=False)}
-    return Objective(likelihood=likelihood, **{"reduction": ConstantLength(1)} | actions | axes)
 
 
 @dataclass
@@ -65,7 +49,7 @@ class Scorer:
 
 @each
 def test_samples_of_a_response_stand_together_and_passes_follow_each_other(likelihood):
-    made, source = noised(likelihood), judged(masked_rollout())
+    made, source = noised(likelihood, passes=PASSES), judged(masked_rollout())
     row_B = torch.arange(B).repeat_interleave(likelihood.repeats).repeat(PASSES)
     assert len(made.rewards_B) == PASSES * B * likelihood.repeats
     assert torch.equal(made.rewards_B, source.rewards_B[row_B])
@@ -94,7 +78,7 @@ def test_a_response_has_one_advantage_also_behind_its_end(likelihood):
 
 @each
 def test_all_of_a_response_counts_or_the_scored_tokens_alone(likelihood):
-    made = noised(likelihood)
+    made = noised(likelihood, passes=PASSES)
     assert made.rollout.copy_weights_BCT is not None
     scored_BT = (made.rollout.copy_weights_BCT > 0).any(1)
     row_B = torch.arange(B).repeat_interleave(likelihood.repeats).repeat(PASSES)
@@ -110,7 +94,7 @@ def test_every_row_counts_once_in_the_denominator(likelihood, reduction):
     if likelihood.weighs_rows and isinstance(reduction, SequenceMean):
         pytest.skip("refused")
     made = noised(likelihood, passes=1)
-    parts = objective(likelihood, reduction=reduction).denominators(made)
+    parts = masked_objective(likelihood, reduction=reduction).denominators(made)
     assert float(parts.actions) == B * likelihood.repeats
 
 
@@ -120,7 +104,7 @@ def test_rows_without_a_valid_reward_count_nowhere(likelihood):
     valid_B[[0, 4]] = False
     made = noised(likelihood, passes=1, valid_B=valid_B)
     assert not made.mask_BT[~made.valid_B].any()
-    parts = objective(likelihood).denominators(made)
+    parts = masked_objective(likelihood).denominators(made)
     assert float(parts.actions) == (B - 2) * likelihood.repeats
 
 
@@ -132,7 +116,7 @@ def test_lengths_of_an_elbo_are_those_of_responses_and_not_of_masks():
     now_BT = (0.1 * scored_BT).requires_grad_()
     made = replace(made, old_logprobs_BT=torch.zeros_like(now_BT))
     kl = KLPenalty(ConstantCoefficient(1.0), "k2", level="sequence")
-    subject = objective(
+    subject = masked_objective(
         Elbo(samples=3), actions=SequenceActions(), reduction=SequenceMean(), terms=[kl]
     )
     made = replace(made, reference_logprobs_BT=torch.zeros_like(now_BT))
@@ -149,7 +133,7 @@ def test_lengths_of_an_elbo_are_those_of_responses_and_not_of_masks():
 
 def test_old_logprobs_of_denoising_are_the_samplers():
     scorer = Scorer()
-    subject, made = objective(Denoising(steps=3)), noised(Denoising(steps=3))
+    subject, made = masked_objective(Denoising(steps=3)), noised(Denoising(steps=3), passes=PASSES)
     done = score_noised(scorer, subject, made, updates=4, reference=False)
     assert scorer.calls == [], "no pass is needed"
     row_B = torch.arange(B).repeat_interleave(3).repeat(PASSES)
@@ -162,7 +146,7 @@ def test_old_logprobs_of_denoising_are_the_samplers():
 
 @pytest.mark.parametrize("likelihood", [CoupledElbo(), Elbo(samples=2), MeanField()], ids=repr)
 def test_old_and_reference_see_the_noise_of_the_row(likelihood):
-    subject, made = objective(likelihood), noised(likelihood)
+    subject, made = masked_objective(likelihood), noised(likelihood, passes=PASSES)
     cases = [
         (1, False, []),
         (4, False, [False]),
@@ -184,14 +168,16 @@ def test_the_effective_share_of_equal_weights_is_one():
         return sums
 
     weighted = Denoising(steps=3, importance="entropy")
-    made = noised(weighted)
-    share = noise_metrics(objective(weighted), made, total)["likelihood/effective_share"]
+    made = noised(weighted, passes=PASSES)
+    share = noise_metrics(masked_objective(weighted), made, total)["likelihood/effective_share"]
     weights_B = made.token_weights_BT.amax(1).double()
     assert share == pytest.approx(float(weights_B.mean() ** 2 / weights_B.square().mean()))
     assert share < 1
     flat = replace(made, token_weights_BT=made.mask_BT.float())
-    assert noise_metrics(objective(weighted), flat, total) == {"likelihood/effective_share": 1.0}
-    assert noise_metrics(objective(Denoising()), made, total) == {}
+    assert noise_metrics(masked_objective(weighted), flat, total) == {
+        "likelihood/effective_share": 1.0
+    }
+    assert noise_metrics(masked_objective(Denoising()), made, total) == {}
     assert noise_metrics(Objective(), made, total) == {}
 
 
@@ -215,95 +201,6 @@ def test_a_sampler_without_steps_cannot_be_replayed():
 
 
 @each
-def test_a_micro_batch_takes_its_noise_along_and_keeps_the_canvas(likelihood):
-    made = noised(likelihood)
-    short = made.rollout.group_B == 0  # prompts of three tokens, padded to five
-    rows = short.nonzero()[:3, 0]
-    part = trim(take_rows(made, rows)).rollout
-    assert part.hidden_BCL is not None
-    assert made.rollout.hidden_BCL is not None
-    assert part.tokens_BL.shape == (3, 3 + T)
-    assert torch.equal(part.hidden_BCL, made.rollout.hidden_BCL[rows][..., 2:])
-    for name in ("copy_weights_BCT", "reveal_BT", "reveal_entropy_BT", "response_mask_BT"):
-        assert torch.equal(getattr(part, name), getattr(made.rollout, name)[rows]), name
-
-
-@each
-def test_a_plan_has_all_rows_of_a_response_in_one_update(likelihood):
-    schedule = Schedule(2, 3, minibatches=2, epochs=PASSES, copies=likelihood.repeats)
-    made = noised(likelihood)
-    group_B = made.rollout.group_B[: schedule.rows]
-    plan = schedule.plan(group_B, torch.full((schedule.rows,), 13), seeded(0))
-    assert len(plan) == schedule.updates
-    rows = [torch.cat(update) for update in plan]
-    assert torch.cat(rows).sort().values.tolist() == list(range(PASSES * schedule.rows))
-    for number, update in enumerate(rows):
-        assert set((update // schedule.rows).tolist()) == {number // 2}, "a pass has its own rows"
-        counts = (update // likelihood.repeats).unique(return_counts=True)[1]
-        assert set(counts.tolist()) == {likelihood.repeats}
-
-
-@each
-def test_a_checkpoint_holds_the_noise(likelihood, tmp_path):
-    schedule = Schedule(2, 3, minibatches=2, epochs=PASSES, copies=likelihood.repeats)
-    made = noised(likelihood)
-    plan = schedule.plan(
-        made.rollout.group_B[: schedule.rows], torch.full((schedule.rows,), 13), seeded(0)
-    )
-    subject = objective(likelihood)
-    buffer = RolloutBuffer(
-        made, plan, [subject.denominators(take_rows(made, torch.cat(u))) for u in plan]
-    )
-    torch.save(buffer.state_dict(), tmp_path / "state.pt")
-    again = RolloutBuffer.from_state(torch.load(tmp_path / "state.pt", weights_only=True))
-    for update in range(schedule.updates):
-        one, other = (b.micro_batch(update, 0) for b in (buffer, again))
-        for item in fields(Rollout):
-            a, b = getattr(one.rollout, item.name), getattr(other.rollout, item.name)
-            same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
-            assert same, item.name
-
-
-def test_noise_of_another_kind_is_refused():
-    state = RolloutBuffer(noised(Elbo(samples=2)), [[torch.arange(2 * 2 * B)]], []).state_dict()
-    rollout = state["experience"]["rollout"]
-    wrong = {
-        "hidden_BCL": (rollout["hidden_BCL"].float(), "of torch.float32, not torch.bool"),
-        "copy_weights_BCT": (rollout["copy_weights_BCT"][:, 0], "has 2 dimensions"),
-        "reveal_BT": (rollout["reveal_BT"][1:], "rows, not"),
-    }
-    for name, (value, message) in wrong.items():
-        broken = dict(state, experience=dict(state["experience"], rollout=rollout | {name: value}))
-        with pytest.raises(TypeError, match=f"`{name}` of the rollout .*{message}"):
-            RolloutBuffer.from_state(broken)
-
-
-def test_rollouts_of_several_rounds_join_with_their_steps():
-    first, second = masked_rollout(), masked_rollout([2, None], prompts=[7], seed=3)
-    whole = join_rollouts([first, second])
-    assert whole.reveal_BT is not None
-    for name in ("reveal_BT", "reveal_entropy_BT", "behaviour_logprobs_BT", "response_mask_BT"):
-        parts = [getattr(part, name) for part in (first, second)]
-        assert torch.equal(getattr(whole, name), torch.cat(parts)), name
-    assert whole.attention_mask_BL[:, 7:].all()
-    assert whole.group_B.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
-
-
-def test_noise_joins_as_well_and_a_shorter_canvas_was_never_revealed():
-    first = noised(Elbo(samples=1), passes=1).rollout
-    second = with_noise(
-        judged(masked_rollout([2, None], prompts=[7], canvas=4)), Elbo(1), seeded(1), passes=1
-    ).rollout
-    whole = join_rollouts([first, second])
-    assert whole.hidden_BCL is not None
-    assert whole.reveal_BT is not None
-    assert second.hidden_BCL is not None
-    assert torch.equal(whole.hidden_BCL[:B, :, 2:], first.hidden_BCL)
-    assert torch.equal(whole.hidden_BCL[B:, :, :11], second.hidden_BCL)
-    assert (whole.reveal_BT[B:, 4:] == NEVER).all()
-
-
-@each
 def test_a_response_that_is_an_end_token_alone_trains(likelihood):
     made = with_noise(judged(masked_rollout([0, 0])), likelihood, seeded(0), passes=1)
     assert made.mask_BT.any(1).all()
@@ -311,7 +208,7 @@ def test_a_response_that_is_an_end_token_alone_trains(likelihood):
 
 
 def test_a_token_mean_over_masks_weighs_all_samples_of_a_response_alike():
-    subject = objective(Elbo(samples=4), reduction=TokenMean())
+    subject = masked_objective(Elbo(samples=4), reduction=TokenMean())
     made = noised(Elbo(samples=4), passes=1)
     weights_BU = subject.actions.token_counts(made.mask_BT)
     assert weights_BU.sum(1).unique().tolist() == [T]

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_mpo.objective.action_spaces import SequenceActions
+from lightning_mpo.objective.likelihoods import CoupledElbo, Denoising, Elbo, Likelihood
+from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.one_pass import CoupledTokens, MeanField
+from lightning_mpo.objective.reductions import ConstantLength
+from lightning_mpo.rollout.noised import with_noise
 from lightning_mpo.types import NEVER, Experience, Finish, Rollout
 from tests.support.builders import END, PAD, VOCABULARY, right_padded, seeded
 
 ENDS = [3, 0, 7, None, 1, 5]
 """Place of the first end token in the six rows of `masked_rollout`; None: the canvas has none."""
+LIKELIHOODS: list[Likelihood] = [
+    CoupledElbo(pairs=2),
+    CoupledElbo(padding=False),
+    Elbo(samples=3),
+    Elbo(samples=2, padding=False),
+    Denoising(steps=3),
+    Denoising(steps=3, importance="entropy"),
+    MeanField(),
+    CoupledTokens(),
+]
 
 
 def masked_rollout(
@@ -81,3 +99,22 @@ def judged(rollout: Rollout, advantages_B: Tensor | None = None) -> Experience:
         advantages_BT=advantages_B[:, None] * rollout.response_mask_BT,
         token_weights_BT=rollout.response_mask_BT.float(),
     )
+
+
+def noised(likelihood: Likelihood, *, passes: int, **changes: Tensor) -> Experience:
+    """Return the rows of `masked_rollout` with noise.
+
+    Args:
+        likelihood: draws it.
+        passes: over the rollout.
+        changes: fields of the experience to replace before.
+    """
+    return with_noise(
+        replace(judged(masked_rollout()), **changes), likelihood, seeded(0), passes=passes
+    )
+
+
+def masked_objective(likelihood: Likelihood, **axes: Any) -> Objective:
+    """Return an objective whose actions fit a likelihood; its mean is over rows."""
+    actions = {} if likelihood.token_level else {"actions": SequenceActions(mean=False)}
+    return Objective(likelihood=likelihood, **{"reduction": ConstantLength(1)} | actions | axes)
