@@ -72,6 +72,37 @@ CASES = {
         "`ClippedRatio.low` must be in [0, 1), got -0.1", [f"{OBJECTIVE}.surrogate.low", "-0.1"]
     ),
     "half-precision weights": Case("`bf16-mixed`", ["--trainer.precision", "bf16-true"]),
+    # --- masked language models
+    "an ELBO of single tokens": Case(
+        "`CoupledElbo` estimates the log-prob of whole responses, and `TokenActions` takes those of "
+        "single tokens; use `actions: SequenceActions`",
+        OVERLAY,
+        axis("likelihood: CoupledElbo"),
+    ),
+    "no masks of an ELBO": Case(
+        "`Elbo.samples` must be at least 1, got 0",
+        OVERLAY,
+        axis("likelihood: {class_path: Elbo, init_args: {samples: 0}}, actions: SequenceActions"),
+    ),
+    "no steps of a sampler": Case(
+        "`Denoising.steps` must be at least 1, got 0",
+        OVERLAY,
+        axis("likelihood: {class_path: Denoising, init_args: {steps: 0}}"),
+    ),
+    "a share above all": Case(
+        "`CoupledTokens.most` must be in (0, 1), got 1.5",
+        OVERLAY,
+        axis("likelihood: {class_path: CoupledTokens, init_args: {most: 1.5}}"),
+    ),
+    "a divergence of single tokens over an ELBO": Case(
+        "`KLPenalty.level: token` compares single tokens, and `CoupledElbo` estimates the log-prob "
+        "of whole responses; use `level: sequence` and `estimator: k2`",
+        OVERLAY,
+        axis(
+            "likelihood: CoupledElbo, actions: SequenceActions, "
+            "terms: [{class_path: KLPenalty, init_args: {controller: ConstantCoefficient}}]"
+        ),
+    ),
     # --- tokens that learn
     "a sample that cannot be unbiased": Case(
         "`SampledTokens.unbiased` needs `cap: null`",
