@@ -177,123 +177,28 @@ _NAMES = {
 """Public names by the module that defines them."""
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "ActionSpace",
-    "AdaptiveCoefficient",
-    "Advantage",
-    "AllTokens",
-    "Arithmetic",
-    "AsymmetricRatio",
-    "BlockActions",
-    "BoundedTokens",
-    "CausalPolicy",
-    "CentredCredit",
-    "ClippedRatio",
-    "ClippedWeight",
-    "Completion",
-    "ConstantCoefficient",
-    "ConstantLength",
-    "Correction",
-    "CoupledElbo",
-    "CoupledTokens",
-    "DelimiterSegmenter",
-    "Denoising",
-    "DivergenceMask",
-    "DynamicSampling",
-    "Elbo",
-    "EntropyBonus",
-    "EntropySegmenter",
-    "ExactAnswer",
-    "ExactResume",
-    "ExplicitWeights",
-    "Export",
-    "Finished",
-    "ForwardTraceActions",
-    "FullVocabulary",
-    "FunctionReward",
-    "FutureCredit",
-    "FutureShare",
-    "GeneralizedAdvantage",
-    "GeometricDecay",
-    "GroupRelative",
-    "HeadPolicyLoss",
-    "HeadUpkeep",
-    "HeadWarmup",
-    "HighEntropyTokens",
-    "JsonLines",
-    "KLPenalty",
-    "KLTracking",
-    "LeaveOneOut",
-    "Likelihood",
-    "LinearBound",
-    "LocalSampler",
-    "Lora",
-    "LossTerm",
-    "MaskedWeights",
-    "MathAnswer",
-    "MeanField",
-    "MedusaHeads",
-    "MetricsCSV",
-    "MinP",
-    "Multiplication",
-    "Nucleus",
-    "Objective",
-    "OutcomeCredit",
-    "OverlongPenalty",
-    "ParallelHeads",
-    "Policy",
-    "PolicyGradient",
-    "PolicyOptimization",
-    "PositionClip",
-    "Predictions",
-    "Preemption",
-    "PrefixActions",
-    "PrefixReplay",
-    "PrefixTree",
-    "PromptDataModule",
-    "PromptFile",
-    "PromptRow",
-    "Quantization",
-    "Reduction",
-    "ReferenceUpdate",
-    "Report",
-    "ReturnToGo",
-    "Reward",
-    "RolloutLoop",
-    "RolloutProgressBar",
-    "SameCredit",
-    "SampledTokens",
-    "Sampler",
-    "Samples",
-    "SegmentActions",
-    "Segmenter",
-    "Selection",
-    "SeparateCritic",
-    "SequenceActions",
-    "SequenceMean",
-    "SequentialHeads",
-    "Spans",
-    "Splits",
-    "StarGraphs",
-    "StateCredit",
-    "SupervisedWarmup",
-    "Support",
-    "Surrogate",
-    "Svamp",
-    "Tails",
-    "Throughput",
-    "TinyPolicy",
-    "TokenActions",
-    "TokenMean",
-    "TopK",
-    "TruncatedWeights",
-    "UserError",
-    "ValueHead",
-    "ValueLoss",
-    "Watchdog",
-    "WeightPenalty",
-    "__version__",
-]
+__all__ = ["ActionSpace", "AdaptiveCoefficient", "Advantage", "AllTokens", "Arithmetic"]
+__all__ += ["AsymmetricRatio", "BlockActions", "BoundedTokens", "CausalPolicy", "CentredCredit"]
+__all__ += ["ClippedRatio", "ClippedWeight", "Completion", "ConstantCoefficient", "ConstantLength"]
+__all__ += ["Correction", "CoupledElbo", "CoupledTokens", "DelimiterSegmenter", "Denoising"]
+__all__ += ["DivergenceMask", "DynamicSampling", "Elbo", "EntropyBonus", "EntropySegmenter"]
+__all__ += ["ExactAnswer", "ExactResume", "ExplicitWeights", "Export", "Finished"]
+__all__ += ["ForwardTraceActions", "FullVocabulary", "FunctionReward", "FutureCredit"]
+__all__ += ["FutureShare", "GeneralizedAdvantage", "GeometricDecay", "GroupRelative"]
+__all__ += ["HeadPolicyLoss", "HeadUpkeep", "HeadWarmup", "HighEntropyTokens", "JsonLines"]
+__all__ += ["KLPenalty", "KLTracking", "LeaveOneOut", "Likelihood", "LinearBound", "LocalSampler"]
+__all__ += ["Lora", "LossTerm", "MaskedWeights", "MathAnswer", "MeanField", "MedusaHeads"]
+__all__ += ["MetricsCSV", "MinP", "Multiplication", "Nucleus", "Objective", "OutcomeCredit"]
+__all__ += ["OverlongPenalty", "ParallelHeads", "Policy", "PolicyGradient", "PolicyOptimization"]
+__all__ += ["PositionClip", "Predictions", "Preemption", "PrefixActions", "PrefixReplay"]
+__all__ += ["PrefixTree", "PromptDataModule", "PromptFile", "PromptRow", "Quantization"]
+__all__ += ["Reduction", "ReferenceUpdate", "Report", "ReturnToGo", "Reward", "RolloutLoop"]
+__all__ += ["RolloutProgressBar", "SameCredit", "SampledTokens", "Sampler", "Samples"]
+__all__ += ["SegmentActions", "Segmenter", "Selection", "SeparateCritic", "SequenceActions"]
+__all__ += ["SequenceMean", "SequentialHeads", "Spans", "Splits", "StarGraphs", "StateCredit"]
+__all__ += ["SupervisedWarmup", "Support", "Surrogate", "Svamp", "Tails", "Throughput"]
+__all__ += ["TinyPolicy", "TokenActions", "TokenMean", "TopK", "TruncatedWeights", "UserError"]
+__all__ += ["ValueHead", "ValueLoss", "Watchdog", "WeightPenalty", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

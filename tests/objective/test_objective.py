@@ -163,7 +163,7 @@ def test_describe_shows_the_arguments():
         "advantage LeaveOneOut() |",
         "ClippedRatio(low=0.0003, high=0.28, dual=3.0)",
         "EntropyBonus(coef=0.2)",
-        "KLPenalty(controller=ConstantCoefficient(coefficient=0.3), estimator='k3', place='loss')",
+        "KLPenalty(controller=ConstantCoefficient(coefficient=0.3), estimator='k3', place='loss', level='token')",
     ):
         assert words in text
 

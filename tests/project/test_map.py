@@ -67,6 +67,7 @@ COVERED = {
     "objective/axes.py": "objective/test_rules.py",
     "objective/block_weights.py": "laws/test_action_spaces.py",
     "objective/divergence_mask.py": "laws/test_surrogates.py",
+    "objective/linear_bound.py": "laws/test_surrogates.py",
     "objective/log_ratios.py": "objective/test_objective.py",
     "objective/loss_metrics.py": "objective/test_objective.py",
     "objective/outcome.py": "laws/test_advantages.py",
