@@ -50,7 +50,7 @@ AXES = {
     "reductions": "7",
     "kl": "8",
     "likelihoods": "17",
-    "one_pass": "17",
+    "one_pass": "17.5",
     "corrections": "9",
     "value_loss": "10",
     "terms": "12",

@@ -18,6 +18,7 @@ GROUPS = (
         "trust",
         "correction",
         "kl",
+        "likelihood",
         "heads",
         "mtp",
         "value",
