@@ -102,12 +102,14 @@ if TYPE_CHECKING:
     from lightning_mpo.policies import (
         CausalPolicy,
         Lora,
+        MaskedPolicy,
         MedusaHeads,
         ParallelHeads,
         Policy,
         Quantization,
         SeparateCritic,
         SequentialHeads,
+        TinyMaskedPolicy,
         TinyPolicy,
         ValueHead,
     )
@@ -155,8 +157,8 @@ _NAMES = {
     "objective.one_pass": "CoupledTokens MeanField",
     "objective.position_clip": "PositionClip",
     "policies": (
-        "CausalPolicy Lora MedusaHeads ParallelHeads Policy Quantization SeparateCritic "
-        "SequentialHeads TinyPolicy ValueHead"
+        "CausalPolicy Lora MaskedPolicy MedusaHeads ParallelHeads Policy Quantization "
+        "SeparateCritic SequentialHeads TinyMaskedPolicy TinyPolicy ValueHead"
     ),
     "objective.reductions": "ConstantLength Reduction SequenceMean TokenMean",
     "rewards": "Completion ExactAnswer Finished FunctionReward MathAnswer OverlongPenalty Reward",
@@ -187,18 +189,18 @@ __all__ += ["ForwardTraceActions", "FullVocabulary", "FunctionReward", "FutureCr
 __all__ += ["FutureShare", "GeneralizedAdvantage", "GeometricDecay", "GroupRelative"]
 __all__ += ["HeadPolicyLoss", "HeadUpkeep", "HeadWarmup", "HighEntropyTokens", "JsonLines"]
 __all__ += ["KLPenalty", "KLTracking", "LeaveOneOut", "Likelihood", "LinearBound", "LocalSampler"]
-__all__ += ["Lora", "LossTerm", "MaskedWeights", "MathAnswer", "MeanField", "MedusaHeads"]
-__all__ += ["MetricsCSV", "MinP", "Multiplication", "Nucleus", "Objective", "OutcomeCredit"]
-__all__ += ["OverlongPenalty", "ParallelHeads", "Policy", "PolicyGradient", "PolicyOptimization"]
-__all__ += ["PositionClip", "Predictions", "Preemption", "PrefixActions", "PrefixReplay"]
-__all__ += ["PrefixTree", "PromptDataModule", "PromptFile", "PromptRow", "Quantization"]
+__all__ += ["Lora", "LossTerm", "MaskedPolicy", "MaskedWeights", "MathAnswer", "MeanField"]
+__all__ += ["MedusaHeads", "MetricsCSV", "MinP", "Multiplication", "Nucleus", "Objective"]
+__all__ += ["OutcomeCredit", "OverlongPenalty", "ParallelHeads", "Policy", "PolicyGradient"]
+__all__ += ["PolicyOptimization", "PositionClip", "Predictions", "Preemption", "PrefixActions"]
+__all__ += ["PrefixReplay", "PrefixTree", "PromptDataModule", "PromptFile", "PromptRow", "Quantization"]
 __all__ += ["Reduction", "ReferenceUpdate", "Report", "ReturnToGo", "Reward", "RolloutLoop"]
 __all__ += ["RolloutProgressBar", "SameCredit", "SampledTokens", "Sampler", "Samples"]
 __all__ += ["SegmentActions", "Segmenter", "Selection", "SeparateCritic", "SequenceActions"]
 __all__ += ["SequenceMean", "SequentialHeads", "Spans", "Splits", "StarGraphs", "StateCredit"]
 __all__ += ["SupervisedWarmup", "Support", "Surrogate", "Svamp", "Tails", "Throughput"]
-__all__ += ["TinyPolicy", "TokenActions", "TokenMean", "TopK", "TruncatedWeights", "UserError"]
-__all__ += ["ValueHead", "ValueLoss", "Watchdog", "WeightPenalty", "__version__"]
+__all__ += ["TinyMaskedPolicy", "TinyPolicy", "TokenActions", "TokenMean", "TopK"]
+__all__ += ["TruncatedWeights", "UserError", "ValueHead", "ValueLoss", "Watchdog", "WeightPenalty", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

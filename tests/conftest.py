@@ -74,6 +74,14 @@ def tiny_policy() -> Callable:
 
 
 @pytest.fixture(scope="session")
+def tiny_masked() -> Callable:
+    """Return a factory of built `TinyMaskedPolicy`s, as `tiny_policy` does."""
+    from tests.support.masked import make_masked
+
+    return make_masked
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tiny_policy, tmp_path_factory) -> str:
     """Return a folder in Hugging Face's format with a tiny model and its tokenizer."""
     folder = tmp_path_factory.mktemp("tiny")

@@ -98,7 +98,7 @@ class FullHead(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Combine saved rows if the head is frozen, else go through the logits again."""
         with _no_autocast(grad_logprobs):
-            learnt = grad_logprobs[:, : ctx.saved_tensors[5].shape[1]]
+            learnt = grad_logprobs[:, : ctx.scan.learnt_ids]
             grads = (_recompute if ctx.trained else _combine)(ctx, learnt, grad_entropy)
         return *grads, None, None
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from lightning_mpo.policies.unembedding import Unembedding
 from lightning_mpo.scores import ScoreRequest, TokenScores
 from lightning_mpo.types import Rollout
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 class CausalPolicy(LoadedPolicy):
     """Scores responses with a pretrained causal model. The reference is its state at the start.
@@ -29,38 +26,9 @@ class CausalPolicy(LoadedPolicy):
     `checkpoint`. Without LoRA it is a frozen copy. `LoadedPolicy` describes the options.
     """
 
-    # --- hidden states and logits -----------------------------------------------------------------
-
-    def as_reference(self, on: bool = True) -> AbstractContextManager[None]:
-        """Make the network of adapters compute as the reference within this context."""
-        return self.reference.active() if on else nullcontext()
-
     def decoder(self, reference: bool = False) -> nn.Module:
         """Return the network without its head: token ids to hidden states."""
         return self._network(reference).get_decoder()
-
-    def logits(self, hidden_BD: Tensor, reference: bool = False) -> Tensor:
-        """Return float32 logits of the next token, for sampling. Shape `[B, V]`."""
-        logits_BV = self._head(reference).raw_logits(hidden_BD).float()
-        options = self.head_options
-        if options["scale"] != 1.0:
-            logits_BV = logits_BV * options["scale"]
-        if options["softcap"]:
-            logits_BV = options["softcap"] * torch.tanh(logits_BV / options["softcap"])
-        return logits_BV
-
-    def _network(self, reference: bool) -> PreTrainedModel:
-        if reference:
-            return self.reference.network
-        if self.network is None:
-            raise RuntimeError("`build` was not called")
-        return self.network
-
-    def _head(self, reference: bool = False, **form: Any) -> Unembedding:
-        """Read the head; a reference's adapters are swapped in only for this moment."""
-        with self.as_reference(reference):
-            head = Unembedding.of(self._network(reference).get_output_embeddings(), **form)
-            return head.detached() if reference else head
 
     # --- scores -----------------------------------------------------------------------------------
 

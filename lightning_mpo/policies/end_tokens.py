@@ -15,6 +15,7 @@ def find_end_tokens(
     tokenizer: PreTrainedTokenizerBase,
     config: PretrainedConfig,
     generation_ends: list[Any],
+    separator: int | None = None,
 ) -> dict[int, str]:
     """Return all end tokens of a model, each with the file that names it first.
 
@@ -23,6 +24,7 @@ def find_end_tokens(
         tokenizer: its tokenizer.
         config: configuration of its text model.
         generation_ends: `eos_token_id` of generation_config.json, as a list.
+        separator: the end token of a model that names none.
 
     Raises:
         UserError: no end token is named, or one that is no token of the model.
@@ -35,6 +37,8 @@ def find_end_tokens(
         for end in (configured if isinstance(configured, list) else [configured])
     ]
     candidates += [(end, "generation_config.json") for end in generation_ends]
+    if separator is not None and not any(end is not None for end, _ in candidates):
+        candidates.append((separator, "the tokenizer"))
     # valid ones, each once
     ends: dict[int, str] = {}
     for end, file in candidates:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_mpo.policies import combinations, loading, pretrained
-from lightning_mpo.policies.base import Policy, rollout_mode
+from lightning_mpo.policies import combinations, loading
+from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.policies.checkpoints import check_adapters, load_state, read_policy
-from lightning_mpo.policies.end_tokens import find_end_tokens
-from lightning_mpo.policies.logits import check_logits, logit_options
+from lightning_mpo.policies.described import DescribedPolicy
+from lightning_mpo.policies.logits import check_logits
 from lightning_mpo.policies.lora import FrozenAdapters, Lora, add_adapters
 from lightning_mpo.policies.mtp import MTPHeads
 from lightning_mpo.policies.precision import warn_where_slow
@@ -24,16 +23,16 @@ from lightning_mpo.policies.quantization import (
     refuse_stored_otherwise,
 )
 from lightning_mpo.policies.reference import AdapterReference, FrozenCopy, Reference
-from lightning_mpo.policies.remarks import remarks_on
 from lightning_mpo.policies.trunk import Trunk
+from lightning_mpo.policies.unembedding import Unembedding
 from lightning_mpo.policies.value import Critic
 from lightning_mpo.scores import ScoreRequest
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
-class LoadedPolicy(Policy):
+class LoadedPolicy(DescribedPolicy):
     """A pretrained model with optional adapters, multi-token heads and critic.
 
     Args:
@@ -71,8 +70,8 @@ class LoadedPolicy(Policy):
         gather_rollouts: bool = True,
         quantization: Quantization | None = None,
     ) -> None:
-        super().__init__()
-        self.source, self.lora, self.quantization = source, lora, quantization
+        super().__init__(source)
+        self.lora, self.quantization = lora, quantization
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.gradient_checkpointing = gradient_checkpointing
         self.share_prompts = share_prompts
@@ -86,64 +85,9 @@ class LoadedPolicy(Policy):
         """The frozen copy of a policy without LoRA. A submodule, and in no state dict."""
         self.adapters = None
         self.adapter_reference: AdapterReference | None = None
-        self._dropouts: list[str] = []
         self.register_state_dict_post_hook(_leave_reference_out)
 
     # --- before the weights are loaded ------------------------------------------------------------
-
-    @cached_property
-    def _location(self) -> str:
-        return str(pretrained.resolve(self.source))
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return loading.load_tokenizer(self._location)
-
-    @cached_property
-    def config(self) -> PretrainedConfig:
-        """The model's configuration, without its dropouts."""
-        config = loading.load_config(self._location)
-        self._dropouts = loading.drop_nothing(config)
-        return config
-
-    @cached_property
-    def base_digest(self) -> str | None:
-        """A digest of the pretrained weights; None if they are in no local folder."""
-        return pretrained.weights_digest(self._location) if self.source != "tiny" else None
-
-    @property
-    def vocabulary(self) -> int:
-        return self.config.get_text_config().vocab_size
-
-    @property
-    def end_tokens(self) -> list[int]:
-        """Ids that end a response: of tokenizer, configuration and generation options together."""
-        return sorted(set(self._end_tokens))
-
-    @cached_property
-    def _end_tokens(self) -> dict[int, str]:
-        """End tokens, and the file that names each."""
-        of_generation = [] if self.source == "tiny" else loading.end_tokens(self._location)
-        config = self.config.get_text_config()
-        return find_end_tokens(self.source, self.tokenizer, config, of_generation)
-
-    @property
-    def positions(self) -> int | None:
-        return loading.positions_of(self.config)
-
-    @property
-    def unembedded(self) -> dict[str, int]:
-        table = self.tokenizer.get_vocab()
-        return {text: id for text, id in table.items() if id >= self.vocabulary}
-
-    @property
-    def head_options(self) -> dict[str, Any]:
-        """The family's factor on logits (`scale`) and soft cap (`softcap`)."""
-        return logit_options(self.config.get_text_config())
-
-    @property
-    def remarks(self) -> list[str]:
-        return remarks_on(self.tokenizer, self.end_tokens, self._dropouts, self.unembedded)
 
     def check(self, request: ScoreRequest = ScoreRequest()) -> None:  # noqa: B008  frozen
         # options beside each other
@@ -166,7 +110,7 @@ class LoadedPolicy(Policy):
 
     def load_network(self) -> PreTrainedModel:
         """Return the model with its pretrained weights."""
-        return loading.load_weights(self._location, self.config, self.dtype)
+        return loading.load_weights(self._location, self.config, self.dtype, kind=self.kind)
 
     def load_base(self, device: torch.device) -> PreTrainedModel:
         """Return the pretrained model on a device, quantised if `quantization` is set."""
@@ -176,11 +120,13 @@ class LoadedPolicy(Policy):
         if quantization is None:
             network: Any = self.load_network()
             return network.to(device)
-        return quantization.load(self._location, self.config, dtype=self.dtype, device=device)
+        return quantization.load(
+            self._location, self.config, dtype=self.dtype, device=device, kind=self.kind
+        )
 
     def outline_network(self) -> PreTrainedModel:
         """Return the model without weights, on the meta device."""
-        return loading.outline(self.config, self.dtype, self.source)
+        return loading.outline(self.config, self.dtype, self.source, self.kind)
 
     def outline(self) -> None:
         """Make the modules that `build` makes, without weights, on the meta device."""
@@ -195,7 +141,7 @@ class LoadedPolicy(Policy):
         if self.checkpoint is not None:
             self._load_checkpoint(self.checkpoint)
         with rollout_mode(self.network):
-            check_logits(self.network, self.logits)
+            self._check_network()
         # the reference: the policy as it is now, before any update
         if reference and self.lora is None:
             self.reference_network = copy.deepcopy(self.network).requires_grad_(False).eval()
@@ -203,10 +149,6 @@ class LoadedPolicy(Policy):
             frozen = FrozenAdapters(self.network)
             self.adapter_reference = AdapterReference(self.adapters, frozen)
         self._prepare_training()
-
-    @abstractmethod
-    def logits(self, hidden_BD: Tensor, reference: bool = False) -> Tensor:
-        """Return float32 logits of the next token. Shape `[B, V]`."""
 
     def _assemble(self, network: PreTrainedModel, device: torch.device) -> None:
         """Join a network with adapters, heads and critic."""
@@ -223,6 +165,11 @@ class LoadedPolicy(Policy):
             check_gradients(network.train())
             network.eval()
         self.network = network
+        if self.mtp is not None or self.critic is not None:
+            self._build_heads(network, device)
+
+    def _build_heads(self, network: PreTrainedModel, device: torch.device) -> None:
+        """Build multi-token heads and critic over the decoder of a network."""
         decoder, config = network.get_decoder(), network.config.get_text_config()
         if self.mtp is not None:
             self.mtp.build(Trunk(decoder, config, network.get_output_embeddings()))
@@ -276,6 +223,39 @@ class LoadedPolicy(Policy):
         if self.reference_network is not None:
             self.reference_network.eval()
         return self
+
+    def as_reference(self, on: bool = True) -> AbstractContextManager[None]:
+        """Make the network of adapters compute as the reference within this context."""
+        return self.reference.active() if on else nullcontext()
+
+    # --- the network ------------------------------------------------------------------------------
+
+    def _network(self, reference: bool) -> PreTrainedModel:
+        if reference:
+            return self.reference.network
+        if self.network is None:
+            raise RuntimeError("`build` was not called")
+        return self.network
+
+    def _head(self, reference: bool = False, **form: Any) -> Unembedding:
+        """Read the head; a reference's adapters are swapped in only for this moment."""
+        with self.as_reference(reference):
+            head = Unembedding.of(self._network(reference).get_output_embeddings(), **form)
+            return head.detached() if reference else head
+
+    def logits(self, hidden_BD: Tensor, reference: bool = False) -> Tensor:
+        """Return float32 logits of the token that a hidden state predicts. Shape `[B, V]`."""
+        logits_BV = self._head(reference).raw_logits(hidden_BD).float()
+        options = self.head_options
+        if options["scale"] != 1.0:
+            logits_BV = logits_BV * options["scale"]
+        if options["softcap"]:
+            logits_BV = options["softcap"] * torch.tanh(logits_BV / options["softcap"])
+        return logits_BV
+
+    def _check_network(self) -> None:
+        """Refuse a network, in rollout mode, that computes its logits in an unknown way."""
+        check_logits(self.network, self.logits)
 
     # --- checkpoints ------------------------------------------------------------------------------
 

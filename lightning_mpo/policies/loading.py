@@ -13,6 +13,7 @@ import torch
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.model_files import CONFIG, read_descriptions
+from lightning_mpo.policies.model_kinds import CAUSAL, ModelKind
 from lightning_mpo.policies.weight_files import (
     check_declared_sizes,
     check_dtypes,
@@ -49,19 +50,20 @@ def one_line(subject: str) -> Iterator[None]:
         raise UserError(f"{subject} cannot be loaded: {reason[:300]}") from error
 
 
-def load_config(location: str) -> PretrainedConfig:
+def load_config(location: str, kind: ModelKind = CAUSAL) -> PretrainedConfig:
     """Return the configuration of a model.
 
     Args:
         location: a folder or an id on the hub.
+        kind: of the model.
 
     Raises:
-        UserError: its files request code, cannot be read, or do not describe a causal language
-            model that fits its weights.
+        UserError: its files request code, cannot be read, or do not describe a language model of
+            this kind that fits its weights.
     """
     from transformers import AutoConfig
 
-    described = read_descriptions(location)
+    described = read_descriptions(location, kind)
     if "adapter_config.json" in described:  # transformers would load their base, wherever that is
         raise UserError(
             f"the model {location!r} holds adapters (adapter_config.json): name that folder as "
@@ -71,20 +73,20 @@ def load_config(location: str) -> PretrainedConfig:
     shapes = weight_shapes(folder) if folder.is_dir() else None
     check_declared_sizes(described.get(CONFIG, {}), location, shapes)
     with one_line(f"{CONFIG} of the model {location!r}"):
-        config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(location, trust_remote_code=kind.remote_code)
         text = config.get_text_config()
         if not isinstance(text.vocab_size, int) or not isinstance(text.hidden_size, int):
             raise TypeError("`vocab_size` and `hidden_size` must be whole numbers")
     if shapes is not None and getattr(config, "quantization_config", None) is None:
-        network = outline(config, torch.float32, location)
+        network = outline(config, torch.float32, location, kind)
         check_shapes(network, shapes, location)
         check_dtypes(network, folder)
     return config
 
 
-def end_tokens(location: str) -> list[Any]:
+def end_tokens(location: str, kind: ModelKind = CAUSAL) -> list[Any]:
     """Return the end tokens of a model's generation options, unchecked."""
-    ends = read_descriptions(location).get("generation_config.json", {}).get("eos_token_id")
+    ends = read_descriptions(location, kind).get("generation_config.json", {}).get("eos_token_id")
     return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
@@ -127,21 +129,22 @@ def positions_of(config: PretrainedConfig) -> int | None:
     return longest
 
 
-def outline(config: PretrainedConfig, dtype: torch.dtype, location: str) -> PreTrainedModel:
+def outline(
+    config: PretrainedConfig, dtype: torch.dtype, location: str, kind: ModelKind = CAUSAL
+) -> PreTrainedModel:
     """Return the model of a configuration without weights, on the meta device.
 
     Raises:
         UserError: no model can be built from it.
     """
-    from transformers import AutoModelForCausalLM
-
     with one_line(f"the model that {CONFIG} of {location!r} describes"), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=dtype, trust_remote_code=False
+        network: PreTrainedModel = kind.auto_class(config).from_config(
+            copy.deepcopy(config), dtype=dtype, trust_remote_code=kind.remote_code
         )
+    return network
 
 
-def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(location: str, kind: ModelKind = CAUSAL) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model.
 
     Raises:
@@ -149,16 +152,20 @@ def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    read_descriptions(location)
+    read_descriptions(location, kind)
     with one_line(f"the tokenizer of the model {location!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=kind.remote_code)
         if not len(tokenizer):
             raise ValueError("it knows no token")
     return tokenizer
 
 
 def load_weights(
-    location: str, config: PretrainedConfig | None, dtype: torch.dtype, **options: Any
+    location: str,
+    config: PretrainedConfig | None,
+    dtype: torch.dtype,
+    kind: ModelKind = CAUSAL,
+    **options: Any,
 ) -> PreTrainedModel:
     """Return a model with its weights, which are read as safetensors and never as pickles.
 
@@ -166,23 +173,22 @@ def load_weights(
         location: a folder or an id on the hub.
         config: from `load_config`; None: read again.
         dtype: of the weights.
+        kind: of the model.
         options: more of `from_pretrained`, such as a quantisation.
 
     Raises:
         UserError: weights are missing, damaged or of other shapes.
     """
-    from transformers import AutoModelForCausalLM
-
     if config is None:
-        config = load_config(location)
-    # never pickles, and never code of the folder
+        config = load_config(location, kind)
+    # never pickles, and code of the folder only by choice
     subject = f"the weights of the model {location!r}"
     with one_line(subject):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kind.auto_class(config).from_pretrained(
             location,
             config=copy.deepcopy(config),
             dtype=dtype,
-            trust_remote_code=False,
+            trust_remote_code=kind.remote_code,
             use_safetensors=True,
             output_loading_info=True,
             **options,

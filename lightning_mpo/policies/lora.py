@@ -74,12 +74,14 @@ def add_adapters(network: PreTrainedModel, lora: Lora) -> Any:
     from peft import LoraConfig, get_peft_model
 
     lora.check_targets(network)
+    # peft's class for causal models needs their `generate`
+    generates = hasattr(network, "prepare_inputs_for_generation")
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=lora.names or "all-linear",
         lora_dropout=lora.dropout,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if generates else None,
     )
     return get_peft_model(network, config)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.policies.model_kinds import CAUSAL, ModelKind
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -68,11 +69,12 @@ def read_json(path: Path, shown: str) -> dict[str, Any]:
     return content
 
 
-def read_descriptions(location: str) -> dict[str, dict[str, Any]]:
+def read_descriptions(location: str, kind: ModelKind = CAUSAL) -> dict[str, dict[str, Any]]:
     """Return the description files of a model that exist, by name, and check them.
 
     Args:
         location: a folder, or an id on the hub, from which the files are fetched.
+        kind: of the model; says whether its code may run.
 
     Raises:
         UserError: a file cannot be read, or requests code.
@@ -81,7 +83,7 @@ def read_descriptions(location: str) -> dict[str, dict[str, Any]]:
     paths = dict(_paths(location))
     descriptions = {name: read_json(path, shown) for name, path in paths.items()}
     for name, content in descriptions.items():
-        _refuse_code(content, f"{shown}: {name}")
+        _refuse_code(content, f"{shown}: {name}", kind)
     return descriptions
 
 
@@ -111,7 +113,7 @@ def _paths(location: str) -> Iterator[tuple[str, Path]]:
             yield name, Path(path)
 
 
-def _refuse_code(content: Any, where: str) -> None:
+def _refuse_code(content: Any, where: str, kind: ModelKind) -> None:
     """Refuse entries, at any depth, with which transformers would import or fetch code."""
     todo = [content]
     while todo:
@@ -119,7 +121,12 @@ def _refuse_code(content: Any, where: str) -> None:
         todo += part if isinstance(part, list) else part.values() if isinstance(part, dict) else ()
         for key, value in part.items() if isinstance(part, dict) else ():
             # classes of their own
-            if key in ("auto_map", "custom_pipelines") and value:
+            if key in ("auto_map", "custom_pipelines") and value and not kind.remote_code:
+                if kind.masked:
+                    raise UserError(
+                        f"{where} names code of its own (`{key}`), which runs only with "
+                        "`policy.remote_code: true`; read it first, as it can do whatever you can"
+                    )
                 raise UserError(
                     f"{where} names code of its own (`{key}`), and code in model folders is never "
                     "run; take a model that transformers supports itself, or delete the entry from "

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.policies.loading import load_weights
+from lightning_mpo.policies.model_kinds import CAUSAL, ModelKind
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
@@ -65,7 +66,13 @@ class Quantization:
         )
 
     def load(
-        self, location: str, config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device
+        self,
+        location: str,
+        config: PretrainedConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        kind: ModelKind = CAUSAL,
     ) -> PreTrainedModel:
         """Return a model that is quantised while it is read: memory never holds it unquantised.
 
@@ -74,6 +81,7 @@ class Quantization:
             config: of the model.
             dtype: of embeddings, norms and head, which are not quantised.
             device: of the weights, which cannot be moved afterwards.
+            kind: of the model.
 
         Raises:
             UserError: bitsandbytes has no kernel for the device.
@@ -83,7 +91,7 @@ class Quantization:
             device = torch.device(device.type, 0)
         device_map = {"": device}
         options: dict[str, Any] = {"quantization_config": self.config(), "device_map": device_map}
-        network = load_weights(location, config, dtype, **options)
+        network = load_weights(location, config, dtype, kind=kind, **options)
         keep_layout(network)
         if device.type == "cpu":
             _unmap(network)

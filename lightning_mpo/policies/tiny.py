@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -66,29 +67,20 @@ class TinyPolicy(CausalPolicy):
             critic=critic,
             checkpoint=checkpoint,
         )
-        # the alphabet
-        if len(set(characters)) != len(characters):
-            raise UserError(
-                f"`TinyPolicy.characters` must not repeat a character, got {characters!r}"
-            )
-        if vocabulary is not None:
-            characters = extend_alphabet(characters, vocabulary, "TinyPolicy")
-        # sizes
-        widths = {
-            "hidden_size": hidden_size,
-            "intermediate_size": intermediate_size,
-            "heads": heads,
-        }
-        at_least("TinyPolicy", 1, most=WIDEST, **widths)
-        at_least("TinyPolicy", 1, most=DEEPEST, layers=layers)
-        at_least("TinyPolicy", 1, max_length=max_length)
-        positive("TinyPolicy", most=10, initializer_range=initializer_range)
+        self.characters = alphabet("TinyPolicy", characters, vocabulary)
+        check_sizes(
+            "TinyPolicy",
+            {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "heads": heads},
+            layers=layers,
+            max_length=max_length,
+            initializer_range=initializer_range,
+        )
         if hidden_size % (2 * heads):
             raise UserError(
                 f"`TinyPolicy.hidden_size` must be a multiple of 2 x `heads` = {2 * heads}, as a "
                 f"head's width is even, got {hidden_size}"
             )
-        self.characters, self.initializer_range = characters, initializer_range
+        self.initializer_range = initializer_range
         self.hidden_size, self.layers, self.heads, self.max_length = (
             hidden_size,
             layers,
@@ -99,18 +91,7 @@ class TinyPolicy(CausalPolicy):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast
-
-        symbols = [PAD, END, *self.characters]
-        core = Tokenizer(
-            models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=PAD)
-        )
-        core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        core.decoder = decoders.Fuse()
-        return PreTrainedTokenizerFast(
-            tokenizer_object=core, pad_token=PAD, eos_token=END, unk_token=PAD
-        )
+        return character_tokenizer(self.characters)
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -137,3 +118,67 @@ class TinyPolicy(CausalPolicy):
         config: Any = self.config
         network: Any = LlamaForCausalLM(config)
         return network.to(torch.float32)
+
+
+def alphabet(owner: str, characters: str, vocabulary: int | None) -> str:
+    """Return the characters of a tiny policy.
+
+    Args:
+        owner: class of the policy, for messages.
+        characters: the first ones.
+        vocabulary: number of characters; ideographs follow the first ones. None: no others.
+
+    Raises:
+        UserError: a character is repeated, or the number is too small or too large.
+    """
+    if len(set(characters)) != len(characters):
+        raise UserError(f"`{owner}.characters` must not repeat a character, got {characters!r}")
+    return characters if vocabulary is None else extend_alphabet(characters, vocabulary, owner)
+
+
+def check_sizes(
+    owner: str,
+    widths: Mapping[str, int | None],
+    *,
+    layers: int,
+    max_length: int,
+    initializer_range: float,
+) -> None:
+    """Refuse sizes of a tiny policy that are out of range.
+
+    Args:
+        owner: class of the policy, for messages.
+        widths: sizes of layers by option.
+        layers: number of layers.
+        max_length: positions.
+        initializer_range: standard deviation of the weights.
+
+    Raises:
+        UserError: names the option.
+    """
+    at_least(owner, 1, most=WIDEST, **widths)
+    at_least(owner, 1, most=DEEPEST, layers=layers)
+    at_least(owner, 1, max_length=max_length)
+    positive(owner, most=10, initializer_range=initializer_range)
+
+
+def character_tokenizer(characters: str, mask: str | None = None) -> PreTrainedTokenizerBase:
+    """Return a tokenizer whose tokens are PAD, END, MASK if there is one, and each character.
+
+    Args:
+        characters: the alphabet.
+        mask: the text of MASK; None: there is none.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    symbols = [PAD, END, *([] if mask is None else [mask]), *characters]
+    core = Tokenizer(
+        models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=PAD)
+    )
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    special = {} if mask is None else {"mask_token": mask}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=PAD, eos_token=END, unk_token=PAD, **special
+    )

@@ -63,7 +63,7 @@ def imports_of(path: Path) -> set[str]:
 def test_the_page_lists_every_room_once():
     rooms = {room(name_of(path)) for path in modules()}
     assert rooms == set(LEVEL), "the table in docs/architecture.md lists other rooms"
-    assert "lightning_mpo.policies.base.Policy" in imports_of(PACKAGE / "policies" / "loaded.py")
+    assert "lightning_mpo.policies.base.Policy" in imports_of(PACKAGE / "policies" / "described.py")
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: name_of(path))

@@ -99,6 +99,8 @@ ATTRIBUTES: dict[str, tuple[str, Callable[[], Any], str]] = {
     "_MEM_FORMAT_ENCODING": ("torch", metadata, "_MEM_FORMAT_ENCODING"),
     "_accelerator_connector": ("lightning", trainer, "_accelerator_connector.cluster_environment"),
     "_attn_implementation": ("transformers", config, "_attn_implementation"),
+    "_supports_sdpa": ("transformers", decoder, "_supports_sdpa"),
+    "_is_stateful": ("transformers", decoder, "_is_stateful"),
     "_callback_metrics": ("lightning", trainer, "_logger_connector._callback_metrics"),
     "_cdata": ("torch", lambda: torch.zeros(1).untyped_storage(), "_cdata"),
     "_checkpoint_connector": ("lightning", trainer, "_checkpoint_connector.restore_training_state"),
