@@ -85,6 +85,12 @@ class HeadDiagnostics(RolloutCallback):
                 "`HeadDiagnostics` measures rollouts, and "
                 f"`{type(pl_module).__name__}` makes none; leave it out of the callbacks"
             )
+        if pl_module.policy.masked:
+            raise UserError(
+                "`HeadDiagnostics` measures multi-token heads, which "
+                f"`{type(pl_module.policy).__name__}` has not, as it is a masked language model: "
+                "leave it out of the callbacks"
+            )
         actions = pl_module.objective.actions
         if not actions.future:
             raise UserError(

@@ -20,6 +20,7 @@ from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
 from lightning_mpo.modules.rollout_setup import (
     announce,
     check_accumulation,
+    check_likelihood,
     check_offsets,
     check_rewards,
     check_sampling,
@@ -148,6 +149,7 @@ class RolloutLoop(RolloutEvaluation):
         """
         check_rewards(self.rewards, data, stage, self.max_new_tokens)
         check_offsets(objective, self.max_new_tokens)
+        check_likelihood(policy, objective)
         self.sampler.check_policy(policy)
         self.sampler.check_canvas(self.max_new_tokens)
         if self.dynamic is not None:

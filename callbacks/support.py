@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from lightning_mpo.checks import at_least
+from lightning_mpo.errors import UserError
 from lightning_mpo.functional.support_diagnostics import support_overlap
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
@@ -30,6 +31,14 @@ class SupportOverlap(RolloutCallback):
     def __init__(self, every: int = 10, rows: int = 16) -> None:
         at_least("SupportOverlap", 1, every=every, rows=rows)
         self.every, self.rows = every, rows
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if isinstance(pl_module, PolicyOptimization) and pl_module.policy.masked:
+            raise UserError(
+                "`SupportOverlap` asks a causal model for supports from left to right, and "
+                f"`{type(pl_module.policy).__name__}` reveals tokens in any order: leave it out of "
+                "the callbacks"
+            )
 
     def on_train_batch_end(
         self,

@@ -1,10 +1,8 @@
 """lightning-mpo: RL post-training of language models.
 
-One action may be a token, a block of tokens or a whole response.
-
-`from lightning_mpo import Objective, PolicyOptimization, RolloutLoop, TinyPolicy` imports the
-classes of a run. The package
-itself imports nothing heavy: each name is loaded at its first use.
+One action may be a token, a block of tokens or a whole response. `from lightning_mpo import
+Objective, RolloutLoop, TinyPolicy` imports classes of a run. The package itself imports nothing
+heavy: each name is loaded at its first use.
 """
 
 from __future__ import annotations
@@ -206,11 +204,8 @@ __all__ += ["TruncatedWeights", "UserError", "ValueHead", "ValueLoss", "Watchdog
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name not in _HOME:
-        raise AttributeError(
-            f"module 'lightning_mpo' has no attribute {name!r}",
-            name=name,
-            obj=sys.modules[__name__],
-        )
+        message = f"module 'lightning_mpo' has no attribute {name!r}"
+        raise AttributeError(message, name=name, obj=sys.modules[__name__])
     value = getattr(importlib.import_module(f"lightning_mpo.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -88,6 +88,11 @@ class HeadWarmup(Stage):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        if policy.masked:
+            raise UserError(
+                "`HeadWarmup` trains multi-token heads of a causal model, and "
+                f"`{type(policy).__name__}` is a masked one; use `SupervisedWarmup`"
+            )
         if policy.mtp is None:
             raise UserError(
                 "`HeadWarmup` trains `policy.mtp`, and the policy has none; give "

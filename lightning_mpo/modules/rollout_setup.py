@@ -90,6 +90,30 @@ def check_sampling(
         replay.check(completions, objective.advantage)
 
 
+def check_likelihood(policy: Policy, objective: Objective) -> None:
+    """Refuse an objective for the other kind of policy, causal or masked.
+
+    Args:
+        policy: its weights need not be loaded.
+        objective: the algorithm.
+
+    Raises:
+        UserError: a masked policy without a likelihood, or a causal one with it.
+    """
+    name, likelihood = type(policy).__name__, objective.likelihood
+    if policy.masked and likelihood is None:
+        raise UserError(
+            f"`{name}` is a masked language model, and `objective.likelihood` is not set: give "
+            "`CoupledElbo`, `Elbo` or `Denoising`, or use `CausalPolicy`"
+        )
+    if likelihood is not None and not policy.masked:
+        raise UserError(
+            f"`objective.likelihood: {type(likelihood).__name__}` hides tokens of a response, and "
+            f"`{name}` is a causal language model: give `likelihood: null`, or a masked policy "
+            "such as `MaskedPolicy`"
+        )
+
+
 def check_support(policy: Policy, support: Support) -> None:
     """Refuse a support that the vocabulary of a policy cannot hold.
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy
-from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.scores import ScoreRequest
 
 STEPS = 1000
@@ -128,7 +128,7 @@ def trained_parts(policy: Policy, request: ScoreRequest) -> tuple[str, ...]:
 
 def has_vectors(policy: Policy) -> bool:
     """Return whether norms are trained: they are, unless only adapters are trained."""
-    return isinstance(policy, CausalPolicy) and policy.lora is None
+    return isinstance(policy, LoadedPolicy) and policy.lora is None
 
 
 def make_optimizer(factory: Callable[[Any], Any], weights: Any) -> Any:

@@ -13,7 +13,7 @@ import lightning as L
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.policies.base import Policy
-from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.loaded import LoadedPolicy
 
 VOLATILE = (
     "_name_or_path",
@@ -144,7 +144,7 @@ def _short(value: Any) -> str:
 
 def _base(policy: Policy) -> dict[str, Any]:
     """Describe the base model, which the checkpoints of a LoRA run leave out."""
-    if getattr(policy, "lora", None) is None or not isinstance(policy, CausalPolicy):
+    if getattr(policy, "lora", None) is None or not isinstance(policy, LoadedPolicy):
         return {}
     quantised = None if policy.quantization is None else asdict(policy.quantization)
     return dict(zip(BASE, (str(policy.dtype), quantised, policy.base_digest), strict=True))

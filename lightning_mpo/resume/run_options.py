@@ -15,7 +15,7 @@ import lightning as L
 import torch
 
 from lightning_mpo.modules.trainer import callbacks_of
-from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.resume.option_effects import Effect, effect
 
 TRAINER = (
@@ -203,7 +203,7 @@ def _version(package: str) -> str | None:
 
 def _contents(policy: Any) -> dict[str, Any]:
     """Return digests of a policy's files, from which a resumed run builds its reference."""
-    if not isinstance(policy, CausalPolicy):
+    if not isinstance(policy, LoadedPolicy):
         return {}
     digests: dict[str, Any] = {}
     if policy.lora is None:  # with adapters it is part of the identity
