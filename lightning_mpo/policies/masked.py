@@ -13,7 +13,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.policies import masked_checks
 from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.policies.lora import Lora
-from lightning_mpo.policies.masked_inputs import RowInputs, find_inputs, head_bias
+from lightning_mpo.policies.masked_inputs import RowInputs, find_inputs, first_position, head_bias
 from lightning_mpo.policies.model_kinds import ModelKind
 from lightning_mpo.policies.quantization import Quantization
 from lightning_mpo.policies.scoring import Likelihoods, ResponseTokens
@@ -83,6 +83,15 @@ class MaskedPolicy(LoadedPolicy):
     def mask_id(self) -> int:
         """The id of MASK, which stands at hidden positions."""
         return masked_checks.find_mask(self.tokenizer, self.config, self.mask_token, self.source)
+
+    @property
+    def positions(self) -> int | None:
+        positions = super().positions
+        return None if positions is None else positions - self._first_position
+
+    @cached_property
+    def _first_position(self) -> int:
+        return first_position(self.outline_network())
 
     @cached_property
     def barred(self) -> tuple[int, ...]:

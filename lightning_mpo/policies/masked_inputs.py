@@ -79,8 +79,12 @@ class RowInputs:
             return self._states_by_length(network, ids_BL, mask_BL)
         with record_head_input(network) as inputs:
             network(**self.arguments(ids_BL, mask_BL))
-        (hidden_BLD,) = inputs
-        return hidden_BLD
+        if len(inputs) != 1 or inputs[0].shape[:2] != ids_BL.shape:
+            raise UserError(
+                f"`{type(network).__name__}` does not apply its head once to a state of each "
+                "token, so that it cannot be scored"
+            )
+        return inputs[0]
 
     def _states_by_length(
         self, network: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor

@@ -1,4 +1,4 @@
-"""Laws that every policy and its sampler obey: `TinyPolicy`, `CausalPolicy`, and a table of bigrams.
+"""Laws that every policy and its sampler obey: causal, masked, and a table of bigrams.
 
 A policy of another kind is one line of `KINDS`.
 """
@@ -18,15 +18,17 @@ from lightning_mpo.rollout.collect import Collector
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.rollout.scorer import Scorer
-from lightning_mpo.sampling import LocalSampler, SamplingRequest
+from lightning_mpo.sampling import DiffusionSampler, LocalSampler, SamplingRequest
 from lightning_mpo.types import Finish, take_rows, trim_rollout
 from tests.support.bigram import BigramPolicy, BigramSampler
 from tests.support.builders import END, PAD, VOCABULARY, make_prompts, make_rollout, seeded
+from tests.support.masked import all_hidden, past_mask
 from tests.support.runs import make_objective
 from tests.support.two_prompts import TwoPrompts, places_with_token_5
 
 CPU = torch.device("cpu")
-KINDS = ["tiny", "causal", "bigram"]
+CHAINS = ["tiny", "causal", "bigram"]
+KINDS = [*CHAINS, "masked"]
 SUPPORTS = [FullVocabulary(), TopK(4), Nucleus(0.8, 6)]
 
 
@@ -36,7 +38,9 @@ def kind(request) -> str:
 
 
 @pytest.fixture
-def policy(kind, tiny_policy, tiny_folder):
+def policy(kind, tiny_policy, tiny_masked, tiny_folder):
+    if kind == "masked":
+        return tiny_masked(reference=True)
     if kind == "tiny":
         return tiny_policy(reference=True)
     policy = CausalPolicy(tiny_folder) if kind == "causal" else BigramPolicy(sharp=2.0)
@@ -46,11 +50,14 @@ def policy(kind, tiny_policy, tiny_folder):
 
 @pytest.fixture
 def sampler(kind):
+    if kind == "masked":
+        return DiffusionSampler(block=4)
     return BigramSampler() if kind == "bigram" else LocalSampler()
 
 
 def logprobs(policy, rollout, *, temperature=1.0, reference=False, mask=None):
     mask = rollout.response_mask_BT if mask is None else mask
+    rollout = all_hidden(rollout) if policy.masked else rollout
     with torch.no_grad():
         return policy.score(rollout, mask, temperature=temperature, reference=reference).logprobs_BT
 
@@ -59,9 +66,10 @@ def sample(policy, sampler, *, support=None, completions=3, seed=0, **options):
     request = SamplingRequest(
         support or FullVocabulary(), **{"temperature": 1.0, "max_new_tokens": 8} | options
     )
-    return sampler.sample(
-        policy, make_prompts([4, 6, 3]), completions, request, generator=seeded(seed)
-    )
+    prompts = make_prompts([4, 6, 3])
+    if policy.masked:
+        prompts = replace(prompts, input_ids_PS=past_mask(prompts.input_ids_PS))
+    return sampler.sample(policy, prompts, completions, request, generator=seeded(seed))
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -69,7 +77,7 @@ def sample(policy, sampler, *, support=None, completions=3, seed=0, **options):
 
 def test_probabilities_of_all_tokens_at_a_position_sum_to_1(policy):
     rollout = make_rollout([5], [4])
-    others = [rollout.tokens_BL.clone() for _ in range(VOCABULARY)]
+    others = [rollout.tokens_BL.clone() for _ in range(policy.vocabulary)]
     for token, ids in enumerate(others):
         ids[0, rollout.prompt_length + 2] = token
     parts = [logprobs(policy, replace(rollout, tokens_BL=ids))[0, 2] for ids in others]
@@ -163,6 +171,7 @@ def test_samples_are_a_function_of_the_generator(policy, sampler):
     assert first.tokens_BL.tolist() != other.tokens_BL.tolist()
 
 
+@pytest.mark.parametrize("kind", CHAINS, indirect=True)
 def test_greedy_takes_the_most_probable_token_of_each_step(policy, sampler):
     rollout = sample(policy, sampler, greedy=True, completions=1)
     for b in range(3):
@@ -178,6 +187,7 @@ def test_greedy_takes_the_most_probable_token_of_each_step(policy, sampler):
 # --- training -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", CHAINS, indirect=True)
 def test_it_trains_without_a_trainer_and_the_reward_rises(policy, sampler):
     """From 2 prompts x 16 completions a rollout; untrained policies write token 5 in a small share of the places."""
     objective = make_objective()

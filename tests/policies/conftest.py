@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,29 @@ def folder(tiny_folder, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(sys, "stdin", None)
     shutil.copytree(tiny_folder, tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture(scope="session")
+def masked_folder(tmp_path_factory) -> Callable[[str], str]:
+    """Return the folder of a family of masked models, or of `foreign-FORM`, written once."""
+    from tests.support.masked_folders import write_family, write_foreign
+
+    root = tmp_path_factory.mktemp("masked")
+
+    def folder(family: str) -> str:
+        path = root / family
+        if not path.exists():
+            name, _, takes = family.partition("-")
+            write_foreign(takes, path) if takes else write_family(name, path)
+        return str(path)
+
+    return folder
+
+
+@pytest.fixture
+def code_cache(tmp_path_factory, monkeypatch) -> None:
+    """Let transformers copy code of repositories into a temporary folder."""
+    from transformers import dynamic_module_utils
+
+    cache = tmp_path_factory.getbasetemp() / "modules"
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))

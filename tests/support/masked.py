@@ -73,10 +73,10 @@ def with_copies(rollout: Rollout, copies: int = 2, *, seed: int = 0) -> Rollout:
         fields["support_mask_BTK"] = (rollout.support_BTK != PAD) & (
             torch.tensor(True) if slots_BTK is None else slots_BTK
         )
-        fields["support_BTK"] = _past_mask(rollout.support_BTK)
+        fields["support_BTK"] = past_mask(rollout.support_BTK)
     return replace(
         rollout,
-        tokens_BL=_past_mask(rollout.tokens_BL),
+        tokens_BL=past_mask(rollout.tokens_BL),
         attention_mask_BL=attention_BL,
         hidden_BCL=torch.cat([prompt_BCS, hidden_BCT], 2),
         copy_weights_BCT=weights_BCT,
@@ -84,7 +84,7 @@ def with_copies(rollout: Rollout, copies: int = 2, *, seed: int = 0) -> Rollout:
     )
 
 
-def _past_mask(ids: Tensor) -> Tensor:
+def past_mask(ids: Tensor) -> Tensor:
     """Renumber the ids of `TinyPolicy` as `TinyMaskedPolicy` does, so that none is MASK."""
     return ids + (ids >= MASK).to(ids.dtype)
 
@@ -137,5 +137,19 @@ def naive_score(
 @torch.no_grad()
 def logits_of(policy: MaskedPolicy, network: Any, ids_L: Tensor) -> Tensor:
     """Return the logits of a row that predict the token at each position."""
-    logits_LV = network(input_ids=ids_L[None]).logits[0]
+    full = {}
+    if network.config.model_type == "llama":
+        full["attention_mask"] = torch.ones(1, 1, len(ids_L), len(ids_L), dtype=torch.bool)
+    logits_LV = network(input_ids=ids_L[None], **full).logits[0]
     return torch.cat([logits_LV[:1], logits_LV[:-1]]) if policy.shift else logits_LV
+
+
+def all_hidden(rollout: Rollout) -> Rollout:
+    """Return a rollout with one copy that hides the response and weighs its tokens with 1."""
+    mask_BT = rollout.response_mask_BT
+    prompt_BS = torch.zeros(len(mask_BT), rollout.prompt_length, dtype=torch.bool)
+    return replace(
+        rollout,
+        hidden_BCL=torch.cat([prompt_BS, mask_BT], 1)[:, None],
+        copy_weights_BCT=mask_BT[:, None].float(),
+    )
