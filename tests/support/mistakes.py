@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from lightning_mpo.policies import CausalPolicy, TinyPolicy
+from lightning_mpo.policies import CausalPolicy, MaskedPolicy, TinyMaskedPolicy, TinyPolicy
 from tests.support.configurations import BASE
 
 POLICY = "model.init_args.policy"
@@ -70,7 +70,8 @@ def run_case(case: Case, folder: Path) -> Outcome:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     loads: list[type] = []
-    saved = {owner: owner.load_network for owner in (CausalPolicy, TinyPolicy)}
+    owners = (CausalPolicy, TinyPolicy, MaskedPolicy, TinyMaskedPolicy)
+    saved = {owner: owner.load_network for owner in owners}
 
     def spy(owner):
         return lambda self: (loads.append(owner), saved[owner](self))[1]

@@ -1,0 +1,50 @@
+"""Mistakes with masked language models end in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.mistakes import POLICY, Case, check_message
+
+MASKED = [f"--{POLICY}", "TinyMaskedPolicy"]
+ESPO = {
+    "more.yaml": "model: {init_args: {objective: {actions: SequenceActions, likelihood: "
+    "CoupledElbo, correction: null}}}"
+}
+SAMPLER = {
+    "sampler.yaml": "rollout: {sampler: {class_path: DiffusionSampler, init_args: {block: 1}}}"
+}
+BOTH = ["-c", "more.yaml", "-c", "sampler.yaml"]
+
+CASES = {
+    "a masked policy without a likelihood": Case(
+        "`TinyMaskedPolicy` is a masked language model, and `objective.likelihood` is not set: "
+        "give `CoupledElbo`, `Elbo` or `Denoising`",
+        MASKED,
+    ),
+    "a likelihood of a causal policy": Case(
+        "`objective.likelihood: CoupledElbo` hides tokens of a response, and `TinyPolicy` is a "
+        "causal language model: give `likelihood: null`",
+        ["-c", "more.yaml"],
+        ESPO,
+    ),
+    "heads of a masked policy": Case(
+        "`HeadDiagnostics` measures multi-token heads, which `TinyMaskedPolicy` has not",
+        [*BOTH, *MASKED, "--trainer.callbacks+=HeadDiagnostics"],
+        ESPO | SAMPLER,
+    ),
+    "overlaps of supports of a masked policy": Case(
+        "`SupportOverlap` asks a causal model for supports from left to right",
+        [*BOTH, *MASKED, "--trainer.callbacks+=SupportOverlap"],
+        ESPO | SAMPLER,
+    ),
+    "a head of a width that does not divide": Case(
+        "`TinyMaskedPolicy.hidden_size` must be a multiple of `heads` = 5, got 32",
+        [*MASKED, f"--{POLICY}.hidden_size", "32", f"--{POLICY}.heads", "5"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_that_says_what_to_write(tmp_path, name):
+    check_message(CASES[name], tmp_path)
