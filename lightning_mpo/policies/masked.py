@@ -13,7 +13,13 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.policies import masked_checks
 from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.policies.lora import Lora
-from lightning_mpo.policies.masked_inputs import RowInputs, find_inputs, first_position, head_bias
+from lightning_mpo.policies.masked_inputs import (
+    RowInputs,
+    find_inputs,
+    first_position,
+    freeze_unreached,
+    head_bias,
+)
 from lightning_mpo.policies.model_kinds import ModelKind
 from lightning_mpo.policies.quantization import Quantization
 from lightning_mpo.policies.scoring import Likelihoods, ResponseTokens
@@ -168,9 +174,11 @@ class MaskedPolicy(LoadedPolicy):
         arguments = self._inputs.without_positions().arguments(row_1L, mask_1L)
         network: Any = self.network
         network_LV = self._shifted(network(**arguments).logits)[0].float()
-        used_LV = self.logits(self.states(row_1L, mask_1L)[0])
+        with torch.enable_grad():
+            used_LV = self.logits(self.states(row_1L, mask_1L)[0])
+        freeze_unreached(self.network, used_LV)
         name = type(network).__name__
-        masked_checks.compare_logits(name, used_LV, network_LV, self.barred, tolerance)
+        masked_checks.compare_logits(name, used_LV.detach(), network_LV, self.barred, tolerance)
 
     # --- scores -----------------------------------------------------------------------------------
 

@@ -188,3 +188,28 @@ def find_inputs(
         f"`{type(network).__name__}` cannot be run as a masked language model: "
         + "; ".join(dict.fromkeys(reasons))
     )
+
+
+def freeze_unreached(network: nn.Module, output: Tensor) -> None:
+    """Freeze the weights on which an output does not depend, such as ESM's head for contacts.
+
+    DDP would wait for their gradients.
+
+    Args:
+        network: its weights.
+        output: computed with gradient.
+    """
+    # the graph of the output, down to the weights
+    reached: set[int] = set()
+    seen: set[Any] = set()
+    todo: list[Any] = [output.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        reached.add(id(getattr(node, "variable", None)))
+        todo += [parent for parent, _ in node.next_functions]
+    for weight in network.parameters():
+        if id(weight) not in reached:
+            weight.requires_grad_(False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_mpo.policies import MaskedPolicy, TinyMaskedPolicy
 from lightning_mpo.types import Rollout
-from tests.support.builders import CHARACTERS, PAD, make_rollout, seeded
+from tests.support.builders import CHARACTERS, END, PAD, make_rollout, seeded
 
 MASK = 2
 
@@ -76,7 +76,13 @@ def with_copies(rollout: Rollout, copies: int = 2, *, seed: int = 0) -> Rollout:
         fields["support_BTK"] = past_mask(rollout.support_BTK)
     return replace(
         rollout,
-        tokens_BL=past_mask(rollout.tokens_BL),
+        tokens_BL=torch.cat(
+            [
+                past_mask(rollout.tokens_BL[:, : rollout.prompt_length]),
+                past_mask(rollout.responses_BT.masked_fill(rollout.responses_BT == PAD, END)),
+            ],
+            1,
+        ),
         attention_mask_BL=attention_BL,
         hidden_BCL=torch.cat([prompt_BCS, hidden_BCT], 2),
         copy_weights_BCT=weights_BCT,
