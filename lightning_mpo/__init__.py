@@ -191,14 +191,22 @@ __all__ += ["Lora", "LossTerm", "MaskedPolicy", "MaskedWeights", "MathAnswer", "
 __all__ += ["MedusaHeads", "MetricsCSV", "MinP", "Multiplication", "Nucleus", "Objective"]
 __all__ += ["OutcomeCredit", "OverlongPenalty", "ParallelHeads", "Policy", "PolicyGradient"]
 __all__ += ["PolicyOptimization", "PositionClip", "Predictions", "Preemption", "PrefixActions"]
-__all__ += ["PrefixReplay", "PrefixTree", "PromptDataModule", "PromptFile", "PromptRow", "Quantization"]
-__all__ += ["Reduction", "ReferenceUpdate", "Report", "ReturnToGo", "Reward", "RolloutLoop"]
-__all__ += ["RolloutProgressBar", "SameCredit", "SampledTokens", "Sampler", "Samples"]
+__all__ += ["PrefixReplay", "PrefixTree", "PromptDataModule", "PromptFile", "PromptRow"]
+__all__ += ["Quantization", "Reduction", "ReferenceUpdate", "Report", "ReturnToGo", "Reward"]
+__all__ += [
+    "RolloutLoop",
+    "RolloutProgressBar",
+    "SameCredit",
+    "SampledTokens",
+    "Sampler",
+    "Samples",
+]
 __all__ += ["SegmentActions", "Segmenter", "Selection", "SeparateCritic", "SequenceActions"]
 __all__ += ["SequenceMean", "SequentialHeads", "Spans", "Splits", "StarGraphs", "StateCredit"]
 __all__ += ["SupervisedWarmup", "Support", "Surrogate", "Svamp", "Tails", "Throughput"]
 __all__ += ["TinyMaskedPolicy", "TinyPolicy", "TokenActions", "TokenMean", "TopK"]
-__all__ += ["TruncatedWeights", "UserError", "ValueHead", "ValueLoss", "Watchdog", "WeightPenalty", "__version__"]
+__all__ += ["TruncatedWeights", "UserError", "ValueHead", "ValueLoss", "Watchdog"]
+__all__ += ["WeightPenalty", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
