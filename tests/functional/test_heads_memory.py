@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from lightning_mpo.functional.low_rank import LowRank
 from tests.support.head_options import full_logprobs, full_top_k, support_logprobs
@@ -106,3 +107,24 @@ def test_the_full_top_k_holds_no_more_than_a_chunk_of_logits():
             ValueError, match=f"`k` must be between 1 and the vocabulary size 900, got {k}"
         ):
             full_top_k(hidden, weight, k)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("supported", [False, True])
+def test_a_head_works_within_a_checkpoint(trained, supported):
+    """A checkpoint gives the saved tensors of a function once."""
+    hidden, weight, _, tokens, support, _ = problem(dtype=torch.float64, lead=(6,), v=30, d=4, k=5)
+    hidden.requires_grad_()
+    weight.requires_grad_(trained)
+
+    def total() -> Tensor:
+        if supported:
+            logprobs, entropy = support_logprobs(hidden, weight, tokens, support, entropy_grad=True)
+        else:
+            logprobs, entropy = full_logprobs(hidden, weight, tokens, entropy_grad=True)
+        return logprobs.sum() + entropy.sum()
+
+    inputs = [hidden, weight] if trained else [hidden]
+    expected = torch.autograd.grad(total(), inputs)
+    again = torch.autograd.grad(checkpoint(total, use_reentrant=False), inputs)
+    assert all(torch.equal(one, other) for one, other in zip(expected, again, strict=True))
