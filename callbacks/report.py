@@ -15,12 +15,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_mpo.callbacks.rollout import RolloutLoop
 from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
-from lightning_mpo.functional.divergences import k3
 from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress, tell_phase
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run, prompts_of
 from lightning_mpo.objective.supports import FullVocabulary, Support
-from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
+from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings, divergence_of
 from lightning_mpo.rollout.events import RolloutEvent
 from lightning_mpo.rollout.learning_curve import draw_learning_curve
 from lightning_mpo.rollout.stages_table import print_stages
@@ -199,7 +198,7 @@ class Report(RolloutCallback):
             scores = loop.judge(module, rollout)
             tally.add(rollout, scores, decoding.completions)
             if not prefix and start == 0:
-                divergence, tokens = self._divergence(module, rollout)
+                divergence, tokens = divergence_of(module.scorer(), rollout)
                 records = _records(rollout, scores.rewards_B.tolist(), decoding.completions)
         if records and trainer.is_global_zero and not is_fast_dev_run(trainer):
             _write_lines(_folder(trainer) / "completions" / f"{stage}.jsonl", records)
@@ -207,15 +206,6 @@ class Report(RolloutCallback):
         if tokens:
             metrics["kl"] = divergence / tokens
         return metrics
-
-    @staticmethod
-    def _divergence(module: PolicyOptimization, rollout: Rollout) -> tuple[float, int]:
-        """Return (k3 divergence from the reference in nats, summed over tokens; tokens)."""
-        reference_BT = module.score(rollout, reference=True).logprobs_BT
-        divergence_BT = k3(module.score(rollout).logprobs_BT, reference_BT)
-        return divergence_BT[rollout.response_mask_BT].sum().item(), int(
-            rollout.response_mask_BT.sum()
-        )
 
     # --- results -----------------------------------------------------------------------------
 

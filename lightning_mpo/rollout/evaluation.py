@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from lightning_mpo.functional.divergences import k3
 from lightning_mpo.metrics import PassAtK
 from lightning_mpo.objective.supports import FullVocabulary, Support
 from lightning_mpo.rewards.scoring import Scores
+from lightning_mpo.rollout.noised import replay_steps
+from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.types import Rollout
 
 
@@ -40,6 +43,24 @@ def decodings(support: Support, completions: int) -> dict[str, Decoding]:
     if not isinstance(support, FullVocabulary):
         by_prefix["support_"] = Decoding(support, completions)
     return by_prefix
+
+
+def divergence_of(scorer: Scorer, rollout: Rollout) -> tuple[float, int]:
+    """Return the k3 divergence from the reference, in nats, summed over tokens; and their number.
+
+    Of a masked policy, tokens are scored in the states in which the sampler revealed them.
+
+    Args:
+        scorer: scores with policy and reference.
+        rollout: sampled responses.
+    """
+    mask_BT = rollout.response_mask_BT
+    if scorer.policy.masked:
+        rollout = replay_steps(rollout)
+        mask_BT = mask_BT & rollout.response_mask_BT
+    reference_BT = scorer.score(rollout, reference=True).logprobs_BT
+    divergence_BT = k3(scorer.score(rollout).logprobs_BT, reference_BT)
+    return divergence_BT[mask_BT].sum().item(), int(mask_BT.sum())
 
 
 def readable(name: str) -> str:

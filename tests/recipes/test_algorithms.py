@@ -221,6 +221,33 @@ def test_an_algorithm_is_the_one_it_says(build, path):
             "TokenMean",
             "terms ValueLoss(coef=0.1, clip=0.2)",
         ],
+        "espo": [
+            "SequenceActions(mean=True, form='sequence')",
+            "LeaveOneOut",
+            "SequenceMean",
+            "CoupledElbo(pairs=2, padding=True)",
+            "estimator='k2', place='loss', level='sequence'",
+        ],
+        "bgpo": [
+            "SequenceActions(mean=False, form='sequence')",
+            "scale='std'",
+            "LinearBound(limit=20.0)",
+            "Elbo(samples=16, padding=False, stratified=True)",
+            "terms none",
+        ],
+        "agrpo": [
+            "TokenActions",
+            "scale='none'",
+            "low=0.2, high=0.2",
+            "ConstantLength(length=1)",
+            "Denoising(steps=24, stratified=True, importance='entropy')",
+        ],
+        "diffu_grpo": ["TokenActions", "TokenMean", "MeanField(prompt_share=0.15)", "low=0.5"],
+        "coupled_grpo": [
+            "LeaveOneOut",
+            "CoupledTokens(least=0.2, most=0.8)",
+            "estimator='k3', place='loss', level='token'",
+        ],
         "mpo_ppo": [
             "source='mtp'",
             "GeneralizedAdvantage",

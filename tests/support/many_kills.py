@@ -123,6 +123,16 @@ trainer:
     - {class_path: EarlyStopping, init_args: {monitor: val/loss, patience: 9}}
     - {class_path: ModelCheckpoint, init_args: {monitor: val/loss, save_top_k: 2}}
 """
+MASKED = """
+model:
+  init_args:
+    policy: {class_path: TinyMaskedPolicy, init_args: {hidden_size: 32, layers: 2, heads: 2}}
+"""
+MASKED_WARMUP = MASKED + "    likelihood: {canvas: 12}\n"
+DIFFUSION = (
+    MASKED
+    + "rollout: {sampler: {class_path: DiffusionSampler, init_args: {block: 4, tokens_per_step: 2}}}\n"
+)
 HEAD_WARMUP = (
     WARMUP.replace("SupervisedWarmup", "HeadWarmup")
     .replace("val/loss", "val/cross_entropy")
@@ -137,6 +147,8 @@ HEAD_WARMUP = (
 def algorithm(name: str, *more: Path | str) -> list[Path | str]:
     """Return an algorithm's layers, with the models that its file says it needs (`-c mtp`)."""
     path = ROOT / f"configs/algorithm/{name}.yaml"
+    if "likelihood:" in path.read_text() and name != "grpo":
+        return [BASE, path, DIFFUSION, *more]
     models = [
         ROOT / f"configs/model/{model}.yaml" for model in re.findall(r"-c (\w+)", path.read_text())
     ]
@@ -145,6 +157,7 @@ def algorithm(name: str, *more: Path | str) -> list[Path | str]:
 
 FAMILIES: dict[str, list[Path | str]] = {
     "SupervisedWarmup": [WARMUP],
+    "SupervisedWarmup masked": [WARMUP, MASKED_WARMUP],
     "HeadWarmup": [HEAD_WARMUP],
     "callbacks": [BASE, ADAPTIVE, CALLBACKS.replace("    - {class_path: SupportOverlap, init_args: {every: 1, rows: 4}}\n", "")],
     "callbacks on supports": algorithm("mpo_backbone_rlpt", ADAPTIVE, CALLBACKS),
