@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_mpo.sampling.diffusion import DiffusionSampler
 
 from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.objective.likelihoods import CoupledElbo, Denoising, Elbo
@@ -17,6 +16,7 @@ from lightning_mpo.policies import TinyMaskedPolicy
 from lightning_mpo.rollout.evaluation import divergence_of
 from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.sampling import SamplingRequest
+from lightning_mpo.sampling.diffusion import DiffusionSampler
 from tests.support.builders import make_prompts, seeded
 from tests.support.epochs import lines
 from tests.support.runs import Run, adam, fit, make_policy, same

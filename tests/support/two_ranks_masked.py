@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from lightning_mpo.sampling.diffusion import DiffusionSampler
 
 from lightning_mpo.modules import SupervisedWarmup
 from lightning_mpo.modules.masked_tokens import MaskedTokens
@@ -22,6 +21,7 @@ from lightning_mpo.objective.likelihoods import CoupledElbo, Denoising, Noise
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.policies import TinyMaskedPolicy
 from lightning_mpo.rollout import join_rollouts
+from lightning_mpo.sampling.diffusion import DiffusionSampler
 from lightning_mpo.types import PromptBatch, take_rows
 from tests.support.builders import seeded
 from tests.support.runs import Record, fit, make_data, make_policy, make_trainer, sgd
