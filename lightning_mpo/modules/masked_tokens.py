@@ -25,33 +25,37 @@ class MaskedTokens:
 
     Each row draws p uniformly, and each of its tokens is hidden with probability p. The end tokens
     that fill the canvas are part of the answer, as a policy must learn where an answer ends.
+    docs/algorithms.md 17.1.
 
     Args:
         canvas: response tokens of each row; the same number as `rollout.max_new_tokens` later.
         least: smallest p; it bounds the weights 1/p [C].
+        stratified: spread p evenly over the rows of a batch, which lowers the variance of the loss
+            [I]; False draws it for each row by itself [C].
     """
 
     canvas: int
     least: float = 1e-3
+    stratified: bool = True
 
     def __post_init__(self) -> None:
         at_least("MaskedTokens", 1, canvas=self.canvas)
         within("MaskedTokens", "(0, 1]", least=self.least)
 
-    def numbers(self, rows: int, generator: torch.Generator, *, stratified: bool = False) -> Tensor:
+    def numbers(self, rows: int, generator: torch.Generator) -> Tensor:
         """Draw the uniform numbers that choose hidden tokens.
 
         Args:
             rows: demonstrations of a batch.
             generator: source of all randomness, on the CPU.
-            stratified: spread p evenly over the rows, which lowers the variance of their mean.
 
         Returns:
             Shape ``[rows, 1 + canvas]``: a number for p, then one for each token.
         """
         numbers_BX = torch.rand(rows, 1 + self.canvas, generator=generator)
-        if stratified:
-            numbers_BX[:, 0] = F.stratified(numbers_BX[0, 0], rows)
+        if self.stratified:  # in a random order, as processes take rows side by side
+            order_B = numbers_BX[:, 0].argsort()
+            numbers_BX[:, 0] = F.stratified(torch.rand((), generator=generator), rows)[order_B]
         return numbers_BX
 
     def hide(self, solutions: Rollout, numbers_BX: Tensor) -> Rollout:

@@ -130,7 +130,7 @@ class SupervisedWarmup(Stage):
         if self.likelihood is not None:  # the same numbers in each validation
             position = batch_idx, self.trainer.global_rank
             generator = generator_of(self.data.seed, Stream.DEMONSTRATE_HELD_OUT, *position)
-            numbers_BX = self.likelihood.numbers(len(rows), generator, stratified=True)
+            numbers_BX = self.likelihood.numbers(len(rows), generator)
         loss = self._loss(rows, numbers_BX)
         self.log("val/loss", loss, prog_bar=True, batch_size=len(rows), sync_dist=True)
 

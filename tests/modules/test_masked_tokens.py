@@ -22,8 +22,8 @@ def demonstrations(rows: int):
 
 def hidden(rows: int, least: float = 1e-3, *, stratified: bool = False):
     """Return the hidden tokens of the responses, and their weights."""
-    tokens = MaskedTokens(CANVAS, least)
-    numbers_BX = tokens.numbers(rows, seeded(0), stratified=stratified)
+    tokens = MaskedTokens(CANVAS, least, stratified)
+    numbers_BX = tokens.numbers(rows, seeded(0))
     noised = tokens.hide(demonstrations(rows), numbers_BX)
     assert not noised.hidden_BCL[..., :-CANVAS].any(), "a token of a prompt is hidden"
     return noised.hidden_BCL[:, 0, -CANVAS:], noised.copy_weights_BCT[:, 0], numbers_BX

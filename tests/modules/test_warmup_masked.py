@@ -67,9 +67,8 @@ def test_the_loss_is_the_weighted_cross_entropy_of_hidden_tokens(tmp_path):
     _, record = warm_up(tmp_path, 2, data=data, policy=policy, lr=0.0)
     for position in (0, 1):
         rows = data.training_rows(position, 4)
-        numbers_BX = torch.rand(
-            4, 1 + STAGE, generator=generator_of(0, Stream.DEMONSTRATE, position)
-        )
+        generator = generator_of(0, Stream.DEMONSTRATE, position)
+        numbers_BX = MaskedTokens(STAGE).numbers(4, generator)
         expected = naive_loss(policy, data, rows, numbers_BX)
         assert record.column("loss")[position] == pytest.approx(expected, rel=1e-4)
 
@@ -90,9 +89,8 @@ def test_validations_of_the_same_weights_are_equal(tmp_path):
     rows = list(data.validation_rows)
     parts = []
     for i in (0, 1):
-        numbers_BX = MaskedTokens(STAGE).numbers(
-            2, generator_of(0, Stream.DEMONSTRATE_HELD_OUT, i, 0), stratified=True
-        )
+        generator = generator_of(0, Stream.DEMONSTRATE_HELD_OUT, i, 0)
+        numbers_BX = MaskedTokens(STAGE).numbers(2, generator)
         parts.append(naive_loss(policy, data, rows[2 * i : 2 * i + 2], numbers_BX))
     assert first == pytest.approx(sum(parts) / 2, rel=1e-4)
 
