@@ -63,6 +63,10 @@ trainer:
     - {class_path: Samples, init_args: {every: 1, count: 16, show: false}}
     - {class_path: ModelCheckpoint, init_args: {dirpath: run, every_n_train_steps: 1, save_last: true}}
 """
+MASKED = """
+model: {init_args: {policy: {class_path: TinyMaskedPolicy, init_args: {hidden_size: 32, layers: 2, heads: 2}}}}
+rollout: {sampler: {class_path: DiffusionSampler, init_args: {block: 4, tokens_per_step: 2}}}
+"""
 TIMES = ("time/", "throughput/", "memory/")
 
 
@@ -157,6 +161,9 @@ def algorithm(path: Path) -> dict[str, Any]:
     layers: list[object] = ["-c", "base.yaml", "-c", path]
     for model in models:
         layers += ["-c", model]
+    if re.search(r"^ +likelihood:(?! null)", path.read_text(), re.MULTILINE):
+        Path("masked.yaml").write_text(MASKED)
+        layers += ["-c", "masked.yaml"]
     printed = fit(*layers)
     objective = re.search(r"^objective +(.*(?:\n {8,}.*)*)", printed, re.MULTILINE)
     record: dict[str, Any] = {

@@ -147,7 +147,7 @@ HEAD_WARMUP = (
 def algorithm(name: str, *more: Path | str) -> list[Path | str]:
     """Return an algorithm's layers, with the models that its file says it needs (`-c mtp`)."""
     path = ROOT / f"configs/algorithm/{name}.yaml"
-    if "likelihood:" in path.read_text() and name != "grpo":
+    if re.search(r"^ +likelihood:(?! null)", path.read_text(), re.MULTILINE):
         return [BASE, path, DIFFUSION, *more]
     models = [
         ROOT / f"configs/model/{model}.yaml" for model in re.findall(r"-c (\w+)", path.read_text())
