@@ -109,7 +109,7 @@ def check_demonstrations(policy: Policy, rows: Sequence[PromptRow]) -> None:
     Raises:
         UserError: names the row and the token.
     """
-    texts = policy.tokenizer.convert_ids_to_tokens(list(getattr(policy, "barred", ())))
+    texts = policy.tokenizer.convert_ids_to_tokens(list(policy.barred))
     for row in rows:
         text = next((text for text in texts if text in (row.solution or "")), None)
         if text is not None:
