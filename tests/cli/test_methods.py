@@ -107,7 +107,7 @@ def test_rows_by_hand():
     assert rows["mpo_rlpt"][1].startswith(
         "`TopK(16, refuse)`, `BlockActions(3, weights FutureShare(0.2), stride 1, mtp, weighted)`, `GroupRelative"
     )
-    assert "`KLPenalty(controller ConstantCoefficient(0.05), k1, reward)`" in rows["rloo"][1]
+    assert "`KLPenalty(controller ConstantCoefficient(0.05), k1, reward, token)`" in rows["rloo"][1]
     assert "`ConstantLength(length rollout.max_new_tokens)`" in rows["dr_grpo"][1]
     assert rows["gspo"][0].endswith(": [arXiv:2507.18071](https://arxiv.org/abs/2507.18071)")
     assert rows["rlpt"][3] == "[S, I] equations not seen in print"
