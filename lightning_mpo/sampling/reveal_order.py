@@ -10,7 +10,7 @@ from lightning_mpo.types import Rollout
 
 COLORS = (39, 43, 148, 220, 208, 196)
 """Of the 256 colours of a terminal, from the first step to the last: blue, green, yellow, red."""
-LEGEND = "below each token: the step that revealed it, from 0"
+LEGEND = "below each token: the step that revealed it, from 0; _ is a space"
 
 
 def reveal_orders(tokenizer: Any, rollout: Rollout) -> list[dict[str, Any]]:

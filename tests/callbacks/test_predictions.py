@@ -91,7 +91,7 @@ def test_orders_are_printed_below_the_prompts(capsys, monkeypatch):
     print_orders(records)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:5] == [
-        "order      below each token: the step that revealed it, from 0", "",
+        "order      below each token: the step that revealed it, from 0; _ is a space", "",
         "17+25=", "4 2 <end>", "1 0 2",
     ]  # fmt: skip
     assert max(map(len, lines)) <= 80
@@ -114,14 +114,16 @@ def test_a_causal_policy_has_no_order_to_show(capsys):
 def test_the_first_completions_are_shown(tmp_path, capsys):
     trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path)
     writer = Predictions(show_order=3)
-    for _ in range(2):
+    for name in ("a", "b"):
         writer.on_predict_start(trainer, L.LightningModule())
         for n in range(2):
-            batch = [{"prompt": f"{n}{m}", "tokens": ["1"], "steps": [m]} for m in range(2)]
+            batch = [{"prompt": f"{name}{n}{m}", "tokens": ["1"], "steps": [m]} for m in range(2)]
             writer.write_on_batch_end(trainer, L.LightningModule(), batch, None, None, n, 0)
         writer.on_predict_end(trainer, L.LightningModule())
         lines = capsys.readouterr().out.splitlines()
-        assert [lines[i] for i in range(3, len(lines), 4)] == ["00", "01", "10"]
+        assert [lines[i] for i in range(3, len(lines), 4)] == [
+            f"{name}00", f"{name}01", f"{name}10",
+        ]  # fmt: skip
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
