@@ -122,7 +122,7 @@ if TYPE_CHECKING:
         Reward,
     )
     from lightning_mpo.rollout import DynamicSampling
-    from lightning_mpo.sampling import LocalSampler, PrefixReplay, Sampler
+    from lightning_mpo.sampling import DiffusionSampler, LocalSampler, PrefixReplay, Sampler
     from lightning_mpo.types import PromptRow
 
 __version__ = "0.1.0"
@@ -162,7 +162,7 @@ _NAMES = {
     "rewards": "Completion ExactAnswer Finished FunctionReward MathAnswer OverlongPenalty Reward",
     "resume.metrics_csv": "MetricsCSV",
     "rollout": "DynamicSampling",
-    "sampling": "LocalSampler PrefixReplay Sampler",
+    "sampling": "DiffusionSampler LocalSampler PrefixReplay Sampler",
     "objective.segmenters": "DelimiterSegmenter EntropySegmenter Segmenter",
     "objective.selection": "AllTokens HighEntropyTokens SampledTokens Selection",
     "objective.supports": "FullVocabulary MinP Nucleus Support TopK",
@@ -181,9 +181,9 @@ __all__ = ["ActionSpace", "AdaptiveCoefficient", "Advantage", "AllTokens", "Arit
 __all__ += ["AsymmetricRatio", "BlockActions", "BoundedTokens", "CausalPolicy", "CentredCredit"]
 __all__ += ["ClippedRatio", "ClippedWeight", "Completion", "ConstantCoefficient", "ConstantLength"]
 __all__ += ["Correction", "CoupledElbo", "CoupledTokens", "DelimiterSegmenter", "Denoising"]
-__all__ += ["DivergenceMask", "DynamicSampling", "Elbo", "EntropyBonus", "EntropySegmenter"]
-__all__ += ["ExactAnswer", "ExactResume", "ExplicitWeights", "Export", "Finished"]
-__all__ += ["ForwardTraceActions", "FullVocabulary", "FunctionReward", "FutureCredit"]
+__all__ += ["DiffusionSampler", "DivergenceMask", "DynamicSampling", "Elbo", "EntropyBonus"]
+__all__ += ["EntropySegmenter", "ExactAnswer", "ExactResume", "ExplicitWeights", "Export"]
+__all__ += ["Finished", "ForwardTraceActions", "FullVocabulary", "FunctionReward", "FutureCredit"]
 __all__ += ["FutureShare", "GeneralizedAdvantage", "GeometricDecay", "GroupRelative"]
 __all__ += ["HeadPolicyLoss", "HeadUpkeep", "HeadWarmup", "HighEntropyTokens", "JsonLines"]
 __all__ += ["KLPenalty", "KLTracking", "LeaveOneOut", "Likelihood", "LinearBound", "LocalSampler"]

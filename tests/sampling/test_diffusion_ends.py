@@ -96,3 +96,6 @@ def test_the_sampler_refuses_a_causal_policy_and_a_canvas_that_blocks_do_not_fil
         reveal(POLICY, max_new_tokens=10)
     with pytest.raises(UserError, match="use 4, or another block"):
         DiffusionSampler(4).check_canvas(3)
+    DiffusionSampler(4).check(0)
+    with pytest.raises(UserError, match="compares 3 candidates .* set `top_k: null`"):
+        DiffusionSampler(4).check(3)
