@@ -95,8 +95,12 @@ def diagnose_policy(
         tokens_BT: weights of tokens.
         likelihood: says whether log-probs of single tokens have a meaning; None: they have.
     """
-    count = tokens_BT.sum()
-    metrics: Metrics = {"policy/entropy": ((scores.entropy_BT.detach() * tokens_BT).sum(), count)}
+    # an entropy exists where a copy scores the token
+    count, seen_BT, weights_BCT = tokens_BT.sum(), tokens_BT, experience.rollout.copy_weights_BCT
+    if weights_BCT is not None:
+        seen_BT = tokens_BT * (weights_BCT > 0).any(1)
+    entropy = (scores.entropy_BT.detach() * seen_BT).sum()
+    metrics: Metrics = {"policy/entropy": (entropy, seen_BT.sum())}
     logprobs_BT, reference_BT = scores.logprobs_BT.detach(), experience.reference_logprobs_BT
     if reference_BT is None:
         return metrics

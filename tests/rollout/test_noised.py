@@ -131,6 +131,18 @@ def test_lengths_of_an_elbo_are_those_of_responses_and_not_of_masks():
     assert ratios.tolist() == pytest.approx((0.1 * count_B / T).tolist(), rel=1e-5)
 
 
+@each
+def test_the_mean_entropy_is_that_of_scored_tokens(likelihood):
+    made = noised(likelihood, passes=1)
+    assert made.rollout.copy_weights_BCT is not None
+    scored_BT = (made.rollout.copy_weights_BCT > 0).any(1).float()
+    subject = masked_objective(likelihood)
+    scores = TokenScores(torch.zeros_like(scored_BT), 1.5 * scored_BT)
+    _, metrics = subject.loss(made, scores, subject.denominators(made))
+    total, count = metrics["policy/entropy"]
+    assert float(total / count) == pytest.approx(1.5)
+
+
 def test_old_logprobs_of_denoising_are_the_samplers():
     scorer = Scorer()
     subject, made = masked_objective(Denoising(steps=3)), noised(Denoising(steps=3), passes=PASSES)
