@@ -13,6 +13,8 @@ from torch import Tensor
 from lightning_mpo.functional import noise as F
 from lightning_mpo.functional.linear_bound import linear_bound
 from lightning_mpo.functional.surrogates import clipped_ratio
+from lightning_mpo.policies import TinyMaskedPolicy
+from lightning_mpo.types import Rollout
 from tests.support.builders import seeded
 from tests.support.masked_network import BothSides, logprobs_of
 
@@ -31,46 +33,49 @@ def table(
     return {hidden: logprobs_of(network, row_L, set(hidden), L) for hidden in SETS}
 
 
+Table = dict[tuple[int, ...], dict[int, float]]
+
+
 @cache
-def known(response: tuple[int, ...]) -> dict[tuple[int, ...], dict[int, float]]:
+def known(response: tuple[int, ...]) -> Table:
     with torch.no_grad():
         values = table(NETWORK, response)
     return {hidden: {t: float(v) for t, v in row.items()} for hidden, row in values.items()}
 
 
-def continuous(response: tuple[int, ...]) -> float:
+def continuous(known: Table) -> float:
     """E_t E_mask [1/t Σ_masked log p], t uniform: a polynomial in t, so the quadrature is exact."""
     nodes, weights = np.polynomial.legendre.leggauss(8)
     total = 0.0
     for t, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
-        for hidden, row in known(response).items():
+        for hidden, row in known.items():
             probability = t ** len(hidden) * (1 - t) ** (L - len(hidden))
             total += weight * probability * sum(row.values()) / t
     return total
 
 
-def discrete(response: tuple[int, ...]) -> float:
+def discrete(known: Table) -> float:
     """E_{l = 1 … L} E_{|m| = l} [L/l Σ_masked log p]."""
     total = 0.0
     for size in range(1, L + 1):
         sets = list(combinations(range(L), size))
-        total += sum(sum(known(response)[m].values()) for m in sets) / len(sets) / size
+        total += sum(sum(known[m].values()) for m in sets) / len(sets) / size
     return total
 
 
-def orders(response: tuple[int, ...]) -> list[float]:
+def orders(known: Table) -> list[float]:
     """Return the log-prob along each order of revealing."""
     return [
-        sum(known(response)[tuple(sorted(order[k:]))][token] for k, token in enumerate(order))
+        sum(known[tuple(sorted(order[k:]))][token] for k, token in enumerate(order))
         for order in permutations(range(L))
     ]
 
 
-def any_order(response: tuple[int, ...]) -> float:
-    return sum(orders(response)) / len(orders(response))
+def any_order(known: Table) -> float:
+    return sum(orders(known)) / len(orders(known))
 
 
-def from_copies(response: tuple[int, ...], name: str) -> float:
+def from_copies(known: Table, name: str) -> float:
     """Return the mean of our estimate over all masks and sizes."""
     uniform_BT = torch.tensor([[rank / L for rank in order] for order in permutations(range(L))])
     mask_BT, means = torch.ones_like(uniform_BT, dtype=torch.bool), []
@@ -87,7 +92,7 @@ def from_copies(response: tuple[int, ...], name: str) -> float:
             sum(
                 float(weights_T[t]) * value
                 for hidden_T, weights_T in zip(hidden_CT, weights_CT, strict=True)
-                for t, value in known(response)[tuple(hidden_T.nonzero()[:, 0].tolist())].items()
+                for t, value in known[tuple(hidden_T.nonzero()[:, 0].tolist())].items()
             )
             for hidden_CT, weights_CT in zip(hidden_BCT, weights_BCT, strict=True)
         ]
@@ -95,30 +100,80 @@ def from_copies(response: tuple[int, ...], name: str) -> float:
     return sum(means) / len(means)
 
 
+def all_forms(known: Table) -> dict[str, float]:
+    return {
+        "continuous": continuous(known),
+        "discrete": discrete(known),
+        "any order": any_order(known),
+        "ESPO, one term": from_copies(known, "one term"),
+        "ESPO, coupled": from_copies(known, "coupled"),
+        "BGPO": from_copies(known, "single"),
+    }
+
+
+def gaps_of(tables: list[Table]) -> list[float]:
+    """Check that the order-averaged likelihoods sum to 1; return their logs less the bound."""
+    likelihoods = [float(np.mean(np.exp(orders(known)))) for known in tables]
+    assert sum(likelihoods) == pytest.approx(1, abs=1e-5)
+    return [
+        float(np.log(value)) - discrete(known)
+        for value, known in zip(likelihoods, tables, strict=True)
+    ]
+
+
 @some
 def test_all_forms_of_the_bound_agree(response):
-    forms = {
-        "continuous": continuous(response),
-        "discrete": discrete(response),
-        "any order": any_order(response),
-        "ESPO, one term": from_copies(response, "one term"),
-        "ESPO, coupled": from_copies(response, "coupled"),
-        "BGPO": from_copies(response, "single"),
-    }
+    forms = all_forms(known(response))
     assert max(forms.values()) - min(forms.values()) < 1e-6, forms
 
 
 def test_the_order_averaged_likelihood_sums_to_one_and_lies_above_the_bound():
-    likelihoods = {y: float(np.mean(np.exp(orders(y)))) for y in RESPONSES}
-    assert sum(likelihoods.values()) == pytest.approx(1, abs=1e-9)
-    gaps = [np.log(likelihoods[y]) - discrete(y) for y in RESPONSES]
+    gaps = gaps_of([known(y) for y in RESPONSES])
     assert min(gaps) > -1e-9
     assert max(gaps) > 0.01, "the network depends on the order"
 
 
+def test_a_masked_policy_has_the_same_bounds():
+    """A BERT over three letters and the end token, which bars MASK and PAD; log-probs are float32."""
+    torch.manual_seed(0)
+    policy = TinyMaskedPolicy("abc", hidden_size=16, layers=1, heads=2, initializer_range=0.4)
+    policy.build(device=torch.device("cpu"), reference=False)
+    ids = [id for id in range(policy.vocabulary) if id not in policy.barred]
+    assert len(ids) == LETTERS
+    tables = [scored(policy, [ids[letter] for letter in y]) for y in RESPONSES]
+    gaps = gaps_of(tables)
+    assert min(gaps) > -1e-5
+    assert max(gaps) > 1e-3
+    for table in tables[::9]:
+        forms = all_forms(table)
+        assert max(forms.values()) - min(forms.values()) < 1e-5, forms
+
+
+def scored(policy: TinyMaskedPolicy, response: list[int]) -> Table:
+    """Return the log-probs of a policy for every set of hidden tokens, from its scores of copies."""
+    tokens_BL = torch.tensor([[*policy.end_tokens, *response]]).repeat(len(SETS), 1)
+    hidden_BT = torch.zeros(len(SETS), L, dtype=torch.bool)
+    for b, hidden in enumerate(SETS):
+        hidden_BT[b, list(hidden)] = True
+    everything_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
+    rollout = Rollout(
+        tokens_BL=tokens_BL,
+        attention_mask_BL=everything_BL,
+        response_mask_BT=everything_BL[:, 1:],
+        group_B=torch.zeros(len(SETS), dtype=torch.int64),
+        behaviour_logprobs_BT=torch.zeros(len(SETS), L),
+        finish_B=torch.zeros(len(SETS), dtype=torch.int64),
+        hidden_BCL=torch.cat([~everything_BL[:, :1], hidden_BT], 1)[:, None],
+        copy_weights_BCT=hidden_BT.float()[:, None],
+    )
+    with torch.no_grad():
+        logprobs_BT = policy.score(rollout, rollout.response_mask_BT, temperature=1.0).logprobs_BT
+    return {hidden: {t: float(logprobs_BT[b, t]) for t in hidden} for b, hidden in enumerate(SETS)}
+
+
 def test_the_mean_field_lies_on_either_side_of_the_bound():
     everything = tuple(range(L))
-    gaps = [sum(known(y)[everything].values()) - discrete(y) for y in RESPONSES]
+    gaps = [sum(known(y)[everything].values()) - discrete(known(y)) for y in RESPONSES]
     assert min(gaps) < 0 < max(gaps)
 
 
