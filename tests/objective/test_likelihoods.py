@@ -150,6 +150,18 @@ def test_a_row_of_denoising_replays_one_step_of_its_response(importance):
         assert noise.hidden_BCL[b, 0, -T:][reveal_BT[b] == NEVER].all()
 
 
+@pytest.mark.parametrize("importance", ["uniform", "entropy"])
+def test_no_step_behind_the_last_of_the_response_is_replayed(importance):
+    """An end token at step 0, and tokens behind it that step 1 revealed."""
+    steps_BT = torch.tensor([[0, 1, 1, 0, NEVER, NEVER, NEVER, NEVER]], dtype=torch.int32)
+    rollout = replace(masked_rollout([0], prompts=[3]), reveal_BT=steps_BT)
+    noise = Denoising(steps=9, importance=importance).draw(rollout, seeded(13))
+    expected_BT = (steps_BT == 0).float().expand(9, -1)
+    assert torch.equal(noise.weights_BCT[:, 0], expected_BT)
+    if noise.importance_B is not None:
+        torch.testing.assert_close(noise.importance_B, torch.ones(9))
+
+
 def test_with_as_many_samples_as_steps_each_step_is_replayed_once():
     rollout = masked_rollout([None, None])
     noise = Denoising(steps=4).draw(rollout, seeded(11))
