@@ -28,11 +28,12 @@ def test_texts_repeat_their_prompt():
 
 
 def test_the_same_noise_lowers_the_spread_of_differences(tmp_path, capsys, monkeypatch):
+    """Of pairs, whose terms differ much in weight, also for a policy that has hardly learnt."""
     monkeypatch.setattr(study, "PASSES", (2,))
     options = ["--steps", "10", "--later", "2", "--rows", "3", "--draws", "6"]
     study.main(["--out", str(tmp_path), *options])
     rows = list(csv.DictReader((tmp_path / "elbo_variance.csv").open()))
     assert [row["estimator"] for row in rows] == ["single masks", "pairs"]
-    assert all(float(row["same noise"]) < float(row["independent noise"]) for row in rows)
+    assert float(rows[1]["same noise"]) < 0.5 * float(rows[1]["independent noise"])
     assert (tmp_path / "elbo_variance.png").stat().st_size > 5_000
     assert len(capsys.readouterr().out.splitlines()) == 2
