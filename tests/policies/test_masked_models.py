@@ -8,6 +8,7 @@ import torch
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import Lora, MaskedPolicy, Quantization
 from lightning_mpo.policies.masked_inputs import MaskForm
+from lightning_mpo.types import take_rows
 from tests.support.adapters import save
 from tests.support.builders import seeded
 from tests.support.masked import masked_rollout, naive_score
@@ -151,7 +152,8 @@ def test_code_of_a_repository_runs_by_choice(masked_folder, code_cache, takes):
     policy = built(masked_folder(f"foreign-{takes}"), remote_code=True)
     assert policy._inputs.form is MaskForm[takes.upper()]
     assert sum("code       of the model's repository runs" in line for line in policy.remarks) == 1
-    rollout = masked_rollout(left=3)
+    # two rows of one length before one of another
+    rollout = take_rows(masked_rollout(left=3), torch.tensor([0, 1, 2]))
     expected, _ = naive_score(policy, rollout)
     torch.testing.assert_close(logprobs(policy, rollout).double(), expected, atol=1e-4, rtol=1e-4)
 
