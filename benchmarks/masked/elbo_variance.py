@@ -141,7 +141,7 @@ def draw(table: Sequence[Row], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
     for estimator, colour in (("single masks", "tab:blue"), ("pairs", "tab:orange")):
@@ -158,7 +158,9 @@ def draw(table: Sequence[Row], path: Path) -> None:
     axes.set_ylabel("standard deviation of\nELBO differences, nats")
     axes.set_xticks(PASSES, [str(passes) for passes in PASSES])
     axes.minorticks_off()
-    axes.legend(fontsize=8)
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    figure.legend(fontsize=8, loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=120)
 
 
