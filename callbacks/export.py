@@ -15,7 +15,7 @@ from lightning_mpo.export import Origin, Sampling, check_form, check_target, exp
 from lightning_mpo.export.origin import read_summary, read_yaml
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run, prompts_of
-from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.loaded import LoadedPolicy
 
 
 class Export(L.Callback):
@@ -48,9 +48,9 @@ class Export(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit" or not isinstance(pl_module, PolicyOptimization):
             return
-        if not isinstance(pl_module.policy, CausalPolicy):
+        if not isinstance(pl_module.policy, LoadedPolicy):
             raise UserError(
-                "`Export` knows policies that are a `CausalPolicy`, got "
+                "`Export` knows policies that are a `CausalPolicy` or a `MaskedPolicy`, got "
                 f"{type(pl_module.policy).__name__}"
             )
         if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
@@ -70,7 +70,7 @@ class Export(L.Callback):
         ):
             return
         policy, data = pl_module.policy, prompts_of(trainer)
-        assert isinstance(policy, CausalPolicy)
+        assert isinstance(policy, LoadedPolicy)
         # export, load again and compare
         source = next(
             callback for callback in callbacks_of(trainer) if isinstance(callback, RolloutLoop)
@@ -84,7 +84,10 @@ class Export(L.Callback):
             data.encode(rows[: self.prompts]),
             dtype=self.dtype,
             sampling=Sampling(
-                pl_module.temperature, source.max_new_tokens, pl_module.objective.support
+                pl_module.temperature,
+                source.max_new_tokens,
+                pl_module.objective.support,
+                source.sampler,
             ),
             origin=Origin(
                 read_yaml(run / "config.yaml"),
@@ -104,7 +107,7 @@ class Export(L.Callback):
             )
         rank_zero_info(f"exported   into {folder}; loaded again and compared: {check}")
 
-    def _form(self, policy: CausalPolicy) -> Literal["adapter", "merged", "full"]:
+    def _form(self, policy: LoadedPolicy) -> Literal["adapter", "merged", "full"]:
         return self.form or ("full" if policy.lora is None else "adapter")
 
     def _folder(self, trainer: L.Trainer) -> Path:

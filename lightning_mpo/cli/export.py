@@ -18,7 +18,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.export import Origin, Sampling, check_form, check_target, export, part_of
 from lightning_mpo.export.origin import read_summary
 from lightning_mpo.export.verify import Check
-from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.recipes import find
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.storage import read_checkpoint
@@ -127,8 +127,10 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
     arguments = ["predict", *(part for path in configs for part in ("-c", path)), *rest]
     cli = Reader(**OPTIONS | {"args": arguments})
     policy = cli.model.policy
-    if not isinstance(policy, CausalPolicy):
-        raise UserError(f"`export` takes a `CausalPolicy`, got {type(policy).__name__}")
+    if not isinstance(policy, LoadedPolicy):
+        raise UserError(
+            f"`export` takes a `CausalPolicy` or a `MaskedPolicy`, got {type(policy).__name__}"
+        )
     policy.checkpoint, policy.critic = str(options.checkpoint), None
     form: Any = options.form or ("full" if policy.lora is None else "adapter")
     check_form(policy, form)
@@ -163,10 +165,13 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
 def _sampling(cli: Reader) -> Sampling:
     """Return the sampling options of the run."""
     rollout = cli.config_init[cli.subcommand].get("rollout")
+    # a supervised stage of a masked policy has a canvas
+    canvas = getattr(getattr(cli.model, "likelihood", None), "canvas", None) or 256
     return Sampling(
         temperature=getattr(cli.model, "temperature", 1.0),
-        max_new_tokens=rollout.max_new_tokens if rollout else 256,
+        max_new_tokens=rollout.max_new_tokens if rollout else canvas,
         support=getattr(getattr(cli.model, "objective", None), "support", None),
+        sampler=rollout.sampler if rollout else None,
     )
 
 
@@ -209,7 +214,7 @@ def _rollouts(stored: dict[str, Any]) -> int | None:
     return None
 
 
-def _prompts(policy: CausalPolicy, data: Any) -> tuple[PromptBatch, PromptDataModule | None]:
+def _prompts(policy: LoadedPolicy, data: Any) -> tuple[PromptBatch, PromptDataModule | None]:
     """Return prompts of the run's validation data; if these cannot be read, random tokens."""
     try:
         if not isinstance(data, PromptDataModule):
@@ -218,8 +223,7 @@ def _prompts(policy: CausalPolicy, data: Any) -> tuple[PromptBatch, PromptDataMo
         return data.encode(list(data.validation_rows or data.splits.train)[:COMPARED]), data
     except UserError as error:
         print(f"note       compared on random tokens, as the run's data cannot be had: {error}")
-    ids_PS = torch.randint(
-        policy.vocabulary, (COMPARED, 8), generator=generator_of(0, Stream.CHECK)
-    )
+    ids = torch.tensor([id for id in range(policy.vocabulary) if id not in policy.barred])
+    ids_PS = ids[torch.randint(len(ids), (COMPARED, 8), generator=generator_of(0, Stream.CHECK))]
     rows = tuple(PromptRow(str(policy.tokenizer.decode(ids)), "") for ids in ids_PS)
     return PromptBatch(ids_PS, torch.ones_like(ids_PS, dtype=torch.bool), rows), None

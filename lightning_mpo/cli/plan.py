@@ -53,34 +53,36 @@ def fitting(planner: Any, gib: float) -> str:
     # predicted bytes of each size
     planner.gpu = True
     room = (gib - CONTEXT) * GIB
-    total, G = planner.sizes.rows, planner.sizes.completions
-    micro_rows = sorted({n for n in (*MICRO_ROWS, planner.sizes.micro_rows) if n <= total})
+    sizes = planner.sizes
+    total, G, trained = sizes.rows, sizes.completions, sizes.trained_rows
+    micro_rows = sorted({n for n in (*MICRO_ROWS, sizes.micro_rows) if n <= trained})
     updates = {n: planner.update(micro_rows=n) for n in micro_rows}
     together = sorted({n for n in (G, 2 * G, 4 * G, 8 * G, total) if n <= total})
     rollouts = {n: planner.rolling(together=n) for n in together}
     # list them
     lines = [f"of {gib:g} GiB, {CONTEXT:g} are left to CUDA itself (predicted, not measured)"]
-    for title, sizes in (
+    for title, predicted in (
         ("rows of a micro-batch", updates),
         ("sequences sampled at once", rollouts),
     ):
         listed = (
             f"{n}: {size / GIB:.2f} GiB{'' if size <= room else ' (too much)'}"
-            for n, size in sizes.items()
+            for n, size in predicted.items()
         )
         lines.append(f"{title}: {', '.join(listed)}")
     # the largest sizes that fit, as options
     best_micro, best_together = (
-        max((n for n, size in sizes.items() if size <= room), default=0)
-        for sizes in (updates, rollouts)
+        max((n for n, size in predicted.items() if size <= room), default=0)
+        for predicted in (updates, rollouts)
     )
     if not best_micro or not best_together:
         advice = "take a smaller model, `policy.quantization`, or shorter responses"
         return "\n".join([*lines, f"nothing fits: {advice}"])
-    cuts = -(-total // planner.minibatches // best_micro)
+    cuts = -(-trained // planner.minibatches // best_micro)
+    sampler = type(planner.rollout.sampler).__name__
     lines.append(
         f"fits: trainer.accumulate_grad_batches {cuts} (micro-batches of {best_micro} rows), "
-        f"rollout.sampler LocalSampler(batch_size: {best_together}) for rollouts of {total}"
+        f"rollout.sampler {sampler}(batch_size: {best_together}) for rollouts of {total}"
     )
     return "\n".join(lines)
 
@@ -197,9 +199,10 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> int:
     planner = Planner(*build(rest))
     prediction = planner.predict()
     sizes = prediction.sizes
+    copies = f"each in {sizes.copies} noised copies, " if sizes.copies > 1 else ""
     print(
-        f"{sizes.rows} sequences of {sizes.prompt} + {sizes.response} tokens, micro-batches of "
-        f"{sizes.micro_rows} rows; predicted peaks by phase, above the process itself"
+        f"{sizes.rows} sequences of {sizes.prompt} + {sizes.response} tokens, {copies}micro-batches "
+        f"of {sizes.micro_rows} rows; predicted peaks by phase, above the process itself"
     )
     print(table(prediction.phases))
     print("\n".join(planner.notes()))

@@ -22,7 +22,8 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.export.usage import TOP, USAGE, Usage, prompt_options
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.objective.action_spaces import TokenActions
-from lightning_mpo.objective.advantages import ReturnToGo
+from lightning_mpo.objective.advantages import GroupRelative, ReturnToGo
+from lightning_mpo.objective.likelihoods import Denoising
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.reductions import TokenMean
 from lightning_mpo.objective.selection import AllTokens
@@ -137,11 +138,15 @@ def predict(options: argparse.Namespace) -> None:
     )
     # sample
     L.seed_everything(seed, verbose=False)
-    loop = RolloutLoop(max_new_tokens=max_new_tokens, validation_completions=options.completions)
+    loop = RolloutLoop(
+        max_new_tokens=max_new_tokens,
+        validation_completions=options.completions,
+        sampler=usage.sampler(),
+    )
     predictions = Predictions(options.out, ORDERS if options.show_order else 0)
     trainer = _trainer(options.accelerator, [loop, predictions])
     trainer.predict(
-        PolicyOptimization(policy, _plain_objective(), temperature=temperature),
+        PolicyOptimization(policy, _plain_objective(policy.masked), temperature=temperature),
         datamodule=prompts,
         return_predictions=False,
     )
@@ -168,10 +173,16 @@ def _read_usage(folder: Path, name: str) -> Usage:
     return usage
 
 
-def _plain_objective() -> Objective:
+def _plain_objective(masked: bool) -> Objective:
     """Return an objective that samples from the whole vocabulary; nothing is trained with it."""
     return Objective(
-        FullVocabulary(), TokenActions(), ReturnToGo(), PolicyGradient(), AllTokens(), TokenMean()
+        FullVocabulary(),
+        TokenActions(),
+        GroupRelative() if masked else ReturnToGo(),
+        PolicyGradient(),
+        AllTokens(),
+        TokenMean(),
+        likelihood=Denoising() if masked else None,
     )
 
 

@@ -14,7 +14,7 @@ from lightning_mpo.export.forms import check_form
 from lightning_mpo.export.origin import Origin
 from lightning_mpo.export.usage import usage_of
 from lightning_mpo.export.verify import Check
-from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.quiet import no_loading_bars
 from lightning_mpo.types import PromptBatch
 
@@ -26,7 +26,7 @@ Dtype = Literal["bfloat16", "float32"]
 
 @no_loading_bars()
 def export(
-    policy: CausalPolicy,
+    policy: LoadedPolicy,
     to: Path,
     form: Form,
     prompts: PromptBatch,
@@ -56,14 +56,14 @@ def export(
         the comparison, without `problems` if the folder holds the policy, and notes for the user.
     """
     temperature = sampling.temperature
-    observed = verify.observe(policy, prompts, temperature)
+    observed = verify.observe(policy, prompts, temperature, sampler=sampling.sampler)
     # write weights, tokenizer, options and usage beside the target
     part = folder.begin(to)
-    expected = _write_weights(policy, part, form, dtype, observed, prompts, temperature)
+    expected = _write_weights(policy, part, form, dtype, observed, prompts, sampling)
     folder.write_extras(policy, part, sampling)
     seed = (origin.config or {}).get("seed_everything")
     stored = dtype if form == "merged" else str(policy.dtype).removeprefix("torch.")
-    usage = usage_of(policy, form, temperature, sampling.max_new_tokens, data, seed, stored)
+    usage = usage_of(policy, form, sampling, data, seed, stored)
     usage.write(part)
     # load them again and compare
     reloaded = forms.reload(policy, part, form)
@@ -88,13 +88,13 @@ def export(
 
 
 def _write_weights(
-    policy: CausalPolicy,
+    policy: LoadedPolicy,
     part: Path,
     form: Form,
     dtype: Dtype,
     observed: verify.Observed,
     prompts: PromptBatch,
-    temperature: float,
+    sampling: Sampling,
 ) -> verify.Observed:
     """Write the weights of a form; return the observations that the reloaded model must repeat."""
     if form == "adapter":
@@ -106,7 +106,9 @@ def _write_weights(
     # a merge into an unquantised base is compared with adapters on that base
     twin = forms.unquantised(policy)
     if policy.quantization is not None:
-        observed = verify.observe(twin, prompts, temperature)
+        observed = verify.observe(
+            twin, prompts, sampling.temperature, sampler=sampling.sampler
+        )
     forms.write_merged(twin, part, getattr(torch, dtype))
     return observed
 
@@ -134,7 +136,7 @@ def _merging(check: Check, drift: Check | None, dtype: Dtype) -> str:
     return note
 
 
-def _tokenizer(policy: CausalPolicy, tokenizer: Any, prompts: PromptBatch) -> str | None:
+def _tokenizer(policy: LoadedPolicy, tokenizer: Any, prompts: PromptBatch) -> str | None:
     """Return the first fault of a reloaded tokenizer, or None."""
     original = policy.tokenizer
     if original.chat_template != tokenizer.chat_template:

@@ -13,11 +13,14 @@ from lightning_mpo.export.folder import CARD, Sampling
 from lightning_mpo.export.option_text import option_text
 from lightning_mpo.export.origin import Origin, find_method
 from lightning_mpo.export.verify import Check
-from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.policies.checkpoints import HEADS
+from lightning_mpo.policies.loaded import LoadedPolicy
+from lightning_mpo.policies.masked import MaskedPolicy
 from lightning_mpo.recipes.headers import Method
 from lightning_mpo.recipes.tree import value_at
 from lightning_mpo.rollout.evaluation import readable
+from lightning_mpo.sampling.diffusion import DiffusionSampler
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 MEASURES = ("pass_at_1", "greedy_accuracy", "support_pass_at_1", "length", "truncated", "kl")
@@ -40,7 +43,7 @@ class Exported:
         notes: warnings for the user, such as on merging.
     """
 
-    policy: CausalPolicy
+    policy: LoadedPolicy
     name: str
     form: str
     sampling: Sampling
@@ -64,14 +67,14 @@ def write_card(folder: Path, exported: Exported) -> None:
         notes=exported.notes,
         version=lightning_mpo.__version__,
         **_policy(exported.policy),
-        **_sampling(exported.sampling),
+        **_sampling(exported.sampling, exported.policy),
         **_training(origin),
         **_results(origin.summary),
     )
     card.save(folder / CARD)
 
 
-def base_name(policy: CausalPolicy) -> str | None:
+def base_name(policy: LoadedPolicy) -> str | None:
     """Return the name of the base: a hub id, a wheel, or the last part of a path; None: no base."""
     if policy.source == "tiny":
         return None
@@ -88,16 +91,22 @@ def _metadata(exported: Exported, method: dict[str, Any] | None) -> ModelCardDat
     return ModelCardData(
         base_model=base,
         library_name="peft" if exported.form == "adapter" else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="fill-mask" if _of_masked_class(exported.policy) else "text-generation",
         tags=tags,
         **relation,
     )
 
 
-def _policy(policy: CausalPolicy) -> dict[str, Any]:
+def _of_masked_class(policy: LoadedPolicy) -> bool:
+    """Return whether the class of the model is one for masked tokens, and no causal one."""
+    return policy.masked and policy.kind.masked_family(policy.config)
+
+
+def _policy(policy: LoadedPolicy) -> dict[str, Any]:
     lora = policy.lora
     targets = None if lora is None else option_text(lora.targets)
     return {
+        "auto_class": policy.kind.auto_class(policy.config).__name__,
         "base": base_name(policy),
         "base_from_wheel": policy.source.startswith("pypi:"),
         "critic": policy.critic is not None,
@@ -109,12 +118,27 @@ def _policy(policy: CausalPolicy) -> dict[str, Any]:
     }
 
 
-def _sampling(sampling: Sampling) -> dict[str, Any]:
-    return {
+def _sampling(sampling: Sampling, policy: LoadedPolicy) -> dict[str, Any]:
+    sampler, complete = sampling.sampler, sampling.is_complete
+    if isinstance(policy, MaskedPolicy):
+        complete = isinstance(sampling.support, FullVocabulary | None)
+    facts = {
         "temperature": f"{sampling.temperature:g}",
         "max_new_tokens": sampling.max_new_tokens,
-        "unsaid_support": None if sampling.is_complete else type(sampling.support).__name__,
+        "unsaid_support": None if complete else type(sampling.support).__name__,
+        "masked": None,
     }
+    if not isinstance(policy, MaskedPolicy):
+        return facts
+    steps = "its blocks and steps are not known"
+    if isinstance(sampler, DiffusionSampler):
+        steps = (
+            f"blocks of {sampler.block} from the left, tokens a step {sampler.tokens_per_step}, "
+            f"remasking {sampler.remasking}"
+        )
+    mask = policy.tokenizer.convert_ids_to_tokens(policy.mask_id)
+    masked = {"mask": mask, "shift": policy.shift, "steps": steps}
+    return facts | {"masked": masked | {"causal_class": not _of_masked_class(policy)}}
 
 
 def _method(method: Method, differences: dict[str, tuple[Any, Any]]) -> dict[str, Any]:

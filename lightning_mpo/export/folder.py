@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.export.usage import USAGE
 from lightning_mpo.objective.supports import FullVocabulary, Support, TopK
 from lightning_mpo.policies.checkpoints import HEADS, HEADS_CONFIG
+from lightning_mpo.sampling.base import Sampler
 from lightning_mpo.storage.disk import PART, Disk, beside, discard, locate, put, sync_folder
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-    from lightning_mpo.policies.causal import CausalPolicy
+    from lightning_mpo.policies.loaded import LoadedPolicy
 
 CARD = "README.md"
+USAGE = "lightning_mpo.json"
 WRITTEN = (
     *(
         "adapter_*",
@@ -51,6 +52,8 @@ class Sampling:
     temperature: float = 1.0
     max_new_tokens: int = 256
     support: Support | None = None
+    sampler: Sampler | None = None
+    """Of the run; a masked policy uses its blocks and steps."""
 
     def options(self) -> dict[str, Any]:
         """Return the options of transformers; a support that they cannot express is left out."""
@@ -169,7 +172,7 @@ def _link_file(source: Any, target: Any) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def write_extras(policy: CausalPolicy, folder: Path, sampling: Sampling) -> None:
+def write_extras(policy: LoadedPolicy, folder: Path, sampling: Sampling) -> None:
     """Write the tokenizer with its chat template, generation options and multi-token heads."""
     policy.tokenizer.save_pretrained(folder)
     generation_config(policy, sampling).save_pretrained(folder)
@@ -188,7 +191,7 @@ def write_extras(policy: CausalPolicy, folder: Path, sampling: Sampling) -> None
     (folder / HEADS_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
 
 
-def generation_config(policy: CausalPolicy, sampling: Sampling) -> GenerationConfig:
+def generation_config(policy: LoadedPolicy, sampling: Sampling) -> GenerationConfig:
     """Return generation options that sample as in training."""
     from transformers import GenerationConfig
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +11,26 @@ import torch
 from torch import nn
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.export.reloaded import Reloaded, ReloadedMasked
 from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.checkpoints import ADAPTER_CONFIG
+from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.policies.loading import load_tokenizer, load_weights
+from lightning_mpo.policies.masked import MaskedPolicy
+from lightning_mpo.policies.model_kinds import ModelKind
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 FORMS = ("adapter", "merged", "full")
 
 
-def check_form(policy: CausalPolicy, form: str) -> None:
+def check_form(policy: LoadedPolicy, form: str) -> None:
     """Refuse a form that the policy does not have, before its weights are loaded.
 
     Raises:
-        UserError: adapters or a merge without LoRA, all weights with it, or a base that is nowhere
-            but quantised.
+        UserError: adapters or a merge without LoRA, all weights with it, a base that is nowhere
+            but quantised, or weights of a model with code of its own.
     """
     if form not in FORMS:
         raise UserError(f"the form must be one of {', '.join(FORMS)}, got {form!r}")
@@ -46,9 +49,15 @@ def check_form(policy: CausalPolicy, form: str) -> None:
             "unquantised weights: give `--model.init_args.policy.init_args.source` the model it "
             "was made from, or take the form 'adapter'"
         )
+    if form != "adapter" and policy.kind.foreign(policy.config):
+        raise UserError(
+            f"the network of the base {policy.source!r} is code of its repository, which an "
+            "exported folder does not hold: train adapters (`policy.lora`) and take the form "
+            "'adapter'"
+        )
 
 
-def write_adapter(policy: CausalPolicy, folder: Path) -> None:
+def write_adapter(policy: LoadedPolicy, folder: Path) -> None:
     """Write the adapters alone, as peft does."""
     # "auto" would look the base up on the hub
     policy.adapters.save_pretrained(folder, save_embedding_layers=False)
@@ -59,12 +68,12 @@ def write_adapter(policy: CausalPolicy, folder: Path) -> None:
     path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
-def write_full(policy: CausalPolicy, folder: Path) -> None:
+def write_full(policy: LoadedPolicy, folder: Path) -> None:
     """Write all weights, as they are."""
     policy.network.save_pretrained(folder)
 
 
-def write_merged(policy: CausalPolicy, folder: Path, dtype: torch.dtype) -> None:
+def write_merged(policy: LoadedPolicy, folder: Path, dtype: torch.dtype) -> None:
     """Write the unquantised base with the adapters added to it, rounded once to `dtype`."""
     network: Any = policy.network
     if dtype == torch.float32:
@@ -75,12 +84,19 @@ def write_merged(policy: CausalPolicy, folder: Path, dtype: torch.dtype) -> None
     network.to(dtype).save_pretrained(folder)
 
 
-def unquantised(policy: CausalPolicy) -> CausalPolicy:
+def unquantised(policy: LoadedPolicy) -> LoadedPolicy:
     """Return the policy rebuilt on an unquantised base, on the CPU; merges are done in it."""
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(policy, Path(folder))
         dtype: Any = str(policy.dtype).removeprefix("torch.")
-        twin = CausalPolicy(policy.source, lora=policy.lora, dtype=dtype, checkpoint=folder)
+        options: dict[str, Any] = {"lora": policy.lora, "dtype": dtype, "checkpoint": folder}
+        twin: LoadedPolicy
+        if isinstance(policy, MaskedPolicy):
+            names = ("mask_token", "shift", "remote_code")
+            options |= {name: getattr(policy, name) for name in names}
+            twin = MaskedPolicy(policy.source, **options)
+        else:
+            twin = CausalPolicy(policy.source, **options)
         twin.build(device=torch.device("cpu"), reference=False)
     return twin
 
@@ -97,16 +113,7 @@ def _untie_adapted_head(network: PreTrainedModel) -> None:
         config.tie_word_embeddings = False
 
 
-@dataclass(frozen=True)
-class Reloaded:
-    """Model in eval mode, tokenizer and generation options of an exported folder."""
-
-    network: Any
-    tokenizer: Any
-    generation: GenerationConfig
-
-
-def reload(policy: CausalPolicy, folder: Path, form: str) -> Reloaded:
+def reload(policy: LoadedPolicy, folder: Path, form: str) -> Reloaded:
     """Load an exported folder as a user does, on the policy's device.
 
     Args:
@@ -117,10 +124,15 @@ def reload(policy: CausalPolicy, folder: Path, form: str) -> Reloaded:
     from peft import PeftModel
     from transformers import GenerationConfig
 
+    kind = ModelKind(masked=policy.masked)
     if form == "adapter":
         network: Any = PeftModel.from_pretrained(policy.load_base(policy.device), folder)
     else:
-        network = load_weights(str(folder), None, torch.float32)
+        network = load_weights(str(folder), None, torch.float32, kind=kind)
     network = network.to(policy.device).eval()
-    tokenizer = load_tokenizer(str(folder))
-    return Reloaded(network, tokenizer, GenerationConfig.from_pretrained(folder))
+    tokenizer, generation = load_tokenizer(str(folder), kind), GenerationConfig.from_pretrained(
+        folder
+    )
+    if isinstance(policy, MaskedPolicy):
+        return ReloadedMasked(network, tokenizer, generation, policy)
+    return Reloaded(network, tokenizer, generation)

@@ -17,13 +17,16 @@ from typing import Any
 
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
+from lightning_mpo.export.folder import USAGE, Sampling
 from lightning_mpo.export.forms import FORMS
 from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.policies.lora import Lora
+from lightning_mpo.policies.masked import MaskedPolicy
 from lightning_mpo.policies.model_files import read_json
 from lightning_mpo.policies.quantization import Quantization
+from lightning_mpo.sampling.diffusion import DiffusionSampler
 
-USAGE = "lightning_mpo.json"
 VERSION = 1
 Check = Callable[[Any], bool]
 
@@ -70,6 +73,15 @@ TOP: dict[str, tuple[Check, str]] = {
     "max_new_tokens": (whole, "a whole number of at least 1"),
     "prompt": (lambda value: isinstance(value, dict), "an object"),
     "adapter": (lambda value: isinstance(value, dict), "an object"),
+    "masked": (lambda value: isinstance(value, dict), "an object"),
+}
+REMASKING = ("low_confidence", "random", "entropy")
+MASKED: dict[str, tuple[Check, str]] = {
+    "mask_token": (_or_none(lambda value: _text(value) and value != ""), "text or null"),
+    "shift": (_of(True, False), "true or false"),
+    "block": (whole, "a whole number of at least 1"),
+    "tokens_per_step": (whole, "a whole number of at least 1"),
+    "remasking": (_of(*REMASKING), f"one of {', '.join(REMASKING)}"),
 }
 PROMPT: dict[str, tuple[Check, str]] = {
     "chat_template": (_of(True, False), "true or false"),
@@ -105,9 +117,10 @@ class Usage:
         dtype: dtype of the weights; with adapters, that of their base.
         seed: seed of the sampling.
         temperature: temperature of the sampling.
-        max_new_tokens: longest response.
+        max_new_tokens: longest response; of a masked policy its canvas.
         prompt: options of a `PromptDataModule` for the text around a prompt.
         adapter: base and sizes of adapters; empty for other forms.
+        masked: mask token and sampler of a masked policy; empty for a causal one.
     """
 
     form: str = "full"
@@ -117,6 +130,7 @@ class Usage:
     max_new_tokens: int = 256
     prompt: Mapping[str, Any] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
+    masked: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Usage:
@@ -134,6 +148,8 @@ class Usage:
         adapter = content.get("adapter", {})
         _check(adapter, ADAPTER, f"{path}: adapter.")
         _check(adapter.get("quantization") or {}, QUANTIZATION, f"{path}: adapter.quantization.")
+        masked = content.get("masked", {})
+        _check(masked, MASKED, f"{path}: masked.")
         missing = [key for key in ("version", "form") if key not in content]
         if content.get("form") == "adapter":
             missing += [
@@ -141,6 +157,8 @@ class Usage:
                 for key in ("base", "rank", "alpha", "targets")
                 if key not in adapter
             ]
+        if masked:
+            missing += [f"masked.{key}" for key in MASKED if key not in masked]
         if missing:
             raise UserError(f"{path}: `{missing[0]}` is missing")
         del content["version"]
@@ -149,33 +167,42 @@ class Usage:
     def write(self, folder: Path) -> None:
         """Write `lightning_mpo.json`."""
         content = {"version": VERSION} | asdict(self)
-        if not self.adapter:
-            del content["adapter"]
+        for key in ("adapter", "masked"):
+            if not content[key]:
+                del content[key]
         (folder / USAGE).write_text(
             json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
 
-    def policy(self, folder: str, base: str | None = None) -> CausalPolicy:
+    def policy(self, folder: str, base: str | None = None) -> LoadedPolicy:
         """Return the policy of a folder; nothing is loaded.
 
         Args:
             folder: the exported folder; without adapters also another name of a model.
             base: base model of adapters; None: the one that the folder names.
         """
-        if self.form != "adapter":
-            return CausalPolicy(folder)
-        adapter = self.adapter
-        quantization = adapter.get("quantization")
-        dtype: Any = self.dtype
-        return CausalPolicy(
-            base or adapter["base"],
-            lora=Lora(
-                adapter["rank"], adapter["alpha"], adapter["targets"], adapter.get("dropout", 0.0)
-            ),
-            dtype=dtype,
-            checkpoint=folder,
-            quantization=None if quantization is None else Quantization(**quantization),
-        )
+        source, options = folder, dict[str, Any]()
+        if self.form == "adapter":
+            adapter, source = self.adapter, base or self.adapter["base"]
+            quantization = adapter.get("quantization")
+            sizes = (adapter[name] for name in ("rank", "alpha", "targets"))
+            options = {
+                "lora": Lora(*sizes, adapter.get("dropout", 0.0)),
+                "dtype": self.dtype,
+                "checkpoint": folder,
+                "quantization": None if quantization is None else Quantization(**quantization),
+            }
+        if not self.masked:
+            return CausalPolicy(source, **options)
+        options |= {name: self.masked[name] for name in ("mask_token", "shift")}
+        return MaskedPolicy(source, **options)
+
+    def sampler(self) -> DiffusionSampler | None:
+        """Return the sampler of a masked policy; None: that of a causal one."""
+        if not self.masked:
+            return None
+        names = ("block", "tokens_per_step", "remasking")
+        return DiffusionSampler(**{name: self.masked[name] for name in names})
 
 
 def _check(content: Mapping[str, Any], known: Mapping[str, tuple[Check, str]], where: str) -> None:
@@ -188,21 +215,14 @@ def _check(content: Mapping[str, Any], known: Mapping[str, tuple[Check, str]], w
 
 
 def usage_of(
-    policy: CausalPolicy,
-    form: str,
-    temperature: float,
-    max_new_tokens: int,
-    data: Any,
-    seed: Any,
-    dtype: str,
+    policy: LoadedPolicy, form: str, sampling: Sampling, data: Any, seed: Any, dtype: str
 ) -> Usage:
     """Return how to use an export of a policy.
 
     Args:
         policy: the policy to export.
         form: form of the export.
-        temperature: temperature of the sampling in training.
-        max_new_tokens: longest response.
+        sampling: as in training.
         data: the run's data module, whose options shape prompts; None: not known.
         seed: seed of the run, or None.
         dtype: dtype of the weights; with adapters, that of their base.
@@ -219,8 +239,25 @@ def usage_of(
             if isinstance(quantization, Quantization)
             else None,
         }
+    masked = _masked(policy, sampling) if isinstance(policy, MaskedPolicy) else {}
     seed = seed if isinstance(seed, int) and TOP["seed"][0](seed) else 0
-    return Usage(form, dtype, seed, temperature, max_new_tokens, prompt, adapter)
+    length = sampling.max_new_tokens
+    return Usage(form, dtype, seed, sampling.temperature, length, prompt, adapter, masked)
+
+
+def _masked(policy: MaskedPolicy, sampling: Sampling) -> dict[str, Any]:
+    """Return the mask token and the sampler of a masked policy; one block if none is known."""
+    sampler = sampling.sampler
+    if not isinstance(sampler, DiffusionSampler):
+        sampler = DiffusionSampler(sampling.max_new_tokens)
+    text = policy.tokenizer.convert_ids_to_tokens(policy.mask_id)
+    return {
+        "mask_token": text if isinstance(text, str) else None,
+        "shift": policy.shift,
+        "block": sampler.block,
+        "tokens_per_step": sampler.tokens_per_step,
+        "remasking": sampler.remasking,
+    }
 
 
 def prompt_options() -> list[str]:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_mpo.export.forms import Reloaded
-from lightning_mpo.objective.supports import FullVocabulary
+from lightning_mpo.export.reloaded import Reloaded
+from lightning_mpo.export.samples import draw
 from lightning_mpo.policies.base import rollout_mode
-from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.policies.checkpoints import HEADS, read_safetensors
-from lightning_mpo.sampling.base import SamplingRequest, decode_tokens
-from lightning_mpo.sampling.local import LocalSampler
-from lightning_mpo.seeding import Stream, generator_of
+from lightning_mpo.policies.loaded import LoadedPolicy
+from lightning_mpo.sampling.base import Sampler, decode_tokens
 from lightning_mpo.types import PromptBatch, Rollout
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
 
 LARGEST = 1e-3
 """Largest difference of a log-prob in nats, where no weight was rounded."""
@@ -34,7 +29,11 @@ TELLING = 1e-3
 
 @dataclass(frozen=True)
 class Observed:
-    """Log-probs and greedy texts of a policy, in float32."""
+    """Log-probs and greedy texts of a policy, in float32.
+
+    Those of a masked policy are of noised copies, and greedy tokens are compared where the policy
+    revealed them.
+    """
 
     sampled: Rollout
     logprobs_n: Tensor  # of the sampled tokens
@@ -93,7 +92,11 @@ def in_float32(network: nn.Module) -> Iterator[None]:
 
 
 def observe(
-    policy: CausalPolicy, prompts: PromptBatch, temperature: float, tokens: int = 24
+    policy: LoadedPolicy,
+    prompts: PromptBatch,
+    temperature: float,
+    tokens: int = 24,
+    sampler: Sampler | None = None,
 ) -> Observed:
     """Sample once per prompt, and once greedily; score the samples.
 
@@ -101,17 +104,11 @@ def observe(
         policy: a built one; it comes back as it was.
         prompts: prompts of the observed responses.
         temperature: of the sampling and of the log-probs.
-        tokens: longest response.
+        tokens: longest response, about as many with a masked policy.
+        sampler: of the run; its blocks and steps are those of a masked policy.
     """
-    request = SamplingRequest(FullVocabulary(), temperature, tokens)
     with in_float32(policy.network), rollout_mode(policy):
-        sampled = LocalSampler().sample(
-            policy, prompts, 1, request, generator=generator_of(0, Stream.CHECK)
-        )
-        best = replace(request, greedy=True, candidates=2)
-        greedy = LocalSampler().sample(
-            policy, prompts, 1, best, generator=generator_of(0, Stream.CHECK)
-        )
+        sampled, greedy = draw(policy, prompts, temperature, tokens, sampler)
         mask_BT = sampled.response_mask_BT
 
         def logprobs() -> Tensor:
@@ -138,9 +135,8 @@ def compare(expected: Observed, reloaded: Reloaded, temperature: float, *, round
     sampled, greedy = expected.sampled, expected.greedy
     with in_float32(network), torch.inference_mode(), _quiet():
         rows = range(len(sampled.group_B))
-        logprobs_n = torch.cat([_logprobs(network, sampled, b, temperature) for b in rows])
-        rows = range(len(greedy.group_B))
-        texts = [_greedy(network, greedy, b, reloaded.generation) for b in rows]
+        logprobs_n = torch.cat([reloaded.logprobs(sampled, b, temperature) for b in rows])
+        texts = [reloaded.greedy(greedy, b) for b in range(len(greedy.group_B))]
     # log-probs
     off_n = (logprobs_n - expected.logprobs_n).abs()
     largest, mean, quantile = off_n.max().item(), off_n.mean().item(), off_n.quantile(0.99).item()
@@ -218,38 +214,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _prompt(rollout: Rollout, b: int) -> Tensor:
-    S = rollout.prompt_length
-    return rollout.tokens_BL[b, :S][rollout.attention_mask_BL[b, :S]]
-
-
-def _logprobs(network: Any, rollout: Rollout, b: int, temperature: float) -> Tensor:
-    """Return the log-probs of one response, from a row without padding. Shape `[n]`."""
-    prompt, response = _prompt(rollout, b), rollout.responses_BT[b][rollout.response_mask_BT[b]]
-    logits_LV = (
-        network(input_ids=torch.cat([prompt, response])[None], use_cache=False).logits[0].float()
-    )
-    table_nV = (logits_LV[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
-    return table_nV.gather(1, response[:, None])[:, 0]
-
-
-def _greedy(network: Any, rollout: Rollout, b: int, generation: GenerationConfig) -> list[int]:
-    from transformers import GenerationConfig
-
-    prompt, limit = _prompt(rollout, b), rollout.response_mask_BT.shape[1]
-    output = network.generate(
-        input_ids=prompt[None],
-        attention_mask=torch.ones_like(prompt)[None],
-        generation_config=GenerationConfig(
-            do_sample=False,
-            max_new_tokens=limit,
-            eos_token_id=generation.eos_token_id,
-            pad_token_id=generation.pad_token_id,
-        ),
-    )
-    return output[0, len(prompt) :].tolist()
-
-
 def _margin(greedy: Rollout, b: int, tokens: list[int], expected: list[int]) -> float:
     """Return by how many nats the policy preferred its token where two greedy texts diverge."""
     assert greedy.candidate_logprobs_BTK is not None
@@ -263,7 +227,7 @@ def _margin(greedy: Rollout, b: int, tokens: list[int], expected: list[int]) -> 
     return first - second
 
 
-def check_heads(policy: CausalPolicy, folder: Path) -> str | None:
+def check_heads(policy: LoadedPolicy, folder: Path) -> str | None:
     """Return a message on a multi-token head that differs from its file, or None."""
     if policy.mtp is None:
         return None

@@ -8,12 +8,15 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_mpo.callbacks import RolloutLoop
 from lightning_mpo.functional import heads
 from lightning_mpo.functional.head_logits import Head
+from lightning_mpo.objective.likelihoods import Likelihood
+from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.supports import Support
 from lightning_mpo.plan.trace import extrapolate, peak_of, without_data
 from lightning_mpo.plan.weights import shallow_network
-from lightning_mpo.policies import CausalPolicy
+from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.policies.packing import Lines, lay_out, sees_everything
 from lightning_mpo.types import Rollout
 
@@ -28,22 +31,23 @@ class Passes:
 
     Args:
         policy: not built.
-        support: of the objective, which sets the cost of the head.
+        objective: its support and likelihood set the cost of the head.
         prompt: S, tokens of the longest prompt.
-        completions: G, rows that share a prompt.
+        rollout: of which G rows share a prompt.
         trainer: its precision holds.
     """
 
     def __init__(
         self,
-        policy: CausalPolicy,
-        support: Support,
+        policy: LoadedPolicy,
+        objective: Objective,
         prompt: int,
-        completions: int,
+        rollout: RolloutLoop,
         trainer: L.Trainer,
     ) -> None:
-        self.policy, self.support, self.trainer = policy, support, trainer
-        self.prompt, self.completions = prompt, completions
+        self.policy, self.support, self.trainer = policy, objective.support, trainer
+        self.likelihood: Likelihood | None = objective.likelihood
+        self.prompt, self.completions, self.sampler = prompt, rollout.completions, rollout.sampler
         self.config = policy.config.get_text_config()
 
     def peak(
@@ -64,8 +68,8 @@ class Passes:
             backward: train.
             passes: 2: with the gradients of an earlier pass in place.
         """
-        lines = self._lines(rows, response)
-        scored = rows * response if head else None
+        inputs = self.rows_of(rows, response)
+        scored = self.tokens(rows, response) if head else None
 
         def peak_of_layers(layers: int) -> int:
             network = shallow_network(self.policy, layers)
@@ -73,14 +77,18 @@ class Passes:
             def work() -> None:
                 with torch.set_grad_enabled(backward):
                     for _ in range(passes):
-                        self._pass(network, lines, scored, backward)
+                        self._pass(network, inputs, scored, backward)
 
             with without_data(network):
                 return peak_of(work, network)
 
         return extrapolate(peak_of_layers, self.config.num_hidden_layers)
 
-    def _lines(self, rows: int, response: int) -> Lines:
+    def tokens(self, rows: int, response: int) -> int:
+        """Return how many tokens of the rows the head scores."""
+        return rows * response
+
+    def rows_of(self, rows: int, response: int) -> Any:
         """Lay out rows of full length as the policy does, the completions of a prompt together."""
         length = self.prompt + response
         rollout = Rollout(
@@ -94,18 +102,23 @@ class Passes:
         share = self.policy.share_prompts and sees_everything(self.config)
         return lay_out(rollout, share=share, hidden_size=self.config.hidden_size)
 
-    def _pass(self, network: Any, lines: Lines, scored: int | None, backward: bool) -> None:
-        """Run the trunk over lines, and the head over so many of their tokens (None: no head)."""
+    def states(self, network: Any, rows: Any) -> Tensor:
+        """Return hidden states of the rows of `rows_of`."""
+        lines: Lines = rows
         mask = lines.attention_mask()
         shapes = [lines.input_ids_RL.shape, lines.position_ids_RL.shape]
         ids, positions = (torch.zeros(shape, dtype=torch.long) for shape in shapes)
+        return network.get_decoder()(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=None if mask is None else torch.ones(mask.shape, dtype=mask.dtype),
+            use_cache=False,
+        ).last_hidden_state
+
+    def _pass(self, network: Any, rows: Any, scored: int | None, backward: bool) -> None:
+        """Run the trunk over rows, and the head over so many of their tokens (None: no head)."""
         with self.trainer.precision_plugin.forward_context():
-            hidden = network.get_decoder()(
-                input_ids=ids,
-                position_ids=positions,
-                attention_mask=None if mask is None else torch.ones(mask.shape, dtype=mask.dtype),
-                use_cache=False,
-            ).last_hidden_state
+            hidden = self.states(network, rows)
             total: Tensor = hidden.sum()
             if scored is not None:
                 total = self._head(network, hidden.flatten(0, 1), scored)

@@ -16,11 +16,13 @@ import torch
 from lightning_mpo.callbacks import KLTracking, ReferenceUpdate, Report, RolloutLoop
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
+from lightning_mpo.modules.rollout_setup import check_likelihood
 from lightning_mpo.modules.trainer import callbacks_of
+from lightning_mpo.plan.masked_passes import MaskedPasses, copies_in_row, tokens_of_block
 from lightning_mpo.plan.passes import Passes, support_size
 from lightning_mpo.plan.sizes import Sizes, schedule_of
 from lightning_mpo.plan.weights import count_weights, state_per_number
-from lightning_mpo.policies import CausalPolicy
+from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.sampling.cache import ROOM
 
 SAMPLING_COPIES = 5
@@ -56,9 +58,11 @@ class Planner:
 
     def __init__(self, module: PolicyOptimization, data: Any, trainer: L.Trainer) -> None:
         if not isinstance(module, PolicyOptimization) or not isinstance(
-            module.policy, CausalPolicy
+            module.policy, LoadedPolicy
         ):
-            raise UserError("`plan` needs `PolicyOptimization` with a `CausalPolicy`")
+            raise UserError(
+                "`plan` needs `PolicyOptimization` with a `CausalPolicy` or a `MaskedPolicy`"
+            )
         self.module, self.policy, self.trainer = module, module.policy, trainer
         self.policy.check(module.objective.request)
         self.config = self.policy.config.get_text_config()
@@ -66,7 +70,11 @@ class Planner:
         # sizes of rollouts and updates
         self.callbacks = callbacks_of(trainer)
         self.rollout = next(c for c in self.callbacks if isinstance(c, RolloutLoop))
-        schedule = schedule_of(self.rollout, trainer.accumulate_grad_batches, trainer.world_size)
+        likelihood = module.objective.likelihood
+        check_likelihood(self.policy, module.objective)
+        schedule = schedule_of(
+            self.rollout, likelihood, trainer.accumulate_grad_batches, trainer.world_size
+        )
         data.connect(self.policy.tokenizer)
         prompts = data.encode(data.training_rows(0, self.rollout.prompts, 0))
         prompt = prompts.input_ids_PS.shape[1]
@@ -75,9 +83,10 @@ class Planner:
         # bytes of weights, and a way to measure passes
         self.weights = count_weights(self.policy)
         self.state = round(state_per_number(module) * self.weights.trained_numbers)
-        self.passes = Passes(
-            self.policy, module.objective.support, prompt, self.rollout.completions, trainer
-        )
+        passes = Passes if likelihood is None else MaskedPasses
+        self.passes = passes(self.policy, module.objective, prompt, self.rollout, trainer)
+        self.copies = 0 if likelihood is None else copies_in_row(likelihood)
+        """Noised copies that a row holds; 0: its tokens are scored once, from left to right."""
 
     def predict(self) -> Prediction:
         """Predict each phase."""
@@ -138,6 +147,8 @@ class Planner:
 
         On the CPU spare room is address space without pages until a token is written there.
         """
+        if self.copies:  # each step computes whole rows
+            return 0
         config = self.config
         # heads and their size
         attention_heads = config.num_attention_heads
@@ -159,11 +170,16 @@ class Planner:
     def buffer(self, sizes: Sizes) -> int:
         """Return the bytes of a rollout and its experience."""
         per_token = 8 + 12 * 4 + support_size(self.module.objective.support) * 5
-        return sizes.rows * (sizes.prompt * 9 + sizes.response * per_token)
+        # masks of a row's copies, and weights of their tokens
+        hidden = self.copies * (sizes.prompt + 5 * sizes.response)
+        rows = sizes.trained_rows * sizes.passes
+        return rows * (sizes.prompt * 9 + sizes.response * per_token + hidden)
 
     # --- phases -----------------------------------------------------------------------------------
 
     def _rollout(self, sizes: Sizes) -> dict[str, int]:
+        if self.copies:
+            return self.held | self._reveal(sizes)
         prompts = -(-sizes.together // sizes.completions)
         return self.held | {
             "KV cache": self.cache(sizes),
@@ -171,13 +187,23 @@ class Planner:
             "head": SAMPLING_COPIES * 4 * sizes.together * self.policy.vocabulary,
         }
 
+    def _reveal(self, sizes: Sizes) -> dict[str, int]:
+        """Return the parts of a step over whole rows, with logits for the tokens of a block."""
+        states = self.passes.peak(sizes.together, sizes.response, head=False)
+        tokens = sizes.together * tokens_of_block(self.rollout.sampler, sizes.response)
+        head = SAMPLING_COPIES * 4 * tokens * self.policy.vocabulary
+        # the activations are gone when the logits are there
+        return {"activations": states + self.weights.unpacked, "head": max(0, head - states)}
+
     def _score(self, sizes: Sizes) -> int:
         rows = max(1, self.module.score_tokens // (sizes.prompt + sizes.response))
         rows = max(rows, PARITY_ROWS if self.rollout.parity_gate else 1)
-        return self.passes.peak(min(sizes.rows, rows), sizes.response)
+        return self.passes.peak(min(sizes.trained_rows, rows), sizes.response)
 
     def _update(self, sizes: Sizes) -> dict[str, int]:
-        rows, response, passes = sizes.micro_rows, sizes.response, 2 if sizes.accumulate else 1
+        rows, response = sizes.micro_rows, sizes.response
+        # with gradients of an earlier micro-batch, or of another copy that was computed again
+        passes = 2 if sizes.accumulate or self.copies > 1 else 1
         trunk = self.passes.peak(rows, response, head=False, backward=True, passes=passes)
         with_head = self.passes.peak(rows, response, backward=True, passes=passes)
         gradients = min(self.weights.trained, trunk)

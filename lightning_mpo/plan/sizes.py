@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_mpo.callbacks import RolloutLoop
+from lightning_mpo.objective.likelihoods import Likelihood
 from lightning_mpo.rollout.schedule import Schedule
 
 
@@ -17,6 +18,8 @@ class Sizes:
         response: T, tokens of the longest response.
         completions: G.
         rows: sequences of a rollout.
+        copies: noised rows of a sequence in one pass over the rollout; 1 for a causal policy.
+        passes: passes over the rollout whose rows are stored; 1 if all have the same rows.
         together: sequences that are sampled at once.
         micro_rows: rows of a micro-batch.
         accumulate: True if gradients of earlier micro-batches are in memory.
@@ -26,9 +29,16 @@ class Sizes:
     response: int
     completions: int
     rows: int
+    copies: int
+    passes: int
     together: int
     micro_rows: int
     accumulate: bool
+
+    @property
+    def trained_rows(self) -> int:
+        """Rows of one pass over a rollout."""
+        return self.rows * self.copies
 
     @classmethod
     def of(cls, rollout: RolloutLoop, schedule: Schedule, prompt: int) -> Sizes:
@@ -46,13 +56,17 @@ class Sizes:
             response=rollout.max_new_tokens,
             completions=rollout.completions,
             rows=schedule.sequences,
+            copies=schedule.copies or 1,
+            passes=1 if schedule.copies is None else schedule.epochs,
             together=min(together, schedule.sequences),
             micro_rows=-(-schedule.rows // cuts),
             accumulate=schedule.micro_batches > 1,
         )
 
 
-def schedule_of(rollout: RolloutLoop, micro_batches: int, world_size: int) -> Schedule:
+def schedule_of(
+    rollout: RolloutLoop, likelihood: Likelihood | None, micro_batches: int, world_size: int
+) -> Schedule:
     """Return how a loop spends a rollout in updates, before a trainer runs."""
     return Schedule(
         rollout.prompts,
@@ -61,4 +75,5 @@ def schedule_of(rollout: RolloutLoop, micro_batches: int, world_size: int) -> Sc
         epochs=rollout.epochs,
         micro_batches=micro_batches,
         world_size=world_size,
+        copies=None if likelihood is None else likelihood.repeats,
     )

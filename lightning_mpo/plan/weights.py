@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.policies import CausalPolicy
+from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.policies.lora import add_adapters
 from lightning_mpo.policies.trunk import Trunk
 
@@ -43,10 +43,8 @@ class WeightBytes:
     unpacked: int
 
 
-def shallow_network(policy: CausalPolicy, layers: int) -> Any:
+def shallow_network(policy: LoadedPolicy, layers: int) -> Any:
     """Return the policy's network with its adapters on the meta device, cut to so many layers."""
-    from transformers import AutoModelForCausalLM
-
     # the configuration of fewer layers
     config = copy.deepcopy(policy.config.get_text_config())
     config.num_hidden_layers = layers
@@ -54,8 +52,8 @@ def shallow_network(policy: CausalPolicy, layers: int) -> Any:
         config.layer_types = config.layer_types[:layers]
     # the network without weights
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(
-            config, dtype=policy.dtype, trust_remote_code=False
+        network = policy.kind.auto_class(config).from_config(
+            config, dtype=policy.dtype, trust_remote_code=policy.kind.remote_code
         )
         if policy.lora is not None:
             network = add_adapters(network, policy.lora).get_base_model()
@@ -65,7 +63,7 @@ def shallow_network(policy: CausalPolicy, layers: int) -> Any:
     return network.train()
 
 
-def count_weights(policy: CausalPolicy) -> WeightBytes:
+def count_weights(policy: LoadedPolicy) -> WeightBytes:
     """Return the bytes of a policy's weights by part; nothing is loaded."""
     network = shallow_network(policy, policy.config.get_text_config().num_hidden_layers)
     weights = dict(network.named_parameters())
@@ -94,8 +92,10 @@ def state_per_number(module: PolicyOptimization) -> float:
     return _bytes(m for m in moments if m.numel() != STATE_TABLE) / weight.numel()
 
 
-def _heads_and_critic(policy: CausalPolicy, network: Any) -> dict[str, list[nn.Parameter]]:
+def _heads_and_critic(policy: LoadedPolicy, network: Any) -> dict[str, list[nn.Parameter]]:
     """Return the weights of multi-token heads and critic, on the meta device; all are trained."""
+    if policy.mtp is None and policy.critic is None:
+        return {}
     decoder, config = network.get_decoder(), policy.config.get_text_config()
     heads, critic = copy.deepcopy(policy.mtp), copy.deepcopy(policy.critic)
     with torch.device("meta"):
@@ -108,10 +108,10 @@ def _heads_and_critic(policy: CausalPolicy, network: Any) -> dict[str, list[nn.P
     return {name: list(part.parameters()) for name, part in parts.items() if part is not None}
 
 
-def _base(policy: CausalPolicy, network: Any) -> int:
+def _base(policy: LoadedPolicy, network: Any) -> int:
     """Return the bytes of the base, those of quantised layers as they will be stored."""
     quantization = policy.quantization
-    linear = {id(m.weight) for m in network.get_decoder().modules() if isinstance(m, nn.Linear)}
+    linear = {id(m.weight) for m in _trunk(policy, network).modules() if isinstance(m, nn.Linear)}
     total = 0.0
     for name, weight in network.named_parameters():
         if "lora_" in name:
@@ -123,11 +123,16 @@ def _base(policy: CausalPolicy, network: Any) -> int:
     return round(total)
 
 
-def _largest_unpacked(policy: CausalPolicy) -> int:
+def _trunk(policy: LoadedPolicy, network: Any) -> nn.Module:
+    """Return the network without its head, the layers of which are quantised."""
+    return network.base_model if policy.masked else network.get_decoder()
+
+
+def _largest_unpacked(policy: LoadedPolicy) -> int:
     if policy.quantization is None:
         return 0
-    decoder = shallow_network(policy, 1).get_decoder()
-    return max(m.weight.numel() for m in decoder.modules() if isinstance(m, nn.Linear)) * 2
+    trunk = _trunk(policy, shallow_network(policy, 1))
+    return max(m.weight.numel() for m in trunk.modules() if isinstance(m, nn.Linear)) * 2
 
 
 def _bytes(weights: Iterable[Tensor]) -> int:

@@ -171,14 +171,24 @@ class MaskedPolicy(LoadedPolicy):
         # logits of the policy, and of the network itself without positions of ours
         row_1L = torch.tensor([ids], device=self.device)
         mask_1L = torch.ones_like(row_1L, dtype=torch.bool)
-        arguments = self._inputs.without_positions().arguments(row_1L, mask_1L)
-        network: Any = self.network
-        network_LV = self._shifted(network(**arguments).logits)[0].float()
+        network_LV = self.network_logits(self.network, row_1L)[0].float()
         with torch.enable_grad():
             used_LV = self.logits(self.states(row_1L, mask_1L)[0])
         freeze_unreached(self.network, used_LV)
-        name = type(network).__name__
+        name = type(self.network).__name__
         masked_checks.compare_logits(name, used_LV.detach(), network_LV, self.barred, tolerance)
+
+    def network_logits(self, network: Any, ids_CL: Tensor) -> Tensor:
+        """Return the logits of a network itself, by the positions that they predict.
+
+        Args:
+            network: one like the policy's, which counts positions itself. Barred ids have logits.
+            ids_CL: rows without padding.
+        """
+        assert self._inputs is not None
+        mask_CL = torch.ones_like(ids_CL, dtype=torch.bool)
+        arguments = self._inputs.without_positions().arguments(ids_CL, mask_CL)
+        return self._shifted(network(**arguments).logits)
 
     # --- scores -----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.policies.loaded import LoadedPolicy
+from lightning_mpo.policies.masked import MaskedPolicy
 
 VOLATILE = (
     "_name_or_path",
@@ -44,7 +45,7 @@ def identity(module: L.LightningModule) -> dict[str, Any]:
         identity_entries["policy.lora"] = (
             asdict(lora) if is_dataclass(lora) and not isinstance(lora, type) else None
         )
-        identity_entries |= _base(policy)
+        identity_entries |= _base(policy) | _masking(policy)
         identity_entries["policy.critic"] = (
             None if getattr(policy, "critic", None) is None else type(policy.critic).__name__
         )
@@ -148,6 +149,14 @@ def _base(policy: Policy) -> dict[str, Any]:
         return {}
     quantised = None if policy.quantization is None else asdict(policy.quantization)
     return dict(zip(BASE, (str(policy.dtype), quantised, policy.base_digest), strict=True))
+
+
+def _masking(policy: Policy) -> dict[str, Any]:
+    """Describe how a masked policy hides and predicts tokens; empty for a causal one."""
+    if not isinstance(policy, MaskedPolicy):
+        return {}
+    mask = policy.tokenizer.convert_ids_to_tokens(policy.mask_id)
+    return {"policy.mask_token": mask, "policy.shift": policy.shift}
 
 
 def _architecture(policy: Policy) -> dict[str, Any] | None:

@@ -21,6 +21,8 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
         "model.policy.quantization*",
         "model.policy.mtp*",
         "model.policy.critic*",
+        "model.policy.mask_token",
+        "model.policy.shift",
         "model.policy.characters",
         "model.policy.vocabulary",
         "model.policy.hidden_size",
