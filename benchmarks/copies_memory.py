@@ -1,4 +1,4 @@
-"""Peak memory of an update against the noised copies of a response, for the likelihoods of masked policies.
+"""Peak memory of an update against the noised copies of a response, for masked policies.
 
     python benchmarks/copies_memory.py --out runs/copies_memory --picture docs/diffusion/memory.png
 
@@ -55,6 +55,10 @@ def measure(cell: Cell) -> Cell:
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
     canvas, width = cell["canvas"], cell["width"]
+    # modules that a build imports are in memory before the measurement
+    TinyMaskedPolicy(hidden_size=8, layers=1, heads=1).build(
+        device=torch.device("cpu"), reference=False
+    )
     policy = TinyMaskedPolicy(
         hidden_size=width, layers=cell["layers"], heads=max(1, width // 64), max_length=canvas + 32
     )
@@ -63,7 +67,7 @@ def measure(cell: Cell) -> Cell:
         prompts=1,
         completions=cell["rows"],
         max_new_tokens=canvas,
-        sampler=DiffusionSampler(block=canvas // 4, tokens_per_step=max(1, canvas // 16)),
+        sampler=DiffusionSampler(block=canvas // 4, tokens_per_step=max(1, canvas // 8)),
         parity_gate=False,
     )
     memory = MemoryAccounting(write=False)

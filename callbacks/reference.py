@@ -14,7 +14,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.trainer import callbacks_of
-from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.policies.loaded import LoadedPolicy
 
 
 class ReferenceUpdate(RolloutCallback):
@@ -47,7 +47,7 @@ class ReferenceUpdate(RolloutCallback):
         at_least("ReferenceUpdate", 1, every=every)
         within("ReferenceUpdate", "(0, 1]", mixup=mixup)
         self.every, self.mixup = every, mixup
-        self._policy: CausalPolicy | None = None
+        self._policy: LoadedPolicy | None = None
         self._counter = 0
         """The rollout before which the reference last moved; 0: it is still the first one."""
 
@@ -64,9 +64,10 @@ class ReferenceUpdate(RolloutCallback):
                 "`ReferenceUpdate` out"
             )
         # weights must be whole, of a language model
-        if not isinstance(pl_module.policy, CausalPolicy):
+        if not isinstance(pl_module.policy, LoadedPolicy):
             raise UserError(
-                f"`ReferenceUpdate` needs a `CausalPolicy`, got {type(pl_module.policy).__name__}"
+                "`ReferenceUpdate` needs a `CausalPolicy` or a `MaskedPolicy`, got "
+                f"{type(pl_module.policy).__name__}"
             )
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError(
@@ -95,7 +96,7 @@ class ReferenceUpdate(RolloutCallback):
         self._need_policy().reference.load(state_dict["reference"])
         self._counter = state_dict["counter"]
 
-    def _need_policy(self) -> CausalPolicy:
+    def _need_policy(self) -> LoadedPolicy:
         if self._policy is None:
             raise RuntimeError("the policy is known from `setup` on")
         return self._policy

@@ -56,7 +56,7 @@ def export(
         the comparison, without `problems` if the folder holds the policy, and notes for the user.
     """
     temperature = sampling.temperature
-    observed = verify.observe(policy, prompts, temperature, sampler=sampling.sampler)
+    observed = _observe(policy, prompts, sampling)
     # write weights, tokenizer, options and usage beside the target
     part = folder.begin(to)
     expected = _write_weights(policy, part, form, dtype, observed, prompts, sampling)
@@ -87,6 +87,12 @@ def export(
     return check, notes
 
 
+def _observe(policy: LoadedPolicy, prompts: PromptBatch, sampling: Sampling) -> verify.Observed:
+    """Observe a policy; a canvas may be as long as the model has positions for."""
+    tokens = min(24, sampling.max_new_tokens) if policy.masked else 24
+    return verify.observe(policy, prompts, sampling.temperature, tokens, sampling.sampler)
+
+
 def _write_weights(
     policy: LoadedPolicy,
     part: Path,
@@ -106,9 +112,7 @@ def _write_weights(
     # a merge into an unquantised base is compared with adapters on that base
     twin = forms.unquantised(policy)
     if policy.quantization is not None:
-        observed = verify.observe(
-            twin, prompts, sampling.temperature, sampler=sampling.sampler
-        )
+        observed = _observe(twin, prompts, sampling)
     forms.write_merged(twin, part, getattr(torch, dtype))
     return observed
 

@@ -130,8 +130,9 @@ def reload(policy: LoadedPolicy, folder: Path, form: str) -> Reloaded:
     else:
         network = load_weights(str(folder), None, torch.float32, kind=kind)
     network = network.to(policy.device).eval()
-    tokenizer, generation = load_tokenizer(str(folder), kind), GenerationConfig.from_pretrained(
-        folder
+    tokenizer, generation = (
+        load_tokenizer(str(folder), kind),
+        GenerationConfig.from_pretrained(folder),
     )
     if isinstance(policy, MaskedPolicy):
         return ReloadedMasked(network, tokenizer, generation, policy)

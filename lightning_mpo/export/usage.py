@@ -185,9 +185,9 @@ class Usage:
         if self.form == "adapter":
             adapter, source = self.adapter, base or self.adapter["base"]
             quantization = adapter.get("quantization")
-            sizes = (adapter[name] for name in ("rank", "alpha", "targets"))
+            dropout = adapter.get("dropout", 0.0)
             options = {
-                "lora": Lora(*sizes, adapter.get("dropout", 0.0)),
+                "lora": Lora(adapter["rank"], adapter["alpha"], adapter["targets"], dropout),
                 "dtype": self.dtype,
                 "checkpoint": folder,
                 "quantization": None if quantization is None else Quantization(**quantization),

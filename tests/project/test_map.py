@@ -50,6 +50,8 @@ COVERED = {
     "functional/head_logits.py": "functional/test_heads_options.py",
     "functional/head_positions.py": "functional/test_heads_both.py",
     "functional/prefix_tree.py": "functional/test_prefix_trees.py",
+    "export/reloaded.py": "export/test_masked.py",
+    "export/samples.py": "export/test_masked.py",
     "memory/footprint.py": "callbacks/test_memory.py",
     "memory/resident.py": "callbacks/test_memory.py",
     "modules/evaluation.py": "callbacks/test_rollout.py",

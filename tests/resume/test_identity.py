@@ -125,3 +125,24 @@ def test_other_batch_arithmetic():
 
 def test_checkpoints_that_say_less_pass():
     check_identity("last.ckpt", {}, identity(module()))
+
+
+def test_another_mask_token_or_shift():
+    from lightning_mpo.objective.likelihoods import Denoising
+    from lightning_mpo.policies import TinyMaskedPolicy
+
+    def masked(**options) -> PolicyOptimization:
+        policy = TinyMaskedPolicy(hidden_size=32, layers=1, heads=2)
+        for name, value in options.items():
+            setattr(policy, name, value)
+        return module(policy, likelihood=Denoising())
+
+    saved = identity(masked())
+    check_identity("last.ckpt", saved, identity(masked(mask_token="<mask>")))
+    for options, said in (
+        ({"mask_token": "*"}, r"has `policy.mask_token` <mask>, the configuration \*"),
+        ({"shift": True}, "has `policy.shift` False, the configuration True"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_identity("last.ckpt", saved, identity(masked(**options)))
+    assert not any("mask" in name or "shift" in name for name in identity(module()))

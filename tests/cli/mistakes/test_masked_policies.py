@@ -38,6 +38,20 @@ CASES = {
         [*BOTH, *MASKED, "--trainer.callbacks+=SupportOverlap"],
         ESPO | SAMPLER,
     ),
+    "restarts of a masked policy": Case(
+        "`rollout.replay` copies the first tokens of other completions, and `DiffusionSampler` "
+        "does not draw from left to right; use `rollout.replay: null`",
+        [*BOTH, *MASKED, "--rollout.replay", "PrefixReplay"],
+        ESPO | SAMPLER,
+    ),
+    "a warm-up of heads of a masked policy": Case(
+        "`model.policy`: `TinyMaskedPolicy` is a `Policy`, which does not belong here",
+        ["-c", "heads.yaml"],
+        {
+            "heads.yaml": "model: {class_path: HeadWarmup, init_args: {policy: "
+            "{class_path: TinyMaskedPolicy, init_args: {hidden_size: 32}}}}"
+        },
+    ),
     "a head of a width that does not divide": Case(
         "`TinyMaskedPolicy.hidden_size` must be a multiple of `heads` = 5, got 32",
         [*MASKED, f"--{POLICY}.hidden_size", "32", f"--{POLICY}.heads", "5"],
