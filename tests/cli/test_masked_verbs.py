@@ -52,15 +52,14 @@ def here(run, tmp_path, monkeypatch) -> Path:
 
 def test_callbacks_measure_and_write(run):
     header = (run / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
-    for name in ("throughput/rollout_tokens_per_s", "memory/peak_mib", "kl/rollout_mean"):
-        assert name in header, header
+    metrics = {"throughput/rollout_tokens_per_s", "memory/peak_mib", "kl/rollout_mean"}
+    assert metrics <= set(header)
     names = {path.name for path in (run / "run").rglob("*") if path.is_file()}
-    for name in ("summary.json", "memory.json", "rollouts.jsonl", "prompts.jsonl"):
-        assert name in names
+    assert {"summary.json", "memory.json", "rollouts.jsonl", "prompts.jsonl"} <= names
     usage = json.loads((run / "run" / "export" / "lightning_mpo.json").read_text())
     assert usage["masked"]["block"] == 4
     card = (run / "run" / "export" / "README.md").read_text()
-    assert "likelihood `Denoising(steps: 2)`" in card
+    assert "likelihood `Denoising" in card
 
 
 def test_an_export_completes_prompts_as_its_checkpoint_does(here, monkeypatch, capsys):
@@ -79,7 +78,7 @@ def test_validate_and_plan(here, monkeypatch, capsys):
     call = run_or_export(monkeypatch)
     validate = ("-c", "run/config.yaml", "--ckpt_path", LAST, "--trainer.limit_val_batches", "1")
     assert call("validate", *validate) == 0
-    assert "val/pass_at_1" in capsys.readouterr().out
+    assert "val/truncated" in capsys.readouterr().out
     assert plan.main(["-c", "base.yaml", "--gpu-gib", "8"]) == 0
     said = capsys.readouterr().out
     assert "8 sequences of 4 + 8 tokens, each in 2 noised copies, micro-batches of 16 rows" in said
@@ -95,8 +94,12 @@ def test_validate_and_plan(here, monkeypatch, capsys):
             2,
             "saved with the objective likelihood Denoising(steps=2",
         ),
-        (["--rollout.sampler.init_args.tokens_per_step", "1"], 0, "tokens_per_step 2 -> 1"),
-        (["--rollout.sampler.init_args.block", "8"], 0, "block 4 -> 8"),
+        (
+            ["--rollout.sampler.init_args.tokens_per_step", "1"],
+            0,
+            "rollout.sampler.tokens_per_step was 2 and is 1",
+        ),
+        (["--rollout.sampler.init_args.block", "8"], 0, "rollout.sampler.block was 4 and is 8"),
     ],
 )
 def test_a_changed_likelihood_is_refused_and_a_changed_sampler_printed(
