@@ -202,7 +202,8 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> int:
     copies = f"each in {sizes.copies} noised copies, " if sizes.copies > 1 else ""
     print(
         f"{sizes.rows} sequences of {sizes.prompt} + {sizes.response} tokens, {copies}"
-        f"micro-batches of {sizes.micro_rows} rows; predicted peaks by phase, above the process itself"
+        f"micro-batches of {sizes.micro_rows} rows; predicted peaks by phase, above the process "
+        "itself"
     )
     print(table(prediction.phases))
     print("\n".join(planner.notes()))

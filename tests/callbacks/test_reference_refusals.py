@@ -59,7 +59,9 @@ def test_who_asks_for_the_reference_may_stand_behind_it(tmp_path, asks):
 def test_policies_of_another_kind_are_refused():
     objective = make_objective(terms=[KLPenalty(ConstantCoefficient(0.2))])
     module = PolicyOptimization(torch.nn.Identity(), objective)
-    with pytest.raises(UserError, match="`ReferenceUpdate` needs a `CausalPolicy`, got Identity"):
+    with pytest.raises(
+        UserError, match="`ReferenceUpdate` needs a `CausalPolicy` or a `MaskedPolicy`, got"
+    ):
         ReferenceUpdate(1).setup(SimpleNamespace(callbacks=[], strategy=None), module, "fit")
 
 
