@@ -207,9 +207,11 @@ class Planner:
         trunk = self.passes.peak(rows, response, head=False, backward=True, passes=passes)
         with_head = self.passes.peak(rows, response, backward=True, passes=passes)
         gradients = min(self.weights.trained, trunk)
+        # autograd sums over the copies of rows beside the gradients of earlier micro-batches
+        sums = self.weights.trained if sizes.accumulate and self.copies > 1 else 0
         return self.held | {
             "rollout buffer": self.buffer(sizes),
-            "gradients": gradients + sum(self.weights.extras.values()),
+            "gradients": gradients + sums + sum(self.weights.extras.values()),
             "activations": trunk - gradients + self.weights.unpacked,
             "head": max(0, with_head - trunk),
         }

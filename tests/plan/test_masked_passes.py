@@ -49,6 +49,9 @@ def test_copies_of_one_row_cost_masks_and_not_activations(tmp_path):
     sizes = one.sizes
     assert growth == 6 * sizes.trained_rows * (sizes.prompt + 5 * sizes.response)
     assert more.update(micro_rows=8) < more.update(micro_rows=16)
+    # a sum over the copies stands beside the gradients of the first micro-batch
+    gradients = [one._update(replace(sizes, accumulate=on))["gradients"] for on in (False, True)]
+    assert gradients[1] == 2 * gradients[0]
 
 
 def test_passes_of_a_step_read_fewer_states(tmp_path):
