@@ -87,6 +87,7 @@ def measure_surrogates(repeats: int) -> list[Cell]:
     from lightning_mpo.objective import surrogates as S
     from lightning_mpo.objective.action_spaces import Actions, TokenTerms
     from lightning_mpo.objective.divergence_mask import DivergenceMask
+    from lightning_mpo.objective.linear_bound import LinearBound
     from lightning_mpo.objective.position_clip import PositionClip
 
     torch.set_num_threads(1)
@@ -102,6 +103,7 @@ def measure_surrogates(repeats: int) -> list[Cell]:
         S.AsymmetricRatio(),
         S.AsymmetricRatio(wide=0.4),
         S.BoundedTokens(),
+        LinearBound(),
         PositionClip(),
         DivergenceMask(),
         DivergenceMask(divergence="kl"),

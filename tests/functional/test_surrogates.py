@@ -95,9 +95,9 @@ def test_absurd_ratios_overflow_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"low": 0.0, "high": 0.2}, r"`low` must be in \(0, 1\), got 0.0"),
-        ({"low": 1.0, "high": 0.2}, r"`low` must be in \(0, 1\), got 1.0"),
-        ({"low": 0.2, "high": 0.0}, "`high` must be above 0, got 0.0"),
+        ({"low": -0.1, "high": 0.2}, r"`low` must be in \[0, 1\), got -0.1"),
+        ({"low": 1.0, "high": 0.2}, r"`low` must be in \[0, 1\), got 1.0"),
+        ({"low": 0.2, "high": -0.1}, "`high` must be at least 0, got -0.1"),
         ({"low": 0.2, "high": 0.2, "dual": 1.0}, "`dual` must be above 1, got 1.0"),
     ],
 )

@@ -28,6 +28,7 @@ def test_the_gate_names_randomness_as_such(tiny_folder):
 def test_the_gate_does_not_advise_what_is_set_already():
     class Padded:
         share_prompts = False
+        masked = False
 
         def score(self, rollout, mask_BT, **_):
             width = float(rollout.tokens_BL.shape[1])
