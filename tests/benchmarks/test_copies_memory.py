@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks" / "copies_memory.py"
+SCRIPT = ROOT / "benchmarks" / "masked" / "copies_memory.py"
 specification = importlib.util.spec_from_file_location("copies_memory", SCRIPT)
 assert specification is not None
 assert specification.loader is not None

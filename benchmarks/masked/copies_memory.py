@@ -1,6 +1,6 @@
 """Peak memory of an update against the noised copies of a response, for masked policies.
 
-    python benchmarks/copies_memory.py --out runs/copies_memory --picture docs/diffusion/memory.png
+    python benchmarks/masked/copies_memory.py --out runs/copies_memory --picture docs/diffusion/memory.png
 
 A BERT with random weights is trained for one update on a rollout. `Elbo` (BGPO) and `Denoising`
 (AGRPO) give each copy a row of its own. Micro-batches grow in number with the copies, so each has
