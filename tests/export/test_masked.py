@@ -122,6 +122,7 @@ def test_candidates_are_those_of_the_step_that_revealed_a_token():
     policy = make_masked()
     sampled, greedy = samples.draw(policy, PROMPTS, 0.7, 8, SAMPLER)
     assert sampled.responses_BT.shape == greedy.responses_BT.shape == (3, 8)
+    assert (greedy.reveal_BT[:, :4] < 2).all(), "a block of 4 in steps of 2"
     mask_BT = greedy.response_mask_BT
     assert torch.equal(greedy.candidates_BTK[..., 0][mask_BT], greedy.responses_BT[mask_BT])
     assert (greedy.candidate_logprobs_BTK.diff(dim=2) <= 0).all()
