@@ -49,6 +49,9 @@ def test_copies_of_one_row_cost_masks_and_not_activations(tmp_path):
     sizes = one.sizes
     assert growth == 6 * sizes.trained_rows * (sizes.prompt + 5 * sizes.response)
     assert more.update(micro_rows=8) < more.update(micro_rows=16)
+    # the second copy is computed again beside the gradients of the first
+    trunk = one.passes.peak(sizes.micro_rows, 8, head=False, backward=True, passes=2)
+    assert parts[0]["activations"] + parts[0]["gradients"] == trunk
     # a sum over the copies stands beside the gradients of the first micro-batch
     gradients = [one._update(replace(sizes, accumulate=on))["gradients"] for on in (False, True)]
     assert gradients[1] == 2 * gradients[0]
