@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lightning_mpo import cli
 from lightning_mpo.cli import plan
@@ -110,3 +111,27 @@ def test_a_changed_likelihood_is_refused_and_a_changed_sampler_printed(
     assert call("fit", *more, "--trainer.callbacks", "[]", *options) == code
     captured = capsys.readouterr()
     assert said in captured.out + captured.err
+
+
+@pytest.mark.slow
+def test_a_measured_step_of_whole_responses_is_within_15_percent(tmp_path, monkeypatch, capsys):
+    """A BERT whose activations dominate, four copies of each row, two micro-batches."""
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load(masked_configuration())
+    arguments = config["model"]["init_args"]
+    arguments["policy"]["init_args"] = {"hidden_size": 384, "layers": 6, "heads": 6}
+    likelihood = {"class_path": "CoupledElbo", "init_args": {"pairs": 2}}
+    arguments["objective"] |= {
+        "actions": "SequenceActions",
+        "reduction": "SequenceMean",
+        "likelihood": likelihood,
+    }
+    sampler = {"class_path": "DiffusionSampler", "init_args": {"block": 32, "tokens_per_step": 16}}
+    config["rollout"] |= {"completions": 8, "max_new_tokens": 128, "sampler": sampler}
+    config["rollout"]["parity_gate"] = False
+    config["trainer"] |= {"callbacks": [], "accumulate_grad_batches": 2}
+    Path("large.yaml").write_text(yaml.safe_dump(config))
+    code = plan.main(["-c", "large.yaml", "--check"])
+    said = capsys.readouterr()
+    print(said.out)
+    assert code == 0, said.out + said.err
