@@ -50,8 +50,8 @@ class Export(L.Callback):
             return
         if not isinstance(pl_module.policy, LoadedPolicy):
             raise UserError(
-                "`Export` knows policies that are a `CausalPolicy` or a `MaskedPolicy`, got "
-                f"{type(pl_module.policy).__name__}"
+                "`Export` needs a `CausalPolicy` or a `MaskedPolicy`, got "
+                f"{type(pl_module.policy).__name__}: leave `Export` out of the callbacks"
             )
         if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy"):
             raise UserError(

@@ -67,7 +67,7 @@ class ReferenceUpdate(RolloutCallback):
         if not isinstance(pl_module.policy, LoadedPolicy):
             raise UserError(
                 "`ReferenceUpdate` needs a `CausalPolicy` or a `MaskedPolicy`, got "
-                f"{type(pl_module.policy).__name__}"
+                f"{type(pl_module.policy).__name__}: leave `ReferenceUpdate` out of the callbacks"
             )
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError(

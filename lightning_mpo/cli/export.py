@@ -129,7 +129,8 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
     policy = cli.model.policy
     if not isinstance(policy, LoadedPolicy):
         raise UserError(
-            f"`export` takes a `CausalPolicy` or a `MaskedPolicy`, got {type(policy).__name__}"
+            f"`export` takes a `CausalPolicy` or a `MaskedPolicy`, got {type(policy).__name__}: "
+            "save the weights of another policy yourself"
         )
     policy.checkpoint, policy.critic = str(options.checkpoint), None
     form: Any = options.form or ("full" if policy.lora is None else "adapter")

@@ -34,7 +34,7 @@ def find_mask(
         source: name of the model, for messages.
 
     Raises:
-        UserError: the model names none, or the text is no token of it.
+        UserError: the model names no mask token, or the text is no token of it.
     """
     vocabulary = config.get_text_config().vocab_size
     if text is not None:
@@ -60,17 +60,17 @@ def refuse_causal_requests(request: ScoreRequest) -> None:
     """Refuse scores that need the chain rule of a causal model.
 
     Raises:
-        UserError: names the option.
+        UserError: the request needs heads, values or alternatives of tokens.
     """
     if request.future:
         raise UserError(
             "multi-token heads predict the tokens behind the next one, and a masked policy has no "
-            "next one; use `actions` and loss terms without heads, or `CausalPolicy`"
+            "next token; use `actions` and loss terms without heads, or `CausalPolicy`"
         )
     if request.values:
         raise UserError(
-            "`ValueLoss` fits a critic to states from left to right, which a masked policy has "
-            "not; leave it out, or use `CausalPolicy`"
+            "`ValueLoss` fits a critic to states from left to right, and a masked policy has none "
+            "of these; leave it out, or use `CausalPolicy`"
         )
     if request.support_logits or request.candidates:
         raise UserError(
@@ -83,7 +83,7 @@ def refuse_networks(policy: LoadedPolicy) -> None:
     """Refuse models that cannot predict hidden tokens from both sides.
 
     Raises:
-        UserError: names the property of the model.
+        UserError: the model has such a property, which the message names.
     """
     config, source = policy.config, policy.source
     text = config.get_text_config()
@@ -124,7 +124,7 @@ def mask_forms(kind: ModelKind, config: PretrainedConfig) -> list[MaskForm]:
 
 
 def trial_ids(vocabulary: int, barred: Sequence[int], mask_id: int) -> list[int]:
-    """Return six ids for trials, the last of which is MASK; the others are not barred."""
+    """Return six ids for trials; the last one is MASK, and the others are not barred."""
     ids = [id for id in range(min(vocabulary, len(barred) + 8)) if id not in barred][-5:]
     return [*(ids * 5)[:5], mask_id]
 
@@ -132,13 +132,13 @@ def trial_ids(vocabulary: int, barred: Sequence[int], mask_id: int) -> list[int]
 def bar(
     head: Unembedding, around_V: Tensor | None, barred: Sequence[int], logit: float
 ) -> Unembedding:
-    """Return a head whose bias holds a bias around it, and a low logit at barred ids.
+    """Return a head whose bias includes a bias around it, and gives barred ids a low logit.
 
     Args:
         head: with or without a bias.
         around_V: bias that the network adds behind the head.
         barred: ids that must not be drawn.
-        logit: at barred ids, before scale and temperature.
+        logit: of barred ids, before scale and temperature.
     """
     bias_V = head.bias_V if around_V is None else around_V
     weight_VD = head.weight_VD
@@ -172,5 +172,5 @@ def compare_logits(
         raise UserError(
             f"the logits of `{name}` are not scale · (h W + b) with the scale of its "
             "configuration, or it does not count positions from the first token (largest "
-            f"difference {gap:.3g}), so that it cannot be trained"
+            f"difference {gap:.3g}), so that it cannot be trained; choose another model"
         )

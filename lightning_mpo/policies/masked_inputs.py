@@ -1,7 +1,7 @@
 """How a masked network takes rows that are padded on the left, and the states in front of its head.
 
-A network of transformers takes a mask of keys, one of causal origin a mask of pairs. Code of a
-repository may take either, or neither; the form that works is found by a trial on a few tokens.
+A masked network of transformers takes a mask of keys, and a causal one a mask of pairs. Code of a
+repository may take either form, or none. A trial on a few tokens finds the form that works.
 """
 
 from __future__ import annotations
@@ -73,7 +73,15 @@ class RowInputs:
     def states(self, network: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Return the input of the network's head at each position. Shape `[B, L, D]`.
 
-        The head itself computes one position of each row, so no `[B, L, V]` is made.
+        The head itself computes one position of each row, so no tensor `[B, L, V]` is made.
+
+        Args:
+            network: of the policy or of the reference.
+            ids_BL: tokens, with MASK at hidden positions.
+            mask_BL: False for padding on the left.
+
+        Raises:
+            UserError: the network does not apply its head once to a state of each token.
         """
         if self.form is MaskForm.NONE and not bool(mask_BL.all()):
             return self._states_by_length(network, ids_BL, mask_BL)
@@ -82,7 +90,7 @@ class RowInputs:
         if len(inputs) != 1 or inputs[0].shape[:2] != ids_BL.shape:
             raise UserError(
                 f"`{type(network).__name__}` does not apply its head once to a state of each "
-                "token, so that it cannot be scored"
+                "token, so that it cannot be scored; choose another model"
             )
         return inputs[0]
 
@@ -117,7 +125,7 @@ def record_head_input(network: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 
 def first_position(network: nn.Module) -> int:
-    """Return the number of the first position: RoBERTa counts from behind its padding index."""
+    """Return the number of the first position; RoBERTa counts from behind its padding index."""
     for name, module in network.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1
@@ -125,9 +133,9 @@ def first_position(network: nn.Module) -> int:
 
 
 def head_bias(network: PreTrainedModel) -> Tensor | None:
-    """Return a bias that the module around the head adds to its products (ESM); None: there is none.
+    """Return the bias that the module around the head adds, as in ESM; None: it adds none.
 
-    A bias of the head itself is no such one.
+    A bias of the head itself does not count.
     """
     head: Any = network.get_output_embeddings()
     base = getattr(head, "base_layer", head)
@@ -146,7 +154,7 @@ def head_bias(network: PreTrainedModel) -> Tensor | None:
 def find_inputs(
     network: PreTrainedModel, forms: Sequence[MaskForm], ids: Sequence[int], tolerance: float
 ) -> RowInputs:
-    """Return the first form of masks with which a network computes as it must.
+    """Return the inputs with the first form of masks that a network computes correctly with.
 
     The state of the first token must depend on the last token, and no state on padding.
 
@@ -157,12 +165,14 @@ def find_inputs(
         tolerance: largest difference by rounding, relative to the largest state.
 
     Raises:
-        UserError: no form works; the reason for each.
+        UserError: no form works; the message has the reason for each.
     """
+    # a row, the same with another last token, and the same with padding on the left
     row_1L = torch.tensor([ids], device=network.device)
     other_1L = torch.cat([row_1L[:, :-1], row_1L[:, :1]], 1)
     padded_1L = torch.cat([row_1L[:, 1:3], row_1L], 1)
     mask_1L = torch.arange(padded_1L.shape[1], device=network.device)[None] >= 2
+    # each form in turn
     reasons = []
     for form in forms:
         inputs = RowInputs.of(network, form)
@@ -187,6 +197,7 @@ def find_inputs(
     raise UserError(
         f"`{type(network).__name__}` cannot be run as a masked language model: "
         + "; ".join(dict.fromkeys(reasons))
+        + "; choose another model"
     )
 
 
@@ -196,8 +207,8 @@ def freeze_unreached(network: nn.Module, output: Tensor) -> None:
     DDP would wait for their gradients.
 
     Args:
-        network: its weights.
-        output: computed with gradient.
+        network: the weights.
+        output: of the network, computed with gradient.
     """
     # the graph of the output, down to the weights
     reached: set[int] = set()

@@ -24,7 +24,7 @@ from tests.support.runs import make_objective
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (ScoreRequest(future=2), "a masked policy has no next one"),
+        (ScoreRequest(future=2), "a masked policy has no next token"),
         (ScoreRequest(values=True), "`ValueLoss` fits a critic"),
         (ScoreRequest(candidates=True), "scores the tokens of a response alone"),
         (ScoreRequest(support_logits=True), "scores the tokens of a response alone"),
@@ -56,7 +56,7 @@ def refused(policy: MaskedPolicy, message: str) -> None:
     assert policy.network is None
 
 
-def test_a_model_without_mask_token(changed):
+def test_a_model_without_mask_token_is_refused(changed):
     folder = changed("bert")
     character_tokenizer(CHARACTERS).save_pretrained(folder)
     refused(MaskedPolicy(folder), "names no mask token, .* give `policy.mask_token`")
@@ -65,7 +65,7 @@ def test_a_model_without_mask_token(changed):
     refused(MaskedPolicy(folder, mask_token="<end>"), "ends responses as well")
 
 
-def test_a_mask_token_that_the_configuration_names(changed):
+def test_a_mask_token_that_the_configuration_names_is_taken(changed):
     folder = changed("bert", mask_token_id=7)
     character_tokenizer(CHARACTERS).save_pretrained(folder)
     assert MaskedPolicy(folder).mask_id == 7
@@ -81,20 +81,20 @@ def test_the_separator_ends_responses_where_no_token_is_named_an_end(changed):
     policy.check()
 
 
-def test_models_that_do_not_see_the_whole_row(changed, masked_folder):
+def test_models_that_do_not_see_the_whole_row_are_refused(changed, masked_folder):
     refused(MaskedPolicy(changed("bert", is_decoder=True)), "does not attend to all tokens")
 
 
-def test_windows_of_causal_models(changed):
+def test_windows_of_causal_models_are_refused(changed):
     layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
     refused(MaskedPolicy(changed("llama", **layers)), "does not attend to all tokens")
 
 
-def test_soft_caps(changed):
+def test_soft_caps_are_refused(changed):
     refused(MaskedPolicy(changed("llama", final_logit_softcapping=30.0)), "caps its logits")
 
 
-def test_a_head_that_computes_something_else(masked_folder):
+def test_a_head_that_computes_something_else_is_refused(masked_folder):
     policy = MaskedPolicy(masked_folder("bert"))
     load = policy.load_network
 
