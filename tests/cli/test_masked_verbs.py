@@ -75,7 +75,7 @@ def test_an_export_completes_prompts_as_its_checkpoint_does(here, monkeypatch, c
     assert "(6) must be a multiple of `DiffusionSampler.block` (4)" in capsys.readouterr().err
 
 
-def test_validate_and_plan(here, monkeypatch, capsys):
+def test_validate_and_plan_take_a_masked_policy(here, monkeypatch, capsys):
     call = run_or_export(monkeypatch)
     validate = ("-c", "run/config.yaml", "--ckpt_path", LAST, "--trainer.limit_val_batches", "1")
     assert call("validate", *validate) == 0

@@ -33,7 +33,7 @@ def built(policy) -> MaskedPolicy:
     return policy
 
 
-def test_all_weights_of_a_small_policy_and_how_to_use_them(tmp_path):
+def test_all_weights_of_a_small_policy_are_exported_with_their_use(tmp_path):
     from transformers import AutoModelForMaskedLM
 
     policy = make_masked()
@@ -68,7 +68,7 @@ def test_all_weights_of_a_small_policy_and_how_to_use_them(tmp_path):
     ("family", "form", "shift"),
     [("bert", "adapter", False), ("bert", "merged", False), ("llama", "merged", True)],
 )
-def test_adapters_of_a_masked_model(tmp_path, family, form, shift):
+def test_adapters_of_a_masked_model_are_exported(tmp_path, family, form, shift):
     write_family(family, tmp_path / "base")
     policy = built(MaskedPolicy(str(tmp_path / "base"), lora=LORA, shift=shift))
     torch.manual_seed(1)

@@ -18,11 +18,11 @@ from tests.support.masked_runs import planned
     ("likelihood", "copies"),
     [(CoupledElbo(3), 6), (Elbo(4), 1), (Denoising(5), 1), (MeanField(), 1), (CoupledTokens(), 3)],
 )
-def test_copies_in_a_row(likelihood, copies):
+def test_copies_in_a_row_are_counted(likelihood, copies):
     assert copies_in_row(likelihood) == copies
 
 
-def test_tokens_of_a_step_and_of_a_block():
+def test_tokens_of_a_step_and_of_a_block_are_counted():
     sampler = DiffusionSampler(8, 2)
     assert (tokens_of_step(sampler, 16), tokens_of_block(sampler, 16)) == (2, 8)
     assert (tokens_of_step(LocalSampler(), 16), tokens_of_block(LocalSampler(), 16)) == (1, 16)

@@ -21,7 +21,7 @@ def test_text_survives_the_tokenizer(text):
     assert tokenizer.decode([*ids, 1, 2, 0], skip_special_tokens=True) == text
 
 
-def test_special_tokens_and_sizes():
+def test_special_tokens_come_first_and_sizes_are_those_given():
     policy = TinyMaskedPolicy(CHARACTERS, hidden_size=32, layers=1, heads=2)
     assert policy.tokenizer.convert_tokens_to_ids([PAD, END, MASK]) == [0, 1, 2]
     assert policy.end_tokens == [1]

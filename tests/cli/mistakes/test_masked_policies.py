@@ -60,5 +60,5 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_line_that_says_what_to_write(tmp_path, name):
+def test_a_mistake_is_one_line_that_says_what_to_write(tmp_path, name):
     check_message(CASES[name], tmp_path)
