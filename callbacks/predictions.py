@@ -28,7 +28,8 @@ class Predictions(BasePredictionWriter):
 
     Args:
         path: another file to write; None: the one in the run folder.
-        show_order: completions of a masked policy whose order of revealed tokens is printed.
+        show_order: number of completions of a masked policy whose order of revealed tokens is
+            printed; 0: none.
     """
 
     def __init__(self, path: str | None = None, show_order: int = 0) -> None:

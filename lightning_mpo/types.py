@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 NEVER = 2**31 - 1
-"""Step of a token that no step of a sampler revealed: an end token behind an early end."""
+"""The step of a token that no step of a sampler revealed: an end token behind an early end."""
 
 Batch = TypeVar("Batch", "Rollout", "Experience")
 
@@ -110,10 +110,10 @@ class Rollout:
     outside_BT: Tensor | None = None
     # int32; step at which a masked policy revealed each token, or `NEVER`
     reveal_BT: Tensor | None = None
-    reveal_entropy_BT: Tensor | None = None  # nats, of the distribution that each was drawn from
+    reveal_entropy_BT: Tensor | None = None  # nats; of the distribution of each token's draw
     # bool; tokens that a masked policy sees as MASK, in each noised copy of the row
     hidden_BCL: Tensor | None = None
-    copy_weights_BCT: Tensor | None = None  # float32; of the log-probs under each copy
+    copy_weights_BCT: Tensor | None = None  # float32; factors of the log-probs under each copy
     texts: tuple[str, ...] = ()
     rows: tuple[PromptRow, ...] = ()
 

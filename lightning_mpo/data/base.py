@@ -261,8 +261,8 @@ class PromptDataModule(L.LightningDataModule, ABC):
             canvas: tokens of each solution, as for `solutions`.
 
         Raises:
-            UserError: a row has no solution, or one that cannot be encoded, that an end token ends
-                early, or that is too long for the canvas, or for the model with its prompt.
+            UserError: a row has no solution, or its solution cannot be encoded or holds an end
+                token; or it is too long for the canvas, or with its prompt for the model.
         """
         solutions = self._connected(self._solutions)
         for rows in (self.splits.train, self.validation_rows):
@@ -272,7 +272,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
                 check_positions(rows, encoded, room, positions, self.encode)
 
     def solutions(self, rows: Sequence[PromptRow], canvas: int | None = None) -> Rollout:
-        """Return solutions as sampled responses; end tokens fill up a canvas, and belong to them."""
+        """Return solutions as sampled responses; end tokens that fill a canvas are part of them."""
         return rollout_of(self.encode(rows), self._connected(self._solutions).encode(rows, canvas))
 
     def train_dataloader(self) -> Any:

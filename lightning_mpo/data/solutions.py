@@ -35,7 +35,8 @@ class SolutionEncoder:
 
         Args:
             rows: the rows.
-            canvas: tokens of each solution; the closing token fills it up. None: as they are.
+            canvas: tokens of each solution, which the closing token fills up. None: solutions keep
+                their lengths.
 
         Raises:
             UserError: a row has no solution, or one with an end token or unknown characters, or one
@@ -133,10 +134,10 @@ def on_canvas(
     Args:
         rows: the rows, for messages.
         solutions: token ids of their solutions, with the closing token.
-        canvas: tokens of each result.
+        canvas: number of tokens.
 
     Raises:
-        UserError: a solution is longer.
+        UserError: a solution is longer than the canvas.
     """
     for row, solution in zip(rows, solutions, strict=True):
         if len(solution) > canvas:

@@ -29,8 +29,8 @@ def check_form(policy: LoadedPolicy, form: str) -> None:
     """Refuse a form that the policy does not have, before its weights are loaded.
 
     Raises:
-        UserError: adapters or a merge without LoRA, all weights with it, a base that is nowhere
-            but quantised, or weights of a model with code of its own.
+        UserError: adapters or a merge were chosen without LoRA, or all weights with it; the base
+            exists only quantised; or the model has code of its own, whose weights are not exported.
     """
     if form not in FORMS:
         raise UserError(f"the form must be one of {', '.join(FORMS)}, got {form!r}")

@@ -1,4 +1,4 @@
-"""Reads log-probs and greedy texts from a reloaded network, row by row and without padding."""
+"""Log-probs and greedy texts of a reloaded network, row by row and without padding."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ReloadedMasked(Reloaded):
         return sums_T[rollout.response_mask_BT[b]]
 
     def greedy(self, rollout: Rollout, b: int) -> list[int]:
-        """Return the most probable token of each position, where the policy revealed its own."""
+        """Return the most probable token of each position, at the step that revealed it."""
         best_T = most_probable(self.policy, rollout, b, self._logits)[0][:, 0]
         return best_T[rollout.response_mask_BT[b]].tolist()
 
@@ -100,9 +100,10 @@ def copies_of(policy: MaskedPolicy, rollout: Rollout, b: int, hidden_CT: Tensor)
 
 
 def most_probable(policy: MaskedPolicy, rollout: Rollout, b: int, logits: Any) -> tuple[Any, Any]:
-    """Return the two most probable ids of each position, and their log-probs.
+    """Return the two most probable ids of each position, and their log-probs in nats.
 
-    Each position is read where the sampler revealed it: the tokens of later steps are hidden.
+    Each position is read at the step that revealed it: its token and those of later steps are
+    hidden.
 
     Args:
         policy: names MASK.
@@ -111,7 +112,8 @@ def most_probable(policy: MaskedPolicy, rollout: Rollout, b: int, logits: Any) -
         logits: takes (rollout, b, hidden_CT) and returns logits `[C, T, V]`.
 
     Returns:
-        ids and log-probs, each `[T, 2]`; of a position that no step revealed its own id, twice.
+        ids and log-probs, each `[T, 2]`. A position that no step revealed has its own id twice, with
+        log-prob 0.
     """
     assert rollout.reveal_BT is not None
     reveal_T, response_T = rollout.reveal_BT[b].long(), rollout.responses_BT[b]

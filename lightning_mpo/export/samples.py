@@ -33,12 +33,12 @@ def draw(
         policy: in rollout mode.
         prompts: prompts of the responses.
         temperature: of the sampling.
-        tokens: longest response; of a masked policy whole blocks of about as many tokens.
-        sampler: of the run; a masked policy uses its block and its tokens per step.
+        tokens: longest response. A masked policy takes the whole blocks that fit, at least one.
+        sampler: of the run; a masked policy takes its block and its tokens per step.
 
     Returns:
-        samples, those of a masked policy with noised copies; and greedy responses, with the two
-        most probable ids of each step as candidates.
+        samples, and greedy responses. Samples of a masked policy have noised copies. Greedy
+        responses have the two most probable ids of each step as candidates.
     """
     masked = isinstance(policy, MaskedPolicy)
     if masked:
@@ -65,7 +65,7 @@ def _blocks(sampler: Sampler | None, tokens: int) -> DiffusionSampler:
 
 
 def with_copies(rollout: Rollout) -> Rollout:
-    """Return canvases of which each token is hidden in one of two copies, always the same ones."""
+    """Return canvases with two copies; each token is hidden in one of them, the same at each call."""
     draws, (B, T) = generator_of(1, Stream.CHECK), rollout.response_mask_BT.shape
     canvas_BT = torch.ones(B, T, dtype=torch.bool)
     size_B = whole_numbers(stratified(torch.rand((), generator=draws), B), 0, canvas_BT.sum(1))

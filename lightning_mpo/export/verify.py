@@ -30,7 +30,7 @@ TELLING = 1e-3
 class Observed:
     """Log-probs and greedy texts of a policy, in float32.
 
-    Those of a masked policy are of noised copies, and greedy tokens are compared where the policy
+    A masked policy has log-probs of noised copies. Its greedy tokens are compared at the step that
     revealed them.
     """
 
@@ -103,8 +103,8 @@ def observe(
         policy: a built one; it comes back as it was.
         prompts: prompts of the observed responses.
         temperature: of the sampling and of the log-probs.
-        tokens: longest response, about as many with a masked policy.
-        sampler: of the run; its blocks and steps are those of a masked policy.
+        tokens: longest response; a masked policy takes the whole blocks that fit, at least one.
+        sampler: of the run; a masked policy takes its block and its tokens per step.
     """
     with in_float32(policy.network), rollout_mode(policy):
         sampled, greedy = draw(policy, prompts, temperature, tokens, sampler)

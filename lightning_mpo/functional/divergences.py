@@ -78,6 +78,9 @@ def response_k2(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: Ten
     Returns:
         The same value at each token of a response, 0 elsewhere, shape ``[B, T]``, nats.
 
+    Raises:
+        ValueError: If the shapes differ.
+
     >>> logprobs, mask = torch.tensor([[-1.0, -2.0]]), torch.ones(1, 2, dtype=torch.bool)
     >>> response_k2(logprobs, torch.tensor([[-1.5, -2.5]]), mask)
     tensor([[0.2500, 0.2500]])

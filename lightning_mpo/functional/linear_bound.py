@@ -1,5 +1,6 @@
-"""A bound of the surrogate that is a sum over noised samples, so that memory does not grow with
-them (BGPO, Boundary-Guided Policy Optimization, arXiv:2510.11683).
+"""A bound of the surrogate that is a sum over noised samples (BGPO, arXiv:2510.11683).
+
+Each sample has a backward pass of its own, so memory does not grow with their number.
 """
 
 import torch
@@ -15,14 +16,16 @@ def linear_bound(log_ratios_BU: Tensor, advantages_BU: Tensor, *, limit: float =
         loss = -exp(d) A        where A < 0     (exp(mean d) ≤ mean exp(d))
                                                            (BGPO eq. 12 to 19 [P]; docs/algorithms.md 5.8)
 
-    The mean of the bounds over samples j is at most A exp(mean_j d_j). At d = 0 value and gradient
-    are equal. For one sample and A < 0 the bound is tight.
+    The mean of the bounds over samples j is at most A exp(mean_j d_j). At d = 0 bound and surrogate
+    have equal values and gradients. For one sample and A < 0 they are equal everywhere, up to
+    `limit`.
 
     Args:
         log_ratios_BU: d, the difference of two ELBO samples under one mask, shape ``[B, U]``, nats.
             Carries the gradient.
         advantages_BU: Advantages of the responses, shape ``[B, U]``.
-        limit: d counts as at most this in the exponential, above 0, nats; beyond, no gradient [I].
+        limit: Largest d in the exponential, above 0, nats. A larger d counts as `limit` and has no
+            gradient [I].
 
     Returns:
         Losses, shape ``[B, U]``.

@@ -21,9 +21,9 @@ class Copies(NamedTuple):
     """Noised copies of responses."""
 
     hidden_BCT: Tensor
-    """Tokens that a copy hides, bool."""
+    """Tokens that a copy hides, bool, shape ``[B, C, T]``."""
     weights_BCT: Tensor
-    """Of the tokens' log-probs under each copy, float32; 0 where a token is not scored."""
+    """Factors of the tokens' log-probs, float32, shape ``[B, C, T]``; 0: the token is not scored."""
 
 
 def stratified(uniform: Tensor, parts: int) -> Tensor:
@@ -47,6 +47,16 @@ def stratified(uniform: Tensor, parts: int) -> Tensor:
 def whole_numbers(uniform: Tensor, least: Tensor | int, most: Tensor) -> Tensor:
     """Turn uniform numbers in [0, 1) into whole numbers from `least` to `most`, each as probable.
 
+        n = least + floor(u · (most + 1 - least))
+
+    Args:
+        uniform: u, any shape.
+        least: Smallest number.
+        most: Largest number; it broadcasts with `uniform`.
+
+    Returns:
+        n, int64.
+
     >>> whole_numbers(torch.tensor([0.0, 0.5, 0.99]), 1, torch.tensor([4, 4, 4]))
     tensor([1, 3, 4])
     """
@@ -64,6 +74,9 @@ def random_subsets(uniform_BT: Tensor, mask_BT: Tensor, size_B: Tensor) -> Tenso
 
     Returns:
         Bool, shape ``[B, T]``: the tokens with the smallest numbers.
+
+    Raises:
+        ValueError: If the shapes differ.
 
     >>> uniform, mask = torch.tensor([[0.3, 0.1, 0.2]]), torch.tensor([[True, False, True]])
     >>> random_subsets(uniform, mask, torch.tensor([1]))
@@ -84,7 +97,7 @@ def coupled_copies(uniform_BT: Tensor, mask_BT: Tensor, size_B: Tensor, pairs: i
         ELBO = ½ [ (L+1)/x · Σ_{t in m} log p(y_t | m hidden)
                  + (L+1)/(L-x) · Σ_{t not in m} log p(y_t | the others hidden) ]
 
-    Each of both terms is an unbiased estimate; a term without tokens is 0.
+    Each of the two terms is an unbiased estimate [V]. A term without tokens is 0.
 
     Args:
         uniform_BT: Independent uniform numbers, shape ``[B, T]``.
@@ -94,6 +107,9 @@ def coupled_copies(uniform_BT: Tensor, mask_BT: Tensor, size_B: Tensor, pairs: i
 
     Returns:
         Two copies, in which each token has one weight above 0.
+
+    Raises:
+        ValueError: If the shapes differ.
 
     >>> mask, uniform = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[0.3, 0.1, 0.2]])
     >>> coupled_copies(uniform, mask, torch.tensor([1]), 1).weights_BCT
@@ -120,6 +136,9 @@ def subset_copies(uniform_BT: Tensor, mask_BT: Tensor, size_B: Tensor) -> Copies
 
     Returns:
         One copy.
+
+    Raises:
+        ValueError: If the shapes differ.
 
     >>> mask, uniform = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[0.3, 0.1, 0.2, 0.4]])
     >>> subset_copies(uniform, mask, torch.tensor([2])).weights_BCT
@@ -149,6 +168,9 @@ def independent_copies(
     Returns:
         One copy.
 
+    Raises:
+        ValueError: If the shapes differ.
+
     >>> mask, uniform = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[0.3, 0.1, 0.9]])
     >>> independent_copies(uniform, mask, torch.tensor([0.5]), 0.0).weights_BCT
     tensor([[[2., 2., 0.]]])
@@ -170,6 +192,9 @@ def replayed_copies(reveal_BT: Tensor, step_BC: Tensor) -> Copies:
         reveal_BT: Step at which each token was revealed, int, shape ``[B, T]``.
         step_BC: s, shape ``[B, C]``.
 
+    Returns:
+        C copies.
+
     >>> replayed_copies(torch.tensor([[0, 2, 1]]), torch.tensor([[1]])).hidden_BCT
     tensor([[[False,  True,  True]]])
     """
@@ -182,13 +207,16 @@ def low_discrepancy(order_BN: Tensor, uniform_BN: Tensor) -> Tensor:
 
         u[b, i] = (i + (π_i(b) + v[b, i]) / B) / n
 
-    All numbers together have one in each of B · n equal parts. AGRPO asks for this alone: its
-    permutation is over all B · n numbers [C]. Parts of its own for each row lower the variance of
-    the row's mean [I].
+    Of all numbers together, one is in each of B · n equal parts. AGRPO has this property alone, as
+    its permutation is over all B · n numbers [C]. Here the numbers of a row are also spread, which
+    lowers the variance of the row's mean [I].
 
     Args:
         order_BN: π, a random permutation of 0 … B - 1 in each column, shape ``[B, N]``.
         uniform_BN: v, independent uniform numbers, shape ``[B, N]``.
+
+    Returns:
+        u, shape ``[B, N]``.
 
     >>> low_discrepancy(torch.tensor([[1, 0], [0, 1]]), torch.full((2, 2), 0.5))
     tensor([[0.3750, 0.6250],
@@ -210,13 +238,17 @@ def step_probabilities(entropy_BT: Tensor, reveal_BT: Tensor, last_B: Tensor, st
         steps: Number of steps of the sampler.
 
     Returns:
-        Shape ``[B, steps]``, float32; rows sum to 1.
+        q, shape ``[B, steps]``, float32; rows sum to 1.
+
+    Raises:
+        ValueError: If `entropy_BT` has no two axes.
 
     >>> entropy, reveal = torch.tensor([[1.0, 3.0]]), torch.tensor([[0, 1]])
     >>> step_probabilities(entropy, reveal, torch.tensor([1]), 2)
     tensor([[0.2500, 0.7500]])
     """
     check(entropy_BT=entropy_BT)
+    # entropies of the tokens of each step; one column more for tokens of no step
     sums_BS = torch.zeros(len(last_B), steps + 1, device=entropy_BT.device)
     sums_BS = sums_BS.scatter_add(1, reveal_BT.long(), entropy_BT.float().clamp(min=0))[:, :steps]
     counts_BS = torch.arange(steps, device=last_B.device) <= last_B[:, None]
@@ -227,11 +259,11 @@ def step_probabilities(entropy_BT: Tensor, reveal_BT: Tensor, last_B: Tensor, st
 
 
 def draw_steps(uniform_BN: Tensor, probabilities_BS: Tensor) -> Tensor:
-    """Draw steps by inverse cumulative probability; a step without probability is never drawn.
+    """Draw steps by inverse cumulative probability; a step of probability 0 is never drawn.
 
     Args:
         uniform_BN: Numbers in [0, 1), shape ``[B, N]``.
-        probabilities_BS: Rows sum to 1, shape ``[B, S]``.
+        probabilities_BS: Probability of each of S steps; rows sum to 1, shape ``[B, S]``.
 
     Returns:
         Steps, int64, shape ``[B, N]``.
@@ -240,7 +272,7 @@ def draw_steps(uniform_BN: Tensor, probabilities_BS: Tensor) -> Tensor:
     tensor([[0, 1]])
     """
     cumulative_BS = probabilities_BS.double().cumsum(1)
-    # the last step with probability is also that of numbers which rounding puts behind it
+    # a number that rounding puts behind the last step of a positive probability counts as that step
     top_B = cumulative_BS[:, -1:]
     target_BN = torch.minimum(uniform_BN.double() * top_B, top_B * (1 - 1e-12))
     return torch.searchsorted(cumulative_BS.contiguous(), target_BN.contiguous(), right=True)

@@ -21,14 +21,14 @@ from lightning_mpo.types import PromptRow, Rollout
 class MaskedTokens:
     """Hides tokens of a demonstration at random; the policy learns to fill them in (LLaDA [C]).
 
-        loss = Σ_{hidden} -log p(y_t | the tokens that are not hidden) / p / (rows · canvas)
+        loss = Σ_{hidden} -log p(y_t | the tokens that are not hidden) / p / (rows · canvas)   nats
 
-    Each row draws p uniformly, and each of its tokens is hidden with probability p. The end tokens
-    that fill the canvas are part of the answer, as a policy must learn where an answer ends.
-    docs/algorithms.md 17.1.
+    Each row draws p uniformly from `least` to 1, and hides each of its tokens with probability p.
+    The end tokens that fill the canvas are part of the answer, as a policy must learn where an
+    answer ends. docs/algorithms.md 17.1.
 
     Args:
-        canvas: response tokens of each row; the same number as `rollout.max_new_tokens` later.
+        canvas: response tokens of each row. Give `rollout.max_new_tokens` the same number later.
         least: smallest p; it bounds the weights 1/p [C].
         stratified: spread p evenly over the rows of a batch, which lowers the variance of the loss
             [I]; False draws it for each row by itself [C].
@@ -79,11 +79,11 @@ def check_likelihood(policy: Policy, likelihood: MaskedTokens | None) -> None:
     """Refuse a likelihood of another kind of policy.
 
     Args:
-        policy: what is trained.
+        policy: the policy that is trained.
         likelihood: of the stage.
 
     Raises:
-        UserError: a masked policy has none, or a causal one has one.
+        UserError: a masked policy has no likelihood, or a causal one has one.
     """
     name = type(policy).__name__
     if policy.masked and likelihood is None:
@@ -107,7 +107,7 @@ def check_demonstrations(policy: Policy, rows: Sequence[PromptRow]) -> None:
         rows: with their solutions.
 
     Raises:
-        UserError: names the row and the token.
+        UserError: a solution holds such a token; the message names the row and the token.
     """
     texts = policy.tokenizer.convert_ids_to_tokens(list(policy.barred))
     for row in rows:

@@ -98,7 +98,7 @@ def check_likelihood(policy: Policy, objective: Objective) -> None:
         objective: the algorithm.
 
     Raises:
-        UserError: a masked policy without a likelihood, or a causal one with it.
+        UserError: a masked policy has no likelihood, or a causal one has one.
     """
     name, likelihood = type(policy).__name__, objective.likelihood
     if policy.masked and likelihood is None:
@@ -122,7 +122,7 @@ def check_support(policy: Policy, support: Support) -> None:
         support: of the objective.
 
     Raises:
-        UserError: the support keeps more ids than can be drawn.
+        UserError: the support has more ids than can be drawn.
     """
     support.check(policy.vocabulary)
     free = policy.vocabulary - len(policy.barred)

@@ -32,7 +32,7 @@ from lightning_mpo.types import PromptRow, to_device
 class SupervisedWarmup(Stage):
     """Trains a policy to imitate solutions: minimises `-mean log pi` of solution tokens.
 
-    A masked policy fills in tokens of solutions that `likelihood` hides. The reinforcement stage
+    A masked policy learns to fill in the tokens that `likelihood` hides. The reinforcement stage
     takes the checkpoint of this stage as `policy.checkpoint`.
 
     Args:
@@ -41,7 +41,8 @@ class SupervisedWarmup(Stage):
         batches_per_epoch: micro-batches between two epoch ends; prompts go on where they stopped.
         optimizer: of the trained weights.
         scheduler: of the learning rate, stepped per update; None: constant.
-        likelihood: how a masked policy learns solutions; None: a causal one, token by token.
+        likelihood: which tokens of solutions a masked policy must fill in. None: the policy is
+            causal and learns token by token.
     """
 
     def __init__(

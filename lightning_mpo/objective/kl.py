@@ -89,8 +89,8 @@ class KLPenalty(LossTerm):
         estimator: per token, from the sampled token, Schulman's k1, k2 or k3; or "exact", the sum
             over a stored support, policy and reference both renormalised on it [I]
             (docs/algorithms.md 8.2): no sampling noise, K logits more.
-        level: "token" takes the divergence of single tokens, "sequence" that of whole responses,
-            which is k2 of summed log-probs over the length (ESPO [C]).
+        level: "token" takes the divergence of single tokens. "sequence" takes k2 of the summed
+            log-probs of a response, divided by its length (ESPO [C]).
         place: "loss" adds it to the loss; "reward" subtracts the response's sum of it from the
             reward.
 

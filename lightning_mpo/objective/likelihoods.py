@@ -29,7 +29,7 @@ class Noise(NamedTuple):
 
     hidden_BCL: Tensor  # bool
     weights_BCT: Tensor  # float32
-    importance_B: Tensor | None = None  # factors on the losses of rows; None: 1
+    importance_B: Tensor | None = None  # factors of the losses of rows; None: 1
 
 
 class Likelihood(Member):
@@ -44,7 +44,7 @@ class Likelihood(Member):
 
     @property
     def weighs_rows(self) -> bool:
-        """Whether losses of rows have importance weights."""
+        """Whether the losses of rows have importance weights."""
         return False
 
     @property
@@ -63,6 +63,9 @@ class Likelihood(Member):
         Args:
             rollout: B responses; the noise has B · `repeats` rows.
             generator: source of all randomness, on the CPU.
+
+        Raises:
+            UserError: the rollout lacks tensors that the likelihood needs.
         """
 
     def check_with(self, axes: Axes) -> None:
@@ -72,8 +75,11 @@ class Likelihood(Member):
 
 @dataclass(frozen=True)
 class CoupledElbo(Likelihood):
-    """A random mask and its complement, so that each token is scored once in a pair (ESPO).
+    """The ELBO from pairs of copies: one hides a random subset, one the other tokens (ESPO).
 
+        E = ½ [(L+1)/x · Σ_{t in m} log p(y_t | m hidden) + (L+1)/(L-x) · Σ_{t not in m} …]
+
+    The size x of the subset m is uniform on 0 … L, and a pair scores each token once.
     docs/algorithms.md 17.2; arXiv:2512.03759 [C].
 
     Args:
@@ -95,7 +101,7 @@ class CoupledElbo(Likelihood):
         B, T = mask_BT.shape
         parts = []
         for _ in range(self.pairs):
-            # sizes spread evenly over the rows of a rollout
+            # sizes that are spread evenly over the rows of a rollout
             uniform_B = F.stratified(torch.rand((), generator=generator), B)
             size_B = F.whole_numbers(uniform_B, 0, mask_BT.sum(1))
             uniform_BT = torch.rand(B, T, generator=generator)
@@ -107,15 +113,18 @@ class CoupledElbo(Likelihood):
 
 @dataclass(frozen=True)
 class Elbo(Likelihood):
-    """Random masks, each in a row of its own, so that memory does not grow with them (BGPO).
+    """The ELBO from copies that hide a random subset, each in a row of its own (BGPO).
 
-    docs/algorithms.md 17.3; arXiv:2510.11683 [P].
+        ell = L/l · Σ_{t in m} log p(y_t | m hidden),   l uniform on 1 … L,   |m| = l
+
+    Micro-batches cut the rows, so memory does not grow with their number. docs/algorithms.md 17.3;
+    arXiv:2510.11683 [P].
 
     Args:
-        samples: n, masks of a response.
+        samples: n, copies of a response in one pass over a rollout.
         padding: whether the end tokens that fill the canvas are part of the response.
-        stratified: spread the sizes of a response's masks evenly, which lowers the variance [C,
-            another implementation]; False draws them independently, as the paper does.
+        stratified: spread the sizes l of a response evenly, which lowers the variance [C, another
+            implementation]; False draws them independently [P].
     """
 
     samples: int = 16
@@ -149,16 +158,19 @@ class Elbo(Likelihood):
 class Denoising(Likelihood):
     """Steps of the sampler, each replayed in a row of its own (AGRPO).
 
-    The state is the partly revealed row, the action the tokens of one step. Steps are drawn up to
-    the last one that revealed a token of the response. The order in which positions are revealed is
-    part of the environment, and no part of the ratio. docs/algorithms.md 17.4; arXiv:2510.04019
-    [C].
+        hidden at step s = tokens revealed at s or later,   scored = tokens revealed at s
+
+    The state is the partly revealed row, and each token of the step has a log-prob. Steps are drawn
+    up to the last one that revealed a token of the response. The order in which positions are
+    revealed is part of the environment, and no part of the ratio. docs/algorithms.md 17.4;
+    arXiv:2510.04019 [C].
 
     Args:
         steps: n, steps of a response in one pass over a rollout.
-        stratified: draw the steps of a response from n equal parts of all its steps.
-        importance: "uniform"; or "entropy" draws steps in proportion to their entropy and divides
-            losses by it. That lowers the variance only if losses follow the entropy [V].
+        stratified: draw one step from each of n equal parts of the steps of a response.
+        importance: "uniform" draws each step with the same probability. "entropy" draws steps in
+            proportion to their entropy, and divides losses by that probability [C]. It lowers the
+            variance only if losses follow the entropy [I].
     """
 
     token_level = True
@@ -209,7 +221,7 @@ class Denoising(Likelihood):
         if self.stratified:
             order_BN = torch.rand(shape, generator=generator).argsort(0)
             uniform_BN = F.low_discrepancy(order_BN, uniform_BN)
-        # the steps
+        # the steps, up to the last one that revealed a token of the response
         last_B = reveal_BT.masked_fill(~response_BT, 0).amax(1)
         importance_B = None
         if self.importance == "uniform":
@@ -229,7 +241,19 @@ class Denoising(Likelihood):
 
 
 def behind_prompt(rollout: Rollout, hidden_BCT: Tensor, repeats: int = 1) -> Tensor:
-    """Put columns of the prompt, none of them hidden, in front of a mask of responses."""
+    """Put columns of the prompt, none of them hidden, in front of a mask of responses.
+
+    Args:
+        rollout: B responses.
+        hidden_BCT: of B · `repeats` rows, on the CPU.
+        repeats: rows of a response.
+
+    Returns:
+        Shape ``[B · repeats, C, L]``.
+
+    Raises:
+        ValueError: the numbers of rows do not fit.
+    """
     B, C, _ = hidden_BCT.shape
     if len(rollout.group_B) * repeats != B:
         raise ValueError("each response must have as many rows as it is repeated")

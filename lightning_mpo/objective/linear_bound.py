@@ -16,13 +16,14 @@ from lightning_mpo.objective.surrogates import Surrogate
 class LinearBound(Surrogate):
     """`-(1 + log R)·A` for positive advantages, `-R·A` for negative ones (BGPO).
 
-    Each noised sample of an `Elbo` is a row with a bound of its own. It has no trust region. Any
-    actions and any likelihood are allowed, as at the old policy it is the policy gradient for all
-    of them [I]. docs/algorithms.md 5.8; arXiv:2510.11683 [P].
+    Each noised sample of an `Elbo` is a row with a bound of its own. The surrogate has no trust
+    region. All action spaces and likelihoods are allowed: at the old policy its gradient is the
+    policy gradient [I]. docs/algorithms.md 5.8; arXiv:2510.11683 [P].
 
     Args:
-        limit: bound of the log-ratio in the exponential, nats. The paper has none; without length
-            normalisation a log-ratio can be tens of nats after several updates [I].
+        limit: largest log-ratio in the exponential, above 0 and at most 80, nats. The paper has no
+            limit [P]. Without division by the length, a log-ratio can be tens of nats after several
+            updates [I].
     """
 
     limit: float = 20.0

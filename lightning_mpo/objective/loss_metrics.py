@@ -87,15 +87,15 @@ def diagnose_policy(
 ) -> Metrics:
     """Return the entropy, and the divergence from the reference if it was scored, nats per token.
 
-    The divergence is k3, or k2 of whole responses.
+    The divergence is k3. With a likelihood of whole responses it is k2 of these, per token.
 
     Args:
         experience: a micro-batch.
         scores: of the current policy.
         tokens_BT: weights of tokens.
-        likelihood: says whether log-probs of single tokens have a meaning; None: they have.
+        likelihood: of the objective; None: of a causal policy.
     """
-    # an entropy exists where a copy scores the token
+    # only tokens that a copy scores have an entropy
     count, seen_BT, weights_BCT = tokens_BT.sum(), tokens_BT, experience.rollout.copy_weights_BCT
     if weights_BCT is not None:
         seen_BT = tokens_BT * (weights_BCT > 0).any(1)

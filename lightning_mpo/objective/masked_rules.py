@@ -1,5 +1,6 @@
-"""Rules for objectives of masked language models: members that need the chain rule are refused
-(docs/algorithms.md 17.6).
+"""Rules for objectives of masked language models (docs/algorithms.md 17.6).
+
+Members that need the chain rule are refused.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ def check_masked(name: str, axes: Axes, *, tokens: bool, steps: bool) -> None:
     Args:
         name: of the likelihood.
         axes: all members of the objective.
-        tokens: log-probs of single tokens have a meaning; else only sums over responses.
-        steps: the likelihood replays the steps of the sampler.
+        tokens: whether log-probs of single tokens have a meaning; otherwise only their sums do.
+        steps: whether the likelihood replays the steps of the sampler.
 
     Raises:
-        UserError: names both members and an alternative.
+        UserError: a member is refused; the message names it, the likelihood and an alternative.
     """
     _check_actions(name, axes, tokens=tokens, steps=steps)
     _check_credit(name, axes)

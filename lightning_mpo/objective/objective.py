@@ -60,7 +60,7 @@ class Objective:
         selection: which tokens carry gradient.
         reduction: what is averaged over what.
         correction: weights for a sampler whose log-probs differ from the trainer's, or none.
-        likelihood: how a masked language model scores a response; None: token by token, causally.
+        likelihood: how a masked language model scores a response; None: the model is causal.
         terms: further terms of the loss, such as `KLPenalty`, added in their order; one of a class.
     """
 

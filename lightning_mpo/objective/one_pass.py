@@ -1,4 +1,4 @@
-"""Likelihoods of masked language models that need one pass, or one and a pair (docs/algorithms.md 17.5)."""
+"""Likelihoods of masked language models from one pass, or from three (docs/algorithms.md 17.5)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from lightning_mpo.types import Rollout
 
 @dataclass(frozen=True)
 class MeanField(Likelihood):
-    """All tokens of the response hidden, and some of the prompt, in one pass (diffu-GRPO).
+    """One copy, which hides the whole canvas and a part of the prompt (diffu-GRPO).
 
-    It can lie on either side of the ELBO [V]. docs/algorithms.md 17.5; the repository of d1 [C].
+        log-prob of t = log p(y_t | the canvas and a part of the prompt hidden)
+
+    The sum over a response can lie on either side of the ELBO [V]. docs/algorithms.md 17.5; the
+    repository of d1 [C].
 
     Args:
         prompt_share: probability of hiding a token of the prompt.
@@ -45,15 +48,16 @@ class MeanField(Likelihood):
 
 @dataclass(frozen=True)
 class CoupledTokens(Likelihood):
-    """All tokens hidden, a random share of them, and the others: three copies (coupled-GRPO).
+    """Three copies: one hides the whole canvas, one a random share, one the rest (coupled-GRPO).
 
         log-prob of t = ½ [log p(y_t | all hidden) + log p(y_t | the copy that hides t) / share]
 
+    The share is ρ of the second copy and 1 - ρ of the third; each row draws its own ρ.
     docs/algorithms.md 17.5; the repository of DiffuCoder [C].
 
     Args:
-        least: smallest share ρ that is hidden in the second copy.
-        most: largest share; the third copy hides the other 1 - ρ.
+        least: smallest ρ.
+        most: largest ρ.
     """
 
     token_level = True

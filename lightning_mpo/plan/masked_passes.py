@@ -1,4 +1,4 @@
-"""Peak memory of passes of a masked policy, over whole canvases."""
+"""Peak memory of the passes of a masked policy over whole canvases."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class MaskedPasses(Passes):
     """Passes over rows with MASK; each attends to the whole row."""
 
     def tokens(self, rows: int, response: int) -> int:
-        if isinstance(self.likelihood, Denoising):  # those of one step
+        if isinstance(self.likelihood, Denoising):  # the tokens of one step
             return rows * tokens_of_step(self.sampler, response)
         return rows * response
 
     def rows_of(self, rows: int, response: int) -> tuple[int, int]:
-        """Return the shape of the rows."""
+        """Return the number of rows and their length."""
         return rows, self.prompt + response
 
     def states(self, network: Any, rows: Any) -> Tensor:
@@ -51,7 +51,7 @@ def tokens_of_block(sampler: Sampler, response: int) -> int:
 
 
 def copies_in_row(likelihood: Likelihood) -> int:
-    """Return C, the noised copies that one row holds."""
+    """Return C, the number of noised copies that one row holds."""
     column_T = torch.arange(CANVAS)[None]
     rollout = Rollout(
         tokens_BL=column_T,

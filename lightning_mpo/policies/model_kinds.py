@@ -27,8 +27,11 @@ class ModelKind:
     def auto_class(self, config: PretrainedConfig) -> Any:
         """Return the class of transformers that loads a model of this kind.
 
-        A masked model is of the masked class if its family has one. Else it is of the causal class,
-        and runs with full attention.
+        A masked model is of the masked class if its family has one. Otherwise it is of the causal
+        class, and runs with full attention. Code of a repository names its class itself.
+
+        Args:
+            config: of the model.
         """
         import transformers
 

@@ -18,17 +18,17 @@ MASK = "<mask>"
 
 
 class TinyMaskedPolicy(MaskedPolicy):
-    """A BERT with random weights, or with those of a checkpoint of `SupervisedWarmup`.
+    """A BERT with random weights, or with those of a checkpoint.
 
     It has learned positions and no dropout. Its symbols are PAD, END, MASK and the characters.
 
     Args:
         characters: the alphabet; each character is one token.
-        hidden_size: D.
-        layers: layers of the encoder.
-        heads: attention heads.
-        intermediate_size: of the MLPs; None: 4·D.
-        max_length: positions.
+        hidden_size: D; a multiple of `heads`.
+        layers: number of layers of the encoder.
+        heads: number of attention heads.
+        intermediate_size: width of the MLPs; None: 4·D.
+        max_length: number of positions.
         initializer_range: standard deviation of the weights at random initialisation; a narrow
             model learns faster from about `1 / sqrt(hidden_size)`.
         checkpoint: a Lightning checkpoint to start from.

@@ -228,7 +228,7 @@ class Collector:
         )
 
     def _noised(self, experience: Experience, counter: int, reference: bool) -> Experience:
-        """Repeat rows under the noise of a masked policy, and score them; else change nothing."""
+        """Repeat and score the rows of a masked policy with noise; leave those of a causal one."""
         if self.objective.likelihood is None:
             return experience
         noise = generator_of(self.seed, Stream.NOISE, counter, self.ranks.rank)

@@ -48,7 +48,7 @@ def decodings(support: Support, completions: int) -> dict[str, Decoding]:
 def divergence_of(scorer: Scorer, rollout: Rollout) -> tuple[float, int]:
     """Return the k3 divergence from the reference, in nats, summed over tokens; and their number.
 
-    Of a masked policy, tokens are scored in the states in which the sampler revealed them.
+    A masked policy scores tokens in the states in which the sampler revealed them.
 
     Args:
         scorer: scores with policy and reference.

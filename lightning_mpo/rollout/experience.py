@@ -115,7 +115,7 @@ def divergence_from_reference(
 ) -> Tensor | None:
     """Return k3 of each response token at rollout weights, nats, one-dimensional.
 
-    Of a likelihood of whole responses it is k2 of each response, per token. None: there are no
+    With a likelihood of whole responses it is k2 of each response, per token. None: there are no
     reference log-probs.
 
     Args:

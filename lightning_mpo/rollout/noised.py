@@ -1,4 +1,4 @@
-"""Experience of a masked policy: rows repeated with noise of their own, and scored under it."""
+"""Experience of a masked policy: rows are repeated with noise of their own, and scored under it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def with_noise(
 ) -> Experience:
     """Repeat the rows of an experience for each pass and each noised sample of a response.
 
-    Rows of a pass stand together, and in it the samples of a response. Old, new and reference
-    policy score a row under the noise that it holds.
+    The rows of a pass are neighbours, and within a pass so are the rows of a response. Old, new and
+    reference policy score a row under the noise that it holds.
 
     Args:
         experience: B rows with advantages, without log-probs.
@@ -33,9 +33,9 @@ def with_noise(
         passes: passes over the rollout, each with noise of its own.
 
     Returns:
-        passes · B · `repeats` rows. If log-probs of single tokens have a meaning, a token without
-        weight in any copy does not count. Otherwise all tokens of a response count, so that means
-        and divergences are over its length.
+        passes · B · `repeats` rows. If log-probs of single tokens have a meaning, the tokens with a
+        weight in some copy count. Otherwise all tokens of a response count, so that means and
+        divergences are over its length.
     """
     rollout, device = experience.rollout, experience.rewards_B.device
     rows = torch.arange(len(rollout.group_B), device=device).repeat_interleave(likelihood.repeats)
@@ -48,7 +48,7 @@ def _one_pass(experience: Experience, likelihood: Likelihood, noise: Noise) -> E
     """Attach the noise of one pass to repeated rows."""
     rollout, device = experience.rollout, experience.rewards_B.device
     weights_BCT = noise.weights_BCT.to(device)
-    # which tokens count: those of the step or copy, or all of a response with one log-prob
+    # the tokens that count: those of the step or copy, or all of a response with one log-prob
     counted_BT = (weights_BCT > 0).any(1)
     if not likelihood.token_level:
         counted_BT = likelihood.scored(rollout)
@@ -72,7 +72,7 @@ def _one_pass(experience: Experience, likelihood: Likelihood, noise: Noise) -> E
 
 
 def join_experiences(parts: Sequence[Experience]) -> Experience:
-    """Put experiences of equal widths below each other."""
+    """Join the rows of experiences of equal widths."""
     rollouts = [part.rollout for part in parts]
     rollout = replace(parts[0].rollout, **_joined(rollouts))
     return replace(parts[0], rollout=rollout, **_joined(parts))
@@ -94,16 +94,16 @@ def score_noised(
 ) -> Experience:
     """Score noised rows at rollout weights, with the policy and its reference.
 
-    Of a likelihood that repeats the steps of the sampler, the sampler's log-probs are the old ones:
-    they are of the same states, so no pass is needed.
+    A likelihood that replays the steps of the sampler takes the sampler's log-probs as the old
+    ones. They are of the same states, so no pass is needed.
 
     Args:
         scorer: scores with policy and reference.
-        objective: says what is needed.
+        objective: has a likelihood.
         experience: from `with_noise`.
-        updates: updates on the rollout; a single one computes old log-probs itself, unless a
-            reference is compared with them.
-        reference: score with the reference as well.
+        updates: updates on the rollout. A single one computes old log-probs itself, unless they are
+            compared with a reference.
+        reference: whether to score with the reference as well.
     """
     rollout, likelihood = experience.rollout, objective.likelihood
     assert likelihood is not None
@@ -118,11 +118,13 @@ def score_noised(
 
 
 def noise_metrics(objective: Objective, experience: Experience, total: Total) -> dict[str, float]:
-    """Return the effective sample size of the rows' importance weights, as a share over all ranks.
+    """Return the effective sample size of the rows' importance weights, divided by their number.
+
+        likelihood/effective_share = (Σ w)² / (n Σ w²)     over the n rows of all ranks
 
     Args:
-        objective: with importance weights if its likelihood draws steps by them.
-        experience: the rows.
+        objective: without importance weights, nothing is measured.
+        experience: from `with_noise`.
         total: sums over ranks.
     """
     likelihood = objective.likelihood
@@ -139,7 +141,7 @@ def replay_steps(rollout: Rollout, most: int = 32) -> Rollout:
 
     Args:
         rollout: with the steps that the sampler records.
-        most: steps to replay, spread evenly; each is a pass of the model.
+        most: largest number of steps to replay, spread evenly; each is a pass of the model.
 
     Raises:
         UserError: the sampler has recorded no steps.

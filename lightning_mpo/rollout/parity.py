@@ -46,7 +46,7 @@ def check_parity(
 ) -> Parity:
     """Compare the sampler's log-probs with the trainer's, padded and unpadded.
 
-    A masked policy scores the steps of the sampler once more, each from the same partly hidden row.
+    A masked policy scores the steps of its sampler, each from the row that the sampler saw.
 
     Args:
         policy: at the weights that sampled.

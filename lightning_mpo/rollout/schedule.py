@@ -22,8 +22,8 @@ class Schedule:
         epochs: passes over the rollout.
         micro_batches: micro-batches of an update (`trainer.accumulate_grad_batches`).
         world_size: ranks.
-        copies: rows of a response in a pass, each with noise of its own; a pass then has rows of
-            its own. None: rows hold no noise, and all passes have the same rows.
+        copies: rows of a response in a pass, each with noise of its own; each pass then has other
+            rows. None: rows hold no noise, and all passes have the same rows.
     """
 
     prompts: int

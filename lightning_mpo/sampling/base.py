@@ -89,8 +89,11 @@ class Sampler(ABC):
     def check_policy(self, policy: Policy) -> None:
         """Refuse a policy from which this sampler cannot draw, before its weights are loaded.
 
+        Args:
+            policy: its weights need not be loaded.
+
         Raises:
-            UserError: names the policy and a sampler for it.
+            UserError: the sampler is for another kind; the message names the policy and a remedy.
         """
 
     def check_canvas(self, max_new_tokens: int) -> None:

@@ -39,8 +39,8 @@ class DiffusionSampler(Sampler):
 
     Each step draws a token for every hidden position of the block and reveals some of them. The
     other positions stay hidden and are drawn anew in the next step [C, LLaDA]. A row ends early
-    when a finished block of it holds end tokens alone: the rest of its canvas is filled with the
-    end token, which no step drew.
+    if a finished block of it holds end tokens alone. The end token, which no step drew, then fills
+    the rest of its canvas.
 
     A token is the first whose cumulative probability exceeds one uniform number. A uniform float32
     number has a resolution of 2^-24, so probabilities are exact to about 1e-7. Implementations with
@@ -49,12 +49,13 @@ class DiffusionSampler(Sampler):
     row therefore depend neither on the other rows nor on when these end.
 
     Args:
-        block: length of a block in tokens; it divides `rollout.max_new_tokens`.
-        tokens_per_step: tokens that a step reveals in each row; it divides `block`.
-        remasking: the tokens that a step reveals: "low_confidence" those of the highest probability
-            at temperature 1 over the vocabulary, "entropy" those whose distribution has the lowest
-            entropy, "random" any. Of equal ones the leftmost is taken.
-        batch_size: rows that are revealed together; None: all at once.
+        block: length of a block in tokens; must divide `rollout.max_new_tokens`.
+        tokens_per_step: tokens that a step reveals in each row; must divide `block`.
+        remasking: the positions that a step reveals. "low_confidence" takes the drawn tokens of the
+            highest probability, at temperature 1 over the vocabulary. "entropy" takes the
+            distributions of the lowest entropy. "random" takes positions at random. Of equal
+            positions the leftmost is taken.
+        batch_size: rows that are revealed together, in whole groups; None: all at once.
     """
 
     left_to_right = False
@@ -175,7 +176,7 @@ class DiffusionSampler(Sampler):
             check_probabilities([ranking_nV.logsumexp(-1)])
         place = canvas.rows[row_n], s, column_n
         drawn = step.draw(logits_nV, ranking_nV, numbers.uniform_BSN[place])
-        # those of the highest score, the leftmost first
+        # the positions of the highest score, the leftmost first
         if numbers.order_BSN is not None:
             score_n = numbers.order_BSN[place]
         elif self.remasking == "entropy":
@@ -207,7 +208,7 @@ class _Canvas:
     ids_RL: Tensor
     seen_RL: Tensor
     hidden_RT: Tensor
-    rows: Tensor  # of the record
+    rows: Tensor  # numbers of the R rows in the record
     record: Record
 
     @classmethod
@@ -246,7 +247,15 @@ class _Canvas:
     def write(
         self, row_n: Tensor, column_n: Tensor, index_n: Tensor, drawn: Drawn, step: int
     ) -> None:
-        """Reveal tokens of a step at these positions."""
+        """Reveal tokens of a step.
+
+        Args:
+            row_n: rows among those that run.
+            column_n: positions in the canvas.
+            index_n: numbers of the tokens among those drawn.
+            drawn: all tokens that the step drew.
+            step: number of the step, from 0.
+        """
         assert self.record.reveal_BT is not None
         rows = self.rows[row_n]
         self.record.write(column_n, rows, index_n, drawn)
@@ -256,7 +265,7 @@ class _Canvas:
         self.hidden_RT[row_n, column_n] = False
 
     def drop_ended(self, columns: slice) -> None:
-        """Go on without the rows of which a block holds end tokens alone."""
+        """Drop the rows of which the block of these columns holds end tokens alone."""
         start = self.ids_RL.shape[1] - self.length
         block_RN = self.ids_RL[:, start + columns.start : start + columns.stop]
         ends = torch.tensor(self.ends, device=block_RN.device)

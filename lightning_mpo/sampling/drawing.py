@@ -14,7 +14,7 @@ from lightning_mpo.objective.supports import Support
 
 @dataclass(frozen=True)
 class Drawn:
-    """Tokens of one step by row, and the distributions that they were drawn from."""
+    """Tokens of one step, and the distributions that they were drawn from; log-probs in nats."""
 
     tokens_B: Tensor
     logprobs_B: Tensor
@@ -33,9 +33,9 @@ class Step:
     Args:
         support: ids that may be drawn.
         temperature: divisor of the logits.
-        greedy: take the most probable id.
-        candidates: most probable ids to record.
-        entropy: record the entropy of the distribution.
+        greedy: whether to take the most probable id.
+        candidates: number of most probable ids to record.
+        entropy: whether to record the entropy of the distribution.
     """
 
     support: Support

@@ -18,9 +18,9 @@ from lightning_mpo.types import Finish, PromptBatch, Rollout
 class LocalSampler(Sampler):
     """A loop on transformers' KV cache.
 
-    The completions of a prompt share its prefill, rows that finished leave the batch, and one
-    uniform number per (row, position) is drawn up front, so that a row's tokens do not depend on
-    when other rows end.
+    The completions of a prompt share its prefill, and rows that finished leave the batch. Uniform
+    numbers are drawn up front for each row and position. The tokens of a row therefore do not
+    depend on when other rows end.
 
     Args:
         batch_size: rows that are decoded together; None decodes all at once.

@@ -44,7 +44,7 @@ class Record:
 
     @classmethod
     def canvas(cls, B: int, T: int, end: int, device: torch.device) -> Record:
-        """Return a record of B canvases of T tokens: all `end`, until steps reveal others."""
+        """Return a record of B canvases of T tokens, each `end` until a step reveals another."""
         record = cls.empty(B, T, device)
         record.tokens_BT.fill_(end)
         record.reveal_BT = torch.full((B, T), NEVER, dtype=torch.int32, device=device)
@@ -55,10 +55,10 @@ class Record:
         """Record tokens of one step.
 
         Args:
-            t: their column, or the column of each.
-            rows: their rows.
+            t: one column for all tokens, or one for each.
+            rows: one row for each.
             chosen: the tokens to record among those drawn, as bool or by number.
-            drawn: all that were drawn.
+            drawn: all tokens that the step drew.
         """
         self.tokens_BT[rows, t] = drawn.tokens_B[chosen]
         self.mask_BT[rows, t] = True
@@ -77,7 +77,7 @@ class Record:
             getattr(self, place)[rows, t] = values_BK[chosen]
 
     def end(self, end_tokens: list[int]) -> None:
-        """Let the response of each canvas end with its first end token."""
+        """Let the response of each canvas end with the first end token."""
         ends = torch.tensor(end_tokens, dtype=torch.long, device=self.tokens_BT.device)
         is_end_BT = torch.isin(self.tokens_BT, ends)
         self.mask_BT = is_end_BT.cumsum(1) - is_end_BT.long() == 0

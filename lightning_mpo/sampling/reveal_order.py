@@ -1,4 +1,4 @@
-"""The order in which a masked policy revealed a response: as data, and as lines for a terminal."""
+"""The order in which a masked policy revealed a response, as data and as lines for a terminal."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ LEGEND = "below each token: the step that revealed it, from 0; _ is a space"
 
 
 def reveal_orders(tokenizer: Any, rollout: Rollout) -> list[dict[str, Any]]:
-    """Return `tokens`, their texts, and `steps` of each response, up to its first end token.
+    """Return the texts and the steps of each response's tokens, up to its first end token.
 
     Args:
         tokenizer: of the policy.
         rollout: from a sampler that records steps.
+
+    Returns:
+        A mapping for each response: `tokens` to texts, `steps` to whole numbers.
     """
     assert rollout.reveal_BT is not None
     orders = []
@@ -39,7 +42,7 @@ def order_lines(
         tokens: texts of the tokens.
         steps: one number for each.
         width: columns of the terminal.
-        color: colour tokens by their step.
+        color: whether tokens are coloured by their step.
 
     Example:
         >>> print("\\n".join(order_lines(["4", "2", "<end>"], [1, 10, 0])))
