@@ -3,12 +3,12 @@
     python benchmarks/masked/copies_memory.py --out runs/copies_memory --picture docs/diffusion/memory.png
 
 A BERT with random weights is trained for one update on a rollout. `Elbo` (BGPO) and `Denoising`
-(AGRPO) give each copy a row of its own. Micro-batches grow in number with the copies, so each has
-the rows of one copy. `CoupledElbo` (ESPO) takes the mean over the copies of a row, which are
-computed again in the backward pass one at a time. For contrast, `Elbo` is also measured with all
-rows in one micro-batch. Each measurement is a process of its own on the CPU, with the resident set
-as `MemoryAccounting` reads it: bytes in use above the process before the policy is loaded. Writes
-`copies_memory.md` and `copies_memory.csv`. Exit code 1 if a bound is exceeded.
+(AGRPO) give each copy a row of its own. The number of micro-batches grows with the copies, so each
+has the rows of one copy. `CoupledElbo` (ESPO) takes the mean over the copies of a row. The backward
+pass computes these again, one at a time. For contrast, `Elbo` is also measured with all rows in one
+micro-batch. Each measurement is a process of its own on the CPU. Peaks are those of
+`MemoryAccounting`: bytes in use above the process before the policy is loaded. The script writes
+`copies_memory.md` and `copies_memory.csv`. Its exit code is 1 if a bound is exceeded.
 """
 
 from __future__ import annotations

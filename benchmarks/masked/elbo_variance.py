@@ -5,9 +5,9 @@
 A small masked policy learns texts of period four. Its ELBO is then compared with that of the same
 policy a few steps later, as a ratio would. Each estimate is made many times with the same number of
 passes: by single masks (`Elbo`), and by pairs of a mask and its complement (`CoupledElbo`). The
-spread is the standard deviation over draws, in nats, its root mean square over rows.
+spread is the standard deviation over draws in nats, as root mean square over rows.
 
-Writes `elbo_variance.csv` and `elbo_variance.png`. It takes about three minutes on one thread.
+The script writes `elbo_variance.csv` and `elbo_variance.png` in about three minutes on one thread.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class DiffusionSampler(Sampler):
         if block % tokens_per_step:
             raise UserError(
                 f"`DiffusionSampler.tokens_per_step` must divide `block` ({block}), got "
-                f"{tokens_per_step}: each step of a block reveals as many tokens"
+                f"{tokens_per_step}: all steps of a block reveal the same number of tokens"
             )
         self.block, self.tokens_per_step = block, tokens_per_step
         self.remasking: Remasking = remasking

@@ -85,7 +85,7 @@ def test_adapters_of_a_masked_model_are_exported(tmp_path, family, form, shift):
     assert (again.shift, again.lora) == (shift, LORA if form == "adapter" else None)
     torch.testing.assert_close(score(again), score(policy), rtol=1e-4, atol=1e-4)
     card = (out / "README.md").read_text()
-    assert ("mask of ones" in card) == ("predict the next one" in card) == shift
+    assert ("mask of ones" in card) == ("predict the next token" in card) == shift
     name = "AutoModelForCausalLM" if family == "llama" else "AutoModelForMaskedLM"
     assert f"{name}.from_pretrained" in card
 
