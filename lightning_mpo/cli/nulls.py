@@ -1,10 +1,12 @@
-"""Refuses `null` for options that take none: the parser lets it pass in files."""
+"""`null` as a value: given on the command line, and refused for options that take none."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from inspect import Parameter
+from itertools import zip_longest
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -13,6 +15,39 @@ from jsonargparse import Namespace
 from lightning_mpo.callbacks.rollout import RolloutLoop
 from lightning_mpo.cli.classes import imported_class
 from lightning_mpo.errors import UserError
+
+
+def nulls_as_files(words: Sequence[str]) -> list[str]:
+    """Replace `--model.… null` by the text of a configuration file that holds the null.
+
+    The parser turns a null within two classes into the text "None", such as the path of a
+    checkpoint. In a file it stays null.
+
+    Args:
+        words: of a command line.
+
+    Example:
+        >>> nulls_as_files(["fit", "--model.policy.checkpoint", "null"])
+        ['fit', '--config', '{"model": {"policy": {"checkpoint": null}}}']
+    """
+    result: list[str] = []
+    # each option with its value behind `=`, or in the next word
+    behind = False
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        name, equals, value = word.partition("=")
+        if behind:
+            behind = False
+            continue
+        behind = not equals and following == "null"
+        if not name.startswith("--model.") or name.endswith("+") or not (behind or value == "null"):
+            result.append(word)
+            behind = False
+            continue
+        section: Any = None
+        for key in reversed(name.removeprefix("--").split(".")):
+            section = {key: section}
+        result += ["--config", json.dumps(section)]
+    return result
 
 
 def check_nulls(config: Any) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
 from lightning_mpo.callbacks import Heartbeat, Predictions, RolloutLoop, RolloutProgressBar
-from lightning_mpo.cli.nulls import check_nulls
+from lightning_mpo.cli.nulls import check_nulls, nulls_as_files
 from lightning_mpo.cli.option_checks import (
     check_numbers,
     check_options,
@@ -122,7 +122,8 @@ class CLI(LightningCLI):
                 )
             super().parse_arguments(parser, args)
         else:
-            self.config = parser.parse_args(expand(sys.argv[1:] if args is None else args))
+            words = expand(sys.argv[1:] if args is None else args)
+            self.config = parser.parse_args(nulls_as_files(words))
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is.

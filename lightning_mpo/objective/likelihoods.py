@@ -23,6 +23,9 @@ from lightning_mpo.objective.masked_rules import check_masked
 from lightning_mpo.objective.reductions import ConstantLength, Reduction
 from lightning_mpo.types import Rollout
 
+MOST_PAIRS = 1_000
+"""Pairs of copies that one row may hold; each is a pass of the model after the other."""
+
 
 class Noise(NamedTuple):
     """Noised copies of rows; a response has `Likelihood.repeats` rows, side by side."""
@@ -91,7 +94,7 @@ class CoupledElbo(Likelihood):
     padding: bool = True
 
     def __post_init__(self) -> None:
-        at_least("CoupledElbo", 1, pairs=self.pairs)
+        at_least("CoupledElbo", 1, most=MOST_PAIRS, pairs=self.pairs)
 
     def scored(self, rollout: Rollout) -> Tensor:
         return super().scored(rollout) if self.padding else rollout.response_mask_BT

@@ -16,7 +16,7 @@ import torch
 from lightning_mpo.callbacks import KLTracking, ReferenceUpdate, Report, RolloutLoop
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.modules.rollout_setup import check_likelihood
+from lightning_mpo.modules.rollout_setup import check_likelihood, check_support
 from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.plan.masked_passes import MaskedPasses, copies_in_row, tokens_of_block
 from lightning_mpo.plan.passes import Passes, support_size
@@ -72,6 +72,9 @@ class Planner:
         self.rollout = next(c for c in self.callbacks if isinstance(c, RolloutLoop))
         likelihood = module.objective.likelihood
         check_likelihood(self.policy, module.objective)
+        check_support(self.policy, module.objective.support)
+        self.rollout.sampler.check_policy(self.policy)
+        self.rollout.sampler.check_canvas(self.rollout.max_new_tokens)
         schedule = schedule_of(
             self.rollout, likelihood, trainer.accumulate_grad_batches, trainer.world_size
         )

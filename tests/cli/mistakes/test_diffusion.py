@@ -74,6 +74,25 @@ CASES = {
         OVERLAY,
         masked(rest=", support: {class_path: TopK, init_args: {k: 19}}"),
     ),
+    # --- the plan refuses the same
+    "a plan of a canvas that blocks do not fill": Case(
+        "`rollout.max_new_tokens` (6) must be a multiple of `DiffusionSampler.block` (4)",
+        OVERLAY,
+        masked("{block: 4}"),
+        verb="plan",
+    ),
+    "a plan with the sampler of causal policies": Case(
+        "`LocalSampler` (`rollout.sampler: null`) decodes a causal model from left to right",
+        [*OVERLAY, SAMPLER, "null"],
+        masked(),
+        verb="plan",
+    ),
+    "a plan of a support that needs MASK": Case(
+        "`objective.support` TopK keeps 19 ids of a step, and 18 of 20 can be drawn",
+        OVERLAY,
+        masked(rest=", support: {class_path: TopK, init_args: {k: 19}}"),
+        verb="plan",
+    ),
 }
 
 

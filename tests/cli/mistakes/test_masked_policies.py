@@ -52,6 +52,16 @@ CASES = {
             "{class_path: TinyMaskedPolicy, init_args: {hidden_size: 32}}}}"
         },
     ),
+    "more copies of a row than can be scored": Case(
+        "`CoupledElbo.pairs` must be at most 1,000, got 5000000",
+        [*BOTH, *MASKED, "--model.init_args.objective.likelihood.init_args.pairs", "5000000"],
+        ESPO | SAMPLER,
+    ),
+    "a likelihood that is taken away on the command line": Case(
+        "`TinyMaskedPolicy` is a masked language model, and `objective.likelihood` is not set",
+        [*BOTH, *MASKED, "--model.init_args.objective.likelihood", "null"],
+        ESPO | SAMPLER,
+    ),
     "a head of a width that does not divide": Case(
         "`TinyMaskedPolicy.hidden_size` must be a multiple of `heads` = 5, got 32",
         [*MASKED, f"--{POLICY}.hidden_size", "32", f"--{POLICY}.heads", "5"],
