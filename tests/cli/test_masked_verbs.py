@@ -104,13 +104,13 @@ def test_validate_and_plan_take_a_masked_policy(here, monkeypatch, capsys):
     ],
 )
 def test_a_changed_likelihood_is_refused_and_a_changed_sampler_printed(
-    here, monkeypatch, capsys, options, code, said
+    here, monkeypatch, capsys, caplog, options, code, said
 ):
     call = run_or_export(monkeypatch)
     more = ("-c", "base.yaml", "--ckpt_path", LAST, "--trainer.max_steps", "3")
     assert call("fit", *more, "--trainer.callbacks", "[]", *options) == code
     captured = capsys.readouterr()
-    assert said in captured.out + captured.err
+    assert said in captured.out + captured.err + caplog.text
 
 
 @pytest.mark.slow
