@@ -6,7 +6,6 @@ import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from inspect import Parameter
-from itertools import zip_longest
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -31,18 +30,17 @@ def nulls_as_files(words: Sequence[str]) -> list[str]:
         ['fit', '--config', '{"model": {"policy": {"checkpoint": null}}}']
     """
     result: list[str] = []
-    # each option with its value behind `=`, or in the next word
-    behind = False
-    for word, following in zip_longest(words, words[1:], fillvalue=""):
+    rest = list(reversed(words))
+    while rest:
+        # an option with its value behind `=`, or in the next word
+        word = rest.pop()
         name, equals, value = word.partition("=")
-        if behind:
-            behind = False
-            continue
-        behind = not equals and following == "null"
+        behind = not equals and rest[-1:] == ["null"]
         if not name.startswith("--model.") or name.endswith("+") or not (behind or value == "null"):
             result.append(word)
-            behind = False
             continue
+        if behind:
+            rest.pop()
         section: Any = None
         for key in reversed(name.removeprefix("--").split(".")):
             section = {key: section}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 
 from lightning_mpo.policies import ValueHead
 from tests.support.runs import distance, fit, make_policy, sgd
+from tests.support.two_processes import run_script
 from tests.support.two_ranks import CASES, train
 
 pytestmark = pytest.mark.slow
@@ -21,19 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    script = str(Path(__file__).parents[1] / "support" / "two_ranks.py")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {
-        "OMP_NUM_THREADS": "1"
-    }
-    done = subprocess.run(
-        [sys.executable, script, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("two_ranks.py", folder)
     return folder
 
 
