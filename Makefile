@@ -3,7 +3,7 @@
 # make test-newest, make test-oldest    the default suite with the newest, and the oldest, versions that pyproject.toml
 #              admits, each in an environment of its own (gigabytes where pip finds no CPU build of torch)
 # make lint    ruff and mypy
-# make study   PPO, GRPO and MPO over seeds (hours); finished runs are kept, and it goes on where it stopped
+# make study   do blocks and promising tokens help? about eight hours on two cores; it goes on where it stopped
 # make bench   the measurements of RESULTS.md
 PYTHON ?= python3
 SEED ?= 0
@@ -50,7 +50,7 @@ lint: $(BIN)/.installed
 	$(BIN)/mypy
 
 study: $(BIN)/.installed
-	$(BIN)/python benchmarks/study.py benchmarks/studies/mpo.yaml --jobs 2
+	$(BIN)/python benchmarks/study.py benchmarks/studies/verdict.yaml --jobs 2
 
 bench: $(BIN)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'

@@ -1,6 +1,6 @@
 """Compares algorithms over tasks and seeds, paired by seed; continues after a stop.
 
-    python benchmarks/study.py benchmarks/studies/mpo.yaml --jobs 2
+    python benchmarks/study.py benchmarks/studies/methods.yaml --jobs 2
     python benchmarks/study.py benchmarks/studies/verdict.yaml --jobs 2 --stage screen
     python benchmarks/study.py benchmarks/studies/verdict.yaml --list
 
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("study", type=Path, help="a study file, such as benchmarks/studies/mpo.yaml")
+    add("study", type=Path, help="a study file, such as benchmarks/studies/methods.yaml")
     add("--jobs", type=int, default=2, help="number of runs side by side")
     add("--threads", type=int, default=1, help="number of torch threads of a run")
     add("--seeds", type=int, nargs="*", help="use only these seeds of the study")
