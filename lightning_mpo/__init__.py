@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from lightning_mpo.data import (
         Arithmetic,
+        Countdown,
         JsonLines,
         Multiplication,
         PromptDataModule,
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
     from lightning_mpo.resume.metrics_csv import MetricsCSV
     from lightning_mpo.rewards import (
         Completion,
+        CountdownAnswer,
         ExactAnswer,
         Finished,
         FunctionReward,
@@ -141,8 +143,8 @@ _NAMES = {
     "objective.block_weights": "ExplicitWeights FutureShare GeometricDecay",
     "objective.corrections": "Correction MaskedWeights TruncatedWeights",
     "data": (
-        "Arithmetic JsonLines Multiplication PromptDataModule PromptFile Spans Splits StarGraphs "
-        "Svamp Tails"
+        "Arithmetic Countdown JsonLines Multiplication PromptDataModule PromptFile Spans Splits "
+        "StarGraphs Svamp Tails"
     ),
     "objective.divergence_mask": "DivergenceMask",
     "errors": "UserError",
@@ -159,7 +161,10 @@ _NAMES = {
         "SeparateCritic SequentialHeads TinyMaskedPolicy TinyPolicy ValueHead"
     ),
     "objective.reductions": "ConstantLength Reduction SequenceMean TokenMean",
-    "rewards": "Completion ExactAnswer Finished FunctionReward MathAnswer OverlongPenalty Reward",
+    "rewards": (
+        "Completion CountdownAnswer ExactAnswer Finished FunctionReward MathAnswer "
+        "OverlongPenalty Reward"
+    ),
     "resume.metrics_csv": "MetricsCSV",
     "rollout": "DynamicSampling",
     "sampling": "DiffusionSampler LocalSampler PrefixReplay Sampler",
@@ -180,7 +185,8 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names.spli
 __all__ = ["ActionSpace", "AdaptiveCoefficient", "Advantage", "AllTokens", "Arithmetic"]
 __all__ += ["AsymmetricRatio", "BlockActions", "BoundedTokens", "CausalPolicy", "CentredCredit"]
 __all__ += ["ClippedRatio", "ClippedWeight", "Completion", "ConstantCoefficient", "ConstantLength"]
-__all__ += ["Correction", "CoupledElbo", "CoupledTokens", "DelimiterSegmenter", "Denoising"]
+__all__ += ["Correction", "Countdown", "CountdownAnswer", "CoupledElbo", "CoupledTokens"]
+__all__ += ["DelimiterSegmenter", "Denoising"]
 __all__ += ["DiffusionSampler", "DivergenceMask", "DynamicSampling", "Elbo", "EntropyBonus"]
 __all__ += ["EntropySegmenter", "ExactAnswer", "ExactResume", "ExplicitWeights", "Export"]
 __all__ += ["Finished", "ForwardTraceActions", "FullVocabulary", "FunctionReward", "FutureCredit"]

@@ -2,6 +2,7 @@
 
 from lightning_mpo.data.arithmetic import Arithmetic, Multiplication
 from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.data.countdown import Countdown
 from lightning_mpo.data.generated import GeneratedProblems
 from lightning_mpo.data.jsonl import JsonLines
 from lightning_mpo.data.prompts import PromptFile
@@ -13,6 +14,7 @@ from lightning_mpo.types import Splits
 
 __all__ = [
     "Arithmetic",
+    "Countdown",
     "GeneratedProblems",
     "JsonLines",
     "Multiplication",

@@ -64,8 +64,8 @@ class GeneratedProblems(PromptDataModule):
         options then change demonstrations, but not the problems that are drawn later.
         """
 
-    def columns(self) -> dict[str, Any]:
-        """Return the additional columns of each row, for rewards."""
+    def columns(self, problem: Any) -> dict[str, Any]:
+        """Return the additional columns of the row of a problem, for rewards."""
         return {}
 
     def check_count(self, problems: int, option: str, value: int) -> None:
@@ -98,7 +98,7 @@ class GeneratedProblems(PromptDataModule):
             side = is_held_out(prompt, self.held_out_share)
             if prompt not in rows[side] and len(rows[side]) < problems[side]:
                 rows[side][prompt] = PromptRow(
-                    prompt, *self.solve(problem, random_numbers), self.columns()
+                    prompt, *self.solve(problem, random_numbers), self.columns(problem)
                 )
         return Splits(list(rows[False].values()), list(rows[True].values()))
 

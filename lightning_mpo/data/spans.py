@@ -96,7 +96,7 @@ class Spans(GeneratedProblems):
         ]
         return "".join(map(self.spell, right)), "".join(map(self.spell, shown))
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self, problem: list[int]) -> dict[str, Any]:
         return {LENGTH: self.length}
 
     def check_response(self, max_new_tokens: int) -> None:

@@ -1,6 +1,7 @@
 """Rewards: judgements of completions."""
 
 from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError, TokenReward
+from lightning_mpo.rewards.countdown import CountdownAnswer
 from lightning_mpo.rewards.functions import FunctionReward
 from lightning_mpo.rewards.math import MathAnswer
 from lightning_mpo.rewards.scoring import (
@@ -16,6 +17,7 @@ from lightning_mpo.rewards.text import ExactAnswer
 
 __all__ = [
     "Completion",
+    "CountdownAnswer",
     "DrawnDecision",
     "ExactAnswer",
     "Finished",

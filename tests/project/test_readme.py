@@ -125,8 +125,10 @@ def test_the_data_module(examples: dict) -> None:
 
 
 def test_every_recipe_is_in_the_readme() -> None:
-    """By its name, under the kind that its folder is."""
+    """By its name, under the kind that its folder is; those of data are on the page of data."""
     text = README.read_text().partition("## Recipes")[2].partition("\n## ")[0]
+    page = (README.parent / "docs" / "data.md").read_text()
+    text += page.partition("## Data sets of the package")[2].partition("\n## ")[0]
     listed = set(re.findall(r"`(\w+)`", text))
     files = {path.stem for path in recipes.FOLDER.rglob("*.yaml")}
     stages = {name for name in files if name.endswith("_warmup")}
