@@ -45,8 +45,9 @@ class DiffusionSampler(Sampler):
     A token is the first whose cumulative probability exceeds one uniform number. A uniform float32
     number has a resolution of 2^-24, so probabilities are exact to about 1e-7. Implementations with
     Gumbel noise need float64 [C, LLaDA]: noise of low precision has a largest value, which distorts
-    the tails. Uniform numbers are drawn up front for each row, step and position. The tokens of a
-    row therefore depend neither on the other rows nor on when these end.
+    the tails. Each step draws a uniform number for each row, also for those that have ended, and
+    each position of a block. The tokens of a row therefore depend neither on the other rows nor on
+    when these end.
 
     Args:
         block: length of a block in tokens; must divide `rollout.max_new_tokens`.
@@ -55,7 +56,7 @@ class DiffusionSampler(Sampler):
             highest probability, at temperature 1 over the vocabulary. "entropy" takes the
             distributions of the lowest entropy. "random" takes positions at random. Of equal
             positions the leftmost is taken.
-        batch_size: rows that are revealed together, in whole groups; None: all at once.
+        batch_size: rows that are revealed together; None: all at once.
     """
 
     left_to_right = False
@@ -121,87 +122,85 @@ class DiffusionSampler(Sampler):
     ) -> Rollout:
         self.check_policy(policy)
         self.check_canvas(request.max_new_tokens)
-        # uniform numbers of each row, step and position, whatever the batches
-        P, G, T = len(prompts), completions, request.max_new_tokens
-        shape = P * G, T // self.tokens_per_step, self.block
-        uniform_BSN = torch.rand(shape, generator=generator)
-        order_BSN = torch.rand(shape, generator=generator) if self.remasking == "random" else None
-        size = max(1, (self.batch_size or P * G) // G)
+        G, T = completions, request.max_new_tokens
+        model = cast(MaskedModel, policy)  # `check_policy` passed
+        canvas = _Canvas.of(model, policy.end_tokens, prompts, G, T)
         step = Step(request.support, request.temperature, request.greedy, entropy=True)
-        device, records = cast(MaskedModel, policy).device, []
         with rollout_mode(policy):
-            for start in range(0, P, size):
-                rows = slice(start * G, (start + size) * G)
-                canvas = _Canvas.of(policy, prompts, slice(start, start + size), G, T)
-                numbers = _Numbers(
-                    uniform_BSN[rows].to(device),
-                    None if order_BSN is None else order_BSN[rows].to(device),
-                )
-                records.append(self._reveal_all(canvas, numbers, step, progress))
-        # a rollout of all batches
-        return assemble(policy, prompts, G, records)
-
-    def _reveal_all(
-        self, canvas: _Canvas, numbers: _Numbers, step: Step, progress: Progress | None
-    ) -> Record:
-        """Reveal the canvases of one batch."""
-        steps = self.block // self.tokens_per_step
-        for block in range(canvas.length // self.block):
-            columns = slice(block * self.block, (block + 1) * self.block)
-            for s in range(block * steps, (block + 1) * steps):
-                revealed = len(canvas.rows) * self.tokens_per_step
-                self._reveal(canvas, columns, s, numbers, step)
-                if s == (block + 1) * steps - 1:
-                    canvas.drop_ended(columns)
+            for s in range(T // self.tokens_per_step):
+                # reveal tokens of each running row, in batches
+                shape, running = (len(prompts) * G, self.block), len(canvas.rows)
+                numbers = _Numbers.draw(shape, generator, model.device, self.remasking)
+                size = self.batch_size or running
+                for start in range(0, running, size):
+                    self._reveal(canvas, slice(start, start + size), s, numbers, step)
+                # rows end with a block
+                done = (s + 1) * self.tokens_per_step
+                if done % self.block == 0:
+                    canvas.drop_ended(slice(done - self.block, done))
+                left = 0 if done == T else len(canvas.rows)
                 if progress is not None:
-                    is_last = columns.stop == canvas.length and s == (block + 1) * steps - 1
-                    progress(revealed, 0 if is_last else len(canvas.rows))
-            if not len(canvas.rows):
-                break
-        canvas.record.end(canvas.ends)
-        return canvas.record
+                    progress(running * self.tokens_per_step, left)
+                if not left:
+                    break
+        canvas.record.end(policy.end_tokens)
+        return assemble(policy, prompts, G, [canvas.record])
 
-    def _reveal(
-        self, canvas: _Canvas, columns: slice, s: int, numbers: _Numbers, step: Step
-    ) -> None:
-        """Draw the hidden tokens of a block and reveal some of them."""
+    def _reveal(self, canvas: _Canvas, part: slice, s: int, numbers: _Numbers, step: Step) -> None:
+        """Draw the hidden tokens of a block of some running rows, and reveal some of them."""
+        first = s * self.tokens_per_step // self.block * self.block
         # n hidden positions, as many in each row
-        row_n, column_n = canvas.hidden_RT[:, columns].nonzero(as_tuple=True)
+        hidden_RN = canvas.hidden_RT[part, first : first + self.block]
+        row_n, column_n = hidden_RN.nonzero(as_tuple=True)
         logits_nV, ranking_nV = canvas.logits(
-            row_n, columns.start + column_n, reference=step.support.from_reference
+            part, row_n, first + column_n, reference=step.support.from_reference
         )
         total_n = logits_nV.logsumexp(-1)
         check_probabilities([total_n])
         if ranking_nV is not logits_nV:
             check_probabilities([ranking_nV.logsumexp(-1)])
-        place = canvas.rows[row_n], s, column_n
-        drawn = step.draw(logits_nV, ranking_nV, numbers.uniform_BSN[place])
+        place = canvas.rows[part][row_n], column_n
+        drawn = step.draw(logits_nV, ranking_nV, numbers.uniform_BN[place])
         # the positions of the highest score, the leftmost first
-        if numbers.order_BSN is not None:
-            score_n = numbers.order_BSN[place]
+        if numbers.order_BN is not None:
+            score_n = numbers.order_BN[place]
         elif self.remasking == "entropy":
             assert drawn.entropy_B is not None
             score_n = -drawn.entropy_B
         else:
             score_n = logits_nV.gather(1, drawn.tokens_B[:, None])[:, 0] - total_n
-        score_RN = score_n.view(len(canvas.rows), -1)
+        score_RN = score_n.view(len(hidden_RN), -1)
         best_RN = score_RN.sort(dim=1, descending=True, stable=True).indices
         first_R1 = torch.arange(len(score_RN), device=score_n.device)[:, None] * score_RN.shape[1]
         index = (first_R1 + best_RN[:, : self.tokens_per_step]).flatten()
-        canvas.write(row_n[index], columns.start + column_n[index], index, drawn, s)
+        canvas.write(part.start + row_n[index], first + column_n[index], index, drawn, s)
 
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Uniform numbers of rows, steps and positions in a block."""
+    """Uniform numbers of one step, for all rows and the positions of a block."""
 
-    uniform_BSN: Tensor
-    order_BSN: Tensor | None
+    uniform_BN: Tensor
+    order_BN: Tensor | None  # of random remasking
+
+    @classmethod
+    def draw(
+        cls,
+        shape: tuple[int, int],
+        generator: torch.Generator,
+        device: torch.device,
+        remasking: Remasking,
+    ) -> _Numbers:
+        """Draw the numbers of a step on the CPU, and move them to a device."""
+        uniform_BN = torch.rand(shape, generator=generator).to(device)
+        if remasking != "random":
+            return cls(uniform_BN, None)
+        return cls(uniform_BN, torch.rand(shape, generator=generator).to(device))
 
 
 @dataclass
 class _Canvas:
-    """Partly revealed rows of one batch. R of its B rows still run."""
+    """Partly revealed rows. R of its B rows still run."""
 
     model: MaskedModel
     ends: list[int]
@@ -212,21 +211,22 @@ class _Canvas:
     record: Record
 
     @classmethod
-    def of(cls, policy: Policy, prompts: PromptBatch, part: slice, G: int, T: int) -> _Canvas:
-        """Return G hidden canvases behind each of some prompts."""
-        model = cast(MaskedModel, policy)
+    def of(
+        cls, model: MaskedModel, ends: list[int], prompts: PromptBatch, G: int, T: int
+    ) -> _Canvas:
+        """Return G hidden canvases behind each prompt."""
         device = model.device
-        ids_BS = prompts.input_ids_PS[part].to(device).repeat_interleave(G, 0)
-        mask_BS = prompts.attention_mask_PS[part].to(device).repeat_interleave(G, 0)
+        ids_BS = prompts.input_ids_PS.to(device).repeat_interleave(G, 0)
+        mask_BS = prompts.attention_mask_PS.to(device).repeat_interleave(G, 0)
         shape = B, _ = len(ids_BS), T
         return cls(
             model,
-            policy.end_tokens,
+            ends,
             torch.cat([ids_BS, ids_BS.new_full(shape, model.mask_id)], 1),
             torch.cat([mask_BS, mask_BS.new_ones(shape)], 1),
             torch.ones(shape, dtype=torch.bool, device=device),
             torch.arange(B, device=device),
-            Record.canvas(B, T, policy.end_tokens[0], device),
+            Record.canvas(B, T, ends[0], device),
         )
 
     @property
@@ -234,14 +234,16 @@ class _Canvas:
         """T, tokens of a canvas."""
         return self.hidden_RT.shape[1]
 
-    def logits(self, row_n: Tensor, column_n: Tensor, reference: bool) -> tuple[Tensor, Tensor]:
-        """Return logits at positions of canvases, of the policy and of the model that ranks."""
+    def logits(
+        self, part: slice, row_n: Tensor, column_n: Tensor, reference: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits at positions of some rows, of the policy and of the model that ranks."""
         place = row_n, self.ids_RL.shape[1] - self.length + column_n
-        states_nD = self.model.states(self.ids_RL, self.seen_RL)[place]
-        logits_nV = self.model.logits(states_nD)
+        rows = self.ids_RL[part], self.seen_RL[part]
+        logits_nV = self.model.logits(self.model.states(*rows)[place])
         if not reference:
             return logits_nV, logits_nV
-        states_nD = self.model.states(self.ids_RL, self.seen_RL, reference=True)[place]
+        states_nD = self.model.states(*rows, reference=True)[place]
         return logits_nV, self.model.logits(states_nD, reference=True)
 
     def write(

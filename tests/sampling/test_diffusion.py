@@ -46,13 +46,18 @@ def prompt_of(rollout, b):
 def test_rows_are_those_of_a_loop_over_single_rows(name, policy):
     options = full(OPTIONS[name])
     rollout, g = reveal(policy, **options), seeded(0)
-    shape = len(PROMPTS) * G, T // options["tokens_per_step"], options["block"]
-    uniform = torch.rand(shape, generator=g)
-    order = torch.rand(shape, generator=g) if options["remasking"] == "random" else None
+    steps, shape = T // options["tokens_per_step"], (len(PROMPTS) * G, options["block"])
+    is_random = options["remasking"] == "random"
+    uniform, order = zip(
+        *(
+            (torch.rand(shape, generator=g), torch.rand(shape, generator=g) if is_random else None)
+            for _ in range(steps)
+        ),
+        strict=True,
+    )
     for b in range(len(PROMPTS) * G):
-        row = naive_row(
-            policy, prompt_of(rollout, b), uniform[b], None if order is None else order[b], options
-        )
+        numbers = torch.stack(uniform)[:, b], torch.stack(order)[:, b] if is_random else None
+        row = naive_row(policy, prompt_of(rollout, b), *numbers, options)
         assert rollout.responses_BT[b].tolist() == row.tokens
         assert rollout.reveal_BT[b].tolist() == row.reveal
         assert rollout.behaviour_logprobs_BT[b].tolist() == pytest.approx(row.logprobs, abs=2e-5)
@@ -129,12 +134,12 @@ def test_of_equal_tokens_the_leftmost_is_revealed(remasking):
 def test_hidden_positions_are_drawn_anew_in_each_step(monkeypatch):
     """With other numbers in the second step only, the first revealed tokens stay and later ones change."""
     plain = reveal(POLICY)
-    rand = torch.rand
+    rand, calls = torch.rand, []
 
     def changed(*shape, generator):
+        calls.append(shape)
         numbers = rand(*shape, generator=generator)
-        numbers[:, 1] = 1 - numbers[:, 1]
-        return numbers
+        return 1 - numbers if len(calls) == 2 else numbers
 
     monkeypatch.setattr(torch, "rand", changed)
     other = reveal(POLICY)
@@ -175,6 +180,19 @@ def test_other_rows_and_their_ends_do_not_matter(remasking):
     assert not torch.equal(plain.tokens_BL, mixed.tokens_BL)
 
 
+def test_no_numbers_are_drawn_for_more_than_a_step(monkeypatch):
+    """The memory of a rollout does not grow with its steps."""
+    rand, sizes = torch.rand, []
+
+    def measured(shape, generator):
+        sizes.append(math.prod(shape))
+        return rand(shape, generator=generator)
+
+    monkeypatch.setattr(torch, "rand", measured)
+    reveal(POLICY, remasking="random")
+    assert sizes == [len(PROMPTS) * G * BLOCK] * 2 * T
+
+
 def test_the_generator_is_all_the_randomness_there_is():
     torch.manual_seed(1)
     one = reveal(POLICY, seed=7, remasking="random")
@@ -195,7 +213,7 @@ def test_the_generator_is_all_the_randomness_there_is():
 def test_first_tokens_have_the_shares_of_the_softmax(support, temperature, monkeypatch):
     """Over a grid of uniform numbers each id is drawn as often as its probability says, to one row."""
     rows = 1000
-    grid = ((torch.arange(rows) + 0.5) / rows)[:, None, None]
+    grid = ((torch.arange(rows) + 0.5) / rows)[:, None]
     monkeypatch.setattr(torch, "rand", lambda shape, generator: grid.expand(shape))
     prompts = make_prompts([5])
     rollout = reveal(
