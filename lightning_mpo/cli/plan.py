@@ -195,11 +195,12 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> int:
         )
     # predict
     from lightning_mpo.plan.predict import Planner
+    from lightning_mpo.rollout.schedule import describe_copies
 
     planner = Planner(*build(rest))
     prediction = planner.predict()
     sizes = prediction.sizes
-    copies = f"each in {sizes.copies} noised copies, " if sizes.copies > 1 else ""
+    copies = describe_copies(sizes.copies, max(1, planner.copies))
     print(
         f"{sizes.rows} sequences of {sizes.prompt} + {sizes.response} tokens, {copies}"
         f"micro-batches of {sizes.micro_rows} rows; predicted peaks by phase, above the process "

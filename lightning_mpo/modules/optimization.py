@@ -18,7 +18,7 @@ from lightning_mpo.modules.gradients import clip_gradients, gradient_norms
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.parallel import build_policy, check_strategy
 from lightning_mpo.modules.precision import check_precision
-from lightning_mpo.modules.rollout_setup import check_support
+from lightning_mpo.modules.rollout_setup import check_policy
 from lightning_mpo.modules.saved_state import keep_trained, mend_epoch_end
 from lightning_mpo.modules.source import RolloutSource
 from lightning_mpo.modules.stage import Stage
@@ -33,7 +33,6 @@ from lightning_mpo.modules.trial import (
 from lightning_mpo.modules.update_metrics import UpdateMetrics
 from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.objective import Objective
-from lightning_mpo.objective.supports import TopK
 from lightning_mpo.policies.base import Policy, check_schedule, parameter_groups
 from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.scores import Denominators, ScoreRequest, TokenScores
@@ -96,18 +95,7 @@ class PolicyOptimization(Stage):
         check_trainer(self.trainer)
         if stage == "fit":
             self._try_optimizer()
-        # policy and objective fit each other
-        self.policy.check(self.objective.request)
-        check_support(self.policy, self.objective.support)
-        self.objective.surrogate.check(self.policy.vocabulary)
-        support = self.objective.support
-        if isinstance(support, TopK) and support.slots == self.policy.vocabulary:
-            rank_zero_warn(
-                f"`TopK.k` is the whole vocabulary of {self.policy.vocabulary} tokens: nothing is "
-                "left out"
-            )
-        if self.objective.actions.needs_texts:
-            self.objective.actions.check(self.policy.token_texts)
+        check_policy(self.policy, self.objective)
         # prompts are rendered, and fit the model
         connect_tokenizer = getattr(data_of(self.trainer), "connect", None)
         if connect_tokenizer is not None:

@@ -13,7 +13,7 @@ from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.objective.objective import Objective
-from lightning_mpo.objective.supports import Support
+from lightning_mpo.objective.supports import Support, TopK
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.base import Reward, TokenReward
 from lightning_mpo.rollout.schedule import Schedule
@@ -114,6 +114,23 @@ def check_likelihood(policy: Policy, objective: Objective) -> None:
         )
 
 
+def check_policy(policy: Policy, objective: Objective) -> None:
+    """Refuse an objective that needs scores, ids or texts that a policy does not have.
+
+    Args:
+        policy: its weights need not be loaded.
+        objective: the algorithm.
+
+    Raises:
+        UserError: names the part of the objective and the alternative.
+    """
+    policy.check(objective.request)
+    check_support(policy, objective.support)
+    objective.surrogate.check(policy.vocabulary)
+    if objective.actions.needs_texts:
+        objective.actions.check(policy.token_texts)
+
+
 def check_support(policy: Policy, support: Support) -> None:
     """Refuse a support that the vocabulary of a policy cannot hold.
 
@@ -131,6 +148,10 @@ def check_support(policy: Policy, support: Support) -> None:
             f"`objective.support` {type(support).__name__} keeps {support.slots} ids of a step, "
             f"and {free} of {policy.vocabulary} can be drawn: the other ones, such as MASK, have "
             f"probability 0; set its size to at most {free}"
+        )
+    if isinstance(support, TopK) and support.slots == policy.vocabulary:
+        rank_zero_warn(
+            f"`TopK.k` is the whole vocabulary of {policy.vocabulary} tokens: nothing is left out"
         )
 
 
@@ -208,7 +229,8 @@ def announce(objective: Objective, schedule: Schedule) -> None:
             "weights sampled; set `rollout.minibatches` and `rollout.epochs` to 1, or take a "
             "surrogate with ratios"
         )
-    rank_zero_info(f"rollout    {schedule.describe()}")
+    in_row = 1 if objective.likelihood is None else objective.likelihood.copies
+    rank_zero_info(f"rollout    {schedule.describe(in_row)}")
     axes = [axis for axis in objective.describe().split(" | ") if not axis.endswith(" none")]
     rank_zero_info(
         fill(" | ".join(axes), 80, initial_indent="objective  ", subsequent_indent=" " * 11)

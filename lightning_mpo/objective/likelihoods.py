@@ -55,6 +55,11 @@ class Likelihood(Member):
         """Rows of a response in one pass over a rollout, each with noise of its own."""
         return 1
 
+    @property
+    def copies(self) -> int:
+        """C, noised copies that one row holds."""
+        return 1
+
     def scored(self, rollout: Rollout) -> Tensor:
         """Return the tokens of the canvas that are part of the response, bool `[B, T]`."""
         return rollout.attention_mask_BL[:, rollout.prompt_length :]
@@ -95,6 +100,10 @@ class CoupledElbo(Likelihood):
 
     def __post_init__(self) -> None:
         at_least("CoupledElbo", 1, most=MOST_PAIRS, pairs=self.pairs)
+
+    @property
+    def copies(self) -> int:
+        return 2 * self.pairs
 
     def scored(self, rollout: Rollout) -> Tensor:
         return super().scored(rollout) if self.padding else rollout.response_mask_BT

@@ -72,6 +72,10 @@ class CoupledTokens(Likelihood):
                 f"`CoupledTokens.least` ({self.least}) must be at most `most` ({self.most})"
             )
 
+    @property
+    def copies(self) -> int:
+        return 3
+
     def scored(self, rollout: Rollout) -> Tensor:
         return rollout.response_mask_BT
 

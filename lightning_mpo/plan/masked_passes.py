@@ -7,17 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mpo.objective.likelihoods import Denoising, Likelihood
+from lightning_mpo.objective.likelihoods import Denoising
 from lightning_mpo.plan.passes import Passes
 from lightning_mpo.policies.masked_checks import mask_forms
 from lightning_mpo.policies.masked_inputs import RowInputs
 from lightning_mpo.sampling.base import Sampler
 from lightning_mpo.sampling.diffusion import DiffusionSampler
-from lightning_mpo.seeding import Stream, generator_of
-from lightning_mpo.types import Rollout
-
-CANVAS = 4
-"""Tokens of the canvas on which a likelihood shows how many copies a row has."""
 
 
 class MaskedPasses(Passes):
@@ -48,19 +43,3 @@ def tokens_of_step(sampler: Sampler, response: int) -> int:
 def tokens_of_block(sampler: Sampler, response: int) -> int:
     """Return the tokens of a block, for which a step of a sampler computes logits."""
     return sampler.block if isinstance(sampler, DiffusionSampler) else response
-
-
-def copies_in_row(likelihood: Likelihood) -> int:
-    """Return C, the number of noised copies that one row holds."""
-    column_T = torch.arange(CANVAS)[None]
-    rollout = Rollout(
-        tokens_BL=column_T,
-        attention_mask_BL=torch.ones_like(column_T, dtype=torch.bool),
-        response_mask_BT=torch.ones_like(column_T, dtype=torch.bool),
-        group_B=torch.zeros(1, dtype=torch.long),
-        behaviour_logprobs_BT=torch.zeros(1, CANVAS),
-        finish_B=torch.zeros(1, dtype=torch.long),
-        reveal_BT=column_T.int(),
-        reveal_entropy_BT=torch.ones(1, CANVAS),
-    )
-    return likelihood.draw(rollout, generator_of(0, Stream.CHECK)).hidden_BCL.shape[1]

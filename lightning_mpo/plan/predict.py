@@ -16,9 +16,11 @@ import torch
 from lightning_mpo.callbacks import KLTracking, ReferenceUpdate, Report, RolloutLoop
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import PolicyOptimization
-from lightning_mpo.modules.rollout_setup import check_likelihood, check_support
+from lightning_mpo.modules.fitting import check_fit
+from lightning_mpo.modules.precision import check_precision
+from lightning_mpo.modules.rollout_setup import check_policy
 from lightning_mpo.modules.trainer import callbacks_of
-from lightning_mpo.plan.masked_passes import MaskedPasses, copies_in_row, tokens_of_block
+from lightning_mpo.plan.masked_passes import MaskedPasses, tokens_of_block
 from lightning_mpo.plan.passes import Passes, support_size
 from lightning_mpo.plan.sizes import Sizes, schedule_of
 from lightning_mpo.plan.weights import count_weights, state_per_number
@@ -64,21 +66,22 @@ class Planner:
                 "`plan` needs `PolicyOptimization` with a `CausalPolicy` or a `MaskedPolicy`"
             )
         self.module, self.policy, self.trainer = module, module.policy, trainer
-        self.policy.check(module.objective.request)
         self.config = self.policy.config.get_text_config()
         self.gpu = trainer.strategy.root_device.type == "cuda"
         # sizes of rollouts and updates
         self.callbacks = callbacks_of(trainer)
         self.rollout = next(c for c in self.callbacks if isinstance(c, RolloutLoop))
+        # what a run refuses
+        check_precision(trainer.precision)
         likelihood = module.objective.likelihood
-        check_likelihood(self.policy, module.objective)
-        check_support(self.policy, module.objective.support)
-        self.rollout.sampler.check_policy(self.policy)
-        self.rollout.sampler.check_canvas(self.rollout.max_new_tokens)
+        self.rollout.check(self.policy, module.objective, data, "fit")
+        check_policy(self.policy, module.objective)
+        data.connect(self.policy.tokenizer)
+        rows = [*data.validation_rows, *data.splits.train]
+        check_fit(self.policy, data, rows, self.rollout.max_new_tokens)
         schedule = schedule_of(
             self.rollout, likelihood, trainer.accumulate_grad_batches, trainer.world_size
         )
-        data.connect(self.policy.tokenizer)
         prompts = data.encode(data.training_rows(0, self.rollout.prompts, 0))
         prompt = prompts.input_ids_PS.shape[1]
         self.sizes = Sizes.of(self.rollout, schedule, prompt)
@@ -88,7 +91,7 @@ class Planner:
         self.state = round(state_per_number(module) * self.weights.trained_numbers)
         passes = Passes if likelihood is None else MaskedPasses
         self.passes = passes(self.policy, module.objective, prompt, self.rollout, trainer)
-        self.copies = 0 if likelihood is None else copies_in_row(likelihood)
+        self.copies = 0 if likelihood is None else likelihood.copies
         """Noised copies that a row holds; 0: the policy is causal."""
 
     def predict(self) -> Prediction:

@@ -94,8 +94,11 @@ class Schedule:
         """Micro-batches per rollout."""
         return self.updates * self.micro_batches
 
-    def describe(self) -> str:
+    def describe(self, in_row: int = 1) -> str:
         """Return the arithmetic in words.
+
+        Args:
+            in_row: noised copies that a row holds.
 
         Example:
             >>> Schedule(8, 4, minibatches=2).describe()
@@ -104,8 +107,7 @@ class Schedule:
         total = self.prompts * self.completions
         text = f"{self.prompts} prompts x {self.completions} completions = {total} sequences "
         text += "a rollout, "
-        if (self.copies or 1) > 1:
-            text += f"each in {self.copies} noised copies, "
+        text += describe_copies(self.copies or 1, in_row)
         text += f"{self.updates} update{'s' * (self.updates > 1)} of {total // self.minibatches}"
         if self.epochs > 1:
             text += f" in {self.epochs} passes"
@@ -156,6 +158,23 @@ class Schedule:
         )  # groups by their longest row, rows of a group together
         rows = rows[key.argsort(stable=True, descending=True)]
         return balanced_cuts(rows, tokens_B[rows], self.micro_batches)
+
+
+def describe_copies(rows: int, in_row: int) -> str:
+    """Return the noised copies of a sequence in words; empty: it has one.
+
+    Args:
+        rows: of a sequence in one pass over a rollout.
+        in_row: copies that a row holds.
+
+    Example:
+        >>> describe_copies(8, 1), describe_copies(1, 4)
+        ('each in 8 noised copies, ', 'each in 4 noised copies in one row, ')
+    """
+    if rows * in_row == 1:
+        return ""
+    place = "" if in_row == 1 else f" in {rows} rows" if rows > 1 else " in one row"
+    return f"each in {rows * in_row} noised copies{place}, "
 
 
 def balanced_cuts(rows: Tensor, tokens: Tensor, parts: int) -> list[Tensor]:

@@ -53,7 +53,7 @@ def test_the_list_has_every_likelihood():
 def test_noise_has_a_row_for_each_repeat_of_a_response(likelihood):
     rollout = masked_rollout()
     noise = likelihood.draw(rollout, seeded(0))
-    rows, C = B * likelihood.repeats, noise.hidden_BCL.shape[1]
+    rows, C = B * likelihood.repeats, likelihood.copies
     assert noise.hidden_BCL.shape == (rows, C, rollout.tokens_BL.shape[1])
     assert noise.weights_BCT.shape == (rows, C, T)
     assert (noise.hidden_BCL.dtype, noise.weights_BCT.dtype) == (torch.bool, torch.float32)

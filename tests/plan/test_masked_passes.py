@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from lightning_mpo.objective.likelihoods import CoupledElbo, Denoising, Elbo
-from lightning_mpo.objective.one_pass import CoupledTokens, MeanField
-from lightning_mpo.plan.masked_passes import copies_in_row, tokens_of_block, tokens_of_step
+from lightning_mpo.plan.masked_passes import tokens_of_block, tokens_of_step
 from lightning_mpo.plan.predict import Planner
 from lightning_mpo.sampling import DiffusionSampler, LocalSampler
 from tests.support.masked_runs import planned
-
-
-@pytest.mark.parametrize(
-    ("likelihood", "copies"),
-    [(CoupledElbo(3), 6), (Elbo(4), 1), (Denoising(5), 1), (MeanField(), 1), (CoupledTokens(), 3)],
-)
-def test_copies_in_a_row_are_counted(likelihood, copies):
-    assert copies_in_row(likelihood) == copies
 
 
 def test_tokens_of_a_step_and_of_a_block_are_counted():

@@ -176,6 +176,21 @@ def test_describe(schedule, text):
 
 
 @pytest.mark.parametrize(
+    ("rows", "in_row", "text"),
+    [
+        (1, 1, ""),
+        (8, 1, "each in 8 noised copies, "),
+        (1, 4, "each in 4 noised copies in one row, "),
+        (2, 3, "each in 6 noised copies in 2 rows, "),
+    ],
+)
+def test_noised_copies_are_named(rows, in_row, text):
+    schedule = Schedule(2, 3, copies=rows)
+    start = "2 prompts x 3 completions = 6 sequences a rollout, "
+    assert schedule.describe(in_row) == f"{start}{text}1 update of 6"
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"prompts": 0}, "`rollout.prompts` must be at least 1, got 0"),

@@ -87,6 +87,31 @@ CASES = {
         masked(),
         verb="plan",
     ),
+    "a plan of a canvas beyond the positions": Case(
+        "`rollout.max_new_tokens` is 300, together more than the model's 256 positions: set "
+        "`rollout.max_new_tokens` to at most",
+        [*OVERLAY, "--rollout.max_new_tokens", "300"],
+        masked(),
+        verb="plan",
+    ),
+    "a plan of responses beyond the positions of a causal model": Case(
+        "`rollout.max_new_tokens` is 300, together more than the model's 256 positions: set "
+        "`rollout.max_new_tokens` to at most",
+        ["--rollout.max_new_tokens", "300"],
+        verb="plan",
+    ),
+    "a plan of a prefix that is copied": Case(
+        "`rollout.replay` copies the first tokens of other completions, and `DiffusionSampler` "
+        "does not draw from left to right",
+        [*OVERLAY, "--rollout.replay", "PrefixReplay"],
+        masked(),
+        verb="plan",
+    ),
+    "a plan of a precision": Case(
+        "`trainer.precision: bf16-true` trains half-precision",
+        ["--trainer.precision", "bf16-true"],
+        verb="plan",
+    ),
     "a plan of a support that needs MASK": Case(
         "`objective.support` TopK keeps 19 ids of a step, and 18 of 20 can be drawn",
         OVERLAY,
