@@ -81,7 +81,7 @@ def _admit_support(rollout: Rollout, support: Support, vocabulary: int) -> Rollo
             "it was drawn from"
         )
     # ids, and sampled tokens outside their support
-    used_BTK = rollout.response_mask_BT[..., None].expand_as(rollout.support_BTK)
+    used_BTK = _drawn(rollout)[..., None].expand_as(rollout.support_BTK)
     if rollout.support_mask_BTK is not None:
         used_BTK = used_BTK & rollout.support_mask_BTK
     _check_ids("supports", rollout.support_BTK[used_BTK], vocabulary)
@@ -111,12 +111,12 @@ def _check_behaviour(rollout: Rollout) -> None:
             "the rollout has no `behaviour_logprobs_BT`, against which the objective takes "
             "ratios: let the sampler record the log-probs of what it drew"
         )
-    logprobs = logprobs_BT[rollout.response_mask_BT]
+    logprobs = logprobs_BT[_drawn(rollout)]
     invalid = int((~logprobs.isfinite() | (logprobs > MAX_LOGPROB)).sum())
     if invalid:
         raise UserError(
             f"`behaviour_logprobs_BT` must hold log-probs, finite and at most 0, got {invalid} of "
-            f"{len(logprobs)} response tokens with others: were logits or probabilities recorded?"
+            f"{len(logprobs)} sampled tokens with others: were logits or probabilities recorded?"
         )
 
 
@@ -175,6 +175,13 @@ def _check_candidates(rollout: Rollout, k: int, vocabulary: int) -> None:
             )
 
 
+def _drawn(rollout: Rollout) -> Tensor:
+    """Return the tokens that a sampler drew: those of responses, and on a canvas also others."""
+    if rollout.reveal_BT is None:
+        return rollout.response_mask_BT
+    return rollout.response_mask_BT | (rollout.reveal_BT != NEVER)
+
+
 def _check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
         raise UserError(
@@ -186,9 +193,7 @@ def _check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
 def _check_barred(rollout: Rollout, barred: Sequence[int]) -> None:
     """Refuse drawn tokens and supports with ids of probability 0."""
     ids = torch.tensor(barred, device=rollout.tokens_BL.device)
-    drawn_BT = rollout.response_mask_BT
-    if rollout.reveal_BT is not None:
-        drawn_BT = drawn_BT | (rollout.reveal_BT != NEVER)
+    drawn_BT = _drawn(rollout)
     barred_tokens = rollout.responses_BT[drawn_BT & torch.isin(rollout.responses_BT, ids)]
     if len(barred_tokens):
         raise UserError(
@@ -212,18 +217,19 @@ def _check_barred(rollout: Rollout, barred: Sequence[int]) -> None:
 def _unite(rollout: Rollout, support: Support) -> Rollout:
     assert rollout.support_BTK is not None
     # sampled tokens outside their support
+    drawn_BT = _drawn(rollout)
     outside_BT = F.outside(
         rollout.responses_BT,
         rollout.support_BTK,
         rollout.support_mask_BTK,
-        rollout.response_mask_BT,
+        drawn_BT,
     )
     missing, name = int(outside_BT.sum()), type(support).__name__
     if not missing:
         return rollout
     if support.outside == "refuse":
         raise UserError(
-            f"{missing} of {int(rollout.response_mask_BT.sum())} sampled tokens are not in the "
+            f"{missing} of {int(drawn_BT.sum())} sampled tokens are not in the "
             f"support stored with them; `{name}.outside: unite` (or `drop`, without loss on them) "
             "lets such tokens pass and counts them"
         )

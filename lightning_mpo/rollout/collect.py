@@ -233,7 +233,11 @@ class Collector:
             return experience
         noise = generator_of(self.seed, Stream.NOISE, counter, self.ranks.rank)
         noised = with_noise(
-            experience, self.objective.likelihood, noise, passes=self.schedule.epochs
+            experience,
+            self.objective.likelihood,
+            noise,
+            passes=self.schedule.epochs,
+            drop_outside=self.objective.support.outside == "drop",
         )
         return score_noised(
             self.scorer,

@@ -19,7 +19,12 @@ from lightning_mpo.types import NEVER, Experience, Rollout, take_rows
 
 
 def with_noise(
-    experience: Experience, likelihood: Likelihood, generator: torch.Generator, *, passes: int
+    experience: Experience,
+    likelihood: Likelihood,
+    generator: torch.Generator,
+    *,
+    passes: int,
+    drop_outside: bool = False,
 ) -> Experience:
     """Repeat the rows of an experience for each pass and each noised sample of a response.
 
@@ -31,6 +36,7 @@ def with_noise(
         likelihood: draws the noise.
         generator: source of all randomness, on the CPU.
         passes: passes over the rollout, each with noise of its own.
+        drop_outside: leave out tokens that were drawn from outside their support.
 
     Returns:
         passes · B · `repeats` rows. If log-probs of single tokens have a meaning, the tokens with a
@@ -40,18 +46,28 @@ def with_noise(
     rollout, device = experience.rollout, experience.rewards_B.device
     rows = torch.arange(len(rollout.group_B), device=device).repeat_interleave(likelihood.repeats)
     draws = [likelihood.draw(rollout, generator) for _ in range(passes)]
-    parts = [_one_pass(take_rows(experience, rows), likelihood, noise) for noise in draws]
+    repeated = take_rows(experience, rows)
+    parts = [_one_pass(repeated, likelihood, noise, drop_outside) for noise in draws]
     return join_experiences(parts)
 
 
-def _one_pass(experience: Experience, likelihood: Likelihood, noise: Noise) -> Experience:
+def _one_pass(
+    experience: Experience, likelihood: Likelihood, noise: Noise, drop_outside: bool
+) -> Experience:
     """Attach the noise of one pass to repeated rows."""
     rollout, device = experience.rollout, experience.rewards_B.device
     weights_BCT = noise.weights_BCT.to(device)
+    if weights_BCT.shape[1] != likelihood.copies:
+        raise ValueError(
+            f"`{type(likelihood).__name__}.copies` is {likelihood.copies}, and `draw` returns "
+            f"{weights_BCT.shape[1]} copies of a row"
+        )
     # the tokens that count: those of the step or copy, or all of a response with one log-prob
     counted_BT = (weights_BCT > 0).any(1)
     if not likelihood.token_level:
         counted_BT = likelihood.scored(rollout)
+    if drop_outside and rollout.outside_BT is not None:
+        counted_BT = counted_BT & ~rollout.outside_BT
     # a response has one advantage, also for the tokens behind its end
     first_BT = rollout.response_mask_BT & (rollout.response_mask_BT.cumsum(1) == 1)
     advantages_B = (experience.advantages_BT * first_BT).sum(1)

@@ -67,6 +67,22 @@ def test_in_tolerant_mode_supports_are_united_with_their_token(tiny_policy, slot
     assert len(everything[0]) <= 3
 
 
+def test_tokens_behind_an_end_were_drawn_as_well():
+    """A diffusion sampler scores them, so that they need supports and log-probs too."""
+    rollout = make_rollout(PROMPTS, RESPONSES, support=3)
+    T = rollout.response_mask_BT.shape[1]
+    drawn = replace(rollout, reveal_BT=torch.arange(T).int().expand(len(rollout.group_B), T))
+    place = (1, T - 1)
+    assert not rollout.response_mask_BT[place]
+    united = check_rollout(lacking(drawn, place), TopK(3, outside="unite"), VOCABULARY)
+    assert united.outside_BT[place]
+    logprobs = drawn.behaviour_logprobs_BT.clone()
+    logprobs[place] = torch.nan
+    broken = replace(drawn, behaviour_logprobs_BT=logprobs)
+    with pytest.raises(UserError, match="got 1 of 24 sampled tokens with others"):
+        check_rollout(broken, TopK(3, outside="unite"), VOCABULARY, behaviour=True)
+
+
 def test_a_token_in_an_empty_slot_is_outside():
     rollout = make_rollout(PROMPTS, RESPONSES, support=3)
     hit = rollout.support_BTK == rollout.responses_BT[..., None]
@@ -162,7 +178,7 @@ def test_a_rollout_with_candidates_passes_unchanged(support, k):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (float("nan"), "got 1 of 13 response tokens with others"),
+        (float("nan"), "got 1 of 13 sampled tokens with others"),
         (-float("inf"), "must hold log-probs, finite and at most 0"),
         (0.01, "were logits or probabilities recorded"),
         (None, "the rollout has no `behaviour_logprobs_BT`"),

@@ -108,6 +108,33 @@ def test_rows_without_a_valid_reward_count_nowhere(likelihood):
     assert float(parts.actions) == (B - 2) * likelihood.repeats
 
 
+@each
+def test_tokens_outside_their_support_stay_without_loss(likelihood):
+    """Tokens behind an end are on the canvas as well, and dropped like those of the response."""
+    outside_BT = torch.zeros(B, T, dtype=torch.bool)
+    outside_BT[[0, 2, 3], [0, 5, 7]] = True
+    outside_BT[4, 3] = True  # behind the end
+    source = judged(replace(masked_rollout(), outside_BT=outside_BT))
+    kept, dropped = (
+        with_noise(source, likelihood, seeded(0), passes=PASSES, drop_outside=drop)
+        for drop in (False, True)
+    )
+    row_B = torch.arange(B).repeat_interleave(likelihood.repeats).repeat(PASSES)
+    assert (kept.token_weights_BT * outside_BT[row_B]).any()
+    expected_BT = kept.token_weights_BT * ~outside_BT[row_B]
+    assert torch.equal(dropped.token_weights_BT, expected_BT)
+    assert not dropped.mask_BT[outside_BT[row_B]].any()
+    assert not dropped.advantages_BT[outside_BT[row_B]].any()
+
+
+def test_another_number_of_copies_than_a_likelihood_names_is_an_error():
+    class Wrong(CoupledElbo):
+        copies = 3
+
+    with pytest.raises(ValueError, match=r"`Wrong.copies` is 3, and `draw` returns 2"):
+        with_noise(judged(masked_rollout()), Wrong(), seeded(0), passes=1)
+
+
 def test_lengths_of_an_elbo_are_those_of_responses_and_not_of_masks():
     """The mean log-ratio and k2 divide by L; a row scores only the hidden tokens."""
     made = noised(Elbo(samples=3), passes=1)
