@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_mpo.policies.masked import BAR, MaskedPolicy
+from lightning_mpo.policies.masked import MaskedPolicy
 from lightning_mpo.types import NEVER, Rollout
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class ReloadedMasked(Reloaded):
         ids_CL, T = copies_of(self.policy, rollout, b, hidden_CT), hidden_CT.shape[1]
         logits_CTV = self.policy.network_logits(self.network, ids_CL)[:, -T:].float()
         barred = torch.tensor(self.policy.barred, device=ids_CL.device, dtype=torch.long)
-        return logits_CTV.index_fill(2, barred, BAR)
+        return logits_CTV.index_fill(2, barred, -torch.inf)
 
 
 def prompt_of(rollout: Rollout, b: int) -> Tensor:

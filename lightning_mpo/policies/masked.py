@@ -28,7 +28,9 @@ from lightning_mpo.scores import ScoreRequest, TokenScores
 from lightning_mpo.types import Rollout
 
 BAR = -1e9
-"""Logit of a barred id. It is finite, so entropies are finite; its probability is exactly 0."""
+"""Logit of a barred id after scale and temperature. It is finite, so entropies are finite; its
+probability is exactly 0.
+"""
 
 
 class MaskedPolicy(LoadedPolicy):
@@ -119,11 +121,9 @@ class MaskedPolicy(LoadedPolicy):
     def check(self, request: ScoreRequest = ScoreRequest()) -> None:  # noqa: B008  frozen
         masked_checks.refuse_causal_requests(request)
         super().check(request)
-        if self.mask_id in self.end_tokens:
-            raise UserError(
-                f"the mask token ({self.mask_id}) of the model {self.source!r} ends responses as "
-                "well; give `policy.mask_token`"
-            )
+        masked_checks.check_mask(
+            self.tokenizer, self.mask_id, self.end_tokens, self.mask_token, self.source
+        )
         masked_checks.refuse_networks(self)
 
     # --- states and logits ------------------------------------------------------------------------
@@ -160,6 +160,12 @@ class MaskedPolicy(LoadedPolicy):
         if around_V is not None and reference:
             around_V = around_V.detach()
         return masked_checks.bar(head, around_V, self.barred, BAR)
+
+    def logits(self, hidden_BD: Tensor, reference: bool = False) -> Tensor:
+        logits_BV = super().logits(hidden_BD, reference)
+        barred = torch.tensor(self.barred, device=logits_BV.device, dtype=torch.long)
+        # below all others at any temperature
+        return logits_BV.index_fill(1, barred, -torch.inf)
 
     def _check_network(self) -> None:
         # a form of attention masks that works

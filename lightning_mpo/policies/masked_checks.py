@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_mpo.errors import UserError
@@ -54,6 +55,52 @@ def find_mask(
             "positions; give `policy.mask_token`, or use `CausalPolicy`"
         )
     return mask
+
+
+def check_mask(
+    tokenizer: PreTrainedTokenizerBase,
+    mask_id: int,
+    end_tokens: Sequence[int],
+    given: str | None,
+    source: str,
+) -> None:
+    """Refuse a MASK that prompts or responses hold; warn if the user chose a token of texts.
+
+    Args:
+        tokenizer: of the model.
+        mask_id: id of MASK.
+        end_tokens: ids that end a response.
+        given: the text of MASK that the user gave; None: the model names it.
+        source: name of the model, for messages.
+
+    Raises:
+        UserError: the token ends responses, begins prompts, stands for unknown characters, or is an
+            ordinary token that the user did not give.
+    """
+    text = tokenizer.convert_ids_to_tokens(mask_id)
+    mask, remedy = (
+        f"the mask token {text!r} ({mask_id}) of the model {source!r}",
+        ("give `policy.mask_token`, the text of a token of its own"),
+    )
+    if mask_id in end_tokens:
+        raise UserError(f"{mask} ends responses as well; {remedy}")
+    if mask_id in (tokenizer.bos_token_id, tokenizer.cls_token_id):
+        raise UserError(f"{mask} begins prompts as well; {remedy}")
+    if mask_id == tokenizer.unk_token_id:
+        raise UserError(f"{mask} stands for unknown characters as well; {remedy}")
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    if text is None or mask_id in special:
+        return
+    if given is None:
+        raise UserError(
+            f"{mask}, which its configuration names, is an ordinary token, so that texts may hold "
+            f"it; {remedy}"
+        )
+    rank_zero_warn(
+        f"`policy.mask_token` {given!r} is an ordinary token of the model {source!r}: in a prompt "
+        "it stands for a hidden token, and no response can hold it; give a special or an added "
+        "token if the model has one"
+    )
 
 
 def refuse_causal_requests(request: ScoreRequest) -> None:
@@ -138,7 +185,7 @@ def bar(
         head: with or without a bias.
         around_V: bias that the network adds behind the head.
         barred: ids that must not be drawn.
-        logit: of barred ids, before scale and temperature.
+        logit: of barred ids, after scale and temperature.
     """
     bias_V = head.bias_V if around_V is None else around_V
     weight_VD = head.weight_VD
@@ -146,7 +193,8 @@ def bar(
     if bias_V is None:
         bias_V = torch.zeros(weight_VD.shape[0], device=weight_VD.device, dtype=wide)
     ids = torch.tensor(barred, device=bias_V.device, dtype=torch.long)
-    return replace(head, bias_V=bias_V.to(wide).index_fill(0, ids, logit))
+    raw = logit * head.temperature / head.scale
+    return replace(head, bias_V=bias_V.to(wide).index_fill(0, ids, raw))
 
 
 def compare_logits(

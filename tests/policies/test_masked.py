@@ -15,7 +15,8 @@ from tests.support.masked import MASK, all_hidden, masked_rollout, naive_score
 
 
 def score(policy, rollout, **options):
-    return policy.score(rollout, rollout.response_mask_BT, temperature=0.7, **options)
+    options = {"temperature": 0.7} | options
+    return policy.score(rollout, rollout.response_mask_BT, **options)
 
 
 def gradients(policy, loss):
@@ -68,14 +69,14 @@ def test_rows_do_not_depend_on_padding_and_neighbours(tiny_masked):
         torch.testing.assert_close(alone.entropy_BT[0], together.entropy_BT[b])
 
 
-def test_barred_ids_have_no_probability_and_no_gradient(tiny_masked):
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1e9])
+def test_barred_ids_have_no_probability_and_no_gradient(tiny_masked, temperature):
     policy, rollout = tiny_masked(), masked_rollout(left=2)
     ids = rollout.tokens_BL.masked_fill(rollout.hidden_BCL[:, 0], MASK)
     logits = policy.logits(policy.states(ids, rollout.attention_mask_BL).flatten(0, 1))
-    assert logits.isfinite().all()
-    assert (logits.softmax(-1)[:, list(policy.barred)] == 0).all()
+    assert (logits[:, list(policy.barred)] == -torch.inf).all()
     request = ScoreRequest(entropy_grad=True)
-    scores = score(policy, rollout, request=request)
+    scores = score(policy, rollout, request=request, temperature=temperature)
     grads = gradients(policy, scores.logprobs_BT.sum() + scores.entropy_BT.sum())
     assert all(grad.isfinite().all() for grad in grads.values())
     bias, (embedding,) = (
@@ -87,6 +88,11 @@ def test_barred_ids_have_no_probability_and_no_gradient(tiny_masked):
     # PAD stands at no position that is attended to, and MASK does
     assert (embedding[0] == 0).all()
     assert (embedding[MASK] != 0).any()
+    # at an infinite temperature, all other ids are as probable
+    if temperature == 1e9:
+        count = torch.tensor(float(policy.vocabulary - len(policy.barred)))
+        scored = rollout.copy_weights_BCT.sum(1) > 0
+        torch.testing.assert_close(scores.entropy_BT[scored], count.log().expand(scored.sum()))
 
 
 def test_pad_is_not_barred_where_it_ends_responses(tiny_masked):

@@ -60,7 +60,10 @@ def test_a_model_without_mask_token_is_refused(changed):
     folder = changed("bert")
     character_tokenizer(CHARACTERS).save_pretrained(folder)
     refused(MaskedPolicy(folder), "names no mask token, .* give `policy.mask_token`")
-    assert MaskedPolicy(folder, mask_token="7").mask_id == CHARACTERS.index("7") + 2
+    policy = MaskedPolicy(folder, mask_token="7")
+    assert policy.mask_id == CHARACTERS.index("7") + 2
+    with pytest.warns(UserWarning, match="`policy.mask_token` '7' is an ordinary token"):
+        policy.check()
     refused(MaskedPolicy(folder, mask_token="<none>"), "`policy.mask_token` '<none>' is no token")
     refused(MaskedPolicy(folder, mask_token="<end>"), "ends responses as well")
 
@@ -69,6 +72,21 @@ def test_a_mask_token_that_the_configuration_names_is_taken(changed):
     folder = changed("bert", mask_token_id=7)
     character_tokenizer(CHARACTERS).save_pretrained(folder)
     assert MaskedPolicy(folder).mask_id == 7
+    refused(
+        MaskedPolicy(folder),
+        r"mask token '\S' \(7\) .*, which its configuration names, is an ordin",
+    )
+
+
+@pytest.mark.parametrize(
+    ("role", "message"),
+    [("bos_token", "begins prompts"), ("cls_token", "begins prompts"), ("unk_token", "unknown")],
+)
+def test_a_mask_with_another_role_is_refused(changed, role, message):
+    folder = Path(changed("bert"))
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {role: "<mask>"}))
+    refused(MaskedPolicy(str(folder)), f"{message} .*as well; give `policy.mask_token`")
 
 
 def test_the_separator_ends_responses_where_no_token_is_named_an_end(changed):
