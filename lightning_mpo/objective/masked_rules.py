@@ -15,7 +15,7 @@ from lightning_mpo.objective.position_clip import PositionClip
 from lightning_mpo.objective.selection import AllTokens, Selection
 from lightning_mpo.objective.supports import FullVocabulary, Support
 from lightning_mpo.objective.surrogates import Surrogate
-from lightning_mpo.objective.terms import LossTerm
+from lightning_mpo.objective.terms import EntropyBonus, LossTerm
 from lightning_mpo.objective.trace_actions import ForwardTraceActions, PrefixActions
 
 
@@ -130,6 +130,16 @@ def _check_terms(name: str, axes: Axes, *, tokens: bool) -> None:
                 f"`{type(term).__name__}` needs a value or a divergence for each token from left "
                 f"to right, which `{name}` does not give; use `KLPenalty` with `place: loss` and "
                 "`estimator: k2` or `k3`"
+            )
+        if isinstance(term, EntropyBonus) and not tokens:
+            raise UserError(
+                f"`EntropyBonus` takes the mean entropy of single tokens, and `{name}` gives one "
+                "estimate for a whole response; leave it out, or use `likelihood: Denoising`"
+            )
+        if isinstance(term, KLPenalty) and term.level == "sequence" and tokens:
+            raise UserError(
+                f"`KLPenalty.level: sequence` compares log-probs of whole responses, and `{name}` "
+                "gives those of single tokens; use `level: token`"
             )
         if isinstance(term, KLPenalty) and term.level == "token" and not tokens:
             raise UserError(

@@ -159,6 +159,24 @@ REFUSED = {
         BGPO | {"terms": [KLPenalty(BETA, "k2")]},
         "`KLPenalty.level: token` compares single tokens, and `Elbo` estimates",
     ),
+    "a penalty of responses over steps": (
+        AGRPO | {"terms": [KLPenalty(BETA, "k2", level="sequence")]},
+        "`KLPenalty.level: sequence` compares log-probs of whole responses, and `Denoising` gives "
+        "those of single tokens; use `level: token`",
+    ),
+    "a penalty of responses over one pass": (
+        FIELD | {"terms": [KLPenalty(BETA, "k2", level="sequence")]},
+        "`KLPenalty.level: sequence` compares log-probs of whole responses, and `MeanField`",
+    ),
+    "an entropy over an ELBO": (
+        BGPO | {"terms": [EntropyBonus(0.01)]},
+        "`EntropyBonus` takes the mean entropy of single tokens, and `Elbo` gives one estimate for "
+        "a whole response; leave it out, or use `likelihood: Denoising`",
+    ),
+    "an entropy over a pair": (
+        ESPO | {"terms": [EntropyBonus(0.01)]},
+        "`EntropyBonus` takes the mean entropy of single tokens, and `CoupledElbo`",
+    ),
     "weights of steps over sequences": (
         AGRPO | {"likelihood": Denoising(importance="entropy"), "actions": SequenceActions()},
         "`Denoising.importance: entropy` weighs tokens, and `SequenceActions` takes one ratio for "
@@ -180,7 +198,7 @@ ALLOWED = {
     "BGPO's bound of a mean": ESPO | {"surrogate": LinearBound()},
     "BGPO's bound of tokens": AGRPO | {"surrogate": LinearBound()},
     "BGPO's bound of a causal model": {"surrogate": LinearBound()},
-    "AGRPO": AGRPO | {"terms": [KLPenalty(BETA)], "advantage": LeaveOneOut()},
+    "AGRPO": AGRPO | {"terms": [KLPenalty(BETA), EntropyBonus(0.01)], "advantage": LeaveOneOut()},
     "AGRPO by entropy": AGRPO | {"likelihood": Denoising(importance="entropy")},
     "promising tokens of steps": AGRPO | {"support": Nucleus(0.99)},
     "one ratio for each step": AGRPO | {"actions": SequenceActions(mean=False)},
