@@ -79,13 +79,21 @@ class GeneratedProblems(PromptDataModule):
         Raises:
             UserError: there are too few problems.
         """
-        train, held_out, share = self.train_problems, self.held_out_problems, self.held_out_share
-        if train > problems * (1 - share) / 2 or held_out > problems * share / 2:
-            raise UserError(
-                f"`{type(self).__name__}.{option}` = {value} gives {problems} problems, too few to "
-                f"draw {train} for training and {held_out} to hold out; raise `{option}` or ask "
-                "for fewer"
-            )
+        share = self.held_out_share
+        sides = {
+            "train_problems": ("for training", problems * (1 - share), "lower"),
+            "held_out_problems": ("to hold out", problems * share, "raise"),
+        }
+        for name, (use, available, direction) in sides.items():
+            wanted, most = getattr(self, name), int(available / 2)
+            if wanted > most:
+                fewer = f", or set `{name}` to at most {most:,}" if most else ""
+                raise UserError(
+                    f"`{type(self).__name__}.{option}` = {value} gives {problems:,} problems, and "
+                    f"`held_out_share` = {share:g} leaves {available:,.0f} {use}, of which at most "
+                    f"half are drawn; `{name}` is {wanted:,}: raise `{option}`, {direction} "
+                    f"`held_out_share`{fewer}"
+                )
 
     def load(self) -> Splits:
         random_numbers = random.Random(self.problem_seed)

@@ -143,7 +143,7 @@ def on_canvas(
         if len(solution) > canvas:
             raise UserError(
                 f"the solution of {describe(row)} has {len(solution)} tokens with the end token, "
-                f"more than the canvas of {canvas}: raise `MaskedTokens.canvas`, or drop the row"
+                f"more than the canvas of {canvas}: raise `likelihood.canvas`, or drop the row"
             )
     return [[*solution, *solution[-1:] * (canvas - len(solution))] for solution in solutions]
 

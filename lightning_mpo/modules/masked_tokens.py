@@ -39,8 +39,8 @@ class MaskedTokens:
     stratified: bool = True
 
     def __post_init__(self) -> None:
-        at_least("MaskedTokens", 1, canvas=self.canvas)
-        within("MaskedTokens", "(0, 1]", least=self.least)
+        at_least("likelihood", 1, canvas=self.canvas)
+        within("likelihood", "(0, 1]", least=self.least)
 
     def numbers(self, rows: int, generator: torch.Generator) -> Tensor:
         """Draw the uniform numbers that choose hidden tokens.

@@ -178,9 +178,19 @@ def test_the_tiny_policys_default_characters_write_it():
     [
         ({"digits": 0}, "digits"),
         ({"digits": -1}, "digits"),
-        ({"digits": 1}, "raise `digits` or ask for fewer"),
-        ({"train_problems": 8000}, "too few to draw 8000"),
-        ({"held_out_problems": 500}, "500 to hold out"),
+        ({"digits": 1}, "at most half are drawn; `train_problems` is 300: raise `digits`"),
+        (
+            {"train_problems": 8000},
+            "`Arithmetic.digits` = 2 gives 8,100 problems, and `held_out_share` = 0.1 leaves 7,290 "
+            "for training, of which at most half are drawn; `train_problems` is 8,000: raise "
+            "`digits`, lower `held_out_share`, or set `train_problems` to at most 3,645",
+        ),
+        (
+            {"held_out_problems": 500},
+            "leaves 810 to hold out, of which at most half are drawn; `held_out_problems` is 500: "
+            "raise `digits`, raise `held_out_share`, or set `held_out_problems` to at most 405",
+        ),
+        ({"held_out_share": 1e-5}, "leaves 0 to hold out.*raise `held_out_share`$"),
         ({"careless_share": -0.1}, "careless_share"),
         ({"careless_share": 1.5}, "careless_share"),
         ({"held_out_share": 0.0}, "held_out_share"),

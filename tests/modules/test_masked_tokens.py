@@ -60,8 +60,8 @@ def test_stratified_shares_are_spread_evenly():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"canvas": 0}, "`MaskedTokens.canvas` must be at least 1, got 0"),
-        ({"canvas": 4, "least": 0.0}, r"`MaskedTokens.least` must be in \(0, 1\], got 0.0"),
+        ({"canvas": 0}, "`likelihood.canvas` must be at least 1, got 0"),
+        ({"canvas": 4, "least": 0.0}, r"`likelihood.least` must be in \(0, 1\], got 0.0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

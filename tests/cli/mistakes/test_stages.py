@@ -27,10 +27,10 @@ CASES = {
     "a likelihood for a causal policy": stage(
         "`TinyPolicy` is a causal language model…give `likelihood: null`", CAUSAL, "{canvas: 12}"
     ),
-    "an empty canvas": stage("`MaskedTokens.canvas` must be at least 1", MASKED, "{canvas: 0}"),
+    "an empty canvas": stage("`likelihood.canvas` must be at least 1", MASKED, "{canvas: 0}"),
     "a canvas shorter than a demonstration": stage(
         "the solution of …tokens with the end token, more than the canvas of 11: raise "
-        "`MaskedTokens.canvas`",
+        "`likelihood.canvas`",
         MASKED,
         "{canvas: 11}",
     ),
@@ -41,7 +41,7 @@ CASES = {
         "{canvas: 18}",
     ),
     "weights without a bound": stage(
-        "`MaskedTokens.least` must be in (0, 1], got 0.0", MASKED, "{canvas: 12, least: 0.0}"
+        "`likelihood.least` must be in (0, 1], got 0.0", MASKED, "{canvas: 12, least: 0.0}"
     ),
 }
 
