@@ -2,8 +2,9 @@
 
     python benchmarks/masked/elbo_variance.py --out docs
 
-A small masked policy learns texts of period four. Its ELBO is then compared with that of the same
-policy a few steps later, as a ratio would. Each estimate is made many times with the same number of
+A small masked policy learns texts of period four, in which a fifth of the letters is random. So it
+never becomes sure of its texts. Its ELBO is then compared with that of the same policy a few steps
+later, as a ratio would. Each estimate is made many times with the same number of
 passes: by single masks (`Elbo`), and by pairs of a mask and its complement (`CoupledElbo`). The
 spread is the standard deviation over draws in nats, as root mean square over rows.
 
@@ -31,10 +32,21 @@ PASSES = (2, 4, 8, 16)
 Row = dict[str, float | str]
 
 
-def texts(rows: int, letters: int, generator: torch.Generator) -> Rollout:
-    """Return texts of period four as responses; each follows a prompt of one period."""
+def texts(rows: int, letters: int, share: float, generator: torch.Generator) -> Rollout:
+    """Return texts of period four as responses; each follows a prompt of one period.
+
+    Args:
+        rows: number of texts.
+        letters: number of letters.
+        share: probability that a letter of the response is random.
+        generator: source of all randomness.
+    """
     period_BN = torch.randint(letters, (rows, PERIOD), generator=generator) + FIRST_LETTER
     tokens_BL = period_BN.repeat(1, (PROMPT + CANVAS) // PERIOD)
+    responses_BT = tokens_BL[:, PROMPT:]
+    others_BT = torch.randint(letters, responses_BT.shape, generator=generator) + FIRST_LETTER
+    random_BT = torch.rand(responses_BT.shape, generator=generator) < share
+    responses_BT.copy_(torch.where(random_BT, others_BT, responses_BT))
     mask_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
     return Rollout(
         tokens_BL=tokens_BL,
@@ -54,12 +66,12 @@ def noised(rollout: Rollout, likelihood: Likelihood, generator: torch.Generator)
     return Rollout(**made | {"hidden_BCL": noise.hidden_BCL, "copy_weights_BCT": noise.weights_BCT})
 
 
-def train(policy: TinyMaskedPolicy, steps: int, generator: torch.Generator) -> None:
+def train(policy: TinyMaskedPolicy, steps: int, share: float, generator: torch.Generator) -> None:
     """Raise the ELBO of random texts, one mask for each."""
     letters = policy.vocabulary - FIRST_LETTER
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
     for _ in range(steps):
-        rows = noised(texts(64, letters, generator), Elbo(samples=1), generator)
+        rows = noised(texts(64, letters, share, generator), Elbo(samples=1), generator)
         scores = policy.score(rows, rows.response_mask_BT, temperature=1.0)
         optimizer.zero_grad()
         (-scores.logprobs_BT.sum() / rows.response_mask_BT.sum()).backward()
@@ -104,12 +116,13 @@ def measure(
     return {name: spread(torch.stack(parts)) for name, parts in values.items()}
 
 
-def compare(steps: int, later: int, rows: int, draws: int, seed: int) -> list[Row]:
+def compare(steps: int, later: int, share: float, rows: int, draws: int, seed: int) -> list[Row]:
     """Train a policy, and measure both estimators with each number of passes.
 
     Args:
         steps: of training.
         later: steps from the old policy to the new one.
+        share: of random letters in the texts.
         rows: responses.
         draws: of noise, for each response.
         seed: of everything.
@@ -119,11 +132,11 @@ def compare(steps: int, later: int, rows: int, draws: int, seed: int) -> list[Ro
     generator = torch.Generator().manual_seed(seed)
     old = TinyMaskedPolicy(hidden_size=64, layers=2, heads=4, max_length=PROMPT + CANVAS)
     old.build(device=torch.device("cpu"), reference=False)
-    train(old, steps, generator)
+    train(old, steps, share, generator)
     new = deepcopy(old)
-    train(new, later, generator)
+    train(new, later, share, generator)
     # estimates with equal numbers of passes
-    rollout = texts(rows, old.vocabulary - FIRST_LETTER, generator)
+    rollout = texts(rows, old.vocabulary - FIRST_LETTER, share, generator)
     table: list[Row] = []
     for passes in PASSES:
         members = {
@@ -170,12 +183,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", default="runs/masked", help="folder of table and picture")
     parser.add_argument("--steps", type=int, default=400, help="of training")
     parser.add_argument("--later", type=int, default=5, help="steps between the policies")
+    parser.add_argument("--random", type=float, default=0.2, help="share of random letters")
     parser.add_argument("--rows", type=int, default=16, help="responses")
     parser.add_argument("--draws", type=int, default=100, help="of noise")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    table = compare(options.steps, options.later, options.rows, options.draws, options.seed)
+    table = compare(
+        options.steps, options.later, options.random, options.rows, options.draws, options.seed
+    )
     # table and picture
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)

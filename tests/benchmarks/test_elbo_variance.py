@@ -22,9 +22,12 @@ def test_the_spread_is_over_draws_and_its_mean_over_responses():
 
 
 def test_texts_repeat_their_prompt():
-    rollout = study.texts(5, 7, torch.Generator().manual_seed(0))
+    rollout = study.texts(5, 7, 0.0, torch.Generator().manual_seed(0))
     assert torch.equal(rollout.responses_BT[:, :4], rollout.tokens_BL[:, :4])
     assert torch.equal(rollout.responses_BT[:, 4:], rollout.responses_BT[:, :-4])
+    mixed = study.texts(500, 7, 0.2, torch.Generator().manual_seed(0))
+    changed = mixed.responses_BT != mixed.tokens_BL[:, :4].repeat(1, 8)
+    assert 0.15 < changed.float().mean() < 0.19  # a random letter may be the same
 
 
 def test_the_same_noise_lowers_the_spread_of_differences(tmp_path, capsys, monkeypatch):
