@@ -58,9 +58,9 @@ def _one_pass(
     rollout, device = experience.rollout, experience.rewards_B.device
     weights_BCT = noise.weights_BCT.to(device)
     if weights_BCT.shape[1] != likelihood.copies:
-        raise ValueError(
+        raise UserError(
             f"`{type(likelihood).__name__}.copies` is {likelihood.copies}, and `draw` returns "
-            f"{weights_BCT.shape[1]} copies of a row"
+            f"{weights_BCT.shape[1]} copies of a row: return that number from `copies`"
         )
     # the tokens that count: those of the step or copy, or all of a response with one log-prob
     counted_BT = (weights_BCT > 0).any(1)

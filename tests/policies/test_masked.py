@@ -91,7 +91,7 @@ def test_barred_ids_have_no_probability_and_no_gradient(tiny_masked, temperature
     # at an infinite temperature, all other ids are as probable
     if temperature == 1e9:
         count = torch.tensor(float(policy.vocabulary - len(policy.barred)))
-        scored = rollout.copy_weights_BCT.sum(1) > 0
+        scored = (rollout.copy_weights_BCT.sum(1) > 0) & rollout.response_mask_BT
         torch.testing.assert_close(scores.entropy_BT[scored], count.log().expand(scored.sum()))
 
 

@@ -131,7 +131,7 @@ def test_another_number_of_copies_than_a_likelihood_names_is_an_error():
     class Wrong(CoupledElbo):
         copies = 3
 
-    with pytest.raises(ValueError, match=r"`Wrong.copies` is 3, and `draw` returns 2"):
+    with pytest.raises(UserError, match=r"`Wrong.copies` is 3, and `draw` returns 2"):
         with_noise(judged(masked_rollout()), Wrong(), seeded(0), passes=1)
 
 
