@@ -8,7 +8,7 @@ later, as a ratio would. Each estimate is made many times with the same number o
 passes: by single masks (`Elbo`), and by pairs of a mask and its complement (`CoupledElbo`). The
 spread is the standard deviation over draws in nats, as root mean square over rows.
 
-The script writes `elbo_variance.csv` and `elbo_variance.png` in about three minutes on one thread.
+The script writes `elbo_variance.csv` and `elbo_variance.png` in about three minutes on one idle thread.
 """
 
 from __future__ import annotations
