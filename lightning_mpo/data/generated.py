@@ -85,13 +85,13 @@ class GeneratedProblems(PromptDataModule):
             "held_out_problems": ("to hold out", problems * share, "raise"),
         }
         for name, (use, available, direction) in sides.items():
-            wanted, most = getattr(self, name), int(available / 2)
-            if wanted > most:
+            count, most = getattr(self, name), int(available / 2)
+            if count > most:
                 fewer = f", or set `{name}` to at most {most:,}" if most else ""
                 raise UserError(
                     f"`{type(self).__name__}.{option}` = {value} gives {problems:,} problems, and "
                     f"`held_out_share` = {share:g} leaves {available:,.0f} {use}, of which at most "
-                    f"half are drawn; `{name}` is {wanted:,}: raise `{option}`, {direction} "
+                    f"half are drawn; `{name}` is {count:,}: raise `{option}`, {direction} "
                     f"`held_out_share`{fewer}"
                 )
 
