@@ -80,7 +80,7 @@ def test_the_alphabet_of_the_tiny_policy_suffices():
         ({"numbers": 1}, "`Countdown.numbers` must be at least 2"),
         ({"numbers": 7}, "`Countdown.numbers` must be at most 6"),
         ({"largest_target": 19}, "`Countdown.largest_target` must be at least 20, got 19"),
-        ({"numbers": 2}, "`Countdown.largest` = 20 gives 400 problems, too few to draw 300"),
+        ({"numbers": 2}, "`Countdown.largest` = 20 gives 400 problems, and `held_out_share`"),
         ({"prompt": "{numbers}="}, "must contain {numbers} and {target}, got '{numbers}='"),
         ({"careless_share": 2}, "careless_share"),
     ],
