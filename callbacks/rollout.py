@@ -70,6 +70,7 @@ class RolloutLoop(RolloutEvaluation):
         reward_process: rewards of your own run in a helper process, which can crash, hang or be
             ended without the run; false: in the process of the run, where the time limit does not
             interrupt code in C. The command line takes true.
+        failed_reward: score of a completion on which a reward failed; None: it is not judged.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class RolloutLoop(RolloutEvaluation):
         mask_truncated: bool = False,
         reward_seconds: float = 1800.0,
         reward_process: bool = False,
+        failed_reward: float | None = None,
     ) -> None:
         super().__init__()
         # options out of range
@@ -100,7 +102,7 @@ class RolloutLoop(RolloutEvaluation):
         # rewards, and the process that calls them
         self.rewards = as_rewards(rewards)
         self.reward_seconds, self.reward_process = reward_seconds, reward_process
-        self.caller = RewardCaller(self.rewards, reward_seconds, reward_process)
+        self.caller = RewardCaller(self.rewards, reward_seconds, reward_process, failed_reward)
         self.prompts, self.completions = prompts, completions
         self.max_new_tokens = max_new_tokens
         self.minibatches, self.epochs = minibatches, epochs
@@ -272,6 +274,7 @@ class RolloutLoop(RolloutEvaluation):
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"counter": self.counter, "gate_passed": self._gate_passed}
+        state["total_failures"] = self.caller.failures.total_failures
         if self._buffer is not None:
             state |= self._buffer.state_dict()
         return {"ranks": gather_ranks(state)}
@@ -286,5 +289,6 @@ class RolloutLoop(RolloutEvaluation):
         state = ranks[rank]
         check_progress(state)
         self.counter, self._gate_passed = state["counter"], state["gate_passed"]
+        self.caller.failures.load(state.get("total_failures", {}))
         if "experience" in state:
             self._buffer = RolloutBuffer.from_state(state)

@@ -68,6 +68,7 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
         "rollout.validation_completions",
         "rollout.parity_gate",
         "rollout.reward_*",
+        "rollout.failed_reward",
         "trainer.precision",
         "trainer.gradient_clip*",
         "trainer.accelerator",

@@ -3,6 +3,8 @@
 Several rewards form one judgement, the same in training, validation and prediction:
 
 * A reward gives each completion a finite number, or None: it abstains.
+* **failed**: a reward raised, crashed, took too long or gave no finite number, also on this row
+  alone. The row gets a stated value, by default None, and is not answered.
 * **judged**: at least one reward gave a number. A row that no reward judged is not `valid`: it
   carries no loss, is in no denominator, and counts as neither right nor wrong.
 * **reward**: the sum of weight × number over the rewards that judged the row.
@@ -88,8 +90,11 @@ class Reward(ABC):
         return type(self).__name__
 
     @abstractmethod
-    def score(self, completions: Sequence[Completion]) -> Sequence[float | None]:
-        """Return one number per completion, in their order; None: not judged."""
+    def score(self, completions: Sequence[Completion]) -> Sequence[float | RewardError | None]:
+        """Return one number per completion, in their order.
+
+        None: not judged. A `RewardError` in place of a number: the reward failed on this one.
+        """
 
     def check(self, max_new_tokens: int) -> None:
         """Refuse options that have no meaning with responses of this length.
@@ -167,3 +172,4 @@ class Judgement(NamedTuple):
     scores: list[float | None]
     answered: list[bool]
     token_scores: list[list[float] | None] | None = None  # None: the reward is no `TokenReward`
+    errors: list[str | None] | None = None  # of failed completions; None: none failed

@@ -43,19 +43,24 @@ def judge(
             or returned a wrong count.
     """
     with undisturbed(completions), limited(reward, len(completions), seconds):
-        token_scores = None
+        token_scores = errors = None
         if isinstance(reward, TokenReward):
             token_scores = _token_scores(reward, completions)
             scores = [None if values is None else math.fsum(values) for values in token_scores]
         else:
-            scores = _scores(reward, completions)
+            scores, errors = _scores(reward, completions)
         answered = [bool(value) for value in _call(reward, "answered", completions)]
-    return Judgement(scores, answered, token_scores)
+    return Judgement(scores, answered, token_scores, errors)
 
 
-def _scores(reward: Reward, completions: Sequence[Completion]) -> list[float | None]:
+def _scores(
+    reward: Reward, completions: Sequence[Completion]
+) -> tuple[list[float | None], list[str | None] | None]:
+    """Return a score for each completion, and the errors of those on which the reward failed."""
     scores: list[float | None] = []
     values = _call(reward, "score", completions)
+    errors = [str(value) if isinstance(value, RewardError) else None for value in values]
+    values = [None if isinstance(value, RewardError) else value for value in values]
     for completion, value in zip(completions, values, strict=True):
         try:
             scores.append(None if value is None else _number(value))
@@ -65,7 +70,7 @@ def _scores(reward: Reward, completions: Sequence[Completion]) -> list[float | N
                 f"reward `{reward.title}` returned {_show(value)} for completion {len(scores)} "
                 f"({completion.text[:40]!r}); {error}"
             ) from None
-    return scores
+    return scores, errors if any(errors) else None
 
 
 def _token_scores(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +36,13 @@ class Scores:
     # float64, rewards of tokens: the weighted sum over all `TokenReward`, contained in `rewards_B`.
     # Column t is the t-th token of the completion, 0 behind the last. None: no `TokenReward`
     token_rewards_BC: Tensor | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)  # by reward name
+    failed_B: Tensor | None = None  # bool: at least one reward failed; None: none did
+
+    @property
+    def failures_B(self) -> Tensor:
+        """Rows on which at least one reward failed, shape `[B]`."""
+        return torch.zeros_like(self.decided_B) if self.failed_B is None else self.failed_B
 
     @property
     def judged_B(self) -> Tensor:
@@ -57,6 +64,8 @@ def take_reward_scores(scores: Scores, index_B: Tensor) -> Scores:
         token_rewards_BC=None
         if scores.token_rewards_BC is None
         else scores.token_rewards_BC[index_B],
+        weights=scores.weights,
+        failed_B=None if scores.failed_B is None else scores.failed_B[index_B],
     )
 
 
@@ -86,6 +95,8 @@ def join_reward_scores(batches: Sequence[Scores]) -> Scores:
         by_reward={name: torch.cat([batch.by_reward[name] for batch in batches]) for name in names},
         decided_B=torch.cat([batch.decided_B for batch in batches]),
         token_rewards_BC=_stack_rows(by_token) if by_token else None,
+        weights=batches[0].weights,
+        failed_B=torch.cat([batch.failures_B for batch in batches]),
     )
 
 
@@ -166,9 +177,10 @@ def score_all(
     # start from rows that nothing has judged
     B = len(completions)
     total = torch.zeros(B, dtype=torch.float64)
-    valid, decided = torch.zeros(B, dtype=torch.bool), torch.zeros(B, dtype=torch.bool)
+    valid, decided, failed = torch.zeros(3, B, dtype=torch.bool).unbind()
     correct, answered = torch.ones_like(valid), torch.ones_like(valid)
     by_reward: dict[str, Tensor] = {}
+    weights: dict[str, float] = {}
     token_rewards_BC = _no_token_rewards(
         rewards, (B, max((len(completion.token_ids) for completion in completions), default=0))
     )
@@ -188,12 +200,17 @@ def score_all(
             decided |= judged_B
             correct &= ~judged_B | (scores_B > 0.5)
         answered &= ~judged_B | torch.tensor(judgement.answered, dtype=torch.bool)
-        by_reward[_free_name(reward.name, by_reward)] = scores_B
+        errors = judgement.errors or [None] * B
+        failed |= torch.tensor([line is not None for line in errors], dtype=torch.bool)
+        name = _free_name(reward.name, by_reward)
+        by_reward[name], weights[name] = scores_B, weight
     _check_total(total, rewards)
     if token_rewards_BC is not None:  # advantages hold sums over some of the tokens
         _check_total(token_rewards_BC.abs().sum(1), rewards, "absolute rewards of the tokens")
     correct, answered = correct & decided, answered & valid
-    return Scores(total, valid, correct, answered, by_reward, decided, token_rewards_BC)
+    return Scores(
+        total, valid, correct, answered, by_reward, decided, token_rewards_BC, weights, failed
+    )
 
 
 def unjudged(rewards: Sequence[Reward], count: int) -> Scores:

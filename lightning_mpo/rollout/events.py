@@ -90,6 +90,7 @@ class RolloutEvent:
         sums = {
             "reward/mean": (rewards_B.sum().item(), judged),
             "reward/judged": (judged, rows),
+            "reward/failed": (float(scores.failures_B.sum()), rows),
             "reward/accuracy": (float(scores.correct_B.sum()), float(scores.decided_B.sum())),
             "rollout/length": (float(self.tokens), rows),
             "rollout/truncated": (float(rollout.finish_B.sum()), rows),
