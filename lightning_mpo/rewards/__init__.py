@@ -3,7 +3,9 @@
 from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError, TokenReward
 from lightning_mpo.rewards.countdown import CountdownAnswer
 from lightning_mpo.rewards.functions import FunctionReward
+from lightning_mpo.rewards.judge import Endpoint, LlmJudge
 from lightning_mpo.rewards.math import MathAnswer
+from lightning_mpo.rewards.model import RewardModel
 from lightning_mpo.rewards.scoring import (
     Scores,
     completions_of,
@@ -11,22 +13,36 @@ from lightning_mpo.rewards.scoring import (
     score_all,
     take_reward_scores,
 )
-from lightning_mpo.rewards.shape import Finished, OverlongPenalty
+from lightning_mpo.rewards.shape import (
+    Finished,
+    LengthCost,
+    LengthRange,
+    OverlongPenalty,
+    RepetitionPenalty,
+)
 from lightning_mpo.rewards.spans import DrawnDecision, SpanShare
-from lightning_mpo.rewards.text import ExactAnswer
+from lightning_mpo.rewards.text import ChoiceAnswer, ExactAnswer, FormatMatch
 
 __all__ = [
+    "ChoiceAnswer",
     "Completion",
     "CountdownAnswer",
     "DrawnDecision",
+    "Endpoint",
     "ExactAnswer",
     "Finished",
+    "FormatMatch",
     "FunctionReward",
     "Judgement",
+    "LengthCost",
+    "LengthRange",
+    "LlmJudge",
     "MathAnswer",
     "OverlongPenalty",
+    "RepetitionPenalty",
     "Reward",
     "RewardError",
+    "RewardModel",
     "Scores",
     "SpanShare",
     "TokenReward",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.rewards.base import Completion, Reward, RewardError
 from lightning_mpo.rewards.importing import load_object
 
+PER_ROW = ("data_source", "solution_str", "ground_truth", "extra_info")
+"""Arguments of a function of one response, as verl calls it. `ground_truth` is the target,
+`data_source` a column or an empty text, and `extra_info` a column or the whole row."""
 BATCH = ("prompts", "completions", "completion_ids", "prompt", "target", "solution")
 """Arguments that a reward function may take, whatever the columns of the data."""
 
@@ -18,7 +21,9 @@ BATCH = ("prompts", "completions", "completion_ids", "prompt", "target", "soluti
 class FunctionReward(Reward):
     """Calls `f(prompts=…, completions=…, completion_ids=…, **columns)` as TRL does.
 
-    The function returns a list with one number or None per completion.
+    The function returns a list with one number or None per completion. A function that takes
+    `solution_str` is called as verl does, once per completion: `f(data_source=…, solution_str=…,
+    ground_truth=…, extra_info=…)`. It returns a number, or a mapping with a `score`.
 
     Every argument is a list with one entry per completion. Completions are strings, also for chats.
     A function without `**kwargs` gets only the arguments that it names. It may be `async`.
@@ -59,12 +64,13 @@ class FunctionReward(Reward):
         Raises:
             RewardError: there is such an argument.
         """
-        missing = [name for name in self._required() if name not in (*BATCH, *columns)]
+        known = (*PER_ROW, *columns) if self._is_per_row() else (*BATCH, *columns)
+        missing = [name for name in self._required() if name not in known]
         if missing:
             raise RewardError(
                 f"reward `{self.title}` takes `{missing[0]}`, which it is not given; a reward "
                 "function may take "
-                f"{', '.join(f'`{name}`' for name in dict.fromkeys([*BATCH, *columns]))}, or "
+                f"{', '.join(f'`{name}`' for name in dict.fromkeys(known))}, or "
                 "`**kwargs`"
             )
 
@@ -74,9 +80,11 @@ class FunctionReward(Reward):
         Raises:
             RewardError: the function takes an argument that is neither in `BATCH` nor a column.
         """
+        parameters = self._parameters()
+        if self._is_per_row():
+            return [self._call_on_row(completion) for completion in completions]
         columns = self._columns(completions)
         self.check_columns(list(columns))
-        parameters = self._parameters()
         if parameters is None:  # built in, without a signature
             return self.function(columns["completions"])
         # only the arguments that the function names, unless it takes all
@@ -93,6 +101,26 @@ class FunctionReward(Reward):
             if p.kind is p.POSITIONAL_ONLY and p.name in columns
         ]
         return self.function(*positional, **columns)
+
+    def _is_per_row(self) -> bool:
+        return any(p.name == "solution_str" for p in self._parameters() or [])
+
+    def _call_on_row(self, completion: Completion) -> Any:
+        """Call a function of one response, with the arguments that it names."""
+        row = {name: value for name, value in completion.row.items() if isinstance(name, str)}
+        arguments = {
+            "data_source": "",
+            "extra_info": row,
+            **row,
+            "solution_str": completion.text,
+            "ground_truth": completion.target,
+        }
+        parameters = self._parameters() or []
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            names = {p.name for p in parameters}
+            arguments = {name: value for name, value in arguments.items() if name in names}
+        score = self.function(**arguments)
+        return score.get("score") if isinstance(score, Mapping) else score
 
     def _columns(self, completions: Sequence[Completion]) -> dict[str, list[Any]]:
         """Return all arguments by name, one value per completion.

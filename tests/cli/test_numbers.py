@@ -21,6 +21,7 @@ from lightning_mpo.objective.kl import ConstantCoefficient
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.objective.segmenters import DelimiterSegmenter
 from lightning_mpo.policies import ParallelHeads, TinyPolicy
+from tests.support import reward_numbers
 
 TRIED = {"-1": -1, "0": 0, "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 10**30}
 """Values that are tried on each option; for options of whole numbers as well as for others."""
@@ -30,6 +31,7 @@ OFF = "0 switches it off"
 SHARE = "0 is the end of an interval that has a meaning"
 LARGE = "a seed may be large, and is bounded by 64 bits"
 ALLOWED: dict[str, dict[str, str]] = {
+    **reward_numbers.ALLOWED,
     "ClippedRatio.high": {"0": "no step beyond a ratio of 1"},
     "ClippedRatio.low": {"0": "no step beyond a ratio of 1"},
     "ConstantCoefficient.coefficient": {"0": OFF},
@@ -64,13 +66,13 @@ GENERAL: dict[str, dict[str, str]] = {
 SEEDS = re.compile(r"(^|_)seed$")
 
 REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
+    **reward_numbers.REQUIRED,
     "AdaptiveCoefficient": lambda: {"target": 0.1},
     "CausalPolicy": lambda: {"source": "folder"},
     "ConstantLength": lambda: {"length": 8},
     "DiffusionSampler": lambda: {"block": 8},
     "EntropySegmenter": lambda: {"quantile": 0.5},
     "ExplicitWeights": lambda: {"values": [1.0]},
-    "FunctionReward": lambda: {"function": len},
     "HeadWarmup": lambda: {"policy": small(mtp=ParallelHeads())},
     "JsonLines": lambda: {"train": "rows.jsonl"},
     "KLPenalty": lambda: {"controller": ConstantCoefficient()},
@@ -78,7 +80,6 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "KillAt": lambda: {"phase": "update", "count": 1},
     "MetricsCSV": lambda: {"save_dir": "."},
     "Multiplication": lambda: {"digits": 4},
-    "OverlongPenalty": lambda: {"limit": 8, "buffer": 2},
     "PolicyOptimization": lambda: {"policy": small(), "objective": objective()},
     "PromptFile": lambda: {"path": "rows.jsonl"},
     "ReferenceUpdate": lambda: {"every": 4},

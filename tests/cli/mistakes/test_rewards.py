@@ -45,6 +45,12 @@ def penalty(options: str) -> dict[str, str]:
     }
 
 
+def judge(endpoint: str) -> dict[str, str]:
+    """Overlay: a judge at this endpoint, and further options."""
+    options = f"{{endpoint: {endpoint}}}"
+    return {"o.yaml": f"rollout: {{rewards: [{{class_path: LlmJudge, init_args: {options}}}]}}"}
+
+
 CASES = {
     # --- dynamic sampling
     "no rounds": Case(
@@ -122,6 +128,31 @@ CASES = {
     ),
     "no time for rewards": Case(
         "`rollout.reward_seconds` must be positive", ["--rollout.reward_seconds", "0"]
+    ),
+    "a word for the score of failures": Case(
+        "failed_reward…float…none at all", ["--rollout.failed_reward", "none at all"]
+    ),
+    "a format that is no regular expression": Case(
+        "`FormatMatch.pattern` must be a regular expression, got '('",
+        ["--rollout.rewards", "[{class_path: FormatMatch, init_args: {pattern: '('}}]"],
+    ),
+    "a reward model that is not there": Case(
+        "none_here",
+        ["--rollout.rewards", "[{class_path: RewardModel, init_args: {source: ./none_here}}]"],
+    ),
+    "a judge without an address": Case(
+        "`Endpoint.url` must begin with http:// or https://, got 'localhost'",
+        OVERLAY,
+        judge("{url: localhost, model: m}"),
+    ),
+    "a judge that sees no response": Case(
+        "`LlmJudge.prompt` must contain `{response}`",
+        OVERLAY,
+        judge("{url: 'http://localhost', model: m}, prompt: Rate."),
+    ),
+    "a place of answers that is none": Case(
+        "extract…last",
+        ["--rollout.rewards", "[{class_path: MathAnswer, init_args: {extract: last}}]"],
     ),
     "a reward that raises": Case(
         "reward `Raises` raised ZeroDivisionError",
