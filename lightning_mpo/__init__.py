@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from lightning_mpo.objective.block_actions import BlockActions
     from lightning_mpo.objective.block_weights import ExplicitWeights, FutureShare, GeometricDecay
     from lightning_mpo.objective.corrections import Correction, MaskedWeights, TruncatedWeights
+    from lightning_mpo.objective.decoupled import DecoupledRelative
     from lightning_mpo.objective.divergence_mask import DivergenceMask
     from lightning_mpo.objective.future_credit import (
         CentredCredit,
@@ -146,6 +147,7 @@ _NAMES = {
         "Arithmetic Countdown JsonLines Multiplication PromptDataModule PromptFile Spans Splits "
         "StarGraphs Svamp Tails"
     ),
+    "objective.decoupled": "DecoupledRelative",
     "objective.divergence_mask": "DivergenceMask",
     "errors": "UserError",
     "objective.head_policy_loss": "HeadPolicyLoss",
@@ -186,6 +188,7 @@ __all__ = ["ActionSpace", "AdaptiveCoefficient", "Advantage", "AllTokens", "Arit
 __all__ += ["AsymmetricRatio", "BlockActions", "BoundedTokens", "CausalPolicy", "CentredCredit"]
 __all__ += ["ClippedRatio", "ClippedWeight", "Completion", "ConstantCoefficient", "ConstantLength"]
 __all__ += ["Correction", "Countdown", "CountdownAnswer", "CoupledElbo", "CoupledTokens"]
+__all__ += ["DecoupledRelative"]
 __all__ += ["DelimiterSegmenter", "Denoising"]
 __all__ += ["DiffusionSampler", "DivergenceMask", "DynamicSampling", "Elbo", "EntropyBonus"]
 __all__ += ["EntropySegmenter", "ExactAnswer", "ExactResume", "ExplicitWeights", "Export"]

@@ -21,6 +21,7 @@ from lightning_mpo.objective.advantages import Advantage, GroupRelative
 from lightning_mpo.objective.axes import Axes
 from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.corrections import Correction
+from lightning_mpo.objective.decoupled import DecoupledRelative
 from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.head_policy_loss import HeadPolicyLoss
 from lightning_mpo.objective.kl import KLPenalty
@@ -41,8 +42,8 @@ from lightning_mpo.scores import Denominators, Metrics, ScoreRequest, TokenScore
 from lightning_mpo.types import Experience
 
 FOUND_BY_NAME = (
-    *(BlockActions, CoupledTokens, DivergenceMask, ForwardTraceActions, HeadPolicyLoss),
-    *(KLPenalty, LinearBound, MeanField, PositionClip, PrefixActions, ValueLoss),
+    *(BlockActions, CoupledTokens, DecoupledRelative, DivergenceMask, ForwardTraceActions),
+    *(HeadPolicyLoss, KLPenalty, LinearBound, MeanField, PositionClip, PrefixActions, ValueLoss),
 )
 """Members in files of their own: a configuration names classes whose files are imported."""
 Term = TypeVar("Term", bound=LossTerm)
@@ -103,9 +104,8 @@ class Objective:
             >>> Objective.from_file("grpo").reduction.__class__.__name__
             'SequenceMean'
         """
-        parser = importlib.import_module(
-            "lightning_mpo.cli.objective_files"
-        )  # a module above this one, hence no import at the top
+        # a module above this one, hence no import at the top
+        parser = importlib.import_module("lightning_mpo.cli.objective_files")
         return parser.read_objective(names, max_new_tokens)
 
     def describe(self) -> str:

@@ -30,6 +30,8 @@ class Outcome:
         tokens_BT: response ids.
         sums_B: exact reward of each response. None: sum `rewards_BT`. Rounding in these sums could
             make equal rewards differ.
+        parts_BR: each reward by itself, unweighted, nan where it did not judge; None: not known.
+        weights_R: weights of these rewards.
     """
 
     rewards_BT: Tensor
@@ -39,6 +41,8 @@ class Outcome:
     values_BT: Tensor | None = None
     tokens_BT: Tensor | None = None
     sums_B: Tensor | None = None
+    parts_BR: Tensor | None = None
+    weights_R: Tensor | None = None
 
     @property
     def rewards_B(self) -> Tensor:

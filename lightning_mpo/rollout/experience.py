@@ -56,7 +56,7 @@ def build_experience(
     rewards_BT = _less_divergence(objective, rollout, rewards_BT, passes)
     exact = scores.token_rewards_BC is not None and not objective.changes_rewards
     outcome = _outcome(rollout, rewards_BT, rewards_B if exact else None, valid_B, old)
-    estimate, future_BT = _estimate(objective, outcome, total)
+    estimate, future_BT = _estimate(objective, _with_parts(outcome, scores, rewards_B), total)
     # tokens that carry loss
     entropy_BT = old.entropy_BT if old is not None and objective.needs_entropy else None
     weights_BT = objective.selection.choose(_kept(objective, rollout), generator, entropy_BT)
@@ -236,6 +236,15 @@ def _outcome(
     if sums_B is not None:
         sums_B = torch.where(mask_BT.any(1), sums_B, 0)
     return Outcome(rewards_BT, mask_BT, group_size, valid_B, values_BT, tokens_BT, sums_B)
+
+
+def _with_parts(outcome: Outcome, scores: Scores, rewards_B: Tensor) -> Outcome:
+    """Add each reward by itself, in the precision of their sum."""
+    if not scores.by_reward:
+        return outcome
+    parts_BR = torch.stack(list(scores.by_reward.values()), 1).to(rewards_B)
+    weights_R = [scores.weights.get(name, 1.0) for name in scores.by_reward]
+    return replace(outcome, parts_BR=parts_BR, weights_R=parts_BR.new_tensor(weights_R))
 
 
 def _estimate(

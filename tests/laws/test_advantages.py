@@ -17,10 +17,17 @@ from lightning_mpo.objective.advantages import (
     PrefixTree,
     ReturnToGo,
 )
+from lightning_mpo.objective.decoupled import DecoupledRelative
 from lightning_mpo.objective.outcome import Outcome
 from tests.support.builders import right_padded, seeded, subclasses
 
-ADVANTAGES = [GroupRelative("std"), GroupRelative("none"), GroupRelative("batch"), LeaveOneOut()]
+ADVANTAGES = [
+    GroupRelative("std"),
+    GroupRelative("none"),
+    GroupRelative("batch"),
+    LeaveOneOut(),
+    DecoupledRelative(),
+]
 ids = [f"{type(a).__name__}{list(vars(a).values())}" for a in ADVANTAGES]
 each = pytest.mark.parametrize("advantage", ADVANTAGES, ids=ids)
 in_groups = [a for a in ADVANTAGES if a.compares_group]
@@ -140,7 +147,7 @@ def test_against_the_statistics_module():
     std = [(r - statistics.mean(g)) / (statistics.stdev(g) + 1e-4) for g in groups for r in g]
     none = [r - statistics.mean(g) for g in groups for r in g]
     others = [r - statistics.mean(g[:i] + g[i + 1 :]) for g in groups for i, r in enumerate(g)]
-    for advantage, expected in zip(ADVANTAGES, (std, none, none, others), strict=True):
+    for advantage, expected in zip(ADVANTAGES, (std, none, none, others, std), strict=True):
         torch.testing.assert_close(estimate(advantage, rewards()), torch.tensor(expected).double())
 
 
@@ -179,7 +186,15 @@ def test_returns_to_go_are_a_loop_over_the_tokens_of_each_row():
 
 def test_who_asks_for_whitening():
     asks = [ReturnToGo(), ReturnToGo(whiten=False), *ADVANTAGES]
-    assert [advantage.whiten for advantage in asks] == [True, False, False, False, True, False]
+    assert [advantage.whiten for advantage in asks] == [
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
     with pytest.raises(UserError, match=r"`ReturnToGo.gamma` must be in \[0, 1\], got 1.5"):
         ReturnToGo(gamma=1.5)
 

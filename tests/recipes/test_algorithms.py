@@ -127,6 +127,7 @@ def test_an_algorithm_is_the_one_it_says(build, path):
         ],
         "dapo": ["TokenActions", "TokenMean", "low=0.2, high=0.28"],
         "dr_grpo": ["TokenActions", "ConstantLength(length=6)", "scale='none'"],
+        "gdpo": ["TokenActions", "DecoupledRelative(whiten=True)", "SequenceMean", "terms none"],
         "gspo": [
             "SequenceActions(mean=True, form='sequence')",
             "SequenceMean",
