@@ -2,11 +2,11 @@
 
 It is started by path and imports nothing of this package.
 
-It reads one JSON object a line (`text`, `target`, `seconds`) and answers with one line: `judged`,
-the target could be read; `answered`, the response could be read; `correct`. The line `null` tests
-whether the process is alive. A question that takes more than `seconds` of CPU time ends the
-process: the signal of the timer keeps its default action, which also stops C code that no Python
-    exception could interrupt.
+It reads one JSON object a line (`text`, `target`, `extract`, `seconds`, `memory`) and answers with
+one line: `judged`, the target could be read; `answered`, the response could be read; `correct`. The
+line `null` tests whether the process is alive. A question that takes more than `seconds` of CPU
+time, or more than `memory` bytes, ends the process: the signal of the timer keeps its default
+action, which also stops C code that no Python exception could interrupt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from typing import Any
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, grader, parse, verify
 from sympy import Float, MatrixBase, Rational
 
-MEMORY = 4 * 2**30
 CONFIG = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 
 # math-verify takes a set of all boxes; they are one answer only if joined by "and", "or" or a comma
@@ -221,13 +220,35 @@ def _numbers(date: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", date)]
 
 
-def judge(text: str, target: str) -> dict[str, bool]:
+NUMBER = re.compile(rf"-?(?:{THOUSANDS}|\.\d+)(?:/\d+)?(?:\s*\\?%)?")
+
+
+def part(text: str, extract: str) -> str:
+    """Return the part of a text that may hold the answer; empty: there is no such part.
+
+    `extract` is auto (the whole text), boxed, tagged (the last `<answer>`), hashes (behind the last
+    `####`) or number (the last one).
+    """
+    if extract == "boxed":
+        return re.sub(r"</?answer>", " ", text) if "\\boxed" in text else ""
+    if extract == "tagged":
+        return (TAGGED.findall(text) or [""])[-1]
+    if extract == "hashes":
+        return text.rpartition("####")[2] if "####" in text else ""
+    if extract == "number":
+        numbers = NUMBER.findall(text)
+        return f"\\boxed{{{numbers[-1]}}}" if numbers else ""
+    return text
+
+
+def judge(text: str, target: str, extract: str = "auto") -> dict[str, bool]:
     """Compare a response with its target."""
+    text = part(clean(text), extract)
     if DATE.fullmatch(target.strip()):  # no difference of numbers
-        dates = DATE.findall(clean(text))
+        dates = DATE.findall(text)
         right = bool(dates) and _numbers(dates[-1]) == _numbers(target)
-        return {"judged": True, "answered": bool(dates or read(clean(text))), "correct": right}
-    targets, texts = forms(clean(target.strip())), forms(clean(text))
+        return {"judged": True, "answered": bool(dates or read(text)), "correct": right}
+    targets, texts = forms(clean(target.strip())), forms(text)
     golds, answers = [read_target(form) for form in targets], [read(form) for form in texts]
     if len(golds) == len(answers) == 2:  # both are percentages
         golds, answers = golds[:1], answers[:1]
@@ -241,13 +262,16 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries may print
     logging.disable()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    hardest = resource.getrlimit(resource.RLIMIT_AS)[1]
     for line in sys.stdin:
         question = json.loads(line)
         verdict = None
         if question is not None:
-            signal.setitimer(signal.ITIMER_PROF, question["seconds"])
-            verdict = judge(question["text"], question["target"])
+            seconds, memory = question.pop("seconds"), question.pop("memory")
+            most = memory if hardest == resource.RLIM_INFINITY else min(memory, hardest)
+            resource.setrlimit(resource.RLIMIT_AS, (most, hardest))
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            verdict = judge(**question)
             signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(verdict), file=replies, flush=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import multiprocessing
 import os
 import pickle
@@ -119,40 +118,39 @@ def test_unreadable_target_is_not_judged_and_warned_of_once() -> None:
     assert len(record) == 1
 
 
-def test_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    exchange, inside, most = math_rewards._exchange, [], []
+def test_a_process_has_one_question_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange, inside, together = math_rewards._exchange, [], []
 
-    def watched(*args: Any) -> str:
-        inside.append(args)
-        most.append(len(inside))
+    def watched(process: Any, line: str) -> str:
+        assert process.pid not in inside
+        inside.append(process.pid)
+        together.append(len(inside))
         time.sleep(0.005)
         try:
-            return exchange(*args)
+            return exchange(process, line)
         finally:
-            inside.pop()
+            inside.remove(process.pid)
 
+    monkeypatch.setattr(math_rewards, "_pool", math_rewards._Pool())
     monkeypatch.setattr(math_rewards, "_exchange", watched)
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        jobs = [
-            pool.submit(MathAnswer().score, [completion(f"{i}.00", str(i))])
-            for i in range(200, 240)
-        ]
-        assert all(job.result() == [1.0] for job in jobs)
-    assert max(most) == 1
+    batch = [completion(f"{i}.00", str(i)) for i in range(200, 240)]
+    assert MathAnswer(workers=3).score(batch) == [1.0] * 40
+    assert 1 < max(together) <= 3
+    assert len(math_rewards._pool.idle) <= 3
+    math_rewards._pool.close()
 
 
 def test_a_response_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    ask = math_rewards._helper.ask
-    monkeypatch.setattr(math_rewards._helper, "ask", lambda *args: asked.append(args) or ask(*args))
+    ask = math_rewards._pool.ask
+    monkeypatch.setattr(math_rewards._pool, "ask", lambda *args: asked.append(args) or ask(*args))
     score_all([MathAnswer()], [completion("parsed once 51", "51")] * 4)
     assert len(asked) == 1
 
 
 def _score_in_child(queue: multiprocessing.Queue) -> None:
-    queue.put(
-        (MathAnswer().score([completion("forked 7", "7")]), math_rewards._helper._process.pid)
-    )
+    score = MathAnswer().score([completion("forked 7", "7")])
+    queue.put((score, [helper._process.pid for helper in math_rewards._pool.idle]))
 
 
 def test_a_forked_process_has_a_helper_of_its_own() -> None:
@@ -161,10 +159,11 @@ def test_a_forked_process_has_a_helper_of_its_own() -> None:
     queue = context.Queue()
     child = context.Process(target=_score_in_child, args=(queue,))
     child.start()
-    score, helper = queue.get(timeout=60)
+    score, helpers = queue.get(timeout=60)
     child.join()
     assert score == [1.0]
-    assert helper != math_rewards._helper._process.pid
+    ours = [helper._process.pid for helper in math_rewards._pool.idle]
+    assert not set(helpers[-1:]) & set(ours)
     assert MathAnswer().score([completion("after the fork 1", "1")]) == [1.0]
 
 
@@ -176,7 +175,7 @@ def test_the_helper_ends_with_its_parent() -> None:
     code = (
         "from lightning_mpo.rewards import Completion, MathAnswer, math\n"
         "MathAnswer().score([Completion('p', '1', '1', 1, True, {})])\n"
-        "print(math._helper._process.pid, flush=True)\n"
+        "print(math._pool.idle[0]._process.pid, flush=True)\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     )
     root = Path(__file__).parents[2]
@@ -203,11 +202,46 @@ def test_a_helper_that_cannot_start_is_reported(
     worker = tmp_path / "worker.py"
     worker.write_text("raise SystemExit(3)")
     monkeypatch.setattr(math_rewards, "_WORKER", worker)
-    monkeypatch.setattr(math_rewards, "_helper", math_rewards._Helper())
+    monkeypatch.setattr(math_rewards, "_pool", math_rewards._Pool())
     with pytest.raises(
         RewardError, match=r"does not start \(exit status 3\); `.*worker.py` shows why"
     ):
         score_all([MathAnswer()], [completion("never asked before", "51")])
+
+
+EXTRACTS = {
+    "boxed": (r"\boxed{7} #### 8 <answer>9</answer> 10", "7"),
+    "tagged": (r"\boxed{7} #### 8 <answer>9</answer> 10", "9"),
+    "hashes": (r"\boxed{7} <answer>9</answer> #### 8 apples", "8"),
+    "number": (r"\boxed{7} #### 8 <answer>9</answer> so -1,010.5", "-1010.5"),
+}
+
+
+@pytest.mark.parametrize("extract", EXTRACTS)
+def test_the_place_of_the_answer(extract: str) -> None:
+    text, target = EXTRACTS[extract]
+    reward = MathAnswer(extract=extract)
+    others = sorted({"7", "8", "9", "10", "-1010.5"} - {target})
+    rows = [completion(text, target), *(completion(text, other) for other in others)]
+    assert reward.score(rows) == [1.0] + [0.0] * len(others)
+    empty = [completion("nothing here", "7"), completion("", "7")]
+    assert reward.answered(empty) == [False, False]
+    assert reward.score(empty) == [0.0, 0.0]
+
+
+def test_numbers_with_a_percent_sign_and_fractions() -> None:
+    rows = [completion("It is 50 %.", "0.5"), completion("so 3/4", "0.75"), completion(".5", "1/2")]
+    assert MathAnswer(extract="number").score(rows) == [1.0] * 3
+
+
+def test_memory_is_limited() -> None:
+    """The worker dies of it, and the next question finds another one."""
+    rows = [completion("$2^{10^{10}}$ memory", "5"), completion("6", "6")]
+    assert MathAnswer(memory=1.0).score(rows) == [0.0, 1.0]
+    with pytest.raises(UserError, match=r"`MathAnswer.memory` must be in \[1, 1024\], got 0.5"):
+        MathAnswer(memory=0.5)
+    with pytest.raises(UserError, match="`MathAnswer.extract` must be"):
+        MathAnswer(extract="last")
 
 
 def test_seconds_must_be_positive() -> None:
