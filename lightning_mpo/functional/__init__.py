@@ -17,6 +17,7 @@ else of this package.
 ``block_weights``        weights of tokens within a block
 ``segments``             where blocks of unequal length begin and end
 ``advantages``           rewards -> advantages
+``decoupled``            several rewards -> advantages, each normalised within the group
 ``prefix_tree``          credit for the tokens at which completions of a prompt part
 ``groups``               which groups of completions tell right from wrong
 ``selections``           which tokens of a response carry gradient

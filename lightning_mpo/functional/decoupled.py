@@ -35,7 +35,7 @@ def decoupled_relative(
 
     >>> rewards = torch.tensor([[1.0, 9.0], [0.0, 0.0], [0.0, torch.nan]])
     >>> decoupled_relative(rewards, torch.tensor([1.0, 0.5]), 3)
-    tensor([ 1.5080, -0.9308, -0.5772])
+    tensor([ 1.5080, -0.9308, -0.5773])
     """
     check(rewards_BR=rewards_BR, weights_R=weights_R, valid_B=valid_B)
     judged_BR = ~rewards_BR.isnan()

@@ -158,8 +158,8 @@ class LlmJudge(Reward):
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             return RewardError(f"`LlmJudge` raised {reason} ({self.endpoint.url})")
         # the score
-        found = self.pattern.findall(answer)
-        score = _number(found[-1]) if found else None
+        matches = self.pattern.findall(answer)
+        score = _number(matches[-1]) if matches else None
         if score is None or not self.low <= score <= self.high:
             return RewardError(
                 f"`LlmJudge` returned no score from {self.low:g} to {self.high:g}: "

@@ -122,8 +122,8 @@ class ChoiceAnswer(Reward):
             text: the response, without thoughts.
         """
         for form in self._forms:
-            if found := form.findall(text):
-                last = found[-1]
+            if matches := form.findall(text):
+                last = matches[-1]
                 return (last if isinstance(last, str) else "".join(last)).upper()
         return None
 

@@ -234,10 +234,17 @@ def test_numbers_with_a_percent_sign_and_fractions() -> None:
     assert MathAnswer(extract="number").score(rows) == [1.0] * 3
 
 
-def test_memory_is_limited() -> None:
-    """The worker dies of it, and the next question finds another one."""
-    rows = [completion("$2^{10^{10}}$ memory", "5"), completion("6", "6")]
-    assert MathAnswer(memory=1.0).score(rows) == [0.0, 1.0]
+def test_the_memory_of_each_process_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(math_rewards, "_pool", math_rewards._Pool())
+    for gib in (2.0, 1.5):
+        assert MathAnswer(memory=gib, workers=1).score([completion("6", "6")]) == [1.0]
+        (helper,) = math_rewards._pool.idle
+        limits = Path(f"/proc/{helper._process.pid}/limits").read_text()
+        assert f"Max address space         {int(gib * 2**30)} " in limits
+    math_rewards._pool.close()
+
+
+def test_options_out_of_range() -> None:
     with pytest.raises(UserError, match=r"`MathAnswer.memory` must be in \[1, 1024\], got 0.5"):
         MathAnswer(memory=0.5)
     with pytest.raises(UserError, match="`MathAnswer.extract` must be"):
