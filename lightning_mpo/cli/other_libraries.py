@@ -146,6 +146,9 @@ OPTIONS = {
     ),
     "reward_funcs": "it is `rollout.rewards`, a list of classes",
     "reward_weights": "it is `weight` of each reward in `rollout.rewards`",
+    "multi_objective_aggregation": (
+        "it is `objective.advantage`: GroupRelative or DecoupledRelative"
+    ),
     "mask_truncated_completions": "it is `rollout.mask_truncated`",
     "model_name_or_path": (
         "it is `model.policy: {class_path: CausalPolicy, init_args: {source: …}}`"

@@ -95,8 +95,9 @@ def test_a_larger_reward_means_a_larger_advantage(advantage):
 
 @each
 def test_scaled_rewards_scale_the_advantage_or_leave_it_where_it_is_normalised(advantage):
-    """`GroupRelative("std")` is invariant up to the 1e-4 in its denominator, the others are linear."""
-    normalised = getattr(advantage, "scale", None) == "std"
+    """Division by the deviation is invariant up to the 1e-4 in its denominator, the others are linear."""
+    is_gdpo = isinstance(advantage, DecoupledRelative)
+    normalised = is_gdpo or getattr(advantage, "scale", None) == "std"
     once, thrice = estimate(advantage, rewards()), estimate(advantage, 3 * rewards())
     torch.testing.assert_close(
         thrice, once if normalised else 3 * once, rtol=1e-3 if normalised else 1e-12, atol=0

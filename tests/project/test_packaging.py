@@ -100,7 +100,7 @@ def test_every_import_is_a_dependency():
 
     names = {
         "lightning", "torch", "transformers", "torchmetrics", "datasets", "peft", "jsonargparse", "math_verify", "gguf",
-        "rich", "matplotlib", "bitsandbytes", "safetensors", "tensorboard", "filelock", "psutil", "huggingface_hub",
+        "rich", "matplotlib", "bitsandbytes", "safetensors", "tensorboard", "filelock", "psutil", "huggingface_hub", "regex",
     }  # fmt: skip
     brought = {
         "yaml",

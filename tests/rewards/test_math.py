@@ -150,7 +150,7 @@ def test_a_response_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _score_in_child(queue: multiprocessing.Queue) -> None:
     score = MathAnswer().score([completion("forked 7", "7")])
-    queue.put((score, [helper._process.pid for helper in math_rewards._pool.idle]))
+    queue.put((score, math_rewards._pool.idle[-1]._process.pid))
 
 
 def test_a_forked_process_has_a_helper_of_its_own() -> None:
@@ -159,11 +159,10 @@ def test_a_forked_process_has_a_helper_of_its_own() -> None:
     queue = context.Queue()
     child = context.Process(target=_score_in_child, args=(queue,))
     child.start()
-    score, helpers = queue.get(timeout=60)
+    score, helper = queue.get(timeout=60)
     child.join()
     assert score == [1.0]
-    ours = [helper._process.pid for helper in math_rewards._pool.idle]
-    assert not set(helpers[-1:]) & set(ours)
+    assert helper != math_rewards._pool.idle[-1]._process.pid
     assert MathAnswer().score([completion("after the fork 1", "1")]) == [1.0]
 
 

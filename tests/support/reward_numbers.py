@@ -9,10 +9,15 @@ from lightning_mpo.rewards import Endpoint
 
 WEIGHED = [
     "ChoiceAnswer",
+    "ExactAnswer",
+    "Finished",
     "FormatMatch",
+    "FunctionReward",
     "LengthCost",
     "LengthRange",
     "LlmJudge",
+    "MathAnswer",
+    "OverlongPenalty",
     "RepetitionPenalty",
     "RewardModel",
 ]
