@@ -1,37 +1,23 @@
-"""Reads files of JSON rows; a mistake in one names its line."""
+"""Reads files of rows; a mistake in one names its line."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from itertools import islice
+from typing import Any, BinaryIO
 
-from lightning_mpo.errors import UserError
-
-PANDAS = (
-    "python -c \"import pandas; pandas.read_KIND('NAME').to_json('rows.jsonl', "
-    "orient='records', lines=True)\""
+from lightning_mpo.data.csv_rows import csv_rows, is_csv_name, separator_of
+from lightning_mpo.data.files import (
+    MARK,
+    PARQUET,
+    START,
+    check_format,
+    decoded,
+    opened,
+    parquet_rows,
 )
-UTF_16 = "iconv -f UTF-16 -t UTF-8 NAME > rows.jsonl"
-FORMATS = {
-    b"PAR1": ("Parquet", PANDAS.replace("KIND", "parquet")),
-    b"ARROW1": ("an Arrow file", PANDAS.replace("KIND", "feather")),
-    b"PK\x03\x04": ("a zip archive", "unzip NAME"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d NAME"),
-    b"BZh": ("bzip2", "bunzip2 NAME"),
-    b"\xfd7zXZ": ("xz", "unxz NAME"),
-    b"\x1f\x8b": ("packed twice", "gunzip NAME"),
-    b"SQLite format": ("SQLite", "write its rows to rows.jsonl, one JSON object a line"),
-    b"\x80": ("binary", "write its rows to rows.jsonl, one JSON object a line"),
-    b"\xff\xfe\0\0": ("UTF-32", UTF_16.replace("16", "32")),
-    b"\0\0\xfe\xff": ("UTF-32", UTF_16.replace("16", "32")),
-    b"\xff\xfe": ("UTF-16", UTF_16),
-    b"\xfe\xff": ("UTF-16", UTF_16),
-}
-"""First bytes of other formats, their names, and commands that convert them to JSON lines."""
+from lightning_mpo.errors import UserError
 
 
 class WrittenFloat(float):
@@ -48,21 +34,42 @@ class WrittenFloat(float):
         return WrittenFloat, (self.digits,)
 
 
-def read_rows(name: str, option: str = "", example: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (place, row) of a file with one JSON object a line, or with one JSON list.
+def read_rows(
+    name: str, option: str = "", example: str = "", most: int | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row) of a file, whose content decides the format.
 
-    A gzip file is unpacked.
+    It is Parquet, CSV, one JSON object a line, or one JSON list; gzip is unpacked.
 
     Args:
         name: path of the file.
         option: the option that holds the path, for messages; empty: none.
-        example: an example of a valid line, for messages; empty: none.
+        example: an example of a valid line of JSON, for messages; empty: none.
+        most: rows to read, the first ones; None: all.
 
     Raises:
-        UserError: the file is missing, cannot be read, or is not JSON; the message names the line.
+        UserError: the file is missing or damaged, or of another format; the message names the line.
     """
+    with opened(name, option) as file:
+        start = file.read(START)
+    if start.startswith(PARQUET):
+        rows: Iterator[tuple[str, Any]] = parquet_rows(name, option)
+    else:
+        check_format(name, start, "CSV" if is_csv_name(name) else "JSON lines")
+        separator = separator_of(name, start)
+        rows = (
+            _json_rows(name, option, example, most)
+            if separator is None
+            else csv_rows(name, separator, option)
+        )
+    yield from islice(rows, most)
+
+
+def _json_rows(name: str, option: str, example: str, most: int | None) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row) of a file of JSON. Arguments are those of `read_rows`."""
     # read the file and cut it into lines
-    text = _text(name, _bytes(name, option), example)
+    with opened(name, option) as file:
+        text = decoded(_bytes(file, most), 1, name, f"JSON{example}")
     lines = text.replace("\r\n", "\n").split("\n")
     if len(lines) == 1 and "\r" in text:
         lines = text.split("\r")
@@ -78,69 +85,27 @@ def read_rows(name: str, option: str = "", example: str = "") -> Iterator[tuple[
             try:
                 yield place, _parse(line)
             except json.JSONDecodeError as error:
-                hint = _hint(name, lines, number)
+                hint = _hint(lines, number)
                 raise UserError(f"{place} is not JSON{example}: {_reason(error)}{hint}") from error
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{place} is not JSON{example}: {_reason(error)}") from error
 
 
-def _bytes(name: str, option: str) -> bytes:
-    """Return the bytes of a file, unpacked.
+def _bytes(file: BinaryIO, most: int | None) -> bytes:
+    """Return the content of a file of JSON: all, or the first lines if they are enough.
 
     Args:
-        name: path of the file.
-        option: the option that holds the path, for messages; empty: none.
+        file: the open file.
+        most: rows to read; None: all.
     """
-    # refuse paths that are no file
-    prefix = f"`{option}`: " if option else ""
-    if not name.strip() or "\0" in name:
-        raise UserError(f"{prefix}{name[:200]!r} is not a file name")
-    try:
-        file = Path(name).expanduser()
-        if file.is_dir():
-            raise UserError(f"{prefix}{name} is a folder; name a file with one JSON object a line")
-        if not file.exists():
-            written = repr(name) if option else name
-            raise UserError(f"{prefix}there is no file {written} (seen from {Path.cwd()})")
-        if not file.is_file():
-            raise UserError(f"{prefix}{name} is not a regular file; write the rows to one")
-        data = file.read_bytes()
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{prefix}{name[:200]!r} cannot be read: {reason}") from error
-    # unpack gzip
-    if not data.startswith(b"\x1f\x8b"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{name} is gzip and cannot be unpacked ({error}); is it complete?"
-        ) from error
-
-
-def _text(name: str, data: bytes, example: str) -> str:
-    """Return the text of a file; other formats and encodings are refused with a conversion."""
-    for start, (kind, command) in FORMATS.items():
-        if data.startswith(start):
-            command = command.replace("NAME", name)
-            raise UserError(f"{name} is {kind}, not JSON lines; convert it: {command}")
-    if b"\0" in data:
-        raise UserError(
-            f"line {data.count(10, 0, data.index(0)) + 1} of {name} is not JSON{example}: it holds "
-            f"a zero byte; if the file is UTF-16, convert it: {UTF_16.replace('NAME', name)}"
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        begin = data.rfind(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"line {data.count(10, 0, begin) + 1} of {name} is not JSON{example} in UTF-8: byte "
-            f"0x{data[error.start]:02x} at column {error.start - begin + 1}; if it is Latin-1, "
-            f"convert it: iconv -f LATIN1 -t UTF-8 {name} > rows.jsonl"
-        ) from error
+    first = next(file, b"")
+    if most is None or first.removeprefix(MARK).lstrip()[:1] in (b"[", b""):
+        return first + file.read()
+    lines, count = [first], 1
+    while count < most and (line := next(file, b"")):
+        lines.append(line)
+        count += bool(line.strip())
+    return b"".join(lines)
 
 
 def _list(name: str, text: str, lines: list[str]) -> list[Any] | None:
@@ -195,18 +160,9 @@ def _reason(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _hint(name: str, lines: list[str], number: int) -> str:
+def _hint(lines: list[str], number: int) -> str:
     """Guess why a line is not JSON."""
     line, rest = lines[number - 1], lines[number:]
-    if (
-        number == 1
-        and line[0] not in "{["
-        and (any(mark in line for mark in ",;\t") or Path(name).suffix in (".csv", ".tsv"))
-    ):
-        return (
-            "; if the file is CSV, convert it: "
-            f"{PANDAS.replace('KIND', 'csv').replace('NAME', name)}"
-        )
     if line.strip() == "{" and any(part.strip() for part in rest):
         return "; an object must be on one line"
     if number > 1 and not any(part.strip() for part in rest) and line.strip()[-1] != "}":

@@ -127,7 +127,9 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise UserError(
             f"{where}: the role must be one of {', '.join(ROLES)}, got {message['role']!r}"
         )
-    return {**message, "content": _content(message, where)}
+    # Parquet fills a key that only some messages have with null
+    given = {key: value for key, value in message.items() if value is not None}
+    return {**given, "content": _content(message, where)}
 
 
 def _content(message: Mapping[str, Any], where: str) -> str:

@@ -35,12 +35,16 @@ def cell(row: Any, column: str, where: str) -> Any:
     if column in row and row[column] is None:
         raise UserError(f"{where}: {column!r} is null")
     if column not in row:
-        near = difflib.get_close_matches(column, list(row), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near and near[0] != column else ""
-        raise UserError(
-            f"{where} has no {column!r}; its columns are {', '.join(map(repr, row))}{hint}"
-        )
+        raise UserError(without(row, column, where))
     return row[column]
+
+
+def without(row: Mapping[str, Any], column: str, where: str) -> str:
+    """Return the message for a row that lacks a column."""
+    near = difflib.get_close_matches(column, [str(name) for name in row], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near and near[0] != column else ""
+    columns = ", ".join([repr(name) for name in row][:20]) + (", …" if len(row) > 20 else "")
+    return f"{where} has no {column!r}; its columns are {columns}{hint}"
 
 
 def text_cell(row: Any, column: str, where: str) -> str:
@@ -93,7 +97,7 @@ def target_cell(row: Any, column: str, where: str) -> str:
         return checked_text(value, column, where).strip()
     if isinstance(value, bool):
         return json.dumps(value)
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float, Decimal)):
         if (
             isinstance(value, float)
             and not isinstance(value, WrittenFloat)

@@ -53,6 +53,18 @@ READ: dict[str, tuple[bytes, list[tuple[str, str]]]] = {
         b'{"prompt": [{"role": "user", "content": "hi"}], "target": 2}',
         [("hi", "2")],
     ),
+    "CSV": (b"prompt,target\n1,2\n", [("1", "2")]),
+    "CSV of another country": (b"prompt;target\r\n1,5;2\r\n", [("1,5", "2")]),
+    "tabs": (b"\xef\xbb\xbfprompt\ttarget\n1\t2\n", [("1", "2")]),
+    "CSV in gzip": (gzip.compress(b"prompt,target\n1,2\n"), [("1", "2")]),
+    "CSV with quotes, an index and a blank line": (
+        b',"prompt","target"\n0,"1, ""and""\n2","3"\n\n1,4,05\n',
+        [('1, "and"\n2', "3"), ("4", "05")],
+    ),
+    "cells that pandas would change": (
+        b"prompt,target\nNA,1e400\nnan,007\n",
+        [("NA", "1e400"), ("nan", "007")],
+    ),
     "a prompt beside messages": (b'{"prompt": "1", "messages": [], "target": "2"}', [("1", "2")]),
 }
 
@@ -73,7 +85,7 @@ def test_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Non
         ),
         ({"solution": "target"}, "`data.target` and `data.solution` are the same column"),
         ({"prompt": ""}, "`data.prompt` must name a column"),
-        ({"overlong": "cut"}, "`JsonLines.overlong` must be 'refuse' or 'skip', got 'cut'"),
+        ({"overlong": "x"}, "`JsonLines.overlong` must be 'refuse', 'skip' or 'cut', got 'x'"),
         ({"order": "up"}, "`JsonLines.order` must be 'shuffled' or 'file', got 'up'"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens` must be at least 1"),
         ({"validation_prompts": -3}, "validation_prompts` must be at least 1"),

@@ -101,6 +101,7 @@ def test_every_import_is_a_dependency():
     names = {
         "lightning", "torch", "transformers", "torchmetrics", "datasets", "peft", "jsonargparse", "math_verify", "gguf",
         "rich", "matplotlib", "bitsandbytes", "safetensors", "tensorboard", "filelock", "psutil", "huggingface_hub", "regex",
+        "jinja2", "pyarrow",
     }  # fmt: skip
     brought = {
         "yaml",
