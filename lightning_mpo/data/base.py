@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lightning_mpo.checks import at_least, one_of, seeds
 from lightning_mpo.data.batching import prompt_batch
 from lightning_mpo.data.identity import IDENTIFYING, describe_rows, digest_of
-from lightning_mpo.data.lengths import prompt_lengths, without_overlong
 from lightning_mpo.data.order import TrainingOrder
+from lightning_mpo.data.overlong import Overlong, each_row, fit_prompts
 from lightning_mpo.data.rendering import Renderer, no_template
 from lightning_mpo.data.solutions import SolutionEncoder, check_positions, rollout_of
 from lightning_mpo.data.suspicions import (
@@ -56,8 +57,8 @@ class PromptDataModule(L.LightningDataModule, ABC):
             ordinary text. True: as control tokens, for prompts that are already rendered. None: as
             text, unless there is no chat template and all prompts begin with the token that begins
             a prompt.
-        overlong: a prompt over `max_prompt_tokens` is refused, or its row is skipped with a
-            warning.
+        overlong: a prompt over `max_prompt_tokens` is refused. Or, with a warning, its row is
+            skipped, or the prompt is cut to its end.
         order: training rows are shuffled anew in each pass, or taken in the order of the file.
 
     Raises:
@@ -76,7 +77,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
         suffix: str = "",
         template_arguments: dict[str, Any] | None = None,
         control_tokens: bool | None = None,
-        overlong: Literal["refuse", "skip"] = "refuse",
+        overlong: Overlong = "refuse",
         order: Literal["shuffled", "file"] = "shuffled",
     ) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
             name, 1, max_prompt_tokens=max_prompt_tokens, validation_prompts=validation_prompts
         )
         at_least(name, 1, validation_batch_size=validation_batch_size)
-        one_of(name, ("refuse", "skip"), overlong=overlong)
+        one_of(name, ("refuse", "skip", "cut"), overlong=overlong)
         one_of(name, ("shuffled", "file"), order=order)
         self.seed = seed
         self.chat_template = chat_template
@@ -101,9 +102,10 @@ class PromptDataModule(L.LightningDataModule, ABC):
         self.control_tokens = control_tokens
         self.overlong = overlong
         self.order = order
-        # rows, and the parts that `connect` makes
+        # rows, and the parts that `connect` makes, with the tokens of the longest prompt
         self.longest_prompt = 0
-        """Tokens of the longest prompt, from `connect` on."""
+        self.shots: Sequence[PromptRow] = ()
+        """Examples before each prompt, with their solutions; `load` may set them."""
         self._splits: Splits | None = None
         self._loaded: Splits | None = None
         self._renderer: Renderer | None = None
@@ -157,23 +159,20 @@ class PromptDataModule(L.LightningDataModule, ABC):
                 `max_prompt_tokens`.
         """
         # tokens that end a response
-        eos = tokenizer.eos_token_id
-        default = [] if eos is None else [eos]
-        ends = list(default if end_tokens is None else end_tokens)
+        if end_tokens is None:
+            end_tokens = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         # render each row once, also if both splits hold it
-        rows = list(
-            {id(row): row for row in [*self.splits.train, *self.splits.validation]}.values()
-        )
+        rows = each_row(self.splits)
         renderer = self._make_renderer(tokenizer, rows)
         renderer.try_template(rows)
-        limit = self.max_prompt_tokens
-        lengths = prompt_lengths(renderer, rows, limit, refuse=self.overlong == "refuse")
-        self._renderer, self._solutions = renderer, SolutionEncoder(renderer, ends)
-        warn_of_closed_turn(renderer, min(rows, key=lambda row: len(row.prompt)), ends)
-        # skip the rows over the limit
-        overlong = {i for i, length in lengths.items() if length > limit}
-        self._splits = without_overlong(self.splits, overlong, limit)
-        self.longest_prompt = max((n for n in lengths.values() if n <= limit), default=0)
+        # leave out or cut prompts over the limit
+        fitted = fit_prompts(renderer, self.splits, self.max_prompt_tokens, self.overlong)
+        if self._renderer is None:
+            rank_zero_info(f"{type(self).__name__}: {fitted.line}")
+        self._splits, self.longest_prompt = fitted.splits, fitted.longest
+        self._renderer, self._solutions = renderer, SolutionEncoder(renderer, end_tokens)
+        shortest = min(fitted.splits.train, key=lambda row: len(row.prompt))
+        warn_of_closed_turn(renderer, shortest, end_tokens)
 
     def _make_renderer(
         self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow]
@@ -190,6 +189,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
             system=self.system,
             template_arguments=self.template_arguments,
             control_tokens=bool(self.control_tokens),
+            shots=self.shots,
         )
         undecided = self.control_tokens is None and not self.chat_template
         if undecided and allow_rendered_prompts(renderer, rows):
@@ -218,7 +218,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
         """
         loaded = self._loaded or self.splits
         if self._digest is None:
-            self._digest = digest_of(loaded)
+            self._digest = digest_of(Splits([*self.shots, *loaded.train], loaded.validation))
         options = {name: getattr(self, name) for name in IDENTIFYING}
         return describe_rows(type(self).__name__, loaded, self._digest) | options
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -230,3 +230,30 @@ class TextEncoder:
             ):
                 return f", such as {character!r}"
         return ""
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Yield the texts in messages."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from strings(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from strings(part)
+
+
+def without_pattern(value: Any, pattern: re.Pattern[str]) -> Any:
+    """Return messages with all matches of a pattern taken out."""
+    if isinstance(value, str):
+        while pattern.search(value):
+            value = pattern.sub("", value)
+        return value
+    if isinstance(value, Mapping):
+        return {key: without_pattern(part, pattern) for key, part in value.items()}
+    return (
+        [without_pattern(part, pattern) for part in value]
+        if isinstance(value, (list, tuple))
+        else value
+    )

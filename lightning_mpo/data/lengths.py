@@ -1,15 +1,14 @@
-"""Lengths of prompts in tokens, checked before training; few prompts are rendered for it."""
+"""Lengths of prompts in tokens, counted before training; few prompts are rendered for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from lightning.pytorch.utilities import rank_zero_warn
+from statistics import fmean, median
 
 from lightning_mpo.data.rendering import HUGE, Renderer
 from lightning_mpo.data.rows import describe
 from lightning_mpo.errors import UserError
-from lightning_mpo.types import PromptRow, Splits
+from lightning_mpo.types import PromptRow
 
 SLACK = 8
 """Tokens per message that a template may add on top of its estimate."""
@@ -17,14 +16,20 @@ SLACK = 8
 
 def prompt_lengths(
     renderer: Renderer, rows: Sequence[PromptRow], limit: int, refuse: bool
-) -> dict[int, int]:
-    """Return the tokens of the prompts that may be the longest, by the `id` of the row.
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Return the tokens of the prompts that may be the longest, and those of all prompts.
+
+    The prompts that may be the longest are rendered. The tokens of the others are the tokens of
+    their texts, and those that the template adds to such a prompt.
 
     Args:
         renderer: of the prompts.
         rows: the rows.
         limit: longest prompt, `max_prompt_tokens`.
         refuse: refuse a prompt over the limit.
+
+    Returns:
+        Two mappings by the `id` of the row.
 
     Raises:
         UserError: a prompt is empty, cannot be encoded, or is longer than the limit.
@@ -49,7 +54,10 @@ def prompt_lengths(
             lengths[id(row)] = len(encode_checked(renderer, row))
         if refuse and lengths.get(id(row), 0) > limit:
             raise UserError(too_long(row, lengths[id(row)], limit))
-    return lengths
+    return lengths, {
+        id(row): lengths.get(id(row), estimate)
+        for row, estimate in zip(rows, estimates, strict=True)
+    }
 
 
 def encode_checked(renderer: Renderer, row: PromptRow) -> list[int]:
@@ -75,34 +83,24 @@ def too_long(row: PromptRow, length: int, limit: int) -> str:
     tokens = f"{len(row.prompt)} characters" if length >= HUGE else f"{length} tokens"
     return (
         f"{describe(row)} has {tokens}, over `data.max_prompt_tokens` ({limit}); raise it, "
-        "drop the row, or set `data.overlong: skip`"
+        "drop the row, or set `data.overlong` to `skip` or `cut`"
     )
 
 
-def without_overlong(splits: Splits, overlong: set[int], limit: int) -> Splits:
-    """Return the splits without rows over the limit, with a warning.
+def length_line(lengths: Sequence[int], skipped: int, cut: int) -> str:
+    """Describe the lengths of prompts in one line.
 
     Args:
-        splits: the rows.
-        overlong: the `id` of each row over the limit.
-        limit: longest prompt, `max_prompt_tokens`.
+        lengths: tokens of each prompt, without the skipped ones.
+        skipped: number of rows that are left out.
+        cut: number of prompts that are cut.
 
-    Raises:
-        UserError: no row is left to train on.
+    Example:
+        >>> length_line([3, 5, 10], skipped=1, cut=0)
+        '3 rows, 1 skipped, 0 cut; tokens of a prompt: mean 6.0, median 5, p95 10, max 10'
     """
-    if not overlong:
-        return splits
-    train, validation = (
-        [row for row in split if id(row) not in overlong]
-        for split in (splits.train, splits.validation)
+    p95 = sorted(lengths)[max(0, -(-95 * len(lengths) // 100) - 1)]
+    return (
+        f"{len(lengths):,} rows, {skipped:,} skipped, {cut:,} cut; tokens of a prompt: "
+        f"mean {fmean(lengths):.1f}, median {median(lengths):g}, p95 {p95}, max {max(lengths)}"
     )
-    # count each row once, also if both splits hold it
-    rows = list({id(row): row for row in (*splits.train, *splits.validation)}.values())
-    first = next(row for row in rows if id(row) in overlong)
-    sentence = (
-        f"{len(overlong)} of {len(rows)} rows are longer than `data.max_prompt_tokens` ({limit})"
-    )
-    if not train:
-        raise UserError(f"{sentence}, and none is left to train on; raise it")
-    rank_zero_warn(f"{sentence} and are skipped; the first is {describe(first)}")
-    return Splits(train, validation)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lightning_mpo.data.encoding import TextEncoder, name_of, template_of
+from lightning_mpo.data.encoding import (
+    TextEncoder,
+    name_of,
+    strings,
+    template_of,
+    without_pattern,
+)
 from lightning_mpo.data.limits import TimeLimitError, first_failure, time_limit
 from lightning_mpo.data.rows import describe
 from lightning_mpo.errors import UserError
@@ -25,6 +31,8 @@ TRIED = 1000
 """Rows that are first rendered in a child process, with limits."""
 HUGE = 10**9
 """Stands for the count of tokens of a text that is too long to encode."""
+SYSTEM = ("system", "developer")
+"""Roles of a message that comes before all turns."""
 
 Messages = list[dict[str, Any]]
 
@@ -40,6 +48,8 @@ class Renderer:
         system: the system message of rows that have none.
         template_arguments: variables for the chat template.
         control_tokens: encode control tokens in rows as control tokens.
+        shots: rows that are written before each prompt, each with its solution: as turns of a chat,
+            or as text.
 
     Raises:
         UserError: an option needs a chat template and there is none, or the template does not read
@@ -56,6 +66,7 @@ class Renderer:
         system: str = "",
         template_arguments: Mapping[str, Any] | None = None,
         control_tokens: bool = False,
+        shots: Sequence[PromptRow] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
@@ -66,6 +77,10 @@ class Renderer:
             tokenizer, self.template if chat_template else "", control_tokens
         )
         self._check_options()
+        self._turns = [message for shot in shots for message in self._example(shot)]
+        self._examples = "".join(f"{shot.prompt}{suffix}{shot.solution}\n\n" for shot in shots)
+        if shots:  # refuse unknown characters
+            self.encoder.tokenize([f"{shot.prompt}{shot.solution}" for shot in shots], shots)
 
     def _check_options(self) -> None:
         """Refuse options that the chat template does not read."""
@@ -103,18 +118,29 @@ class Renderer:
     # --- one row ----------------------------------------------------------------------------------
 
     def messages(self, row: PromptRow) -> Messages:
-        """Return the chat of a row, with the system message, the instruction and the suffix."""
+        """Return the chat of a row, with system message, examples, instruction and suffix."""
+        messages = self._row_messages(row)
+        first = 1 if messages[0]["role"] in SYSTEM else 0
+        return [*messages[:first], *self._turns, *messages[first:]]
+
+    def _row_messages(self, row: PromptRow) -> Messages:
+        """Return the chat of a row without examples."""
         messages = [dict(message) for message in row.messages] or [
             {"role": "user", "content": row.prompt}
         ]
         messages[-1]["content"] = f"{self.instruction}{messages[-1]['content']}{self.suffix}"
-        if self.system and messages[0]["role"] not in ("system", "developer"):
+        if self.system and messages[0]["role"] not in SYSTEM:
             messages.insert(0, {"role": "system", "content": self.system})
         return messages
 
+    def _example(self, shot: PromptRow) -> Messages:
+        """Return the turns of an example."""
+        turns = [turn for turn in self._row_messages(shot) if turn["role"] not in SYSTEM]
+        return [*turns, {"role": "assistant", "content": shot.solution}]
+
     def texts(self, row: PromptRow) -> list[str]:
-        """Return the texts of a row to encode: one of each message, or that of the prompt."""
-        return [str(message["content"]) for message in self.messages(row)]
+        """Return the texts of a row to encode, without examples: one of each message."""
+        return [str(message["content"]) for message in self._row_messages(row)]
 
     def encode(self, row: PromptRow) -> list[int]:
         """Return the tokens of a row's prompt.
@@ -125,7 +151,8 @@ class Renderer:
         if row.messages and not self.chat_template:
             raise no_template(self.tokenizer, row)
         if not self.chat_template:
-            return self.encoder.encode(self.texts(row)[0], row)
+            text = f"{self.instruction}{self._examples}{row.prompt}{self.suffix}"
+            return self.encoder.encode(text, row)
         return self._encode_chat(row)
 
     def thinks(self, tokens: Sequence[int]) -> bool:
@@ -151,7 +178,7 @@ class Renderer:
             )
         # the same number of special tokens with and without the control tokens in the texts
         tokens = self._render(messages, row, sanitize_control_tokens=True)
-        harmless = self._render(_without(messages, self.encoder.control_pattern), row)
+        harmless = self._render(without_pattern(messages, self.encoder.control_pattern), row)
         if self.encoder.count_special(tokens) != self.encoder.count_special(harmless):
             raise UserError(self.encoder.unsafe(row, control_token))
         return tokens
@@ -265,29 +292,4 @@ def no_template(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> UserError
     return UserError(
         f"{describe(row)} is a chat, but the tokenizer of {name_of(tokenizer)} has no chat "
         "template; take a model that has one, or prompts that are text"
-    )
-
-
-def strings(value: Any) -> Iterator[str]:
-    """Yield the texts in messages."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from strings(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from strings(part)
-
-
-def _without(value: Any, pattern: re.Pattern[str]) -> Any:
-    """Return messages with all matches of a pattern taken out."""
-    if isinstance(value, str):
-        while pattern.search(value):
-            value = pattern.sub("", value)
-        return value
-    if isinstance(value, Mapping):
-        return {key: _without(part, pattern) for key, part in value.items()}
-    return (
-        [_without(part, pattern) for part in value] if isinstance(value, (list, tuple)) else value
     )

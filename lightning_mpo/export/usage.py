@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.export.folder import USAGE, Sampling
@@ -228,6 +230,11 @@ def usage_of(
         dtype: dtype of the weights; with adapters, that of their base.
     """
     prompt = {name: getattr(data, name) for name in prompt_options() if hasattr(data, name)}
+    if getattr(data, "few_shot", None):
+        rank_zero_warn(
+            f"the export does not hold the {data.few_shot} examples of `data.few_shot`; write them "
+            "into its prompts"
+        )
     adapter: dict[str, Any] = {}
     if form == "adapter":
         assert policy.lora is not None

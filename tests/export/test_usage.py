@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_mpo.export import Origin, Sampling, export
-from lightning_mpo.export.usage import Usage
+from lightning_mpo.export.usage import Usage, usage_of
 from lightning_mpo.objective.supports import FullVocabulary, MinP, TopK
 from lightning_mpo.policies import CausalPolicy, Lora, ParallelHeads
 from lightning_mpo.policies.checkpoints import HEADS, read_safetensors
@@ -126,3 +126,9 @@ def test_how_a_folder_is_used_stands_beside_the_weights_as_data(tiny_folder, tmp
         assert usage.policy(str(tmp_path), "other").source == "other"
     else:
         assert (again.source, again.checkpoint, again.lora) == (str(tmp_path), None, None)
+
+
+def test_examples_of_prompts_are_not_part_of_an_export(tiny_policy):
+    data = Mock(spec=["few_shot"], few_shot=2)
+    with pytest.warns(UserWarning, match="the export does not hold the 2 examples"):
+        usage_of(tiny_policy(), "full", SAMPLING, data, 0, "float32")
