@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Splits,
         StarGraphs,
         Svamp,
+        Table,
         Tails,
     )
     from lightning_mpo.errors import UserError
@@ -145,7 +146,7 @@ _NAMES = {
     "objective.corrections": "Correction MaskedWeights TruncatedWeights",
     "data": (
         "Arithmetic Countdown JsonLines Multiplication PromptDataModule PromptFile Spans Splits "
-        "StarGraphs Svamp Tails"
+        "StarGraphs Svamp Table Tails"
     ),
     "objective.decoupled": "DecoupledRelative",
     "objective.divergence_mask": "DivergenceMask",
@@ -212,8 +213,8 @@ __all__ += [
 ]
 __all__ += ["SegmentActions", "Segmenter", "Selection", "SeparateCritic", "SequenceActions"]
 __all__ += ["SequenceMean", "SequentialHeads", "Spans", "Splits", "StarGraphs", "StateCredit"]
-__all__ += ["SupervisedWarmup", "Support", "Surrogate", "Svamp", "Tails", "Throughput"]
-__all__ += ["TinyMaskedPolicy", "TinyPolicy", "TokenActions", "TokenMean", "TopK"]
+__all__ += ["SupervisedWarmup", "Support", "Surrogate", "Svamp", "Table", "Tails"]
+__all__ += ["Throughput", "TinyMaskedPolicy", "TinyPolicy", "TokenActions", "TokenMean", "TopK"]
 __all__ += ["TruncatedWeights", "UserError", "ValueHead", "ValueLoss", "Watchdog"]
 __all__ += ["WeightPenalty", "__version__"]
 

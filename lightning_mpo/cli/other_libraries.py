@@ -153,9 +153,9 @@ OPTIONS = {
     "model_name_or_path": (
         "it is `model.policy: {class_path: CausalPolicy, init_args: {source: …}}`"
     ),
-    "dataset_name": "it is `data: {class_path: JsonLines, init_args: {train: …}}`",
-    "train_dataset": "it is `data: {class_path: JsonLines, init_args: {train: …}}`",
-    "eval_dataset": "it is `data: {class_path: JsonLines, init_args: {validation: …}}`",
+    "dataset_name": "it is `data: {class_path: Table, init_args: {train: …, hub: …}}`",
+    "train_dataset": "it is `data: {class_path: Table, init_args: {train: …}}`",
+    "eval_dataset": "it is `data: {class_path: Table, init_args: {validation: …}}`",
     "peft_config": "it is `lora` of a CausalPolicy",
     "quantization_config": "it is `quantization` of a CausalPolicy",
     "ref_model": "the reference is the initial policy, if `objective.terms` has a `KLPenalty`",

@@ -9,6 +9,7 @@ from lightning_mpo.data.prompts import PromptFile
 from lightning_mpo.data.spans import Spans
 from lightning_mpo.data.stars import StarGraphs
 from lightning_mpo.data.svamp import Svamp
+from lightning_mpo.data.table import PublicTable, Table
 from lightning_mpo.data.tails import Tails
 from lightning_mpo.types import Splits
 
@@ -20,9 +21,11 @@ __all__ = [
     "Multiplication",
     "PromptDataModule",
     "PromptFile",
+    "PublicTable",
     "Spans",
     "Splits",
     "StarGraphs",
     "Svamp",
+    "Table",
     "Tails",
 ]

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.data.columns import Columns
 from lightning_mpo.data.reading import read_rows
-from lightning_mpo.data.rows import check_columns, prompt_row
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import Splits
 
 
 class PromptFile(PromptDataModule):
-    """JSON lines, each with a prompt, for `predict`; other columns are copied to the output.
+    """A file with prompts, for `predict`; other columns are copied to the output.
 
-    Files and prompts are read as `JsonLines` reads them.
+    Files and prompts are read as `Table` reads them.
 
     Args:
         path: the file.
-        prompt: column of the prompt.
-        target: column of the right answer. None: completions are not judged, and the output has no
+        prompt: column or template of the prompt.
+        target: column or template of the right answer. None: completions are not judged, and the output has no
             rewards.
         chat_template: apply the tokenizer's chat template. None: if it has one.
         kwargs: as for `PromptDataModule`.
@@ -35,7 +35,7 @@ class PromptFile(PromptDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(chat_template=bool(chat_template), **kwargs)
-        check_columns("data", prompt=prompt, target=target)
+        self.columns = Columns(prompt, target)
         self._template = chat_template
         self.path = path
         self.prompt = prompt
@@ -53,8 +53,7 @@ class PromptFile(PromptDataModule):
     def setup(self, stage: str | None = None) -> None:
         if stage not in (None, "predict"):
             raise UserError(
-                f"`PromptFile` is for `predict`, not for `{stage}`: train and validate on "
-                "`JsonLines`"
+                f"`PromptFile` is for `predict`, not for `{stage}`: train and validate on `Table`"
             )
         super().setup(stage)
 
@@ -67,7 +66,7 @@ class PromptFile(PromptDataModule):
         """
         example = ', such as {"prompt": "…"}'
         rows = [
-            prompt_row(row, where, self.prompt, self.target)
+            self.columns.row(row, where)
             for where, row in read_rows(self.path, option="data.path", example=example)
         ]
         if not rows:

@@ -74,7 +74,7 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "EntropySegmenter": lambda: {"quantile": 0.5},
     "ExplicitWeights": lambda: {"values": [1.0]},
     "HeadWarmup": lambda: {"policy": small(mtp=ParallelHeads())},
-    "JsonLines": lambda: {"train": "rows.jsonl"},
+    **{name: lambda: {"train": "rows.jsonl"} for name in ("JsonLines", "Table")},
     "KLPenalty": lambda: {"controller": ConstantCoefficient()},
     "MaskedTokens": lambda: {"canvas": 32},
     "KillAt": lambda: {"phase": "update", "count": 1},

@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import lightning_mpo
 from lightning_mpo.callbacks import RolloutLoop
 from lightning_mpo.cli.other_libraries import OPTIONS
-from lightning_mpo.data import JsonLines, PromptDataModule
+from lightning_mpo.data import PromptDataModule, Table
+from lightning_mpo.data.source import TableSource
 from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.objective.objective import Objective
 from lightning_mpo.policies import CausalPolicy
@@ -39,7 +40,7 @@ def is_option(path: str) -> bool:
         "rollout": arguments(RolloutLoop),
         "trainer": arguments(L.Trainer),
         "model": arguments(PolicyOptimization),
-        "data": arguments(JsonLines) | arguments(PromptDataModule),
+        "data": arguments(Table) | arguments(TableSource) | arguments(PromptDataModule),
         "policy": arguments(CausalPolicy),
         "objective": {item.name for item in fields(Objective)},
     }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from tests.support.mistakes import Case, check_message
 
 DATA = ["--data", "JsonLines", "--data.train", "rows.jsonl", "--data.chat_template", "false"]
+TABLE = ["--data", "Table", *DATA[2:]]
+CSV = ["--data", "Table", "--data.train", "rows.csv", "--data.chat_template", "false"]
 ROW = '{"prompt": "1+1=", "target": "2"}'
 
 
@@ -27,7 +32,58 @@ CASES = {
         {"rows.jsonl": b'{"prompt": "caf\xe9"}'},
     ),
     "rows in Parquet": Case(
-        "rows.jsonl is Parquet, not JSON lines; convert it", DATA, {"rows.jsonl": b"PAR1"}
+        "rows.jsonl is Parquet and cannot be read behind row 0", DATA, {"rows.jsonl": b"PAR1"}
+    ),
+    "a template with a syntax error": Case(
+        "`data.prompt` is not a valid Jinja template: …(line 1)",
+        [*TABLE, "--data.prompt", "{{ prompt"],
+        jsonl(ROW),
+    ),
+    "a template of a missing column": Case(
+        "line 1 of rows.jsonl has no 'promt'; its columns are 'prompt', 'target'; did you mean 'prompt'?; the template",
+        [*TABLE, "--data.prompt", "{{ promt }}"],
+        jsonl(ROW),
+    ),
+    "more examples than rows": Case(
+        "`data.few_shot` = 9 takes all 1 rows to train on; lower it",
+        [*TABLE, "--data.few_shot", "9"],
+        jsonl(ROW),
+    ),
+    "an example without a solution": Case(
+        "the prompt '1+1=' (line 1 of rows.jsonl) has no solution for `data.few_shot`; name its column",
+        [*TABLE, "--data.few_shot", "1", "--data.validation_share", "0"],
+        jsonl(ROW, ROW.replace("1+1", "1+2")),
+    ),
+    "an id twice": Case(
+        "line 2 of rows.jsonl: 'target' is '2', as in line 1 of rows.jsonl; ids must differ",
+        [*TABLE, "--data.id", "target"],
+        jsonl(ROW, ROW),
+    ),
+    "a prompt that is a number in some rows": Case(
+        "line 2 of rows.jsonl: 'prompt' must be text, got int",
+        TABLE,
+        jsonl(ROW, '{"prompt": 3, "target": "2"}'),
+    ),
+    "CSV in UTF-16": Case(
+        "rows.csv is UTF-16, not CSV; convert it: iconv -f UTF-16 -t UTF-8 rows.csv",
+        CSV,
+        {"rows.csv": "prompt,target\n1,2\n".encode("utf-16")},
+    ),
+    "CSV in Latin-1": Case(
+        "line 2 of rows.csv is not CSV in UTF-8: byte 0xe9 at column 4; if it is Latin-1, convert it",
+        CSV,
+        {"rows.csv": b"prompt,target\ncaf\xe9,2\n"},
+    ),
+    "CSV without rows": Case(
+        "`Table` found no training rows", CSV, {"rows.csv": "prompt,target\n"}
+    ),
+    "streaming without an end": Case(
+        "`data.streaming` needs `data.max_rows`", [*TABLE, "--data.streaming", "true"], jsonl(ROW)
+    ),
+    "a hub id that is a path": Case(
+        "`data.hub` must be an id of the Hugging Face hub",
+        [*TABLE, "--data.hub", "./rows.jsonl"],
+        jsonl(ROW),
     ),
     "a target of null": Case(
         "line 1 of rows.jsonl: 'target' is null", DATA, jsonl('{"prompt": "1", "target": null}')
@@ -63,7 +119,7 @@ CASES = {
         jsonl(ROW, ROW.replace("1+1", "1+2")),
     ),
     "an unknown way with overlong rows": Case(
-        "data", [*DATA, "--data.overlong", "cut"], jsonl(ROW)
+        "data", [*DATA, "--data.overlong", "drop"], jsonl(ROW)
     ),
     "a prompt over the limit": Case(
         "prompt '1+1=1+1=…over `data.max_prompt_tokens` (16)",
@@ -105,6 +161,23 @@ CASES = {
     ),
     "more digits than there are": Case("`Arithmetic.digits`", ["--data.digits", "0"]),
 }
+
+
+def test_a_hub_that_is_out_of_reach_or_has_no_such_data(tmp_path, monkeypatch):
+    class DatasetNotFoundError(Exception):
+        """Stands for the class of that name in `datasets`."""
+
+    for error, message in (
+        (ConnectionError("x"), "cannot load a/b, train from the hub, which is out of reach (Connection…name local"),
+        (DatasetNotFoundError("x"), "there is no data set 'a/b' on the hub, or it needs a login"),
+    ):  # fmt: skip
+
+        def refuse(*names, error=error, **options):
+            raise error
+
+        monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=refuse))
+        options = ["--data", "Table", "--data.hub", "a/b", "--data.train", "train"]
+        check_message(Case(message, options), tmp_path)
 
 
 @pytest.mark.parametrize("name", CASES)
