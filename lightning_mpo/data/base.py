@@ -168,7 +168,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
         # leave out or cut prompts over the limit
         fitted = fit_prompts(renderer, self.splits, self.max_prompt_tokens, self.overlong)
         if self._renderer is None:
-            rank_zero_info(f"{type(self).__name__}: {fitted.line}")
+            rank_zero_info(f"data       {type(self).__name__}: {fitted.line}")
         self._splits, self.longest_prompt = fitted.splits, fitted.longest
         self._renderer, self._solutions = renderer, SolutionEncoder(renderer, end_tokens)
         shortest = min(fitted.splits.train, key=lambda row: len(row.prompt))

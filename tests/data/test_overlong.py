@@ -81,7 +81,7 @@ def test_lengths_are_told_once_in_one_line(caplog: pytest.LogCaptureFixture) -> 
         if "tokens of a prompt" in record.getMessage()
     ]
     assert lines == [
-        "Rows: 10 rows, 1 skipped, 0 cut; tokens of a prompt: mean 6.5, median 6.5, p95 11, max 11"
+        "data       Rows: 10 rows, 1 skipped, 0 cut; tokens of a prompt: mean 6.5, median 6.5, p95 11, max 11"
     ]
 
 
