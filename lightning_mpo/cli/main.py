@@ -19,6 +19,7 @@ usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key va
        lightning-mpo verify-resume -c NAME [...] [--updates N] [--kill PHASE:N | --kills N]
        lightning-mpo methods [--configs DIR] [--page FILE]
        lightning-mpo plan -c NAME [--gpu-gib GIB] [--check]
+       lightning-mpo rewards-check -c NAME [--rows N] [--seconds S] [--share X] [--form TEXT]
 
 RL post-training of language models. One action may be a token, a block of tokens or a whole
 response.
@@ -32,6 +33,7 @@ response.
   verify-resume  kill a run, resume it, and compare it bit for bit with an undisturbed run
   methods        print the algorithms as a table: choices, papers, values and their sources
   plan           predict the peak memory of a run, and whether it fits a GPU
+  rewards-check  try the rewards of a run on right, wrong, cut-off and hostile answers
 
   -c NAME           a recipe or a YAML file. Later files win over earlier ones, key by key, and an
                     option wins over the files in front of it. A file names classes that are built,

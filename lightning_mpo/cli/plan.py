@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lightning_mpo.cli.guard import guarded
-from lightning_mpo.cli.plan_objects import build
+from lightning_mpo.cli.plan_objects import build, without_notes
 from lightning_mpo.errors import UserError
 
 MIB, GIB = 2**20, 2**30
@@ -170,18 +168,10 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="also measure a rollout, its updates and a second rollout, and compare",
     )
-    # without Lightning's notes on devices, and without warnings: nothing is trained
     outcome: list[int] = []
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore")
-            failed = guarded(lambda: outcome.append(_plan(*parser.parse_known_args(arguments))))
-            return failed or outcome[0]
-    finally:
-        logger.setLevel(level)
+    with without_notes():
+        failed = guarded(lambda: outcome.append(_plan(*parser.parse_known_args(arguments))))
+    return failed or outcome[0]
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:

@@ -4,4 +4,7 @@ from __future__ import annotations
 
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
 """Verbs that Lightning's trainer answers."""
-VERBS = (*TRAINER_VERBS, "export", "configs", "methods", "plan", "verify-resume")
+VERBS = (
+    *TRAINER_VERBS,
+    *("export", "configs", "methods", "plan", "rewards-check", "verify-resume"),
+)

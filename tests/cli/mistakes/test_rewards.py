@@ -188,6 +188,22 @@ CASES = {
             *(f"{OBJECTIVE}.actions", "SequenceActions"),
         ],
     ),
+    "a check of no rows": Case(
+        "`--rows` must be from 1 to 100,000, got 0", ["--rows", "0"], verb="rewards-check"
+    ),
+    "a check in no time": Case(
+        "`--seconds` must be positive and finite, got 0", ["--seconds", "0"], verb="rewards-check"
+    ),
+    "a check of a form without a place": Case(
+        "`--form` 'so' has no {}, which stands for the target; write 'so: {}', say",
+        ["--form", "so"],
+        verb="rewards-check",
+    ),
+    "a check of rewards that do not fit the data": Case(
+        "`SpanShare` reads the column `span_length`",
+        ["--rollout.rewards", "[SpanShare]"],
+        verb="rewards-check",
+    ),
     "a penalty over no tokens": Case(
         "`OverlongPenalty.buffer` must be between 1 and `limit` = 6, got 0",
         OVERLAY,
