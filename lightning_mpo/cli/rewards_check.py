@@ -209,6 +209,8 @@ def _notes(
     wrong = [row for row in rows if row.solution is not None and SOLUTION not in right_forms(row)]
     if wrong and not any(is_program(row) for row in wrong):
         notes.append(f"{len(wrong)} solutions do not hold their target, and are not taken as gold")
+    if SOLUTION not in counts and any(SOLUTION in right_forms(row) for row in rows):
+        notes.append("solutions get less reward than this form")
     # rewards that abstain, and thoughts
     for name in outcomes[0].parts:
         if all(score is None for outcome in outcomes for score in outcome.parts[name].scores):

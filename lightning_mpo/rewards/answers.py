@@ -24,6 +24,8 @@ FORMS = {
 """The usual forms of an answer."""
 SOLUTION = "solution"
 """The form of an answer that is the row's solution."""
+FORM = "form: "
+"""Beginning of the name of a kind of right answers in one form."""
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 FEW = 1
 """Rows that get an answer of a kind which takes seconds to judge."""

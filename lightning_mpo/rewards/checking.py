@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from lightning_mpo.rewards.answers import EMPTY, GOLD
+from lightning_mpo.rewards.answers import EMPTY, FORM, GOLD, SOLUTION
 from lightning_mpo.rewards.trying import Outcome
 
 SUM = "sum"
@@ -33,10 +33,17 @@ def flags(outcomes: Sequence[Outcome], share: float) -> list[Flag]:
         share: largest part of the reward of right answers that others may get.
     """
     lines = [*failures(outcomes), *constants(outcomes)]
+    is_constant = any(flag.kind == SUM for flag in lines)
+    # verdicts
     gold = next((outcome for outcome in outcomes if outcome.kind is GOLD), None)
+    lines += [] if gold is None else judged_wrong(gold)
+    if is_constant:  # all other flags would follow from this one
+        return lines
+    if not any(flag.kind == GOLD.name for flag in lines):
+        lines += solutions_judged_wrong(outcomes)
     for outcome in outcomes:
-        lines += judged_wrong(outcome) if outcome.kind.right else judged_right(outcome)
-    if gold is None or any(flag.kind == SUM for flag in lines):
+        lines += judged_right(outcome)
+    if gold is None:
         return lines
     # comparisons of means; a kind has one flag at most
     lines += above_gold(outcomes, gold, {flag.kind for flag in lines})
@@ -95,6 +102,17 @@ def judged_wrong(outcome: Outcome) -> list[Flag]:
     return lines
 
 
+def solutions_judged_wrong(outcomes: Sequence[Outcome]) -> list[Flag]:
+    """Return a flag if some solutions were judged right and others wrong.
+
+    If all were judged wrong, the rewards read another form.
+    """
+    for outcome in outcomes:
+        if outcome.kind.name == FORM + SOLUTION and True in outcome.right:
+            return judged_wrong(outcome)
+    return []
+
+
 def judged_right(outcome: Outcome) -> list[Flag]:
     """Return a flag if answers that are not right were judged right."""
     right = [i for i, judged in enumerate(outcome.right) if judged]
@@ -108,8 +126,8 @@ def above_gold(outcomes: Sequence[Outcome], gold: Outcome, flagged: set[str]) ->
     """Return a flag for each kind with more reward than right answers to the same rows."""
     lines = []
     for outcome in outcomes:
-        means = _means(outcome, gold)
-        if outcome.kind.right or outcome.kind.name in flagged or means is None:
+        name, means = outcome.kind.name, _means(outcome, gold)
+        if name.startswith(FORM) or name in flagged or means is None:
             continue
         mean, right = means
         if mean - right > TOLERANCE * max(abs(mean), abs(right)):

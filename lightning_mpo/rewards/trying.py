@@ -10,7 +10,7 @@ from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
-from lightning_mpo.rewards.answers import PLACE, Kind, Sample, right_answers
+from lightning_mpo.rewards.answers import FORM, PLACE, Kind, Sample, right_answers
 from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError, TokenReward
 from lightning_mpo.rewards.program_answers import is_program, right_programs
 from lightning_mpo.rewards.scoring import score_all
@@ -89,7 +89,7 @@ class Trial:
         names = dict.fromkeys(name for row in rows for name in right_forms(row, given))
         samples = [Sample(row) for row in rows]
         kinds = {
-            name: Kind(f"form: {name}", None, partial(_in_form, name, given)) for name in names
+            name: Kind(f"{FORM}{name}", None, partial(_in_form, name, given)) for name in names
         }
         outcomes = {name: self.outcome(kind, samples) for name, kind in kinds.items()}
         return {name: outcome for name, outcome in outcomes.items() if outcome is not None}

@@ -104,8 +104,13 @@ def test_a_right_answer_that_is_judged_wrong_is_shown():
             float(text.partition(";")[2] == t) for text, t in zip(completions, target, strict=True)
         ]
 
-    text = found(FunctionReward(strict, accuracy=True), rows=rows)["gold judged wrong"]
-    assert text == "1 of 4; row 4, target '2': 'one and one;2 '"
+    lines = found(FunctionReward(strict, accuracy=True), rows=rows)
+    assert lines["form: solution judged wrong"] == "1 of 4; row 4, target '2': 'one and one;2 '"
+    assert "gold judged wrong" not in lines
+    lines = found(FunctionReward(never, accuracy=True))
+    assert lines.keys() == {"constant", "gold judged wrong"}
+    lines = found(ExactAnswer("=> "), Finished())
+    assert lines["gold judged wrong"] == "3 of 3; row 1, target '5': '3+2;5'"
 
 
 def abstains(completions):
@@ -134,14 +139,14 @@ def short(completions):
 def test_an_empty_answer_that_is_worth_as_much_as_a_right_one():
     lines = found(FunctionReward(short))
     assert lines["empty, above gold"].startswith("0 on average, and gold -")
-    lines = found(FunctionReward(lambda completions: [float("x" in c) for c in completions]))
+    lines = found(FunctionReward(lambda completions: [float("\a" in c) for c in completions]))
     assert lines["gold, no better than empty"] == "0 on average, and an empty answer 0"
 
 
 def test_the_share_that_answers_may_have():
     def lenient(completions, target):
         return [
-            0.4 + 0.6 * text.endswith(f";{t}") if ";" in text else 0.0
+            0.4 + 0.6 * text.endswith(f";{t}") if ";" in text and "<" not in text else 0.0
             for text, t in zip(completions, target, strict=True)
         ]
 
