@@ -117,7 +117,7 @@ def judged_right(outcome: Outcome) -> list[Flag]:
     """Return a flag if answers that are not right were judged right."""
     right = [i for i, judged in enumerate(outcome.right) if judged]
     name = outcome.kind.name
-    if outcome.kind.right is None or not right:
+    if outcome.kind.right is not False or not right:
         return []
     return [Flag(f"{name}, judged right", _counted(outcome, right), name)]
 
