@@ -172,7 +172,7 @@ def try_kind(
         except RewardError as error:
             failure, judgement = str(error), _not_judged(reward, len(completions))
         judgements.append(judgement)
-        errors.append(getattr(judgement, "errors", None) or [failure] * len(completions))
+        errors.append(judgement.errors or [failure] * len(completions))
         seconds.append(time.monotonic() - begin)
     # the sum of a run
     waiting = iter(judgements)
