@@ -233,6 +233,7 @@ class RolloutLoop(RolloutEvaluation):
         # prompts -> experience, plan and denominators
         every = module.reference_every
         collector = self.collector(trainer, module)
+        order_metrics = self._need_data().order_metrics(self.counter)
         due = bool(every) and self.counter % every == 0
         collected = collector.collect(self.counter, reference=due)
         # the collector says whether the gate was passed
@@ -242,7 +243,8 @@ class RolloutLoop(RolloutEvaluation):
         self.counter += 1
         for callback in listeners(trainer):
             callback.on_rollout_end(trainer, module, collected.event)
-        module.log_with_update(collected.metrics, progress_bar=("reward/mean", "reward/accuracy"))
+        metrics = collected.metrics | order_metrics
+        module.log_with_update(metrics, progress_bar=("reward/mean", "reward/accuracy"))
         return collected.buffer
 
     def collector(self, trainer: L.Trainer, module: PolicyOptimization) -> Collector:
@@ -262,6 +264,7 @@ class RolloutLoop(RolloutEvaluation):
             dynamic=self.dynamic,
             mask_truncated=self.mask_truncated,
             parity_gate=self.parity_gate and not self._gate_passed,
+            learn=self._need_data().learner,
         )
 
     @property
@@ -277,7 +280,8 @@ class RolloutLoop(RolloutEvaluation):
         state["total_failures"] = self.caller.failures.total_failures
         if self._buffer is not None:
             state |= self._buffer.state_dict()
-        return {"ranks": gather_ranks(state)}
+        curriculum = None if self._data is None else self._data.curriculum
+        return {"ranks": gather_ranks(state), "curriculum": curriculum and curriculum.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         ranks, (rank, world) = state_dict["ranks"], rank_and_world_size()
@@ -288,6 +292,8 @@ class RolloutLoop(RolloutEvaluation):
             )
         state = ranks[rank]
         check_progress(state)
+        if self._data is not None and self._data.curriculum is not None:
+            self._data.curriculum.load_state_dict(state_dict["curriculum"])
         self.counter, self._gate_passed = state["counter"], state["gate_passed"]
         self.caller.failures.load(state.get("total_failures", {}))
         if "experience" in state:

@@ -17,6 +17,7 @@ class Stream(Enum):
     SAMPLE = "responses of a rollout: rollout, rank"
     PLAN = "token selections and mini-batches of a rollout: rollout, rank"
     REDRAW = "prompts of the later rounds of dynamic sampling: rollout, round"
+    CURRICULUM = "rows that a curriculum draws: rollout, round"
     RESAMPLE = "responses of the later rounds of dynamic sampling: rollout, rank, round"
     NOISE = "hidden tokens of noised copies: rollout, rank"
     DEMONSTRATE = "hidden tokens of demonstrations: batch"

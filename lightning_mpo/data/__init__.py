@@ -3,6 +3,7 @@
 from lightning_mpo.data.arithmetic import Arithmetic, Multiplication
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.data.countdown import Countdown
+from lightning_mpo.data.curriculum import Curriculum, EasyToHard, Stages, SuccessRate
 from lightning_mpo.data.generated import GeneratedProblems
 from lightning_mpo.data.jsonl import JsonLines
 from lightning_mpo.data.prompts import PromptFile
@@ -16,6 +17,8 @@ from lightning_mpo.types import Splits
 __all__ = [
     "Arithmetic",
     "Countdown",
+    "Curriculum",
+    "EasyToHard",
     "GeneratedProblems",
     "JsonLines",
     "Multiplication",
@@ -24,7 +27,9 @@ __all__ = [
     "PublicTable",
     "Spans",
     "Splits",
+    "Stages",
     "StarGraphs",
+    "SuccessRate",
     "Svamp",
     "Table",
     "Tails",

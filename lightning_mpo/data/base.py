@@ -5,18 +5,24 @@ A resumed run therefore gets the same prompts.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from lightning_mpo.checks import at_least, one_of, seeds
 from lightning_mpo.data.batching import prompt_batch
-from lightning_mpo.data.identity import IDENTIFYING, describe_rows, digest_of
+from lightning_mpo.data.curriculum import Curriculum
+from lightning_mpo.data.identity import (
+    IDENTIFYING,
+    describe_curriculum,
+    describe_rows,
+    digest_of,
+)
+from lightning_mpo.data.loaders import PromptLoaders
 from lightning_mpo.data.order import TrainingOrder
 from lightning_mpo.data.overlong import Overlong, each_row, fit_prompts
 from lightning_mpo.data.rendering import Renderer, no_template
@@ -37,7 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class PromptDataModule(L.LightningDataModule, ABC):
+class PromptDataModule(PromptLoaders):
     """Serves prompts. A subclass implements `load`, which returns the rows.
 
     The tokenizer arrives through `connect`, as it belongs to the policy. There is no training
@@ -60,9 +66,10 @@ class PromptDataModule(L.LightningDataModule, ABC):
         overlong: a prompt over `max_prompt_tokens` is refused. Or, with a warning, its row is
             skipped, or the prompt is cut to its end.
         order: training rows are shuffled anew in each pass, or taken in the order of the file.
+        curriculum: draws the rows of each rollout by weights instead; None: passes over all rows.
 
     Raises:
-        UserError: an option is out of range.
+        UserError: an option is out of range, or `order` and `curriculum` contradict each other.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
         control_tokens: bool | None = None,
         overlong: Overlong = "refuse",
         order: Literal["shuffled", "file"] = "shuffled",
+        curriculum: Curriculum | None = None,
     ) -> None:
         super().__init__()
         # options
@@ -101,7 +109,7 @@ class PromptDataModule(L.LightningDataModule, ABC):
         self.template_arguments = dict(template_arguments or {})
         self.control_tokens = control_tokens
         self.overlong = overlong
-        self.order = order
+        self.order, self.curriculum = order, curriculum
         # rows, and the parts that `connect` makes, with the tokens of the longest prompt
         self.longest_prompt = 0
         self.shots: Sequence[PromptRow] = ()
@@ -111,7 +119,10 @@ class PromptDataModule(L.LightningDataModule, ABC):
         self._renderer: Renderer | None = None
         self._solutions: SolutionEncoder | None = None
         self._digest: str | None = None
-        self._training_order = TrainingOrder(seed, order)
+        self._training_order = TrainingOrder(seed, order, curriculum)
+
+    searches_ngrams: bool = True
+    """Whether validation prompts are compared with training rows by runs of words."""
 
     @abstractmethod
     def load(self) -> Splits:
@@ -143,7 +154,8 @@ class PromptDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         splits = self.splits
         if stage == "fit":
-            warn_of_leaks(splits)
+            warn_of_leaks(splits.train, self.validation_rows, ngrams=self.searches_ngrams)
+            self.order_metrics(0)  # refuses rows that do not fit a curriculum
 
     def connect(
         self, tokenizer: PreTrainedTokenizerBase, end_tokens: Sequence[int] | None = None
@@ -220,20 +232,31 @@ class PromptDataModule(L.LightningDataModule, ABC):
         if self._digest is None:
             self._digest = digest_of(Splits([*self.shots, *loaded.train], loaded.validation))
         options = {name: getattr(self, name) for name in IDENTIFYING}
+        options["curriculum"] = describe_curriculum(self.curriculum)
         return describe_rows(type(self).__name__, loaded, self._digest) | options
 
     def prompts(self, counter: int, count: int, round: int = 0) -> PromptBatch:
         """Return the prompts of rollout `counter`: the next `count` rows of the training split.
 
         Round 0 goes through the rows in order; a higher round (redrawn prompts) draws at random.
-        Both depend on (seed, counter, round) alone.
+        Both depend on (seed, counter, round) alone; with a `curriculum` also on its state.
         """
         return self.encode(self.training_rows(counter, count, round))
 
     def training_rows(self, counter: int, count: int, round: int = 0) -> list[PromptRow]:
         """Return the rows of `prompts`."""
         rows = self.splits.train
-        return [rows[i] for i in self._training_order.indices(len(rows), counter, count, round)]
+        return [rows[i] for i in self._training_order.indices(rows, counter, count, round)]
+
+    @property
+    def learner(self) -> Callable[[int, Tensor], None] | None:
+        """The function that takes results of rollouts, for a curriculum that learns; else None."""
+        learns = self.curriculum is not None and self.curriculum.learns
+        return partial(self._training_order.learn, self.splits.train) if learns else None
+
+    def order_metrics(self, counter: int) -> dict[str, float]:
+        """Return the metrics of the curriculum before rollout `counter`; without one, none."""
+        return self._training_order.metrics(self.splits.train, counter)
 
     def encode(self, rows: Sequence[PromptRow]) -> PromptBatch:
         """Tokenise prompts and pad them on the left.
@@ -274,27 +297,3 @@ class PromptDataModule(L.LightningDataModule, ABC):
     def solutions(self, rows: Sequence[PromptRow], canvas: int | None = None) -> Rollout:
         """Return solutions as sampled responses; end tokens that fill a canvas are part of them."""
         return rollout_of(self.encode(rows), self._connected(self._solutions).encode(rows, canvas))
-
-    def train_dataloader(self) -> Any:
-        """Return the loader of the LightningModule, which only has a length.
-
-        Lightning asks the data module for a loader before it asks the module.
-        """
-        if self.trainer is None:
-            raise RuntimeError("the training loader exists within a trainer")
-        return self.trainer.lightning_module.train_dataloader()
-
-    def val_dataloader(self) -> DataLoader[PromptBatch]:
-        """Return the loader of validation prompts in file order, a `PromptBatch` at a time."""
-        rows, size = list(self.validation_rows), self.validation_batch_size
-        chunks: Any = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return DataLoader(chunks, batch_size=None, collate_fn=self.encode)
-
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Return the batch as it is: samplers move prompts, and micro-batches are on the device."""
-        return batch
-
-    test_dataloader = val_dataloader
-    predict_dataloader = val_dataloader

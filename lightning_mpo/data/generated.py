@@ -31,6 +31,8 @@ class GeneratedProblems(PromptDataModule):
         UserError: an option is out of range.
     """
 
+    searches_ngrams = False  # problems differ in few words
+
     def __init__(
         self,
         train_problems: int = 20_000,

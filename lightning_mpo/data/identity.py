@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from lightning_mpo.data.curriculum import Curriculum
 from lightning_mpo.types import Splits
 
 IDENTIFYING = (
@@ -31,3 +32,11 @@ def describe_rows(data: str, splits: Splits, digest: str) -> dict[str, Any]:
     """Return class of the data, numbers of rows and digest, for a comparison of runs."""
     rows = {"train": len(splits.train), "validation": len(splits.validation)}
     return {"data": data, "rows": rows, "digest": digest}
+
+
+def describe_curriculum(curriculum: Curriculum | None) -> dict[str, Any] | None:
+    """Return class and options of a curriculum, without its state; None: there is none."""
+    if curriculum is None:
+        return None
+    options = {name: value for name, value in vars(curriculum).items() if name[0] != "_"}
+    return {"class": type(curriculum).__name__} | options

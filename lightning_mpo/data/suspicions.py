@@ -4,23 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from lightning_mpo.data.contamination import WORDS, shared_runs
 from lightning_mpo.data.lengths import encode_checked
 from lightning_mpo.data.rendering import Renderer
 from lightning_mpo.data.rows import describe
 from lightning_mpo.data.tables import contradictions, shared_prompts
-from lightning_mpo.types import PromptRow, Splits
+from lightning_mpo.types import PromptRow
 
 
-def warn_of_leaks(splits: Splits) -> None:
-    """Warn of prompts in both splits, which a user's own `load` may return."""
-    shared = shared_prompts(splits.train, splits.validation)
+def warn_of_leaks(
+    train: Sequence[PromptRow], validation: Sequence[PromptRow], *, ngrams: bool = True
+) -> None:
+    """Warn of validation prompts that are trained on, as a whole or in long parts.
+
+    Args:
+        train: training rows.
+        validation: the rows that validation takes.
+        ngrams: also compare runs of words.
+    """
+    shared = shared_prompts(train, validation)
     if shared:
         rank_zero_warn(
-            f"{len(shared)} of {len(splits.validation)} validation prompts are trained on as well, "
+            f"{len(shared)} of {len(validation)} validation prompts are trained on as well, "
             f"such as {describe(shared[0])}: validation measures memory; split rows by "
             "`split_rows` of `lightning_mpo.data.tables`"
+        )
+    if ngrams:
+        leaked = set(map(id, shared))
+        _warn_of_contamination(train, [row for row in validation if id(row) not in leaked])
+
+
+@rank_zero_only
+def _warn_of_contamination(train: Sequence[PromptRow], validation: Sequence[PromptRow]) -> None:
+    """Warn of validation prompts that share a run of words with training rows, on one process."""
+    pairs = shared_runs(train, validation)
+    if pairs:
+        first, other = pairs[0]
+        rank_zero_warn(
+            f"validation: {len(pairs)} of {len(validation)} prompts share a {WORDS}-gram with "
+            f"training rows (first: {describe(first)} and {describe(other)}); validation may "
+            "measure memory"
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_mpo.checks import at_least, positive, seeds
 from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.data.curriculum import check_imitation
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.actions import window
 from lightning_mpo.modules.fitting import check_fit
@@ -146,6 +147,7 @@ class HeadWarmup(Stage):
             )
         # heads and data fit the policy
         self.policy.check(ScoreRequest(future=self.offsets))
+        check_imitation(self.data.curriculum, "HeadWarmup")
         self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
         if self.solutions:
             self.data.check_solutions(self.policy.positions)

@@ -43,6 +43,8 @@ def check_rewards(
     rows = [*data.splits.train, *data.validation_rows]
     columns = list(dict.fromkeys(str(name) for row in rows for name in row.extra))
     data.check_response(max_new_tokens)
+    if data.curriculum is not None and stage == "fit":
+        data.curriculum.check(rewards)
     for reward in rewards:
         reward.check(max_new_tokens)
         reward.check_columns(columns)

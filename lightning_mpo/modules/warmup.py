@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_mpo.checks import at_least
 from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.data.curriculum import check_imitation
 from lightning_mpo.modules.fitting import check_length
 from lightning_mpo.modules.loader import SlotLoader
 from lightning_mpo.modules.masked_tokens import (
@@ -81,6 +82,7 @@ class SupervisedWarmup(Stage):
             )
         check_likelihood(self.policy, self.likelihood)
         self.policy.check()
+        check_imitation(self.data.curriculum, "SupervisedWarmup")
         self.data.connect(self.policy.tokenizer, self.policy.end_tokens)
         if self.likelihood is not None:
             check_length(

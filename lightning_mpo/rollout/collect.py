@@ -28,6 +28,7 @@ from lightning_mpo.rollout.ranks import Ranks
 from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.rollout.state import RolloutBuffer
+from lightning_mpo.rollout.successes import Successes
 from lightning_mpo.sampling.base import Sampler, SamplingRequest
 from lightning_mpo.sampling.replay import PrefixReplay
 from lightning_mpo.scores import Denominators
@@ -89,6 +90,8 @@ class Collector:
             trained on.
         mask_truncated: responses that `max_new_tokens` cut off carry no loss.
         parity_gate: compare sampler and trainer on the next samples; False once they agreed.
+        learn: is called with the number of a rollout, and with the right and judged completions of
+            its prompts over all ranks, shape `[rounds, P, 2]`; None: they are not counted.
     """
 
     scorer: Scorer
@@ -105,6 +108,7 @@ class Collector:
     dynamic: DynamicSampling | None = None
     mask_truncated: bool = False
     parity_gate: bool = True
+    learn: Callable[[int, Tensor], None] | None = None
 
     def collect(self, counter: int, *, reference: bool = False) -> Collected:
         """Return rollout number `counter`.
@@ -154,6 +158,8 @@ class Collector:
     def _fill(self, counter: int) -> tuple[Rollout, Scores, SamplingCounts | None, float]:
         """Sample and judge the rows of a rollout; the last value is the seconds of sampling."""
         groups, seconds = self.schedule.local_prompts, 0.0
+        G, first = self.schedule.completions, self.ranks.rank * groups
+        successes = None if self.learn is None else Successes(self.schedule.prompts, first, G)
 
         def draw(round: int, count: int) -> tuple[Rollout, Scores]:
             nonlocal seconds
@@ -168,22 +174,25 @@ class Collector:
                 self._check_parity(rollout)
             # judge
             self.listener.phase("reward function")
-            return rollout, self.judge(rollout)
+            scores = self.judge(rollout)
+            if successes is not None:
+                successes.add(round, scores)
+            return rollout, scores
 
         def total(counts: Tensor) -> Tensor:
             self.listener.phase("all-reduce")
             return self.ranks.sum(counts)
 
+        collected: tuple[Rollout, Scores, SamplingCounts | None]
         if self.dynamic is None:
-            return *draw(0, groups), None, seconds
-        collected = self.dynamic.collect(
-            draw,
-            groups,
-            self.schedule.completions,
-            total,
-            others=self.scorer.policy.lockstep,
-            warn=self.listener.warn,
-        )
+            collected = (*draw(0, groups), None)
+        else:
+            others, warn = self.scorer.policy.lockstep, self.listener.warn
+            collected = self.dynamic.collect(draw, groups, G, total, others, warn)
+        # a curriculum learns from all that was sampled
+        if self.learn is not None and successes is not None:
+            rounds = 1 if collected[2] is None else collected[2].rounds
+            self.learn(counter, successes.total(rounds, total))
         return *collected, seconds
 
     def _sample(self, counter: int, round: int, count: int, check_behaviour: bool) -> Rollout:

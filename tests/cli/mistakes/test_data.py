@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.mistakes import Case, check_message
+from tests.support.mistakes import OVERLAY, Case, check_message
 
 DATA = ["--data", "JsonLines", "--data.train", "rows.jsonl", "--data.chat_template", "false"]
 TABLE = ["--data", "Table", *DATA[2:]]
@@ -158,6 +158,37 @@ CASES = {
     "a vocabulary without a tail": Case(
         "`Tails.vocabulary` must be above 14, got 14",
         ["--data", "Tails", "--data.vocabulary", "14"],
+    ),
+    "a prompt without the target": Case(
+        "`Countdown.prompt` must contain {numbers} and {target}, got '{numbers}='",
+        ["--data", "Countdown", "--data.prompt", "{numbers}="],
+    ),
+    "a reward of other problems": Case(
+        "`CountdownAnswer` needs the column 'nums' with the given numbers, and the data has no fur",
+        ["--rollout.rewards", "[CountdownAnswer]"],
+    ),
+    "a curriculum and the order of the file": Case(
+        "`data.order: file` and `data.curriculum` contradict each other",
+        ["--data.order", "file", "--data.curriculum", "SuccessRate"],
+    ),
+    "a curriculum without right and wrong": Case(
+        "`data.curriculum: SuccessRate` needs a reward that says what is right…`ExactAnswer`",
+        ["--data.curriculum", "SuccessRate", "--rollout.rewards", "[Finished]"],
+    ),
+    "a curriculum that nothing weighs": Case(
+        "`SuccessRate.floor` must be in (0, 1], got 0.0",
+        ["--data.curriculum", "SuccessRate", "--data.curriculum.floor", "0"],
+    ),
+    "levels of no column": Case(
+        "`data.curriculum` reads levels from the column 'level', and the prompt '",
+        ["--data.curriculum", "EasyToHard", "--data.curriculum.rollouts", "9"],
+    ),
+    "stages without a beginning": Case(
+        "`Stages.stages` must have a stage that begins at rollout 0, got stages that begin at 5",
+        OVERLAY,
+        {
+            "o.yaml": "data: {init_args: {curriculum: {class_path: Stages, init_args: {stages: {5: [1]}}}}}"
+        },
     ),
     "more digits than there are": Case("`Arithmetic.digits`", ["--data.digits", "0"]),
 }

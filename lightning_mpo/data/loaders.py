@@ -1,0 +1,53 @@
+"""The loaders that Lightning asks a data module for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_mpo.types import PromptBatch, PromptRow
+
+
+class PromptLoaders(L.LightningDataModule, ABC):
+    """Loads validation prompts in batches; training prompts have no loader here."""
+
+    validation_batch_size: int
+    """Prompts of a batch."""
+
+    @property
+    @abstractmethod
+    def validation_rows(self) -> Sequence[PromptRow]:
+        """The rows that validation takes."""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[PromptRow]) -> PromptBatch:
+        """Tokenise prompts and pad them on the left."""
+
+    def train_dataloader(self) -> Any:
+        """Return the loader of the LightningModule, which only has a length.
+
+        Lightning asks the data module for a loader before it asks the module.
+        """
+        if self.trainer is None:
+            raise RuntimeError("the training loader exists within a trainer")
+        return self.trainer.lightning_module.train_dataloader()
+
+    def val_dataloader(self) -> DataLoader[PromptBatch]:
+        """Return the loader of validation prompts in file order, a `PromptBatch` at a time."""
+        rows, size = list(self.validation_rows), self.validation_batch_size
+        chunks: Any = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return DataLoader(chunks, batch_size=None, collate_fn=self.encode)
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Return the batch as it is: samplers move prompts, and micro-batches are on the device."""
+        return batch
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
