@@ -2,11 +2,15 @@
 
 from lightning_mpo.data.arithmetic import Arithmetic, Multiplication
 from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.data.competitions import Aime, Amc, Math500, MathProblems
 from lightning_mpo.data.countdown import Countdown
 from lightning_mpo.data.curriculum import Curriculum, EasyToHard, Stages, SuccessRate
 from lightning_mpo.data.generated import GeneratedProblems
+from lightning_mpo.data.gsm8k import Gsm8k
 from lightning_mpo.data.jsonl import JsonLines
+from lightning_mpo.data.programming import HumanEval, Mbpp
 from lightning_mpo.data.prompts import PromptFile
+from lightning_mpo.data.reasoning_gym import ReasoningGym
 from lightning_mpo.data.spans import Spans
 from lightning_mpo.data.stars import StarGraphs
 from lightning_mpo.data.svamp import Svamp
@@ -15,16 +19,24 @@ from lightning_mpo.data.tails import Tails
 from lightning_mpo.types import Splits
 
 __all__ = [
+    "Aime",
+    "Amc",
     "Arithmetic",
     "Countdown",
     "Curriculum",
     "EasyToHard",
     "GeneratedProblems",
+    "Gsm8k",
+    "HumanEval",
     "JsonLines",
+    "Math500",
+    "MathProblems",
+    "Mbpp",
     "Multiplication",
     "PromptDataModule",
     "PromptFile",
     "PublicTable",
+    "ReasoningGym",
     "Spans",
     "Splits",
     "Stages",

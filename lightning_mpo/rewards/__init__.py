@@ -6,6 +6,7 @@ from lightning_mpo.rewards.functions import FunctionReward
 from lightning_mpo.rewards.judge import Endpoint, LlmJudge
 from lightning_mpo.rewards.math import MathAnswer
 from lightning_mpo.rewards.model import RewardModel
+from lightning_mpo.rewards.reasoning_gym import ReasoningGymAnswer
 from lightning_mpo.rewards.scoring import (
     Scores,
     completions_of,
@@ -39,6 +40,7 @@ __all__ = [
     "LlmJudge",
     "MathAnswer",
     "OverlongPenalty",
+    "ReasoningGymAnswer",
     "RepetitionPenalty",
     "Reward",
     "RewardError",

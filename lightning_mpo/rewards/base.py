@@ -72,6 +72,8 @@ class Reward(ABC):
 
     is_accuracy: bool = False
     """Whether a score over 0.5 means "right", which validation counts as solved."""
+    runs_foreign_code: bool = False
+    """Whether code of another package reads responses; it then runs in the helper process."""
     weight: float = 1.0
     """Factor of this reward in the sum."""
 

@@ -142,7 +142,6 @@ class RewardCaller:
 
 
 def is_of_user(reward: Reward) -> bool:
-    """Return whether a reward is code of the user."""
-    return isinstance(reward, FunctionReward) or not type(reward).__module__.startswith(
-        "lightning_mpo."
-    )
+    """Return whether a reward is code of the user, or of a package that reads responses."""
+    known = type(reward).__module__.startswith("lightning_mpo.")
+    return isinstance(reward, FunctionReward) or reward.runs_foreign_code or not known

@@ -82,6 +82,7 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "Multiplication": lambda: {"digits": 4},
     "PolicyOptimization": lambda: {"policy": small(), "objective": objective()},
     "PromptFile": lambda: {"path": "rows.jsonl"},
+    "ReasoningGym": lambda: {"task": "chain_sum"},
     "ReferenceUpdate": lambda: {"every": 4},
     "SegmentActions": lambda: {"segmenter": DelimiterSegmenter()},
     "SupervisedWarmup": lambda: {"policy": small()},
