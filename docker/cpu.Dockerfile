@@ -1,5 +1,7 @@
 # From the repository's root: docker build -f docker/cpu.Dockerfile -t lightning-mpo:cpu .
 FROM python:3.11-slim
+# `CodeAnswer` isolates programs with bubblewrap; in a container it needs `docker run --privileged`
+RUN apt-get update && apt-get install -y --no-install-recommends bubblewrap && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/lightning-mpo
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY lightning_mpo lightning_mpo

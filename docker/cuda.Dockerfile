@@ -1,8 +1,9 @@
 # From the repository's root: docker build -f docker/cuda.Dockerfile -t lightning-mpo:cuda .
 # Run it with --gpus all --ipc=host; the wheels of torch bring CUDA, the host brings the driver.
 FROM python:3.11-slim
-# bitsandbytes and torch.compile build kernels
-RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ && rm -rf /var/lib/apt/lists/*
+# bitsandbytes and torch.compile build kernels; `CodeAnswer` isolates programs with bubblewrap, which in a container needs
+# `docker run --privileged`
+RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ bubblewrap && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/lightning-mpo
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY lightning_mpo lightning_mpo

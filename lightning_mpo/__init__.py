@@ -116,6 +116,7 @@ if TYPE_CHECKING:
     )
     from lightning_mpo.resume.metrics_csv import MetricsCSV
     from lightning_mpo.rewards import (
+        CodeAnswer,
         Completion,
         CountdownAnswer,
         ExactAnswer,
@@ -165,7 +166,7 @@ _NAMES = {
     ),
     "objective.reductions": "ConstantLength Reduction SequenceMean TokenMean",
     "rewards": (
-        "Completion CountdownAnswer ExactAnswer Finished FunctionReward MathAnswer "
+        "CodeAnswer Completion CountdownAnswer ExactAnswer Finished FunctionReward MathAnswer "
         "OverlongPenalty Reward"
     ),
     "resume.metrics_csv": "MetricsCSV",
@@ -187,7 +188,8 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names.spli
 
 __all__ = ["ActionSpace", "AdaptiveCoefficient", "Advantage", "AllTokens", "Arithmetic"]
 __all__ += ["AsymmetricRatio", "BlockActions", "BoundedTokens", "CausalPolicy", "CentredCredit"]
-__all__ += ["ClippedRatio", "ClippedWeight", "Completion", "ConstantCoefficient", "ConstantLength"]
+__all__ += ["ClippedRatio", "ClippedWeight", "CodeAnswer", "Completion", "ConstantCoefficient"]
+__all__ += ["ConstantLength"]
 __all__ += ["Correction", "Countdown", "CountdownAnswer", "CoupledElbo", "CoupledTokens"]
 __all__ += ["DecoupledRelative"]
 __all__ += ["DelimiterSegmenter", "Denoising"]

@@ -1,12 +1,14 @@
 """Rewards: judgements of completions."""
 
 from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError, TokenReward
+from lightning_mpo.rewards.code import CodeAnswer
 from lightning_mpo.rewards.countdown import CountdownAnswer
 from lightning_mpo.rewards.functions import FunctionReward
 from lightning_mpo.rewards.judge import Endpoint, LlmJudge
 from lightning_mpo.rewards.math import MathAnswer
 from lightning_mpo.rewards.model import RewardModel
 from lightning_mpo.rewards.reasoning_gym import ReasoningGymAnswer
+from lightning_mpo.rewards.sandbox import Limits
 from lightning_mpo.rewards.scoring import (
     Scores,
     completions_of,
@@ -26,6 +28,7 @@ from lightning_mpo.rewards.text import ChoiceAnswer, ExactAnswer, FormatMatch
 
 __all__ = [
     "ChoiceAnswer",
+    "CodeAnswer",
     "Completion",
     "CountdownAnswer",
     "DrawnDecision",
@@ -37,6 +40,7 @@ __all__ = [
     "Judgement",
     "LengthCost",
     "LengthRange",
+    "Limits",
     "LlmJudge",
     "MathAnswer",
     "OverlongPenalty",

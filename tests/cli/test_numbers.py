@@ -34,6 +34,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     **reward_numbers.ALLOWED,
     "ClippedRatio.high": {"0": "no step beyond a ratio of 1"},
     "ClippedRatio.low": {"0": "no step beyond a ratio of 1"},
+    "CodeAnswer.weight": {"-1": SIGNED, "0": "measured only"},
     "ConstantCoefficient.coefficient": {"0": OFF},
     "EntropyBonus.coef": {"-1": SIGNED, "0": SIGNED},
     "EntropySegmenter.quantile": {"0": "cuts at every token above the least entropy"},

@@ -31,7 +31,7 @@ FOREIGN = (
     "datasets",
     "torchmetrics",
 )
-STANDARD = {"_replace", "_exit", "_current_frames", "_actions", "_asdict"}
+STANDARD = {"_replace", "_exit", "_current_frames", "_actions", "_asdict", "_run_exitfuncs"}
 """Of the standard library."""
 
 

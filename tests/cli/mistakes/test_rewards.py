@@ -126,6 +126,22 @@ CASES = {
         "`MathAnswer.weight` must be",
         ["--rollout.rewards", "[{class_path: MathAnswer, init_args: {weight: .inf}}]"],
     ),
+    "no time for programs": Case(
+        "`limits.seconds` must be positive",
+        ["--rollout.rewards", "[{class_path: CodeAnswer, init_args: {limits: {seconds: 0}}}]"],
+    ),
+    "negative memory for programs": Case(
+        "`limits.memory_mib` must be at least 64",
+        ["--rollout.rewards", "[{class_path: CodeAnswer, init_args: {limits: {memory_mib: -1}}}]"],
+    ),
+    "programs in another language": Case(
+        "`CodeAnswer.language` must be 'python'",
+        ["--rollout.rewards", "[{class_path: CodeAnswer, init_args: {language: rust}}]"],
+    ),
+    "programs without tests": Case(
+        "`CodeAnswer` needs columns with tests: `test` and `entry_point`, or `test_list`",
+        ["--rollout.rewards", "[{class_path: CodeAnswer, init_args: {allow_weak: true}}]"],
+    ),
     "no time for rewards": Case(
         "`rollout.reward_seconds` must be positive", ["--rollout.reward_seconds", "0"]
     ),

@@ -1,0 +1,1 @@
+"""Code that runs inside the sandbox. It imports the standard library and nothing else."""
