@@ -46,8 +46,8 @@ def check_rewards(
     if data.curriculum is not None and stage == "fit":
         data.curriculum.check(rewards)
     for reward in rewards:
-        reward.check(max_new_tokens)
         reward.check_columns(columns)
+        reward.check(max_new_tokens)
 
 
 def check_sampling(
