@@ -33,9 +33,7 @@ class Limits:
     output_mib: int = 4
 
     def __post_init__(self) -> None:
-        times = {"seconds": self.seconds, "wall_seconds": self.wall_seconds}
-        positive("limits", most=86_400, **times)
+        positive("limits", most=86_400, seconds=self.seconds, wall_seconds=self.wall_seconds)
         at_least("limits", 64, most=1 << 20, memory_mib=self.memory_mib)
         at_least("limits", 1, most=4096, processes=self.processes)
-        sizes = {"disk_mib": self.disk_mib, "output_mib": self.output_mib}
-        at_least("limits", 1, most=1 << 14, **sizes)
+        at_least("limits", 1, most=1 << 14, disk_mib=self.disk_mib, output_mib=self.output_mib)
