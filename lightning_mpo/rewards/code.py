@@ -68,7 +68,7 @@ class CodeAnswer(Reward):
             raise UserError(f"`CodeAnswer.language` must be 'python', got {language!r}")
         self.partial, self.require_finished = partial, require_finished
         self.limits, self.allow_weak = limits or Limits(), allow_weak
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or os.cpu_count() or 1
         self.ends: Counter[str] = Counter()
         """How many programs ended by each limit, by a crash, or by themselves (`exit`)."""
         self._pool: Pool | None = None

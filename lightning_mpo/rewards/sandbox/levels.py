@@ -8,6 +8,7 @@ It is refused unless it is allowed.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -77,8 +78,10 @@ def strongest_level(allow_weak: bool) -> Level:
         allow_weak: accept the level `limits`.
 
     Raises:
-        UserError: only the level `limits` works, and it is not allowed.
+        UserError: only the level `limits` works, and it is not allowed; or this is not Linux.
     """
+    if platform.system() != "Linux":
+        raise UserError("programs of the model can be run on Linux only")
     level, obstacle = _bubblewrap()
     if level is not None:
         return level

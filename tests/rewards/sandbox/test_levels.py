@@ -100,6 +100,12 @@ def test_a_machine_whose_calls_cannot_be_filtered_is_weak(
         strongest_level(allow_weak=False)
 
 
+def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    with pytest.raises(UserError, match="on Linux only"):
+        strongest_level(allow_weak=True)
+
+
 def test_the_interpreter_is_the_one_behind_the_environment() -> None:
     assert levels._interpreter().is_file()
     assert levels._interpreter().is_relative_to(Path(sys.base_prefix).resolve())
