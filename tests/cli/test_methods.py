@@ -105,7 +105,8 @@ def test_rows_by_hand():
     )
     assert rows["ppo"][1].endswith("`TokenMean`, `ValueLoss(0.1, 0.2)`")
     assert rows["mpo_rlpt"][1].startswith(
-        "`TopK(16, refuse)`, `BlockActions(3, weights FutureShare(0.2), stride 1, mtp, weighted)`, `GroupRelative"
+        "`TopK(16, refuse)`, `BlockActions(3, weights FutureShare(0.2), stride 1, mtp, weighted, "
+        "credit StateCredit(bound))`, `GroupRelative"
     )
     assert "`KLPenalty(controller ConstantCoefficient(0.05), k1, reward, token)`" in rows["rloo"][1]
     assert "`ConstantLength(length rollout.max_new_tokens)`" in rows["dr_grpo"][1]
