@@ -107,7 +107,7 @@ class RolloutLoop(RolloutEvaluation):
         self.max_new_tokens = max_new_tokens
         self.minibatches, self.epochs = minibatches, epochs
         self.sampler = sampler or LocalSampler()
-        self._seed = seed
+        self._seed, self.failed_reward = seed, failed_reward
         self.validation_completions = validation_completions
         self.replay = replay
         self.parity_gate = parity_gate
