@@ -19,17 +19,23 @@ def draw_curves(study: StagedStudy, results: Results, choices: Choices, path: Pa
     """Draw the learning curves, a panel for each task: the mean over seeds, and the range of seeds."""
     pyplot = _pyplot()
     tasks = [task for task in study.tasks if choices.confirmed(task)]
-    size = (6 * max(len(tasks), 1), 4.5)
+    rows = max(math.ceil(len(tasks) / 3), 1)
+    columns = min(max(len(tasks), 1), 3)
     figure, panels = pyplot.subplots(
-        1, max(len(tasks), 1), figsize=size, layout="constrained", squeeze=False
+        rows, columns, figsize=(6 * columns, 4.5 * rows), layout="constrained", squeeze=False
     )
-    for axes, task in zip(panels[0], tasks, strict=False):
+    for axes in panels.flat[len(tasks) :]:
+        axes.set_axis_off()
+    for axes, task in zip(panels.flat, tasks, strict=False):
         options = study.tasks[task]
         for index, cell in enumerate(choices.confirmed(task)):
             lines = confirmed_lines(study, results, choices, task, cell).values()
             curves = [points_of(line, options.metric, options.judged) for line in lines]
+            label = cell
+            if options.judged == "support" and not any(map(_has_support, lines)):
+                label = f"{cell} (whole vocabulary)"
             if curves:
-                _draw_band(axes, curves, cell, f"C{index % 10}", "-" if index < 10 else "--")
+                _draw_band(axes, curves, label, f"C{index % 10}", "-" if index < 10 else "--")
         name = "pass@1" if options.metric == "pass_at_1" else "mean reward"
         place = ", as trained (support)" if options.judged == "support" else ""
         axes.set(title=task, xlabel="rollouts", ylabel=f"held-out {name}{place}")
@@ -37,6 +43,11 @@ def draw_curves(study: StagedStudy, results: Results, choices: Choices, path: Pa
         if axes.get_lines():
             axes.legend(fontsize=7)
     _save(figure, path)
+
+
+def _has_support(line: dict[str, Any]) -> bool:
+    """Return whether the validations of a run were also judged on a support."""
+    return any(name.startswith("support_") for point in line["curve"] for name in point)
 
 
 def _draw_band(axes: Any, curves: list[Any], label: str, color: str, style: str) -> None:
@@ -49,8 +60,12 @@ def _draw_band(axes: Any, curves: list[Any], label: str, color: str, style: str)
 
 
 def draw_differences(rows: list[Answer], path: Path) -> None:
-    """Draw the paired differences, a row for each comparison, with mean and 95 % interval."""
+    """Draw the paired differences, a row for each comparison that has runs, with 95 % intervals.
+
+    The axis is linear up to 0.05 and logarithmic beyond.
+    """
     pyplot = _pyplot()
+    rows = [answer for answer in rows if answer.final or answer.area]
     figure, panels = pyplot.subplots(
         1, 2, figsize=(12, 1.4 + 0.36 * max(len(rows), 1)), layout="constrained", sharey=True
     )
@@ -74,6 +89,9 @@ def draw_differences(rows: list[Answer], path: Path) -> None:
                 markerfacecolor=None if is_outcome else "white",
             )
         axes.axvline(0, color="black", lw=0.8)
+        axes.set_xscale("symlog", linthresh=0.05)
+        ticks = (-0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
         axes.set(xlabel=f"paired difference, {name}")
         axes.grid(alpha=0.3, axis="x")
     labels = [
