@@ -24,6 +24,7 @@ POSITIONS = {
     Stream.HEADS: product(ROLLOUTS, RANKS),
     Stream.HEADS_HELD_OUT: product(range(100), RANKS),
     Stream.DIAGNOSE: product(ROLLOUTS, RANKS),
+    Stream.CURRICULUM: product(ROLLOUTS, ROUNDS),
     Stream.CHECK: [()],
 }
 

@@ -20,6 +20,7 @@ else of this package.
 ``decoupled``            several rewards -> advantages, each normalised within the group
 ``prefix_tree``          credit for the tokens at which completions of a prompt part
 ``groups``               which groups of completions tell right from wrong
+``curriculum``           success rates of training rows -> weights, and draws by them
 ``selections``           which tokens of a response carry gradient
 ``lengths``              the length of a response -> a penalty
 ``surrogates``           (log-ratio, advantage) -> loss of each action

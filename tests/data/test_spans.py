@@ -81,7 +81,10 @@ def test_the_policy_of_the_recipe_writes_it():
         ({"length": 8}, "`Spans.length` = 8 needs 64 characters for `entities` = 8, over the 62"),
         ({"entities": 1}, "`Spans.entities` must be at least 2, got 1"),
         ({"decisions": 0}, "`Spans.decisions` must be at least 1, got 0"),
-        ({"decisions": 3}, "`Spans.decisions` = 3 gives 512 problems, too few"),
+        (
+            {"decisions": 3},
+            "`Spans.decisions` = 3 gives 512 problems, and `held_out_share` = 0.1 leaves 461",
+        ),
         ({"careless_share": -0.1}, "careless_share"),
     ],
 )

@@ -83,7 +83,10 @@ def test_the_policy_of_the_recipe_writes_it():
         ({"alphabet": 6}, "`StarGraphs.alphabet` = 6 has too few letters for the 7 nodes"),
         ({"alphabet": 53}, "`StarGraphs.alphabet` must be at most 52"),
         ({"careless_share": 1.5}, "careless_share"),
-        ({"length": 1, "alphabet": 3}, "`StarGraphs.alphabet` = 3 gives 12 problems, too few"),
+        (
+            {"length": 1, "alphabet": 3},
+            "`StarGraphs.alphabet` = 3 gives 12 problems, and `held_out_share` = 0.1 leaves 11",
+        ),
     ],
 )
 def test_errors(options, message):

@@ -69,5 +69,5 @@ def test_options_of_demonstrations_change_no_problem_and_no_target(owner):
 @pytest.mark.parametrize("option", ["train_problems", "held_out_problems"])
 def test_too_few_problems_end_in_one_line(owner, option):
     few = {StarGraphs: {"alphabet": 7}, Spans: {"decisions": 7}}
-    with pytest.raises(UserError, match=rf"`{owner.__name__}\.\w+` = \d+ gives \d+ problems"):
+    with pytest.raises(UserError, match=rf"`{owner.__name__}\.\w+` = \d+ gives [\d,]+ problems"):
         make(owner, **few.get(owner, {}), **{option: 10**7})

@@ -45,7 +45,7 @@ SUBJECTS = [
 ]
 
 
-class Table(Policy):
+class LogitTable(Policy):
     """A policy that is a table of logits; its reference is another."""
 
     tokenizer, vocabulary, end_tokens = None, VOCABULARY, ()
@@ -85,7 +85,7 @@ def subject(name: str, gamma: float) -> Objective:
 
 def ours(objective: Objective, valid_B: Tensor) -> tuple[float, Tensor, Tensor, Tensor]:
     """Return loss, gradient, and the logits at rollout and at the update."""
-    policy = Table()
+    policy = LogitTable()
     module = PolicyOptimization(policy, objective)
     module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     rollout = Rollout(
@@ -202,7 +202,7 @@ def naive_loss(
 def test_from_rewards_to_the_gradient_is_a_loop_over_tokens(name, gamma, valid_B):
     objective, valid = subject(name, gamma), valid_B.tolist()
     loss, gradient, before, logits = ours(objective, valid_B)
-    rows = token_rewards(objective.needs_reference, before, Table().reference)
+    rows = token_rewards(objective.needs_reference, before, LogitTable().reference)
     logits.requires_grad_()
     expected = naive_loss(name, naive_advantages(name, gamma, rows, valid), valid, before, logits)
     (expected_gradient,) = torch.autograd.grad(expected, logits)

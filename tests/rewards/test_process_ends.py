@@ -100,9 +100,12 @@ def test_ctrl_c_is_the_users(process: bool) -> None:
     (reward,) = as_rewards(interrupted)
     caller = RewardCaller([reward], 60, process)
     pids = alive(caller)
+    helper = caller._helper.pid if process else None
     with pytest.raises(KeyboardInterrupt):
         caller(reward, BATCH)
-    assert len(pids) == process
+    assert helper is None or gone(helper)
+    caller.close()
+    assert len(pids) == (2 if process else 0)  # the spawner and its helper
     assert all(gone(pid) for pid in pids)
 
 
