@@ -20,6 +20,8 @@ what hangs one.
 """
 LARGEST_NUMBER = 1e9
 """Most that a coefficient or bound may be. Above it float32 loses what it is added to."""
+LEAST_TEMPERATURE = 1e-6
+"""Logits that are divided by less would overflow; at this temperature sampling is greedy already."""
 LARGEST_SEED = 2**63 - 1
 
 
@@ -114,6 +116,16 @@ def not_below(
     requirement = f"be at least {bound:g}" if bound else "not be negative"
     for name, value in options.items():
         _check(owner, name, value, lambda x: x >= bound, requirement, most, note)
+
+
+def temperatures(owner: str, **options: Any) -> None:
+    """Refuse temperatures that are not positive, or by which logits overflow.
+
+    Raises:
+        UserError: an option is not a number, or below `LEAST_TEMPERATURE`.
+    """
+    positive(owner, **options)
+    not_below(owner, LEAST_TEMPERATURE, **options)
 
 
 def share_or_count(owner: str, of: str, **options: Any) -> None:

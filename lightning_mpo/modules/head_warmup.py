@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_mpo.checks import at_least, positive, seeds
+from lightning_mpo.checks import at_least, seeds, temperatures
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.data.curriculum import check_imitation
 from lightning_mpo.errors import UserError
@@ -101,7 +101,7 @@ class HeadWarmup(Stage):
             )
         # options out of range
         at_least("HeadWarmup", 1, batches_per_epoch=batches_per_epoch)
-        positive("HeadWarmup", temperature=temperature)
+        temperatures("HeadWarmup", temperature=temperature)
         seeds("HeadWarmup", seed=seed)
         self.policy = policy
         self.solutions = solutions

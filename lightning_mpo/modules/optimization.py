@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_mpo.checks import at_least, not_below, positive
+from lightning_mpo.checks import at_least, not_below, temperatures
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.fitting import check_fit, warn_of_untrained_heads
 from lightning_mpo.modules.gradients import clip_gradients, gradient_norms
@@ -63,7 +63,7 @@ class PolicyOptimization(Stage):
         score_tokens: int = 16_384,
     ) -> None:
         super().__init__()
-        positive("model", temperature=temperature)
+        temperatures("model", temperature=temperature)
         part_rates: dict[str, Any] = dict(learning_rates or {})
         not_below("model.learning_rates", 0, **part_rates)
         at_least("model", 1, most=10**9, score_tokens=score_tokens)

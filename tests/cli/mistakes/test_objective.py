@@ -65,6 +65,9 @@ CASES = {
         "`rollout.validation_completions` must be at least 1, got 0",
         ["--rollout.validation_completions", "0"],
     ),
+    "a temperature by which logits overflow": Case(
+        "`model.temperature` must be at least 1e-06, got 1e-30", ["--model.temperature", "1e-30"]
+    ),
     "a temperature of zero": Case(
         "`model.temperature` must be positive", ["--model.temperature", "0"]
     ),
