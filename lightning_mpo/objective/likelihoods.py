@@ -23,8 +23,8 @@ from lightning_mpo.objective.masked_rules import check_masked
 from lightning_mpo.objective.reductions import ConstantLength, Reduction
 from lightning_mpo.types import Rollout
 
-MOST_PAIRS = 1_000
-"""Pairs of copies that one row may hold; each is a pass of the model after the other."""
+MOST_COPIES = 1_000
+"""Pairs, samples or steps of a response in one pass over a rollout. Each is a pass of the model."""
 
 
 class Noise(NamedTuple):
@@ -99,7 +99,7 @@ class CoupledElbo(Likelihood):
     padding: bool = True
 
     def __post_init__(self) -> None:
-        at_least("CoupledElbo", 1, most=MOST_PAIRS, pairs=self.pairs)
+        at_least("CoupledElbo", 1, most=MOST_COPIES, pairs=self.pairs)
 
     @property
     def copies(self) -> int:
@@ -144,7 +144,7 @@ class Elbo(Likelihood):
     stratified: bool = True
 
     def __post_init__(self) -> None:
-        at_least("Elbo", 1, samples=self.samples)
+        at_least("Elbo", 1, most=MOST_COPIES, samples=self.samples)
 
     @property
     def repeats(self) -> int:
@@ -193,7 +193,7 @@ class Denoising(Likelihood):
     importance: Literal["uniform", "entropy"] = "uniform"
 
     def __post_init__(self) -> None:
-        at_least("Denoising", 1, steps=self.steps)
+        at_least("Denoising", 1, most=MOST_COPIES, steps=self.steps)
         one_of("Denoising", ("uniform", "entropy"), importance=self.importance)
 
     @property

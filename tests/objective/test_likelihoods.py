@@ -176,7 +176,7 @@ def test_with_as_many_samples_as_steps_each_step_is_replayed_once():
 
 
 def test_importance_undoes_the_probability_of_a_step():
-    rollout, n = masked_rollout([None], prompts=[3]), 4000
+    rollout, n = masked_rollout([None], prompts=[3]), 1000
     noise = Denoising(steps=n, importance="entropy").draw(rollout, seeded(12))
     assert rollout.reveal_BT is not None
     assert rollout.reveal_entropy_BT is not None
@@ -188,7 +188,7 @@ def test_importance_undoes_the_probability_of_a_step():
     for b in range(0, n, 97):
         step = int(rollout.reveal_BT[0][noise.weights_BCT[b, 0] == 1][0])
         assert float(noise.importance_B[b]) == pytest.approx(1 / (4 * float(probability_S[step])))
-    assert float(noise.importance_B.mean()) == pytest.approx(1, abs=1e-3)
+    assert float(noise.importance_B.mean()) == pytest.approx(1, abs=4e-3)
 
 
 def test_denoising_needs_the_steps_of_a_sampler():
@@ -209,6 +209,8 @@ def test_a_mask_of_other_rows_is_an_error():
         (lambda: CoupledElbo(pairs=0), "`CoupledElbo.pairs` must be at least 1, got 0"),
         (lambda: Elbo(samples=0), "`Elbo.samples` must be at least 1, got 0"),
         (lambda: Denoising(steps=0), "`Denoising.steps` must be at least 1, got 0"),
+        (lambda: Elbo(samples=1001), "`Elbo.samples` must be at most 1,000, got 1001"),
+        (lambda: Denoising(steps=1001), "`Denoising.steps` must be at most 1,000, got 1001"),
         (lambda: Denoising(importance="loss"), "`Denoising.importance` must be"),
         (lambda: MeanField(prompt_share=1.0), r"`MeanField.prompt_share` must be in \[0, 1\)"),
         (lambda: CoupledTokens(least=0.0), r"`CoupledTokens.least` must be in \(0, 1\)"),
