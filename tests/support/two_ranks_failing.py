@@ -61,9 +61,10 @@ def main() -> None:
 
     lines = {
         "none": ended(lambda: fit(folder, **options(Fails()), **held_out)),
+        "second process": ended(lambda: fit(folder, **options(Fails(1, 1)))),
         "second rollout": ended(lambda: fit(folder, **options(Fails(1, 2)))),
         "first process": ended(lambda: fit(folder, **options(Fails(0, 1)))),
-        "dynamic": ended(lambda: fit(folder, **options(Fails(1, 2), dynamic=DynamicSampling(2)))),
+        "dynamic": ended(lambda: fit(folder, **options(Fails(1, 1), dynamic=DynamicSampling(2)))),
         "validation": ended(
             lambda: fit(folder, **options(Fails(1, 3)), **held_out, data=make_data())
         ),
