@@ -24,7 +24,7 @@ test: $(BIN)/.installed
 	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(BIN)/.installed
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m slow --durations=15
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=15
 
 # Private names first: a break names itself before the suite shows what came of it.
 define suite
