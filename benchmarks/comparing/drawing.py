@@ -32,7 +32,9 @@ def draw_curves(study: StagedStudy, results: Results, choices: Choices, path: Pa
             lines = confirmed_lines(study, results, choices, task, cell).values()
             curves = [points_of(line, options.metric, options.judged) for line in lines]
             label = cell
-            if options.judged == "support" and not any(map(_has_support, lines)):
+            supported = f"support_{options.metric}"
+            judged = all(supported in point for line in lines for point in line["curve"])
+            if options.judged == "support" and not judged:
                 label = f"{cell} (whole vocabulary)"
             if curves:
                 _draw_band(axes, curves, label, f"C{index % 10}", "-" if index < 10 else "--")
@@ -43,11 +45,6 @@ def draw_curves(study: StagedStudy, results: Results, choices: Choices, path: Pa
         if axes.get_lines():
             axes.legend(fontsize=7)
     _save(figure, path)
-
-
-def _has_support(line: dict[str, Any]) -> bool:
-    """Return whether the validations of a run were also judged on a support."""
-    return any(name.startswith("support_") for point in line["curve"] for name in point)
 
 
 def _draw_band(axes: Any, curves: list[Any], label: str, color: str, style: str) -> None:
