@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from typing import Any
@@ -148,6 +149,8 @@ def build_policy(
         reference: keep the initial policy as the reference.
         freeze: freezes weights that are not trained.
     """
+    atexit.unregister(close_process_groups)  # once, however many policies are built
+    atexit.register(close_process_groups)
     mesh, device = module.device_mesh, module.trainer.strategy.root_device
     if mesh is None:
         policy.build(device=device, reference=reference)
@@ -156,6 +159,16 @@ def build_policy(
     from lightning_mpo.policies.sharding import build_in_shards
 
     build_in_shards(policy, mesh["data_parallel"], device, reference=reference, freeze=freeze)
+
+
+def close_process_groups() -> None:
+    """Close the connections between processes before the interpreter shuts down.
+
+    A thread of Gloo that still holds a tensor while Python finalizes aborts the process, which turns
+    the exit code of a finished run into 134. Lightning closes the connections of NCCL only.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank_and_world_size() -> tuple[int, int]:

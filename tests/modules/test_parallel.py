@@ -20,6 +20,16 @@ from lightning_mpo.modules.parallel import check_nodes, check_strategy_options
 from tests.support.many_ranks import CASES, gradients
 
 SCRIPT = str(Path(__file__).parents[1] / "support" / "many_ranks.py")
+EXITS = """
+import atexit, sys
+from pathlib import Path
+import torch.distributed as dist
+atexit.register(lambda: print("at exit", dist.is_initialized()))  # runs after those of later lines
+from lightning.pytorch.strategies import ModelParallelStrategy
+from tests.support.runs import fit, make_policy
+fit(Path(sys.argv[1]), policy=make_policy(), max_steps=1, strategy=ModelParallelStrategy(1, 1))
+print("after fit", dist.is_initialized())
+"""
 
 
 def environment() -> dict[str, str]:
@@ -105,6 +115,16 @@ def test_two_nodes_have_the_gradients_of_one_process(tmp_path, one, strategy):
         for case in said:
             for mine, other in zip(said[case]["gradients"], one[case]["gradients"], strict=True):
                 assert (flat(mine) - flat(other)).norm() < 1e-6 * flat(other).norm()
+
+
+def test_connections_are_closed_before_the_interpreter_shuts_down(tmp_path):
+    """A thread of Gloo that holds a tensor at that time aborts a finished run."""
+    done = subprocess.run(
+        [sys.executable, "-c", EXITS, str(tmp_path)], cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, timeout=300, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-2:] == ["after fit True", "at exit False"]
 
 
 def options(data: Any, tensor: Any = 1, devices: Any = 2, nodes: Any = 1) -> dict[str, Any]:
