@@ -35,6 +35,7 @@ else of this package.
 ``diagnostics``          clip fraction, effective sample size, signal and noise
 ``head_diagnostics``     calibration of multi-token heads, and the gradient that they send into the trunk
 ``support_diagnostics``  kept mass, overlap, score variance, responses that could not stop
+``evaluation``           pass@k, maj@k, and intervals over problems
 ``shapes``               the checks that name the argument
 =======================  ==========================================================================
 
