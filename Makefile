@@ -21,10 +21,10 @@ train: $(BIN)/.installed
 	$(BIN)/lightning-mpo fit -c configs/experiment/quickstart.yaml --seed_everything $(SEED)
 
 test: $(BIN)/.installed
-	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile -rs
 
 test-slow: $(BIN)/.installed
-	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=15
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m slow -n 2 --dist loadfile -rs --durations=15
 
 # Private names first: a break names itself before the suite shows what came of it.
 define suite

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -124,8 +125,12 @@ class CodeAnswer(Reward):
         different = dict.fromkeys(job for job in jobs if job is not None)
         new = [job for job in different if job not in self._results]
         if new:
-            results = dict(zip(new, self._ready().run(new), strict=True))
-            self._count([result.end for result in results.values()])
+            done = self._ready().run(new)
+            self._count([result.end for result in done])
+            # outputs of a batch may be gigabytes
+            results = {
+                job: replace(result, output=b"") for job, result in zip(new, done, strict=True)
+            }
             self._results = {job: results.get(job) or self._results[job] for job in different}
         return [None if job is None else self._results[job] for job in jobs]
 

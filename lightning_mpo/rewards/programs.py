@@ -12,7 +12,7 @@ from lightning_mpo.rewards.sandbox import Job
 
 TAGS = ("python", "py", "python3", "")
 CODE = re.compile(
-    r"^\s*(def|class|import|from|return|for|while|if|print|with|try)\b|=", re.MULTILINE
+    r"^[ \t]*(def|class|import|from|return|for|while|if|print|with|try)\b|=", re.MULTILINE
 )
 KINDS = (("test", "entry_point"), ("test_list",), ("inputs", "outputs"))
 """Columns of tests: as in HumanEval, as in MBPP, and of programs that read and print."""

@@ -71,6 +71,15 @@ def test_the_share_of_tests() -> None:
     assert reward.score(batch) == [0.5] * 3
 
 
+def test_outputs_are_not_kept(reward: CodeAnswer) -> None:
+    texts = ["print('x' * 1000)", "print(1)"]
+    assert reward.score([completion(t, {"inputs": ["1"], "outputs": ["1"]}) for t in texts]) == [
+        0.0,
+        1.0,
+    ]
+    assert [result.output for result in reward._results.values()] == [b"", b""]
+
+
 def test_rows_that_are_not_judged(reward: CodeAnswer) -> None:
     broken = {"test_list": ["import no_such_module\nassert f(1) == 2"], "test_setup_code": "1 / 0"}
     with pytest.warns(UserWarning, match="the tests of a row cannot run: their setup raised"):

@@ -42,6 +42,10 @@ def test_code_of_a_response(text: str, code: str | None) -> None:
     assert code_of(text) == code
 
 
+def test_a_response_of_empty_lines_takes_no_time() -> None:
+    assert code_of("\n" * 300_000) is None
+
+
 def value_of(text: str) -> object:
     """Return what the first text that compiles returns for 7."""
     for source in joined(START, "f", text):

@@ -17,13 +17,18 @@ def check(candidate):
 """
 """The tests of a function `add` that every program must fail."""
 WRONG = "\ndef add(a, b):\n    return -1\n"
+RIGHT_IF_IT_WORKED = """
+if "add" not in globals():
+    def add(a, b):
+        return a + b if worked else -1
+"""
 
 
 def programs(name: str) -> dict[str, str]:
     """Return the programs of a file. One without a function `add` gets a wrong one at its end."""
     parts = (FOLDER / f"{name}.txt").read_text().split("=== ")[1:]
     texts = {title: text for title, _, text in (part.partition("\n") for part in parts)}
-    if name == "scripts":
+    if name in ("scripts", "probes"):
         return texts
     return {title: text if "add" in text else text + WRONG for title, text in texts.items()}
 
@@ -34,5 +39,10 @@ MACHINE = programs("machine")
 """Attacks on files, processes, memory, the network; each ends by itself."""
 ENDLESS = programs("endless")
 """Attacks that go on until a limit ends them."""
+PROBES = {
+    title: "worked = False\n" + text + RIGHT_IF_IT_WORKED
+    for title, text in programs("probes").items()
+}
+"""Attacks that find out whether they worked: `add` is right in that case alone."""
 SCRIPTS = programs("scripts") | {"prints nothing": ""}
 """Scripts whose input is `2 3`, and that must not count as having printed 5."""

@@ -17,6 +17,7 @@ Each program has, at the level `bubblewrap`:
   namespace, so that all its descendants end with it, and it sees no process but these;
 * a read-only file system with the system and the interpreter alone, without /proc, installed
   packages and home folders, and an empty folder /tmp in memory, of bounded size;
+* standard streams and an IPC namespace of its own, no shared memory but files in /tmp;
 * no network, no privileges, an identity of its own when root starts it (else a user namespace), a
   filter of system calls, an environment without variables of the run;
 * limits (`Limits`) that the kernel or the keeper (`inside/zygote.py`) enforces from outside.
@@ -25,7 +26,8 @@ A sandbox is reused. The process that waits in it runs no untrusted code and is 
 processes and shared memory of a program end with it.
 
 Not protected: a bug in the kernel or the processor gets a program out. Timing and load are visible
-to others. A program can take its full limits of time and memory each time. Tests of the data set
+to others. A program can take its full limits of time and memory each time, and 300 MiB
+in buffers of sockets and pipes. Tests of the data set
 run with the same limits and without a network, and are believed: a test that accepts everything
 accepts everything. At the level `limits`, which must be allowed (`strongest_level`), a program has
 the files of the user and may spoil other processes of the user.

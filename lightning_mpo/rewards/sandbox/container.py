@@ -49,11 +49,12 @@ class Sandbox:
         try:
             result = self._exchange(job, stdin, folder)
         except (OSError, ValueError, frames.BrokenLinkError):
-            self.close()
-            return Result("lost")
+            result = Result("lost")
         finally:
             if not self.level.isolated:
                 shutil.rmtree(folder, ignore_errors=True)
+        if result.end == "lost":  # nothing watches what still runs in it
+            self.close()
         return result
 
     def close(self) -> None:

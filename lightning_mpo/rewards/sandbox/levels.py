@@ -33,6 +33,8 @@ main({control}, {isolated}, {user})
 """The start of a sandbox: stand-ins for the packages above `inside`, which import torch."""
 CAPABILITIES = ("SYS_ADMIN", "SETUID", "SETGID", "KILL", "SETPCAP")
 """Privileges of the process that confines programs; programs have none."""
+DEVICES = ("/dev/null", "/dev/random", "/dev/urandom")
+"""Not `/dev/zero`, whose shared mappings need not count as memory of any process."""
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -148,7 +150,7 @@ def _interpreter() -> Path:
 def _walls() -> list[str]:
     """Return the options of `bwrap`: namespaces, the file system, privileges."""
     options = "--unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup-try"
-    walls = [*options.split(), "--clearenv"]
+    walls = [*options.split(), "--hostname", "sandbox", "--clearenv"]
     if os.getuid() != 0:
         walls.append("--unshare-user")
     for name, value in ENVIRONMENT.items():
@@ -176,10 +178,13 @@ def _walls() -> list[str]:
     hidden = {Path(sysconfig.get_path(name, vars=base)) for name in ("purelib", "platlib")}
     for packages in sorted(hidden | {Path(__file__).parents[3]}):
         if packages.is_dir() and any(packages.is_relative_to(seen) for seen in visible):
-            walls += ["--tmpfs", str(packages)]
+            walls += ["--tmpfs", str(packages), "--remount-ro", str(packages)]
     # devices, processes, the code of the sandbox; privileges
-    walls += ["--ro-bind", str(INSIDE), "/sandbox/inside", "--dev", "/dev", "--remount-ro", "/dev"]
-    walls += ["--dir", "/tmp", "--proc", "/proc", "--remount-ro", "/", "--cap-drop", "ALL"]
+    walls += ["--dir", "/dev", "--dir", "/dev/shm", "--dir", "/tmp"]
+    for device in DEVICES:
+        walls += ["--dev-bind", device, device]
+    walls += ["--ro-bind", str(INSIDE), "/sandbox/inside"]
+    walls += ["--proc", "/proc", "--remount-ro", "/", "--cap-drop", "ALL"]
     for name in CAPABILITIES:
         walls += ["--cap-add", f"CAP_{name}"]
     return walls

@@ -47,11 +47,12 @@ class Pool:
     def _start(self) -> None:
         with self._lock:
             if self._owner != os.getpid():
-                self._free, self._owner = SimpleQueue(), os.getpid()
-                self._open = [Sandbox(self.level, self.limits) for _ in range(self.workers)]
-                for sandbox in self._open:
-                    self._free.put(sandbox)
+                self._free, self._open = SimpleQueue(), []
                 _pools.add(self)
+                for _ in range(self.workers):
+                    self._open.append(Sandbox(self.level, self.limits))
+                    self._free.put(self._open[-1])
+                self._owner = os.getpid()
 
     def _run(self, job: Job) -> Result:
         sandbox = self._free.get()

@@ -34,6 +34,9 @@ def test_bubblewrap_is_taken_if_it_works() -> None:
     command = level.command(7, None)
     assert "--unshare-net" in command
     assert "--remount-ro" in command
+    covers = [command[i + 1] for i, word in enumerate(command) if word == "--tmpfs"]
+    fixed = [command[i + 1] for i, word in enumerate(command) if word == "--remount-ro"]
+    assert set(covers) < set(fixed), "a program of the same user could write there"
 
 
 def test_without_bubblewrap_programs_are_refused(tools: Path) -> None:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.rewards.sandbox import Job, Level, Pool, container
+from lightning_mpo.rewards.sandbox import Job, Level, Pool, Result, container
 from tests.support.sandboxes import GOOD, PATIENT, adding, isolating_level
 
 SAME = "def add(a, b):\n    return a + b"
@@ -68,8 +68,13 @@ def test_usual_programs_run(pool: Pool) -> None:
         "import sys\nsys.setrecursionlimit(5000)\nf = lambda n: n and f(n - 1)\nprint(f(4000) + 1)",
         "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int' = 1\nprint(A().x)",
         "import hashlib, sqlite3, decimal, asyncio\nprint(1)\nexit()",
-        "import atexit\natexit.register(print, 1)",
-        "import sys\nfor line in sys.stdin:\n    print(line)",
+        "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    print(1)\nasyncio.run(f())",
+        "from multiprocessing import Manager\nwith Manager() as m:\n    print(m.list([1])[0])",
+        "from multiprocessing import Pool\nwith Pool(2) as p:\n    print(p.map(abs, [-1])[0])",
+        "from multiprocessing import Array\nprint(sum(Array('i', [1])))",
+        "from multiprocessing import shared_memory as s\nprint(1)\ns.SharedMemory('a', True, 9).unlink()",
+        "import os\nprint(1, file=open(os.devnull, 'w'))\nprint(1)",
+        "import subprocess as s\nprint(1 + s.call('true', stdout=s.DEVNULL))",
     ]
     done = pool.run([script(code, ("1", "1")) for code in codes])
     assert [code for code, result in zip(codes, done, strict=True) if not result.all_passed] == []
@@ -94,6 +99,13 @@ def test_assertions_count_one_by_one(pool: Pool) -> None:
     assert (result.passed, result.total) == (6, 8)  # `assert True` in a test of its own passes it
 
 
+def test_assertions_behind_an_exception_have_failed(pool: Pool) -> None:
+    test = "assert f(1) == 1\nx = f(2)\nassert x == 2\nassert f(3) == 3"
+    code = "def f(x):\n    return [][x - 1:][0] if x > 1 else x"
+    (result,) = pool.run([calls(code, test, each=True)])
+    assert (result.passed, result.total) == (1, 3)
+
+
 def test_a_program_that_dies_loses_what_it_had(pool: Pool) -> None:
     code = "import os\ndef f(x):\n    return x if x < 3 else os._exit(0)"
     (result,) = pool.run([calls(code, "for i in range(4):\n    assert f(i) == i", each=True)])
@@ -112,6 +124,20 @@ def test_a_test_may_expect_an_exception_but_no_lost_program(pool: Pool) -> None:
         ]
     )
     assert [result.all_passed for result in done] == [True, False, False]
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_a_program_that_does_not_raise_fails_a_test_for_it(pool: Pool, each: bool) -> None:
+    test = "try:\n    f(0)\n    assert False, 'no exception'\nexcept ValueError:\n    pass"
+    codes = ("def f(x):\n    return 1", "def f(x):\n    raise ValueError")
+    done = pool.run([calls(code, test, each=each) for code in codes])
+    assert [(result.passed, result.total) for result in done] == [(0, 1), (1, 1)]
+
+
+def test_a_built_in_function_is_no_function_of_the_program(pool: Pool) -> None:
+    tests = ("assert max([1, 5]) == 5", "try:\n    max(1)\nexcept LookupError:\n    pass")
+    done = pool.run([calls("x = 1", test) for test in tests])
+    assert [result.passed for result in done] == [0, 0]
 
 
 def test_objects_stay_with_the_program(pool: Pool) -> None:
@@ -146,6 +172,16 @@ def test_a_lost_sandbox_is_replaced(pool: Pool) -> None:
     assert [result.all_passed for result in pool.run([GOOD] * 4)] == [True] * 4
 
 
+def test_a_sandbox_that_lost_its_keeper_ends(pool: Pool, monkeypatch) -> None:
+    assert pool.run([GOOD])[0].all_passed
+    (sandbox,) = pool._open[:1]
+    with monkeypatch.context() as patch:
+        patch.setattr(container.Sandbox, "_exchange", lambda *a: Result("lost"))
+        assert sandbox.run(GOOD).end == "lost"
+    assert sandbox._process is None
+    assert sandbox.run(GOOD).all_passed
+
+
 def test_sandboxes_end_with_the_pool() -> None:
     pool = Pool(isolating_level(), PATIENT, 1)
     assert pool.run([GOOD])[0].all_passed
@@ -173,6 +209,19 @@ def test_a_sandbox_that_does_not_start_says_why(monkeypatch) -> None:
     monkeypatch.setattr(Level, "command", lambda *a: ["/bin/sh", "-c", "echo 'no walls' >&2"])
     with pytest.raises(UserError, match="the sandbox for programs does not start: no walls"):
         Pool(Level("test", isolated=True), PATIENT, 1).run([GOOD])
+
+
+def test_a_pool_that_did_not_start_starts_later(monkeypatch) -> None:
+    pool = Pool(isolating_level(), PATIENT, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Level, "command", lambda *a: ["/bin/false"])
+        with pytest.raises(UserError, match="does not start: no message"):
+            pool.run([GOOD])
+    assert not pool._owner, "the next call would wait for a sandbox"
+    try:
+        assert pool.run([GOOD])[0].all_passed
+    finally:
+        pool.close()
 
 
 def test_the_weak_level_runs_programs(monkeypatch) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from lightning_mpo.rewards.sandbox.inside import seccomp
 
 NEW_MOUNTS, NEW_IPC, NEW_PIDS = 0x20000, 0x8000000, 0x20000000
-READ_ONLY, NO_SUID, NO_DEVICES, BIND = 1, 2, 4, 4096
+READ_ONLY, NO_SUID, NO_DEVICES, NO_PROGRAMS, REMOUNT, BIND = 1, 2, 4, 8, 32, 4096
 SET_DUMPABLE, SET_SUBREAPER, CLEAR_AMBIENT = 4, 36, (47, 4, 0, 0, 0)
 STACK = 64 << 20
 
@@ -56,6 +56,15 @@ def adopt_orphans() -> None:
     call("prctl", SET_SUBREAPER, 1, 0, 0, 0)
 
 
+def protect_devices() -> None:
+    """Keep programs from changing the times of devices, which the machine has as well."""
+    for name in os.listdir("/dev"):
+        path = os.path.join("/dev", name)
+        if not os.path.isdir(path):
+            options = REMOUNT | BIND | READ_ONLY | NO_SUID | NO_PROGRAMS
+            call("mount", None, path.encode(), None, options, None)
+
+
 def limit_to(kind: int, soft: int, hard: int) -> None:
     """Set a limit, or keep one that is lower already."""
     present = resource.getrlimit(kind)[1]
@@ -72,8 +81,11 @@ def confine(to: Confinement, keep: Sequence[int], folder: str = "/tmp") -> None:
         keep: file descriptors that become 3, 4, …; all others above 2 are closed.
         folder: working folder, private to the program.
     """
-    # no inherited files
+    # no inherited files, and standard streams that no other process has
     os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nothing, stream)
     spare = [os.dup2(fd, 64 + i) for i, fd in enumerate(keep)]
     for i, fd in enumerate(spare):
         os.dup2(fd, 3 + i)
@@ -93,7 +105,7 @@ def confine(to: Confinement, keep: Sequence[int], folder: str = "/tmp") -> None:
         ("AS", to.memory),
         ("CPU", seconds),
         ("FSIZE", to.disk),
-        ("NOFILE", 128),
+        ("NOFILE", 64),
         ("NPROC", to.processes),
         ("CORE", 1),  # 0 would still start a program of the host that collects core files
         ("MEMLOCK", 0),

@@ -116,12 +116,17 @@ def expected_names(tests: list[str], known: dict[str, Any]) -> set[str]:
 class CountAsserts(ast.NodeTransformer):
     """Lets each assertion of a test count for itself; the test goes on after one that fails.
 
-    An assertion of a constant counts for nothing.
+    `assert True` counts for nothing.
     """
 
+    def __init__(self) -> None:
+        self.seen = 0
+        """Assertions in the text."""
+
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        if isinstance(node.test, ast.Constant):
+        if isinstance(node.test, ast.Constant) and node.test.value:
             return ast.copy_location(ast.Pass(), node)
+        self.seen += 1
         frame = ast.parse("try: pass\nexcept Exception: count__(False)\nelse: count__(True)")
         attempt = frame.body[0]
         assert isinstance(attempt, ast.Try)
@@ -163,23 +168,26 @@ def judge(spec: dict[str, Any], link: Link) -> dict[str, Any]:
         return {"broken": "they call no function of the program"}
     space |= {name: Remote(link, name) for name in names}
     # run them
-    for code in codes:
+    for code, assertions in codes:
         before = len(counts)
         good = _passes(code, dict(space))
         if link.lost:
             return {"passed": 0, "total": 1, "lost": True}
-        if not good or len(counts) == before:
-            counts.append(good)
+        if not good:  # the assertions behind the end of the test have failed as well
+            counts += [False] * max(1, assertions - (len(counts) - before))
+        elif len(counts) == before:
+            counts.append(True)
         if not spec["each"] and not good:
             break
     return {"passed": sum(counts), "total": len(counts)}
 
 
-def _compile(test: str, each: bool) -> Any:
-    tree: Any = ast.parse(test, "<tests>")
-    return compile(
-        ast.fix_missing_locations(CountAsserts().visit(tree)) if each else tree, "t", "exec"
-    )
+def _compile(test: str, each: bool) -> tuple[Any, int]:
+    """Return the code of a test, and the assertions that count one by one."""
+    tree, count = ast.parse(test), CountAsserts()
+    if each:
+        tree = ast.fix_missing_locations(count.visit(tree))
+    return compile(tree, "<tests>", "exec"), count.seen
 
 
 def _passes(code: Any, space: dict[str, Any]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import builtins
 import contextlib
 import os
 import random
@@ -75,7 +74,9 @@ def serve(code: types.CodeType, link: socket.socket) -> None:
     def object_of(number: Any) -> Any:
         if isinstance(number, int):
             return objects[number]
-        return space[number] if number in space else getattr(builtins, number)
+        if number not in space:
+            raise NameError(number)
+        return space[number]
 
     while True:
         question = frames.receive(link, LARGEST)

@@ -33,6 +33,8 @@ DENIED = {
     "fsmount": (432, 432),
     "fspick": (433, 433),
     "mount_setattr": (442, 442),
+    "statmount": (457, 457),
+    "listmount": (458, 458),
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     # parts of the kernel with a large surface
@@ -56,14 +58,24 @@ DENIED = {
     "semget": (64, 190),
     "msgget": (68, 186),
     "mq_open": (240, 180),
+    "io_setup": (206, 0),  # of a number that all processes of the machine share
 }
 # the same for calls whose arguments decide
-CLONE, CLONE3, SOCKET = (56, 220), (435, 435), (41, 198)
-KILL = {"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138)}
+CLONE, CLONE3, MMAP, SET_OPTION = (56, 220), (435, 435), (9, 222), (54, 208)
+SOCKETS = {"socket": (41, 198), "socketpair": (53, 199)}
+KILL = {
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+}
 NAMESPACES = 0x7E020000
+SHARED_WITHOUT_FILE = 0x21
+"""Flags of memory that need not count as that of any process."""
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+LOAD, EQUAL, AT_LEAST, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 ALLOW, ERRNO, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
 NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER_MODE = 38, 22, 2
@@ -86,10 +98,11 @@ def program(only_signal: int | None = None) -> bytes:
     def code(operation: int, value: int, yes: int = 0, otherwise: int = 0) -> bytes:
         return struct.pack("=HBBI", operation, yes, otherwise, value)
 
-    def checked(number: int, test: bytes, verdict: int) -> bytes:
+    def checked(number: int, test: bytes, verdict: int, argument: int = 0) -> bytes:
         # `test` skips the next instruction, the verdict, unless the call is denied
-        steps = code(LOAD, FIRST_ARGUMENT) + test + code(RETURN, verdict) + code(RETURN, ALLOW)
-        return code(EQUAL, number, 0, 4) + steps
+        steps = code(LOAD, FIRST_ARGUMENT + 8 * argument) + test
+        steps += code(RETURN, verdict) + code(RETURN, ALLOW)
+        return code(EQUAL, number, 0, len(steps) // 8) + steps
 
     parts = [
         code(LOAD, ARCHITECTURE),
@@ -103,8 +116,14 @@ def program(only_signal: int | None = None) -> bytes:
         parts += [code(EQUAL, numbers[column], 0, 1), code(RETURN, no)]
     parts += [code(EQUAL, CLONE3[column], 0, 1), code(RETURN, ERRNO | errno.ENOSYS)]
     parts.append(checked(CLONE[column], code(ANY_BIT, NAMESPACES, 0, 1), no))
-    only_local = code(EQUAL, socket.AF_UNIX, 1, 0)
-    parts.append(checked(SOCKET[column], only_local, ERRNO | errno.EAFNOSUPPORT))
+    is_local = code(EQUAL, socket.AF_UNIX, 1, 0)
+    for numbers in SOCKETS.values():
+        parts.append(checked(numbers[column], is_local, ERRNO | errno.EAFNOSUPPORT))
+    # memory that no limit counts
+    keeps_buffers = code(EQUAL, socket.SO_SNDBUF, 0, 1)
+    parts.append(checked(SET_OPTION[column], keeps_buffers, no, 2))
+    has_owner = code(AND, SHARED_WITHOUT_FILE) + code(EQUAL, SHARED_WITHOUT_FILE, 0, 1)
+    parts.append(checked(MMAP[column], has_owner, no, 3))
     for numbers in KILL.values() if only_signal is not None else ():
         parts.append(checked(numbers[column], code(EQUAL, only_signal or 0, 1, 0), no))
     return b"".join([*parts, code(RETURN, ALLOW)])

@@ -48,6 +48,8 @@ def main(control: int, isolated: bool, user: int | None) -> None:
     site.setquit()
     confine.end_first()
     confine.hide_memory()
+    if isolated:
+        confine.protect_devices()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     gc.collect()
@@ -174,7 +176,10 @@ def _end(children: dict[str, int], reason: str, isolated: bool) -> dict[str, Any
 
 
 def _resident(children: dict[str, int], isolated: bool) -> int:
-    """Return the resident memory of all processes of the program and its judge, in bytes."""
+    """Return the memory of all processes of the program and its judge, in bytes.
+
+    Pages that are swapped out count as well.
+    """
     pids = {str(pid) for pid in children.values()}
     if isolated:
         mine = {"1", str(os.getpid()), str(os.getppid())}
@@ -182,11 +187,9 @@ def _resident(children: dict[str, int], isolated: bool) -> int:
     total = 0
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/statm") as file:
-                total += int(file.read().split()[1]) * PAGE
-        except (OSError, IndexError, ValueError):
+            with open(f"/proc/{pid}/status") as file:
+                lines = [line.split() for line in file if line.startswith(("VmRSS:", "VmSwap:"))]
+                total += sum(int(kibibytes) << 10 for _, kibibytes, _ in lines)
+        except OSError:
             continue
     return total
-
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
