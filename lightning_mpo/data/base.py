@@ -284,8 +284,8 @@ class PromptDataModule(PromptLoaders):
             canvas: tokens of each solution, as for `solutions`.
 
         Raises:
-            UserError: a row has no solution, or its solution cannot be encoded or holds an end
-                token; or it is too long for the canvas, or with its prompt for the model.
+            UserError: a row has no solution. A solution cannot be encoded, holds an end token, is too
+                long for the canvas, or with its prompt too long for the model.
         """
         solutions = self._connected(self._solutions)
         for rows in (self.splits.train, self.validation_rows):

@@ -143,8 +143,8 @@ class TableSource(PromptDataModule):
         """Read the rows.
 
         Raises:
-            UserError: a source is missing or damaged, a row lacks a column, or a prompt is both in
-                the file to train on and in that to validate on.
+            UserError: a source is missing or damaged; a row lacks a column; or a prompt is in both
+                files, the one to train on and the one to validate on.
         """
         train, validation = self.sources()
         rows = self._read(train)

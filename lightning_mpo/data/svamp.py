@@ -2,116 +2,52 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from lightning_mpo.checks import seeds, share_or_count
-from lightning_mpo.data.base import PromptDataModule
-from lightning_mpo.data.tables import cell, plain_number, split_rows, text_cell
-from lightning_mpo.errors import UserError
-from lightning_mpo.types import PromptRow, Splits
-
-HUB_ID = "ChilleD/SVAMP"
+from lightning_mpo.data.hub import Hub
+from lightning_mpo.data.table import PublicTable
+from lightning_mpo.data.tables import cell, plain_number, text_cell
+from lightning_mpo.types import PromptRow
 
 
-class Svamp(PromptDataModule):
+class Svamp(PublicTable):
     """Word problems with a number as their answer; the rows of all files are pooled and split anew.
 
     The solution that a supervised warm-up imitates is the row's equation, `76 - 25 = 51`, where it
-    has one.
+    has one. The split depends on `split_seed` only, not on the order of the rows or on `seed`.
 
     Args:
-        path: `SVAMP.json` or its folder. None: `$LIGHTNING_MPO_DATA/svamp/SVAMP.json` if that
-            variable is set, else the hub.
+        path: `SVAMP.json` or its folder. None: `$LIGHTNING_MPO_DATA/svamp` if it is there, else the
+            hub's `ChilleD/SVAMP`.
         validation_share: below 1 a share of the problems, from 1 on their number.
-        split_seed: seed of the split, which the order of the rows and `seed` do not touch.
-        kwargs: as for `PromptDataModule`.
+        kwargs: as for `PublicTable`.
     """
 
-    def __init__(
-        self,
-        path: str | None = None,
-        validation_share: float = 0.3,
-        split_seed: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        share_or_count(type(self).__name__, "prompts", validation_share=validation_share)
-        seeds(type(self).__name__, split_seed=split_seed)
-        self.path = path
-        self.validation_share = validation_share
-        self.split_seed = split_seed
+    FOLDER = "svamp"
+    TRAIN = Hub("ChilleD/SVAMP", "test+train", file="SVAMP.json")
 
-    def load(self) -> Splits:
-        """Read, tidy and split the rows.
+    def __init__(
+        self, path: str | None = None, validation_share: float = 0.3, **kwargs: Any
+    ) -> None:
+        super().__init__(path, validation_share=validation_share, **kwargs)
+
+    def row(self, record: Mapping[str, Any], where: str) -> PromptRow:
+        """Return the row of a problem.
 
         Raises:
-            UserError: a missing or broken file; a row without `Body`, `Question` or `Answer`.
+            UserError: `Body`, `Question` or `Answer` is missing, or is no text or number.
         """
-        file = self._file()
-        source, table = (HUB_ID, _from_hub()) if file is None else (str(file), _from_file(file))
-        rows = [
-            _row(line, f"row {number} of {source}") for number, line in enumerate(table, start=1)
-        ]
-        return split_rows(rows, self.validation_share, self.split_seed)
-
-    def _file(self) -> Path | None:
-        folder = os.environ.get("LIGHTNING_MPO_DATA")
-        if self.path is None and not folder:
-            return None
-        path = Path(self.path or f"{folder}/svamp").expanduser()
-        path = path / "SVAMP.json" if path.is_dir() else path
-        if not path.is_file():
-            source = "`data.path`" if self.path else "the environment variable LIGHTNING_MPO_DATA"
-            raise UserError(
-                f"there is no SVAMP.json at {path}, which {source} names; correct it, or leave it "
-                "out for the hub's copy"
-            )
-        return path
-
-
-def _from_file(file: Path) -> Sequence[Any]:
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON: {error}") from error
-    if not isinstance(table, list):
-        raise UserError(f"{file} must hold a list of rows, got {type(table).__name__}")
-    return table
-
-
-def _from_hub() -> Sequence[Any]:
-    import datasets
-
-    try:
-        splits = datasets.load_dataset(HUB_ID)
-    except Exception as error:  # offline, renamed, refused: many types
-        raise UserError(
-            f"cannot load {HUB_ID} from the hub ({type(error).__name__}); set `data.path` to a "
-            "local SVAMP.json"
-        ) from error
-    return [row for name in sorted(splits) for row in splits[name]]
-
-
-def _row(line: Any, where: str) -> PromptRow:
-    prompt = _join(text_cell(line, "Body", where), text_cell(line, "Question", where))
-    answer = plain_number(cell(line, "Answer", where), f"{where}: 'Answer'")
-    solution = (
-        None
-        if line.get("Equation") is None
-        else f"{_plain(text_cell(line, 'Equation', where))} = {answer}"
-    )
-    return PromptRow(
-        prompt,
-        answer,
-        solution,
-        extra={key: line[key] for key in line if key not in ("Body", "Question")},
-        where=where,
-    )
+        prompt = _join(text_cell(record, "Body", where), text_cell(record, "Question", where))
+        answer = plain_number(cell(record, "Answer", where), f"{where}: 'Answer'")
+        solution = (
+            None
+            if record.get("Equation") is None
+            else f"{_plain(text_cell(record, 'Equation', where))} = {answer}"
+        )
+        extra = {key: record[key] for key in record if key not in ("Body", "Question")}
+        return PromptRow(prompt, answer, solution, extra, where=where)
 
 
 def _plain(equation: str) -> str:

@@ -24,7 +24,7 @@ class Table(TableSource):
     The content of a file decides its format; gzip is unpacked. Rewards get all columns by their
     names in the table. `prompt`, `target` and `solution` are names of columns, or Jinja templates:
     a text with `{{` or `{%` is a template. The column of the prompt may hold text, or a list of
-    messages `{"role": …, "content": …}` for the chat template; a row without that column may have
+    messages `{"role": …, "content": …}` for the chat template. A row without that column may have
     `messages`. A last message of the assistant is the row's solution.
 
     A subclass may override `row(record, where)`, which makes a `PromptRow` of each row.
@@ -33,8 +33,8 @@ class Table(TableSource):
         train: file to train on, or several; with `hub` a split, such as `train`.
         validation: file or split to validate on. None: a part of `train` is held out.
         prompt: column or template of the prompt.
-        target: column or template of the right answer: text (surrounding white space is dropped),
-            true, false, or a number, which is written plainly (1e-07 as 0.0000001, 72.0 as 72).
+        target: column or template of the right answer: text, true, false, or a number. White space
+            around a text is dropped. A number is written plainly (1e-07 as 0.0000001, 72.0 as 72).
             None: no answer is known.
         solution: column or template of a solution to imitate; None: none.
         few_shot: number of examples before each prompt, each with its solution: the first training
@@ -127,7 +127,7 @@ class Table(TableSource):
 class PublicTable(Table):
     """A public data set: rows and splits of the hub, or files of them in their public form.
 
-    A subclass sets constants and, where columns or templates are not enough, overrides
+    A subclass sets constants. Where columns or templates are not enough, it overrides
     `row(record, where)`, which returns a `PromptRow`, or None for a row that is left out.
     `lightning_mpo.data.tables` has `text_cell`, `plain_number` and their like for it. `FOLDER` is
     the folder of its files in `$LIGHTNING_MPO_DATA`. `TRAIN` and `VALIDATION` are splits of the

@@ -47,6 +47,7 @@ class Completion:
             it.
         token_ids: the response as sampled, with its end token where it has one.
         solution: a worked solution of the data set, if it has one.
+        messages: the chat that the response continues; empty: `prompt` is the message of the user.
     """
 
     prompt: str
@@ -58,6 +59,14 @@ class Completion:
     thinking: bool = False
     token_ids: tuple[int, ...] = ()
     solution: str | None = None
+    messages: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def chat(self) -> list[dict[str, Any]]:
+        """The messages before the response, which are one of the user if the data has texts."""
+        return [dict(message) for message in self.messages] or [
+            {"role": "user", "content": self.prompt}
+        ]
 
 
 class Reward(ABC):

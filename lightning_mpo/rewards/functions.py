@@ -25,27 +25,38 @@ class FunctionReward(Reward):
     `solution_str` is called as verl does, once per completion: `f(data_source=…, solution_str=…,
     ground_truth=…, extra_info=…)`. It returns a number, or a mapping with a `score`.
 
-    Every argument is a list with one entry per completion. Completions are strings, also for chats.
-    A function without `**kwargs` gets only the arguments that it names. It may be `async`.
+    Every argument is a list with one entry per completion. Completions are strings, also for chats,
+    unless `messages`. A function without `**kwargs` gets only the arguments that it names. It may be `async`.
 
     Args:
         function: an import path such as `my_module.f`, a file and a name such as `rewards.py:f`, or
             any callable.
         weight: factor of this reward in the sum.
         accuracy: a score over 0.5 means "right", which validation counts as solved.
+        messages: prompts and completions are lists of messages, as TRL passes them for chats:
+            `completion[0]["content"]` is the response.
 
     Raises:
-        UserError: there is no such function.
+        UserError: there is no such function, or `messages` is set for a function of one response.
     """
 
     def __init__(
-        self, function: str | Callable[..., Any], weight: float = 1.0, accuracy: bool = False
+        self,
+        function: str | Callable[..., Any],
+        weight: float = 1.0,
+        accuracy: bool = False,
+        messages: bool = False,
     ) -> None:
         super().__init__(weight)
         self.function = load_object(function) if isinstance(function, str) else function
         if not callable(self.function) or isinstance(self.function, type):
             raise UserError(f"`FunctionReward.function` must be a function, got {function!r:.60}")
-        self.is_accuracy = accuracy
+        self.is_accuracy, self.messages = accuracy, messages
+        if messages and self._is_per_row():
+            raise UserError(
+                f"`FunctionReward.messages` is for functions of lists; `{self.title}` takes "
+                "`solution_str`, which is one text"
+            )
 
     @property
     def title(self) -> str:
@@ -100,7 +111,13 @@ class FunctionReward(Reward):
             for p in parameters
             if p.kind is p.POSITIONAL_ONLY and p.name in columns
         ]
-        return self.function(*positional, **columns)
+        try:
+            return self.function(*positional, **columns)
+        except TypeError as error:
+            if "string indices" in str(error) and not self.messages:
+                hint = "completions are texts; `messages: true` of `FunctionReward` passes messages"
+                error.args = (f"{error}; {hint}",)
+            raise
 
     def _is_per_row(self) -> bool:
         return any(p.name == "solution_str" for p in self._parameters() or [])
@@ -129,9 +146,12 @@ class FunctionReward(Reward):
         """
         names = dict.fromkeys(name for c in completions for name in c.row if isinstance(name, str))
         columns = {name: [c.row.get(name) for c in completions] for name in names}
-        batch = {
-            "prompts": [c.prompt for c in completions],
-            "completions": [c.text for c in completions],
+        batch: dict[str, list[Any]] = {
+            "prompts": [c.chat if self.messages else c.prompt for c in completions],
+            "completions": [
+                [{"role": "assistant", "content": c.text}] if self.messages else c.text
+                for c in completions
+            ],
             "completion_ids": [list(c.token_ids) for c in completions],
         }
         row: dict[str, list[Any]] = {

@@ -23,12 +23,15 @@ from lightning_mpo.rewards.thoughts import after_thoughts
 class MathAnswer(Reward):
     r"""1 if the last answer in the response equals the target as a mathematical expression, else 0.
 
-    math-verify finds the answer: the last `\boxed{...}` (several, if "and" joins them), else what
-    follows the last `####`, else "the answer is ...", else the last expression or number. After
-    thoughts, only the text behind `</think>` is read. 51, 51.0, \$51 and 102/2 are equal, and so
-    are 1,000 and 1000; `docs/judging.md` has the rules. Responses are untrusted and math-verify can
-    hang or eat memory on them (`9^9^9^9`), so it runs in helper processes with limits; a response
-    that passes them counts as not answered.
+    The answer is the first of these that the response has: the last `<answer>`, the last
+    `\boxed{...}` (several, if "and" joins them), the text after the last `####`, the words after
+    "the answer is", the last expression or number. After thoughts, only the text behind `</think>`
+    is read. 51, 51.0, \$51 and 102/2 are equal, and so are 1,000 and 1000. `docs/judging.md` has
+    the rules.
+
+    math-verify parses and compares the answers. It can hang or take all memory on an untrusted
+    response (`9^9^9^9`), so it runs in helper processes with limits. A response that exceeds them
+    counts as not answered.
 
     Args:
         require_finished: a response that was cut off gets 0, as its last number is often an

@@ -5,7 +5,7 @@ It is started by path and imports nothing of this package.
 It reads one JSON object a line (`text`, `target`, `extract`, `seconds`, `memory`) and answers with
 one line: `judged`, the target could be read; `answered`, the response could be read; `correct`. The
 line `null` tests whether the process is alive. A question that takes more than `seconds` of CPU
-time, or more than `memory` bytes, ends the process: the signal of the timer keeps its default
+time, or more than `memory` bytes, ends the process. The signal of the timer keeps its default
 action, which also stops C code that no Python exception could interrupt.
 """
 

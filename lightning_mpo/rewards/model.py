@@ -93,10 +93,7 @@ class RewardModel(Reward):
     def _text(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
         if not tokenizer.chat_template:
             return completion.prompt + completion.text
-        messages = [
-            {"role": "user", "content": completion.prompt},
-            {"role": "assistant", "content": completion.text},
-        ]
+        messages = [*completion.chat, {"role": "assistant", "content": completion.text}]
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
 
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

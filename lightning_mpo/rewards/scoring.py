@@ -130,6 +130,7 @@ def completions_of(
             opened,
             tokens,
             row.solution,
+            row.messages,
         )
         for row, text, tokens, end, opened in zip(
             rollout.rows, rollout.texts, ids, finish, thinking, strict=True
@@ -171,8 +172,8 @@ def score_all(
         Rewards and judgements per row.
 
     Raises:
-        RewardError: a reward raised, returned a value that is not a finite number, or returned a
-            wrong count; a weight is not finite, or float32 cannot hold a sum.
+        RewardError: a reward raised, or returned a wrong count or a value that is not a finite
+            number; a weight is not finite; float32 cannot hold a sum.
     """
     # start from rows that nothing has judged
     B = len(completions)

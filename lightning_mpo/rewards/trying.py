@@ -146,6 +146,7 @@ def _completion(
         row.extra,
         token_ids=token_ids,
         solution=row.solution,
+        messages=row.messages,
     )
 
 

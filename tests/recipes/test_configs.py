@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
 import torch
 import yaml
 
+import lightning_mpo
 from lightning_mpo.cli.save_config import SaveConfig
 from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
 from lightning_mpo.resume.option_effects import effect
@@ -85,6 +87,19 @@ def test_an_experiment_is_whole(build, path):
         (line for line in path.read_text().splitlines() if "lightning-mpo fit -c" in line), None
     )
     assert command is None or f"-c {path.stem}" in command
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.yaml")), ids=name_of)
+def test_a_data_recipe_sets_every_text_around_a_prompt(path):
+    """Laid over another recipe of data, it keeps none of the texts of that one."""
+    data = yaml.safe_load(path.read_text())["data"]
+    if data["class_path"] == "PromptFile":
+        return  # prompts of `predict` stand between the texts of the training
+    signature = inspect.signature(getattr(lightning_mpo, data["class_path"])).parameters
+    for name in ("instruction", "suffix", "system"):
+        assert name in data["init_args"], name
+        if name in signature:  # the request that the class fixes
+            assert data["init_args"][name] == signature[name].default
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "hardware").glob("qlora_*.yaml")), ids=name_of)

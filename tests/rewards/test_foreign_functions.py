@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
+from lightning_mpo.errors import UserError
 from lightning_mpo.rewards import Completion, RewardError
 from lightning_mpo.rewards.calling import judge
 from lightning_mpo.rewards.functions import FunctionReward
@@ -57,6 +59,31 @@ def test_functions_of_trl(function, scores) -> None:
     assert judge(FunctionReward(function), ROWS).scores == scores
 
 
+def tags_of_messages(prompts, completions, **kwargs):
+    """Read the responses of chats."""
+    assert [prompt[-1]["role"] for prompt in prompts] == ["user", "user"]
+    texts = [completion[0]["content"] for completion in completions]
+    return [float("<answer>42</answer>" in text) for text in texts]
+
+
+def test_functions_of_trl_for_chats() -> None:
+    reward = FunctionReward(tags_of_messages, messages=True)
+    assert judge(reward, ROWS).scores == [1.0, 0.0]
+    chat = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "7 * 6?"})
+    rows = [replace(row, messages=chat) for row in ROWS]
+    assert judge(reward, rows).scores == [1.0, 0.0]
+    assert [message["role"] for message in rows[0].chat] == ["system", "user"]
+
+
+def test_a_function_for_chats_that_gets_texts() -> None:
+    with pytest.raises(RewardError, match=r"string indices .*; completions are texts; `messages: "):
+        judge(FunctionReward(tags_without_prompts), ROWS)
+
+
+def tags_without_prompts(completions, **kwargs):
+    return [float(completion[0]["content"] == "") for completion in completions]
+
+
 # --- verl: one response at a time
 
 
@@ -96,3 +123,8 @@ def test_a_function_of_one_response_with_an_unknown_argument() -> None:
 
     with pytest.raises(RewardError, match="reward `f` takes `reference`, which it is not given"):
         FunctionReward(f).check_columns(["level"])
+
+
+def test_a_function_of_one_response_takes_no_messages() -> None:
+    with pytest.raises(UserError, match="`compute_score` takes `solution_str`, which is one text"):
+        FunctionReward(compute_score, messages=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def test_scores_are_those_of_single_texts(folder: Path) -> None:
         assert score == pytest.approx(network(ids).logits[0, 1].item(), abs=1e-5)
     assert len({round(score, 4) for score in scores}) == 3
     assert reward.score(ROWS) == scores
+
+
+def test_earlier_messages_of_a_chat_count(folder: Path) -> None:
+    chat = ({"role": "system", "content": "9"}, {"role": "user", "content": ROWS[0].prompt})
+    reward = RewardModel(str(folder))
+    longer, plain = reward.score([replace(ROWS[0], messages=chat), ROWS[0]])
+    assert (longer != pytest.approx(plain, abs=1e-5)) == bool(reward._tokenizer.chat_template)
 
 
 def test_long_texts_lose_their_beginning(folder: Path) -> None:
