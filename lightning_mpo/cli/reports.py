@@ -109,6 +109,11 @@ def lone_word(report: str, word: str) -> str:
 def no_argument(report: str, class_path: str, option: str) -> str:
     """Answer an unknown argument of a class."""
     name = class_path.rsplit(".", 1)[-1]
+    if name == "LightningDataModule":  # the base class, which stands for no choice
+        return (
+            f"`data` sets `{option}` before its class: write `class_path` beside it, or put the "
+            "recipe with the class first"
+        )
     pointer = ARGUMENTS.get(name, {}).get(option)
     if pointer:
         return f"{place_of(report)}`{name}` has no argument `{option}`; it is {pointer}"

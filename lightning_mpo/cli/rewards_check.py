@@ -205,10 +205,10 @@ def _notes(
     listed = ", ".join(f"{name} ({count} rows)" for name, count in counts.items())
     notes = [f"gold is written in the form: {listed}"] if listed else []
     if unknown:
-        notes.append(f"{unknown} rows have neither target nor solution, so no gold")
+        notes.append(f"{unknown} rows have no right answer, so no gold")
     wrong = [row for row in rows if row.solution is not None and SOLUTION not in right_forms(row)]
     if wrong and not any(is_program(row) for row in wrong):
-        notes.append(f"{len(wrong)} solutions do not hold their target, and are not taken as gold")
+        notes.append(f"{len(wrong)} solutions do not give their target, and are not taken as gold")
     if SOLUTION not in counts and any(SOLUTION in right_forms(row) for row in rows):
         notes.append("solutions get less reward than this form")
     # rewards that abstain, and thoughts

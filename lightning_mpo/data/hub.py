@@ -89,8 +89,9 @@ class Hub:
                 "id, or run `hf auth login`"
             )
         if isinstance(error, (ConnectionError, TimeoutError)) or "Offline" in reason:
+            files = f"set `data.path` to {self.file}" if self.file else "name files in `data.train`"
             return UserError(
                 f"cannot load {self} from the hub, which is out of reach ({kind}), and the cache "
-                "has no copy; name local files instead, or download it while there is a network"
+                f"has no copy; {files} instead, or download it while there is a network"
             )
         return UserError(f"cannot load {self} from the hub: {reason[:250]} ({kind})")

@@ -14,6 +14,7 @@ from functools import lru_cache
 from lightning_mpo.errors import UserError
 from lightning_mpo.rewards.base import Completion, Reward
 from lightning_mpo.rewards.thoughts import after_thoughts
+from lightning_mpo.types import PromptRow
 
 NUMBERS = "nums"
 """Column with the given numbers, as in the data sets of this task on the hub."""
@@ -161,6 +162,31 @@ def whole_number(value: object) -> int | None:
     """Return a whole number, also one that is written as text or as 24.0; None: it is none."""
     match = re.fullmatch(r"\s*(-?[0-9]{1,18})(\.0*)?\s*", str(value))
     return None if match is None or isinstance(value, bool) else int(match[1])
+
+
+def is_countdown(row: PromptRow) -> bool:
+    """Return whether an expression answers the row, as it has given numbers and a solution of them.
+
+    Example:
+        >>> is_countdown(PromptRow("4,6=", "24", "4*6", {"nums": [4, 6]}))
+        True
+    """
+    return NUMBERS in row.extra and row.solution is not None and parse(row.solution) is not None
+
+
+def right_expressions(row: PromptRow) -> dict[str, str]:
+    """Return the solution of a row by form: bare, and in tags. Empty: it misses the target.
+
+    Demonstrations may be wrong on purpose.
+    """
+    tree = parse(row.solution or "")
+    try:
+        right = tree is not None and value_of(tree) == whole_number(row.target)
+    except ZeroDivisionError:
+        right = False
+    if not right or row.solution is None:
+        return {}
+    return {"solution": row.solution, "tagged": f"<answer>{row.solution}</answer>"}
 
 
 @lru_cache(maxsize=1024)

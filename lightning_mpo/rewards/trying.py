@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from lightning_mpo.rewards.answers import FORM, PLACE, Kind, Sample, right_answers
 from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError, TokenReward
+from lightning_mpo.rewards.countdown import is_countdown, right_expressions
 from lightning_mpo.rewards.program_answers import is_program, right_programs
 from lightning_mpo.rewards.scoring import score_all
 from lightning_mpo.types import PromptRow
@@ -104,6 +105,8 @@ def right_forms(row: PromptRow, given: str | None = None) -> dict[str, str]:
     """
     if is_program(row):
         return right_programs(row)
+    if is_countdown(row):
+        return right_expressions(row)
     target = row.target.strip()
     first = {GIVEN: given.replace(PLACE, target)} if given is not None and target else {}
     return first | right_answers(row)

@@ -116,7 +116,7 @@ def test_rows_without_targets_and_rewards_that_abstain(check):
         "data: {class_path: PromptFile, init_args: {path: rows.jsonl, chat_template: false}}"
     )
     code, output, _ = check("-c", "data.yaml")
-    assert "note  3 rows have neither target nor solution, so no gold" in output
+    assert "note  3 rows have no right answer, so no gold" in output
     assert "note  `exact_answer` judged no answer" in output
     assert code == 0
 

@@ -8,7 +8,9 @@ import pytest
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.rewards import Completion, CountdownAnswer
-from lightning_mpo.rewards.countdown import parse
+from lightning_mpo.rewards.countdown import is_countdown, parse, right_expressions
+from lightning_mpo.rewards.trying import right_forms
+from lightning_mpo.types import PromptRow
 
 
 def done(text: str, target: str = "24", nums: object = (4, 7, 8, 4), **fields) -> Completion:
@@ -121,3 +123,24 @@ def test_a_missing_column_is_refused_before_training():
         CountdownAnswer().check_columns(["numbers"])
     with pytest.raises(UserError, match=r"`CountdownAnswer.numbers` must name a column"):
         CountdownAnswer(numbers="")
+
+
+@pytest.mark.parametrize(
+    ("solution", "forms"),
+    [
+        ("(8-4)*7-4", ["(8-4)*7-4", "<answer>(8-4)*7-4</answer>"]),
+        ("8*7-4-4", []),
+        ("8/(4-4)+7", []),
+    ],
+)
+def test_the_right_answer_to_a_row_is_its_solution_if_it_reaches_the_target(solution, forms):
+    row = PromptRow("4,7,8,4;24=", "24", solution, {"nums": [4, 7, 8, 4]})
+    assert is_countdown(row)
+    assert list(right_expressions(row).values()) == forms
+    assert list(right_forms(row).values()) == forms
+
+
+def test_rows_with_another_answer_are_no_countdown():
+    assert not is_countdown(PromptRow("1+1=", "2", "1+1"))
+    assert not is_countdown(PromptRow("1, 2", "3", "It is 3.", {"nums": [1, 2]}))
+    assert not is_countdown(PromptRow("1, 2", "3", None, {"nums": [1, 2]}))

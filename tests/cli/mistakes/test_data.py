@@ -190,6 +190,12 @@ CASES = {
             "o.yaml": "data: {init_args: {curriculum: {class_path: Stages, init_args: {stages: {5: [1]}}}}}"
         },
     ),
+    "an argument before the class": Case(
+        "`data` sets `validation_prompts` before its class: write `class_path` beside it, or put",
+        OVERLAY,
+        {"o.yaml": "data: {init_args: {validation_prompts: 4}}"},
+        without="data",
+    ),
     "more digits than there are": Case("`Arithmetic.digits`", ["--data.digits", "0"]),
 }
 
@@ -199,7 +205,7 @@ def test_a_hub_that_is_out_of_reach_or_has_no_such_data(tmp_path, monkeypatch):
         """Stands for the class of that name in `datasets`."""
 
     for error, message in (
-        (ConnectionError("x"), "cannot load a/b, train from the hub, which is out of reach (Connection…name local"),
+        (ConnectionError("x"), "cannot load a/b, train from the hub, which is out of reach (Connection…name files in `data.train`"),
         (DatasetNotFoundError("x"), "there is no data set 'a/b' on the hub, or it needs a login"),
     ):  # fmt: skip
 

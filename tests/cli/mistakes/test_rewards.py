@@ -114,6 +114,22 @@ CASES = {
         ["--rollout.rewards", "['columns.py:f']"],
         {"columns.py": "def f(completions, answers): return [1.0]\n"},
     ),
+    "messages for a function of one response": Case(
+        "`FunctionReward.messages` is for functions of lists; `f` takes `solution_str`, which is one",
+        [
+            "--rollout.rewards",
+            "[{class_path: FunctionReward, init_args: {function: 'per_row.py:f', messages: true}}]",
+        ],
+        {"per_row.py": "def f(solution_str, ground_truth):\n    return 0\n"},
+    ),
+    "a function that reads messages and gets texts": Case(
+        "string indices must be integers…; completions are texts; `messages: true` of `FunctionRew",
+        ["--rollout.rewards", "['of_messages.py:f']"],
+        {
+            "of_messages.py": "def f(completions, **k):\n    return [c[0]['content'] for c in completions]\n"
+        },
+        late=True,
+    ),
     "a function within a class of rewards that exits": Case(
         "reward 'exits_deep.f' cannot be imported: SystemExit",
         [
