@@ -143,22 +143,25 @@ class TableSource(PromptDataModule):
         """Read the rows.
 
         Raises:
-            UserError: a source is missing or damaged; a row lacks a column; or a prompt is in both
+            UserError: a source is missing, damaged or empty; a row lacks a column; or a prompt is in both
                 files, the one to train on and the one to validate on.
         """
         train, validation = self.sources()
-        rows = self._read(train)
+        rows = self._read(train, "training rows")
         if validation is None:
             return split_rows(rows, self.validation_share, self.split_seed)
-        held_out = self._read(validation)
+        held_out = self._read(validation, "rows to validate on")
         if self.validation is not None and self.hub is None:
             _check_shared(rows, held_out, f"{train}", f"{validation}")
         return Splits(rows, held_out)
 
-    def _read(self, source: Source) -> list[PromptRow]:
-        """Return the rows of a source."""
-        rows = (self._row(record, where) for where, record in source.rows(self.max_rows))
-        return [row for row in rows if row is not None]
+    def _read(self, source: Source, use: str) -> list[PromptRow]:
+        """Return the rows of a source; `use` is their name in messages."""
+        records = (self._row(record, where) for where, record in source.rows(self.max_rows))
+        rows = [row for row in records if row is not None]
+        if not rows:
+            raise UserError(f"`{type(self).__name__}` found no {use} in {source}")
+        return rows
 
     def _row(self, record: Any, where: str) -> PromptRow | None:
         """Return `row`, after checks that no subclass replaces."""

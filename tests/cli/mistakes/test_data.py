@@ -75,7 +75,12 @@ CASES = {
         {"rows.csv": b"prompt,target\ncaf\xe9,2\n"},
     ),
     "CSV without rows": Case(
-        "`Table` found no training rows", CSV, {"rows.csv": "prompt,target\n"}
+        "`Table` found no training rows in rows.csv", CSV, {"rows.csv": "prompt,target\n"}
+    ),
+    "a file to validate on without rows": Case(
+        "`Table` found no rows to validate on in none.jsonl",
+        [*TABLE, "--data.validation", "none.jsonl"],
+        {**jsonl(ROW), "none.jsonl": ""},
     ),
     "streaming without an end": Case(
         "`data.streaming` needs `data.max_rows`", [*TABLE, "--data.streaming", "true"], jsonl(ROW)
