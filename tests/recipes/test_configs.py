@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-import lightning_mpo
+import lightning_mpo.data
 from lightning_mpo.cli.save_config import SaveConfig
 from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
 from lightning_mpo.resume.option_effects import effect
@@ -95,7 +95,7 @@ def test_a_data_recipe_sets_every_text_around_a_prompt(path):
     data = yaml.safe_load(path.read_text())["data"]
     if data["class_path"] == "PromptFile":
         return  # prompts of `predict` stand between the texts of the training
-    signature = inspect.signature(getattr(lightning_mpo, data["class_path"])).parameters
+    signature = inspect.signature(getattr(lightning_mpo.data, data["class_path"])).parameters
     for name in ("instruction", "suffix", "system"):
         assert name in data["init_args"], name
         if name in signature:  # the request that the class fixes
