@@ -189,7 +189,7 @@ def test_hub_rows_give_the_same_split_as_the_file(
 ) -> None:
     """The hub serves two splits in another order, and answers as text."""
     table = [row | {"Answer": str(row["Answer"])} for row in rows(20)[::-1]]
-    requests = []
+    requests: list[Any] = []
 
     def load_dataset(*arguments: Any, **options: Any) -> list[dict[str, Any]]:
         requests.append((*arguments, options["split"]))
