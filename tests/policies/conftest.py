@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -71,3 +72,13 @@ def code_cache(tmp_path_factory, monkeypatch) -> None:
 
     cache = tmp_path_factory.getbasetemp() / "modules"
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a pip that sees only the wheels on the shelf of the test file."""
+    monkeypatch.setenv("LIGHTNING_MPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return tmp_path / "cache"

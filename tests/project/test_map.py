@@ -95,6 +95,7 @@ COVERED = {
     "policies/loaded.py": "policies/test_causal.py",
     "policies/masked_checks.py": "policies/test_masked_refusals.py",
     "policies/masked_inputs.py": "policies/test_masked_models.py",
+    "policies/model_cache.py": "policies/test_pretrained.py",
     "policies/model_files.py": "policies/test_loading_damage.py",
     "policies/model_kinds.py": "policies/test_masked_models.py",
     "policies/reference.py": "callbacks/test_reference.py",

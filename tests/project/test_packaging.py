@@ -149,6 +149,8 @@ def test_the_wheel_holds_the_package_its_callbacks_and_its_recipes(wheels, origi
         if "callbacks" not in path.parts
     }
     expected = {str(path.relative_to(ROOT)): path for path in package}
+    manifests = (ROOT / "lightning_mpo").glob("policies/manifests/*.yaml")
+    expected |= {str(path.relative_to(ROOT)): path for path in manifests}
     for folder, pattern in (("callbacks", "*.py"), ("configs", "*/*.yaml")):
         expected |= {
             f"lightning_mpo/{path.relative_to(ROOT)}": path

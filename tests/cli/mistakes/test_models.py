@@ -92,6 +92,15 @@ CASES = {
     "a model that is nowhere": Case(
         "/no/such/model", [f"--{POLICY}", "CausalPolicy", f"--{POLICY}.source", "/no/such/model"]
     ),
+    "a manifest of wheels that is nowhere": Case(
+        "no manifest 'wheels:x': write wheels:FILE.yaml, or a manifest of the package: wheels:qwen",
+        [f"--{POLICY}", "CausalPolicy", f"--{POLICY}.source", "wheels:x"],
+    ),
+    "a manifest of wheels that is none": Case(
+        "x.yaml is no manifest of a model in wheels: a PublishedTokenizer must be a mapping",
+        [f"--{POLICY}", "CausalPolicy", f"--{POLICY}.source", "wheels:x.yaml"],
+        {"x.yaml": "a: 1"},
+    ),
 }
 
 
