@@ -130,7 +130,7 @@ def test_a_file_of_another_model_is_refused(
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("size", 9, "number of tokens"),
+        ("size", 20, "number of tokens"),
         ("special_tokens", ["<|endoftext|>"], "table of added tokens"),
         ("pad_token", "<turn>", "`pad_token` of the tokenizer is '<|endoftext|>', and that of"),
         ("chat_template_sha256", "0" * 64, "SHA-256 of the chat template"),

@@ -69,7 +69,7 @@ def test_unknown_names_are_refused_without_network(
     monkeypatch.setattr("transformers.utils.cached_file", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(
         UserError,
-        match=r"could not find the model .*; give a hub id, a folder with config.json, or",
+        match=r"could not find the model .*; give a hub id, a folder with config.json, pypi",
     ):
         resolve(source)
 
