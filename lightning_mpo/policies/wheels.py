@@ -17,6 +17,7 @@ import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 from typing import IO
 
@@ -145,21 +146,24 @@ def _download(requirements: Sequence[str], folder: Path, aim: str) -> list[Path]
 
 def _publisher(wheels: Sequence[Path]) -> dict[str, str | int]:
     """Return the publishers and licences that the metadata of wheels give."""
-    publishers, licences = [], []
+    publishers: set[str] = set()
+    licences: set[str] = set()
     for wheel in wheels:
         with _opened(wheel) as archive:
             names = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
             metadata = message_from_bytes(archive.read(names[0]) if names else b"")
-        for found, keys in (
-            (publishers, ("Author-email", "Author", "Maintainer-email", "Maintainer")),
-            (licences, ("License-Expression", "License")),
-        ):
-            found += [next((metadata[key] for key in keys if metadata[key]), "")]
+        publishers.add(_first(metadata, "Author-email", "Author", "Maintainer-email", "Maintainer"))
+        licences.add(_first(metadata, "License-Expression", "License"))
     return {
         "wheels": len(wheels),
-        "publisher": ", ".join(sorted({*publishers} - {""})),
-        "licence": ", ".join(sorted({*licences} - {""})),
+        "publisher": ", ".join(sorted(publishers - {""})),
+        "licence": ", ".join(sorted(licences - {""})),
     }
+
+
+def _first(metadata: Message, *keys: str) -> str:
+    """Return the first value that metadata give under one of these keys; else an empty text."""
+    return next((str(metadata[key]) for key in keys if metadata[key]), "")
 
 
 @contextlib.contextmanager
