@@ -77,8 +77,8 @@ def _check_config(file: Path, manifest: Manifest) -> None:
 
     stated = load_gguf_checkpoint(file)["config"]
     for key, value in manifest.config.items():
-        # the file does not state the tie: it is untied where it holds the matrix twice
-        if key in stated and key != "tie_word_embeddings" and not _same(stated[key], value):
+        may_differ = key == "tie_word_embeddings" and value  # a file may hold a tied matrix twice
+        if key in stated and not may_differ and not _same(stated[key], value):
             raise UserError(
                 f"{manifest.path}: the file says `{key}` = {stated[key]!r}, and "
                 f"{manifest.model} has {value!r}: it is another model"
