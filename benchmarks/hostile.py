@@ -22,7 +22,7 @@ from lightning_mpo.rewards.sandbox import Job, Limits, Pool, strongest_level
 from tests.support import hostile
 from tests.support.sandboxes import GOOD, adding
 
-TABLES = ("forged", "machine", "probes", "endless", "scripts")
+TABLES = ("forged", "machine", "leaks", "endless", "scripts")
 GOOD_RUNS = 100
 
 

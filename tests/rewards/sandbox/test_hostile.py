@@ -10,17 +10,17 @@ import psutil
 import pytest
 
 from lightning_mpo.rewards.sandbox import Job, Limits, Pool
-from tests.support.hostile import ENDLESS, FORGED, MACHINE, PROBES, SCRIPTS
+from tests.support.hostile import ENDLESS, FORGED, LEAKS, MACHINE, SCRIPTS
 from tests.support.sandboxes import PATIENT, isolating_level, results
 
 
 def test_the_table_is_large() -> None:
-    tables = (FORGED, MACHINE, PROBES, ENDLESS, SCRIPTS)
+    tables = (FORGED, MACHINE, LEAKS, ENDLESS, SCRIPTS)
     assert sum(map(len, tables)) >= 160
     assert len({code for table in tables for code in table.values()}) >= 160
 
 
-@pytest.mark.parametrize("table", [FORGED, MACHINE, PROBES], ids=["forged", "machine", "probes"])
+@pytest.mark.parametrize("table", [FORGED, MACHINE, LEAKS], ids=["forged", "machine", "leaks"])
 def test_none_passes_or_harms_the_next(table: dict[str, str]) -> None:
     hostile, good = results(table, PATIENT)
     assert [name for name, result in hostile.items() if result.passed or result.all_passed] == []
