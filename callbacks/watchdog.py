@@ -2,38 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from lightning_mpo.checks import at_least, positive
 from lightning_mpo.errors import UserError
+from lightning_mpo.metrics.alarms import WatchdogLimits, alarms
+from lightning_mpo.metrics.trends import DIVERGENCES, Trends
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.rollout.diagnosis import diagnose, is_flat, sampler_gap
 from lightning_mpo.rollout.events import RolloutEvent
-from lightning_mpo.types import Finish
+
+HELD_OUT = "val/pass_at_1"
+FIGURES = (
+    "policy/entropy",
+    "reward/answered",
+    "reward/mean",
+    "reward/std",
+    "rollout/groups_flat",
+    "rollout/length",
+    "rollout/repetition",
+    "rollout/truncated",
+    "support/could_not_stop",
+    *DIVERGENCES,
+)
+"""Logged metrics that the rules read, once per rollout."""
 
 
 class Watchdog(RolloutCallback):
-    """Warns of rollouts without a gradient and of ratios off 1 at first; stops at NaN.
+    """Warns of rollouts that teach nothing and of runs that go wrong; stops at NaN.
 
-    Each warning names a cause and an option, and is given once until its condition has gone away.
+    Each warning is one sentence: a figure, its likely cause and an option. docs/watchdog.md lists
+    them. A warning of a rollout is given once until its condition has gone away, and one of the
+    course of a run once. All figures are logged anyway.
 
     Args:
         patience: rollouts in a row without any reward variance before the warning.
         ratio_tolerance: mean |log ratio| (nats) allowed in the first update of a rollout, where it
             should be 0.
+        sampler_tolerance: mean difference (nats) allowed between the log-probs of sampler and
+            trainer, where the trainer scores a rollout before its updates.
+        limits: limits of the rules over the course of a run.
     """
 
-    def __init__(self, patience: int = 2, ratio_tolerance: float = 0.05) -> None:
+    def __init__(
+        self,
+        patience: int = 2,
+        ratio_tolerance: float = 0.05,
+        sampler_tolerance: float = 0.1,
+        limits: WatchdogLimits | None = None,
+    ) -> None:
         at_least("Watchdog", 1, patience=patience)
-        positive("Watchdog", ratio_tolerance=ratio_tolerance)
+        positive("Watchdog", ratio_tolerance=ratio_tolerance, sampler_tolerance=sampler_tolerance)
         self.patience = patience
-        self.ratio_tolerance = ratio_tolerance
+        self.ratio_tolerance, self.sampler_tolerance = ratio_tolerance, sampler_tolerance
+        self.limits = limits or WatchdogLimits()
+        self.trends = Trends(self.limits.window, self.limits.hacking or 0.0)
+        """Figures of the run so far."""
         self._flat = 0
+        """Rollouts in a row without a gradient."""
+        self._idle_rate = 0
+        """Rollouts in a row whose last update had the learning rate 0."""
+        self._independent: list[str] = []
+        """Metrics of the present rollout that training does not optimise."""
         self._raised: set[str] = set()
 
     def _tell(self, cause: str, holds: bool, sentence: str) -> None:
@@ -43,97 +79,33 @@ class Watchdog(RolloutCallback):
             self._raised.add(cause)
             rank_zero_warn(sentence)
 
+    def _tell_alarms(self) -> None:
+        """Warn of the course of the run; a cause that was told is not told again."""
+        for cause, sentence in alarms(self.trends, self.limits).items():
+            self._tell(cause, True, sentence)
+
     def on_rollout_end(
         self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
     ) -> None:
-        for cause, holds, sentence in self.diagnose(event, trainer):
+        # the rollout by itself
+        self._flat = self._flat + 1 if is_flat(event) else 0
+        for cause, holds, sentence in diagnose(event, self._flat, self.patience):
             self._tell(cause, holds, sentence)
-
-    def diagnose(self, event: RolloutEvent, trainer: L.Trainer) -> list[tuple[str, bool, str]]:
-        """Return (name, whether it holds, message) for each problem that a rollout can show.
-
-        A rollout without a gradient has only one cause here: the first that holds. Difficulty is
-        the last one.
-        """
-        rollout, scores = event.experience.rollout, event.scores
-        rows, longest = len(scores.rewards_B), rollout.response_mask_BT.shape[1]
-        # causes that explain a rollout without a gradient
-        unjudged = rows - int(scores.judged_B.sum())
-        answered = bool(scores.answered_B.any())
-        truncated = bool((rollout.finish_B == Finish.LENGTH).all())
-        # rollouts in a row without a gradient
-        self._flat = self._flat + 1 if _flat(event) else 0
-        late = self._flat >= self.patience
-        other_cause = unjudged == rows or not answered or truncated
-        return [
-            (
-                "unjudged",
-                unjudged > 0,
-                f"{unjudged} of {rows} completions were judged by no reward (each returned None), "
-                "and "
-                + ("so nothing is learnt" if unjudged == rows else "carry no loss")
-                + ": give `rollout.rewards` one that judges these rows, or take them out of `data`",
-            ),
-            (
-                "truncated",
-                truncated,
-                f"all {rows} completions were cut off at {longest} tokens: raise "
-                "`rollout.max_new_tokens`, or check that the end token is among those the policy "
-                "may sample",
-            ),
-            (
-                "unparsed",
-                unjudged < rows and not answered,
-                f"no answer could be parsed from any of the {rows - unjudged} completions: say in "
-                "`data.instruction` how an answer is to be written, or choose another reward",
-            ),
-            ("flat", late and not other_cause, self._why_flat(event)),
-        ]
-
-    def _why_flat(self, event: RolloutEvent) -> str:
-        """Return why no completion is better than another of the same prompt."""
-        scores, critic = event.scores, event.experience.values_BT is not None
-        # words of the messages
-        rewards_B, span = scores.rewards_B[scores.judged_B], f"of the last {self._flat} rollouts"
-        level = f"{rewards_B.mean():.3g}" if len(rewards_B) else "none"
-        groups_B = event.experience.rollout.group_B.cpu()
-        if (
-            scores.valid_B.any()
-            and not critic
-            and groups_B[scores.valid_B].unique(return_counts=True)[1].max() < 2
-        ):
-            return (
-                f"no prompt {span} has two completions that a reward judged, so nothing is "
-                "learnt: rewards that return None leave nothing to compare"
+        gap = sampler_gap(event)
+        if gap is not None:
+            self._tell(
+                "sampler",
+                gap > self.sampler_tolerance,
+                f"sampler and trainer differ by {gap:.3g} nats a token in the mean: the sampler "
+                "has other weights or another precision than the trainer; check `rollout.sampler` "
+                "and `trainer.precision`, or set `objective.correction`",
             )
-        # rewards that differ within a group, and their sum does not
-        different = [name for name, part_B in scores.by_reward.items() if _differ(part_B, groups_B)]
-        if different and not _differ(scores.rewards_B, groups_B):
-            names = ", ".join(f"`{name}`" for name in different)
-            return (
-                f"no prompt {span} has completions of different reward (all about {level}), "
-                f"although {names} tells them apart: the weights of `rollout.rewards` cancel, or "
-                "one part is so large that float64 loses another"
-            )
-        # rewards differ, and advantages do not
-        if different:
-            return (
-                f"no prompt {span} has completions of different advantage, although their rewards "
-                "differ, so nothing is learnt: look at `objective.advantage` and "
-                "`rollout.mask_truncated`"
-            )
-        # no reward differs
-        if critic:
-            return (
-                f"all completions {span} have the reward {level}, so nothing is learnt except "
-                "from errors of the critic: change the difficulty of `data`, or give a graded "
-                "reward"
-            )
-        return (
-            f"no prompt {span} has completions of different reward (all about {level}), so "
-            "nothing is learnt: change the difficulty of `data`, raise `rollout.completions`, or "
-            "give a graded reward"
-        )
+        # metrics that training does not optimise
+        scores = event.scores
+        unweighted = [name for name, weight in scores.weights.items() if weight == 0]
+        self._independent = [f"reward/{name}" for name in unweighted]
+        if scores.decided_B.any():
+            self._independent.append("reward/accuracy")
 
     def on_train_batch_end(
         self,
@@ -145,7 +117,8 @@ class Watchdog(RolloutCallback):
     ) -> None:
         if not isinstance(pl_module, PolicyOptimization) or not batch.get("last_of_update"):
             return
-        off = trainer.callback_metrics.get("ratio/abs_log")
+        metrics = trainer.callback_metrics
+        off = metrics.get("ratio/abs_log")
         if off is not None and batch.get("first_update"):
             self._tell(
                 "ratio",
@@ -154,6 +127,38 @@ class Watchdog(RolloutCallback):
                 "nats): the scoring pass differs from the training pass; set dropout to 0 "
                 "(`policy.lora.dropout`) and one `trainer.precision`",
             )
+        if batch.get("last_of_rollout"):
+            self._check_rate(trainer)
+            self._add_figures(metrics)
+            self._tell_alarms()
+
+    def _add_figures(self, metrics: Mapping[str, Any]) -> None:
+        """Enter the figures of the rollout that was just spent, unless no reward judged it."""
+        if float(metrics.get("reward/judged", 0.0)) > 0:
+            names = [name for name in (*FIGURES, *self._independent) if name in metrics]
+            figures = {name: float(metrics[name]) for name in names}
+            self.trends.add(figures, [name for name in self._independent if name in figures])
+
+    def _check_rate(self, trainer: L.Trainer) -> None:
+        """Warn of a learning rate of 0 over several rollouts."""
+        rates = [
+            float(group["lr"])
+            for optimizer in trainer.optimizers
+            for group in optimizer.param_groups
+        ]
+        self._idle_rate = 0 if any(rates) else self._idle_rate + 1
+        self._tell(
+            "rate",
+            self._idle_rate >= self.limits.window,
+            f"the learning rate was 0 in the last {self._idle_rate} rollouts, so nothing is "
+            "learnt: check the steps of `model.scheduler` against `trainer.max_steps`",
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        value = trainer.callback_metrics.get(HELD_OUT)
+        if value is not None and not trainer.sanity_checking:
+            self.trends.compare(HELD_OUT, float(value))
+            self._tell_alarms()
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -167,21 +172,17 @@ class Watchdog(RolloutCallback):
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"flat": self._flat, "raised": sorted(self._raised)}
+        return {
+            "flat": self._flat,
+            "raised": sorted(self._raised),
+            "idle_rate": self._idle_rate,
+            "independent": list(self._independent),
+            "trends": self.trends.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._flat, self._raised = state_dict["flat"], set(state_dict["raised"])
-
-
-def _flat(event: RolloutEvent) -> bool:
-    """Return whether all advantages are alike. With a critic its errors make them differ."""
-    if event.experience.values_BT is None:
-        return not bool(event.experience.advantages_BT.any())
-    rewards_B = event.scores.rewards_B[event.scores.valid_B]
-    return bool((rewards_B == rewards_B[:1]).all())
-
-
-def _differ(values_B: Tensor, group_B: Tensor) -> bool:
-    """Whether two completions of one prompt have different values; nan does not count."""
-    groups = (values_B[group_B == g] for g in group_B.unique())
-    return any(len(values_G[~values_G.isnan()].unique()) > 1 for values_G in groups)
+        if "trends" in state_dict:  # a checkpoint of an earlier version has none
+            self._idle_rate = state_dict["idle_rate"]
+            self._independent = list(state_dict["independent"])
+            self.trends.load_state_dict(state_dict["trends"])

@@ -23,6 +23,7 @@ else of this package.
 ``curriculum``           success rates of training rows -> weights, and draws by them
 ``selections``           which tokens of a response carry gradient
 ``lengths``              the length of a response -> a penalty
+``repetition``           the share of a response that repeats itself
 ``surrogates``           (log-ratio, advantage) -> loss of each action
 ``linear_bound``         a bound of the surrogate that is a sum over noised samples
 ``noise``                hidden tokens of noised copies, and the weights of their log-probs

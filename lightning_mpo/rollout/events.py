@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_mpo.functional.repetition import repeated_share
 from lightning_mpo.functional.support_diagnostics import could_not_stop
 from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.dynamic import SamplingCounts
@@ -87,13 +88,16 @@ class RolloutEvent:
         # rewards and lengths
         rewards_B, rows = scores.rewards_B.double(), float(len(scores.rewards_B))
         judged = float(scores.judged_B.sum())
+        repeats_B = repeated_share(rollout.responses_BT, rollout.response_mask_BT)
         sums = {
             "reward/mean": (rewards_B.sum().item(), judged),
             "reward/judged": (judged, rows),
             "reward/failed": (float(scores.failures_B.sum()), rows),
+            "reward/answered": (float(scores.answered_B.sum()), judged),
             "reward/accuracy": (float(scores.correct_B.sum()), float(scores.decided_B.sum())),
             "rollout/length": (float(self.tokens), rows),
             "rollout/truncated": (float(rollout.finish_B.sum()), rows),
+            "rollout/repetition": (float(repeats_B.sum()), rows),
             "rollout/groups_flat": _flat_groups(rollout.group_B, scores),
         }
         # responses of a masked policy that end at once
