@@ -92,7 +92,7 @@ def _entropy(trends: Trends, limits: WatchdogLimits) -> Iterator[tuple[str, str]
             "entropy_low",
             f"the entropy of the policy fell from {start:.3g} to {now:.3g} nats a token and the "
             f"reward no longer rises ({flat or 0.0:.0%} of prompts have completions of one "
-            "reward): the policy has stopped to explore; add `EntropyBonus` to `objective.terms`, "
+            "reward): the policy has stopped exploring; add `EntropyBonus` to `objective.terms`, "
             "raise `objective.surrogate.high`, or lower the learning rate",
         )
     # too high, while the reward falls
