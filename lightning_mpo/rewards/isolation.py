@@ -111,7 +111,10 @@ def limited(reward: Reward, count: int, seconds: float | None) -> Iterator[None]
     previous = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
-        yield
+        try:
+            yield
+        finally:  # the signal may still come here
+            signal.setitimer(signal.ITIMER_REAL, 0)
     except OverdueError:
         raise overdue(reward, count, seconds) from None
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 from lightning_mpo.rewards.answers import FEW, Kind, Sample
+from lightning_mpo.rewards.programs import defines
 from lightning_mpo.types import PromptRow
 
 TESTS = ("test", "tests", "test_list")
@@ -12,6 +13,12 @@ TESTS = ("test", "tests", "test_list")
 SOLUTIONS = ("canonical_solution", "code", "solution")
 """Columns of programs, or of the rest of a program whose beginning is the prompt."""
 FENCE = "```"
+EQUAL = """
+
+class Equal:
+    def __eq__(self, other):
+        return True
+"""
 
 
 def is_program(row: PromptRow) -> bool:
@@ -39,7 +46,7 @@ def program_of(row: PromptRow) -> str | None:
     if FENCE in code:  # the program within the first fence, without the name of the language
         code = code.split(FENCE)[1].partition("\n")[2]
     entry = row.extra.get("entry_point")
-    if not entry or f"def {entry}" in code:
+    if not entry or defines(code, str(entry)):
         return code
     beginning = row.extra.get("prompt")
     return (beginning if isinstance(beginning, str) else row.prompt) + code
@@ -56,11 +63,15 @@ def fenced(program: str) -> str:
     return f"{FENCE}python\n{program.rstrip()}\n{FENCE}"
 
 
-def without_results(program: str) -> str | None:
-    """Return a program whose functions return None; None: no function returns anything.
+def with_results(program: str, value: str) -> str | None:
+    """Return a program whose functions return another value; None: no function returns anything.
+
+    Args:
+        program: the program.
+        value: an expression.
 
     Example:
-        >>> without_results("def f(x):\\n    return x + 1")
+        >>> with_results("def f(x):\\n    return x + 1", "None")
         'def f(x):\\n    return None'
     """
     try:
@@ -69,7 +80,7 @@ def without_results(program: str) -> str | None:
         return None
     returns = [node for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value]
     for node in returns:
-        node.value = ast.Constant(None)
+        node.value = ast.parse(value, mode="eval").body
     return ast.unparse(tree) if returns else None
 
 
@@ -81,13 +92,20 @@ def _like_gold(sample: Sample, program: str | None) -> str | None:
     return program if is_plain else fenced(program)
 
 
-def _changed(sample: Sample) -> str | None:
+def _changed(sample: Sample, value: str, end: str = "") -> str | None:
+    """Return the right program with other results, and with more code behind it."""
     program = program_of(sample.row)
-    return None if program is None else _like_gold(sample, without_results(program))
+    changed = None if program is None else with_results(program, value)
+    return None if changed is None else _like_gold(sample, changed + end)
 
 
 PROGRAMS = (
-    Kind("program: returns None", False, _changed),
+    Kind("program: returns None", False, lambda sample: _changed(sample, "None")),
+    Kind(
+        "program: returns an object that equals all",
+        False,
+        lambda sample: _changed(sample, "Equal()", EQUAL),
+    ),
     Kind(
         "program: exits with 0",
         False,

@@ -71,7 +71,7 @@ def joined(start: str, name: str, code: str) -> tuple[str, ...]:
     """
     if not start:
         return (code,)
-    if _defines(code, name):
+    if defines(code, name):
         return (f"{start}\n{code}", f"{start}\n    pass\n{code}", code)
     lines = code.splitlines(keepends=True)
     foreign = (i for i, line in enumerate(lines) if line.strip() and not line[0].isspace())
@@ -81,8 +81,13 @@ def joined(start: str, name: str, code: str) -> tuple[str, ...]:
     return tuple(start + first + text for text in texts if text.strip())
 
 
-def _defines(code: str, name: str) -> bool:
-    """Return whether a text has the head of a function or class of this name, or assigns to it."""
+def defines(code: str, name: str) -> bool:
+    """Return whether a text has the head of a function or class of this name, or assigns to it.
+
+    Example:
+        >>> defines("def f_2():\\n    pass", "f"), defines("f = max", "f")
+        (False, True)
+    """
     head = rf"^(async\s+def|def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*="
     return re.search(head, code, re.MULTILINE) is not None
 
@@ -102,7 +107,7 @@ def job_of(row: Mapping[str, Any], code: str, each: bool, prompt: str = "") -> J
     test, entry = row.get("test"), row.get("entry_point")
     if isinstance(test, str) and isinstance(entry, str) and entry.isidentifier():
         texts = [text for text in (row.get("prompt"), prompt) if isinstance(text, str)]
-        start = next((text for text in texts if _defines(text, entry)), "")
+        start = next((text for text in texts if defines(text, entry)), "")
         tests = (f"{test}\n\ncheck({entry})\n",)
         setup = (start, f"{start}\n    pass\n", "")
         return Job(joined(start, entry, code), (), tests, setup, entry, each)

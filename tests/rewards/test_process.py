@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from lightning_mpo.rewards import ExactAnswer, RewardError
+from lightning_mpo.rewards.isolation import limited
 from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rewards.resolving import as_rewards
 from tests.support.failing_rewards import BATCH, alive, sleeps
@@ -185,3 +186,23 @@ def test_a_caller_is_pickled_without_its_process() -> None:
     assert again._helper.pid != caller._helper.pid
     for one in (caller, again):
         one.close()
+
+
+def test_a_limit_that_passes_as_the_call_ends_is_reported(monkeypatch) -> None:
+    set_timer, ends = signal.setitimer, list[int]()
+
+    def late(which: int, seconds: float, interval: float = 0.0) -> tuple[float, float]:
+        if not seconds and not ends:
+            ends.append(which)
+            signal.raise_signal(signal.SIGALRM)
+        return set_timer(which, seconds, interval)
+
+    monkeypatch.setattr(signal, "setitimer", late)
+    before = signal.getsignal(signal.SIGALRM)
+    with (
+        pytest.raises(RewardError, match=r"took more than 60 seconds"),
+        limited(ExactAnswer(), 1, 60),
+    ):
+        pass
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

@@ -13,7 +13,7 @@ from lightning_mpo.rewards.program_answers import (
     is_program,
     program_of,
     right_programs,
-    without_results,
+    with_results,
 )
 from lightning_mpo.types import PromptRow
 
@@ -56,9 +56,23 @@ def test_the_program_of_a_row_is_right_and_without_results_wrong(row):
     program = program_of(row)
     assert passes(program)
     assert right_programs(row) == {"fenced": fenced(program), "plain": program}
-    changed = without_results(program)
+    changed = with_results(program, "None")
     assert changed.startswith("def double(x):")
     assert not passes(changed)
+
+
+def test_a_beginning_is_left_out_only_before_the_function_itself():
+    extra = {
+        **HUMAN_EVAL.extra,
+        "canonical_solution": "    def double_of(y): return y + y\n    return double_of(x)\n",
+    }
+    assert program_of(PromptRow("p", "", extra=extra)).startswith(HEAD)
+
+
+def test_results_that_equal_all_pass_tests_in_their_own_process():
+    kind = next(kind for kind in PROGRAMS if "equals all" in kind.name)
+    for row in (HUMAN_EVAL, MBPP, CHAT):
+        assert passes(kind.write(Sample(row, program_of(row))))
 
 
 def test_rows_of_other_tasks_are_no_programs():
@@ -85,4 +99,4 @@ def test_programs_are_written_as_the_right_one_is():
 
 @pytest.mark.parametrize("program", ["def f(x):\n    print(x)", "def f(", "x = 1", "\0"])
 def test_without_a_result_there_is_no_changed_program(program):
-    assert without_results(program) is None
+    assert with_results(program, "None") is None
