@@ -135,7 +135,10 @@ def test_a_paired_interval_is_narrower_than_two_apart():
         (lambda: majority_at_k(torch.zeros(1, 3, dtype=torch.long), 4), "from 1 to 3"),
         (lambda: student_quantile(0.4, 3), r"must be in \[0.5, 1\)"),
         (lambda: mean_interval(torch.zeros(2), level=95), "between 0 and 1, got 95"),
-        (lambda: paired_difference(torch.zeros(2), torch.zeros(3)), "must have the shape of `first_P`"),
+        (
+            lambda: paired_difference(torch.zeros(2), torch.zeros(3)),
+            "must have the shape of `first_P`",
+        ),
     ],
 )
 def test_errors(call, message):
