@@ -6,6 +6,7 @@ if __name__ != "lightning_mpo.callbacks":  # a second import path would make a s
 from lightning_mpo.callbacks.export import Export
 from lightning_mpo.callbacks.heads import HeadDiagnostics
 from lightning_mpo.callbacks.heartbeat import Heartbeat
+from lightning_mpo.callbacks.held_out import HeldOutAnswers
 from lightning_mpo.callbacks.kill import KillAt
 from lightning_mpo.callbacks.kl import KLTracking
 from lightning_mpo.callbacks.memory import MemoryAccounting
@@ -27,6 +28,7 @@ __all__ = [
     "Export",
     "HeadDiagnostics",
     "Heartbeat",
+    "HeldOutAnswers",
     "KLTracking",
     "KillAt",
     "MemoryAccounting",

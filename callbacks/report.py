@@ -19,13 +19,14 @@ from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress, te
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run, prompts_of
 from lightning_mpo.objective.supports import FullVocabulary, Support
-from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings, divergence_of
+from lightning_mpo.rollout.answer_file import AnswerFile, Sampled, describe
+from lightning_mpo.rollout.evaluation import Decoding, Problem, decodings, divergence_of
 from lightning_mpo.rollout.events import RolloutEvent
 from lightning_mpo.rollout.learning_curve import draw_learning_curve
+from lightning_mpo.rollout.stage_results import change_of, metrics_of
 from lightning_mpo.rollout.stages_table import print_stages
 from lightning_mpo.sampling.base import SamplingRequest
 from lightning_mpo.seeding import Stream, generator_of
-from lightning_mpo.types import Rollout
 
 VALIDATION = {
     "validation": "pass_at_1",
@@ -41,8 +42,9 @@ class Report(RolloutCallback):
 
     Both evaluations use the same problems, decoding and seeds.
 
-    Prints a table, and writes `summary.json`, `completions/<stage>.jsonl` and `learning_curve.png`
-    into the run folder. Under `fast_dev_run` it only prints the table.
+    Prints a table with the paired difference, and writes `summary.json`, `learning_curve.png` and
+    the answers to all problems, `completions/<stage>.jsonl`, into the run folder. Under
+    `fast_dev_run` it only prints the table.
     The `kl` of a stage is from the reference at that time: the initial policy, or the policy of the
     last `ReferenceUpdate`.
 
@@ -51,8 +53,8 @@ class Report(RolloutCallback):
         completions: sampled per problem, for pass@1 and the unbiased pass@`completions`.
         initial: name of the stage before training.
         batch_size: sequences that are sampled together.
-        support: a support for additional evaluations of a run over the full vocabulary. They compare
-            it with runs that are trained over a support. A training support takes its place.
+        support: a support for additional evaluations of a run over the full vocabulary. They
+            compare it with runs that are trained over a support. A training support takes its place.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Report(RolloutCallback):
         self._clip_fractions = [0.0, 0]
         """The sum of the clip fractions of all updates, and the number of updates."""
         self._training_started = self._validation_started = 0.0
+        self._decodings: dict[str, Decoding] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if isinstance(pl_module, PolicyOptimization):
@@ -152,13 +155,13 @@ class Report(RolloutCallback):
         if isinstance(support, FullVocabulary) and self.support is not None:
             support = self.support
         sampling = decodings(support, self.completions)
-        decoding_by_prefix = {
+        self._decodings = {
             "": sampling.pop(""),
             "greedy_": Decoding(FullVocabulary(), 1, True),
         } | sampling
         metrics: dict[str, Any] = {}
         with module.policy.full_weights():
-            for prefix, decoding in decoding_by_prefix.items():
+            for prefix, decoding in self._decodings.items():
                 metrics |= self._decode(trainer, module, stage, prefix, decoding)
         self.stages[stage] = metrics
         self.seconds[f"evaluation_{stage}"] = time.perf_counter() - started
@@ -175,10 +178,8 @@ class Report(RolloutCallback):
         data, loop = prompts_of(trainer), _rollout_of(trainer)
         rows = data.splits.validation[: self.problems]
         size = max(1, self.batch_size // decoding.completions)
-        tally = Tally(
-            (1,) if decoding.completions == 1 else (1, decoding.completions), module.device
-        )
-        divergence, tokens, records = 0.0, 0, []
+        divergence, tokens = 0.0, 0
+        problems: list[Problem] = []
         for start in range(0, len(rows), size):
             # prompts -> completions, with the same random numbers at each stage
             tell_phase(trainer, "evaluation")
@@ -194,15 +195,20 @@ class Report(RolloutCallback):
                     generator=generator,
                     progress=evaluation_progress(trainer),
                 )
-            # rewards; divergence and examples of the first batch without a prefix
-            scores = loop.judge(module, rollout)
-            tally.add(rollout, scores, decoding.completions)
+            # rewards; divergence of the first batch without a prefix
+            problems += loop.judge_problems(module, rollout, decoding.completions, start)
             if not prefix and start == 0:
                 divergence, tokens = divergence_of(module.scorer(), rollout)
-                records = _records(rollout, scores.rewards_B.tolist(), decoding.completions)
-        if records and trainer.is_global_zero and not is_fast_dev_run(trainer):
-            _write_lines(_folder(trainer) / "completions" / f"{stage}.jsonl", records)
-        metrics = _metrics_of(tally, prefix, decoding.greedy)
+        # results of all problems, and a file of them
+        sampled = Sampled(decoding, module.temperature, loop.max_new_tokens, loop.seed)
+        if trainer.is_global_zero and not is_fast_dev_run(trainer):
+            about = describe(
+                *(type(data).__name__, module.policy, data, rows, loop.rewards, sampled),
+                step=trainer.global_step,
+            )
+            path = _folder(trainer) / "completions" / f"{prefix}{stage}.jsonl"
+            AnswerFile(path, about).write(problems)
+        metrics = metrics_of(problems, prefix, decoding)
         if tokens:
             metrics["kl"] = divergence / tokens
         return metrics
@@ -212,10 +218,12 @@ class Report(RolloutCallback):
     @rank_zero_only
     def _write(self, trainer: L.Trainer) -> None:
         problems = min(self.problems, len(prompts_of(trainer).splits.validation))
-        print_stages(self.stages, problems)
-        if is_fast_dev_run(trainer):
+        folder, quick = _folder(trainer), is_fast_dev_run(trainer)
+        change = {} if quick else change_of(folder / "completions", self.initial, self._decodings)
+        title = f"{problems} held-out problems, 95 % intervals, paired difference"
+        print_stages(self.stages | ({"difference": change} if change else {}), title)
+        if quick:
             return
-        folder = _folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         unit = 1024 if sys.platform != "darwin" else 1024**2
         summary = self.stages | {
@@ -224,6 +232,7 @@ class Report(RolloutCallback):
             "problems": problems,
             "updates": trainer.global_step,
             "curve": self.curve,
+            "difference": change,
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         draw_learning_curve(
@@ -252,39 +261,3 @@ def _rollout_of(trainer: L.Trainer) -> RolloutLoop:
         if isinstance(callback, RolloutLoop):
             return callback
     raise UserError("`Report` needs the `RolloutLoop` callback, whose sampler and rewards it uses")
-
-
-def _metrics_of(tally: Tally, prefix: str, greedy: bool) -> dict[str, Any]:
-    """Return accuracies with their intervals, and lengths of sampled completions."""
-    values = tally.compute()
-    metrics: dict[str, Any] = {}
-    for k, metric in tally.passes.items():
-        if f"pass_at_{k}" not in values:  # no accuracy reward judged anything
-            continue
-        name = "accuracy" if greedy else f"pass_at_{k}"
-        metrics[f"{prefix}{name}"] = values[f"pass_at_{k}"]
-        metrics[f"{prefix}{name}_interval"] = [float(bound) for bound in metric.interval(0.95)]
-    if tally.undecided:
-        metrics[f"{prefix}undecided"] = tally.undecided / tally.rows
-    if not greedy:
-        metrics[f"{prefix}reward"] = values["reward"]
-        metrics[f"{prefix}length"] = values["length"]
-        metrics[f"{prefix}truncated"] = values["truncated"]
-    return metrics
-
-
-def _records(rollout: Rollout, rewards: list[float], completions: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt": rollout.rows[i].prompt,
-            "completion": rollout.texts[i],
-            "target": rollout.rows[i].target,
-            "reward": rewards[i],
-        }
-        for i in range(0, len(rewards), completions)
-    ]
-
-
-def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -20,6 +20,7 @@ from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
 from lightning_mpo.modules.rollout_setup import (
     announce,
     check_accumulation,
+    check_ks,
     check_likelihood,
     check_offsets,
     check_rewards,
@@ -57,6 +58,7 @@ class RolloutLoop(RolloutEvaluation):
         sampler: draws the responses; None: in this process, with the policy's weights.
         seed: seed of the sampling; None: `seed_everything`.
         validation_completions: completions per validation prompt; pass@1 is their mean.
+        validation_ks: each k of pass@k and maj@k of a validation; None: 1.
         replay: restarts some completions inside others, for `PrefixTree`; None: all are sampled
             from the prompt.
         parity_gate: compare sampler and trainer before the first update, and refuse to train where
@@ -91,6 +93,7 @@ class RolloutLoop(RolloutEvaluation):
         reward_seconds: float = 1800.0,
         reward_process: bool = False,
         failed_reward: float | None = None,
+        validation_ks: list[int] | None = None,
     ) -> None:
         super().__init__()
         # options out of range
@@ -103,14 +106,14 @@ class RolloutLoop(RolloutEvaluation):
         self.rewards = as_rewards(rewards)
         self.reward_seconds, self.reward_process = reward_seconds, reward_process
         self.caller = RewardCaller(self.rewards, reward_seconds, reward_process, failed_reward)
-        self.prompts, self.completions = prompts, completions
-        self.max_new_tokens = max_new_tokens
+        self.prompts, self.completions, self.max_new_tokens = prompts, completions, max_new_tokens
         self.minibatches, self.epochs = minibatches, epochs
         self.sampler = sampler or LocalSampler()
         self._seed, self.failed_reward = seed, failed_reward
         self.validation_completions = validation_completions
-        self.replay = replay
-        self.parity_gate = parity_gate
+        self.validation_ks = validation_ks or [1]
+        check_ks("rollout.validation_ks", self.validation_ks, validation_completions)
+        self.replay, self.parity_gate = replay, parity_gate
         self.dynamic, self.mask_truncated = dynamic, mask_truncated
         # state of the run
         self.counter = 0
@@ -236,11 +239,9 @@ class RolloutLoop(RolloutEvaluation):
         order_metrics = self._need_data().order_metrics(self.counter)
         due = bool(every) and self.counter % every == 0
         collected = collector.collect(self.counter, reference=due)
-        # the collector says whether the gate was passed
         if self.parity_gate:
             self._gate_passed = not collector.parity_gate
-        self._buffer = collected.buffer
-        self.counter += 1
+        self._buffer, self.counter = collected.buffer, self.counter + 1
         for callback in listeners(trainer):
             callback.on_rollout_end(trainer, module, collected.event)
         metrics = collected.metrics | order_metrics
@@ -290,8 +291,7 @@ class RolloutLoop(RolloutEvaluation):
                 f"the checkpoint was saved by {len(ranks)} processes and cannot be resumed by "
                 f"{world}"
             )
-        state = ranks[rank]
-        check_progress(state)
+        check_progress(state := ranks[rank])
         if self._data is not None and self._data.curriculum is not None:
             self._data.curriculum.load_state_dict(state_dict["curriculum"])
         self.counter, self._gate_passed = state["counter"], state["gate_passed"]

@@ -22,7 +22,7 @@ class Stream(Enum):
     NOISE = "hidden tokens of noised copies: rollout, rank"
     DEMONSTRATE = "hidden tokens of demonstrations: batch"
     DEMONSTRATE_HELD_OUT = "hidden tokens of held-out demonstrations: batch, rank"
-    EVALUATE = "responses of validation, test and prediction: batch, rank"
+    EVALUATE = "responses of validation, test, prediction and `evaluate`: first row"
     REPORT = "responses of the evaluation before and after a run: first row"
     HEADS = "responses that multi-token heads are warmed up on: pool, rank"
     HEADS_HELD_OUT = "responses that warmed-up heads are validated on: batch, rank"

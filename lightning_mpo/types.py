@@ -80,6 +80,7 @@ class PromptBatch:
     input_ids_PS: Tensor  # int64, padded on the left
     attention_mask_PS: Tensor  # bool
     rows: tuple[PromptRow, ...]
+    first: int = 0  # number of the first row among those of an evaluation
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -19,7 +19,7 @@ POSITIONS = {
     Stream.NOISE: product(ROLLOUTS, RANKS),
     Stream.DEMONSTRATE: product(range(1000)),
     Stream.DEMONSTRATE_HELD_OUT: product(range(100), RANKS),
-    Stream.EVALUATE: product(range(100), RANKS),
+    Stream.EVALUATE: product(range(1000)),
     Stream.REPORT: product(range(0, 1000, 8)),
     Stream.HEADS: product(ROLLOUTS, RANKS),
     Stream.HEADS_HELD_OUT: product(range(100), RANKS),

@@ -14,7 +14,13 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lightning_mpo.modules  # noqa: F401  short class names are found among imported classes
-from lightning_mpo.callbacks import Heartbeat, Predictions, RolloutLoop, RolloutProgressBar
+from lightning_mpo.callbacks import (
+    Heartbeat,
+    HeldOutAnswers,
+    Predictions,
+    RolloutLoop,
+    RolloutProgressBar,
+)
 from lightning_mpo.cli.nulls import check_nulls, nulls_as_files
 from lightning_mpo.cli.option_checks import (
     check_numbers,
@@ -204,6 +210,10 @@ class CLI(LightningCLI):
             if not any(isinstance(callback, Predictions) for callback in callbacks):
                 callbacks.append(Predictions())
             _show_orders(callbacks, self._show_order)
+        # write answers to held-out problems
+        evaluates = self.subcommand in ("validate", "test")
+        if evaluates and not any(isinstance(part, HeldOutAnswers) for part in callbacks):
+            callbacks.append(HeldOutAnswers())
         # several processes: they wait for each other from here on
         if self.starts_processes:
             check_alone(trainer)

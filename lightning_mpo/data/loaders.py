@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -24,6 +25,11 @@ class PromptLoaders(L.LightningDataModule, ABC):
     def validation_rows(self) -> Sequence[PromptRow]:
         """The rows that validation takes."""
 
+    @property
+    def benchmark_rows(self) -> Sequence[PromptRow]:
+        """The rows on which published figures are measured: by default those of validation."""
+        return self.validation_rows
+
     @abstractmethod
     def encode(self, rows: Sequence[PromptRow]) -> PromptBatch:
         """Tokenise prompts and pad them on the left."""
@@ -38,10 +44,18 @@ class PromptLoaders(L.LightningDataModule, ABC):
         return self.trainer.lightning_module.train_dataloader()
 
     def val_dataloader(self) -> DataLoader[PromptBatch]:
-        """Return the loader of validation prompts in file order, a `PromptBatch` at a time."""
-        rows, size = list(self.validation_rows), self.validation_batch_size
-        chunks: Any = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return DataLoader(chunks, batch_size=None, collate_fn=self.encode)
+        """Return the loader of validation prompts in file order, a `PromptBatch` at a time.
+
+        Batches are the same with any number of processes, and each has its first row's number.
+        """
+        starts: Any = range(0, len(self.validation_rows), self.validation_batch_size)
+        collate: Any = self.validation_batch  # of one number, as there is no batch of batches
+        return DataLoader(starts, batch_size=None, collate_fn=collate)
+
+    def validation_batch(self, first: int) -> PromptBatch:
+        """Return the batch of validation prompts that begins with a row."""
+        rows = self.validation_rows[first : first + self.validation_batch_size]
+        return replace(self.encode(rows), first=first)
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int

@@ -50,11 +50,11 @@ def pass_at_k(right_P: Tensor, drawn_P: Tensor, k: int) -> Tensor:
 def majority_at_k(votes_PG: Tensor, k: int) -> Tensor:
     """Estimate for each problem the probability that the most frequent answer of k is right.
 
-        maj@k = E over the C(G, k) draws of k completions: [right wins] / (answers that tie for most)
+        maj@k = mean over the C(G, k) draws of [the right answer wins] / (answers that tie)
 
-    The expectation over all draws is exact, so it depends neither on the order of the completions nor
-    on random numbers, and has less variance than the vote of the first k (Wang et al. 2023). Ties
-    are broken at random. If nobody votes, the answer is wrong.
+    The expectation over all draws is exact. So it depends neither on the order of the completions
+    nor on random numbers, and has less variance than the vote of the first k. Ties are broken at
+    random. If nobody votes, the answer is wrong.
 
     Args:
         votes_PG: Answer of each completion: 0 if it is right, a number above 0 for each different
@@ -152,8 +152,8 @@ def mean_interval(
 
         m ± t(P − 1) · s / √P,          cut to [low, high]
 
-    If all values are equal, s = 0 says nothing about values that were not seen. Their probability is
-    at most u = z² / (P + z²), the upper end of Wilson's interval for 0 of P, so the interval is
+    If all values are equal, s = 0 says nothing about values that were not seen. Their probability
+    is at most u = z² / (P + z²), the upper end of Wilson's interval for 0 of P. So the interval is
     [m − u (m − low), m + u (high − m)]. It does not shrink to a point.
 
     Args:

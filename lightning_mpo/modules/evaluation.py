@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress
+from lightning_mpo.metrics import ProblemResults
+from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress, listeners
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
 from lightning_mpo.modules.source import RolloutSource
@@ -20,8 +21,14 @@ from lightning_mpo.modules.trainer import prompts_of
 from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.rewards.base import Reward, RewardError
 from lightning_mpo.rewards.process import RewardCaller
-from lightning_mpo.rewards.scoring import Scores, completions_of, score_all, unjudged
-from lightning_mpo.rollout.evaluation import Decoding, Tally, decodings
+from lightning_mpo.rewards.scoring import (
+    Scores,
+    answers_of,
+    completions_of,
+    score_all,
+    unjudged,
+)
+from lightning_mpo.rollout.evaluation import Decoding, Problem, decodings, problem_results
 from lightning_mpo.sampling.base import Sampler, SamplingRequest
 from lightning_mpo.sampling.reveal_order import reveal_orders
 from lightning_mpo.seeding import Stream, generator_of
@@ -36,9 +43,12 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
     sampler: Sampler
     max_new_tokens: int
     validation_completions: int
+    validation_ks: list[int]
 
     def __init__(self) -> None:
-        self._tallies: dict[str, Tally] = {}
+        self._results: dict[str, ProblemResults] = {}
+        """Results of the present validation, by the prefix of their metrics."""
+        self._problems: dict[str, list[Problem]] = {}
         self._weights = ExitStack()
         self._reported: set[str] = set()
         self._failure: UserError | None = None
@@ -57,28 +67,36 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
         self.caller.close()
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._tallies = {}
+        self._results, self._problems = {}, {}
         if isinstance(pl_module, PolicyOptimization):
+            for prefix in decodings(pl_module.objective.support, self.validation_completions):
+                self._results[prefix] = ProblemResults(self.validation_ks).to(pl_module.device)
+                self._problems[prefix] = []
             self._weights.enter_context(pl_module.policy.full_weights())
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._weights.close()
         self._end_failed(trainer, pl_module)
-        for prefix, tally in self._tallies.items():
-            if tally.undecided and not trainer.sanity_checking:
-                self._tell_undecided(prefix, tally)
-            for name, value in tally.compute().items():
-                pl_module.log(
-                    f"val/{prefix}{name}",
-                    value,
-                    prog_bar=prefix + name == "pass_at_1",
-                    sync_dist=True,
-                )
+        if not isinstance(pl_module, PolicyOptimization) or not all(self._problems.values()):
+            return
+        for prefix, results in self._results.items():
+            undecided, rows = results.undecided()
+            if undecided and not trainer.sanity_checking:
+                self._tell_undecided(prefix, undecided, rows)
+            for name, (value, low, high) in results.results().items():
+                shown = {name: value}
+                if "_at_" in name:
+                    shown |= {f"{name}_low": low, f"{name}_high": high}
+                for key, number in shown.items():
+                    bar = prefix + key == "pass_at_1"
+                    pl_module.log(f"val/{prefix}{key}", number, prog_bar=bar, sync_dist=True)
+        for callback in listeners(trainer):
+            callback.on_held_out_end(trainer, pl_module, self, self._problems)
 
-    def _tell_undecided(self, prefix: str, tally: Tally) -> None:
+    def _tell_undecided(self, prefix: str, undecided: int, rows: int) -> None:
         if any(reward.is_accuracy for reward in self.rewards):
             sentence = (
-                f"{tally.undecided} of {tally.rows} held-out completions belong to prompts that "
+                f"{undecided} of {rows} held-out completions belong to prompts that "
                 f"no accuracy reward judged in full; `val/{prefix}pass_at_1` leaves them out"
             )
         else:
@@ -103,7 +121,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
         self._end_failed(trainer, pl_module)
 
     def _draw(
-        self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int, decoding: Decoding
+        self, module: PolicyOptimization, prompts: PromptBatch, decoding: Decoding
     ) -> Rollout:
         with module.trainer.precision_plugin.forward_context():
             return self.sampler.sample(
@@ -113,9 +131,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
                 SamplingRequest(
                     decoding.support, module.temperature, self.max_new_tokens, decoding.greedy
                 ),
-                generator=generator_of(
-                    self.seed, Stream.EVALUATE, batch_idx, module.trainer.global_rank
-                ),
+                generator=generator_of(self.seed, Stream.EVALUATE, prompts.first),
                 progress=evaluation_progress(module.trainer),
             )
 
@@ -135,6 +151,22 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
                     raise
                 self._failure = error
         return unjudged(self.rewards, len(rollout.rows))
+
+    def judge_problems(
+        self, module: PolicyOptimization, rollout: Rollout, completions: int, first: int
+    ) -> list[dict[str, Any]]:
+        """Call the rewards on all completions of some problems, and return the results by problem.
+
+        Args:
+            module: its tokenizer decodes the prompts.
+            rollout: the completions.
+            completions: number of completions per problem.
+            first: number of the first problem.
+        """
+        scores, answers = self.judge(module, rollout), None
+        if self._failure is None:
+            answers = answers_of(self.rewards, completions_of(rollout, module.policy.tokenizer))
+        return problem_results(rollout, scores, completions, first, answers)
 
     @property
     def failures(self) -> float:
@@ -177,15 +209,16 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
         for prefix, decoding in decodings(
             module.objective.support, self.validation_completions
         ).items():
-            rollout = self._draw(module, prompts, batch_idx, decoding)
-            tally = self._tallies.setdefault(prefix, Tally((1,), module.device))
-            tally.add(rollout, self.judge(module, rollout), decoding.completions)
+            rollout = self._draw(module, prompts, decoding)
+            problems = self.judge_problems(module, rollout, decoding.completions, prompts.first)
+            self._results[prefix].update(problems)
+            self._problems[prefix] += problems
 
     def predict(
         self, module: PolicyOptimization, prompts: PromptBatch, batch_idx: int
     ) -> list[dict[str, Any]]:
         rollout = self._draw(
-            module, prompts, batch_idx, Decoding(FullVocabulary(), self.validation_completions)
+            module, prompts, Decoding(FullVocabulary(), self.validation_completions)
         )
         # a record per completion
         records = [

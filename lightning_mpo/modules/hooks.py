@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import lightning as L
 
 from lightning_mpo.modules.optimization import PolicyOptimization
+from lightning_mpo.modules.source import RolloutSource
 from lightning_mpo.modules.trainer import callbacks_of
+from lightning_mpo.rollout.evaluation import Problem
 from lightning_mpo.rollout.events import RolloutEvent
 from lightning_mpo.sampling.base import Progress
 
@@ -39,6 +43,22 @@ class RolloutCallback(L.Callback):
         self, trainer: L.Trainer, module: PolicyOptimization, event: RolloutEvent
     ) -> None:
         """Called once the experience is complete, before the first update on it."""
+
+    def on_held_out_end(
+        self,
+        trainer: L.Trainer,
+        module: PolicyOptimization,
+        source: RolloutSource,
+        problems: Mapping[str, Sequence[Problem]],
+    ) -> None:
+        """Called by all processes after the metrics of `validate` and `test` were logged.
+
+        Args:
+            trainer: of the run.
+            module: that was evaluated.
+            source: the callback that sampled and judged.
+            problems: results of the problems of this process, by the prefix of their metrics.
+        """
 
 
 def listeners(trainer: L.Trainer) -> list[RolloutCallback]:

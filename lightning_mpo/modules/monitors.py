@@ -12,7 +12,7 @@ import lightning as L
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run
 
-HIGHER = re.compile(r"pass(_at_|@)|reward(?!.*std)|accuracy|answered|kept_mass|(^|/)correct")
+HIGHER = re.compile(r"(pass|maj)(_at_|@)|reward(?!.*std)|accuracy|answered|kept_mass|(^|/)correct")
 LOWER = re.compile(r"(^|/)loss|cross_entropy|(^|/)kl(/|$)|truncated|perplexity|grad_norm")
 UNSUPPORTED = {
     "BatchSizeFinder": "a rollout fixes how many sequences there are; `lightning-mpo plan` "
@@ -69,7 +69,10 @@ def check_direction(owner: str, monitor: str, mode: Any) -> None:
         )
 
 
-EVALUATED = ("pass_at_1", "reward", "judged", "length", "truncated")
+EVALUATED = (
+    *("pass_at_1", "reward", "judged", "answered", "length", "truncated"),
+    *("pass_at_*", "maj_at_*"),
+)
 """Metrics of held-out completions. Over a truncated support they are `val/support_…`."""
 LOGGED: dict[str, tuple[str, ...]] = {
     "PolicyOptimization": (

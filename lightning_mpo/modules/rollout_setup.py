@@ -50,6 +50,25 @@ def check_rewards(
         reward.check(max_new_tokens)
 
 
+def check_ks(option: str, ks: Sequence[int], completions: int) -> None:
+    """Refuse a k of pass@k that has no meaning with this number of completions.
+
+    Args:
+        option: name of the option, for the message.
+        ks: each k.
+        completions: per problem.
+
+    Raises:
+        UserError: there is no k, or one is below 1 or above the number of completions.
+    """
+    bad = next((k for k in ks if isinstance(k, bool) or not 1 <= k <= completions), None)
+    if not ks or bad is not None:
+        raise UserError(
+            f"`{option}` must hold numbers from 1 to {completions}, the completions of each "
+            f"problem, got {list(ks) if bad is None else bad}"
+        )
+
+
 def check_sampling(
     objective: Objective,
     rewards: Sequence[Reward],

@@ -70,7 +70,7 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
         "rollout.seed",
         "rollout.max_new_tokens",
         "rollout.sampler*",
-        "rollout.validation_completions",
+        "rollout.validation_*",
         "rollout.parity_gate",
         "rollout.reward_*",
         "rollout.failed_reward",

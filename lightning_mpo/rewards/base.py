@@ -136,6 +136,14 @@ class Reward(ABC):
         """
         return [True] * len(completions)
 
+    def answers(self, completions: Sequence[Completion]) -> Sequence[str | None] | None:
+        """Return the answer of each completion as text, for the vote of a majority (maj@k).
+
+        None in place of a text: it has no answer. None alone: this reward reads no answers.
+        Evaluations ask accuracy rewards of this package; equal answers must have equal texts.
+        """
+        return None
+
 
 class TokenReward(Reward):
     """A reward that gives each token a number: the reward of that token.

@@ -74,6 +74,9 @@ class MathAnswer(Reward):
     def answered(self, completions: Sequence[Completion]) -> list[bool]:
         return [verdict.answered for verdict in self._verdicts(completions)]
 
+    def answers(self, completions: Sequence[Completion]) -> list[str | None]:
+        return [verdict.answer for verdict in self._verdicts(completions)]
+
     def _verdicts(self, completions: Sequence[Completion]) -> list[_Verdict]:
         questions = [
             _Question(
@@ -101,6 +104,7 @@ class _Verdict(NamedTuple):
     judged: bool
     answered: bool
     correct: bool
+    answer: str | None = None
 
 
 class _Question(NamedTuple):
@@ -207,7 +211,7 @@ atexit.register(lambda: _pool.close())
 
 @lru_cache(maxsize=8192)
 def _judge(question: _Question) -> _Verdict:
-    """Ask once per (response, target): `score` and `answered` share the verdict."""
+    """Ask once per (response, target): `score`, `answered` and `answers` share the verdict."""
     return _pool.ask(question)
 
 

@@ -3,10 +3,10 @@
 It is started by path and imports nothing of this package.
 
 It reads one JSON object a line (`text`, `target`, `extract`, `seconds`, `memory`) and answers with
-one line: `judged`, the target could be read; `answered`, the response could be read; `correct`. The
-line `null` tests whether the process is alive. A question that takes more than `seconds` of CPU
-time, or more than `memory` bytes, ends the process. The signal of the timer keeps its default
-action, which also stops C code that no Python exception could interrupt.
+one line: `judged`, the target could be read; `answered`, the response could be read; `correct`; and
+`answer`, its text. The line `null` tests whether the process is alive. A question that takes more
+than `seconds` of CPU time, or more than `memory` bytes, ends the process. The signal of the timer
+keeps its default action, which also stops C code that no Python exception could interrupt.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import signal
 import sys
 import unicodedata
 from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +31,6 @@ CONFIG = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 
 # math-verify takes a set of all boxes; they are one answer only if joined by "and", "or" or a comma
 GOES_ON = re.compile(r"\{[^\n]*\}\s*\$?\s*(,|,?\s*and|,?\s*or)\s*\$?\s*")
-
 
 DASHES = dict.fromkeys(map(ord, "\u2212\u2012\u2013\u2010\u2011\ufe63\uff0d"), "-")
 SIGNS = {
@@ -50,7 +50,6 @@ SIGNS = {
 SUPERSCRIPTS = str.maketrans(
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "0123456789"
 )
-
 
 THOUSANDS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 DRESS = [
@@ -241,20 +240,41 @@ def part(text: str, extract: str) -> str:
     return text
 
 
-def judge(text: str, target: str, extract: str = "auto") -> dict[str, bool]:
+def spell(answer: list[Any]) -> str | None:
+    """Return a parsed answer as text, a plain number as a fraction; None: there is none.
+
+    An expression is not evaluated, as that may take for ever.
+    """
+    if not answer:
+        return None
+    text = str(answer[-1] if isinstance(answer[-1], str) else "?").strip()[:200]
+    plain = re.fullmatch(rf"-?(?:{THOUSANDS}|\.\d+)", text)
+    return str(Fraction(text.replace(",", ""))) if plain else text
+
+
+def judge(text: str, target: str, extract: str = "auto") -> dict[str, bool | str | None]:
     """Compare a response with its target."""
     text = part(clean(text), extract)
     if DATE.fullmatch(target.strip()):  # no difference of numbers
         dates = DATE.findall(text)
         right = bool(dates) and _numbers(dates[-1]) == _numbers(target)
-        return {"judged": True, "answered": bool(dates or read(text)), "correct": right}
+        return _verdict(True, dates or read(text), right)
     targets, texts = forms(clean(target.strip())), forms(text)
     golds, answers = [read_target(form) for form in targets], [read(form) for form in texts]
     if len(golds) == len(answers) == 2:  # both are percentages
         golds, answers = golds[:1], answers[:1]
     pairs = [(gold, answer) for gold in golds for answer in answers if gold and answer]
     correct = any(verify(gold, answer, timeout_seconds=None) for gold, answer in pairs)
-    return {"judged": bool(golds[0]), "answered": bool(answers[0]), "correct": correct}
+    return _verdict(bool(golds[0]), answers[0], correct)
+
+
+def _verdict(judged: bool, answer: list[Any], correct: bool) -> dict[str, bool | str | None]:
+    return {
+        "judged": judged,
+        "answered": bool(answer),
+        "correct": correct,
+        "answer": spell(answer),
+    }
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardError, TokenReward
 from lightning_mpo.rewards.calling import judge
+from lightning_mpo.rewards.process import is_of_user
 from lightning_mpo.rewards.thoughts import ends_in_thoughts
 from lightning_mpo.types import Finish, Rollout
 
@@ -212,6 +213,20 @@ def score_all(
     return Scores(
         total, valid, correct, answered, by_reward, decided, token_rewards_BC, weights, failed
     )
+
+
+def answers_of(
+    rewards: Sequence[Reward], completions: Sequence[Completion]
+) -> Sequence[str | None] | None:
+    """Return the answer of each completion as text, for the vote of a majority.
+
+    None: there is not exactly one accuracy reward, it reads no answers, or it is code of the user,
+    which is called for scores alone.
+    """
+    judges = [reward for reward in rewards if reward.is_accuracy]
+    if len(judges) != 1 or is_of_user(judges[0]):
+        return None
+    return judges[0].answers(completions)
 
 
 def unjudged(rewards: Sequence[Reward], count: int) -> Scores:

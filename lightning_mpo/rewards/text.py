@@ -43,6 +43,10 @@ class ExactAnswer(Reward):
     def answered(self, completions: Sequence[Completion]) -> list[bool]:
         return [self._answer(completion) is not None for completion in completions]
 
+    def answers(self, completions: Sequence[Completion]) -> list[str | None]:
+        answers = [self._answer(completion) for completion in completions]
+        return [None if answer is None else _plain(answer) for answer in answers]
+
     def _score(self, completion: Completion) -> float | None:
         target = completion.target.strip()
         if not target:
@@ -132,6 +136,9 @@ class ChoiceAnswer(Reward):
 
     def answered(self, completions: Sequence[Completion]) -> list[bool]:
         return [self._choice(completion) is not None for completion in completions]
+
+    def answers(self, completions: Sequence[Completion]) -> list[str | None]:
+        return [self._choice(completion) for completion in completions]
 
     def _choice(self, completion: Completion) -> str | None:
         return self.choice(after_thoughts(completion.text, completion.thinking) or "")

@@ -1,20 +1,26 @@
-"""Decoding settings and running totals of an evaluation."""
+"""Decoding settings of an evaluation, and its results by problem."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-
+from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
-from lightning_mpo.metrics import PassAtK
+from lightning_mpo.metrics import ProblemResults
 from lightning_mpo.objective.supports import FullVocabulary, Support
 from lightning_mpo.rewards.scoring import Scores
 from lightning_mpo.rollout.noised import replay_steps
 from lightning_mpo.rollout.scorer import Scorer
-from lightning_mpo.types import Rollout
+from lightning_mpo.types import Finish, Rollout
+
+GROUPS = ("level", "difficulty", "type", "subject")
+"""Columns by which tables are made, in any case of letters."""
+Problem = Mapping[str, Any]
+"""The results of a problem, as `problem_results` returns them."""
+LONGEST_VALUE = 60
+"""Characters of a text that may name a group."""
 
 
 @dataclass(frozen=True)
@@ -70,53 +76,119 @@ def readable(name: str) -> str:
         >>> readable("support_pass_at_1")
         'support pass@1'
     """
-    return name.replace("pass_at_", "pass@").replace("_", " ")
+    return name.replace("pass_at_", "pass@").replace("maj_at_", "maj@").replace("_", " ")
 
 
-class Tally:
-    """Adds up accuracy, reward and length over batches.
-
-    pass@k averages over prompts whose completions were all judged by an accuracy reward. The mean
-    reward is over all judged rows.
+def problem_results(
+    rollout: Rollout,
+    scores: Scores,
+    completions: int,
+    first: int,
+    answers: Sequence[str | None] | None = None,
+) -> list[dict[str, Any]]:
+    """Return what happened to each problem of a batch, as plain values for JSON.
 
     Args:
-        ks: the k of each pass@k.
-        device: device of pass@k's counts, which are summed over processes.
+        rollout: all completions of the problems.
+        scores: their judgements.
+        completions: number of completions per problem.
+        first: number of the first problem.
+        answers: answer of each completion as text; None: not known.
     """
-
-    def __init__(self, ks: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.passes = {k: PassAtK(k).to(device) for k in ks}
-        self._reward = self._length = self._truncated = 0.0
-        self._judged = 0
-        self.rows = 0
-        """Number of completions."""
-        self.undecided = 0
-        """Number of completions whose prompt does not count in pass@k."""
-
-    def add(self, rollout: Rollout, scores: Scores, completions: int) -> None:
-        """Take one batch of whole groups."""
-        decided_P = scores.decided_B.view(-1, completions).all(1)
-        correct_PG = scores.correct_B.view(-1, completions)[decided_P]
-        for metric in self.passes.values():
-            metric.update(correct_PG.to(metric.device))
-        self.undecided += int((~decided_P).sum()) * completions
-        self._judged += int(scores.judged_B.sum())
-        self._reward += scores.rewards_B.sum().item()
-        self._length += rollout.response_mask_BT.sum().item()
-        self._truncated += rollout.finish_B.sum().item()
-        self.rows += len(scores.rewards_B)
-
-    def compute(self) -> dict[str, float]:
-        """Return means by name, without pass@k if no prompt counts in it."""
-        if not self.rows:
-            return {}
-        values = {
-            f"pass_at_{k}": torch.as_tensor(metric.compute()).item()
-            for k, metric in self.passes.items()
+    lengths = rollout.response_mask_BT.sum(1).tolist()
+    truncated = (rollout.finish_B == Finish.LENGTH).tolist()
+    decided, right = scores.decided_B.tolist(), scores.correct_B.tolist()
+    judged, answered = scores.judged_B.tolist(), scores.answered_B.tolist()
+    rewards = scores.rewards_B.tolist()
+    samples = [
+        {
+            "completion": text,
+            "right": right[b] if decided[b] else None,
+            **({} if answers is None else {"answer": answers[b]}),
+            "answered": answered[b],
+            "reward": rewards[b] if judged[b] else None,
+            "length": lengths[b],
+            "truncated": truncated[b],
         }
-        return {name: value for name, value in values.items() if not math.isnan(value)} | {
-            "reward": self._reward / max(self._judged, 1),
-            "judged": self._judged / self.rows,
-            "length": self._length / self.rows,
-            "truncated": self._truncated / self.rows,
+        for b, text in enumerate(rollout.texts)
+    ]
+    return [
+        {
+            "problem": first + start // completions,
+            "prompt": rollout.rows[start].prompt,
+            "target": rollout.rows[start].target,
+            "columns": short_columns(rollout.rows[start].extra),
+            "samples": samples[start : start + completions],
         }
+        for start in range(0, len(samples), completions)
+    ]
+
+
+def short_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a row that may name a level or a type: numbers and short texts.
+
+    Example:
+        >>> short_columns({"level": 5, "type": "Algebra", "test": "assert " * 99})
+        {'level': 5, 'type': 'Algebra'}
+    """
+    return {
+        name: value
+        for name, value in row.items()
+        if isinstance(value, bool | int | float)
+        or (isinstance(value, str) and len(value) <= LONGEST_VALUE)
+    }
+
+
+def by_group(
+    problems: Sequence[Problem], columns: Sequence[str] | None = None
+) -> dict[str, dict[str, list[Problem]]]:
+    """Return the problems by column, and within it by value.
+
+    Args:
+        problems: as `problem_results` returns them.
+        columns: names of columns; None: those of `GROUPS` that the problems have.
+
+    Raises:
+        UserError: no problem has such a column.
+    """
+    known = {name: None for problem in problems for name in problem["columns"]}
+    if columns is None:
+        columns = [name for name in known if name.casefold() in GROUPS]
+    for name in columns:
+        if name not in known:
+            raise UserError(
+                f"no problem has a column {name!r} with short values; there are "
+                f"{', '.join(map(repr, known)) or 'none'}"
+            )
+    groups: dict[str, dict[str, list[Problem]]] = {name: {} for name in columns}
+    for name, by_value in groups.items():
+        for problem in problems:
+            by_value.setdefault(str(problem["columns"].get(name)), []).append(problem)
+        groups[name] = dict(sorted(by_value.items()))
+    return groups
+
+
+def with_intervals(results: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Return results by name, each followed by its interval under `{name}_interval`.
+
+    Example:
+        >>> with_intervals({"pass_at_1": [0.5, 0.4, 0.6]})
+        {'pass_at_1': 0.5, 'pass_at_1_interval': [0.4, 0.6]}
+    """
+    return {
+        key: value
+        for name, (mean, low, high) in results.items()
+        for key, value in ((name, mean), (f"{name}_interval", [low, high]))
+    }
+
+
+def gathered(problems: Sequence[Problem], ks: Sequence[int]) -> ProblemResults:
+    """Return the metric of problems that are all on this process."""
+    results = ProblemResults(ks, sync_on_compute=False)
+    results.update(problems)
+    return results
+
+
+def results_of(problems: Sequence[Problem], ks: Sequence[int]) -> dict[str, list[float]]:
+    """Return mean, lower and upper end of each result by name."""
+    return gathered(problems, ks).results()

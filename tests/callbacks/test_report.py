@@ -16,7 +16,7 @@ from lightning_mpo.callbacks import KillAt, Report, Samples
 from lightning_mpo.callbacks.report import VALIDATION
 from lightning_mpo.errors import UserError
 from lightning_mpo.functional.divergences import k3
-from lightning_mpo.metrics import PassAtK
+from lightning_mpo.functional.evaluation import mean_interval, pass_at_k
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.objective.supports import FullVocabulary, TopK
 from lightning_mpo.rewards.scoring import completions_of, score_all
@@ -27,10 +27,8 @@ from lightning_mpo.seeding import Stream, generator_of
 from tests.support.runs import Digits, adam, fit, make_objective
 
 REPORT = {"problems": 4, "completions": 3, "initial": "before", "batch_size": 6}  # two batches
-KEYS = {
-    *("pass_at_1", "pass_at_1_interval", "pass_at_3", "pass_at_3_interval"),
-    *("reward", "length", "truncated"),
-}
+NAMES = ("pass_at_1", "pass_at_3", "reward", "judged", "answered", "length", "truncated")
+KEYS = {key for name in NAMES for key in (name, f"{name}_interval")}
 
 
 class Some(Digits):
@@ -58,11 +56,12 @@ def report(folder, *, lr=0.0, steps=4, objective=None, arguments=None, callbacks
 
 def test_the_summary_has_its_keys(tmp_path, capsys):
     _, _, summary = report(tmp_path)
-    others = ("seconds", "peak_rss_mb", "problems", "updates", "curve")
+    others = ("seconds", "peak_rss_mb", "problems", "updates", "curve", "difference")
     assert summary.keys() == {"before", "final", *others}
     stage = KEYS | {f"support_{key}" for key in KEYS}
     stage |= {"greedy_accuracy", "greedy_accuracy_interval", "kl"}
     assert summary["before"].keys() == stage
+    assert summary["difference"].keys() == stage - {"kl"}
     assert summary["final"].keys() == stage | {"clip_fraction"}
     assert summary["seconds"].keys() == {"evaluation_before", "training", "evaluation_final"}
     assert (summary["problems"], summary["updates"]) == (4, 4)
@@ -97,8 +96,13 @@ def test_without_learning_both_stages_are_equal_to_the_last_digit(tmp_path):
         (tmp_path / "completions" / f"{stage}.jsonl").read_text().splitlines()
         for stage in ("before", "final")
     )
-    assert before == after
-    assert len(before) == 2, "a completion of each problem in the first batch"
+    assert json.loads(before[0])["step"] == 0
+    assert json.loads(after[0])["step"] == 4
+    assert before[1:] == after[1:]
+    assert len(before) == 1 + 4, "a line for each problem"
+    low, high = summary["difference"]["pass_at_1_interval"]
+    assert summary["difference"]["pass_at_1"] == 0
+    assert low < 0 < high, "four problems do not show that nothing changed"
 
 
 def test_the_numbers_are_those_of_the_policy(tmp_path):
@@ -110,8 +114,7 @@ def test_the_numbers_are_those_of_the_policy(tmp_path):
         ("support_", TopK(5), False, 3),
         ("greedy_", FullVocabulary(), True, 1),
     ):
-        metrics = {k: PassAtK(k) for k in (1, completions)}
-        lengths, divergences, size = [], [], 6 // completions
+        right, lengths, divergences, size = [], [], [], 6 // completions
         for start in range(0, 4, size):
             part = rollout.sampler.sample(
                 module.policy,
@@ -120,26 +123,21 @@ def test_the_numbers_are_those_of_the_policy(tmp_path):
                 SamplingRequest(support, 0.8, 6, greedy),
                 generator=generator_of(1, Stream.REPORT, start),
             )
-            for metric in metrics.values():
-                metric.update(
-                    score_all(rollout.rewards, completions_of(part)).correct_B.view(-1, completions)
-                )
+            scores = score_all(rollout.rewards, completions_of(part))
+            right.append(scores.correct_B.view(-1, completions).double().sum(1))
             lengths.append(part.response_mask_BT.sum(1).float())
             now, reference = (
                 module.score(part, reference=flag).logprobs_BT for flag in (False, True)
             )
             divergences.append(k3(now, reference)[part.response_mask_BT])
-        final = summary["final"]
+        final, right_P = summary["final"], torch.cat(right)
+        for k in {1, completions}:
+            name = "greedy_accuracy" if greedy else f"{prefix}pass_at_{k}"
+            expected = mean_interval(pass_at_k(right_P, torch.full_like(right_P, completions), k))
+            shown = [final[name], *final[f"{name}_interval"]]
+            assert shown == pytest.approx(expected.tolist())
         if greedy:
-            assert final["greedy_accuracy"] == pytest.approx(metrics[1].compute().item())
-            bounds = list(metrics[1].interval(0.95))
-            assert final["greedy_accuracy_interval"] == pytest.approx(bounds)
             continue
-        for k, metric in metrics.items():
-            assert final[f"{prefix}pass_at_{k}"] == pytest.approx(metric.compute().item())
-            assert final[f"{prefix}pass_at_{k}_interval"] == pytest.approx(
-                list(metric.interval(0.95))
-            )
         assert final[f"{prefix}length"] == pytest.approx(torch.cat(lengths).mean().item())
         if not prefix:
             assert final["kl"] == pytest.approx(divergences[0].mean().item(), rel=1e-4)
@@ -264,7 +262,7 @@ def test_tables_are_printed_above_the_bar(monkeypatch, what):
         bar.refresh()
         before = len(console.file.getvalue())
         if what == "report":
-            print_stages({"before": {"length": 3.0}}, 4)
+            print_stages({"before": {"length": 3.0}}, "4 problems")
         else:
             Samples._print(0, [{"prompt": "p", "completion": "c", "target": "t", "reward": 1.0}])
     assert console.file.getvalue()[before:].startswith("\r\x1b[2K"), (

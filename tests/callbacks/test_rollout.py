@@ -52,14 +52,14 @@ def stage(folder, verb, *, completions=3, seed=8, objective=None, data=None, **t
 def draw(module, rollout, data, completions, seed=8):
     """Sample held-out prompts as validation says it does."""
     rollouts = []
-    for index, start in enumerate(range(0, 4, 3)):
+    for start in range(0, 4, 3):
         rollouts.append(
             rollout.sampler.sample(
                 module.policy,
                 data.encode(list(data.splits.validation)[start : start + 3]),
                 completions,
                 SamplingRequest(FullVocabulary(), 0.7, 6),
-                generator=generator_of(seed, Stream.EVALUATE, index, 0),
+                generator=generator_of(seed, Stream.EVALUATE, start),
             )
         )
     return rollouts
@@ -79,6 +79,8 @@ def test_held_out_prompts_are_sampled_from_the_full_vocabulary(tmp_path, verb):
     assert result["val/reward"] == pytest.approx(
         torch.cat([score.rewards_B for score in scores]).mean().item()
     )
+    assert result["val/pass_at_1_low"] < result["val/pass_at_1"] < result["val/pass_at_1_high"]
+    assert result["val/answered"] == result["val/judged"] == 1
     lengths = torch.cat([part.response_mask_BT.sum(1).float() for part in parts])
     assert result["val/length"] == pytest.approx(lengths.mean().item())
     assert result["val/truncated"] == pytest.approx(

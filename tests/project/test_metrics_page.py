@@ -88,7 +88,9 @@ def covered(name: str, page: set[str]) -> bool:
 
 
 def test_every_metric_of_the_page_is_logged():
-    evaluated = {f"val/{name}" for name in ("pass_at_1", "reward", "judged", "length", "truncated")}
+    names = ("reward", "judged", "answered", "length", "truncated", "pass_at_1_gain")
+    accuracies = ("pass_at_{}", "maj_at_{}", "pass_at_{}_low", "pass_at_{}_high")
+    evaluated = {f"val/{name}" for name in (*names, *accuracies)}
     made = logged() | evaluated | {"loss", "cross_entropy_{}"}
     assert sorted(name for name in listed() if plain(name) not in made) == []
 

@@ -65,6 +65,11 @@ CASES = {
         "`rollout.validation_completions` must be at least 1, got 0",
         ["--rollout.validation_completions", "0"],
     ),
+    "a k above the completions": Case(
+        "`rollout.validation_ks` must hold numbers from 1 to 1, the completions of each problem, "
+        "got 8",
+        ["--rollout.validation_ks", "[1, 8]"],
+    ),
     "a temperature by which logits overflow": Case(
         "`model.temperature` must be at least 1e-06, got 1e-30", ["--model.temperature", "1e-30"]
     ),
