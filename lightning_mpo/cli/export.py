@@ -123,16 +123,8 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
     """Export a policy and compare it with the written folder; return the exit code."""
     # module and data of the configuration, with the weights of the checkpoint
     stored = read_checkpoint(options.checkpoint, "`--checkpoint`", part="outline")
-    configs = options.config or _no_config(options.checkpoint)
-    arguments = ["predict", *(part for path in configs for part in ("-c", path)), *rest]
-    cli = Reader(**OPTIONS | {"args": arguments})
-    policy = cli.model.policy
-    if not isinstance(policy, LoadedPolicy):
-        raise UserError(
-            f"`export` takes a `CausalPolicy` or a `MaskedPolicy`, got {type(policy).__name__}: "
-            "save the weights of another policy yourself"
-        )
-    policy.checkpoint, policy.critic = str(options.checkpoint), None
+    configs = options.config or no_config("export", options.checkpoint)
+    cli, policy = read_run("export", configs, options.checkpoint, rest)
     form: Any = options.form or ("full" if policy.lora is None else "adapter")
     check_form(policy, form)
     # refuse a wrong folder before the model is loaded
@@ -156,14 +148,40 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
         form,
         prompts,
         dtype=options.dtype,
-        sampling=_sampling(cli),
+        sampling=sampling_of(cli),
         origin=origin,
         data=data,
     )
     return _report(check, notes, form, options.to)
 
 
-def _sampling(cli: Reader) -> Sampling:
+def read_run(
+    verb: str, configs: Sequence[str], checkpoint: Path, rest: Sequence[str]
+) -> tuple[Reader, LoadedPolicy]:
+    """Return the parts of a configuration, and its policy with a checkpoint to load.
+
+    Args:
+        verb: for messages.
+        configs: files or names of recipes.
+        checkpoint: its weights are loaded when the policy is built.
+        rest: further options of the configuration.
+
+    Raises:
+        UserError: the policy is of another kind.
+    """
+    arguments = ["predict", *(part for path in configs for part in ("-c", path)), *rest]
+    cli = Reader(**OPTIONS | {"args": arguments})
+    policy = cli.model.policy
+    if not isinstance(policy, LoadedPolicy):
+        raise UserError(
+            f"`{verb}` takes a `CausalPolicy` or a `MaskedPolicy`, got {type(policy).__name__}: "
+            "save the weights of another policy yourself"
+        )
+    policy.checkpoint, policy.critic = str(checkpoint), None
+    return cli, policy
+
+
+def sampling_of(cli: Reader) -> Sampling:
     """Return the sampling options of the run."""
     rollout = cli.config_init[cli.subcommand].get("rollout")
     # a supervised stage of a masked policy has a canvas
@@ -194,7 +212,7 @@ def _report(check: Check, notes: Sequence[str], form: str, to: Path) -> int:
     return 0
 
 
-def _no_config(checkpoint: Path) -> list[str]:
+def no_config(verb: str, checkpoint: Path) -> list[str]:
     """Ask for the configuration: it is code, and a file beside a checkpoint may be anybody's."""
     beside = [
         folder / "config.yaml"
@@ -203,7 +221,7 @@ def _no_config(checkpoint: Path) -> list[str]:
     ]
     hint = f"-c {beside[0]}, if you trust it" if beside else "there is no config.yaml beside it"
     raise UserError(
-        f"`export` needs the configuration of the run that made {str(checkpoint)!r}: {hint}"
+        f"`{verb}` needs the configuration of the run that made {str(checkpoint)!r}: {hint}"
     )
 
 

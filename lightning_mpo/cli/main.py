@@ -14,6 +14,8 @@ from lightning_mpo.errors import print_mistake
 HELP = """\
 usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key value ...]
        lightning-mpo predict --model FOLDER --data FILE.jsonl [--out FILE] [--show-order]
+       lightning-mpo evaluate --model FOLDER --benchmarks NAME ... [--out DIR] [--against DIR]
+       lightning-mpo compare FILE.jsonl FILE.jsonl
        lightning-mpo configs [copy NAME [DEST] | show NAME]
        lightning-mpo export -c NAME --checkpoint FILE --to FOLDER [--form adapter|merged|full]
        lightning-mpo verify-resume -c NAME [...] [--updates N] [--kill PHASE:N | --kills N]
@@ -25,9 +27,11 @@ RL post-training of language models. One action may be a token, a block of token
 response.
 
   fit            train
-  validate       sample completions of held-out prompts and report pass@1
+  validate       sample completions of held-out prompts and report pass@k with intervals
   test           do the same under the name `test`
   predict        sample completions and write them to a file
+  evaluate       answer benchmarks with an exported folder, a hub model or a checkpoint
+  compare        print the paired difference of two evaluations
   configs        list the recipes of the package, print one, or copy one to change it
   export         write a checkpoint's policy as a Hugging Face folder, load it again and compare
   verify-resume  kill a run, resume it, and compare it bit for bit with an undisturbed run

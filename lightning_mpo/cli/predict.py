@@ -117,10 +117,10 @@ def predict(options: argparse.Namespace) -> None:
     """
     # the folder's options, and those of the command line, which win
     folder = Path(options.model).expanduser()
-    usage = _read_usage(folder, options.model)
-    temperature = _number(options, "temperature", usage.temperature)
-    max_new_tokens = _number(options, "max_new_tokens", usage.max_new_tokens)
-    seed = _number(options, "seed", usage.seed)
+    usage = read_usage(folder, options.model)
+    temperature = number_of(options, "temperature", usage.temperature)
+    max_new_tokens = number_of(options, "max_new_tokens", usage.max_new_tokens)
+    seed = number_of(options, "seed", usage.seed)
     for name in ("completions", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"`--{name}` must be at least 1, got {getattr(options, name)}")
@@ -152,7 +152,7 @@ def predict(options: argparse.Namespace) -> None:
     )
 
 
-def _read_usage(folder: Path, name: str) -> Usage:
+def read_usage(folder: Path, name: str) -> Usage:
     """Return the options of an exported folder; other model folders and hub ids have defaults."""
     if not folder.is_dir():
         return Usage()
@@ -201,7 +201,7 @@ def _trainer(accelerator: str, callbacks: list[L.Callback]) -> L.Trainer:
         raise UserError(f"`--accelerator {accelerator}`: {str(error).splitlines()[0]}") from error
 
 
-def _number(options: argparse.Namespace, name: str, default: Any) -> Any:
+def number_of(options: argparse.Namespace, name: str, default: Any) -> Any:
     """Return an option of the command line, or the default if it is not given."""
     value = getattr(options, name)
     check, kind = TOP[name]

@@ -6,5 +6,6 @@ TRAINER_VERBS = ("fit", "validate", "test", "predict")
 """Verbs that Lightning's trainer answers."""
 VERBS = (
     *TRAINER_VERBS,
-    *("export", "configs", "methods", "plan", "rewards-check", "verify-resume"),
+    *("evaluate", "compare", "export", "configs", "methods", "plan", "rewards-check"),
+    "verify-resume",
 )

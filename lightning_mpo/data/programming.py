@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_mpo.data.hub import Hub
@@ -17,9 +17,10 @@ FENCE = "```"
 class HumanEval(PublicTable):
     """HumanEval (Chen et al. 2021): 164 Python functions to complete.
 
-    A fixed half of them is to validate on. For a comparison with published numbers, train on other
-    data. The columns `test` and `entry_point` hold the tests. With a chat template the solution is
-    the whole function in a fenced block, else the text that goes on from the prompt.
+    A fixed half of them is to validate on; `lightning-mpo evaluate` takes all. For a comparison
+    with published numbers, train on other data. The columns `test` and `entry_point` hold the
+    tests. With a chat template the solution is the whole function in a fenced block, else the text
+    that goes on from the prompt.
 
     Args:
         path: `HumanEval.jsonl.gz` or its folder. None: `$LIGHTNING_MPO_DATA/humaneval` if it is
@@ -55,6 +56,11 @@ class HumanEval(PublicTable):
             chat_template=chat_template,
             **kwargs,
         )
+
+    @property
+    def benchmark_rows(self) -> Sequence[PromptRow]:
+        """All problems: published figures are of both halves."""
+        return [*self.splits.train, *self.splits.validation]
 
     def row(self, record: Mapping[str, Any], where: str) -> PromptRow:
         for name in ("test", "entry_point"):
