@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.metrics import paired
@@ -43,7 +42,7 @@ def change_of(folder: Path, initial: str, decodings: Mapping[str, Decoding]) -> 
             (first, before), (last, after) = map(read_answers, paths)
             check_comparable(last, first, paths[0])
         except UserError as error:  # removed, or sampled otherwise before a resume
-            rank_zero_warn(f"no difference of {prefix}{initial} and final: {error}")
+            warnings.warn(f"no difference of {prefix}{initial} and final: {error}", stacklevel=2)
             continue
         ks = sorted({1, decoding.completions})
         values = paired(gathered(before, ks), gathered(after, ks))

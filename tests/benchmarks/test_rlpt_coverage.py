@@ -224,7 +224,7 @@ def test_programs_run_with_execute_only(plain_folder, problem_files, tmp_path, m
         ("{}/gsm8k.jsonl", [], "write NAME=PATH"),
         ("gsm8k={}/nothing.jsonl", [], "there is no file"),
         ("gsm8k={}/svamp.json", [], "line 1 of .* must be an object with columns|is not JSON"),
-        ("svamp={}/gsm8k.jsonl", [], "is not JSON"),
+        ("svamp={}/gsm8k.jsonl", [], "line 1 of .* has no 'Body'"),
         ("humaneval={}/gsm8k.jsonl", [], "line 1 of .* has no 'prompt'"),
         ("gsm8k={}", [], "cannot read"),
         ("gsm8k={}/gsm8k.jsonl gsm8k={}/gsm8k.jsonl", [], "names a data set twice"),
