@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from lightning_mpo import cli
@@ -40,6 +41,7 @@ def test_the_likelihood_of_the_stage_is_that_of_the_recipe():
     assert likelihood == recipe["model"]["init_args"]["likelihood"]
 
 
+@pytest.mark.slow
 def test_a_run_of_your_own_trains(tmp_path, monkeypatch, capsys):
     """The run starts the stage first, and the plan takes the same file."""
     monkeypatch.chdir(tmp_path)
