@@ -4,9 +4,9 @@
         --trainer.callbacks+ benchmarks.masked.passes.CountPasses
 
 Start it in the root folder of the repository. At the end it prints the passes for each sampled
-response: rows that went through the policy's network, divided by responses. The first rollout is left out,
-as the parity gate follows it. A pass with gradient has a backward pass behind it, unless it is the
-first of two under recomputation.
+response: rows that went through the policy's network, divided by responses. The first rollout is
+left out, as the parity gate follows it. A pass with gradient has a backward pass behind it, unless
+it is the first of two under recomputation.
 """
 
 from __future__ import annotations
