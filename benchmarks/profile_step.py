@@ -99,9 +99,8 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     import lightning as L
     import torch
 
-    from lightning_mpo import rollout as sampling
+    from lightning_mpo import sampling
     from lightning_mpo.callbacks import KLTracking, RolloutLoop, Samples, Throughput, Watchdog
-    from lightning_mpo.callbacks import rollout as rollout_callback
     from lightning_mpo.data import Svamp
     from lightning_mpo.modules import PolicyOptimization
     from lightning_mpo.objective.action_spaces import TokenActions
@@ -120,7 +119,7 @@ def profile(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     torch.set_num_threads(arguments.threads)
     phases = Phases()
     phases.wrap(sampling.LocalSampler, "sample", "sampling")
-    phases.wrap(rollout_callback, "score_all", "rewards")
+    phases.wrap(RolloutLoop, "judge", "rewards")
     phases.wrap(CausalPolicy, "score", "forward and head")
     phases.wrap(Objective, "surrogate_loss", "ratios and surrogate")
     phases.wrap(L.LightningModule, "backward", "backward")
