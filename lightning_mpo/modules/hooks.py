@@ -51,7 +51,7 @@ class RolloutCallback(L.Callback):
         source: RolloutSource,
         problems: Mapping[str, Sequence[Problem]],
     ) -> None:
-        """Called by all processes after the metrics of `validate` and `test` were logged.
+        """Called by all processes after the metrics of a validation or test were logged.
 
         Args:
             trainer: of the run.
