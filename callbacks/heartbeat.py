@@ -33,12 +33,14 @@ class Beat:
         phase: name of the phase under way.
         seconds: time since the phase began or last made progress.
         silent: seconds since the report came, by the clock of the process that reads it.
+        gave_up: whether the process has printed its part and is about to exit.
     """
 
     count: int
     phase: str
     seconds: float
     silent: float = 0.0
+    gave_up: bool = False
 
 
 def describe(beats: Sequence[Beat | None], patience: float) -> str:
@@ -219,25 +221,31 @@ class Heartbeat(RolloutCallback):
             # beats of all processes
             beat = Beat(*self._current_phase, time.monotonic() - self._last_progress)
             beats = self._exchange(beat)
-            if beat.seconds < self.warn_after:
+            give_up = self._must_give_up(beats)
+            if beat.seconds < self.warn_after and not give_up:
                 last_report = 0.0
                 continue
             # a report every `warn_after` seconds, and before giving up
-            give_up = (
-                self._world > 1
-                and self.abort_after is not None
-                and beat.seconds >= self.abort_after
-            )
             report_due = give_up or beat.seconds >= last_report + self.warn_after
             if report_due and self._is_speaker(beats):
                 last_report = beat.seconds
                 ending = "; giving up" if give_up else ""
+                longest = max(other.seconds for other in beats if other is not None)
                 self._print(
-                    f"no progress for {beat.seconds:.0f} s: "
+                    f"no progress for {longest if give_up else beat.seconds:.0f} s: "
                     f"{describe(beats, self._patience)}{ending}"
                 )
             if give_up:
                 self._give_up(beats)
+
+    def _must_give_up(self, beats: list[Beat | None]) -> bool:
+        """Whether this process has waited too long, or another one has given up already."""
+        if self._world == 1 or self.abort_after is None:
+            return False
+        beat = beats[self._rank]
+        assert beat is not None, "each process knows its beat"
+        too_long = beat.seconds >= self.abort_after
+        return too_long or any(other and other.gave_up for other in beats)
 
     @property
     def _patience(self) -> float:
@@ -273,8 +281,9 @@ class Heartbeat(RolloutCallback):
                 message, came_at = self._last_messages[rank]
                 values = json.loads(message)
                 beats[rank] = Beat(
-                    values["count"], values["phase"], values["seconds"], now - came_at
-                )
+                    values["count"], values["phase"], values["seconds"], now - came_at,
+                    values["gave_up"],
+                )  # fmt: skip
         return beats
 
     def _is_speaker(self, beats: list[Beat | None]) -> bool:
@@ -285,11 +294,18 @@ class Heartbeat(RolloutCallback):
         return self._rank == min(waiting or alive)
 
     def _give_up(self, beats: list[Beat | None]) -> None:
-        """End this process; print its stack if the others waited for it."""
+        """End this process with the others; print its stack if they waited for it."""
         counts = [beat.count for beat in beats if beat is not None]
         main_frame = sys._current_frames().get(threading.main_thread().ident or 0)
         if self._current_phase[0] == min(counts) and main_frame is not None:
             self._print("it stands at\n" + "".join(traceback.format_stack(main_frame)[-4:]))
+        # a launcher kills the other processes at the first exit: let each print its part before
+        deadline = time.monotonic() + self._patience
+        while time.monotonic() < deadline:
+            beats = self._exchange(Beat(*self._current_phase, 0.0, gave_up=True))
+            if all(beat.gave_up for beat in beats if beat and beat.silent <= self._patience):
+                break
+            time.sleep(min(self.every, 0.1))
         os._exit(EXIT_CODE)
 
     def _print(self, text: str) -> None:

@@ -32,7 +32,8 @@ class Sleepy(Digits):
 
 def main() -> None:
     folder, seconds, abort_after = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
-    watch = Heartbeat(warn_after=1.5, abort_after=abort_after, every=0.25)
+    patience = 0.0 if os.environ.get("LOCAL_RANK") == "1" else 60.0  # the sleeper gives up first
+    watch = Heartbeat(warn_after=1.5, abort_after=abort_after + patience, every=0.25)
     run = fit(
         folder,
         rollout={"rewards": [Sleepy(seconds)]},
