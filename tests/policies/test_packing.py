@@ -97,6 +97,21 @@ def test_sharing_is_done_where_it_costs_less():
     assert not single.shared
 
 
+def test_a_group_may_be_cut_into_lines_of_about_equal_lengths():
+    """Whole groups would pay for attention, and single rows for the prompt."""
+    group = make_rollout([88], [170, 171, 172, 173, 174, 175, 176, 177])
+    packed = lay_out(group, share=True, hidden_size=896)
+    assert packed.input_ids_RL.shape == (
+        2,
+        88 + (170 + 171 + 172 + 173 + 174 + 175 + 176 + 177) // 2 - 4,
+    )
+    assert [int(line.max()) for line in packed.segment_RL] == [4, 4]
+    # one long response beside short ones: padding counts
+    uneven = lay_out(make_rollout([10], [90, 30, 30, 30]), share=True, hidden_size=896)
+    assert len(uneven.input_ids_RL) in (1, 2)
+    assert int((uneven.segment_RL < 0).sum()) <= 1
+
+
 def test_a_row_without_response_still_makes_a_line():
     packed = lay_out(make_rollout([3], [0, 0]), share=True, hidden_size=8)
     assert packed.input_ids_RL.shape[1] == 3

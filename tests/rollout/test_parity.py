@@ -23,8 +23,7 @@ FULL, TOP = FullVocabulary(), TopK(4)
 def always_share(monkeypatch):
     """Let groups share lines: at 32 dimensions attention would cost more than it saves."""
     monkeypatch.setattr(
-        "lightning_mpo.policies.packing._pays",
-        lambda prompt, responses, hidden_size: len(responses) > 1,
+        "lightning_mpo.policies.packing._cost", lambda widths, lines, hidden_size: len(lines)
     )
 
 
