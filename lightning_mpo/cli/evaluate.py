@@ -73,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     # the model
     add("--model", metavar="FOLDER", help="an exported folder, or another model as `policy.source`")
     add("--base", metavar="SOURCE", help="base model of adapters, in place of the folder's")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the weights of --model, instead of the "
+        "folder's (default of other models: float32)")  # fmt: skip
     add("-c", "--config", action="append", metavar="FILE", help="configuration of --checkpoint")
     add("--checkpoint", type=Path, metavar="FILE", help="a Lightning checkpoint of a run")
     # the problems
@@ -101,6 +103,10 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse options that contradict each other or are out of range."""
     if bool(options.model) == bool(options.checkpoint):
         raise UserError(f"`evaluate` needs --model or --checkpoint, one of them: {EXAMPLE}")
+    if options.dtype and not options.model:
+        raise UserError(
+            "`--dtype` belongs to --model; a run has `policy.dtype` in its configuration"
+        )
     if not options.benchmarks and not options.harness:
         raise UserError(f"`evaluate` needs --benchmarks: {EXAMPLE}")
     names = [Path(name).stem for name in options.benchmarks]
@@ -195,6 +201,8 @@ def _evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError(f"`--by {min(unknown)}`: no benchmark has this column with short values")
     earlier = [_earlier(file, options) for file in files]
     # weights, and their fingerprint in each file
+    if options.dtype:  # behind the checks, which refuse to train 16 bits
+        policy.dtype = getattr(torch, options.dtype)
     policy.build(device=_device(options.accelerator), reference=False)
     weights = fingerprint(policy)
     answers: dict[str, Problems] = {}

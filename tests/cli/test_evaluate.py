@@ -114,6 +114,7 @@ MISTAKES = {
     "there is no file of answers nowhere/sums.jsonl": [*PLAIN, "--against", "nowhere"],
     "`--by size`: no benchmark has this column": [*PLAIN, "--by", "level", "size"],
     "`--limit` must be at least 1, got 0": [*PLAIN, "--limit", 0],
+    "`--dtype` belongs to --model": ["--checkpoint", "x.ckpt", *PLAIN[2:], "--dtype", "bfloat16"],
     "has no option `--limits`": [*PLAIN, "--limits", 3],
 }  # fmt: skip
 
@@ -134,6 +135,22 @@ def test_mistakes_are_told_before_a_model_is_loaded(folder, call, capsys, monkey
     assert message in error
     assert len(error.splitlines()) == 1
     assert not Path("evaluation").exists()
+
+
+def test_weights_are_loaded_in_the_type_of_the_option(folder, call, monkeypatch):
+    loaded = []
+    fingerprint = evaluate.fingerprint
+
+    def recorded(policy):
+        loaded.append({weight.dtype for weight in policy.parameters()})
+        return fingerprint(policy)
+
+    monkeypatch.setattr(evaluate, "fingerprint", recorded)
+    assert call("evaluate", *PLAIN, "--limit", 2) == 0
+    assert call("evaluate", *PLAIN, "--limit", 2, "--dtype", "bfloat16", "--out", "narrow") == 0
+    assert loaded == [{evaluate.torch.float32}, {evaluate.torch.bfloat16}]
+    # a file of the other type is not continued
+    assert call("evaluate", *PLAIN, "--limit", 2, "--dtype", "bfloat16") == 2
 
 
 def test_plain_prompts_need_no_template(folder):
