@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 specification = importlib.util.spec_from_file_location(
     "behaviour", ROOT / "benchmarks" / "behaviour.py"
@@ -15,6 +17,7 @@ behaviour = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(behaviour)
 
 
+@pytest.mark.slow
 def test_a_record_repeats_itself_and_shows_another_learning_rate(monkeypatch):
     first, again = behaviour.record(["grpo"]), behaviour.record(["grpo"])
     assert list(behaviour.differences(first, again)) == []

@@ -96,6 +96,7 @@ def test_the_score_variances_are_those_of_the_softmax(policy):
     assert row["violations"] == 0
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_table_and_goes_on_from_frozen_rollouts(
     tiny_policy, tmp_path, monkeypatch, capsys
 ):

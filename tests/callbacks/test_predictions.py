@@ -68,6 +68,7 @@ trainer.predict(PolicyOptimization(make_policy(), make_objective()), datamodule=
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_the_whole_lines_of_the_batches_before(tmp_path):
     lines = [json.dumps({"prompt": f"{n}+{n}=", "id": n}) for n in range(8)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))

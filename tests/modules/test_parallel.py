@@ -117,6 +117,7 @@ def test_two_nodes_have_the_gradients_of_one_process(tmp_path, one, strategy):
                 assert (flat(mine) - flat(other)).norm() < 1e-6 * flat(other).norm()
 
 
+@pytest.mark.slow
 def test_connections_are_closed_before_the_interpreter_shuts_down(tmp_path):
     """A thread of Gloo that holds a tensor at that time aborts a finished run."""
     done = subprocess.run(

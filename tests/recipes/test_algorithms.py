@@ -26,6 +26,7 @@ def test_an_algorithm_sets_every_axis_and_every_argument(path):
     """Files overlay key by key: what one does not set stays as the file before left it."""
     parts = [yaml.safe_load(part.read_text()) for part in recipes.with_includes(path)]
     assert parts[0]["model"]["class_path"] == "PolicyOptimization"
+    assert {key for part in parts for key in part} <= {"include", "model", "rollout"}
     objectives = [part["model"]["init_args"]["objective"] for part in parts]
     assert set(objectives[0]) == {item.name for item in fields(Objective)}
     assert {key for part in objectives for key in part} == set(objectives[0])
@@ -54,19 +55,6 @@ def test_an_algorithm_says_what_differs_from_grpo(path):
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
 def test_grpo_after_another_algorithm_is_the_default(path):
     assert Objective.from_file(path, "grpo", max_new_tokens=8) == Objective()
-
-
-@pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
-def test_an_algorithm_leaves_no_dynamic_sampling_of_the_one_before(build, path):
-    other = {
-        "dynamic": {"class_path": "DynamicSampling", "init_args": {"rounds": 7}},
-        "mask_truncated": True,
-    }
-    Path("before.yaml").write_text(yaml.safe_dump({"rollout": other}))
-    _, _, trainer = build("-c", "base.yaml", "-c", "before.yaml", "-c", path)
-    rollout = next(c for c in trainer.callbacks if isinstance(c, RolloutLoop))
-    assert (rollout.dynamic and rollout.dynamic.rounds) == (10 if "dapo" in path.stem else None)
-    assert rollout.mask_truncated is False
 
 
 def test_the_overlong_penalty_is_added_as_dapo_says(build):
@@ -113,8 +101,16 @@ def assert_complete(value: object, where: str) -> None:
 
 
 @pytest.mark.parametrize("path", ALGORITHMS, ids=name_of)
-def test_an_algorithm_is_the_one_it_says(build, path):
-    model, _, _ = build("-c", "base.yaml", "-c", path)
+def test_an_algorithm_is_the_one_it_says_also_after_another(build, path):
+    other = {
+        "dynamic": {"class_path": "DynamicSampling", "init_args": {"rounds": 7}},
+        "mask_truncated": True,
+    }
+    Path("before.yaml").write_text(yaml.safe_dump({"rollout": other}))
+    model, _, trainer = build("-c", "base.yaml", "-c", "before.yaml", "-c", path)
+    rollout = next(c for c in trainer.callbacks if isinstance(c, RolloutLoop))
+    assert (rollout.dynamic and rollout.dynamic.rounds) == (10 if "dapo" in path.stem else None)
+    assert rollout.mask_truncated is False
     said = model.objective.describe()
     named = {
         "grpo": [

@@ -39,12 +39,14 @@ def test_a_file_is_short_and_says_what_it_is(path):
     assert max(map(len, lines)) <= 140
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "experiment"], ids=name_of)
+# those of algorithms are built in test_algorithms.py
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.parent.name not in ("experiment", "algorithm")], ids=name_of
+)
 def test_a_part_can_be_laid_over_a_run(build, path, monkeypatch):
     content = yaml.safe_load(path.read_text())
     touched = {
         "model": {"model"},
-        "algorithm": {"model", "rollout"},
         "data": {"data", "rollout"},
         "hardware": {"trainer"},
         "report": {"trainer"},

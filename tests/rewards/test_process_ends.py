@@ -57,6 +57,7 @@ def test_nothing_is_left_of_the_process_and_of_its_pool(tmp_path) -> None:
     assert all(gone(pid) for pid in pids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("during", [False, True], ids=["between calls", "during a call"])
 def test_the_process_ends_with_a_killed_run(tmp_path, during) -> None:
     code = (

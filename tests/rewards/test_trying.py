@@ -68,6 +68,7 @@ def hangs(completions):
     return [1.0] * len(completions)
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_costs_the_answers_of_one_kind():
     reward = FunctionReward(hangs)
     caller = RewardCaller([reward], 3.0, process=True)

@@ -115,6 +115,7 @@ def test_heads_that_are_calibrated_by_construction_have_no_excess(tiny_policy):
             assert (excess.item() > 1e-3) == (sharpness == 2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharpness", [1.0, 2.0])
 def test_the_estimate_is_near_the_truth(tiny_policy, sharpness):
     policy = markov(tiny_policy, sharp=2.0)

@@ -49,7 +49,9 @@ def train(folder, method, steps, *, save=None, ckpt_path=None) -> Run:
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [m if m == "agrpo" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, method):
     """In the first pass over a rollout (1), in the second (3), between rollouts (4), in the second one (5)."""
     save = ModelCheckpoint(
