@@ -16,7 +16,7 @@ import torch
 from lightning_mpo.cli.benchmarks import Benchmark, answer_problems, read_benchmark
 from lightning_mpo.cli.export import no_config, read_run, sampling_of
 from lightning_mpo.cli.guard import guarded
-from lightning_mpo.cli.harness import check_harness, run_harness
+from lightning_mpo.cli.harness import check_harness, check_tasks, run_harness
 from lightning_mpo.cli.predict import number_of, read_usage
 from lightning_mpo.cli.suggestions import suggest
 from lightning_mpo.errors import UserError
@@ -95,7 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="folder of the answers")
     add("--against", type=Path, metavar="DIR", help="folder of an earlier evaluation to subtract")
     add("--other-model", action="store_true", help="--against may be of another architecture")
-    add("--harness", nargs="+", default=[], metavar="TASK", help="tasks of lm-evaluation-harness")
+    add(
+        "--harness",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="tasks of lm-evaluation-harness, or their files",
+    )
     return parser
 
 
@@ -126,6 +132,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("`--against` is the folder of `--out`: name two folders")
     if options.harness:
         check_harness()
+        check_tasks(options.harness)
 
 
 @dataclass(frozen=True)
@@ -250,7 +257,8 @@ def _report(
         name: with_intervals(results_of(problems, options.k)) for name, problems in answers.items()
     }
     stages = {f"{name} ({len(answers[name])})": stage for name, stage in results.items()}
-    print_stages(stages, f"{model.name}, {kind}, 95 % intervals over problems")
+    if stages:
+        print_stages(stages, f"{model.name}, {kind}, 95 % intervals over problems")
     for (name, problems), names in zip(answers.items(), columns, strict=True):
         print_groups(problems, options.k, names, name)
     summary: dict[str, Any] = {"model": model.name, "benchmarks": results, "harness": harness}

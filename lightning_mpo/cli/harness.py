@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning_mpo.errors import UserError
@@ -32,7 +34,7 @@ def run_harness(
 
     Args:
         policy: a causal one, with its weights.
-        tasks: names of tasks, such as `gsm8k`.
+        tasks: names of tasks, such as `gsm8k`, or YAML files of tasks.
         limit: number of problems of each task; None: all.
         chat: whether the chat template is applied.
 
@@ -43,19 +45,51 @@ def run_harness(
         return {}
     if policy.masked:
         raise UserError("`--harness` takes causal models, and this one is masked")
+    names, folders = _named(tasks)
     import lm_eval
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     chat = chat and bool(policy.tokenizer.chat_template)
     try:
         model = HFLM(pretrained=policy.network, tokenizer=policy.tokenizer, batch_size=8)
+        manager = TaskManager(include_path=folders or None)
         outcome = lm_eval.simple_evaluate(
-            model, tasks=list(tasks), limit=limit, apply_chat_template=chat
+            model, tasks=names, limit=limit, apply_chat_template=chat, task_manager=manager
         )
     except Exception as error:  # unknown task, no network, a missing reward package: many types
         line = " ".join(str(error).split())[:200]
         raise UserError(f"the harness failed ({type(error).__name__}: {line})") from error
     return {f"harness {task}": _figures(values) for task, values in outcome["results"].items()}
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Refuse files that are not there or name no task.
+
+    Raises:
+        UserError: names the file.
+    """
+    _named(tasks)
+
+
+def _named(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of tasks, and the folders of those that are files."""
+    names, folders = [], []
+    for task in tasks:
+        path = Path(task).expanduser()
+        if path.suffix not in (".yaml", ".yml"):
+            names.append(task)
+            continue
+        if not path.is_file():
+            raise UserError(f"`--harness {task}`: there is no such file")
+        name = re.search(
+            r"^task:\s*['\"]?([\w.-]+)", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        if name is None:
+            raise UserError(f"`--harness {task}`: the file has no line `task: NAME`")
+        names.append(name[1])
+        folders.append(str(path.resolve().parent))
+    return names, folders
 
 
 def _figures(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from lightning_mpo.cli.harness import run_harness
+from lightning_mpo.cli.harness import check_tasks, run_harness
 from lightning_mpo.errors import UserError
 
 RESULTS = {
@@ -26,8 +26,8 @@ def calls(monkeypatch) -> list[tuple]:
     """Put a stand-in in place of the package, and return the calls of it."""
     calls: list[tuple] = []
 
-    def evaluate(model, tasks, limit, apply_chat_template):
-        calls.append((model, tasks, limit, apply_chat_template))
+    def evaluate(model, tasks, limit, apply_chat_template, task_manager):
+        calls.append((model, tasks, limit, apply_chat_template, task_manager))
         if tasks == ["nothing"]:
             raise KeyError("Missing task\nnothing")
         return {"results": RESULTS}
@@ -35,7 +35,10 @@ def calls(monkeypatch) -> list[tuple]:
     package, huggingface = ModuleType("lm_eval"), ModuleType("lm_eval.models.huggingface")
     package.simple_evaluate = evaluate
     huggingface.HFLM = lambda **options: options
+    manager = ModuleType("lm_eval.tasks")
+    manager.TaskManager = lambda include_path: include_path
     monkeypatch.setitem(sys.modules, "lm_eval", package)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", manager)
     monkeypatch.setitem(sys.modules, "lm_eval.models", ModuleType("lm_eval.models"))
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", huggingface)
     return calls
@@ -56,10 +59,24 @@ def test_its_figures_have_intervals(calls):
             "exact_match (flexible-extract)": 0.5,
         }
     }
-    ((model, tasks, limit, chat),) = calls
+    ((model, tasks, limit, chat, folders),) = calls
     assert (model["pretrained"], tasks, limit, chat) == ("network", ["gsm8k"], 7, True)
     run_harness(policy(), ["gsm8k"], None, chat=True)
-    assert calls[1][2:] == (None, False), "a model without a template gets none"
+    assert calls[1][2:] == (None, False, None), "a model without a template gets none"
+    assert folders is None
+
+
+def test_a_task_may_be_a_file(calls, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("dataset_path: json\ntask: local_sums\ndoc_to_text: !function a.b\n")
+    run_harness(policy(), ["gsm8k", str(file)], None, chat=True)
+    assert calls[0][1] == ["gsm8k", "local_sums"]
+    assert calls[0][4] == [str(tmp_path)]
+    file.write_text("dataset_path: json\n")
+    with pytest.raises(UserError, match=r"mine.yaml`: the file has no line `task: NAME`"):
+        check_tasks([str(file)])
+    with pytest.raises(UserError, match=r"`--harness nowhere.yaml`: there is no such file"):
+        check_tasks(["nowhere.yaml"])
 
 
 def test_without_tasks_it_is_not_imported():
