@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Multiplication,
         PromptDataModule,
         PromptFile,
+        Scaffolded,
         Spans,
         Splits,
         StarGraphs,
@@ -146,8 +147,8 @@ _NAMES = {
     "objective.block_weights": "ExplicitWeights FutureShare GeometricDecay",
     "objective.corrections": "Correction MaskedWeights TruncatedWeights",
     "data": (
-        "Arithmetic Countdown JsonLines Multiplication PromptDataModule PromptFile Spans Splits "
-        "StarGraphs Svamp Table Tails"
+        "Arithmetic Countdown JsonLines Multiplication PromptDataModule PromptFile "
+        "Scaffolded Spans Splits StarGraphs Svamp Table Tails"
     ),
     "objective.decoupled": "DecoupledRelative",
     "objective.divergence_mask": "DivergenceMask",
@@ -212,6 +213,7 @@ __all__ += [
     "SampledTokens",
     "Sampler",
     "Samples",
+    "Scaffolded",
 ]
 __all__ += ["SegmentActions", "Segmenter", "Selection", "SeparateCritic", "SequenceActions"]
 __all__ += ["SequenceMean", "SequentialHeads", "Spans", "Splits", "StarGraphs", "StateCredit"]

@@ -63,6 +63,8 @@ class PromptRow:
     """Place of the row in its file, for messages."""
     thinking: bool = field(default=False, compare=False)
     """True for an encoded row whose rendered prompt ends by opening a thought (`<think>`)."""
+    opening: str = ""
+    """The beginning of the response, which is given: it ends the prompt and is never sampled."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Prompts to train and to validate on."""
 
-from lightning_mpo.data.arithmetic import Arithmetic, Multiplication
+from lightning_mpo.data.arithmetic import Arithmetic, ForgetfulMultiplication, Multiplication
 from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.data.chunking import Delimiters, Splitter, WrittenParts
 from lightning_mpo.data.competitions import Aime, Amc, Math500, MathProblems
 from lightning_mpo.data.countdown import Countdown
 from lightning_mpo.data.curriculum import Curriculum, EasyToHard, Stages, SuccessRate
@@ -11,6 +12,7 @@ from lightning_mpo.data.jsonl import JsonLines
 from lightning_mpo.data.programming import HumanEval, Mbpp
 from lightning_mpo.data.prompts import PromptFile
 from lightning_mpo.data.reasoning_gym import ReasoningGym
+from lightning_mpo.data.scaffold import Scaffolded
 from lightning_mpo.data.spans import Spans
 from lightning_mpo.data.stars import StarGraphs
 from lightning_mpo.data.svamp import Svamp
@@ -24,7 +26,9 @@ __all__ = [
     "Arithmetic",
     "Countdown",
     "Curriculum",
+    "Delimiters",
     "EasyToHard",
+    "ForgetfulMultiplication",
     "GeneratedProblems",
     "Gsm8k",
     "HumanEval",
@@ -37,12 +41,15 @@ __all__ = [
     "PromptFile",
     "PublicTable",
     "ReasoningGym",
+    "Scaffolded",
     "Spans",
     "Splits",
+    "Splitter",
     "Stages",
     "StarGraphs",
     "SuccessRate",
     "Svamp",
     "Table",
     "Tails",
+    "WrittenParts",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning_mpo.checks import at_least, within
@@ -79,6 +80,21 @@ class Multiplication(Arithmetic):
         return str(a * b), long_multiplication(a, b, carry=careful)
 
 
+class ForgetfulMultiplication(Multiplication):
+    """Multiplication whose careless steps are single ones: each drops its carry by itself.
+
+    A step of a demonstration drops its carry with probability `careless_share`, independent of the
+    other steps. With `n` carries to keep, a policy that imitates them is right with probability
+    `(1 - careless_share)**n`. So long problems are almost never solved, and those of which most
+    steps are given often are. The arguments are those of `Arithmetic`.
+    """
+
+    def solve(self, problem: tuple[int, int], random_numbers: random.Random) -> tuple[str, str]:
+        a, b = problem
+        carry = [random_numbers.random() >= self.careless_share for _ in str(a)]
+        return str(a * b), long_multiplication(a, b, carry)
+
+
 def column_addition(a: int, b: int, carry: bool) -> str:
     """Write out the columns of `a + b` from the right, with or without carries, and their sum.
 
@@ -97,21 +113,24 @@ def column_addition(a: int, b: int, carry: bool) -> str:
     return f"{','.join(steps)};{column // 10 or ''}{digits}"
 
 
-def long_multiplication(a: int, b: int, carry: bool) -> str:
+def long_multiplication(a: int, b: int, carry: bool | Sequence[bool]) -> str:
     """Multiply each digit of `a` by the digit `b` from the right, and write out the product.
 
-    Careless work drops the carries.
+    Careless work drops the carries: all of them, or those of the steps whose `carry` is false.
 
     Example:
         >>> long_multiplication(484, 3, carry=True)
         '4*3+0=12,8*3+1=25,4*3+2=14;1452'
         >>> long_multiplication(484, 3, carry=False)
         '4*3+0=12,8*3+0=24,4*3+0=12;1242'
+        >>> long_multiplication(484, 3, carry=[True, False, True])
+        '4*3+0=12,8*3+1=25,4*3+0=12;1252'
     """
     carried, product, steps, digits = 0, 0, [], ""
-    for x in reversed(str(a)):
+    carries = [carry] * len(str(a)) if isinstance(carry, bool) else carry
+    for x, keeps in zip(reversed(str(a)), carries, strict=True):
         product = int(x) * b + carried
         steps.append(f"{x}*{b}+{carried}={product:02d}")
         digits = f"{product % 10}{digits}"
-        carried = product // 10 if carry else 0
+        carried = product // 10 if keeps else 0
     return f"{','.join(steps)};{product // 10 or ''}{digits}"

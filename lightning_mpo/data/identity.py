@@ -23,6 +23,7 @@ def digest_of(splits: Splits) -> str:
         for row in rows:
             messages = [dict(message) for message in row.messages]
             content = [row.prompt, row.target, row.solution, messages, dict(row.extra)]
+            content += [row.opening] if row.opening else []
             digest.update(json.dumps(content, default=str).encode() + b"\n")
         digest.update(b"\n")
     return digest.hexdigest()[:16]

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from lightning_mpo.data.levels import Levels
 from lightning_mpo.types import PromptBatch, PromptRow
 
 
@@ -24,6 +25,11 @@ class PromptLoaders(L.LightningDataModule, ABC):
     @abstractmethod
     def validation_rows(self) -> Sequence[PromptRow]:
         """The rows that validation takes."""
+
+    @property
+    def levels(self) -> Levels | None:
+        """Levels of the training rows, whose metrics are logged apart; None: there are none."""
+        return None
 
     @property
     def benchmark_rows(self) -> Sequence[PromptRow]:

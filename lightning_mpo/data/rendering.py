@@ -139,15 +139,23 @@ class Renderer:
         return [*turns, {"role": "assistant", "content": shot.solution}]
 
     def texts(self, row: PromptRow) -> list[str]:
-        """Return the texts of a row to encode, without examples: one of each message."""
-        return [str(message["content"]) for message in self._row_messages(row)]
+        """Return the texts of a row to encode, without examples: one of each message, and the opening."""
+        texts = [str(message["content"]) for message in self._row_messages(row)]
+        return [*texts, row.opening] if row.opening else texts
 
     def encode(self, row: PromptRow) -> list[int]:
-        """Return the tokens of a row's prompt.
+        """Return the tokens of a row's prompt, and behind them those of its opening.
+
+        The opening is encoded by itself, as a solution is: control tokens in it are control tokens.
 
         Raises:
             UserError: the template refuses the row, takes too long, or a text cannot be encoded.
         """
+        tokens = self._encode_prompt(row)
+        return tokens + self.encoder.tokenize([row.opening], [row])[0] if row.opening else tokens
+
+    def _encode_prompt(self, row: PromptRow) -> list[int]:
+        """Return the tokens of a row's prompt without its opening."""
         if row.messages and not self.chat_template:
             raise no_template(self.tokenizer, row)
         if not self.chat_template:

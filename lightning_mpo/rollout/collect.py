@@ -147,9 +147,9 @@ class Collector:
         denominators = self._denominators(trained, plan)
         # metrics
         prepare_seconds = time.perf_counter() - started - sample_seconds
-        event = RolloutEvent(
-            counter, experience, scores, sample_seconds, prepare_seconds, counts, trained
-        )
+        seconds = sample_seconds, prepare_seconds
+        levels = getattr(self.prompts, "levels", None)  # of a `PromptDataModule`
+        event = RolloutEvent(counter, experience, scores, *seconds, counts, trained, levels)
         metrics = self._steer_penalty(trained)
         metrics |= event.metrics(self.ranks.sum, self.scorer.policy.end_tokens)
         metrics |= noise_metrics(self.objective, trained, self.ranks.sum)

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_mpo.data.levels import Levels
 from lightning_mpo.functional.repetition import repeated_share
 from lightning_mpo.functional.support_diagnostics import could_not_stop
-from lightning_mpo.rewards.scoring import Scores
+from lightning_mpo.rewards.scoring import Scores, take_reward_scores
 from lightning_mpo.rollout.dynamic import SamplingCounts
 from lightning_mpo.rollout.ranks import Total
 from lightning_mpo.types import Experience, Finish, Rollout
+
+LEVEL = "level_"
+"""Part of the names of metrics by level."""
 
 
 class Listener:
@@ -58,6 +62,7 @@ class RolloutEvent:
     prepare_seconds: float  # rewards, old and reference log-probs
     counts: SamplingCounts | None = None  # of dynamic sampling
     trained: Experience | None = None  # the rows of updates; None: those of `experience`
+    levels: Levels | None = None  # of the training rows
 
     @property
     def tokens(self) -> int:
@@ -113,11 +118,14 @@ class RolloutEvent:
         return (
             sums
             | _support_sums(rollout, ends)
+            | ({} if self.levels is None else _level_sums(self.levels, rollout, scores))
             | ({} if self.counts is None else self.counts.sums())
         )
 
     def metrics(self, total: Total, ends: Sequence[int] = ()) -> dict[str, float]:
         """Return the metrics of a rollout over all ranks, by name.
+
+        A level that no rank had in this rollout has no metrics.
 
         Args:
             total: sums over ranks.
@@ -128,6 +136,7 @@ class RolloutEvent:
         means = {
             name: value / max(count, 1.0)
             for name, (value, count) in zip(sums, totals.tolist(), strict=True)
+            if count or LEVEL not in name
         }
         # deviations from the mean of all ranks: differences of squares lose precision
         judged, rewards_B = self.scores.judged_B, self.scores.rewards_B.double()
@@ -147,6 +156,23 @@ def _flat_groups(group_B: Tensor, scores: Scores) -> tuple[float, float]:
         for how in ("amin", "amax")
     )
     return float((lowest == highest).sum()), float(len(names))
+
+
+def _level_sums(levels: Levels, rollout: Rollout, scores: Scores) -> dict[str, tuple[float, float]]:
+    """Return sums of reward, right answers and flat groups by level, of each level of the data."""
+    level_B = torch.tensor([row.extra[levels.column] for row in rollout.rows])
+    group_B = rollout.group_B.cpu()
+    sums: dict[str, tuple[float, float]] = {}
+    for level in levels.values:
+        index_B = (level_B == level).nonzero()[:, 0]
+        part = take_reward_scores(scores, index_B)
+        judged, decided = float(part.judged_B.sum()), float(part.decided_B.sum())
+        sums |= {
+            f"reward/level_{level}": (part.rewards_B.double().sum().item(), judged),
+            f"reward/accuracy_level_{level}": (float(part.correct_B.sum()), decided),
+            f"rollout/groups_flat_level_{level}": _flat_groups(group_B[index_B], part),
+        }
+    return sums
 
 
 def _support_sums(rollout: Rollout, ends: Sequence[int]) -> dict[str, tuple[float, float]]:
