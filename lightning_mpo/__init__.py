@@ -167,8 +167,8 @@ _NAMES = {
     ),
     "objective.reductions": "ConstantLength Reduction SequenceMean TokenMean",
     "rewards": (
-        "CodeAnswer Completion CountdownAnswer ExactAnswer Finished FunctionReward MathAnswer "
-        "OverlongPenalty Reward"
+        "CodeAnswer Completion CountdownAnswer ExactAnswer Finished FunctionReward GradedAnswer "
+        "MathAnswer OverlongPenalty Reward"
     ),
     "resume.metrics_csv": "MetricsCSV",
     "rollout": "DynamicSampling",
@@ -197,7 +197,13 @@ __all__ += ["DelimiterSegmenter", "Denoising"]
 __all__ += ["DiffusionSampler", "DivergenceMask", "DynamicSampling", "Elbo", "EntropyBonus"]
 __all__ += ["EntropySegmenter", "ExactAnswer", "ExactResume", "ExplicitWeights", "Export"]
 __all__ += ["Finished", "ForwardTraceActions", "FullVocabulary", "FunctionReward", "FutureCredit"]
-__all__ += ["FutureShare", "GeneralizedAdvantage", "GeometricDecay", "GroupRelative"]
+__all__ += [
+    "FutureShare",
+    "GeneralizedAdvantage",
+    "GeometricDecay",
+    "GradedAnswer",
+    "GroupRelative",
+]
 __all__ += ["HeadPolicyLoss", "HeadUpkeep", "HeadWarmup", "HighEntropyTokens", "JsonLines"]
 __all__ += ["KLPenalty", "KLTracking", "LeaveOneOut", "Likelihood", "LinearBound", "LocalSampler"]
 __all__ += ["Lora", "LossTerm", "MaskedPolicy", "MaskedWeights", "MathAnswer", "MeanField"]

@@ -4,6 +4,7 @@ from lightning_mpo.rewards.base import Completion, Judgement, Reward, RewardErro
 from lightning_mpo.rewards.code import CodeAnswer
 from lightning_mpo.rewards.countdown import CountdownAnswer
 from lightning_mpo.rewards.functions import FunctionReward
+from lightning_mpo.rewards.graded import GradedAnswer
 from lightning_mpo.rewards.judge import Endpoint, LlmJudge
 from lightning_mpo.rewards.math import MathAnswer
 from lightning_mpo.rewards.model import RewardModel
@@ -37,6 +38,7 @@ __all__ = [
     "Finished",
     "FormatMatch",
     "FunctionReward",
+    "GradedAnswer",
     "Judgement",
     "LengthCost",
     "LengthRange",
