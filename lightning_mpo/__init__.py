@@ -123,6 +123,7 @@ if TYPE_CHECKING:
         ExactAnswer,
         Finished,
         FunctionReward,
+        GradedAnswer,
         MathAnswer,
         OverlongPenalty,
         Reward,
