@@ -89,7 +89,14 @@ if TYPE_CHECKING:
         SampledTokens,
         Selection,
     )
-    from lightning_mpo.objective.supports import FullVocabulary, MinP, Nucleus, Support, TopK
+    from lightning_mpo.objective.supports import (
+        AllowedTokens,
+        FullVocabulary,
+        MinP,
+        Nucleus,
+        Support,
+        TopK,
+    )
     from lightning_mpo.objective.surrogates import (
         AsymmetricRatio,
         BoundedTokens,
@@ -176,7 +183,7 @@ _NAMES = {
     "sampling": "DiffusionSampler LocalSampler PrefixReplay Sampler",
     "objective.segmenters": "DelimiterSegmenter EntropySegmenter Segmenter",
     "objective.selection": "AllTokens HighEntropyTokens SampledTokens Selection",
-    "objective.supports": "FullVocabulary MinP Nucleus Support TopK",
+    "objective.supports": "AllowedTokens FullVocabulary MinP Nucleus Support TopK",
     "objective.surrogates": (
         "AsymmetricRatio BoundedTokens ClippedRatio ClippedWeight PolicyGradient Surrogate"
     ),
@@ -188,7 +195,8 @@ _NAMES = {
 """Public names by the module that defines them."""
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = ["ActionSpace", "AdaptiveCoefficient", "Advantage", "AllTokens", "Arithmetic"]
+__all__ = ["ActionSpace", "AdaptiveCoefficient", "Advantage", "AllTokens"]
+__all__ += ["AllowedTokens", "Arithmetic"]
 __all__ += ["AsymmetricRatio", "BlockActions", "BoundedTokens", "CausalPolicy", "CentredCredit"]
 __all__ += ["ClippedRatio", "ClippedWeight", "CodeAnswer", "Completion", "ConstantCoefficient"]
 __all__ += ["ConstantLength"]

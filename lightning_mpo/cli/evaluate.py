@@ -20,7 +20,7 @@ from lightning_mpo.cli.harness import check_harness, check_tasks, run_harness
 from lightning_mpo.cli.predict import number_of, read_usage
 from lightning_mpo.cli.suggestions import suggest
 from lightning_mpo.errors import UserError
-from lightning_mpo.modules.rollout_setup import check_ks
+from lightning_mpo.modules.rollout_setup import check_ks, check_support
 from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.rollout.answer_file import (
@@ -156,7 +156,7 @@ class Model:
 
 def _model(options: argparse.Namespace, rest: Sequence[str]) -> Model:
     """Return the model, with the options of its folder or run; the command line wins."""
-    decoding = Decoding(FullVocabulary(), options.completions, options.greedy)
+    support = FullVocabulary()
     if options.model:
         folder = Path(options.model).expanduser()
         usage = read_usage(folder, options.model)
@@ -172,11 +172,14 @@ def _model(options: argparse.Namespace, rest: Sequence[str]) -> Model:
         cli, policy = read_run("evaluate", configs, options.checkpoint, rest)
         run = sampling_of(cli)
         sampler, more = run.sampler, {"step": stored.get("global_step")}
+        support = support if run.support is None else run.support.fixed
+        check_support(policy, support)
         defaults = (run.temperature, run.max_new_tokens, 0)
     values = [
         number_of(options, option, default)
         for option, default in zip(("temperature", "max_new_tokens", "seed"), defaults, strict=True)
     ]
+    decoding = Decoding(support, options.completions, options.greedy)
     sampled = Sampled(decoding, *values)
     return Model(name, policy, sampler or LocalSampler(), sampled, more)
 

@@ -122,7 +122,10 @@ def _policy(policy: LoadedPolicy) -> dict[str, Any]:
 def _sampling(sampling: Sampling, policy: LoadedPolicy) -> dict[str, Any]:
     sampler, complete = sampling.sampler, sampling.is_complete
     if isinstance(policy, MaskedPolicy):
-        complete = isinstance(sampling.support, FullVocabulary | None)
+        support = sampling.support
+        complete = support is None or (
+            isinstance(support, FullVocabulary) and not support.fixed.bars
+        )
     facts = {
         "temperature": f"{sampling.temperature:g}",
         "max_new_tokens": sampling.max_new_tokens,

@@ -71,7 +71,10 @@ class Sampling:
     @property
     def is_complete(self) -> bool:
         """True if `options` describes the sampling completely."""
-        return isinstance(self.support, FullVocabulary | None) or self.options()["top_k"] > 0
+        if self.support is None:
+            return True
+        known = isinstance(self.support, FullVocabulary) or self.options()["top_k"] > 0
+        return known and not self.support.fixed.bars
 
 
 def check_target(folder: Path, overwrite: bool, remedy: str) -> None:

@@ -106,7 +106,7 @@ def observe(
         tokens: longest response; a masked policy takes the whole blocks that fit, at least one.
         sampler: of the run; a masked policy takes its block and its tokens per step.
     """
-    with in_float32(policy.network), rollout_mode(policy):
+    with in_float32(policy.network), rollout_mode(policy), policy.without_fixed_bar():
         sampled, greedy = draw(policy, prompts, temperature, tokens, sampler)
         mask_BT = sampled.response_mask_BT
 

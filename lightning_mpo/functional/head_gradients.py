@@ -22,6 +22,10 @@ from lightning_mpo.functional.head_logits import LogitForm, RawLogits, product_d
 from lightning_mpo.functional.supports import top_k
 
 
+BARRED = -1e9
+"""Logit of a barred id. Its probability is exactly 0, and p · log p and p · z' are 0, not nan."""
+
+
 class Scan(NamedTuple):
     """Options of one pass over all tokens."""
 
@@ -31,6 +35,16 @@ class Scan(NamedTuple):
     entropy: bool  # the entropy is computed
     entropy_grad: bool  # and carries a gradient
     learnt_ids: int  # the first ids of each token, whose log-probs carry a gradient
+    barred: Tensor | None = None  # [V], True for ids of probability 0
+
+    def logits(self, raw: Tensor) -> Tensor:
+        """Return the logits, in the memory of the raw products."""
+        logits = self.form.logits_(raw)
+        return logits if self.barred is None else logits.masked_fill_(self.barred, BARRED)
+
+    def fill_barred(self, values: Tensor, ids: Tensor, value: float) -> Tensor:
+        """Return values of ids, with another value where the id is barred."""
+        return values if self.barred is None else values.masked_fill(self.barred[ids], value)
 
 
 class FullHead(torch.autograd.Function):
@@ -61,9 +75,10 @@ class FullHead(torch.autograd.Function):
         with _no_autocast(hidden):
             for part in _chunks(len(ids), scan.chunk):
                 # log-probs
-                logits = form.logits_(raw(part))
+                logits = scan.logits(raw(part))
                 logp = logits.log_softmax(-1)
-                logprobs[part] = logp.gather(-1, ids[part])
+                chosen = logp.gather(-1, ids[part])
+                logprobs[part] = scan.fill_barred(chosen, ids[part], -torch.inf)
                 # entropies
                 if not (rows or want_entropy):
                     continue
@@ -99,28 +114,39 @@ class FullHead(torch.autograd.Function):
         """Combine saved rows if the head is frozen, else go through the logits again."""
         with _no_autocast(grad_logprobs):
             learnt = grad_logprobs[:, : ctx.scan.learnt_ids]
+            learnt = ctx.scan.fill_barred(learnt, ctx.saved_tensors[5], 0.0)
             grads = (_recompute if ctx.trained else _combine)(ctx, learnt, grad_entropy)
         return *grads, None, None
 
 
 @torch.no_grad()
-def count_larger(raw: RawLogits, ids: Tensor, chunk: int) -> Tensor:
-    """Count the ids of the vocabulary [N] whose raw logit is larger than that of `ids` [N, 1]."""
+def count_larger(raw: RawLogits, ids: Tensor, chunk: int, barred: Tensor | None = None) -> Tensor:
+    """Count the ids of the vocabulary [N] whose raw logit is larger than that of `ids` [N, 1].
+
+    Ids that are barred [V] are not counted.
+    """
     ranks = ids.new_empty(len(ids))
     with _no_autocast(ids):
         for part in _chunks(len(ids), chunk):
             logits = raw(part)
-            ranks[part] = (logits > logits.gather(1, ids[part])).sum(1)
+            larger = logits > logits.gather(1, ids[part])
+            ranks[part] = (larger if barred is None else larger & ~barred).sum(1)
     return ranks
 
 
 @torch.no_grad()
-def largest(raw: RawLogits, k: int, chunk: int) -> Tensor:
-    """Return the k ids [N, k] with the largest raw logits; of equal ones the lowest id first."""
+def largest(raw: RawLogits, k: int, chunk: int, barred: Tensor | None = None) -> Tensor:
+    """Return the k ids [N, k] with the largest raw logits; of equal ones the lowest id first.
+
+    Ids that are barred [V] come last.
+    """
     ids = torch.empty(len(raw.hidden), k, dtype=torch.int32, device=raw.hidden.device)
     with _no_autocast(ids):
         for part in _chunks(len(ids), chunk):
-            ids[part] = top_k(raw(part), k)
+            logits = raw(part)
+            ids[part] = top_k(
+                logits if barred is None else logits.masked_fill_(barred, -torch.inf), k
+            )
     return ids
 
 
@@ -184,7 +210,7 @@ def _recompute(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[T
     raw, form = RawLogits(*inputs), ctx.scan.form
     grads = _Gradients(raw, inputs, ctx.needs_input_grad)
     for part in _chunks(len(ids), ctx.scan.chunk):
-        logits = form.logits_(raw(part))
+        logits = ctx.scan.logits(raw(part))
         slope, logp = form.slope(logits), logits.log_softmax(-1)
         factor = -grad_logprobs[part].sum(-1, keepdim=True)
         if ctx.scan.entropy_grad:

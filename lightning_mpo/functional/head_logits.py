@@ -63,6 +63,8 @@ class Head:
         softcap: Soft cap of the logits, above 0. None: no cap.
         chunk_size: Tokens per chunk. None: as many as make 64 MiB of logits over the vocabulary, or
             4 MiB of rows of a support.
+        barred_V: True for ids of probability 0, bool, shape ``[V]``. The softmax is taken over the
+            other ids. The mask acts behind the soft cap, which would make an infinite bias finite.
 
     Raises:
         ValueError: If an option is out of range.
@@ -75,6 +77,7 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     chunk_size: int | None = None
+    barred_V: Tensor | None = None
 
     def __post_init__(self) -> None:
         LogitForm(self.temperature, self.scale, self.softcap)
@@ -106,6 +109,7 @@ class Head:
             hidden_BTD=hidden_BTD,
             weight_VD=self.weight_VD,
             bias_V=self.bias_V,
+            barred_mask_V=self.barred_V,
             down_RD=None if adapter is None else adapter.down_RD,
             up_VR=None if adapter is None else adapter.up_VR,
             **tensors,

@@ -7,7 +7,8 @@ grow with V. Both describe the same logits (docs/algorithms.md 2.1),
 
     z = cap(scale · (h Wᵀ + b)) / temperature,   cap(x) = softcap · tanh(x / softcap)
 
-(soft cap: Gemma 2, arXiv:2408.00118; with a low-rank adapter, W + s · B A stands for W). Both have
+(soft cap: Gemma 2, arXiv:2408.00118; with a low-rank adapter, W + s · B A stands for W). Ids that
+the head bars have z = -inf: both take the softmax over the others (docs/algorithms.md 2.6). Both have
 a hand-written gradient (``head_gradients.py``). Matrix products run in the narrower dtype of hidden
 state and weight, also under autocast. Everything after them is float32, or float64 if both are
 float64. Of a weight that is sharded over processes (FSDP2) the support head fetches the rows it
@@ -65,7 +66,7 @@ def full_logprobs(
 
     Returns:
         Log-probabilities and entropies in nats, each of shape ``[B, T]``. With candidates, also
-        their log-probabilities, shape ``[B, T, K]``.
+        their log-probabilities, shape ``[B, T, K]``. Those of barred ids are -inf, without gradient.
 
     Raises:
         ValueError: If shapes differ, or an id to be scored is not in the vocabulary.
@@ -106,13 +107,14 @@ def _scan(head: Head, V: int, entropy: bool, entropy_grad: bool, learnt_ids: int
         entropy=entropy or entropy_grad,
         entropy_grad=learning and entropy_grad,
         learnt_ids=learnt_ids,
+        barred=head.barred_V,
     )
 
 
 def support_logits(
     hidden_BTD: Tensor, head: Head, support_BTK: Tensor, *, mask_BT: Tensor | None = None
 ) -> Tensor:
-    """Compute the logits of the ids of a support, and no others.
+    """Compute the logits of the ids of a support, and no others; barred ids are not left out.
 
         z_t[v]   for v in P_t           (RLPT; the gather-matmul head [I]; docs/algorithms.md 2.1)
 
@@ -199,6 +201,8 @@ def support_logprobs(
     # the slots that hold an id, and the slot of each token
     positions = Positions(tokens_BT.shape, mask_BT)
     support, slots = _gather_slots(positions, support_BTK, support_mask_BTK)
+    if head.barred_V is not None:
+        slots = slots & ~head.barred_V[support.masked_fill(~slots, 0).long()]
     slot_of_token = _find(positions.gather(tokens_BT.unsqueeze(-1)), support, slots)
     # the softmax over the support
     logits = support_logits(positions.gather(hidden_BTD), head, support.masked_fill(~slots, 0))

@@ -21,7 +21,8 @@ def full_ranks(
 
     Args:
         hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.
-        head: The unembedding. Its temperature, scale and soft cap are not read.
+        head: The unembedding. Its temperature, scale and soft cap are not read. Barred ids have the
+            lowest rank.
         tokens_BT: Ids of the tokens, shape ``[B, T]``.
         mask_BT: Positions to rank, shape ``[B, T]``. The others get 0; their ids are not read.
 
@@ -42,7 +43,7 @@ def full_ranks(
     positions = Positions(tokens_BT.shape, mask_BT)
     ids = positions.gather_ids("tokens_BT", tokens_BT.unsqueeze(-1), sizes["V"])
     raw = RawLogits(*head.raw_inputs(positions.gather(hidden_BTD)))
-    return positions.scatter(count_larger(raw, ids, chunk))
+    return positions.scatter(count_larger(raw, ids, chunk, head.barred_V))
 
 
 def full_top_k(
@@ -60,7 +61,8 @@ def full_top_k(
 
     Args:
         hidden_BTD: Hidden states, shape ``[B, T, D]``; ``BT`` stands for any leading shape.
-        head: The unembedding. Its temperature, scale and soft cap are not read.
+        head: The unembedding. Its temperature, scale and soft cap are not read. Barred ids have the
+            lowest rank.
         k: Size of the set, 1 to V.
         mask_BT: Positions to look at, shape ``[B, T]``. The others get ids 0.
 
@@ -82,4 +84,4 @@ def full_top_k(
     chunk = head.tokens_per_chunk(FULL_CHUNK_BYTES, 4 * sizes["V"])
     positions = Positions(hidden_BTD.shape[:-1], mask_BT)
     raw = RawLogits(*head.raw_inputs(positions.gather(hidden_BTD)))
-    return positions.scatter(largest(raw, k, chunk))
+    return positions.scatter(largest(raw, k, chunk, head.barred_V))

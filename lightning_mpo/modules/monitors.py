@@ -145,4 +145,5 @@ def _check_logged(trainer: L.Trainer, module: Any, owner: str, monitor: str) -> 
 
 
 def _is_truncated(module: Any) -> bool:
-    return type(module.objective.support).__name__ != "FullVocabulary"
+    support = module.objective.support
+    return support != support.fixed

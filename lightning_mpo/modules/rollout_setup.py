@@ -17,6 +17,7 @@ from lightning_mpo.objective.supports import Support, TopK
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.base import Reward, TokenReward
 from lightning_mpo.rollout.schedule import Schedule
+from lightning_mpo.sampling.barring import bar_tokens
 from lightning_mpo.sampling.base import Sampler
 from lightning_mpo.sampling.replay import PrefixReplay
 
@@ -153,7 +154,7 @@ def check_policy(policy: Policy, objective: Objective) -> None:
 
 
 def check_support(policy: Policy, support: Support) -> None:
-    """Refuse a support that the vocabulary of a policy cannot hold.
+    """Refuse a support that a policy's vocabulary cannot hold; let the policy bar what it bars.
 
     Args:
         policy: its weights need not be loaded.
@@ -163,11 +164,12 @@ def check_support(policy: Policy, support: Support) -> None:
         UserError: the support has more ids than can be drawn.
     """
     support.check(policy.vocabulary)
+    bar_tokens(policy, support)
     free = policy.vocabulary - len(policy.barred)
     if support.slots is not None and support.slots > free:
         raise UserError(
             f"`objective.support` {type(support).__name__} keeps {support.slots} ids of a step, "
-            f"and {free} of {policy.vocabulary} can be drawn: the other ones, such as MASK, have "
+            f"and {free} of {policy.vocabulary} can be drawn: the other ones are barred and have "
             f"probability 0; set its size to at most {free}"
         )
     if isinstance(support, TopK) and support.slots == policy.vocabulary:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +45,13 @@ class Support(Member):
                 `from_reference`.
         """
 
+    @property
+    def fixed(self) -> FullVocabulary:
+        """The ids that no step leaves: the whole vocabulary, or the part that `AllowedTokens`
+        allows. They are the same at every step, so nothing is stored for them.
+        """
+        return FullVocabulary()
+
     def check(self, vocabulary: int) -> None:
         """Refuse a support that the vocabulary cannot hold."""
 
@@ -52,8 +60,93 @@ class Support(Member):
 class FullVocabulary(Support):
     """The ordinary softmax."""
 
+    bars = False
+    """True if some ids have probability 0 at every step."""
+
+    @property
+    def fixed(self) -> FullVocabulary:
+        return self
+
     def select(self, logits_BV: Tensor) -> tuple[None, None]:
         return None, None
+
+    def barred(self, token_texts: Sequence[str], end_tokens: Collection[int]) -> tuple[int, ...]:
+        """Return the ids of probability 0, ascending.
+
+        Args:
+            token_texts: the text of each id.
+            end_tokens: ids that end a response; letters do not bar them.
+
+        Raises:
+            UserError: no response could end, or no other id is left.
+        """
+        return ()
+
+
+@dataclass(frozen=True)
+class AllowedTokens(FullVocabulary):
+    """The softmax over a fixed part of the vocabulary.
+
+        A = {v : text(v) has only `letters`, and none of `without`, and v is not in `ids`} ∪ ends
+        π_A(v) = exp z[v] / Σ_{u∈A} exp z[u]   for v in A,   0 elsewhere   [I]
+                                                                    (docs/algorithms.md 2.6)
+
+    The policy bars the other ids in sampler, score, reference and heads alike (`Policy.bar`). A
+    rollout stores nothing for them, as they are the same at every step. `TopK(within=…)` and its
+    like choose among the allowed ids. Warm-up stages have no support and bar nothing.
+
+    Args:
+        letters: a token is allowed if its text consists of these characters; None: of any. With
+            letters, tokens without text are barred, such as PAD.
+        without: a token with one of these characters is barred.
+        ids: ids to bar besides, also an end token.
+    """
+
+    bars = True
+
+    letters: str | None = None
+    without: str = ""
+    ids: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(self.ids))
+        if self.letters is None and not self.without and not self.ids:
+            raise UserError(
+                "`AllowedTokens` bars nothing: give `letters`, `without` or `ids`, or use "
+                "`support: FullVocabulary`"
+            )
+        if self.letters is not None and not set(self.letters) - set(self.without):
+            raise UserError(
+                f"`AllowedTokens.letters` {self.letters!r} leaves no character beside "
+                f"`without` {self.without!r}"
+            )
+        at_least("AllowedTokens", 0, **{f"ids[{i}]": id for i, id in enumerate(self.ids)})
+
+    def check(self, vocabulary: int) -> None:
+        if self.ids and max(self.ids) >= vocabulary:
+            raise UserError(
+                f"`AllowedTokens.ids` holds {max(self.ids)}, and the ids of the vocabulary are 0 "
+                f"to {vocabulary - 1}"
+            )
+
+    def barred(self, token_texts: Sequence[str], end_tokens: Collection[int]) -> tuple[int, ...]:
+        letters = None if self.letters is None else frozenset(self.letters)
+        without, ids, ends = frozenset(self.without), frozenset(self.ids), frozenset(end_tokens)
+        spelt = {
+            id
+            for id, text in enumerate(token_texts)
+            if without.isdisjoint(text)
+            and (letters is None or (text != "" and letters.issuperset(text)))
+        }
+        barred = set(range(len(token_texts))) - spelt - ends | ids
+        if ends <= barred:
+            raise UserError("`AllowedTokens.ids` holds all end tokens, so that no response ends")
+        if len(barred | ends) == len(token_texts):
+            raise UserError(
+                f"`{self}` allows no token besides the end: no text of the {len(token_texts)} "
+                "tokens consists of the allowed characters"
+            )
+        return tuple(sorted(barred))
 
 
 class PromisingTokens(Support):
@@ -65,6 +158,7 @@ class PromisingTokens(Support):
       "base model" priors, a summary of "current policy" ranks. The default, the policy at rollout
       time, is the only reading under which the ratio's support condition holds by construction [I]
       (docs/algorithms.md 2.2). Costs a second pass per token.
+    * `within`: choose among these ids alone; None: among all.
     * `outside`: a token that the sampler drew from outside its stored support, as an external
       engine may, is refused; or united with the support and counted; or united, counted and left
       without loss [I] (docs/algorithms.md 2.4).
@@ -79,6 +173,10 @@ class PromisingTokens(Support):
     @property
     def slots(self) -> int:
         return int(vars(self)[self.slots_name])
+
+    @property
+    def fixed(self) -> FullVocabulary:
+        return vars(self)["within"] or FullVocabulary()
 
     def check(self, vocabulary: int) -> None:
         if self.slots > vocabulary:
@@ -99,6 +197,7 @@ class TopK(PromisingTokens):
         k: tokens kept per step; 8, 16 and 32 are reported for the paper [S], 16 is our default [I].
         from_reference: rank by the frozen reference instead of the policy at rollout time.
         outside: what becomes of a sampled token that its support lacks.
+        within: ids among which it chooses; None: all.
     """
 
     slots_name = "k"
@@ -106,6 +205,7 @@ class TopK(PromisingTokens):
     k: int = 16
     from_reference: bool = False
     outside: Outside = "refuse"
+    within: AllowedTokens | None = None
 
     def select(self, logits_BV: Tensor) -> tuple[Tensor, None]:
         return F.top_k(logits_BV, self.k), None
@@ -124,6 +224,7 @@ class Nucleus(PromisingTokens):
         max_k: slots that are stored per step; those beyond the nucleus are masked, never valid ids.
         from_reference: rank by the frozen reference instead of the policy at rollout time.
         outside: what becomes of a sampled token that its support lacks.
+        within: ids among which it chooses; None: all.
     """
 
     slots_name = "max_k"
@@ -132,6 +233,7 @@ class Nucleus(PromisingTokens):
     max_k: int = 32
     from_reference: bool = False
     outside: Outside = "refuse"
+    within: AllowedTokens | None = None
 
     def __post_init__(self) -> None:
         within("Nucleus", "(0, 1]", p=self.p)
@@ -154,6 +256,7 @@ class MinP(PromisingTokens):
         max_k: slots that are stored per step.
         from_reference: rank by the frozen reference instead of the policy at rollout time.
         outside: what becomes of a sampled token that its support lacks.
+        within: ids among which it chooses; None: all.
     """
 
     slots_name = "max_k"
@@ -162,6 +265,7 @@ class MinP(PromisingTokens):
     max_k: int = 32
     from_reference: bool = False
     outside: Outside = "refuse"
+    within: AllowedTokens | None = None
 
     def __post_init__(self) -> None:
         within("MinP", "(0, 1]", ratio=self.ratio)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,10 @@ class Policy(nn.Module, ABC):
     """Parts with initial weights after `build`: heads or critic that no checkpoint held."""
     shards: Shards | None = None
     """The weights, if they are spread over processes."""
+    fixed_bar: tuple[int, ...] = ()
+    """Ids that the support of an objective bars at every step; `bar` sets them."""
+    can_bar = False
+    """True if sampler, score, reference and heads give the ids of `fixed_bar` probability 0."""
 
     @property
     @abstractmethod
@@ -58,8 +62,34 @@ class Policy(nn.Module, ABC):
 
     @property
     def barred(self) -> tuple[int, ...]:
-        """Ids that sampler and score give probability 0, such as MASK."""
-        return ()
+        """Ids that sampler, score, reference and heads give probability 0, such as MASK."""
+        return self.fixed_bar
+
+    def bar(self, ids: Sequence[int]) -> None:
+        """Give ids probability 0 from now on, in place of those of an earlier call.
+
+        Args:
+            ids: for sampler, score, reference and heads alike.
+
+        Raises:
+            UserError: this policy cannot bar ids.
+        """
+        if ids and not self.can_bar:
+            raise UserError(
+                f"`AllowedTokens` bars ids, which {type(self).__name__} cannot: use `support: "
+                "FullVocabulary`, or set `can_bar = True` in a class that scores with `fixed_bar`"
+            )
+        self.fixed_bar = tuple(sorted(set(ids)))
+
+    @contextmanager
+    def without_fixed_bar(self) -> Iterator[None]:
+        """Allow all ids of the network within this context, to compare it with another network."""
+        ids = self.fixed_bar
+        self.bar(())
+        try:
+            yield
+        finally:
+            self.bar(ids)
 
     @property
     def positions(self) -> int | None:

@@ -43,7 +43,7 @@ class CausalPolicy(LoadedPolicy):
     ) -> TokenScores:
         states = self.trunk_states(rollout, future=request.future > 0, reference=reference)
         tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
-        form: dict[str, Any] = {"temperature": temperature, **self.head_options}
+        form: dict[str, Any] = {"temperature": temperature, **self.head_form}
         # the next token
         likelihoods = tokens.logprobs(
             states.after_norm_RLD,
@@ -87,10 +87,11 @@ class CausalPolicy(LoadedPolicy):
         with rollout_mode(self):
             states = self.trunk_states(rollout, future=future > 0)
             tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
-            ranks = [tokens.ranks(states.after_norm_RLD, self._head())]
+            form = self.head_form
+            ranks = [tokens.ranks(states.after_norm_RLD, self._head(**form))]
             if future and self.mtp is not None:
                 for n, hidden_RLD in enumerate(self.mtp.hidden(states, future), start=1):
-                    head = Unembedding.of(self.mtp.unembedding(n))
+                    head = Unembedding.of(self.mtp.unembedding(n), **form)
                     ranks.append(tokens.ahead(n, keep_support=False).ranks(hidden_RLD, head))
         return torch.stack(ranks, -1)
 
@@ -103,7 +104,7 @@ class CausalPolicy(LoadedPolicy):
         with rollout_mode(self):
             states = self.trunk_states(rollout, future=False)
             tokens = ResponseTokens.of(rollout, mask_BT, states.lines.index_BT)
-            return tokens.top_k(states.after_norm_RLD, self._head(), k)
+            return tokens.top_k(states.after_norm_RLD, self._head(**self.head_form), k)
 
     def trunk_states(
         self, rollout: Rollout, *, future: bool, reference: bool = False

@@ -53,6 +53,7 @@ class LoadedPolicy(DescribedPolicy):
         quantization: keeps the linear layers of the frozen base in 4 bits; needs `lora`.
     """
 
+    can_bar = True
     network: PreTrainedModel
     """The model of transformers, with adapters inside; None until `build`."""
     adapters: Any
@@ -244,8 +245,24 @@ class LoadedPolicy(DescribedPolicy):
             head = Unembedding.of(self._network(reference).get_output_embeddings(), **form)
             return head.detached() if reference else head
 
+    @property
+    def head_form(self) -> dict[str, Any]:
+        """Options of every `Head` of this policy: `head_options`, and the ids that are barred."""
+        barred_V = None
+        if self.fixed_bar:
+            barred_V = torch.zeros(self.vocabulary, dtype=torch.bool, device=self.device)
+            barred_V[list(self.fixed_bar)] = True
+        return {**self.head_options, "barred_V": barred_V}
+
     def logits(self, hidden_BD: Tensor, reference: bool = False) -> Tensor:
-        """Return float32 logits of the token that a hidden state predicts. Shape `[B, V]`."""
+        """Return float32 logits of the token that a hidden state predicts, -inf for barred ids.
+
+        Shape `[B, V]`.
+        """
+        logits_BV, barred_V = self._all_logits(hidden_BD, reference), self.head_form["barred_V"]
+        return logits_BV if barred_V is None else logits_BV.masked_fill(barred_V, -torch.inf)
+
+    def _all_logits(self, hidden_BD: Tensor, reference: bool = False) -> Tensor:
         logits_BV = self._head(reference).raw_logits(hidden_BD).float()
         options = self.head_options
         if options["scale"] != 1.0:
@@ -256,7 +273,7 @@ class LoadedPolicy(DescribedPolicy):
 
     def _check_network(self) -> None:
         """Refuse a network, in rollout mode, that computes its logits in an unknown way."""
-        check_logits(self.network, self.logits)
+        check_logits(self.network, self._all_logits)
 
     # --- checkpoints ------------------------------------------------------------------------------
 

@@ -101,9 +101,13 @@ class MaskedPolicy(LoadedPolicy):
     def _first_position(self) -> int:
         return first_position(self.outline_network())
 
-    @cached_property
+    @property
     def barred(self) -> tuple[int, ...]:
-        """Ids of probability 0: MASK, and PAD unless it ends responses."""
+        """Ids of probability 0: MASK, PAD unless it ends responses, and those of the support."""
+        return tuple(sorted({*self._never_drawn, *self.fixed_bar}))
+
+    @cached_property
+    def _never_drawn(self) -> tuple[int, ...]:
         pad = self.tokenizer.pad_token_id
         ids = {self.mask_id} if pad is None else {self.mask_id, pad}
         return tuple(sorted(id for id in ids - set(self.end_tokens) if id < self.vocabulary))
@@ -268,5 +272,5 @@ class MaskedPolicy(LoadedPolicy):
         B, L = ids_BL.shape
         index_BL = torch.arange(B * L, device=ids_BL.device).view(B, L)
         tokens = ResponseTokens.of(rollout, scored_BT, index_BL[:, rollout.prompt_length :])
-        head = self._head(reference, temperature=temperature, **self.head_options)
+        head = self._head(reference, temperature=temperature, **self.head_form)
         return tokens.logprobs(states_BLD, head, entropy_grad=entropy_grad)

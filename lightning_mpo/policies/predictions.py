@@ -50,7 +50,7 @@ def head_confidence(
         RuntimeError: the policy has no heads.
     """
     heads = heads_of(policy)
-    form: dict[str, Any] = {"temperature": temperature, **policy.head_options}
+    form: dict[str, Any] = {"temperature": temperature, **policy.head_form}
     confidences, hits = [], []
     with rollout_mode(policy):
         states = policy.trunk_states(rollout, future=True)
@@ -105,12 +105,14 @@ class ContinuationStates:
 
         Returns:
             Log-probs, `[n, V]`, -inf outside a stored support; and the support as bool `[n, V]`, or
-            None for the full vocabulary.
+            None for the full vocabulary. Barred ids are outside of both.
         """
         unembedding = self.policy.network.get_output_embeddings()
         logits_nV = self._logits(unembedding, self.trunk_BTD[rows, n])
         if self.continuations.support_BTK is None:
-            return logits_nV.log_softmax(-1), None
+            barred_V = self.policy.head_form["barred_V"]
+            inside_nV = None if barred_V is None else ~barred_V.expand_as(logits_nV)
+            return logits_nV.log_softmax(-1), inside_nV
         ids_nK = self.continuations.support_BTK[rows, n].long()
         slots = self.continuations.support_mask_BTK
         slots_nK = torch.ones_like(ids_nK) if slots is None else slots[rows, n].long()
@@ -135,6 +137,9 @@ class ContinuationStates:
         return logits_nV.log_softmax(-1)
 
     def _logits(self, unembedding: Any, hidden_nD: Tensor) -> Tensor:
-        form: dict[str, Any] = {"temperature": self.temperature, **self.policy.head_options}
+        form: dict[str, Any] = {"temperature": self.temperature, **self.policy.head_form}
         head = Unembedding.of(unembedding, **form)
-        return head.form.logits(head.raw_logits(hidden_nD))
+        logits_nV = head.form.logits(head.raw_logits(hidden_nD))
+        if head.barred_V is None:
+            return logits_nV
+        return logits_nV.masked_fill(head.barred_V, -torch.inf)

@@ -29,6 +29,7 @@ from lightning_mpo.rollout.schedule import Schedule
 from lightning_mpo.rollout.scorer import Scorer
 from lightning_mpo.rollout.state import RolloutBuffer
 from lightning_mpo.rollout.successes import Successes
+from lightning_mpo.sampling.barring import bar_tokens
 from lightning_mpo.sampling.base import Sampler, SamplingRequest
 from lightning_mpo.sampling.replay import PrefixReplay
 from lightning_mpo.scores import Denominators
@@ -109,6 +110,9 @@ class Collector:
     mask_truncated: bool = False
     parity_gate: bool = True
     learn: Callable[[int, Tensor], None] | None = None
+
+    def __post_init__(self) -> None:
+        bar_tokens(self.scorer.policy, self.objective.support)
 
     def collect(self, counter: int, *, reference: bool = False) -> Collected:
         """Return rollout number `counter`.

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_mpo.checks import at_least, one_of
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy, rollout_mode
+from lightning_mpo.sampling.barring import bar_tokens
 from lightning_mpo.sampling.base import Progress, Sampler, SamplingRequest
 from lightning_mpo.sampling.drawing import Drawn, Step, check_probabilities
 from lightning_mpo.sampling.record import Record, assemble
@@ -121,6 +122,7 @@ class DiffusionSampler(Sampler):
         progress: Progress | None = None,
     ) -> Rollout:
         self.check_policy(policy)
+        bar_tokens(policy, request.support)
         self.check_canvas(request.max_new_tokens)
         G, T = completions, request.max_new_tokens
         model = cast(MaskedModel, policy)  # `check_policy` passed

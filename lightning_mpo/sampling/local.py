@@ -9,6 +9,7 @@ from lightning_mpo.checks import at_least
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies.base import Policy, rollout_mode
 from lightning_mpo.policies.causal import CausalPolicy
+from lightning_mpo.sampling.barring import bar_tokens
 from lightning_mpo.sampling.base import Progress, Sampler, SamplingRequest
 from lightning_mpo.sampling.drawing import Step, check_probabilities
 from lightning_mpo.sampling.record import Record, assemble
@@ -59,6 +60,7 @@ class LocalSampler(Sampler):
     ) -> Rollout:
         self.check_policy(policy)
         assert isinstance(policy, CausalPolicy)
+        bar_tokens(policy, request.support)
         # one uniform number for each token, whatever the batches
         P, G = len(prompts), completions
         uniform_BT = torch.rand(P * G, request.max_new_tokens, generator=generator)

@@ -7,12 +7,24 @@ import torch
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective import supports
-from lightning_mpo.objective.supports import FullVocabulary, MinP, Nucleus, Support, TopK
+from lightning_mpo.objective.supports import (
+    AllowedTokens,
+    FullVocabulary,
+    MinP,
+    Nucleus,
+    Support,
+    TopK,
+)
 from tests.support.builders import seeded, subclasses
 
 V = 12
+LETTERS = AllowedTokens(letters="abcd")
 SUPPORTS = [
     FullVocabulary(),
+    LETTERS,
+    TopK(4, within=LETTERS),
+    Nucleus(0.8, 6, within=LETTERS),
+    MinP(0.1, 6, within=LETTERS),
     TopK(1),
     TopK(4),
     TopK(V),
