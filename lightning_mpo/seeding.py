@@ -63,3 +63,8 @@ def seed_of(seed: int, stream: Stream, *position: int) -> int:
         return value
     text = f"{stream.name} {seed} {' '.join(map(str, position))}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def is_held_out(prompt: str, share: float) -> bool:
+    """Return whether the hash of a prompt puts it on the held-out side."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") < share * 2**64

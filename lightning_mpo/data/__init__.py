@@ -9,6 +9,7 @@ from lightning_mpo.data.curriculum import Curriculum, EasyToHard, Stages, Succes
 from lightning_mpo.data.generated import GeneratedProblems
 from lightning_mpo.data.gsm8k import Gsm8k
 from lightning_mpo.data.jsonl import JsonLines
+from lightning_mpo.data.peptides import Peptides
 from lightning_mpo.data.programming import HumanEval, Mbpp
 from lightning_mpo.data.prompts import PromptFile
 from lightning_mpo.data.reasoning_gym import ReasoningGym
@@ -37,6 +38,7 @@ __all__ = [
     "MathProblems",
     "Mbpp",
     "Multiplication",
+    "Peptides",
     "PromptDataModule",
     "PromptFile",
     "PublicTable",

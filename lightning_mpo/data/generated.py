@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from abc import abstractmethod
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from lightning_mpo.checks import at_least, seeds, within
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
+from lightning_mpo.seeding import is_held_out
 from lightning_mpo.types import PromptRow, Splits
 
 
@@ -111,8 +111,3 @@ class GeneratedProblems(PromptDataModule):
                     prompt, *self.solve(problem, random_numbers), self.columns(problem)
                 )
         return Splits(list(rows[False].values()), list(rows[True].values()))
-
-
-def is_held_out(prompt: str, share: float) -> bool:
-    """Return whether the hash of a prompt puts it on the held-out side."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") < share * 2**64

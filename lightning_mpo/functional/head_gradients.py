@@ -21,7 +21,6 @@ from torch.autograd.function import once_differentiable
 from lightning_mpo.functional.head_logits import LogitForm, RawLogits, product_dtypes
 from lightning_mpo.functional.supports import top_k
 
-
 BARRED = -1e9
 """Logit of a barred id. Its probability is exactly 0, and p · log p and p · z' are 0, not nan."""
 
@@ -114,7 +113,6 @@ class FullHead(torch.autograd.Function):
         """Combine saved rows if the head is frozen, else go through the logits again."""
         with _no_autocast(grad_logprobs):
             learnt = grad_logprobs[:, : ctx.scan.learnt_ids]
-            learnt = ctx.scan.fill_barred(learnt, ctx.saved_tensors[5], 0.0)
             grads = (_recompute if ctx.trained else _combine)(ctx, learnt, grad_entropy)
         return *grads, None, None
 
@@ -197,6 +195,7 @@ class RowProducts(torch.autograd.Function):
 def _combine(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradient of the hidden states: Σ_j g_j z'_j W_j - (Σ_j g_j) m + g_H e."""
     hidden, weight, *_, ids, _, slopes, means = ctx.saved_tensors
+    grad_logprobs = ctx.scan.fill_barred(grad_logprobs, ids, 0.0)
     grad = _weighted_rows(grad_logprobs * slopes, weight, ids, ctx.scan.chunk, means.dtype)
     grad = grad - grad_logprobs.sum(-1, keepdim=True) * means[0]
     if len(means) == 2:
@@ -207,6 +206,7 @@ def _combine(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Ten
 def _recompute(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the logits again, chunk by chunk, and return all gradients."""
     *inputs, ids, entropy, _, _ = ctx.saved_tensors
+    grad_logprobs = ctx.scan.fill_barred(grad_logprobs, ids, 0.0)
     raw, form = RawLogits(*inputs), ctx.scan.form
     grads = _Gradients(raw, inputs, ctx.needs_input_grad)
     for part in _chunks(len(ids), ctx.scan.chunk):

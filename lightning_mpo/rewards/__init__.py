@@ -8,6 +8,7 @@ from lightning_mpo.rewards.graded import GradedAnswer
 from lightning_mpo.rewards.judge import Endpoint, LlmJudge
 from lightning_mpo.rewards.math import MathAnswer
 from lightning_mpo.rewards.model import RewardModel
+from lightning_mpo.rewards.peptides import DesignSolved, PeptideClassifier, PeptideDesign
 from lightning_mpo.rewards.reasoning_gym import ReasoningGymAnswer
 from lightning_mpo.rewards.sandbox import Limits
 from lightning_mpo.rewards.scoring import (
@@ -32,6 +33,7 @@ __all__ = [
     "CodeAnswer",
     "Completion",
     "CountdownAnswer",
+    "DesignSolved",
     "DrawnDecision",
     "Endpoint",
     "ExactAnswer",
@@ -46,6 +48,8 @@ __all__ = [
     "LlmJudge",
     "MathAnswer",
     "OverlongPenalty",
+    "PeptideClassifier",
+    "PeptideDesign",
     "ReasoningGymAnswer",
     "RepetitionPenalty",
     "Reward",

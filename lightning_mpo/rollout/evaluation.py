@@ -41,9 +41,9 @@ class Decoding:
 def decodings(support: Support, completions: int) -> dict[str, Decoding]:
     """Return the decodings of an evaluation by the prefix of their metrics.
 
-    One samples from the full vocabulary, or from the part that a fixed support allows. If the training support is truncated, another samples
-    from it: training over a support does not change the tail of the distribution
-    (docs/algorithms.md 2.5).
+    One samples from the full vocabulary, or from the part that a fixed support allows. If the
+    training support is truncated, another samples from it: training over a support does not change
+    the tail of the distribution (docs/algorithms.md 2.5).
     """
     by_prefix = {"": Decoding(support.fixed, completions)}
     if not isinstance(support, FullVocabulary):

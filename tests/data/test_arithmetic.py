@@ -11,11 +11,11 @@ from lightning_mpo.data.arithmetic import (
     column_addition,
     long_multiplication,
 )
-from lightning_mpo.data.generated import is_held_out
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.rewards.base import Completion
 from lightning_mpo.rewards.text import ExactAnswer
+from lightning_mpo.seeding import is_held_out
 
 
 def small(**options) -> Arithmetic:

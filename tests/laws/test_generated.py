@@ -6,11 +6,12 @@ import pytest
 
 from lightning_mpo.data.arithmetic import Arithmetic, Multiplication
 from lightning_mpo.data.countdown import Countdown
-from lightning_mpo.data.generated import GeneratedProblems, is_held_out
+from lightning_mpo.data.generated import GeneratedProblems
 from lightning_mpo.data.spans import Spans
 from lightning_mpo.data.stars import StarGraphs
 from lightning_mpo.data.tails import Tails
 from lightning_mpo.errors import UserError
+from lightning_mpo.seeding import is_held_out
 
 FEW = {"train_problems": 200, "held_out_problems": 20}
 MEMBERS: dict[type[GeneratedProblems], list[dict[str, object]]] = {

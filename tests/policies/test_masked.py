@@ -98,7 +98,7 @@ def test_barred_ids_have_no_probability_and_no_gradient(tiny_masked, temperature
 def test_pad_is_not_barred_where_it_ends_responses(tiny_masked):
     policy = tiny_masked()
     policy.tokenizer.pad_token = policy.tokenizer.eos_token
-    del policy.__dict__["barred"]
+    del policy.__dict__["_never_drawn"]
     assert policy.barred == (MASK,)
 
 
