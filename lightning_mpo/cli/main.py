@@ -16,6 +16,7 @@ usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key va
        lightning-mpo predict --model FOLDER --data FILE.jsonl [--out FILE] [--show-order]
        lightning-mpo evaluate --model FOLDER --benchmarks NAME ... [--out DIR] [--against DIR]
        lightning-mpo compare FILE.jsonl FILE.jsonl
+       lightning-mpo shift BASE TRAINED [--reward NAME --threshold X] [--benchmark NAME]
        lightning-mpo configs [copy NAME [DEST] | show NAME]
        lightning-mpo export -c NAME --checkpoint FILE --to FOLDER [--form adapter|merged|full]
        lightning-mpo verify-resume -c NAME [...] [--updates N] [--kill PHASE:N | --kills N]
@@ -32,6 +33,7 @@ response.
   predict        sample completions and write them to a file
   evaluate       answer benchmarks with an exported folder, a hub model or a checkpoint
   compare        print the paired difference of two evaluations
+  shift          print which problems training won and lost, from answers or two checkpoints
   configs        list the recipes of the package, print one, or copy one to change it
   export         write a checkpoint's policy as a Hugging Face folder, load it again and compare
   verify-resume  kill a run, resume it, and compare it bit for bit with an undisturbed run

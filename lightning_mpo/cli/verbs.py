@@ -6,6 +6,6 @@ TRAINER_VERBS = ("fit", "validate", "test", "predict")
 """Verbs that Lightning's trainer answers."""
 VERBS = (
     *TRAINER_VERBS,
-    *("evaluate", "compare", "export", "configs", "methods", "plan", "rewards-check"),
+    *("evaluate", "compare", "shift", "export", "configs", "methods", "plan", "rewards-check"),
     "verify-resume",
 )

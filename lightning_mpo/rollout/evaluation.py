@@ -100,6 +100,7 @@ def problem_results(
     decided, right = scores.decided_B.tolist(), scores.correct_B.tolist()
     judged, answered = scores.judged_B.tolist(), scores.answered_B.tolist()
     rewards = scores.rewards_B.tolist()
+    by_reward = {name: scores_B.tolist() for name, scores_B in scores.by_reward.items()}
     samples = [
         {
             "completion": text,
@@ -109,6 +110,7 @@ def problem_results(
             "reward": rewards[b] if judged[b] else None,
             "length": lengths[b],
             "truncated": truncated[b],
+            **({"scores": _scores(by_reward, b)} if len(by_reward) > 1 else {}),
         }
         for b, text in enumerate(rollout.texts)
     ]
@@ -122,6 +124,12 @@ def problem_results(
         }
         for start in range(0, len(samples), completions)
     ]
+
+
+def _scores(by_reward: Mapping[str, Sequence[float]], b: int) -> dict[str, float | None]:
+    """Return the unweighted score of a completion by reward; None: not judged."""
+    values = {name: scores[b] for name, scores in by_reward.items()}
+    return {name: None if value != value else value for name, value in values.items()}
 
 
 def short_columns(row: Mapping[str, Any]) -> dict[str, Any]:
