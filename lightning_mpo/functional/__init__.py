@@ -36,6 +36,9 @@ else of this package.
 ``diagnostics``          clip fraction, effective sample size, signal and noise
 ``head_diagnostics``     calibration of multi-token heads, and the gradient that they send into the trunk
 ``support_diagnostics``  kept mass, overlap, score variance, responses that could not stop
+``support_shift``        contexts that training won and lost, and their ratio
+``design``               scores of designed properties, and the composition of a sequence
+``logistic``             a classifier by logistic regression
 ``evaluation``           pass@k, maj@k, and intervals over problems
 ``shapes``               the checks that name the argument
 =======================  ==========================================================================
