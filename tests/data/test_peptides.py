@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from lightning_mpo.data import Peptides
@@ -11,15 +9,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.peptide_files import RESIDUES, Peptide, read_fasta, read_table, select
 from lightning_mpo.policies import TinyPolicy
 from lightning_mpo.seeding import is_held_out
-
-
-def drawn(count: int, seed: int = 0, length: int = 12) -> list[str]:
-    numbers = random.Random(seed)
-    heads = ["".join(numbers.choices(RESIDUES, k=4)) for _ in range(count // 2)]
-    return [
-        numbers.choice(heads) + "".join(numbers.choices(RESIDUES, k=length - 4))
-        for _ in range(count)
-    ]
+from tests.support.peptides import drawn, write_modlamp
 
 
 @pytest.fixture
@@ -35,12 +25,7 @@ def fasta(tmp_path):
 @pytest.fixture
 def modlamp(tmp_path, monkeypatch):
     """Put a package on the path that looks like modlamp, and raises if it is imported."""
-    folder = tmp_path / "site" / "modlamp"
-    (folder / "data").mkdir(parents=True)
-    (folder / "__init__.py").write_text("raise RuntimeError('imported')")
-    rows = [f"{letters}, {i % 2}" for i, letters in enumerate(drawn(40))]
-    (folder / "data" / "AMPvsUniProt.csv").write_text("\n".join(["40,1,UniProt,AMP", *rows]))
-    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.syspath_prepend(str(write_modlamp(tmp_path)))
 
 
 def test_a_context_is_on_one_side_only_and_held_out_contexts_are_there_once(fasta):

@@ -10,6 +10,7 @@ import pytest
 
 from lightning_mpo import cli, recipes
 from tests.support.configurations import BASE
+from tests.support.peptides import write_modlamp
 
 
 @pytest.fixture
@@ -17,6 +18,7 @@ def build(tmp_path, monkeypatch):
     """Instantiate what a configuration names, without training."""
     (tmp_path / "base.yaml").write_text(BASE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(write_modlamp(tmp_path)))
     built: list[tuple] = []
     warmed: list[str] = []
 
