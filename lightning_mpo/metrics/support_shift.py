@@ -91,4 +91,4 @@ def support_shift(
         right_P = (scores >= threshold).double().sum(1)
         passes.append(pass_at_k(right_P, torch.full_like(right_P, scores.shape[1]), k))
         results[name] = mean_interval(passes[-1]).tolist()
-    return results | {"pass_difference": paired_difference(*passes).tolist()}
+    return results | {"pass_difference": paired_difference(passes[0], passes[1]).tolist()}

@@ -102,7 +102,7 @@ def test_every_import_is_a_dependency():
         "lightning", "torch", "transformers", "torchmetrics", "datasets", "peft", "jsonargparse", "math_verify", "gguf",
         "rich", "matplotlib", "bitsandbytes", "safetensors", "tensorboard", "filelock", "psutil", "huggingface_hub", "regex",
         "jinja2", "pyarrow",
-        *("reasoning_gym", "lm_eval"),  # extras
+        *("reasoning_gym", "lm_eval", "peptides"),  # extras
     }  # fmt: skip
     brought = {
         "yaml",
