@@ -29,7 +29,7 @@ def draw_shift(tables: Mapping[str, Mapping[str, Sequence[float]]], path: Path) 
         widths = [table[name][0] for table in tables.values()]
         axes.barh(places, widths, left=left, color=colour, label=name.replace("_", " "))
         for place, width, start in zip(places, widths, left, strict=True):
-            if width >= 0.04:
+            if width >= 0.07:
                 axes.text(start + width / 2, place, f"{width:.2f}", ha="center", va="center")
         left = [start + width for start, width in zip(left, widths, strict=True)]
     labels = [f"{name}\nESR {table['esr'][0]:.2f}" for name, table in tables.items()]
