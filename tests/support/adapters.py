@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 def always_share(monkeypatch):
     """A model of 32 dimensions would hardly ever share: its attention costs more than its projections."""
     monkeypatch.setattr(
-        "lightning_mpo.policies.packing._pays",
-        lambda prompt, responses, hidden_size: len(responses) > 1,
+        "lightning_mpo.policies.packing._cost",
+        lambda widths, lines, hidden_size: len(lines),
     )
 
 

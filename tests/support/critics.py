@@ -26,8 +26,8 @@ each_critic = pytest.mark.parametrize("kind", CRITICS)
 def always_share(monkeypatch):
     """A model of 32 dimensions would hardly ever share: its attention costs more than its projections."""
     monkeypatch.setattr(
-        "lightning_mpo.policies.packing._pays",
-        lambda prompt, responses, hidden_size: len(responses) > 1,
+        "lightning_mpo.policies.packing._cost",
+        lambda widths, lines, hidden_size: len(lines),
     )
 
 
