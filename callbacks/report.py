@@ -190,7 +190,11 @@ class Report(RolloutCallback):
                     data.encode(rows[start : start + size]),
                     decoding.completions,
                     SamplingRequest(
-                        decoding.support, module.temperature, loop.max_new_tokens, decoding.greedy
+                        decoding.support,
+                        module.temperature,
+                        loop.max_new_tokens,
+                        decoding.greedy,
+                        stop=loop.stop_ids(module.policy),
                     ),
                     generator=generator,
                     progress=evaluation_progress(trainer),

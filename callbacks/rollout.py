@@ -17,6 +17,7 @@ from lightning_mpo.modules.hooks import listeners, tell_phase
 from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
+from lightning_mpo.modules.reward_reference import need_reference
 from lightning_mpo.modules.rollout_setup import (
     announce,
     check_accumulation,
@@ -30,6 +31,7 @@ from lightning_mpo.modules.rollout_setup import (
 from lightning_mpo.modules.trainer import callbacks_of, is_fast_dev_run, prompts_of
 from lightning_mpo.modules.trainer_adapters import TrainerListener, TrainerRanks
 from lightning_mpo.objective.objective import Objective
+from lightning_mpo.objective.token_ids import check_tokens
 from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rewards.resolving import RewardLike, as_rewards
@@ -73,6 +75,9 @@ class RolloutLoop(RolloutEvaluation):
             ended without the run; false: in the process of the run, where the time limit does not
             interrupt code in C. The command line takes true.
         failed_reward: score of a completion on which a reward failed; None: it is not judged.
+        stop: tokens that end a response besides the end tokens of the policy. A text ends it with
+            each token that contains this text, an id with this token alone. The token is part of
+            the response, which then counts as finished.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class RolloutLoop(RolloutEvaluation):
         reward_process: bool = False,
         failed_reward: float | None = None,
         validation_ks: list[int] | None = None,
+        stop: list[int | str] | None = None,
     ) -> None:
         super().__init__()
         # options out of range
@@ -113,6 +119,8 @@ class RolloutLoop(RolloutEvaluation):
         self.validation_completions = validation_completions
         self.validation_ks = validation_ks or [1]
         check_ks("rollout.validation_ks", self.validation_ks, validation_completions)
+        self.stop = list(stop or ())
+        check_tokens("rollout.stop", self.stop)
         self.replay, self.parity_gate = replay, parity_gate
         self.dynamic, self.mask_truncated = dynamic, mask_truncated
         # state of the run
@@ -135,6 +143,7 @@ class RolloutLoop(RolloutEvaluation):
         if not isinstance(pl_module, PolicyOptimization):
             return
         self.check(pl_module.policy, pl_module.objective, prompts_of(trainer), stage)
+        pl_module.keep_reference |= need_reference(self.rewards, pl_module.policy)
         if stage == "fit":
             self._setup_fit(trainer, pl_module)
 
@@ -156,6 +165,9 @@ class RolloutLoop(RolloutEvaluation):
         check_offsets(objective, self.max_new_tokens)
         check_likelihood(policy, objective)
         self.sampler.check_policy(policy)
+        self.sampler.check_stop(self.stop)
+        need_reference(self.rewards, policy)
+        self.stop_ids(policy)
         self.sampler.check_canvas(self.max_new_tokens)
         if self.dynamic is not None:
             self.dynamic.check(self.rewards, self.completions)
@@ -258,6 +270,7 @@ class RolloutLoop(RolloutEvaluation):
             judge=partial(self.judge, module),
             schedule=self._need_schedule(),
             max_new_tokens=self.max_new_tokens,
+            stop=self.stop_ids(module.policy),
             seed=self.seed,
             ranks=TrainerRanks(trainer, module, self),
             listener=TrainerListener(trainer, module),

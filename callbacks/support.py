@@ -39,6 +39,11 @@ class SupportOverlap(RolloutCallback):
                 f"`{type(pl_module.policy).__name__}` reveals tokens in any order: leave it out of "
                 "the callbacks"
             )
+        if isinstance(pl_module, PolicyOptimization) and pl_module.objective.support.by_step:
+            raise UserError(
+                "`SupportOverlap` compares supports with the most probable tokens, and the first "
+                "one of `FirstTokens` is fixed: leave it out of the callbacks"
+            )
 
     def on_train_batch_end(
         self,

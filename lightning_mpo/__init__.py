@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from lightning_mpo.objective.corrections import Correction, MaskedWeights, TruncatedWeights
     from lightning_mpo.objective.decoupled import DecoupledRelative
     from lightning_mpo.objective.divergence_mask import DivergenceMask
+    from lightning_mpo.objective.first_tokens import FirstTokens
     from lightning_mpo.objective.future_credit import (
         CentredCredit,
         FutureCredit,
@@ -151,6 +152,7 @@ _NAMES = {
         "Report RolloutLoop RolloutProgressBar Samples Throughput Watchdog"
     ),
     "objective.block_actions": "BlockActions",
+    "objective.first_tokens": "FirstTokens",
     "objective.future_credit": "CentredCredit FutureCredit OutcomeCredit SameCredit StateCredit",
     "objective.block_weights": "ExplicitWeights FutureShare GeometricDecay",
     "objective.corrections": "Correction MaskedWeights TruncatedWeights",
@@ -205,7 +207,14 @@ __all__ += ["DecoupledRelative"]
 __all__ += ["DelimiterSegmenter", "Denoising"]
 __all__ += ["DiffusionSampler", "DivergenceMask", "DynamicSampling", "Elbo", "EntropyBonus"]
 __all__ += ["EntropySegmenter", "ExactAnswer", "ExactResume", "ExplicitWeights", "Export"]
-__all__ += ["Finished", "ForwardTraceActions", "FullVocabulary", "FunctionReward", "FutureCredit"]
+__all__ += [
+    "Finished",
+    "FirstTokens",
+    "ForwardTraceActions",
+    "FullVocabulary",
+    "FunctionReward",
+    "FutureCredit",
+]
 __all__ += [
     "FutureShare",
     "GeneralizedAdvantage",

@@ -145,7 +145,11 @@ def answer_problems(
         print(f"{benchmark.name:10} goes on behind {len(problems)} of {len(rows)} problems")
     file.begin(problems)
     request = SamplingRequest(
-        decoding.support, sampled.temperature, sampled.max_new_tokens, decoding.greedy
+        decoding.support,
+        sampled.temperature,
+        sampled.max_new_tokens,
+        decoding.greedy,
+        stop=benchmark.loop.stop_ids(policy),
     )
     for start in range(len(problems), len(rows), batch_size):
         # prompts -> completions -> judgements -> file

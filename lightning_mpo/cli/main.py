@@ -22,6 +22,7 @@ usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key va
        lightning-mpo verify-resume -c NAME [...] [--updates N] [--kill PHASE:N | --kills N]
        lightning-mpo methods [--configs DIR] [--page FILE]
        lightning-mpo plan -c NAME [--gpu-gib GIB] [--check]
+       lightning-mpo annotate {-c NAME --checkpoint FILE --to FOLDER | --strip FOLDER --to FOLDER}
        lightning-mpo rewards-check -c NAME [--rows N] [--seconds S] [--share X] [--form TEXT]
 
 RL post-training of language models. One action may be a token, a block of tokens or a whole
@@ -39,6 +40,7 @@ response.
   verify-resume  kill a run, resume it, and compare it bit for bit with an undisturbed run
   methods        print the algorithms as a table: choices, papers, values and their sources
   plan           predict the peak memory of a run, and whether it fits a GPU
+  annotate       write thoughts of a model into Python files, or take them out again
   rewards-check  try the rewards of a run on right, wrong, cut-off and hostile answers
 
   -c NAME           a recipe or a YAML file. Later files win over earlier ones, key by key, and an

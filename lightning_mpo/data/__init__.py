@@ -3,6 +3,7 @@
 from lightning_mpo.data.arithmetic import Arithmetic, ForgetfulMultiplication, Multiplication
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.data.chunking import Delimiters, Splitter, WrittenParts
+from lightning_mpo.data.code_lines import CodeLines
 from lightning_mpo.data.competitions import Aime, Amc, Math500, MathProblems
 from lightning_mpo.data.countdown import Countdown
 from lightning_mpo.data.curriculum import Curriculum, EasyToHard, Stages, SuccessRate
@@ -25,6 +26,7 @@ __all__ = [
     "Aime",
     "Amc",
     "Arithmetic",
+    "CodeLines",
     "Countdown",
     "Curriculum",
     "Delimiters",

@@ -29,16 +29,25 @@ def prompt_batch(renderer: Renderer, rows: Sequence[PromptRow], limit: int) -> P
     for row, tokens in zip(rows, ids, strict=True):
         if len(tokens) > limit:
             raise UserError(too_long(row, len(tokens), limit))
-    # pad on the left
+    # mark rows whose prompt opens a thought
+    encoded = [
+        replace(row, thinking=True) if renderer.thinks(tokens) else row
+        for row, tokens in zip(rows, ids, strict=True)
+    ]
+    return padded_batch(ids, encoded)
+
+
+def padded_batch(ids: Sequence[Sequence[int]], rows: Sequence[PromptRow]) -> PromptBatch:
+    """Return prompts as one batch, padded on the left.
+
+    Args:
+        ids: tokens of each prompt.
+        rows: the rows of the prompts.
+    """
     S = max(len(tokens) for tokens in ids)
     input_ids_PS = torch.zeros(len(ids), S, dtype=torch.long)
     attention_mask_PS = torch.zeros(len(ids), S, dtype=torch.bool)
     for i, tokens in enumerate(ids):
         input_ids_PS[i, S - len(tokens) :] = torch.tensor(tokens)
         attention_mask_PS[i, S - len(tokens) :] = True
-    # mark rows whose prompt opens a thought
-    encoded = [
-        replace(row, thinking=True) if renderer.thinks(tokens) else row
-        for row, tokens in zip(rows, ids, strict=True)
-    ]
-    return PromptBatch(input_ids_PS, attention_mask_PS, tuple(encoded))
+    return PromptBatch(input_ids_PS, attention_mask_PS, tuple(rows))

@@ -16,9 +16,12 @@ from lightning_mpo.metrics import ProblemResults
 from lightning_mpo.modules.hooks import RolloutCallback, evaluation_progress, listeners
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
+from lightning_mpo.modules.reward_reference import connect_rewards
 from lightning_mpo.modules.source import RolloutSource
 from lightning_mpo.modules.trainer import prompts_of
 from lightning_mpo.objective.supports import FullVocabulary
+from lightning_mpo.objective.token_ids import ids_containing
+from lightning_mpo.policies.base import Policy
 from lightning_mpo.rewards.base import Reward, RewardError
 from lightning_mpo.rewards.process import RewardCaller
 from lightning_mpo.rewards.scoring import (
@@ -42,6 +45,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
     caller: RewardCaller
     sampler: Sampler
     max_new_tokens: int
+    stop: list[int | str]
     validation_completions: int
     validation_ks: list[int]
 
@@ -129,11 +133,28 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
                 prompts,
                 decoding.completions,
                 SamplingRequest(
-                    decoding.support, module.temperature, self.max_new_tokens, decoding.greedy
+                    decoding.support,
+                    module.temperature,
+                    self.max_new_tokens,
+                    decoding.greedy,
+                    stop=self.stop_ids(module.policy),
                 ),
                 generator=generator_of(self.seed, Stream.EVALUATE, prompts.first),
                 progress=evaluation_progress(module.trainer),
             )
+
+    def stop_ids(self, policy: Policy) -> tuple[int, ...]:
+        """Return the ids that end a response besides the policy's end tokens.
+
+        Args:
+            policy: its weights need not be loaded.
+
+        Raises:
+            UserError: a text of `stop` is not that of one token.
+        """
+        if not self.stop:
+            return ()
+        return tuple(ids_containing("rollout.stop", self.stop, policy.token_texts))
 
     def judge(self, module: PolicyOptimization, rollout: Rollout) -> Scores:
         """Call the rewards on sampled rows.
@@ -141,6 +162,7 @@ class RolloutEvaluation(RolloutCallback, RolloutSource):
         Where they fail on one of several processes, its rows are not judged until `end_failed` ends
         all of them: the others would wait in an all-reduce for a process that is gone.
         """
+        connect_rewards(self.rewards, module)
         if self._failure is None:
             try:
                 return score_all(

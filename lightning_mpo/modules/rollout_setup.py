@@ -109,6 +109,12 @@ def check_sampling(
                 f"`{type(sampler).__name__}` does not draw from left to right; use "
                 "`rollout.replay: null`"
             )
+        if objective.support.by_step:
+            raise UserError(
+                "`rollout.replay` begins completions within others, and "
+                f"`{type(objective.support).__name__}` gives the first token a support of its own: "
+                "use `rollout.replay: null`"
+            )
         replay.check(completions, objective.advantage)
 
 
@@ -148,9 +154,37 @@ def check_policy(policy: Policy, objective: Objective) -> None:
     """
     policy.check(objective.request)
     check_support(policy, objective.support)
+    check_steps(policy, objective)
     objective.surrogate.check(policy.vocabulary)
     if objective.actions.needs_texts:
         objective.actions.check(policy.token_texts)
+
+
+def check_steps(policy: Policy, objective: Objective) -> None:
+    """Refuse a support that depends on the step beside parts that take every step as equal.
+
+    Args:
+        policy: its weights need not be loaded.
+        objective: the algorithm.
+
+    Raises:
+        UserError: the policy is masked, or heads or candidates are scored; a token is unknown.
+    """
+    if not objective.support.by_step:
+        return
+    name = type(objective.support).__name__
+    other = None
+    if policy.masked:
+        other = f"`{type(policy).__name__}` reveals tokens in any order"
+    elif objective.request.future:
+        other = "multi-token heads predict tokens of several steps"
+    elif objective.surrogate.candidates:
+        other = f"`{type(objective.surrogate).__name__}.top_k` compares the same number at each"
+    if other is not None:
+        raise UserError(
+            f"`objective.support` {name} depends on the step, and {other}: use another support"
+        )
+    objective.support.resolved(lambda: policy.token_texts)
 
 
 def check_support(policy: Policy, support: Support) -> None:

@@ -133,7 +133,7 @@ class KLPenalty(LossTerm):
         return self.place == "loss"
 
     def check_with(self, axes: Axes) -> None:
-        if self.estimator == "exact" and axes[Support].slots is None:
+        if self.estimator == "exact" and axes[Support].some_whole:
             raise UserError(
                 f"`KLPenalty.estimator: exact` sums over a support, and `objective.support` is "
                 f"{type(axes[Support]).__name__}; give a support such as TopK, or `estimator: k3`"

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,13 @@ class Support(Member):
     """Whether the frozen reference ranks the tokens, instead of the policy that samples."""
     outside: Outside = "refuse"
     """What becomes of a sampled token that its stored support lacks."""
+    by_step = False
+    """Whether the support depends on the position of a token in the response."""
+
+    @property
+    def some_whole(self) -> bool:
+        """Whether some steps take the whole vocabulary, of which no id is stored."""
+        return self.slots is None
 
     @property
     def slots(self) -> int | None:
@@ -51,6 +58,21 @@ class Support(Member):
         allows. They are the same at every step, so nothing is stored for them.
         """
         return FullVocabulary()
+
+    def at(self, step: int) -> Support:
+        """Return the support of one step, counted from 0: this one, unless it depends on the step."""
+        return self
+
+    def resolved(self, texts: Callable[[], Sequence[str]]) -> Support:
+        """Return the support with ids in place of texts of tokens.
+
+        Args:
+            texts: returns the text of each token of the vocabulary.
+
+        Raises:
+            UserError: a text is not that of one token.
+        """
+        return self
 
     def check(self, vocabulary: int) -> None:
         """Refuse a support that the vocabulary cannot hold."""

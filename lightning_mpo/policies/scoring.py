@@ -97,6 +97,9 @@ class ResponseTokens:
         Raises:
             UserError: no support is stored, or no candidates are recorded.
         """
+        whole_BT = self._whole_BT
+        if whole_BT is not None and bool(whole_BT.any()):
+            return self._by_step(whole_BT, hidden_RLD, head, entropy, entropy_grad)
         hidden_nD = pick_hidden(hidden_RLD, self.index_BT[self.mask_BT])
         if self.support_BTK is not None:
             return self._on_support(hidden_nD, head, entropy_grad, logits, candidates)
@@ -119,6 +122,29 @@ class ResponseTokens:
             self._spread(entropy_n),
             candidate_logprobs_BTK=self._spread_candidates(values_nK, present_nK),
         )
+
+    @property
+    def _whole_BT(self) -> Tensor | None:
+        """Tokens with a stored support that has no id: the whole vocabulary; None: no support."""
+        if self.support_mask_BTK is None:
+            return None
+        return self.mask_BT & ~self.support_mask_BTK.any(-1)
+
+    def _by_step(
+        self, whole_BT: Tensor, hidden_RLD: Tensor, head: Head, entropy: bool, entropy_grad: bool
+    ) -> Likelihoods:
+        """Score tokens of the whole vocabulary and tokens on their supports, each by its head."""
+        options = {"entropy": entropy, "entropy_grad": entropy_grad}
+        whole = replace(self, mask_BT=whole_BT, support_BTK=None, support_mask_BTK=None)
+        parts = [whole.logprobs(hidden_RLD, head, **options)]
+        if bool((rest_BT := self.mask_BT & ~whole_BT).any()):
+            parts.append(replace(self, mask_BT=rest_BT).logprobs(hidden_RLD, head, **options))
+        # each part is 0 at the tokens of the other
+        logprobs_BT, entropy_BT = (
+            torch.stack([getattr(part, name) for part in parts]).sum(0)
+            for name in ("logprobs_BT", "entropy_BT")
+        )
+        return Likelihoods(logprobs_BT, entropy_BT)
 
     def _on_support(
         self, hidden_nD: Tensor, head: Head, entropy_grad: bool, logits: bool, candidates: bool

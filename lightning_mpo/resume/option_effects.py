@@ -108,6 +108,7 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
         "rollout.dynamic*",
         "rollout.mask_truncated",
         "rollout.replay*",
+        "rollout.stop*",
     ),
     "none": (
         "ckpt_path",

@@ -8,8 +8,10 @@ from lightning_mpo.rewards.graded import GradedAnswer
 from lightning_mpo.rewards.judge import Endpoint, LlmJudge
 from lightning_mpo.rewards.math import MathAnswer
 from lightning_mpo.rewards.model import RewardModel
+from lightning_mpo.rewards.next_line import NextLineLikelihood, Thinks, UsableThought
 from lightning_mpo.rewards.peptides import DesignSolved, PeptideClassifier, PeptideDesign
 from lightning_mpo.rewards.reasoning_gym import ReasoningGymAnswer
+from lightning_mpo.rewards.reference import ReferenceReward
 from lightning_mpo.rewards.sandbox import Limits
 from lightning_mpo.rewards.scoring import (
     Scores,
@@ -47,17 +49,21 @@ __all__ = [
     "Limits",
     "LlmJudge",
     "MathAnswer",
+    "NextLineLikelihood",
     "OverlongPenalty",
     "PeptideClassifier",
     "PeptideDesign",
     "ReasoningGymAnswer",
+    "ReferenceReward",
     "RepetitionPenalty",
     "Reward",
     "RewardError",
     "RewardModel",
     "Scores",
     "SpanShare",
+    "Thinks",
     "TokenReward",
+    "UsableThought",
     "completions_of",
     "join_reward_scores",
     "score_all",

@@ -14,6 +14,7 @@ from lightning_mpo.rewards.calling import judge
 from lightning_mpo.rewards.failures import Failures
 from lightning_mpo.rewards.functions import FunctionReward
 from lightning_mpo.rewards.helper import Helper, Spawner
+from lightning_mpo.rewards.reference import ReferenceReward
 
 
 class RewardCaller:
@@ -143,5 +144,7 @@ class RewardCaller:
 
 def is_of_user(reward: Reward) -> bool:
     """Return whether a reward is code of the user, or of a package that reads responses."""
+    if isinstance(reward, ReferenceReward):  # the policy is in this process
+        return False
     known = type(reward).__module__.startswith("lightning_mpo.")
     return isinstance(reward, FunctionReward) or reward.runs_foreign_code or not known

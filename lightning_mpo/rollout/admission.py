@@ -224,6 +224,8 @@ def _unite(rollout: Rollout, support: Support) -> Rollout:
         rollout.support_mask_BTK,
         drawn_BT,
     )
+    if rollout.support_mask_BTK is not None and support.by_step:
+        outside_BT = outside_BT & rollout.support_mask_BTK.any(-1)  # empty: the whole vocabulary
     missing, name = int(outside_BT.sum()), type(support).__name__
     if not missing:
         return rollout

@@ -93,6 +93,7 @@ class Collector:
         parity_gate: compare sampler and trainer on the next samples; False once they agreed.
         learn: is called with the number of a rollout, and with the right and judged completions of
             its prompts over all ranks, shape `[rounds, P, 2]`; None: they are not counted.
+        stop: ids that end a response besides the policy's end tokens.
     """
 
     scorer: Scorer
@@ -110,6 +111,7 @@ class Collector:
     mask_truncated: bool = False
     parity_gate: bool = True
     learn: Callable[[int, Tensor], None] | None = None
+    stop: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         bar_tokens(self.scorer.policy, self.objective.support)
@@ -155,7 +157,7 @@ class Collector:
         levels = getattr(self.prompts, "levels", None)  # of a `PromptDataModule`
         event = RolloutEvent(counter, experience, scores, *seconds, counts, trained, levels)
         metrics = self._steer_penalty(trained)
-        metrics |= event.metrics(self.ranks.sum, self.scorer.policy.end_tokens)
+        metrics |= event.metrics(self.ranks.sum, [*self.scorer.policy.end_tokens, *self.stop])
         metrics |= noise_metrics(self.objective, trained, self.ranks.sum)
         return Collected(RolloutBuffer(trained, plan, denominators), event, metrics)
 
@@ -213,7 +215,11 @@ class Collector:
         # sample, under the precision of scoring: autocast is not active outside of `training_step`
         candidates = objective.surrogate.candidates
         request = SamplingRequest(
-            objective.support, self.scorer.temperature, self.max_new_tokens, candidates=candidates
+            objective.support,
+            self.scorer.temperature,
+            self.max_new_tokens,
+            candidates=candidates,
+            stop=self.stop,
         )
         sample = (
             self.sampler.sample

@@ -184,12 +184,15 @@ def _support_sums(rollout: Rollout, ends: Sequence[int]) -> dict[str, tuple[floa
     if rollout.support_BTK is not None:
         missing = 0.0 if rollout.outside_BT is None else float(rollout.outside_BT.sum())
         sums["support/hit_rate"] = (tokens - missing, tokens)
+        slots_BTK = rollout.support_mask_BTK
         barred_B = could_not_stop(
             rollout.support_BTK,
-            rollout.support_mask_BTK,
+            slots_BTK,
             mask_BT,
             rollout.finish_B == Finish.STOP,
             ends,
         )
+        if slots_BTK is not None:  # without an id: the whole vocabulary, which has end tokens
+            barred_B = barred_B & ~(mask_BT & ~slots_BTK.any(-1)).any(-1)
         sums["support/could_not_stop"] = (float(barred_B.sum()), float(len(barred_B)))
     return sums

@@ -31,6 +31,7 @@ class SamplingRequest:
             log-probs.
         candidates: K, how many of the most probable ids of each step are recorded with their
             log-probs, besides the sampled token (`functional.supports.candidates`); 0: none.
+        stop: ids that end a response besides the policy's end tokens.
     """
 
     support: Support
@@ -38,6 +39,7 @@ class SamplingRequest:
     max_new_tokens: int
     greedy: bool = False
     candidates: int = 0
+    stop: tuple[int, ...] = ()
 
 
 class Sampler(ABC):
@@ -45,6 +47,8 @@ class Sampler(ABC):
 
     records_candidates = False
     """True if the sampler records `SamplingRequest.candidates`."""
+    stops = False
+    """True if the sampler ends responses with the ids of `SamplingRequest.stop`."""
     left_to_right = True
     """False if tokens are drawn in another order, so that a prefix is no state of the sampler."""
 
@@ -84,6 +88,22 @@ class Sampler(ABC):
                 f"`rollout.sampler` {type(self).__name__} records no candidates, of which "
                 f"`objective.surrogate` compares {candidates}: record them and set "
                 "`records_candidates = True` in the class, use LocalSampler, or set `top_k: null`"
+            )
+
+    def check_stop(self, stop: Sequence[int | str]) -> None:
+        """Refuse tokens that end responses if this sampler does not heed them.
+
+        Args:
+            stop: `rollout.stop`.
+
+        Raises:
+            UserError: `stops` is False and there are such tokens.
+        """
+        if stop and not self.stops:
+            raise UserError(
+                f"`rollout.sampler` {type(self).__name__} does not end responses with "
+                "`rollout.stop`: end them there with the ids of `SamplingRequest.stop` and set "
+                "`stops = True` in the class, use LocalSampler, or set `stop: null`"
             )
 
     def check_policy(self, policy: Policy) -> None:

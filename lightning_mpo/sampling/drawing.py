@@ -44,7 +44,9 @@ class Step:
     candidates: int = 0
     entropy: bool = False
 
-    def draw(self, logits_BV: Tensor, ranking_BV: Tensor, uniform_B: Tensor) -> Drawn:
+    def draw(
+        self, logits_BV: Tensor, ranking_BV: Tensor, uniform_B: Tensor, step: int = 0
+    ) -> Drawn:
         """Draw a token of each row.
 
         Args:
@@ -52,11 +54,12 @@ class Step:
             ranking_BV: logits that rank the ids of the support: the same tensor, or the
                 reference's.
             uniform_B: numbers in [0, 1), one for each row.
+            step: position of the tokens in their responses, for supports that depend on it.
         """
         # the support, of the policy's or the reference's probabilities
         same = ranking_BV is logits_BV
         logits_BV = logits_BV / self.temperature if self.temperature != 1.0 else logits_BV
-        support_BK, support_mask_BK = self.support.select(
+        support_BK, support_mask_BK = self.support.at(step).select(
             logits_BV if same else ranking_BV / self.temperature
         )
         # one id of it
@@ -78,6 +81,10 @@ class Step:
             slot_B if support_BK is None else support_BK.gather(1, slot_B[:, None])[:, 0].long()
         )
         # its record, and the most probable ids
+        if self.support.by_step:
+            support_BK, support_mask_BK = in_slots(
+                support_BK, support_mask_BK, self.support.slots or 0, tokens_B
+            )
         drawn = Drawn(
             tokens_B,
             logprobs_B,
@@ -96,6 +103,26 @@ class Step:
             candidates_BK=ids_BK,
             candidate_logprobs_BK=(candidate_logits_BK - support_total_B[:, None]).float(),
         )
+
+
+def in_slots(
+    support_BK: Tensor | None, support_mask_BK: Tensor | None, slots: int, tokens_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return a support in a number of slots; all are empty for the whole vocabulary.
+
+    Args:
+        support_BK: ids; None: the whole vocabulary.
+        support_mask_BK: the slots that count; None: all.
+        slots: number of slots.
+        tokens_B: the drawn tokens, for the number of rows.
+    """
+    ids_BS = torch.zeros(len(tokens_B), slots, dtype=torch.int32, device=tokens_B.device)
+    mask_BS = torch.zeros_like(ids_BS, dtype=torch.bool)
+    if support_BK is not None:
+        K = support_BK.shape[1]
+        ids_BS[:, :K] = support_BK
+        mask_BS[:, :K] = True if support_mask_BK is None else support_mask_BK
+    return ids_BS, mask_BS
 
 
 def _entropy(logprobs_BK: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class LocalSampler(Sampler):
     """
 
     records_candidates = True
+    stops = True
 
     def __init__(self, batch_size: int | None = None, ignore_end_tokens: bool = False) -> None:
         at_least("LocalSampler", 1, batch_size=batch_size)
@@ -65,7 +66,8 @@ class LocalSampler(Sampler):
         P, G = len(prompts), completions
         uniform_BT = torch.rand(P * G, request.max_new_tokens, generator=generator)
         size = max(1, (self.batch_size or P * G) // G)
-        step = Step(request.support, request.temperature, request.greedy, request.candidates)
+        support = request.support.resolved(lambda: policy.token_texts)
+        step = Step(support, request.temperature, request.greedy, request.candidates)
         records = []
         with rollout_mode(policy):
             for start in range(0, P, size):
@@ -73,7 +75,7 @@ class LocalSampler(Sampler):
                 ids_PS = prompts.input_ids_PS[start:stop].to(policy.device)
                 mask_PS = prompts.attention_mask_PS[start:stop].to(policy.device)
                 uniform = uniform_BT[start * G : stop * G].to(policy.device)
-                ends = [] if self.ignore_end_tokens else policy.end_tokens
+                ends = [] if self.ignore_end_tokens else [*policy.end_tokens, *request.stop]
                 records.append(_decode(policy, ids_PS, mask_PS, uniform, step, ends, progress))
         # a rollout of all batches
         check_probabilities([record.logprobs_BT for record in records])
@@ -141,7 +143,7 @@ def _decode(
     running = torch.ones(B, dtype=torch.bool, device=device)  # by position in `rows`
     for t in range(T):
         # one token of each running row
-        drawn = step.draw(streams[0].logits_BV, streams[-1].logits_BV, uniform_BT[rows, t])
+        drawn = step.draw(streams[0].logits_BV, streams[-1].logits_BV, uniform_BT[rows, t], t)
         record.write(t, rows[running], running, drawn)
         tokens_B = drawn.tokens_B
         # rows that end with it

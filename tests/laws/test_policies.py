@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_mpo.objective.first_tokens import FirstTokens
 from lightning_mpo.objective.supports import FullVocabulary, Nucleus, TopK
 from lightning_mpo.policies import CausalPolicy
+from lightning_mpo.rollout.admission import check_rollout
 from lightning_mpo.rollout.collect import Collector
 from lightning_mpo.rollout.parity import check_parity
 from lightning_mpo.rollout.schedule import Schedule
@@ -29,6 +31,7 @@ from tests.support.two_prompts import TwoPrompts, places_with_token_5
 CPU = torch.device("cpu")
 CHAINS = ["tiny", "causal", "bigram"]
 KINDS = [*CHAINS, "masked"]
+BY_STEP = [FirstTokens([3, 5]), FirstTokens([3, 5], TopK(4)), FirstTokens([3, 5, 6], TopK(2))]
 SUPPORTS = [FullVocabulary(), TopK(4), Nucleus(0.8, 6)]
 
 
@@ -163,6 +166,43 @@ def test_groups_ends_and_supports(policy, sampler, support):
         if rollout.support_mask_BTK is not None:
             hits = hits & rollout.support_mask_BTK
         assert hits.any(-1)[rollout.response_mask_BT].all()
+
+
+@pytest.mark.parametrize("kind", CHAINS, indirect=True)
+@pytest.mark.parametrize("support", BY_STEP)
+def test_a_support_may_depend_on_the_step(policy, sampler, support):
+    """Sampler, score and reference take the first softmax over its tokens, and later ones over `then`."""
+    rollout = check_rollout(
+        sample(policy, sampler, support=support, completions=4, temperature=0.7, max_new_tokens=3),
+        support,
+        VOCABULARY,
+    )
+    mask_BT, first = rollout.response_mask_BT, support.tokens
+    assert {*rollout.responses_BT[:, 0].tolist()} <= {*first}
+    assert check_parity(policy, rollout, temperature=0.7, exact=True).max < 1e-4
+    # log-probs of all tokens at each position, from the whole vocabulary
+    full = replace(rollout, support_BTK=None, support_mask_BTK=None)
+    columns = []
+    for token in range(VOCABULARY):
+        column = torch.zeros(mask_BT.shape)
+        for t in range(mask_BT.shape[1]):
+            ids = rollout.tokens_BL.clone()
+            ids[:, rollout.prompt_length + t] = token
+            column[:, t] = logprobs(policy, replace(full, tokens_BL=ids), temperature=0.7)[:, t]
+        columns.append(column)
+    logprobs_BTV = torch.stack(columns, -1).double()
+    for b, t in mask_BT.nonzero().tolist():
+        best = logprobs_BTV[b, t].topk(support.then.slots or VOCABULARY).indices.tolist()
+        inside = first if t == 0 else best
+        expected = logprobs_BTV[b, t] - logprobs_BTV[b, t, inside].logsumexp(0)
+        sampled = expected[rollout.responses_BT[b, t]].item()
+        assert rollout.behaviour_logprobs_BT[b, t].item() == pytest.approx(sampled, abs=1e-4)
+    # one stored support for policy and reference
+    assert torch.allclose(
+        logprobs(policy, rollout, reference=True, temperature=0.7),
+        rollout.behaviour_logprobs_BT,
+        atol=1e-4,
+    )
 
 
 def test_samples_are_a_function_of_the_generator(policy, sampler):

@@ -7,6 +7,7 @@ import torch
 
 from lightning_mpo.errors import UserError
 from lightning_mpo.objective import supports
+from lightning_mpo.objective.first_tokens import FirstTokens, OnlyTokens
 from lightning_mpo.objective.supports import (
     AllowedTokens,
     FullVocabulary,
@@ -32,6 +33,8 @@ SUPPORTS = [
     Nucleus(1.0, 3),
     MinP(0.1, 6),
     MinP(1e-9, V),
+    FirstTokens([3, 5]),
+    FirstTokens([3, 5], TopK(4)),
 ]
 ids = [f"{type(s).__name__}{vars(s)}" for s in SUPPORTS]
 each = pytest.mark.parametrize("support", SUPPORTS, ids=ids)
@@ -56,7 +59,9 @@ def sets(support: Support, logits_BV: torch.Tensor) -> list[set[int]]:
 
 
 def test_the_list_has_every_support():
-    assert subclasses(supports.Support) - {supports.PromisingTokens} == {type(s) for s in SUPPORTS}
+    assert subclasses(supports.Support) - {supports.PromisingTokens, OnlyTokens} == {
+        type(s) for s in SUPPORTS
+    }
 
 
 @each

@@ -72,7 +72,8 @@ def support_mask(rollout: Rollout) -> Tensor | None:
     counts = torch.zeros(B, T, VOCABULARY).scatter_add(
         2, rollout.support_BTK.long(), held_BTK.float()
     )
-    return (counts > 0) | ~rollout.response_mask_BT[..., None]
+    whole_BT1 = ~held_BTK.any(-1, keepdim=True)  # no id is stored: the whole vocabulary
+    return (counts > 0) | whole_BT1 | ~rollout.response_mask_BT[..., None]
 
 
 class BigramSampler(Sampler):
@@ -87,10 +88,18 @@ class BigramSampler(Sampler):
         columns: dict[str, list[Tensor]] = {
             name: [] for name in ("token", "mask", "logprob", "kept", "support", "slots")
         }
-        for _ in range(T):
+        support = request.support.resolved(lambda: policy.token_texts)
+        for t in range(T):
             logits_BV = policy.table.detach()[ids[:, -1]] / request.temperature
-            support_BK, support_mask_BK = request.support.select(logits_BV)
+            support_BK, support_mask_BK = support.at(t).select(logits_BV)
             inside_BV = torch.ones_like(logits_BV, dtype=torch.bool)
+            if support.by_step:
+                empty = torch.zeros(B, support.slots, dtype=torch.int32)
+                size = 0 if support_BK is None else support_BK.shape[1]
+                columns["slots"].append((torch.arange(support.slots) < size).expand(B, -1))
+                if support_BK is not None:
+                    empty[:, :size] = support_BK
+                columns["support"].append(empty)
             if support_BK is not None:
                 held = (
                     torch.ones_like(support_BK, dtype=torch.bool)
@@ -100,8 +109,9 @@ class BigramSampler(Sampler):
                 inside_BV = (
                     torch.zeros_like(logits_BV).scatter_add(1, support_BK.long(), held.float()) > 0
                 )
-                columns["support"].append(support_BK.int())
-                columns["slots"].append(held)
+                if not support.by_step:
+                    columns["support"].append(support_BK.int())
+                    columns["slots"].append(held)
             logprobs_BV = logits_BV.masked_fill(~inside_BV, -torch.inf).log_softmax(-1)
             drawn_B = torch.multinomial(logprobs_BV.exp(), 1, generator=generator)[:, 0]
             token_B = logprobs_BV.argmax(-1) if request.greedy else drawn_B

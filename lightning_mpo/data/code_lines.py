@@ -1,0 +1,274 @@
+"""Lines of Python files: the prompt is the file so far, and the target is the next line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_mpo.checks import at_least, seeds, within
+from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.data.batching import padded_batch
+from lightning_mpo.data.code_files import (
+    CodeFile,
+    describe_skipped,
+    indentation,
+    pieces_of,
+    read_corpus,
+    share_of,
+)
+from lightning_mpo.data.code_tokens import CodeTokens
+from lightning_mpo.errors import UserError
+from lightning_mpo.types import PromptBatch, PromptRow, Splits
+
+CHARACTERS_PER_TOKEN = 8
+"""Characters of a file that are read for each token of the longest prompt."""
+
+
+@dataclass(frozen=True)
+class LineTokens:
+    """Token ids of one row, piece by piece.
+
+    Args:
+        before: the file before the line, with the ids that the tokenizer writes in front.
+        indent: the white space in front of the line.
+        line: the line, with its indentation and its line end.
+    """
+
+    before: tuple[int, ...]
+    indent: tuple[int, ...]
+    line: tuple[int, ...]
+
+
+class CodeLines(PromptDataModule):
+    """Lines of Python files, for actions that are thoughts: comments in front of a line of code.
+
+    A prompt is the file before a line, cut to `max_prompt_tokens` at the start of a line, and the
+    indentation of the line. The target is the line. Lines are those that begin a statement, but
+    for the first one of a file and docstrings. Pieces of code are encoded one by one and their ids
+    put together, so the tokens of a line are the same behind a thought and without one.
+
+    Rewards get the columns `file`, `number`, `indentation` and `line`. Encoded rows also have
+    `before_ids`, `indent_ids` and `line_ids`.
+
+    Files that do not parse, are indented by tabs or cannot be read, and lines that do not fit are
+    left out; their numbers are printed. Whether a file is held out depends on a hash of its text.
+
+    Args:
+        paths: folders, patterns such as `src/**/*.py`, or `stdlib`, the standard library of the
+            interpreter that runs.
+        lines_per_file: most lines of a file, chosen by a hash.
+        max_files: most files, chosen by a hash of their names; None: all.
+        min_characters: fewest characters of a line, without its indentation.
+        max_line_tokens: longest line.
+        max_prompt_tokens: longest prompt.
+        validation_share: part of the files that is held out.
+        split_seed: seed of the choice of files and lines.
+        seed: seed of the order of the training rows.
+        validation_prompts: number of rows that `validate` takes, the first ones; None: all.
+        validation_batch_size: prompts that are sampled together in validation.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    searches_ngrams = False
+
+    def __init__(
+        self,
+        paths: list[str],
+        lines_per_file: int = 16,
+        max_files: int | None = None,
+        min_characters: int = 12,
+        max_line_tokens: int = 64,
+        max_prompt_tokens: int = 256,
+        validation_share: float = 0.1,
+        split_seed: int = 0,
+        seed: int = 0,
+        validation_prompts: int | None = 200,
+        validation_batch_size: int = 32,
+    ) -> None:
+        super().__init__(
+            seed=seed,
+            chat_template=False,
+            max_prompt_tokens=max_prompt_tokens,
+            validation_prompts=validation_prompts,
+            validation_batch_size=validation_batch_size,
+            control_tokens=False,
+            overlong="cut",
+        )
+        name = type(self).__name__
+        if not paths or isinstance(paths, str):
+            raise UserError(f"`{name}.paths` must be a list of folders or patterns, got {paths!r}")
+        at_least(name, 1, lines_per_file=lines_per_file, max_files=max_files)
+        at_least(name, 1, min_characters=min_characters, max_line_tokens=max_line_tokens)
+        within(name, "(0, 1)", validation_share=validation_share)
+        seeds(name, split_seed=split_seed)
+        self.paths, self.max_files = list(paths), max_files
+        self.lines_per_file, self.min_characters = lines_per_file, min_characters
+        self.max_line_tokens = max_line_tokens
+        self.validation_share, self.split_seed = validation_share, split_seed
+        self._tokens: CodeTokens | None = None
+
+    # --- rows -------------------------------------------------------------------------------------
+
+    def load(self) -> Splits:
+        """Read the files and choose lines.
+
+        Raises:
+            UserError: there is no usable file, or none is left to train or to validate on.
+        """
+        corpus = read_corpus(self.paths, self.max_files)
+        train: list[PromptRow] = []
+        held_out: list[PromptRow] = []
+        held_out_files = 0
+        for file in corpus.files:
+            is_held_out = share_of(file.text, self.split_seed) < self.validation_share
+            held_out_files += is_held_out
+            (held_out if is_held_out else train).extend(self._rows(file, self.lines_per_file))
+        rank_zero_info(
+            f"data       {type(self).__name__}: {len(corpus.files):,} files, {held_out_files:,} of "
+            f"them held out; skipped: {describe_skipped(corpus.skipped)}"
+        )
+        if not train or not held_out:
+            part = "validate" if train else "train"
+            raise UserError(
+                f"`{type(self).__name__}` has {len(corpus.files)} files and no line to {part} on; "
+                "give more files, or change `validation_share` or `split_seed`"
+            )
+        return Splits(train, held_out)
+
+    def rows_of(self, file: CodeFile) -> list[PromptRow]:
+        """Return the rows of all lines of a file that are long enough and fit.
+
+        Args:
+            file: a file, also of another corpus.
+
+        Raises:
+            UserError: `connect` was not called.
+        """
+        rows = list(self._rows(file, None))
+        return self._fitting(rows, self._connected(self._tokens), Counter())
+
+    def _rows(self, file: CodeFile, most_lines: int | None) -> Iterator[PromptRow]:
+        """Yield the rows of at most some lines of a file, chosen by a hash; None: of all."""
+        first = next(i for i, line in enumerate(file.lines) if line.strip())
+        long_enough = [
+            i
+            for i in file.starts
+            if i > first and len(file.lines[i].strip()) >= self.min_characters
+        ]
+        by_hash = sorted(long_enough, key=lambda i: share_of(f"{file.name}:{i}", self.split_seed))
+        for i in sorted(by_hash[:most_lines]):
+            # no more of the file than the longest prompt can hold
+            line, most = file.lines[i], self.max_prompt_tokens * CHARACTERS_PER_TOKEN
+            start, characters = i, 0
+            while start and characters + len(file.lines[start - 1]) <= most:
+                start -= 1
+                characters += len(file.lines[start])
+            while start < i and not file.lines[start].strip():  # pieces begin with a line
+                start += 1
+            indent = indentation(line)
+            columns = {"file": file.name, "number": i + 1, "indentation": indent, "line": line}
+            yield PromptRow(
+                prompt="".join(file.lines[start:i]) + indent,
+                target=line.strip(),
+                extra=columns,
+                where=f"{file.name}:{i + 1}",
+            )
+
+    # --- tokens -----------------------------------------------------------------------------------
+
+    def connect(self, tokenizer: Any, end_tokens: Sequence[int] | None = None) -> None:
+        """Take the policy's tokenizer, and cut prompts to their lengths.
+
+        Args:
+            tokenizer: of the policy.
+            end_tokens: not used, as there are no demonstrations.
+
+        Raises:
+            UserError: the tokenizer cannot put pieces together, or no row is left.
+        """
+        first = self._tokens is None
+        tokens, skipped = CodeTokens(tokenizer), Counter[str]()
+        splits = self.splits
+        train = self._fitting(splits.train, tokens, skipped)
+        held_out = self._fitting(splits.validation, tokens, skipped)
+        if first:
+            rank_zero_info(
+                f"data       {type(self).__name__}: {len(train):,} lines to train on, "
+                f"{len(held_out):,} held out; skipped lines: {describe_skipped(skipped)}"
+            )
+        if not train or not held_out:
+            raise UserError(
+                f"`{type(self).__name__}` has no line to {'validate' if train else 'train'} on that "
+                f"fits (skipped: {describe_skipped(skipped)}); raise `data.max_prompt_tokens` "
+                "or `data.max_line_tokens`, or take other files"
+            )
+        self._splits, self._tokens = Splits(train, held_out), tokens
+        # the line follows prompt and response when it is scored
+        lengths = [self._length(row, tokens) for row in (*train, *held_out)]
+        self.longest_prompt = max(lengths)
+
+    def _length(self, row: PromptRow, tokens: CodeTokens) -> int:
+        ids = line_tokens(row, tokens)
+        return len(ids.before) + len(ids.indent) + len(ids.line)
+
+    def _fitting(
+        self, rows: Sequence[PromptRow], tokens: CodeTokens, skipped: Counter[str]
+    ) -> list[PromptRow]:
+        """Return rows that fit, with prompts of at most `max_prompt_tokens`; count the others."""
+        fitting = []
+        for row in rows:
+            indent = row.extra["indentation"]
+            try:
+                line = tokens.piece(row.extra["line"])
+                room = self.max_prompt_tokens - len(tokens.frame) - len(tokens.piece(indent))
+                before = tokens.last_pieces(row.prompt[: len(row.prompt) - len(indent)], room)
+            except UserError:
+                skipped["with characters that the tokenizer does not know"] += 1
+                continue
+            if len(line) > self.max_line_tokens:
+                skipped["over `data.max_line_tokens`"] += 1
+            elif not before:
+                skipped["behind a line over `data.max_prompt_tokens`"] += 1
+            else:
+                fitting.append(replace(row, prompt="".join(before) + indent))
+        return fitting
+
+    def encode(self, rows: Sequence[PromptRow]) -> PromptBatch:
+        """Tokenise prompts and pad them on the left; the rows get the ids of their pieces.
+
+        Raises:
+            UserError: `connect` was not called.
+        """
+        tokens, encoded, ids = self._connected(self._tokens), [], []
+        for row in rows:
+            parts = line_tokens(row, tokens)
+            columns = {
+                "before_ids": parts.before,
+                "indent_ids": parts.indent,
+                "line_ids": parts.line,
+            }
+            encoded.append(replace(row, extra={**row.extra, **columns}))
+            ids.append([*parts.before, *parts.indent])
+        return padded_batch(ids, encoded)
+
+
+def line_tokens(row: PromptRow, tokens: CodeTokens) -> LineTokens:
+    """Return the ids of a row of `CodeLines`.
+
+    Args:
+        row: with the columns `indentation` and `line`.
+        tokens: encodes the pieces.
+    """
+    indent = row.extra["indentation"]
+    before = row.prompt[: len(row.prompt) - len(indent)]
+    return LineTokens(
+        (*tokens.frame, *tokens.pieces(pieces_of(before))),
+        tokens.piece(indent),
+        tokens.piece(row.extra["line"]),
+    )

@@ -1,0 +1,85 @@
+"""Code as tokens: pieces are encoded one by one, and their ids are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning_mpo.data.code_files import pieces_of
+from lightning_mpo.data.encoding import TextEncoder, name_of
+from lightning_mpo.errors import UserError
+from lightning_mpo.types import PromptRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST_PIECES = 200_000
+"""Pieces whose tokens are kept."""
+TRIED = "def f(x):\n    return x\n"
+"""Code on which a tokenizer is tried."""
+
+
+class CodeTokens:
+    """Encodes pieces of code with one tokenizer, and keeps the tokens of each piece.
+
+    Args:
+        tokenizer: of the policy.
+
+    Raises:
+        UserError: the ids of pieces put together are another text, as with tokenizers that write a
+            space in front of each text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.encoder = TextEncoder(tokenizer)
+        self._known: dict[str, tuple[int, ...]] = {}
+        try:
+            ids = [i for piece in pieces_of(TRIED) for i in self.piece(piece)]
+            text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        except UserError:  # an alphabet without these characters
+            return
+        if text != TRIED:
+            raise UserError(
+                f"the tokenizer of {name_of(tokenizer)} makes {text!r} of the pieces of {TRIED!r}: "
+                "it cannot put tokens of pieces of code together; take another model"
+            )
+
+    @property
+    def frame(self) -> list[int]:
+        """Ids that the tokenizer writes in front of a text."""
+        return self.encoder.frame
+
+    def piece(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of one piece; control tokens in it are encoded as text.
+
+        Raises:
+            UserError: the tokenizer does not know a character, or a control token cannot be encoded
+                as text.
+        """
+        if not text:
+            return ()
+        if text not in self._known:
+            if len(self._known) >= MOST_PIECES:
+                self._known.clear()
+            ids = self.encoder.encode(text, PromptRow(text, ""))
+            self._known[text] = tuple(ids[len(self.frame) :])
+        return self._known[text]
+
+    def pieces(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of several pieces, one after the other."""
+        return [i for text in texts for i in self.piece(text)]
+
+    def last_pieces(self, text: str, room: int) -> list[str]:
+        """Return the last pieces of a code that have at most `room` tokens together.
+
+        Args:
+            text: the code.
+            room: tokens.
+        """
+        last: list[str] = []
+        for piece in reversed(pieces_of(text)):
+            room -= len(self.piece(piece))
+            if room < 0:
+                break
+            last.insert(0, piece)
+        return last
