@@ -55,7 +55,8 @@ def with_thoughts(file: CodeFile, thoughts: Mapping[int, str]) -> tuple[str, lis
     Raises:
         ValueError: a position begins no statement, or a text is not one comment line.
     """
-    lines, added = [], []
+    lines: list[str] = []
+    added: list[int] = []
     for i, line in enumerate(file.lines):
         if i in thoughts:
             text = thoughts[i]
