@@ -40,17 +40,20 @@ class Benchmark:
         data: renders the problems.
         loop: holds the rewards, and the process that calls those of a user.
         limit: number of problems, the first ones; None: all.
+        split: "validation": the rows of published figures; "train": those to train on.
     """
 
     name: str
     data: PromptDataModule
     loop: RolloutLoop
     limit: int | None = None
+    split: str = "validation"
 
     @property
     def rows(self) -> Sequence[PromptRow]:
         """The problems."""
-        return self.data.benchmark_rows[: self.limit]
+        train = self.split == "train"
+        return (self.data.splits.train if train else self.data.benchmark_rows)[: self.limit]
 
     def connect(self, policy: Policy, model: str, max_new_tokens: int) -> None:
         """Render all problems, before the weights are loaded.
@@ -75,13 +78,16 @@ class Benchmark:
         check_fit(policy, self.data, self.rows, max_new_tokens, "--max_new_tokens")
 
 
-def read_benchmark(name: str, limit: int | None, plain: bool) -> Benchmark:
+def read_benchmark(
+    name: str, limit: int | None, plain: bool, split: str = "validation"
+) -> Benchmark:
     """Return the benchmark of a recipe, such as `gsm8k`, or of a file with `data` and `rollout`.
 
     Args:
         name: of the recipe, or a path.
         limit: number of problems; None: all.
         plain: prompts are text instead of chats.
+        split: rows that are the problems, "validation" or "train".
 
     Raises:
         UserError: there is no such recipe, or it is no benchmark.
@@ -110,7 +116,7 @@ def read_benchmark(name: str, limit: int | None, plain: bool) -> Benchmark:
     parts = parser.instantiate_classes(options)
     if not isinstance(parts.data, PromptDataModule):
         raise UserError(f"`--benchmarks` {name!r} has no data of prompts")
-    return Benchmark(Path(name).stem, parts.data, parts.rollout, limit)
+    return Benchmark(Path(name).stem, parts.data, parts.rollout, limit, split)
 
 
 def answer_problems(

@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     # the problems
     add("--benchmarks", nargs="+", default=[], metavar="NAME", help="recipes of data, or files")
     add("--limit", type=int, metavar="N", help="the first N problems of each (default: all)")
+    add("--split", default="validation", choices=("validation", "train"), help="rows to answer")
     add("--plain", action="store_true", help="prompts are text: no chat template is applied")
     # sampling
     add("--completions", type=int, default=1, metavar="N", help="per problem (default: 1)")
@@ -186,7 +187,10 @@ def _model(options: argparse.Namespace, rest: Sequence[str]) -> Model:
 
 def _evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Evaluate on all benchmarks, print the tables and write them."""
-    benchmarks = [read_benchmark(name, options.limit, options.plain) for name in options.benchmarks]
+    benchmarks = [
+        read_benchmark(name, options.limit, options.plain, options.split)
+        for name in options.benchmarks
+    ]
     model = _model(options, rest)
     policy, sampled = model.policy, model.sampled
     # mistakes end the evaluation before the weights are loaded
@@ -201,6 +205,7 @@ def _evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
             *(benchmark.loop.rewards, sampled),
             model=model.name,
             batch_size=options.batch_size,
+            **({"split": "train"} if options.split == "train" else {}),
             **model.more,
         )
         files.append(AnswerFile(options.out / f"{benchmark.name}.jsonl", about))

@@ -17,6 +17,9 @@ usage: lightning-mpo {fit,validate,test,predict} -c NAME [-c NAME ...] [--key va
        lightning-mpo evaluate --model FOLDER --benchmarks NAME ... [--out DIR] [--against DIR]
        lightning-mpo compare FILE.jsonl FILE.jsonl
        lightning-mpo shift BASE TRAINED [--reward NAME --threshold X] [--benchmark NAME]
+       lightning-mpo sift FILE.jsonl --problems NAME --to FILE.jsonl [--most N]
+       lightning-mpo dissect FILE.jsonl --model FOLDER [--analyses NAME ...] [--out DIR]
+       lightning-mpo dissect --annotate gsm8k --to FILE.jsonl [--path DIR]
        lightning-mpo configs [copy NAME [DEST] | show NAME]
        lightning-mpo export -c NAME --checkpoint FILE --to FOLDER [--form adapter|merged|full]
        lightning-mpo verify-resume -c NAME [...] [--updates N] [--kill PHASE:N | --kills N]
@@ -33,6 +36,8 @@ response.
   test           do the same under the name `test`
   predict        sample completions and write them to a file
   evaluate       answer benchmarks with an exported folder, a hub model or a checkpoint
+  sift           write the problems that no try of an evaluation solved as rows to train on
+  dissect        measure plans, knowledge and chains of subproblems on annotated problems
   compare        print the paired difference of two evaluations
   shift          print which problems training won and lost, from answers or two checkpoints
   configs        list the recipes of the package, print one, or copy one to change it

@@ -7,6 +7,6 @@ TRAINER_VERBS = ("fit", "validate", "test", "predict")
 VERBS = (
     *TRAINER_VERBS,
     *("evaluate", "compare", "shift", "export", "configs", "methods", "plan", "rewards-check"),
-    "annotate",
+    *("annotate", "sift", "dissect"),
     "verify-resume",
 )

@@ -36,6 +36,7 @@ COVERED = {
     "cli/suggestions.py": "cli/mistakes/test_names.py",
     "cli/verbs.py": "cli/test_entry_point.py",
     "cli/warmup_stage.py": "cli/test_warm_up.py",
+    "data/annotated.py": "cli/test_dissect.py",
     "data/base.py": "laws/test_data.py",
     "data/batching.py": "laws/test_data.py",
     "data/code_tokens.py": "data/test_code_lines.py",

@@ -1,0 +1,123 @@
+"""`lightning-mpo dissect`: gains with intervals, empty plans, chains, GSM8K's steps, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lightning_mpo.cli.dissect import dissect
+from lightning_mpo.data.annotated import Annotated, annotate_gsm8k, rows_of
+from lightning_mpo.export.usage import Usage
+from lightning_mpo.types import PromptRow
+
+PROBLEMS = [
+    Annotated("1+1=", "2", plan="Add.", knowledge=("1 is a number",), difficulty=1),
+    Annotated("1+2=", "3", plan="", chain=(("1+0=", "1"), ("1+2=", "3")), difficulty=1),
+    Annotated("2+2=", "4", plan="Add.", chain=(("2+0=", "2"),), difficulty=2),
+]
+
+
+def answers(analysis: str, *rights: list[bool | None]) -> list[dict]:
+    rows = rows_of(PROBLEMS, analysis)
+    return [
+        {"columns": {"number": row["number"], "step": row["step"]},
+         "samples": [{"right": right} for right in part]}
+        for row, part in zip(rows, rights, strict=True)
+    ]  # fmt: skip
+
+
+def test_prompts_hold_the_annotations_and_gold_answers_of_earlier_steps():
+    assert [row["prompt"] for row in rows_of(PROBLEMS, "plain")] == ["1+1=", "1+2=", "2+2="]
+    assert [row["number"] for row in rows_of(PROBLEMS, "plan")] == [0, 2]
+    assert rows_of(PROBLEMS, "plan")[0]["prompt"] == "1+1=\n\nPlan:\nAdd."
+    assert rows_of(PROBLEMS, "knowledge")[0]["prompt"].endswith("\n- 1 is a number")
+    first, second, _ = rows_of(PROBLEMS, "chain")
+    assert first["prompt"].endswith(":\n1+0=")
+    assert second["prompt"].endswith(":\n1+0=\nAnswer: 1\n1+2=")
+    assert (first["target"], second["target"], second["step"]) == ("1", "3", 2)
+
+
+def test_gains_are_paired_and_those_of_empty_plans_are_zero():
+    given = {
+        "plain": answers("plain", [True, False], [True, False], [False, False]),
+        "plan": answers("plan", [True, True], [False, True]),
+        "knowledge": answers("knowledge", [None, True]),
+        "chain": answers("chain", [True, True], [True, False], [False, False]),
+    }
+    summary = dissect(PROBLEMS, given)
+    assert summary["plain"][0] == pytest.approx(1 / 3)
+    plan = summary["plan"]
+    assert plan["problems"] == 3
+    assert plan["gain"][0] == pytest.approx((0.5 + 0 + 0.5) / 3)
+    assert plan["gain"][1] <= plan["gain"][0] <= plan["gain"][2]
+    assert plan["by_difficulty"]["1"]["gain"][0] == pytest.approx(0.25)
+    # a try without a verdict leaves its problem out
+    assert (summary["knowledge"]["problems"], summary["knowledge"]["not_judged"]) == (0, 1)
+    assert summary["knowledge"]["gain"] == [None] * 3
+    # all steps right: 1 · 1/2 and 0, beside the plain accuracy of the same two problems
+    assert summary["chain"]["with"][0] == pytest.approx(0.25)
+    assert summary["chain"]["without"][0] == pytest.approx(0.25)
+    assert summary["steps"]["1"][0] == pytest.approx(0.5)
+    only_empty = [Annotated("1+1=", "2", plan=" ")]
+    plain = [{"columns": {"number": 0, "step": 1}, "samples": [{"right": True}]}]
+    assert dissect(only_empty, {"plain": plain})["plan"]["gain"][0] == 0
+
+
+def test_calculations_of_gsm8k_become_plans_and_chains():
+    solution = (
+        "She sold 48/2 = <<48/2=24>>24 clips in May.\nIn all 48+24 = <<48+24=72>>72.\n#### 72"
+    )
+    rows = [PromptRow("How many?", "72", solution), PromptRow("None?", "1", "It is 1.\n#### 1")]
+    (record,), without = annotate_gsm8k(rows)
+    assert without == 1
+    assert record["plan"] == "1. She sold … clips in May.\n2. In all …."
+    assert [step["answer"] for step in record["chain"]] == ["24", "72"]
+    assert "72" not in record["plan"] + record["chain"][1]["question"]
+    assert record["difficulty"] == 2
+
+
+@pytest.fixture
+def folder(tiny_folder, here) -> Path:
+    shutil.copytree(tiny_folder, here / "out")
+    Usage(temperature=1.5, max_new_tokens=3).write(Path("out"))
+    lines = [
+        {"problem": "1+1=", "answer": 2, "plan": "1", "difficulty": 1},
+        {"problem": "1+2=", "answer": "3", "plan": "", "chain": [{"question": "1=", "answer": 1}]},
+    ]
+    (here / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return here
+
+
+MISTAKES = {
+    "`dissect` needs a file of annotated problems": [],
+    "some.jsonl": ["other/some.jsonl"],
+    "has no 'problem'": ["bad.jsonl"],
+    "'knowledge' must be a list of texts, got int": ["typed.jsonl"],
+    "takes --to FILE, and --path DIR, alone": ["--annotate", "gsm8k"],
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_end_in_one_line(folder, call, capsys, message):
+    Path("bad.jsonl").write_text('{"answer": "1"}\n')
+    Path("typed.jsonl").write_text('{"problem": "1", "answer": "1", "knowledge": 3}\n')
+    assert call("dissect", *MISTAKES[message]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not Path("dissection").exists()
+
+
+def test_a_model_answers_all_analyses(folder, call, capsys):
+    options = ["--model", "out", "--accelerator", "cpu", "--completions", 2, "--plain"]
+    assert call("dissect", "some.jsonl", *options, "--suffix", "") == 0
+    printed = capsys.readouterr().out
+    assert "knowledge  2 of 2 problems have no such annotation" in printed
+    assert "chain      1 of 2 problems have no such annotation" in printed
+    summary = json.loads(Path("dissection/dissection.json").read_text())
+    assert summary["plan"]["problems"] == 2
+    assert summary["chain"]["problems"] == 1
+    assert "knowledge" not in summary
