@@ -111,13 +111,17 @@ def test_mistakes_end_in_one_line(folder, call, capsys, message):
     assert not Path("dissection").exists()
 
 
-def test_a_model_answers_all_analyses(folder, call, capsys):
+def test_a_model_answers_and_an_empty_plan_gains_nothing(folder, call, capsys):
+    """The tokenizer of the tiny model knows no line feed, so no annotation is written into a prompt."""
+    lines = [{"problem": f"1+{b}=", "answer": 1 + b, "plan": ""} for b in (1, 2)]
+    lines.append({"problem": "1+3=", "answer": "4"})
+    Path("empty.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = ["--model", "out", "--accelerator", "cpu", "--completions", 2, "--plain"]
-    assert call("dissect", "some.jsonl", *options, "--suffix", "") == 0
+    assert call("dissect", "empty.jsonl", *options, "--suffix", "") == 0
     printed = capsys.readouterr().out
-    assert "knowledge  2 of 2 problems have no such annotation" in printed
-    assert "chain      1 of 2 problems have no such annotation" in printed
+    assert "knowledge  3 of 3 problems have no such annotation" in printed
+    assert "plan       1 of 3 problems have no such annotation" in printed
     summary = json.loads(Path("dissection/dissection.json").read_text())
     assert summary["plan"]["problems"] == 2
-    assert summary["chain"]["problems"] == 1
-    assert "knowledge" not in summary
+    assert summary["plan"]["gain"][0] == 0
+    assert summary.keys() == {"plain", "plan"}
