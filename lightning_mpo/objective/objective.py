@@ -23,6 +23,7 @@ from lightning_mpo.objective.block_actions import BlockActions
 from lightning_mpo.objective.corrections import Correction
 from lightning_mpo.objective.decoupled import DecoupledRelative
 from lightning_mpo.objective.divergence_mask import DivergenceMask
+from lightning_mpo.objective.first_tokens import FirstTokens
 from lightning_mpo.objective.head_policy_loss import HeadPolicyLoss
 from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.likelihoods import Likelihood
@@ -43,7 +44,8 @@ from lightning_mpo.types import Experience
 
 FOUND_BY_NAME = (
     *(BlockActions, CoupledTokens, DecoupledRelative, DivergenceMask, ForwardTraceActions),
-    *(HeadPolicyLoss, KLPenalty, LinearBound, MeanField, PositionClip, PrefixActions, ValueLoss),
+    *(FirstTokens, HeadPolicyLoss, KLPenalty, LinearBound, MeanField, PositionClip, PrefixActions),
+    ValueLoss,
 )
 """Members in files of their own: a configuration names classes whose files are imported."""
 Term = TypeVar("Term", bound=LossTerm)
