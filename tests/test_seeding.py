@@ -25,6 +25,7 @@ POSITIONS = {
     Stream.HEADS_HELD_OUT: product(range(100), RANKS),
     Stream.DIAGNOSE: product(ROLLOUTS, RANKS),
     Stream.CURRICULUM: product(ROLLOUTS, ROUNDS),
+    Stream.ANNOTATE: product(range(50), range(100)),
     Stream.CHECK: [()],
 }
 

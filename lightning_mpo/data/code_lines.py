@@ -105,7 +105,7 @@ class CodeLines(PromptDataModule):
             raise UserError(f"`{name}.paths` must be a list of folders or patterns, got {paths!r}")
         at_least(name, 1, lines_per_file=lines_per_file, max_files=max_files)
         at_least(name, 1, min_characters=min_characters, max_line_tokens=max_line_tokens)
-        within(name, "(0, 1)", validation_share=validation_share)
+        within(name, "[0, 1)", validation_share=validation_share)
         seeds(name, split_seed=split_seed)
         self.paths, self.max_files = list(paths), max_files
         self.lines_per_file, self.min_characters = lines_per_file, min_characters
@@ -133,7 +133,7 @@ class CodeLines(PromptDataModule):
             f"data       {type(self).__name__}: {len(corpus.files):,} files, {held_out_files:,} of "
             f"them held out; skipped: {describe_skipped(corpus.skipped)}"
         )
-        if not train or not held_out:
+        if not train or (not held_out and self.validation_share):
             part = "validate" if train else "train"
             raise UserError(
                 f"`{type(self).__name__}` has {len(corpus.files)} files and no line to {part} on; "

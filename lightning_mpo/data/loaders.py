@@ -27,7 +27,7 @@ class PromptLoaders(L.LightningDataModule, ABC):
         """The rows that validation takes."""
 
     @property
-    def levels(self) -> Levels | None:
+    def reported_levels(self) -> Levels | None:
         """Levels of the training rows, whose metrics are logged apart; None: there are none."""
         return None
 

@@ -59,7 +59,7 @@ class Scaffolded(PromptDataModule):
     Example:
         >>> from lightning_mpo.data import Multiplication
         >>> from lightning_mpo.data.chunking import Delimiters
-        >>> data = Scaffolded(Multiplication(digits=2), chunks=3, splitter=Delimiters(",;"))
+        >>> data = Scaffolded(Multiplication(digits=4), chunks=3, splitter=Delimiters(",;"))
         >>> row = data.scaffolds(PromptRow("84*3=", "252", "4*3+0=12,8*3+1=25;252"))[2]
         >>> row.opening, row.solution, row.extra["level"]
         ('4*3+0=12,8*3+1=25;', '252', 2)
@@ -191,7 +191,7 @@ class Scaffolded(PromptDataModule):
     # --- the base ---------------------------------------------------------------------------------
 
     @property
-    def levels(self) -> Levels:
+    def reported_levels(self) -> Levels:
         """Column and values of the level, for metrics."""
         return Levels(self.column, tuple(sorted(self._counts(self.splits.train))))
 

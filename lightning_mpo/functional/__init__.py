@@ -38,6 +38,8 @@ else of this package.
 ``support_diagnostics``  kept mass, overlap, score variance, responses that could not stop
 ``support_shift``        contexts that training won and lost, and their ratio
 ``design``               scores of designed properties, and the composition of a sequence
+``chains``               chains of subproblems: the share that is solved to the end
+``thoughts``             rewards of thoughts: what they add to the likelihood of a line
 ``logistic``             a classifier by logistic regression
 ``evaluation``           pass@k, maj@k, and intervals over problems
 ``shapes``               the checks that name the argument

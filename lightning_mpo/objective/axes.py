@@ -42,7 +42,7 @@ class Axes:
     Example:
         >>> from lightning_mpo.objective.supports import Support, TopK
         >>> Axes(TopK(8))[Support]
-        TopK(k=8, from_reference=False, outside='refuse')
+        TopK(k=8, from_reference=False, outside='refuse', within=None)
     """
 
     def __init__(self, *members: Member) -> None:

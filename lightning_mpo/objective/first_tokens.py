@@ -86,7 +86,8 @@ class OnlyTokens(Support):
         tokens: their ids.
     """
 
-    def __init__(self, tokens: Sequence[int | str]) -> None:
+    def __init__(self, tokens: list[int | str]) -> None:
+        check_tokens("OnlyTokens.tokens", tokens)
         if not all(isinstance(token, int) for token in tokens):
             raise RuntimeError("`FirstTokens` must be `resolved` before it is used")
         self.tokens = [int(token) for token in tokens]

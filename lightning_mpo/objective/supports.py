@@ -128,7 +128,7 @@ class AllowedTokens(FullVocabulary):
 
     letters: str | None = None
     without: str = ""
-    ids: Sequence[int] = ()
+    ids: list[int] | tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", tuple(self.ids))

@@ -62,6 +62,8 @@ def check_tokens(option: str, tokens: Sequence[int | str]) -> None:
             raise UserError(
                 f"`{option}` must hold ids or texts of tokens, got {token!r}; write texts in quotes"
             )
+        if isinstance(token, int) and not 0 <= token < 2**31:
+            raise UserError(f"`{option}` must hold ids from 0 on, got {token}")
 
 
 def _of_text(option: str, token: str, texts: Sequence[str]) -> int:

@@ -154,7 +154,7 @@ class Collector:
         # metrics
         prepare_seconds = time.perf_counter() - started - sample_seconds
         seconds = sample_seconds, prepare_seconds
-        levels = getattr(self.prompts, "levels", None)  # of a `PromptDataModule`
+        levels = getattr(self.prompts, "reported_levels", None)  # of a `PromptDataModule`
         event = RolloutEvent(counter, experience, scores, *seconds, counts, trained, levels)
         metrics = self._steer_penalty(trained)
         metrics |= event.metrics(self.ranks.sum, [*self.scorer.policy.end_tokens, *self.stop])

@@ -15,6 +15,7 @@ import pytest
 
 from lightning_mpo import checks
 from lightning_mpo.cli.classes import classes
+from lightning_mpo.data import Multiplication
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.trainer_options import check_trainer_options, check_training
 from lightning_mpo.objective.kl import ConstantCoefficient
@@ -38,6 +39,8 @@ ALLOWED: dict[str, dict[str, str]] = {
     "ConstantCoefficient.coefficient": {"0": OFF},
     "EntropyBonus.coef": {"-1": SIGNED, "0": SIGNED},
     "EntropySegmenter.quantile": {"0": "cuts at every token above the least entropy"},
+    "AllowedTokens.ids": {"0": "the first id"},
+    "FirstTokens.tokens": {"0": "the first id"},
     "FutureShare.share": {"0": "the whole weight is on the first token"},
     "GeneralizedAdvantage.gamma": {"0": SHARE},
     "GeneralizedAdvantage.lam": {"0": SHARE},
@@ -48,12 +51,15 @@ ALLOWED: dict[str, dict[str, str]] = {
     "MeanField.prompt_share": {"0": "the prompt stays visible"},
     "MemoryAccounting.canary_every": {"0": OFF},
     "MetricsCSV.version": {"0": "the first version"},
+    "OnlyTokens.tokens": {"0": "the first id"},
     "PolicyOptimization.learning_rates": {"0": "holds a part still"},
     "Predictions.show_order": {"0": OFF},
     "PositionClip.power": {"-1": SIGNED, "0": "one clip for all positions"},
     "ReturnToGo.gamma": {"0": SHARE},
     "RolloutProgressBar.refresh_rate": {"0": "Lightning's word for no bar"},
+    "RolloutLoop.stop": {"0": "the first id"},
     "SampledTokens.prefix": {"0": "no prefix"},
+    "Scaffolded.levels": {"0": "without a scaffold"},
     "ValueLoss.coef": {"0": OFF},
     "SpanShare.noise": {"0": OFF},
 }
@@ -70,10 +76,13 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     **reward_numbers.REQUIRED,
     "AdaptiveCoefficient": lambda: {"target": 0.1},
     "CausalPolicy": lambda: {"source": "folder"},
+    "CodeLines": lambda: {"paths": ["stdlib"]},
     "ConstantLength": lambda: {"length": 8},
     "DiffusionSampler": lambda: {"block": 8},
     "EntropySegmenter": lambda: {"quantile": 0.5},
     "ExplicitWeights": lambda: {"values": [1.0]},
+    "FirstTokens": lambda: {"tokens": [1]},
+    "ForgetfulMultiplication": lambda: {"digits": 4},
     "HeadWarmup": lambda: {"policy": small(mtp=ParallelHeads())},
     **{name: lambda: {"train": "rows.jsonl"} for name in ("JsonLines", "Table")},
     "KLPenalty": lambda: {"controller": ConstantCoefficient()},
@@ -85,6 +94,7 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "PromptFile": lambda: {"path": "rows.jsonl"},
     "ReasoningGym": lambda: {"task": "chain_sum"},
     "ReferenceUpdate": lambda: {"every": 4},
+    "Scaffolded": lambda: {"base": Multiplication(digits=4)},
     "SegmentActions": lambda: {"segmenter": DelimiterSegmenter()},
     "SupervisedWarmup": lambda: {"policy": small()},
 }

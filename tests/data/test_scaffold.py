@@ -68,8 +68,8 @@ def test_counts_are_those_of_the_chunks():
     assert len(data.splits.train) == 20 * (1 + 4)
     assert [row.extra for row in data.splits.validation] == [{}] * 5
     assert all(not row.opening for row in data.splits.validation)
-    assert data.levels.values == (0, 1, 2, 3, 4)
-    assert scaffolded(levels=[0, 2]).levels.values == (0, 2)
+    assert data.reported_levels.values == (0, 1, 2, 3, 4)
+    assert scaffolded(levels=[0, 2]).reported_levels.values == (0, 2)
     assert (
         scaffolded(levels=[0]).splits.train[0].prompt
         == Multiplication(**SMALL).splits.train[0].prompt
@@ -105,7 +105,7 @@ def test_tokens_of_a_scaffold_stand_in_the_prompt_and_carry_no_loss():
 def test_long_scaffolds_are_skipped_and_counted(capsys, recwarn):
     data = scaffolded(Multiplication(**SMALL, max_prompt_tokens=20))
     connected(data)
-    assert data.levels.values == (0, 1)
+    assert data.reported_levels.values == (0, 1)
     assert "40 of 85 rows are longer than `data.max_prompt_tokens` (20)" in str(recwarn[0].message)
     line = data._line(data._counts(data._loaded.train))
     assert line == "rows by level 0: 20, 1: 20, 2: 0 (20 skipped), 3: 0 (20 skipped)"

@@ -42,7 +42,7 @@ def test_reward_and_flat_groups_by_level_are_those_of_a_loop():
     for row, group, reward in zip(rollout.rows, rollout.group_B.tolist(), rewards_B, strict=True):
         rows.setdefault(row.extra["level"], {}).setdefault(group, []).append(float(reward))
     assert len(rows) > 1
-    for level in data.levels.values:
+    for level in data.reported_levels.values:
         name = f"level_{level}"
         if level not in rows:
             assert not any(f"{part}_{level}" in collected.metrics for part in PARTS)
@@ -72,4 +72,4 @@ def test_a_level_without_prompts_has_sums_on_each_process_and_no_metric():
 
 
 def test_data_without_levels_have_no_metrics_by_level():
-    assert make_data().levels is None
+    assert make_data().reported_levels is None

@@ -158,7 +158,7 @@ def test_describe_shows_the_arguments():
     )
     text = objective.describe()
     for words in (
-        "support TopK(k=8, from_reference=False, outside='refuse')",
+        "support TopK(k=8, from_reference=False, outside='refuse', within=None)",
         "weights=FutureShare(share=0.2), length=3, stride=1, tail=None, source='backbone', ratio='weighted'",
         "advantage LeaveOneOut() |",
         "ClippedRatio(low=0.0003, high=0.28, dual=3.0)",

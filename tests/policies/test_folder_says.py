@@ -150,7 +150,7 @@ def test_a_model_without_positions_has_no_limit():
 
 def test_padding_of_packed_lines_is_at_position_0():
     rollout = make_rollout([5, 3], [6, 6, 2, 2])
-    lines = lay_out(rollout, share=True, hidden_size=4)
+    lines = lay_out(rollout, share=True, hidden_size=10_000)
     assert lines.shared
     assert int(lines.position_ids_RL[lines.segment_RL == -1].max()) == 0
     assert int(lines.position_ids_RL.max()) <= 5 + 6

@@ -180,7 +180,7 @@ def test_an_algorithm_is_the_one_it_says_also_after_another(build, path):
             "terms WeightPenalty(coef=0.01)",
         ],
         "grpo_high_entropy": ["HighEntropyTokens(share=0.2)", "ClippedRatio(low=0.2, high=0.2"],
-        "rlpt": ["TopK(k=16, from_reference=False, outside='refuse')", "TokenActions"],
+        "rlpt": ["TopK(k=16, from_reference=False, outside='refuse', within=None)", "TokenActions"],
         "ctpo": [
             "PrefixActions(mean=False)",
             "PositionClip(low=0.025, high=0.05, dual=0.05, power=0.5)",
@@ -206,10 +206,13 @@ def test_an_algorithm_is_the_one_it_says_also_after_another(build, path):
             "SequenceMean",
         ],
         "mpo_dapo": ["source='mtp'", "TokenMean", "low=0.2, high=0.28"],
-        "mpo_rlpt": ["source='mtp'", "TopK(k=16, from_reference=False, outside='refuse')"],
+        "mpo_rlpt": [
+            "source='mtp'",
+            "TopK(k=16, from_reference=False, outside='refuse', within=None)",
+        ],
         "mpo_backbone_rlpt": [
             "BlockActions(weights=FutureShare(share=0.2), length=3",
-            "TopK(k=16, from_reference=False, outside='refuse')",
+            "TopK(k=16, from_reference=False, outside='refuse', within=None)",
         ],
         "ppo": [
             "TokenActions",

@@ -169,7 +169,8 @@ def test_every_argument_that_a_resume_compares_can_be_read(build, monkeypatch):
     }
     unread = {path for path in wanted if not any(other.startswith(path) for other in found)}
     assert {path for path in unread if not path.startswith("trainer.")} <= {
-        "data.template_arguments"
+        "data.template_arguments",
+        "rollout.stop",
     }  # empty here
     assert found["trainer.gradient_clip_val"] == 2
     assert found["rollout.rewards[0]"] == "ExactAnswer"

@@ -17,7 +17,10 @@ WEIGHED = [
     "LengthRange",
     "LlmJudge",
     "MathAnswer",
+    "NextLineLikelihood",
     "OverlongPenalty",
+    "PeptideClassifier",
+    "PeptideDesign",
     "RepetitionPenalty",
     "RewardModel",
 ]
@@ -28,6 +31,11 @@ ALLOWED: dict[str, dict[str, str]] = {
     "LengthRange.longest": {"0": "an empty response"},
     "LengthRange.shortest": {"0": "no shortest length"},
     "LlmJudge.low": {"-1": "a lower scale", "0": "a scale from 0"},
+    "NextLineLikelihood.cost": {"0": "thoughts are free"},
+    "NextLineLikelihood.penalty": {"0": "costs what a thought costs"},
+    "PeptideClassifier.held_out_share": {"0": "no context is held out"},
+    "Range.high": {"-1": "a negative property", "0": "at most 0"},
+    "Range.low": {"-1": "a negative property", "0": "at least 0"},
     "RewardModel.label": {"0": "the first output"},
     "RolloutLoop.failed_reward": {"-1": "a penalty", "0": "counts as wrong"},
 } | {f"{name}.weight": {"-1": "a penalty", "0": "measured only"} for name in WEIGHED}
