@@ -17,13 +17,9 @@ OPTIONS = {
     ),
     "min_p": "it is `objective.support: {class_path: MinP, init_args: {ratio: …}}`",
     "temperature": "it is `model.temperature`, of sampling and of every log-prob",
-    "stop": (
-        "stop strings do not exist yet; a response ends with the end token or after "
-        "`rollout.max_new_tokens`"
-    ),
+    "stop": "tokens that end a response are `rollout.stop`",
     "stop_strings": (
-        "stop strings do not exist yet; a response ends with the end token or after "
-        "`rollout.max_new_tokens`"
+        "tokens that end a response are `rollout.stop`; strings of several tokens do not exist"
     ),
     "repetition_penalty": (
         "it does not exist: it would change the distribution that log-probs are of"

@@ -267,6 +267,7 @@ def no_member(report: str, kinds: str) -> str:
     plain = [name.rsplit(".", 1)[-1] for name in re.findall(r"<class '([\w.]+)'>", kinds)]
     names = [KINDS.get(name, name) for name in plain]
     names = [", ".join(literals), *names] if literals else names
+    names = ["a list", *names] if re.search(r"\b[Ll]ist\[", kinds) else names
     return (
         f"{place_of(report)}must be {' or '.join(dict.fromkeys(names))}, got "
         f"{_value_of(report)[:80]}"
