@@ -11,12 +11,11 @@ import lightning as L
 
 from lightning_mpo.checks import at_least, positive, seeds
 from lightning_mpo.data.base import PromptDataModule
-from lightning_mpo.errors import UserError
 from lightning_mpo.modules.evaluation import RolloutEvaluation
 from lightning_mpo.modules.hooks import listeners, tell_phase
 from lightning_mpo.modules.limits import fit_limits
 from lightning_mpo.modules.optimization import PolicyOptimization
-from lightning_mpo.modules.parallel import gather_ranks, rank_and_world_size
+from lightning_mpo.modules.parallel import gather_ranks, state_of_rank
 from lightning_mpo.modules.reward_reference import need_reference
 from lightning_mpo.modules.rollout_setup import (
     announce,
@@ -65,8 +64,7 @@ class RolloutLoop(RolloutEvaluation):
             from the prompt.
         parity_gate: compare sampler and trainer before the first update, and refuse to train where
             they disagree.
-        dynamic: replaces prompts that all completions answer right, or none; None: every prompt is
-            trained on.
+        dynamic: replaces prompts that all completions answer right, or none; None: keeps them all.
         mask_truncated: responses that `max_new_tokens` cut off carry no loss and stand in no
             denominator. Their rewards still count in the mean and deviation of their group, and
             their accuracy in `dynamic`, as with TRL's `mask_truncated_completions` [C].
@@ -172,12 +170,8 @@ class RolloutLoop(RolloutEvaluation):
         if self.dynamic is not None:
             self.dynamic.check(self.rewards, self.completions)
         check_sampling(
-            objective,
-            self.rewards,
-            self.completions,
-            self.sampler,
-            self.replay,
-            self.mask_truncated,
+            *(objective, self.rewards, self.completions),
+            *(self.sampler, self.replay, self.mask_truncated),
         )
 
     def _setup_fit(self, trainer: L.Trainer, module: PolicyOptimization) -> None:
@@ -229,9 +223,8 @@ class RolloutLoop(RolloutEvaluation):
             tell_phase(trainer, "gathering weights")
             with pl_module.policy.full_weights():
                 buffer = self._collect(trainer, pl_module)
-        # the micro-batch of this slot
+        # the micro-batch of this slot; after a resume the experience is on the CPU
         update, micro = divmod(slot, schedule.micro_batches)
-        # after a resume the experience is on the CPU
         batch["micro_batch"] = to_device(buffer.micro_batch(update, micro), pl_module.device)
         batch["denominators"] = buffer.denominators[update]
         batch["last_of_update"] = micro == schedule.micro_batches - 1
@@ -298,13 +291,7 @@ class RolloutLoop(RolloutEvaluation):
         return {"ranks": gather_ranks(state), "curriculum": curriculum and curriculum.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        ranks, (rank, world) = state_dict["ranks"], rank_and_world_size()
-        if len(ranks) != world:
-            raise UserError(
-                f"the checkpoint was saved by {len(ranks)} processes and cannot be resumed by "
-                f"{world}"
-            )
-        check_progress(state := ranks[rank])
+        check_progress(state := state_of_rank(state_dict["ranks"]))
         if self._data is not None and self._data.curriculum is not None:
             self._data.curriculum.load_state_dict(state_dict["curriculum"])
         self.counter, self._gate_passed = state["counter"], state["gate_passed"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.modules.rollout_setup import check_ks, check_support
 from lightning_mpo.objective.supports import FullVocabulary
 from lightning_mpo.policies.base import Policy
+from lightning_mpo.policies.checksums import fingerprint
 from lightning_mpo.rollout.answer_file import (
     AnswerFile,
     Problems,
@@ -73,8 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     # the model
     add("--model", metavar="FOLDER", help="an exported folder, or another model as `policy.source`")
     add("--base", metavar="SOURCE", help="base model of adapters, in place of the folder's")
-    add("--dtype", choices=("float32", "bfloat16"), help="of the weights of --model, instead of the "
-        "folder's (default of other models: float32)")  # fmt: skip
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the weights of --model, instead of the folder's (default of other models: "
+        "float32)",
+    )
     add("-c", "--config", action="append", metavar="FILE", help="configuration of --checkpoint")
     add("--checkpoint", type=Path, metavar="FILE", help="a Lightning checkpoint of a run")
     # the problems
@@ -198,6 +202,7 @@ def _evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     model.sampler.check_policy(policy)
     model.sampler.check_canvas(sampled.max_new_tokens)
     files = []
+    split: dict[str, Any] = {"split": "train"} if options.split == "train" else {}
     for benchmark in benchmarks:
         benchmark.connect(policy, model.name, sampled.max_new_tokens)
         about = describe(
@@ -205,7 +210,7 @@ def _evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
             *(benchmark.loop.rewards, sampled),
             model=model.name,
             batch_size=options.batch_size,
-            **({"split": "train"} if options.split == "train" else {}),
+            **split,
             **model.more,
         )
         files.append(AnswerFile(options.out / f"{benchmark.name}.jsonl", about))
@@ -290,14 +295,3 @@ def _device(accelerator: str) -> torch.device:
     if accelerator == "cuda" and not has_gpu:
         raise UserError("`--accelerator cuda`: there is no GPU here; leave the option out")
     return torch.device("cuda" if has_gpu and accelerator != "cpu" else "cpu")
-
-
-def fingerprint(module: torch.nn.Module) -> str:
-    """Return a digest of all weights, which sums of their bits make independent of the device."""
-    digest = hashlib.sha256()
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for name, weight in sorted(module.state_dict().items()):
-        bits = weight.detach().contiguous().view(integers[weight.element_size()]).flatten()
-        sums = [int(bits.sum(dtype=torch.int64)), int(bits[::7].sum(dtype=torch.int64))]
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {sums}\n".encode())
-    return digest.hexdigest()[:16]

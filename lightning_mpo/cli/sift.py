@@ -74,8 +74,8 @@ def _sift(options: argparse.Namespace) -> None:
     path = options.to.with_name(f"{options.to.stem}.manifest.json")
     path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     print(
-        f"{len(hard)} of {len(problems)} problems are hard: at most {options.most} of {tries} tries "
-        f"solved them; {undecided} without a verdict are left out"
+        f"{len(hard)} of {len(problems)} problems are hard: at most {options.most} of {tries} "
+        f"tries solved them; {undecided} without a verdict are left out"
     )
     print(f"rows are in {options.to}, how they were chosen in {path}")
 

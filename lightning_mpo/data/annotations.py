@@ -191,8 +191,8 @@ def _unchanged(folder: Path, name: str, digest: str) -> bytes:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
         raise UserError(
-            f"{str(path)!r} has changed since it was annotated, so its thoughts cannot be told from "
-            "its other lines; restore it, or annotate the files again"
+            f"{str(path)!r} has changed since it was annotated, so its thoughts cannot be told "
+            "from its other lines; restore it, or annotate the files again"
         )
     return data
 

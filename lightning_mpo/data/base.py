@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_mpo.checks import at_least, one_of, seeds
 from lightning_mpo.data.batching import prompt_batch
 from lightning_mpo.data.curriculum import Curriculum
+from lightning_mpo.data.encoding import no_template
 from lightning_mpo.data.identity import (
     IDENTIFYING,
     describe_curriculum,
@@ -25,7 +26,7 @@ from lightning_mpo.data.identity import (
 from lightning_mpo.data.loaders import PromptLoaders
 from lightning_mpo.data.order import TrainingOrder
 from lightning_mpo.data.overlong import Overlong, each_row, fit_prompts
-from lightning_mpo.data.rendering import Renderer, no_template
+from lightning_mpo.data.rendering import Renderer
 from lightning_mpo.data.solutions import SolutionEncoder, check_positions, rollout_of
 from lightning_mpo.data.suspicions import (
     allow_rendered_prompts,

@@ -43,7 +43,37 @@ class LineTokens:
     line: tuple[int, ...]
 
 
-class CodeLines(PromptDataModule):
+class CodePrompts(PromptDataModule):
+    """Prompts that are code as it stands: no template, no text around it, and cut to their end.
+
+    Args:
+        max_prompt_tokens: longest prompt.
+        validation_prompts: number of rows that `validate` takes, the first ones; None: all.
+        kwargs: `seed` and `validation_batch_size`, as for `PromptDataModule`.
+    """
+
+    searches_ngrams = False
+
+    def __init__(
+        self, max_prompt_tokens: int = 256, validation_prompts: int | None = 200, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            chat_template=False,
+            instruction="",
+            max_prompt_tokens=max_prompt_tokens,
+            validation_prompts=validation_prompts,
+            system=None,
+            suffix="",
+            template_arguments=None,
+            control_tokens=False,
+            overlong="cut",
+            order="shuffled",
+            curriculum=None,
+            **kwargs,
+        )
+
+
+class CodeLines(CodePrompts):
     """Lines of Python files, for actions that are thoughts: comments in front of a line of code.
 
     A prompt is the file before a line, cut to `max_prompt_tokens` at the start of a line, and the
@@ -64,18 +94,13 @@ class CodeLines(PromptDataModule):
         max_files: most files, chosen by a hash of their names; None: all.
         min_characters: fewest characters of a line, without its indentation.
         max_line_tokens: longest line.
-        max_prompt_tokens: longest prompt.
         validation_share: part of the files that is held out.
         split_seed: seed of the choice of files and lines.
-        seed: seed of the order of the training rows.
-        validation_prompts: number of rows that `validate` takes, the first ones; None: all.
-        validation_batch_size: prompts that are sampled together in validation.
+        kwargs: as for `CodePrompts`.
 
     Raises:
         UserError: an option is out of range.
     """
-
-    searches_ngrams = False
 
     def __init__(
         self,
@@ -84,22 +109,11 @@ class CodeLines(PromptDataModule):
         max_files: int | None = None,
         min_characters: int = 12,
         max_line_tokens: int = 64,
-        max_prompt_tokens: int = 256,
         validation_share: float = 0.1,
         split_seed: int = 0,
-        seed: int = 0,
-        validation_prompts: int | None = 200,
-        validation_batch_size: int = 32,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            chat_template=False,
-            max_prompt_tokens=max_prompt_tokens,
-            validation_prompts=validation_prompts,
-            validation_batch_size=validation_batch_size,
-            control_tokens=False,
-            overlong="cut",
-        )
+        super().__init__(**kwargs)
         name = type(self).__name__
         if not paths or isinstance(paths, str):
             raise UserError(f"`{name}.paths` must be a list of folders or patterns, got {paths!r}")
@@ -204,8 +218,8 @@ class CodeLines(PromptDataModule):
             )
         if not train or not held_out:
             raise UserError(
-                f"`{type(self).__name__}` has no line to {'validate' if train else 'train'} on that "
-                f"fits (skipped: {describe_skipped(skipped)}); raise `data.max_prompt_tokens` "
+                f"`{type(self).__name__}` has no line to {'validate' if train else 'train'} on "
+                f"that fits (skipped: {describe_skipped(skipped)}); raise `data.max_prompt_tokens` "
                 "or `data.max_line_tokens`, or take other files"
             )
         self._splits, self._tokens = Splits(train, held_out), tokens

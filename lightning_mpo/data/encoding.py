@@ -257,3 +257,15 @@ def without_pattern(value: Any, pattern: re.Pattern[str]) -> Any:
         if isinstance(value, (list, tuple))
         else value
     )
+
+
+def no_template(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> UserError:
+    """Return the error for a chat without a template: option off, or none in the tokenizer."""
+    if tokenizer.chat_template:
+        return UserError(
+            f"{describe(row)} is a chat, which needs a template; set `data.chat_template: true`"
+        )
+    return UserError(
+        f"{describe(row)} is a chat, but the tokenizer of {name_of(tokenizer)} has no chat "
+        "template; take a model that has one, or prompts that are text"
+    )

@@ -1,11 +1,14 @@
-"""Options of data that are made of other data."""
+"""Data that are made of other data, and the options that they take over."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.data.curriculum import Curriculum
 from lightning_mpo.errors import UserError
+from lightning_mpo.types import PromptRow
 
 INHERITED = (
     *("chat_template", "instruction", "suffix", "system", "template_arguments", "control_tokens"),
@@ -34,3 +37,37 @@ def options_of(base: PromptDataModule, owner: str) -> dict[str, Any]:
     if base.curriculum is not None:
         raise UserError(f"`{owner}` draws the rows: move `base.curriculum` to `{owner}.curriculum`")
     return {name: getattr(base, name) for name in INHERITED} | {"overlong": "skip"}
+
+
+class OverData(PromptDataModule):
+    """Data that are made of other data. A subclass implements `load`.
+
+    Args:
+        base: the data. Its options on texts and lengths count.
+        seed: of the order of the training prompts.
+        curriculum: as for `PromptDataModule`.
+
+    Raises:
+        UserError: `base` has an option that belongs to this class.
+    """
+
+    def __init__(
+        self, base: PromptDataModule, seed: int = 0, curriculum: Curriculum | None = None
+    ) -> None:
+        super().__init__(**options_of(base, type(self).__name__), seed=seed, curriculum=curriculum)
+        self.base = base
+        self.searches_ngrams = base.searches_ngrams
+
+    @property
+    def benchmark_rows(self) -> Sequence[PromptRow]:
+        return self.base.benchmark_rows
+
+    @property
+    def judged(self) -> bool:
+        return self.base.judged
+
+    def prepare_data(self) -> None:
+        self.base.prepare_data()
+
+    def check_response(self, max_new_tokens: int) -> None:
+        self.base.check_response(max_new_tokens)

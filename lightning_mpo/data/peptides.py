@@ -15,7 +15,21 @@ from lightning_mpo.seeding import is_held_out
 from lightning_mpo.types import PromptRow, Splits
 
 
-class Peptides(PromptDataModule):
+class LetterPrompts(PromptDataModule):
+    """Prompts of letters rather than words, for models that have no chat template.
+
+    Args:
+        chat_template: as for `PromptDataModule`; off unless it is set.
+        kwargs: as for `PromptDataModule`.
+    """
+
+    searches_ngrams = False  # prompts are a few letters
+
+    def __init__(self, chat_template: bool = False, **kwargs: Any) -> None:
+        super().__init__(chat_template=chat_template, **kwargs)
+
+
+class Peptides(LetterPrompts):
     """Contexts of a few residues from real peptides, of a FASTA file or a table of modlamp.
 
     A hash of the context decides its side, so a context stands on one side of the split only. A
@@ -32,14 +46,11 @@ class Peptides(PromptDataModule):
         held_out_share: share of the contexts that are held out.
         foreign: a peptide with letters outside the 20 amino acids is left out and counted, or
             refused.
-        chat_template: as for `PromptDataModule`; models of proteins have none.
-        kwargs: as for `PromptDataModule`.
+        kwargs: as for `LetterPrompts`.
 
     Raises:
         UserError: an option is out of range, or contexts fill the shortest peptides.
     """
-
-    searches_ngrams = False  # contexts are a few letters
 
     def __init__(
         self,
@@ -51,10 +62,9 @@ class Peptides(PromptDataModule):
         longest: int = 48,
         held_out_share: float = 0.2,
         foreign: Literal["skip", "refuse"] = "skip",
-        chat_template: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(chat_template=chat_template, **kwargs)
+        super().__init__(**kwargs)
         name = type(self).__name__
         at_least(name, 1, prefix=prefix)
         at_least(name, 1, shortest=shortest)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_mpo.data.encoding import (
     TextEncoder,
     name_of,
+    no_template,
     strings,
     template_of,
     without_pattern,
@@ -289,15 +290,3 @@ class Renderer:
         if first[0] != self.tokenizer.bos_token and first[0] not in self.template:
             return None
         return first[0] if all(self.texts(row)[0].startswith(first[0]) for row in rows) else None
-
-
-def no_template(tokenizer: PreTrainedTokenizerBase, row: PromptRow) -> UserError:
-    """Return the error for a chat without a template: option off, or none in the tokenizer."""
-    if tokenizer.chat_template:
-        return UserError(
-            f"{describe(row)} is a chat, which needs a template; set `data.chat_template: true`"
-        )
-    return UserError(
-        f"{describe(row)} is a chat, but the tokenizer of {name_of(tokenizer)} has no chat "
-        "template; take a model that has one, or prompts that are text"
-    )

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_mpo.checks import at_least
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.data.chunking import Splitter, WrittenParts, merge_evenly
-from lightning_mpo.data.curriculum import Curriculum
 from lightning_mpo.data.levels import Levels
-from lightning_mpo.data.over_data import options_of
+from lightning_mpo.data.over_data import OverData
 from lightning_mpo.data.rows import describe
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import PromptRow, Splits
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Scaffolded(PromptDataModule):
+class Scaffolded(OverData):
     """Training rows of other data, each at several levels of help.
 
     Level 0 is the row. At level i the prompt goes on, behind the chat template's opening of the
@@ -50,8 +49,7 @@ class Scaffolded(PromptDataModule):
         splitter: finds the parts of a solution.
         opening: text before the first chunk; the paper's is `<think>` and the end of a line [C].
         column: name of the column that holds the level.
-        seed: of the order of the training prompts.
-        curriculum: as for `PromptDataModule`; it may read `column`.
+        kwargs: as for `OverData`; a `curriculum` may read `column`.
 
     Raises:
         UserError: an option is out of range, or belongs to this class and was given to `base`.
@@ -74,10 +72,9 @@ class Scaffolded(PromptDataModule):
         splitter: Splitter | None = None,
         opening: str = "",
         column: str = "level",
-        seed: int = 0,
-        curriculum: Curriculum | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(**options_of(base, type(self).__name__), seed=seed, curriculum=curriculum)
+        super().__init__(base, **kwargs)
         at_least("Scaffolded", 1, chunks=chunks)
         for level in levels or ():
             at_least("Scaffolded", 0, most=chunks - (not whole), levels=level)
@@ -85,10 +82,9 @@ class Scaffolded(PromptDataModule):
             raise UserError("`Scaffolded.levels` is empty; leave it out for all levels")
         if not column:
             raise UserError("`Scaffolded.column` must name a column, got an empty text")
-        self.base, self.chunks, self.whole = base, chunks, whole
+        self.chunks, self.whole = chunks, whole
         self.chosen = None if levels is None else sorted(set(levels))
         self.splitter, self.opening, self.column = splitter or WrittenParts(), opening, column
-        self.searches_ngrams = base.searches_ngrams
 
     # --- rows -------------------------------------------------------------------------------------
 
@@ -114,13 +110,13 @@ class Scaffolded(PromptDataModule):
         """
         if not row.solution or not row.solution.strip():
             raise UserError(
-                f"{describe(row)} has no solution to cut into chunks; `Scaffolded` needs one in each "
-                "training row: name its column, or take the row out"
+                f"{describe(row)} has no solution to cut into chunks; `Scaffolded` needs one in "
+                "each training row: name its column, or take the row out"
             )
         if row.opening or self.column in row.extra:
             raise UserError(
-                f"{describe(row)} has {'an opening' if row.opening else repr(self.column)} already; "
-                "name another `Scaffolded.column`, such as `scaffold`"
+                f"{describe(row)} has {'an opening' if row.opening else repr(self.column)} already"
+                "; name another `Scaffolded.column`, such as `scaffold`"
             )
         parts = merge_evenly(self.splitter.split(row.solution, self.chunks), self.chunks)
         last = len(parts) if self.whole else len(parts) - 1
@@ -188,23 +184,7 @@ class Scaffolded(PromptDataModule):
             return ""
         return f"; {alone:,} solutions cannot be cut and have level 0 alone"
 
-    # --- the base ---------------------------------------------------------------------------------
-
     @property
     def reported_levels(self) -> Levels:
         """Column and values of the level, for metrics."""
         return Levels(self.column, tuple(sorted(self._counts(self.splits.train))))
-
-    @property
-    def benchmark_rows(self) -> Sequence[PromptRow]:
-        return self.base.benchmark_rows
-
-    @property
-    def judged(self) -> bool:
-        return self.base.judged
-
-    def prepare_data(self) -> None:
-        self.base.prepare_data()
-
-    def check_response(self, max_new_tokens: int) -> None:
-        self.base.check_response(max_new_tokens)

@@ -200,9 +200,7 @@ def support_logprobs(
     )
     # the slots that hold an id, and the slot of each token
     positions = Positions(tokens_BT.shape, mask_BT)
-    support, slots = _gather_slots(positions, support_BTK, support_mask_BTK)
-    if head.barred_V is not None:
-        slots = slots & ~head.barred_V[support.masked_fill(~slots, 0).long()]
+    support, slots = _gather_slots(positions, support_BTK, support_mask_BTK, head.barred_V)
     slot_of_token = _find(positions.gather(tokens_BT.unsqueeze(-1)), support, slots)
     # the softmax over the support
     logits = support_logits(positions.gather(hidden_BTD), head, support.masked_fill(~slots, 0))
@@ -217,13 +215,22 @@ def support_logprobs(
 
 
 def _gather_slots(
-    positions: Positions, support_BTK: Tensor, support_mask_BTK: Tensor | None
+    positions: Positions,
+    support_BTK: Tensor,
+    support_mask_BTK: Tensor | None,
+    barred_V: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return ids and mask of the slots at the positions to score, each ``[N, K]``."""
+    """Return ids and mask of the slots at the positions to score, each ``[N, K]``.
+
+    The mask is False for slots without id, and for barred ids.
+    """
     support = positions.gather(support_BTK)
-    if support_mask_BTK is None:
-        return support, torch.ones_like(support, dtype=torch.bool)
-    return support, positions.gather(support_mask_BTK)
+    slots = torch.ones_like(support, dtype=torch.bool)
+    if support_mask_BTK is not None:
+        slots = positions.gather(support_mask_BTK)
+    if barred_V is not None:
+        slots = slots & ~barred_V[support.masked_fill(~slots, 0).long()]
+    return support, slots
 
 
 def _find(tokens: Tensor, support: Tensor, slots: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -186,3 +186,17 @@ def gather_ranks(state: dict[str, Any]) -> list[dict[str, Any]]:
     if len(states) > 1:
         dist.all_gather_object(states, state)
     return states
+
+
+def state_of_rank(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the state of this rank out of those that `gather_ranks` returned.
+
+    Raises:
+        UserError: another number of processes saved them.
+    """
+    rank, world = rank_and_world_size()
+    if len(states) != world:
+        raise UserError(
+            f"the checkpoint was saved by {len(states)} processes and cannot be resumed by {world}"
+        )
+    return states[rank]

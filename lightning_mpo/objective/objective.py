@@ -125,11 +125,7 @@ class Objective:
     @property
     def needs_entropy(self) -> bool:
         """Whether an axis uses entropies at rollout weights."""
-        return (
-            self.actions.needs_entropy
-            or self.selection.needs_entropy
-            or self.surrogate.needs_entropy
-        )
+        return any(axis.needs_entropy for axis in (self.actions, self.selection, self.surrogate))
 
     @property
     def needs_behaviour(self) -> bool:

@@ -1,7 +1,8 @@
-"""Checksums of a quantised base, which must stay the same bytes during a run."""
+"""Checksums of weights: of a quantised base, which no run may change, and of a whole model."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,3 +63,14 @@ def check_moved(network: nn.Module, before: dict[str, int]) -> None:
             "Something wrote into the base: a merge of adapters, or a kernel that repacks weights "
             "in place"
         )
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a digest of all weights, which sums of their bits make independent of the device."""
+    digest = hashlib.sha256()
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    for name, weight in sorted(module.state_dict().items()):
+        bits = weight.detach().contiguous().view(integers[weight.element_size()]).flatten()
+        sums = [int(bits.sum(dtype=torch.int64)), int(bits[::7].sum(dtype=torch.int64))]
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {sums}\n".encode())
+    return digest.hexdigest()[:16]

@@ -206,9 +206,8 @@ class Collector:
         # prompts and random numbers
         objective, policy, rank = self.objective, self.scorer.policy, self.ranks.rank
         first = rank * self.schedule.local_prompts
-        rows = self.prompts.training_rows(counter, self.schedule.prompts, round)[
-            first : first + count
-        ]
+        rows = self.prompts.training_rows(counter, self.schedule.prompts, round)
+        rows = rows[first : first + count]
         draws = generator_of(self.seed, Stream.SAMPLE, counter, rank)
         if round:
             draws = generator_of(self.seed, Stream.RESAMPLE, counter, rank, round)
@@ -221,11 +220,8 @@ class Collector:
             candidates=candidates,
             stop=self.stop,
         )
-        sample = (
-            self.sampler.sample
-            if self.replay is None
-            else partial(self.replay.sample, self.sampler)
-        )
+        replay, sampler = self.replay, self.sampler
+        sample = sampler.sample if replay is None else partial(replay.sample, sampler)
         with policy.lockstep(), self.scorer.context():
             rollout = sample(
                 policy,
@@ -259,11 +255,7 @@ class Collector:
             drop_outside=self.objective.support.outside == "drop",
         )
         return score_noised(
-            self.scorer,
-            self.objective,
-            noised,
-            updates=self.schedule.updates,
-            reference=reference,
+            self.scorer, self.objective, noised, updates=self.schedule.updates, reference=reference
         )
 
     def _plan(self, trained: Experience, draws: torch.Generator) -> list[list[Tensor]]:

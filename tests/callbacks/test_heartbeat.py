@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from lightning_mpo.callbacks import Heartbeat, Report
-from lightning_mpo.callbacks.heartbeat import EXIT_CODE, Beat, describe
+from lightning_mpo.callbacks.heartbeat import EXIT_CODE
 from lightning_mpo.errors import UserError
+from lightning_mpo.modules.beats import Beat, describe
 from lightning_mpo.modules.hooks import RolloutCallback
 from tests.support.runs import Digits, fit
 from tests.support.sleeping_reward import Sleepy

@@ -70,6 +70,7 @@ COVERED = {
     "memory/footprint.py": "callbacks/test_memory.py",
     "memory/resident.py": "callbacks/test_memory.py",
     "metrics/trends.py": "metrics/test_alarms.py",
+    "modules/beats.py": "callbacks/test_heartbeat.py",
     "modules/evaluation.py": "callbacks/test_rollout.py",
     "modules/fitting.py": "policies/test_folder_says.py",
     "modules/hooks.py": "callbacks/test_rollout.py",
