@@ -206,12 +206,15 @@ def _evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     for benchmark in benchmarks:
         benchmark.connect(policy, model.name, sampled.max_new_tokens)
         about = describe(
-            *(benchmark.name, policy, benchmark.data, benchmark.rows),
-            *(benchmark.loop.rewards, sampled),
+            benchmark.name,
+            policy,
+            benchmark.data,
+            benchmark.rows,
+            benchmark.loop.rewards,
+            sampled,
             model=model.name,
             batch_size=options.batch_size,
-            **split,
-            **model.more,
+            **(split | model.more),
         )
         files.append(AnswerFile(options.out / f"{benchmark.name}.jsonl", about))
         files[-1].resume(options.batch_size)
