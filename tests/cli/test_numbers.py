@@ -30,6 +30,7 @@ TRIED = {"-1": -1, "0": 0, "nan": math.nan, "inf": math.inf, "-inf": -math.inf, 
 SIGNED = "a coefficient may have either sign, and 0 switches it off"
 OFF = "0 switches it off"
 SHARE = "0 is the end of an interval that has a meaning"
+IDS = ("AllowedTokens.ids", "FirstTokens.tokens", "OnlyTokens.tokens", "RolloutLoop.stop")
 LARGE = "a seed may be large, and is bounded by 64 bits"
 ALLOWED: dict[str, dict[str, str]] = {
     **reward_numbers.ALLOWED,
@@ -39,8 +40,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "ConstantCoefficient.coefficient": {"0": OFF},
     "EntropyBonus.coef": {"-1": SIGNED, "0": SIGNED},
     "EntropySegmenter.quantile": {"0": "cuts at every token above the least entropy"},
-    "AllowedTokens.ids": {"0": "the first id"},
-    "FirstTokens.tokens": {"0": "the first id"},
+    **dict.fromkeys(IDS, {"0": "the first id"}),
     "FutureShare.share": {"0": "the whole weight is on the first token"},
     "GeneralizedAdvantage.gamma": {"0": SHARE},
     "GeneralizedAdvantage.lam": {"0": SHARE},
@@ -51,13 +51,11 @@ ALLOWED: dict[str, dict[str, str]] = {
     "MeanField.prompt_share": {"0": "the prompt stays visible"},
     "MemoryAccounting.canary_every": {"0": OFF},
     "MetricsCSV.version": {"0": "the first version"},
-    "OnlyTokens.tokens": {"0": "the first id"},
     "PolicyOptimization.learning_rates": {"0": "holds a part still"},
     "Predictions.show_order": {"0": OFF},
     "PositionClip.power": {"-1": SIGNED, "0": "one clip for all positions"},
     "ReturnToGo.gamma": {"0": SHARE},
     "RolloutProgressBar.refresh_rate": {"0": "Lightning's word for no bar"},
-    "RolloutLoop.stop": {"0": "the first id"},
     "SampledTokens.prefix": {"0": "no prefix"},
     "Scaffolded.levels": {"0": "without a scaffold"},
     "ValueLoss.coef": {"0": OFF},
@@ -82,14 +80,13 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "EntropySegmenter": lambda: {"quantile": 0.5},
     "ExplicitWeights": lambda: {"values": [1.0]},
     "FirstTokens": lambda: {"tokens": [1]},
-    "ForgetfulMultiplication": lambda: {"digits": 4},
     "HeadWarmup": lambda: {"policy": small(mtp=ParallelHeads())},
     **{name: lambda: {"train": "rows.jsonl"} for name in ("JsonLines", "Table")},
     "KLPenalty": lambda: {"controller": ConstantCoefficient()},
     "MaskedTokens": lambda: {"canvas": 32},
     "KillAt": lambda: {"phase": "update", "count": 1},
     "MetricsCSV": lambda: {"save_dir": "."},
-    "Multiplication": lambda: {"digits": 4},
+    **{f"{kind}Multiplication": lambda: {"digits": 4} for kind in ("", "Forgetful")},
     "PolicyOptimization": lambda: {"policy": small(), "objective": objective()},
     "PromptFile": lambda: {"path": "rows.jsonl"},
     "ReasoningGym": lambda: {"task": "chain_sum"},
