@@ -26,7 +26,6 @@ from tests.support import reward_numbers
 
 TRIED = {"-1": -1, "0": 0, "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 10**30}
 """Values that are tried on each option; for options of whole numbers as well as for others."""
-
 SIGNED = "a coefficient may have either sign, and 0 switches it off"
 OFF = "0 switches it off"
 SHARE = "0 is the end of an interval that has a meaning"
@@ -40,7 +39,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "ConstantCoefficient.coefficient": {"0": OFF},
     "EntropyBonus.coef": {"-1": SIGNED, "0": SIGNED},
     "EntropySegmenter.quantile": {"0": "cuts at every token above the least entropy"},
-    **dict.fromkeys(IDS, {"0": "the first id"}),
+    **{name: {"0": "the first id"} for name in IDS},
     "FutureShare.share": {"0": "the whole weight is on the first token"},
     "GeneralizedAdvantage.gamma": {"0": SHARE},
     "GeneralizedAdvantage.lam": {"0": SHARE},
