@@ -113,7 +113,7 @@ def test_unknown_characters_are_counted(tmp_path, tokenizer, caplog):
     [
         ({"paths": []}, "`CodeLines.paths` must be a list"),
         ({"lines_per_file": 0}, "`CodeLines.lines_per_file` must be at least 1, got 0"),
-        ({"validation_share": 1.0}, r"`CodeLines.validation_share` must be in \(0, 1\), got 1.0"),
+        ({"validation_share": 1.0}, r"`CodeLines.validation_share` must be in \[0, 1\), got 1.0"),
         ({"max_line_tokens": 0}, "`CodeLines.max_line_tokens` must be at least 1, got 0"),
     ],
 )
