@@ -132,8 +132,9 @@ class Helper:
             ) from error
         # receive
         try:
+            end = time.monotonic() + seconds  # the limit counts from the question on
             self.pipe.send_bytes(question)
-            if not self._replies(seconds):
+            if not self._replies(end):
                 raise overdue(reward, len(completions), seconds)
             reply = json.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):
@@ -147,9 +148,8 @@ class Helper:
             raise RewardError(reply["error"])
         return Judgement(**reply)
 
-    def _replies(self, seconds: float) -> bool:
+    def _replies(self, end: float) -> bool:
         """Wait for a reply in short turns: a signal just before a wait is handled only after it."""
-        end = time.monotonic() + seconds
         while not self.pipe.poll(max(0.0, min(TURN, end - time.monotonic()))):
             if time.monotonic() >= end:
                 return False
