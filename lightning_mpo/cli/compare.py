@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lightning-mpo compare",
         description="Print both evaluations of the same problems and their paired difference, "
-        "second - first, with 95 %% intervals.",
+        "second - first, with 95 % intervals.",
         exit_on_error=False,
         allow_abbrev=False,
     )

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lightning-mpo shift",
         description="Print which contexts the base policy solves, the trained one, both or "
-        "neither, with 95 %% intervals over contexts.",
+        "neither, with 95 % intervals over contexts.",
         epilog="Checkpoints are evaluated first; further options are those of `evaluate`.",
         exit_on_error=False,
         allow_abbrev=False,

@@ -15,8 +15,10 @@ from lightning_mpo.data.tables import target_cell, text_cell
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import PromptRow
 
-CALCULATION = re.compile(r"(?:[\d.,$%()+\-*/x= ]*[\d)%=] ?)?<<[^<>=]*=([^<>]*)>>[\d.,]*\d")
+CALCULATION = re.compile(r"(?:[\d.,$%()+\-*/x= ]*[\d)%=] ?\$?)?<<[^<>=]*=([^<>]*)>>[\d.,]*\d")
 """Matches a calculation of GSM8K in its text, such as `48/2 = <<48/2=24>>24`."""
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+"""Matches a number in a text."""
 BLANK = "…"
 """Stands for a number in a plan or a question."""
 
@@ -121,8 +123,8 @@ def annotate_gsm8k(rows: Iterable[PromptRow]) -> tuple[list[dict[str, Any]], int
     """Make annotations of the calculations in GSM8K's solutions.
 
     A line with `<<48/2=24>>` is a step. The plan has the steps with a blank in place of their
-    calculations. The chain asks for the result of each step. The difficulty is the number of steps.
-    There is no knowledge.
+    calculations, and of earlier results that the problem does not state. The chain asks for the
+    result of each step. The difficulty is the number of steps. There is no knowledge.
 
     Args:
         rows: of `Gsm8k(calculator=True)`.
@@ -136,7 +138,7 @@ def annotate_gsm8k(rows: Iterable[PromptRow]) -> tuple[list[dict[str, Any]], int
         if not steps:
             without += 1
             continue
-        plan = "\n".join(f"{j}. {text}" for j, (text, _) in enumerate(steps, start=1))
+        plan = "\n".join(f"{j}. {text}" for j, text in enumerate(_plan(row.prompt, steps), start=1))
         chain = [
             {"question": f"Which number is missing: {text}", "answer": result}
             for text, result in steps
@@ -158,6 +160,22 @@ def _step(line: str) -> tuple[str, str] | None:
         return None
     spaced = CALCULATION.sub(lambda match: " " * match[0].startswith(" ") + BLANK, line)
     return " ".join(spaced.split()), results[-1].strip()
+
+
+def _plan(problem: str, steps: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the texts of steps without the results of the steps before them.
+
+    Example:
+        >>> _plan("Ann has 2 bags of 6.", [("She has … nuts.", "12"), ("12 and 2 are ….", "14")])
+        ['She has … nuts.', '… and 2 are ….']
+    """
+    texts, hidden = list[str](), set[str]()
+    for text, result in steps:
+        for number in set(NUMBER.findall(text)) & hidden:
+            text = re.sub(rf"(?<![\d.,]){re.escape(number)}(?![.,]?\d)", BLANK, text)
+        texts.append(text)
+        hidden |= {result} - set(NUMBER.findall(problem))
+    return texts
 
 
 def rows_of(problems: Sequence[Annotated], analysis: str) -> list[dict[str, Any]]:

@@ -79,6 +79,13 @@ def test_calculations_of_gsm8k_become_plans_and_chains():
     assert record["difficulty"] == 2
 
 
+def test_a_plan_hides_results_that_later_steps_use():
+    solution = "He keeps 16 - 7 = <<16-7=9>>9 eggs.\nHe gets 9 * $2 = $<<9*2=18>>18 a day, for 9 eggs.\n#### 18"
+    (record,), _ = annotate_gsm8k([PromptRow("Of 16 eggs 7 are eaten, at $2.", "18", solution)])
+    assert record["plan"] == "1. He keeps … eggs.\n2. He gets … a day, for … eggs."
+    assert "for 9 eggs" in record["chain"][1]["question"], "a chain gives the answers before"
+
+
 @pytest.fixture
 def folder(tiny_folder, here) -> Path:
     shutil.copytree(tiny_folder, here / "out")
