@@ -21,6 +21,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.functional.chains import all_solved
 from lightning_mpo.functional.evaluation import mean_interval, paired_difference
 from lightning_mpo.rollout.answer_file import read_answers
+from lightning_mpo.storage import write_text
 
 ANALYSES = ("plan", "knowledge", "chain")
 SUFFIX = "\n\nSolve it step by step. Write the final number after ####."
@@ -72,7 +73,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     summary = dissect(problems, answers, options.analyses)
     _print(summary)
     path = options.out / "dissection.json"
-    path.write_text(json.dumps(summary, indent=1) + "\n")
+    write_text(path, json.dumps(summary, indent=1) + "\n")
     print(f"the figures are in {path}")
     return 0
 
@@ -84,7 +85,7 @@ def _annotate(path: str | None, to: Path) -> None:
     records, without = annotate_gsm8k(data.splits.validation)
     if not records:
         raise UserError("no solution of the data set has a calculation such as <<48/2=24>>")
-    to.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(to, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records))
     print(f"{len(records)} problems are in {to}; {without} without a calculation are left out")
 
 
@@ -100,14 +101,14 @@ def _write_benchmarks(problems: Sequence[Annotated], options: argparse.Namespace
         if not rows:
             continue
         table = folder / f"{analysis}.jsonl"
-        table.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         data = {"path": str(table), "target": "target", "suffix": options.suffix}
         content = {
             "data": {"class_path": "PromptFile", "init_args": data},
             "rollout": {"rewards": ["MathAnswer"]},
         }
         names.append(str(folder / f"{analysis}.yaml"))
-        Path(names[-1]).write_text(yaml.safe_dump(content))
+        write_text(Path(names[-1]), yaml.safe_dump(content))
     return names
 
 

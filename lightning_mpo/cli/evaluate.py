@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from lightning_mpo.cli.benchmarks import Benchmark, answer_problems, read_benchmark
 from lightning_mpo.cli.export import no_config, read_run, sampling_of
 from lightning_mpo.cli.guard import guarded
-from lightning_mpo.cli.harness import check_harness, check_tasks, run_harness
+from lightning_mpo.cli.harness import check_harness, named_tasks, run_harness
 from lightning_mpo.cli.predict import number_of, read_usage
 from lightning_mpo.cli.suggestions import suggest
 from lightning_mpo.errors import UserError
@@ -40,7 +39,7 @@ from lightning_mpo.rollout.evaluation import (
 from lightning_mpo.rollout.stages_table import print_difference, print_groups, print_stages
 from lightning_mpo.sampling.base import Sampler
 from lightning_mpo.sampling.local import LocalSampler
-from lightning_mpo.storage import PART, read_checkpoint
+from lightning_mpo.storage import read_checkpoint, write_text
 
 EXAMPLE = "lightning-mpo evaluate --model FOLDER --benchmarks gsm8k svamp humaneval"
 
@@ -137,7 +136,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("`--against` is the folder of `--out`: name two folders")
     if options.harness:
         check_harness()
-        check_tasks(options.harness)
+        named_tasks(options.harness)  # refuses files that are none
 
 
 @dataclass(frozen=True)
@@ -284,11 +283,7 @@ def _report(
             results[name]["difference"] = with_intervals(change)
     if harness:
         print_stages(harness, "lm-evaluation-harness, with its standard errors")
-    # written whole or not at all
-    options.out.mkdir(parents=True, exist_ok=True)
-    part = options.out / f".summary.json{PART}"
-    part.write_text(json.dumps(summary, indent=1) + "\n")
-    os.replace(part, options.out / "summary.json")
+    write_text(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(f"answers and summary.json are in {options.out}")
 
 

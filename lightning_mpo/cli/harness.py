@@ -45,7 +45,7 @@ def run_harness(
         return {}
     if policy.masked:
         raise UserError("`--harness` takes causal models, and this one is masked")
-    names, folders = _named(tasks)
+    names, folders = named_tasks(tasks)
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -63,17 +63,12 @@ def run_harness(
     return {f"harness {task}": _figures(values) for task, values in outcome["results"].items()}
 
 
-def check_tasks(tasks: Sequence[str]) -> None:
-    """Refuse files that are not there or name no task.
+def named_tasks(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of tasks, and the folders of those that are files.
 
     Raises:
-        UserError: names the file.
+        UserError: a file is not there, or names no task.
     """
-    _named(tasks)
-
-
-def _named(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the names of tasks, and the folders of those that are files."""
     names, folders = [], []
     for task in tasks:
         path = Path(task).expanduser()

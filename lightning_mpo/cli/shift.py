@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from lightning_mpo.functional.support_shift import ratio_gap
 from lightning_mpo.metrics.support_shift import Judge, support_shift
 from lightning_mpo.rollout.answer_file import Problems, check_comparable, read_answers
 from lightning_mpo.rollout.shift_figure import draw_shift
-from lightning_mpo.storage import PART
+from lightning_mpo.storage import write_text
 
 EXAMPLE = "lightning-mpo shift before/peptides.jsonl after/peptides.jsonl"
 
@@ -113,9 +112,7 @@ def _shift(options: argparse.Namespace, base: Path, trained: Path) -> None:
     print_shift(tables, before, k)
     options.out.mkdir(parents=True, exist_ok=True)
     summary = {"base": str(base), "trained": str(trained), "k": k, "judges": tables}
-    part = options.out / f".shift.json{PART}"
-    part.write_text(json.dumps(summary, indent=1) + "\n")
-    os.replace(part, options.out / "shift.json")
+    write_text(options.out / "shift.json", json.dumps(summary, indent=1) + "\n")
     draw_shift(tables, options.out / "shift.png")
     print(f"shift.json and shift.png are in {options.out}")
 

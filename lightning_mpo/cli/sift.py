@@ -13,6 +13,7 @@ from lightning_mpo.cli.guard import guarded
 from lightning_mpo.data.identity import digest_of
 from lightning_mpo.errors import UserError
 from lightning_mpo.rollout.answer_file import read_answers
+from lightning_mpo.storage import write_text
 from lightning_mpo.types import PromptRow, Splits
 
 
@@ -57,10 +58,9 @@ def _sift(options: argparse.Namespace) -> None:
         raise UserError(
             f"{options.answers} has no problem that at most {options.most} of {tries} tries solved"
         )
-    # whole or not at all: the manifest comes last
+    # the manifest comes last
     lines = [json.dumps(row_of(rows[i]), ensure_ascii=False, default=str) + "\n" for i in hard]
-    options.to.parent.mkdir(parents=True, exist_ok=True)
-    options.to.write_text("".join(lines), encoding="utf-8")
+    write_text(options.to, "".join(lines))
     manifest: dict[str, Any] = {
         "answers": str(options.answers),
         **{key: about.get(key) for key in ("benchmark", "split", "model", "weights", "step")},
@@ -72,7 +72,7 @@ def _sift(options: argparse.Namespace) -> None:
         "rows": digest_of(Splits([rows[i] for i in hard], [])),
     }
     path = options.to.with_name(f"{options.to.stem}.manifest.json")
-    path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(manifest, indent=1) + "\n")
     print(
         f"{len(hard)} of {len(problems)} problems are hard: at most {options.most} of {tries} "
         f"tries solved them; {undecided} without a verdict are left out"

@@ -8,6 +8,7 @@ from lightning_mpo.storage.disk import (
     remove,
     sync_folder,
     unfinished_mark,
+    write_text,
 )
 from lightning_mpo.storage.files import is_sealed, write_file
 from lightning_mpo.storage.reading import Part, read_checkpoint, reading
@@ -30,4 +31,5 @@ __all__ = [
     "unfinished_mark",
     "write_file",
     "write_folder",
+    "write_text",
 ]

@@ -68,6 +68,14 @@ def write_flushed(disk: Disk, path: Path, write: Callable[[DigestFile], Any]) ->
     return summed.account
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under its name only when it is whole; make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}{PART}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
 def beside(path: Path, end: str) -> Path:
     """Return the hidden path beside a path, with the ending `PART` or `BEFORE`."""
     return path.with_name(f".{path.name}{end}")

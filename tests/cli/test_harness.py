@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from lightning_mpo.cli.harness import check_tasks, run_harness
+from lightning_mpo.cli.harness import named_tasks, run_harness
 from lightning_mpo.errors import UserError
 
 RESULTS = {
@@ -74,9 +74,9 @@ def test_a_task_may_be_a_file(calls, tmp_path):
     assert calls[0][4] == [str(tmp_path)]
     file.write_text("dataset_path: json\n")
     with pytest.raises(UserError, match=r"mine.yaml`: the file has no line `task: NAME`"):
-        check_tasks([str(file)])
+        named_tasks([str(file)])
     with pytest.raises(UserError, match=r"`--harness nowhere.yaml`: there is no such file"):
-        check_tasks(["nowhere.yaml"])
+        named_tasks(["nowhere.yaml"])
 
 
 def test_without_tasks_it_is_not_imported():

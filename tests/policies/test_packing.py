@@ -108,8 +108,7 @@ def test_a_group_may_be_cut_into_lines_of_about_equal_lengths():
     assert [int(line.max()) for line in packed.segment_RL] == [4, 4]
     # one long response beside short ones: padding counts
     uneven = lay_out(make_rollout([10], [90, 30, 30, 30]), share=True, hidden_size=896)
-    assert len(uneven.input_ids_RL) in (1, 2)
-    assert int((uneven.segment_RL < 0).sum()) <= 1
+    assert uneven.input_ids_RL.shape == (1, 10 + 90 + 3 * 30 - 4)
 
 
 def test_a_row_without_response_still_makes_a_line():
