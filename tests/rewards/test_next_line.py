@@ -140,6 +140,19 @@ def test_rows_of_continuations():
     assert rollout.group_B.tolist() == [0, 1]
 
 
+def test_contexts_that_begin_alike_share_their_prompt():
+    """The third context begins the first one; the second differs in its last id."""
+    rollout = continuation_rows([[1, 2, 3], [1, 4], [1, 2]], [[5], [6], [7, 8]])
+    assert rollout.tokens_BL.tolist() == [[1, 2, 3, 5], [1, 4, 6, 0], [1, 2, 7, 8]]
+    assert rollout.response_mask_BT.int().tolist() == [[1, 1], [1, 0], [1, 1]]
+    assert rollout.group_B.tolist() == [0, 1, 0]
+    # of the response, the text alone is returned
+    reference = Reference(lambda rows: -rows.responses_BT.float(), CPU)
+    logprobs, mask = reference.continuations([[1, 2, 3], [1, 4], [1, 2]], [[5], [6], [7, 8]])
+    assert logprobs.tolist() == [[-5, 0], [-6, 0], [-7, -8]]
+    assert mask.int().tolist() == [[1, 0], [1, 0], [1, 1]]
+
+
 def test_there_is_no_policy(data, policy):
     row = data.prompts(0, 1).rows[0]
     with pytest.raises(UserError, match="`NextLineLikelihood` reads log-probs .* and there is no"):
