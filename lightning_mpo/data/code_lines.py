@@ -140,7 +140,7 @@ class CodeLines(CodePrompts):
         held_out: list[PromptRow] = []
         held_out_files = 0
         for file in corpus.files:
-            is_held_out = share_of(file.text, self.split_seed) < self.validation_share
+            is_held_out = self.holds_out(file)
             held_out_files += is_held_out
             (held_out if is_held_out else train).extend(self._rows(file, self.lines_per_file))
         rank_zero_info(
@@ -154,6 +154,19 @@ class CodeLines(CodePrompts):
                 "give more files, or change `validation_share` or `split_seed`"
             )
         return Splits(train, held_out)
+
+    def holds_out(self, file: CodeFile) -> bool:
+        """Return whether a hash of its text puts a file on the held-out side."""
+        return share_of(file.text, self.split_seed) < self.validation_share
+
+    @property
+    def code_tokens(self) -> CodeTokens:
+        """Encodes pieces of code.
+
+        Raises:
+            UserError: `connect` was not called.
+        """
+        return self._connected(self._tokens)
 
     def rows_of(self, file: CodeFile) -> list[PromptRow]:
         """Return the rows of all lines of a file that are long enough and fit.

@@ -1,0 +1,121 @@
+"""Tables of gains, with 95 % intervals whose unit is the file: lines of one file are alike."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from lightning_mpo.functional.diagnostics import clustered_mean
+
+Z = 1.96  # of a two-sided 95 % interval
+Record = dict[str, Any]
+
+
+def gains(records: Sequence[Record], costs: Sequence[float]) -> list[dict[str, Any]]:
+    """Return a row for each kind of lines and source of thoughts.
+
+    `gain` is the mean over thoughts that the reward uses, in nats per token of the line. Shares are
+    of all thoughts: one that is not used is above no cost.
+    """
+    rows = []
+    for lines, source in _sources(records):
+        mine = [
+            (record["file"], record["thoughts"][source])
+            for record in records
+            if record["lines"] == lines and source in record["thoughts"]
+        ]
+        every = [(file, one) for file, group in mine for one in group]
+        row: dict[str, Any] = {
+            "lines": lines,
+            "thoughts": source,
+            "number of lines": len(mine),
+            "number of thoughts": len(every),
+            "used": sum(one["usable"] for _, one in every) / len(every),
+            **_interval("gain", ((file, one["gain"]) for file, one in every if one["usable"])),
+        }
+        for cost in costs:
+            row[f"above {cost:g}"] = sum(_above(one, cost) for _, one in every) / len(every)
+        for cost in costs:
+            best = sum(any(_above(one, cost) for one in group) for _, group in mine) / len(mine)
+            row[f"best above {cost:g}"] = best
+        rows.append(row)
+    return rows
+
+
+def rewards(records: Sequence[Record], costs: Sequence[float]) -> list[dict[str, Any]]:
+    """Return a row for each policy and cost: its share of thoughts, and what its reward adds.
+
+    A policy acts or thinks with the probabilities of its first token. `reward` is the mean of
+    r - log p(a | s), which is 0 for a policy that never thinks; acts and thoughts are weighted by
+    their probability, not drawn.
+    """
+    names = sorted({name for record in records for name in record["thinks"]})
+    rows = []
+    for name, cost in itertools.product(names, costs):
+        mine = [record for record in records if name in record["thinks"]]
+        thinks = _interval("thinks", ((r["file"], r["thinks"][name]) for r in mine))
+        added = _interval("reward", ((r["file"], _added(r, name, cost)) for r in mine))
+        total = _interval("r", ((r["file"], r["likelihood"] + _added(r, name, cost)) for r in mine))
+        row = {"policy": name, "cost": cost, "number of lines": len(mine)}
+        rows.append({**row, **thinks, **added, "r": total["r"]})
+    return rows
+
+
+def differences(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return a row for each pair of sources of the same lines: the mean difference of their gains.
+
+    A thought that is not used has gain 0, as in the reward.
+    """
+    rows = []
+    kinds = sorted({record["lines"] for record in records})
+    for lines in kinds:
+        sources = [source for kind, source in _sources(records) if kind == lines]
+        for second, first in itertools.combinations(sources, 2):
+            pairs = (
+                (record["file"], _mean(record, first) - _mean(record, second))
+                for record in records
+                if record["lines"] == lines and {first, second} <= set(record["thoughts"])
+            )
+            row = {"lines": lines, "thoughts": f"{first} - {second}"}
+            rows.append({**row, **_interval("difference", pairs)})
+    return rows
+
+
+def _sources(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Return kinds of lines and sources of thoughts, in their first order."""
+    return list(
+        dict.fromkeys((record["lines"], name) for record in records for name in record["thoughts"])
+    )
+
+
+def _used(one: dict[str, Any]) -> float:
+    return one["gain"] if one["usable"] else 0.0
+
+
+def _above(one: dict[str, Any], cost: float) -> bool:
+    return one["usable"] and one["gain"] > cost
+
+
+def _mean(record: Record, source: str) -> float:
+    """Return the mean gain of the thoughts of one line."""
+    group = record["thoughts"][source]
+    return sum(map(_used, group)) / len(group)
+
+
+def _added(record: Record, name: str, cost: float) -> float:
+    """Return E[r] - log p(a | s) of a line: the gain of thoughts less their cost, if it thinks."""
+    return record["thinks"][name] * (_mean(record, name) - cost)
+
+
+def _interval(name: str, values: Iterable[tuple[str, float]]) -> dict[str, Any]:
+    """Return the mean of values and the bounds of its interval; the unit is the file."""
+    totals: dict[str, list[float]] = {}
+    for file, value in values:
+        totals.setdefault(file, []).append(value)
+    column: Callable[[Any], Any] = lambda each: torch.tensor([each(v) for v in totals.values()])  # noqa: E731
+    sums_P, counts_P = column(sum).double(), column(len).double()
+    mean, error = clustered_mean(sums_P, counts_P)
+    return {name: mean, f"{name} low": mean - Z * error, f"{name} high": mean + Z * error}
