@@ -188,24 +188,32 @@ class CodeLines(CodePrompts):
             for i in file.starts
             if i > first and len(file.lines[i].strip()) >= self.min_characters
         ]
-        by_hash = sorted(long_enough, key=lambda i: share_of(f"{file.name}:{i}", self.split_seed))
-        for i in sorted(by_hash[:most_lines]):
-            # no more of the file than the longest prompt can hold
-            line, most = file.lines[i], self.max_prompt_tokens * CHARACTERS_PER_TOKEN
-            start, characters = i, 0
-            while start and characters + len(file.lines[start - 1]) <= most:
-                start -= 1
-                characters += len(file.lines[start])
-            while start < i and not file.lines[start].strip():  # pieces begin with a line
-                start += 1
-            indent = indentation(line)
-            columns = {"file": file.name, "number": i + 1, "indentation": indent, "line": line}
-            yield PromptRow(
-                prompt="".join(file.lines[start:i]) + indent,
-                target=line.strip(),
-                extra=columns,
-                where=f"{file.name}:{i + 1}",
-            )
+        for i in sorted(self._chosen(file, long_enough)[:most_lines]):
+            yield self._row(file, i)
+
+    def _chosen(self, file: CodeFile, positions: Sequence[int]) -> list[int]:
+        """Return positions of lines in an order that a hash decides."""
+        return sorted(positions, key=lambda i: share_of(f"{file.name}:{i}", self.split_seed))
+
+    def _row(self, file: CodeFile, i: int, stop: int | None = None) -> PromptRow:
+        """Return the row of the line at position i; its prompt ends at `stop`, by default there."""
+        # no more of the file than the longest prompt can hold
+        line, most = file.lines[i], self.max_prompt_tokens * CHARACTERS_PER_TOKEN
+        stop = i if stop is None else stop
+        start, characters = stop, 0
+        while start and characters + len(file.lines[start - 1]) <= most:
+            start -= 1
+            characters += len(file.lines[start])
+        while start < stop and not file.lines[start].strip():  # pieces begin with a line
+            start += 1
+        indent = indentation(line)
+        columns = {"file": file.name, "number": i + 1, "indentation": indent, "line": line}
+        return PromptRow(
+            prompt="".join(file.lines[start:stop]) + indent,
+            target=line.strip(),
+            extra=columns,
+            where=f"{file.name}:{i + 1}",
+        )
 
     # --- tokens -----------------------------------------------------------------------------------
 
