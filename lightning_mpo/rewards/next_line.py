@@ -72,7 +72,9 @@ class NextLineLikelihood(ReferenceReward):
             pair if ids is None else ((*pair[0], *row["indent_ids"], *ids), pair[1])
             for pair, ids, row in zip(pairs, thoughts, rows, strict=True)
         ]
-        likelihood = self._likelihoods(sorted({*pairs, *behind}))  # contexts of a prompt: neighbours
+        likelihood = self._likelihoods(
+            sorted({*pairs, *behind})
+        )  # contexts of a prompt: neighbours
         # rewards
         rewards_B = thought_rewards(
             torch.tensor([likelihood[pair] for pair in behind], dtype=torch.float64),

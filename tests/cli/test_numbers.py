@@ -73,7 +73,7 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     **reward_numbers.REQUIRED,
     "AdaptiveCoefficient": lambda: {"target": 0.1},
     "CausalPolicy": lambda: {"source": "folder"},
-    "CodeLines": lambda: {"paths": ["stdlib"]},
+    **{name: lambda: {"paths": ["stdlib"]} for name in ("CodeLines", "CommentedLines")},
     "ConstantLength": lambda: {"length": 8},
     "DiffusionSampler": lambda: {"block": 8},
     "EntropySegmenter": lambda: {"quantile": 0.5},
