@@ -122,15 +122,17 @@ def likelihoods(
         thoughts: by source.
     """
     ids = data.encode([row]).rows[0].extra
-    before, indent, line = (list(ids[f"{name}_ids"]) for name in ("before", "indent", "line"))
+    before, indent, blank, line = (
+        list(ids[f"{name}_ids"]) for name in ("before", "indent", "blank", "line")
+    )
     every = [one for group in thoughts.values() for one in group]
-    texts = [line, *([*indent, *one["ids"], *line] for one in every)]
-    rollout = continuation_rows([before] * len(texts), texts)
-    rollout.group_B.zero_()  # rows of one prompt
+    betweens = [blank, *([*indent, *one["ids"], *blank] for one in every)]
+    rows = len(betweens)
+    rollout = continuation_rows([before] * rows, betweens, [line] * rows)
     # the tokens of the line are the last ones of each row
-    lengths_B = torch.tensor([len(text) for text in texts])
+    starts_B = torch.tensor([len(between) for between in betweens])
     places_T = torch.arange(rollout.response_mask_BT.shape[1])
-    is_line_BT = rollout.response_mask_BT & (places_T >= lengths_B[:, None] - len(line))
+    is_line_BT = rollout.response_mask_BT & (places_T >= starts_B[:, None])
     with rollout_mode(base):
         scores = base.score(rollout, is_line_BT, temperature=1.0)
     act, *values = line_likelihoods(scores.logprobs_BT, is_line_BT).tolist()

@@ -35,11 +35,13 @@ class LineTokens:
     Args:
         before: the file before the line, with the ids that the tokenizer writes in front.
         indent: the white space in front of the line.
-        line: the line, with its indentation and its line end.
+        blank: the tokens of the line that hold white space in front of its text alone.
+        line: the other tokens of the line, with its line end.
     """
 
     before: tuple[int, ...]
     indent: tuple[int, ...]
+    blank: tuple[int, ...]
     line: tuple[int, ...]
 
 
@@ -82,7 +84,8 @@ class CodeLines(CodePrompts):
     put together, so the tokens of a line are the same behind a thought and without one.
 
     Rewards get the columns `file`, `number`, `indentation` and `line`. Encoded rows also have
-    `before_ids`, `indent_ids` and `line_ids`.
+    `before_ids`, `indent_ids`, `blank_ids` and `line_ids`: the file, the indentation, and the line,
+    whose tokens of white space in front of its text stand apart.
 
     Files that do not parse, are indented by tabs or cannot be read, and lines that do not fit are
     left out; their numbers are printed. Whether a file is held out depends on a hash of its text.
@@ -250,7 +253,7 @@ class CodeLines(CodePrompts):
 
     def _length(self, row: PromptRow, tokens: CodeTokens) -> int:
         ids = line_tokens(row, tokens)
-        return len(ids.before) + len(ids.indent) + len(ids.line)
+        return len(ids.before) + len(ids.indent) + len(ids.blank) + len(ids.line)
 
     def _fitting(
         self, rows: Sequence[PromptRow], tokens: CodeTokens, skipped: Counter[str]
@@ -286,6 +289,7 @@ class CodeLines(CodePrompts):
             columns = {
                 "before_ids": parts.before,
                 "indent_ids": parts.indent,
+                "blank_ids": parts.blank,
                 "line_ids": parts.line,
             }
             encoded.append(replace(row, extra={**row.extra, **columns}))
@@ -305,5 +309,5 @@ def line_tokens(row: PromptRow, tokens: CodeTokens) -> LineTokens:
     return LineTokens(
         (*tokens.frame, *tokens.pieces(pieces_of(before))),
         tokens.piece(indent),
-        tokens.piece(row.extra["line"]),
+        *tokens.split_blank(row.extra["line"]),
     )

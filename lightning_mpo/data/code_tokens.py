@@ -31,11 +31,11 @@ class CodeTokens:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.encoder = TextEncoder(tokenizer)
+        self.encoder, self._tokenizer = TextEncoder(tokenizer), tokenizer
         self._known: dict[str, tuple[int, ...]] = {}
         try:
             ids = [i for piece in pieces_of(TRIED) for i in self.piece(piece)]
-            text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+            text = self.decode(ids)
         except UserError:  # an alphabet without these characters
             return
         if text != TRIED:
@@ -64,6 +64,21 @@ class CodeTokens:
             ids = self.encoder.encode(text, PromptRow(text, ""))
             self._known[text] = tuple(ids[len(self.frame) :])
         return self._known[text]
+
+    def split_blank(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the tokens in front that hold white space alone, and the other tokens of a piece.
+
+        A tokenizer may write the last blank of an indentation into the token of the first word.
+        """
+        ids = self.piece(text)
+        for count in range(len(ids), 0, -1):
+            if not self.decode(ids[:count]).strip():
+                return ids[:count], ids[count:]
+        return (), ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens."""
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def pieces(self, texts: Sequence[str]) -> list[int]:
         """Return the tokens of several pieces, one after the other."""

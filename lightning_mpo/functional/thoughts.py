@@ -39,11 +39,13 @@ def thought_rewards(
     *,
     cost: float,
     penalty: float = 0.0,
+    relative: bool = False,
 ) -> Tensor:
     """Compute the reward of thoughts and of acts without one.
 
         r = L(a | s, z) - c·1[z is a thought]        ([S]; docs/ra3.md)
         r = L(a | s) - c - penalty                   of a thought that cannot be used [I]
+        r - L(a | s)                                 relative: the gain over an act [I]
 
     Args:
         thought_B: Log-likelihood of the line behind each thought, shape ``[B]``; read for usable
@@ -53,6 +55,7 @@ def thought_rewards(
         usable_B: Which of them can be used, bool, shape ``[B]``.
         cost: c, in the unit of the log-likelihoods.
         penalty: Subtracted for a thought that cannot be used.
+        relative: Return gains over acts.
 
     Returns:
         Rewards, shape ``[B]``.
@@ -69,4 +72,5 @@ def thought_rewards(
     likelihood_B = torch.where(thinks_B & usable_B, thought_B, act_B)
     # bool times float is float32, which would round the cost
     thinks_B, unusable_B = (mask_B.to(act_B.dtype) for mask_B in (thinks_B, thinks_B & ~usable_B))
-    return likelihood_B - cost * thinks_B - penalty * unusable_B
+    rewards_B = likelihood_B - cost * thinks_B - penalty * unusable_B
+    return rewards_B - act_B if relative else rewards_B

@@ -27,7 +27,8 @@ class NextLineLikelihood(ReferenceReward):
         r = L(a | s, z) - c·1[z is a thought]     [S] (docs/ra3.md)
 
     L is taken under the frozen reference, on token ids: those before the line, those of the thought
-    as sampled, and those of the line. An empty response is an act without a thought. A thought is a
+    as sampled, and those of the line. Tokens of its indentation are given and not counted, as a
+    thought stands at the column of the line and would give it away [I]. An empty response is an act without a thought. A thought is a
     comment line that ends within its length. One that copies the line, ends too late or is no
     comment is not used: its response earns the log-likelihood without a thought, less the cost and
     `penalty`. The data must be `CodeLines`.
@@ -38,6 +39,8 @@ class NextLineLikelihood(ReferenceReward):
         overlap: a thought with this share of the line's runs of words or more is a copy.
         run: words of a run.
         penalty: subtracted for a thought that is not used.
+        relative: subtract L(a | s) from each reward, so that an act has 0 and a thought its gain.
+            Advantages relative to the mean of a group stay the same.
         weight: factor of this reward in the sum.
 
     Raises:
@@ -51,6 +54,7 @@ class NextLineLikelihood(ReferenceReward):
         overlap: float = 0.5,
         run: int = 3,
         penalty: float = 0.0,
+        relative: bool = False,
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight)
@@ -58,7 +62,7 @@ class NextLineLikelihood(ReferenceReward):
         within("NextLineLikelihood", "(0, 1]", overlap=overlap)
         at_least("NextLineLikelihood", 1, run=run)
         self.cost, self.total, self.penalty = cost, total, penalty
-        self.overlap, self.run = overlap, run
+        self.overlap, self.run, self.relative = overlap, run, relative
 
     def check_columns(self, columns: Sequence[str]) -> None:
         _check_columns(self, columns)
@@ -67,22 +71,25 @@ class NextLineLikelihood(ReferenceReward):
         rows = [completion.row for completion in completions]
         thoughts = [self._usable(completion) for completion in completions]
         # each context once: equal responses to a prompt have equal rewards
-        pairs = [(_without(row), tuple(row["line_ids"])) for row in rows]
-        behind = [
-            pair if ids is None else ((*pair[0], *row["indent_ids"], *ids), pair[1])
-            for pair, ids, row in zip(pairs, thoughts, rows, strict=True)
+        acts = [
+            (tuple(row["before_ids"]), tuple(row["blank_ids"]), tuple(row["line_ids"]))
+            for row in rows
         ]
-        likelihood = self._likelihoods(
-            sorted({*pairs, *behind})
-        )  # contexts of a prompt: neighbours
+        behind = [
+            act if ids is None else (act[0], (*row["indent_ids"], *ids, *act[1]), act[2])
+            for act, ids, row in zip(acts, thoughts, rows, strict=True)
+        ]
+        # those of one prompt stand next to each other
+        likelihood = self._likelihoods(sorted({*acts, *behind}))
         # rewards
         rewards_B = thought_rewards(
-            torch.tensor([likelihood[pair] for pair in behind], dtype=torch.float64),
-            torch.tensor([likelihood[pair] for pair in pairs], dtype=torch.float64),
+            torch.tensor([likelihood[parts] for parts in behind], dtype=torch.float64),
+            torch.tensor([likelihood[parts] for parts in acts], dtype=torch.float64),
             torch.tensor([is_thought(completion) for completion in completions]),
             torch.tensor([ids is not None for ids in thoughts]),
             cost=self.cost,
             penalty=self.penalty,
+            relative=self.relative,
         )
         return list(rewards_B.tolist())
 
@@ -107,13 +114,11 @@ class NextLineLikelihood(ReferenceReward):
             return None
         return completion.text.partition("\n")[0].rstrip()
 
-    def _likelihoods(self, pairs: Sequence[Any]) -> dict[Any, float]:
-        """Return the log-likelihood of each line behind its context."""
-        logprobs_BT, mask_BT = self.connected().continuations(
-            [context for context, _ in pairs], [line for _, line in pairs]
-        )
+    def _likelihoods(self, parts: Sequence[Any]) -> dict[Any, float]:
+        """Return the log-likelihood of each line behind a prompt and the tokens between."""
+        logprobs_BT, mask_BT = self.connected().continuations(*zip(*parts, strict=True))
         values_B: Tensor = line_likelihoods(logprobs_BT, mask_BT, total=self.total)
-        return dict(zip(pairs, values_B.tolist(), strict=True))
+        return dict(zip(parts, values_B.tolist(), strict=True))
 
 
 class Thinks(Reward):
@@ -196,11 +201,6 @@ def _runs(text: str, run: int) -> set[tuple[str, ...]]:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text)
-
-
-def _without(row: Any) -> tuple[int, ...]:
-    """Return the ids before a line."""
-    return tuple(row["before_ids"])
 
 
 def _check_columns(reward: Reward, columns: Sequence[str]) -> None:

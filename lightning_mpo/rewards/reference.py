@@ -26,27 +26,29 @@ class Reference:
     device: torch.device
 
     def continuations(
-        self, contexts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[Sequence[int]],
+        betweens: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
     ) -> tuple[Tensor, Tensor]:
-        """Return log-probs of texts behind their contexts, all given as token ids.
+        """Return log-probs of texts behind a prompt and what stands between, all as token ids.
 
-        A context that begins another one is computed once for both.
+        Rows with one prompt share its forward pass.
 
         Args:
-            contexts: ids in front of each text.
+            prompts: ids in front of each row.
+            betweens: ids between a prompt and its text; may be empty.
             texts: ids of each text.
 
         Returns:
             Log-probs in nats, 0 outside of texts, and the mask of the texts, each `[B, T]`.
         """
-        rollout = continuation_rows(contexts, texts)
+        rollout = continuation_rows(prompts, betweens, texts)
         scored_BU = self.score(to_device(rollout, self.device)).cpu()
-        # of the scored tokens, which begin behind the shared context, keep those of the text
-        stops = rollout.response_mask_BT.sum(1).tolist()
         logprobs_BT = torch.zeros(len(texts), max(map(len, texts)))
         mask_BT = torch.zeros(logprobs_BT.shape, dtype=torch.bool)
-        for b, (text, stop) in enumerate(zip(texts, stops, strict=True)):
-            logprobs_BT[b, : len(text)] = scored_BU[b, stop - len(text) : stop]
+        for b, (between, text) in enumerate(zip(betweens, texts, strict=True)):
+            logprobs_BT[b, : len(text)] = scored_BU[b, len(between) : len(between) + len(text)]
             mask_BT[b, : len(text)] = True
         return logprobs_BT, mask_BT
 
@@ -74,23 +76,23 @@ class ReferenceReward(Reward):
         return self.reference
 
 
-def continuation_rows(contexts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> Rollout:
-    """Return rows that end with the texts, in groups of one prompt.
+def continuation_rows(
+    prompts: Sequence[Sequence[int]],
+    betweens: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+) -> Rollout:
+    """Return rows whose responses are the tokens between and those of the text.
 
-    The prompt of a row is the shortest of the contexts that begins its context. The response is the
-    rest of the context and the text. So a policy that shares prompts computes each of them once.
+    Rows of one prompt are a group, so a policy that shares prompts computes it once.
 
     Args:
-        contexts: ids in front of each text.
+        prompts: ids in front of each row.
+        betweens: ids between a prompt and its text.
         texts: ids of each text.
     """
-    prompts = shortest_beginnings(contexts)
-    groups = {prompt: group for group, prompt in enumerate(dict.fromkeys(prompts))}
-    rests = [
-        (*context[len(prompt) :], *text)
-        for context, prompt, text in zip(contexts, prompts, texts, strict=True)
-    ]
-    B = len(contexts)
+    rests = [(*between, *text) for between, text in zip(betweens, texts, strict=True)]
+    groups = {prompt: group for group, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    B = len(prompts)
     S, T = max(map(len, prompts)), max(map(len, rests))
     tokens_BL = torch.zeros(B, S + T, dtype=torch.long)
     attention_mask_BL = torch.zeros(B, S + T, dtype=torch.bool)
@@ -102,23 +104,7 @@ def continuation_rows(contexts: Sequence[Sequence[int]], texts: Sequence[Sequenc
         tokens_BL=tokens_BL,
         attention_mask_BL=attention_mask_BL,
         response_mask_BT=attention_mask_BL[:, S:],
-        group_B=torch.tensor([groups[prompt] for prompt in prompts]),
+        group_B=torch.tensor([groups[tuple(prompt)] for prompt in prompts]),
         behaviour_logprobs_BT=torch.zeros(B, T),
         finish_B=torch.full((B,), int(Finish.STOP)),
     )
-
-
-def shortest_beginnings(rows: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Return for each row the shortest of the rows that begins it.
-
-    >>> shortest_beginnings([[1, 2, 3], [4], [1, 2]])
-    [(1, 2), (4,), (1, 2)]
-    """
-    distinct = sorted({tuple(row) for row in rows})  # a beginning comes before its rows
-    shortest: dict[tuple[int, ...], tuple[int, ...]] = {}
-    first: tuple[int, ...] | None = None
-    for row in distinct:
-        if first is None or row[: len(first)] != first:
-            first = row
-        shortest[row] = first
-    return [shortest[tuple(row)] for row in rows]

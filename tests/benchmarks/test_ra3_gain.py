@@ -70,12 +70,13 @@ def test_gains_are_those_of_a_naive_loop(policy, data, corpus):
     before = row.row.prompt.removesuffix(indent)
     assert before
     assert "count the names" not in before.splitlines()[-1]
-    act = naive(policy, before, line)
+    text = line.removeprefix(indent)  # the indentation is given
+    act = naive(policy, before + indent, text)
     assert measured["likelihood"] == pytest.approx(act, abs=1e-4)
-    assert measured["tokens"] == len(line)
+    assert measured["tokens"] == len(text)
     for source, group in given.items():
         for one, result in zip(group, measured["thoughts"][source], strict=True):
-            behind = naive(policy, f"{before}{indent}{one['text']}\n", line)
+            behind = naive(policy, f"{before}{indent}{one['text']}\n{indent}", text)
             assert result["gain"] == pytest.approx(behind - act, abs=1e-4)
             assert abs(behind - act) > 1e-3, "the check compares something"
 

@@ -52,11 +52,14 @@ def test_ids_are_those_of_the_pieces(folder, tokenizer):
     data.connect(tokenizer)
     batch = data.prompts(0, 8)
     for row, ids, mask in zip(batch.rows, batch.input_ids_PS, batch.attention_mask_PS, strict=True):
-        before, indent, line = (row.extra[f"{name}_ids"] for name in ("before", "indent", "line"))
+        before, indent, blank, line = (
+            row.extra[f"{name}_ids"] for name in ("before", "indent", "blank", "line")
+        )
         assert ids[mask].tolist() == [*before, *indent]
+        assert len(blank) == len(row.extra["indentation"]), "a blank is a token"
         assert not mask[: int((~mask).sum())].any(), "padded on the left"
         assert tokenizer.decode(ids[mask]) == row.prompt
-        assert tokenizer.decode(list(line)) == row.extra["line"]
+        assert tokenizer.decode([*blank, *line]) == row.extra["line"]
     again = lines(folder)
     again.connect(tokenizer)
     assert torch.equal(again.prompts(0, 8).input_ids_PS, batch.input_ids_PS)

@@ -83,11 +83,13 @@ def test_acts_and_thoughts_against_the_networks_own_logits(policy, data, total):
     values = reward.score(completions)
     for done, value in zip(completions, values, strict=True):
         row = done.row
-        before = done.prompt.removesuffix(row["indentation"])
+        # the indentation is given: one character is one token
+        indent, line = row["indentation"], row["line"].removeprefix(row["indentation"])
         if done.text.strip():
-            expected = likelihood(policy, done.prompt + done.text, row["line"], total) - 0.07
+            before = done.prompt + done.text + indent
+            expected = likelihood(policy, before, line, total) - 0.07
         else:  # an act: the likelihood of the line alone
-            expected = likelihood(policy, before, row["line"], total)
+            expected = likelihood(policy, done.prompt, line, total)
         assert value == pytest.approx(expected, abs=1e-5 * (50 if total else 1))
     assert values[0] == values[3], "equal responses of a group have exactly equal rewards"
     assert connected(Thinks(), policy).score(completions)[:4] == [0, 1, 1, 0]
@@ -133,24 +135,42 @@ def test_share_of_copied_runs(thought, line, run, share):
 
 
 def test_rows_of_continuations():
-    rollout = continuation_rows([[1, 2, 3], [4]], [[5], [6, 7]])
+    rollout = continuation_rows([[1, 2, 3], [4]], [[], []], [[5], [6, 7]])
     assert rollout.tokens_BL.tolist() == [[1, 2, 3, 5, 0], [0, 0, 4, 6, 7]]
     assert rollout.attention_mask_BL.int().tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
     assert rollout.response_mask_BT.int().tolist() == [[1, 0], [1, 1]]
     assert rollout.group_B.tolist() == [0, 1]
 
 
-def test_contexts_that_begin_alike_share_their_prompt():
-    """The third context begins the first one; the second differs in its last id."""
-    rollout = continuation_rows([[1, 2, 3], [1, 4], [1, 2]], [[5], [6], [7, 8]])
-    assert rollout.tokens_BL.tolist() == [[1, 2, 3, 5], [1, 4, 6, 0], [1, 2, 7, 8]]
-    assert rollout.response_mask_BT.int().tolist() == [[1, 1], [1, 0], [1, 1]]
+def test_rows_of_one_prompt_are_a_group_and_texts_alone_are_returned():
+    parts = [[1, 2], [1, 4], [1, 2]], [[3], [], [9, 8]], [[5], [6], [7, 7]]
+    rollout = continuation_rows(*parts)
+    assert rollout.tokens_BL.tolist() == [
+        [1, 2, 3, 5, 0, 0],
+        [1, 4, 6, 0, 0, 0],
+        [1, 2, 9, 8, 7, 7],
+    ]
+    assert rollout.response_mask_BT.sum(1).tolist() == [2, 1, 4]
     assert rollout.group_B.tolist() == [0, 1, 0]
-    # of the response, the text alone is returned
     reference = Reference(lambda rows: -rows.responses_BT.float(), CPU)
-    logprobs, mask = reference.continuations([[1, 2, 3], [1, 4], [1, 2]], [[5], [6], [7, 8]])
-    assert logprobs.tolist() == [[-5, 0], [-6, 0], [-7, -8]]
+    logprobs, mask = reference.continuations(*parts)
+    assert logprobs.tolist() == [[-5, 0], [-6, 0], [-7, -7]]
     assert mask.int().tolist() == [[1, 0], [1, 0], [1, 1]]
+
+
+def test_relative_rewards_are_gains_over_an_act(policy, data):
+    rows = data.prompts(0, 3).rows
+    texts = ["\n", "# add one\n", "x = 1\n", "# then work\n"]
+    completions = [completion(row, text, policy) for row in rows for text in texts]
+    plain, gains = (
+        torch.tensor(
+            connected(NextLineLikelihood(cost=0.07, relative=relative), policy).score(completions)
+        ).view(3, 4)
+        for relative in (False, True)
+    )
+    assert (gains[:, 0] == 0).all()
+    torch.testing.assert_close(gains, plain - plain[:, :1])
+    torch.testing.assert_close(gains[:, 2], torch.full((3,), -0.07))
 
 
 def test_there_is_no_policy(data, policy):
@@ -276,10 +296,11 @@ def test_an_e_step_with_a_tiny_model(data, policy, tmp_path, lora):
     # after an update the reference is still the model at the start
     rows = data.prompts(1, 2).rows
     before, lines = ([row.extra[f"{name}_ids"] for row in rows] for name in ("before", "line"))
-    found, mask = loop.rewards[0].reference.continuations(before, lines)
-    expected, _ = connected(NextLineLikelihood(), policy).reference.continuations(before, lines)
+    parts = before, [()] * len(before), lines
+    found, mask = loop.rewards[0].reference.continuations(*parts)
+    expected, _ = connected(NextLineLikelihood(), policy).reference.continuations(*parts)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    moved = module.policy.score(continuation_rows(before, lines), mask, temperature=1.0)
+    moved = module.policy.score(continuation_rows(*parts), mask, temperature=1.0)
     assert not torch.allclose(moved.logprobs_BT, expected, atol=1e-5)
 
 
