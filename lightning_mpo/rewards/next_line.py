@@ -28,10 +28,11 @@ class NextLineLikelihood(ReferenceReward):
 
     L is taken under the frozen reference, on token ids: those before the line, those of the thought
     as sampled, and those of the line. Tokens of its indentation are given and not counted, as a
-    thought stands at the column of the line and would give it away [I]. An empty response is an act without a thought. A thought is a
-    comment line that ends within its length. One that copies the line, ends too late or is no
-    comment is not used: its response earns the log-likelihood without a thought, less the cost and
-    `penalty`. The data must be `CodeLines`.
+    thought stands at the column of the line and would give it away [I].
+
+    An empty response is an act without a thought. A thought is a comment line that ends within its
+    length. One that copies the line, ends too late or is no comment is not used: its response earns
+    the log-likelihood without a thought, less the cost and `penalty`. The data must be `CodeLines`.
 
     Args:
         cost: c, nats per token of the line; with `total` nats.
