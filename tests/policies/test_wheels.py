@@ -6,6 +6,7 @@ import copy
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,6 +190,37 @@ def test_a_disk_that_a_download_fills_is_one_line(
     with pytest.raises(UserError, match=r"the disk of .*models is full"):
         resolve(source)
     assert left(cache) == [".tied.lock"]
+
+
+def test_two_processes_at_once_convert_once(
+    source: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both begin while no model is there; the second one waits for the lock and takes the folder."""
+    convert, begun, other = wheels.convert, tmp_path / "begun", tmp_path / "other"
+
+    def slow(*arguments: Any) -> None:
+        with begun.open("a") as file:
+            file.write("one conversion\n")
+        while not other.exists():  # the other process is about to ask for the model
+            time.sleep(0.01)
+        time.sleep(0.2)
+        convert(*arguments)
+
+    monkeypatch.setattr(wheels, "convert", slow)
+    child = os.fork()
+    if not child:
+        try:
+            resolve(source)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    while not begun.exists():
+        time.sleep(0.01)
+    other.touch()
+    folder = resolve(source)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert begun.read_text() == "one conversion\n"
+    assert left(cache) == [".tied.lock", folder.name]
 
 
 def test_a_killed_conversion_is_taken_for_nothing(
