@@ -4,6 +4,7 @@ from lightning_mpo.data.arithmetic import Arithmetic, ForgetfulMultiplication, M
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.data.chunking import Delimiters, Splitter, WrittenParts
 from lightning_mpo.data.code_lines import CodeLines
+from lightning_mpo.data.code_windows import CodeWindows
 from lightning_mpo.data.commented_lines import CommentedLines
 from lightning_mpo.data.competitions import Aime, Amc, Math500, MathProblems
 from lightning_mpo.data.countdown import Countdown
@@ -28,6 +29,7 @@ __all__ = [
     "Amc",
     "Arithmetic",
     "CodeLines",
+    "CodeWindows",
     "CommentedLines",
     "Countdown",
     "Curriculum",

@@ -11,7 +11,8 @@ import ast
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,77 @@ def strip_folder(folder: Path, to: Path) -> Annotated:
         target.write_bytes(restored)
         thoughts += len(entry["lines"])
     return Annotated(len(listed), thoughts)
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A file without its thoughts, and the thoughts.
+
+    Args:
+        name: path below the folder of its corpus.
+        text: the file without thoughts.
+        thoughts: text of each thought, with its `#`, by the position in `text` of the line behind
+            it, counted from 0.
+    """
+
+    name: str
+    text: str
+    thoughts: dict[int, str]
+
+
+@dataclass(frozen=True)
+class ReadCorpus:
+    """Usable files in the order of their names, and the number of others by reason."""
+
+    files: list[ReadFile]
+    skipped: Counter[str]
+
+
+def read_annotated(paths: Sequence[str], max_files: int | None = None) -> ReadCorpus:
+    """Read files, and take thoughts out of those in a folder that `annotate` wrote.
+
+    Args:
+        paths: as for `CodeLines`.
+        max_files: most usable files, chosen by a hash of their names; None: all.
+
+    Raises:
+        UserError: there is no usable file, or an annotated one has changed since.
+    """
+    files: list[ReadFile] = []
+    skipped, folders = Counter[str](), dict[Path, dict[str, Any]]()
+    for path, name, file in read_paths(paths, max_files):
+        if isinstance(file, str):
+            skipped[file] += 1
+            continue
+        added = _added_lines(path, folders)
+        at = set(added)
+        plain = [line for i, line in enumerate(file.lines) if i not in at]
+        # the line behind a thought, where no thought is counted
+        thoughts = {i - n: file.lines[i].strip() for n, i in enumerate(added)}
+        files.append(ReadFile(name, "".join(plain), thoughts))
+    if not files:
+        raise UserError(
+            f"none of {skipped.total()} Python files in {', '.join(map(repr, paths))} can be used "
+            f"({describe_skipped(skipped)})"
+        )
+    return ReadCorpus(sorted(files, key=lambda file: file.name), skipped)
+
+
+def _added_lines(path: Path, folders: dict[Path, dict[str, Any]]) -> list[int]:
+    """Return the positions of thoughts in a file, ascending; none outside of annotated folders.
+
+    Args:
+        path: of the file.
+        folders: entries of the side files that were read; a folder without one has none.
+    """
+    for folder in path.parents:
+        if folder not in folders:
+            folders[folder] = read_side_file(folder) if (folder / SIDE_FILE).is_file() else {}
+        entry = folders[folder].get(path.relative_to(folder).as_posix())
+        if entry is not None:
+            _unchanged(folder, path.relative_to(folder).as_posix(), entry["sha256"])
+            return sorted(entry["lines"])
+    return []
 
 
 def read_side_file(folder: Path) -> dict[str, Any]:

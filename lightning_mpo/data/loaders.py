@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_mpo.data.levels import Levels
@@ -39,6 +40,17 @@ class PromptLoaders(L.LightningDataModule, ABC):
     @abstractmethod
     def encode(self, rows: Sequence[PromptRow]) -> PromptBatch:
         """Tokenise prompts and pad them on the left."""
+
+    def token_parts(self, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
+        """Return parts of the tokens of `solutions` whose means validation logs apart.
+
+        Args:
+            rows: of a batch.
+
+        Returns:
+            Masks by name, bool, shape `[B, T]`; none by default.
+        """
+        return {}
 
     def train_dataloader(self) -> Any:
         """Return the loader of the LightningModule, which only has a length.

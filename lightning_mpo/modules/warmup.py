@@ -134,8 +134,17 @@ class SupervisedWarmup(Stage):
             position = batch_idx, self.trainer.global_rank
             generator = generator_of(self.data.seed, Stream.DEMONSTRATE_HELD_OUT, *position)
             numbers_BX = self.likelihood.numbers(len(rows), generator)
-        loss = self._loss(rows, numbers_BX)
+        logprobs_BT, mask_BT = self._logprobs(rows, numbers_BX)
+        loss = -logprobs_BT.sum() / mask_BT.sum()
         self.log("val/loss", loss, prog_bar=True, batch_size=len(rows), sync_dist=True)
+        # means over parts of the tokens, such as code without thoughts
+        for name, part_BT in self.data.token_parts(rows).items():
+            part_BT = part_BT.to(self.device)
+            count = int(part_BT.sum())
+            mean = -(logprobs_BT * part_BT).sum() / max(count, 1)
+            self.log(f"val/{name}_nats", mean, batch_size=count, sync_dist=True)
+            total = float(count)
+            self.log(f"val/{name}_tokens", total, reduce_fx="sum", batch_size=1, sync_dist=True)
 
     @property
     def _canvas(self) -> int | None:
@@ -143,13 +152,20 @@ class SupervisedWarmup(Stage):
 
     def _loss(self, rows: list[PromptRow], numbers_BX: Tensor | None = None) -> Tensor:
         """Return the loss of demonstrations; `numbers_BX` choose the tokens that are hidden."""
+        logprobs_BT, mask_BT = self._logprobs(rows, numbers_BX)
+        return -logprobs_BT.sum() / mask_BT.sum()
+
+    def _logprobs(
+        self, rows: list[PromptRow], numbers_BX: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return log-probs of the tokens of demonstrations, and their mask, each `[B, T]`."""
         solutions = self.data.solutions(rows, self._canvas)
         if self.likelihood is not None and numbers_BX is not None:
             solutions = self.likelihood.hide(solutions, numbers_BX)
         solutions = to_device(solutions, self.device)
         mask_BT = solutions.response_mask_BT
         scores = self.policy.score(solutions, mask_BT, temperature=1.0)
-        return -scores.logprobs_BT.sum() / mask_BT.sum()
+        return scores.logprobs_BT, mask_BT
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep_trained(checkpoint, self.policy)

@@ -73,7 +73,7 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     **reward_numbers.REQUIRED,
     "AdaptiveCoefficient": lambda: {"target": 0.1},
     "CausalPolicy": lambda: {"source": "folder"},
-    **{name: lambda: {"paths": ["stdlib"]} for name in ("CodeLines", "CommentedLines")},
+    **dict.fromkeys(("CodeLines", "CodeWindows", "CommentedLines"), lambda: {"paths": ["stdlib"]}),
     "ConstantLength": lambda: {"length": 8},
     "DiffusionSampler": lambda: {"block": 8},
     "EntropySegmenter": lambda: {"quantile": 0.5},
