@@ -88,6 +88,7 @@ class Export(L.Callback):
                 source.max_new_tokens,
                 pl_module.objective.support,
                 source.sampler,
+                tuple(source.stop),
             ),
             origin=Origin(
                 read_yaml(run / "config.yaml"),

@@ -9,12 +9,14 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_mpo.callbacks.kl import KLTracking
 from lightning_mpo.callbacks.report import Report
+from lightning_mpo.callbacks.rollout import RolloutLoop
 from lightning_mpo.checks import at_least, within
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.hooks import RolloutCallback
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.policies.loaded import LoadedPolicy
+from lightning_mpo.rewards.reference import ReferenceReward
 
 
 class ReferenceUpdate(RolloutCallback):
@@ -52,8 +54,21 @@ class ReferenceUpdate(RolloutCallback):
         """The rollout before which the reference last moved; 0: it is still the first one."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # something must use the reference
+        # rewards are against the policy at the start
         callbacks = callbacks_of(trainer)
+        rewards = [
+            reward
+            for callback in callbacks
+            if isinstance(callback, RolloutLoop)
+            for reward in callback.rewards
+            if isinstance(reward, ReferenceReward)
+        ]
+        if rewards:
+            raise UserError(
+                f"`{rewards[0].title}` reads log-probs of the policy at the start of the run, and "
+                "`ReferenceUpdate` would move them: leave `ReferenceUpdate` out of the callbacks"
+            )
+        # something must use the reference
         if not isinstance(pl_module, PolicyOptimization) or not (
             pl_module.keep_reference
             or any(isinstance(callback, KLTracking | Report) for callback in callbacks)

@@ -191,6 +191,7 @@ def sampling_of(cli: Reader) -> Sampling:
         max_new_tokens=rollout.max_new_tokens if rollout else canvas,
         support=getattr(getattr(cli.model, "objective", None), "support", None),
         sampler=rollout.sampler if rollout else None,
+        stop=tuple(rollout.stop) if rollout else (),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def _sampling(sampling: Sampling, policy: LoadedPolicy) -> dict[str, Any]:
     facts = {
         "temperature": f"{sampling.temperature:g}",
         "max_new_tokens": sampling.max_new_tokens,
+        "stop": [json.dumps(token, ensure_ascii=False) for token in sampling.stop],
         "unsaid_support": None if complete else type(sampling.support).__name__,
         "masked": None,
     }

@@ -54,6 +54,8 @@ class Sampling:
     support: Support | None = None
     sampler: Sampler | None = None
     """Of the run; a masked policy uses its blocks and steps."""
+    stop: tuple[int | str, ...] = ()
+    """`rollout.stop`: tokens that end a response. Texts are written, ids cannot be."""
 
     def options(self) -> dict[str, Any]:
         """Return the options of transformers; a support that they cannot express is left out."""
@@ -66,15 +68,21 @@ class Sampling:
             "top_k": top_k,
             "top_p": 1.0,
             "max_new_tokens": self.max_new_tokens,
+            "stop_strings": [text for text in self.stop if isinstance(text, str)] or None,
         }
+
+    def barred(self, policy: LoadedPolicy) -> list[int] | None:
+        """Return the ids that `AllowedTokens` bars, which no step samples; None: there are none."""
+        if self.support is None or not self.support.fixed.bars:
+            return None
+        return list(self.support.fixed.barred(policy.token_texts, policy.end_tokens))
 
     @property
     def is_complete(self) -> bool:
-        """True if `options` describes the sampling completely."""
+        """True if `options` and `barred` describe the support completely."""
         if self.support is None:
             return True
-        known = isinstance(self.support, FullVocabulary) or self.options()["top_k"] > 0
-        return known and not self.support.fixed.bars
+        return isinstance(self.support, FullVocabulary) or self.options()["top_k"] > 0
 
 
 def check_target(folder: Path, overwrite: bool, remedy: str) -> None:
@@ -204,5 +212,6 @@ def generation_config(policy: LoadedPolicy, sampling: Sampling) -> GenerationCon
         eos_token_id=ends,
         pad_token_id=pad,
         bos_token_id=tokenizer.bos_token_id,
+        suppress_tokens=sampling.barred(policy),
         **sampling.options(),
     )

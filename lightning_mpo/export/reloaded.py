@@ -37,15 +37,18 @@ class Reloaded:
         from transformers import GenerationConfig
 
         prompt, limit = prompt_of(rollout, b), rollout.response_mask_BT.shape[1]
+        options = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=limit,
+            eos_token_id=self.generation.eos_token_id,
+            pad_token_id=self.generation.pad_token_id,
+        )
+        # barred ids and texts that stop are of the folder's options, which would be added
+        self.network.generation_config = options
         output = self.network.generate(
             input_ids=prompt[None],
             attention_mask=torch.ones_like(prompt)[None],
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=limit,
-                eos_token_id=self.generation.eos_token_id,
-                pad_token_id=self.generation.pad_token_id,
-            ),
+            generation_config=options,
         )
         return output[0, len(prompt) :].tolist()
 

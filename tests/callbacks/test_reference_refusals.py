@@ -14,6 +14,7 @@ from lightning_mpo.modules import PolicyOptimization
 from lightning_mpo.modules.warmup import SupervisedWarmup
 from lightning_mpo.objective.kl import ConstantCoefficient, KLPenalty
 from lightning_mpo.policies import CausalPolicy
+from lightning_mpo.rewards.reference import ReferenceReward
 from tests.support.runs import fit, make_data, make_objective, make_policy, make_trainer
 
 
@@ -43,6 +44,24 @@ def test_a_run_without_a_reference_is_refused_before_a_model_is_loaded(tmp_path)
     trainer = make_trainer(tmp_path, [ReferenceUpdate(1), KLTracking()])
     with pytest.raises(UserError, match="nothing here asks for one"):
         trainer.fit(SupervisedWarmup(unloadable()), datamodule=make_data())
+
+
+class FromReference(ReferenceReward):
+    def score(self, completions):
+        return [0.0 for _ in completions]
+
+
+@pytest.mark.parametrize("more", [[], [KLTracking()]], ids=["alone", "with kl"])
+def test_rewards_against_the_start_of_the_run_keep_their_reference(tmp_path, more):
+    message = "`FromReference` reads log-probs of the policy at the start of the run, and `Refer"
+    with pytest.raises(UserError, match=message) as caught:
+        fit(
+            tmp_path,
+            rollout={"rewards": [FromReference()]},
+            callbacks=[*more, ReferenceUpdate(1)],
+            policy=unloadable(),
+        )
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

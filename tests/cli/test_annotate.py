@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 
 import pytest
+import torch
 import yaml
 
 from lightning_mpo.cli.main import main
-from tests.support.code_corpus import CHARACTERS, write_corpus
+from lightning_mpo.data.code_files import read_paths
+from tests.support.code_corpus import CHARACTERS, tiny, write_corpus
 
 SMALL = {"hidden_size": 16, "layers": 1, "heads": 2, "max_length": 1024, "characters": CHARACTERS}
 RUN = {
@@ -51,6 +54,30 @@ def test_an_e_step_annotates_and_strips(tmp_path, monkeypatch, capfd):
     assert (tmp_path / "again" / "thoughts.json").read_bytes() == (
         tmp_path / "out" / "thoughts.json"
     ).read_bytes()
+
+
+@pytest.mark.slow
+def test_200_files_of_the_standard_library_come_back_byte_for_byte(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    policy = tiny()
+    torch.manual_seed(0)
+    policy.build(device=torch.device("cpu"), reference=False)
+    state = {f"policy.{name}": value for name, value in policy.state_dict().items()}
+    torch.save({"state_dict": state, "global_step": 0}, tmp_path / "last.ckpt")
+    # few lines; one of 96 characters ends a thought, so about a fifth of them ends in time
+    data = {"paths": ["stdlib"], "max_files": 200, "min_characters": 60, "max_prompt_tokens": 64}
+    rollout = {"max_new_tokens": 24}
+    run = RUN | {"data": {"init_args": RUN["data"]["init_args"] | data}, "rollout": rollout}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    options = ["-c", "run.yaml", "--checkpoint", "last.ckpt", "--batch", "128"]
+    assert main(["annotate", *options, "--to", "out"]) == 0
+    printed = capfd.readouterr().out
+    assert int(re.search(r"([\d,]+) thoughts", printed)[1].replace(",", "")) > 100
+    assert main(["annotate", "--strip", "out", "--to", "back"]) == 0
+    read = read_paths(["stdlib"], 200)
+    assert sum(not isinstance(file, str) for _, _, file in read) == 200
+    for path, name, _ in read:
+        assert (tmp_path / "back" / name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,16 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_mpo.export import Origin, Sampling, export
 from lightning_mpo.export.usage import Usage, usage_of
-from lightning_mpo.objective.supports import FullVocabulary, MinP, TopK
+from lightning_mpo.objective.supports import AllowedTokens, FullVocabulary, MinP, TopK
 from lightning_mpo.policies import CausalPolicy, Lora, ParallelHeads
 from lightning_mpo.policies.checkpoints import HEADS, read_safetensors
 from lightning_mpo.scores import ScoreRequest
-from tests.support.builders import make_rollout
+from tests.support.builders import make_prompts, make_rollout
+from tests.support.code_corpus import tiny
 from tests.support.exports import PROMPTS, SAMPLING, TEMPERATURE, adapted
 
 
@@ -25,6 +27,8 @@ from tests.support.exports import PROMPTS, SAMPLING, TEMPERATURE, adapted
         (TopK(8), 8, True),
         (TopK(8, from_reference=True), 0, False),
         (MinP(), 0, False),
+        (AllowedTokens(without="0"), 0, True),
+        (TopK(3, within=AllowedTokens(without="0")), 3, True),
     ],
 )
 def test_generation_is_that_of_training(tiny_policy, tmp_path, support, top_k, whole):
@@ -43,6 +47,36 @@ def test_generation_is_that_of_training(tiny_policy, tmp_path, support, top_k, w
         0,
     )
     assert sampling.is_complete is whole
+    zero = [i for i, text in enumerate(tiny_policy().token_texts) if "0" in text]
+    assert found.suppress_tokens == (zero if support.fixed.bars else None)
+    assert len(zero) == 1
+    assert found.stop_strings is None
+
+
+def test_texts_that_stop_and_barred_ids_hold_in_generate(tmp_path):
+    """As in training: a text ends a response with its first token that contains it."""
+    policy = tiny()
+    torch.manual_seed(0)
+    policy.build(device=torch.device("cpu"), reference=False)
+    sampling = Sampling(1.0, 60, AllowedTokens(without="0123"), None, ("+", 5))
+    prompts = make_prompts([5, 3])
+    check, _ = export(policy, tmp_path / "out", "full", prompts, sampling=sampling)
+    assert not check.problems, "the comparison is of the network, without these options"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'in training one also ended with "+" or 5.' in card
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompt = tokenizer(["x=", "y="] * 20, return_tensors="pt")
+    torch.manual_seed(0)
+    ids = network.generate(**prompt, tokenizer=tokenizer)[:, 2:]
+    texts = ["".join(policy.token_texts[i] for i in row) for row in ids.tolist()]
+    assert not set("".join(texts)) & set("0123")
+    bodies = [text.partition("<pad>")[0] for text in texts]
+    assert any(body.endswith("+") for body in bodies)
+    assert not any("+" in body[:-1] for body in bodies)
+    # evaluations have rules of their own: `CausalPolicy` reads end tokens alone
+    reread = CausalPolicy(str(tmp_path / "out"))
+    assert (reread.end_tokens, reread.fixed_bar) == (policy.end_tokens, ())
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4, alpha=8)])
