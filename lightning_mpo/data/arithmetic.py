@@ -36,8 +36,7 @@ class Arithmetic(GeneratedProblems):
 
     sign: ClassVar[str] = "+"
 
-    @staticmethod
-    def _count(digits: int) -> int:
+    def _count(self, digits: int) -> int:
         """Number of problems."""
         return int((9 * 10 ** (digits - 1)) ** 2)
 
@@ -67,8 +66,7 @@ class Multiplication(Arithmetic):
 
     sign: ClassVar[str] = "*"
 
-    @staticmethod
-    def _count(digits: int) -> int:
+    def _count(self, digits: int) -> int:
         return int(9 * 10 ** (digits - 1) * 8)
 
     def draw(self, random_numbers: random.Random) -> tuple[int, int]:
@@ -86,8 +84,39 @@ class ForgetfulMultiplication(Multiplication):
     A step of a demonstration drops its carry with probability `careless_share`, independent of the
     other steps. With `n` carries to keep, a policy that imitates them is right with probability
     `(1 - careless_share)**n`. So long problems are almost never solved, and those of which most
-    steps are given often are. The arguments are those of `Arithmetic`.
+    steps are given often are.
+
+    Args:
+        digits: number of digits of the first operand.
+        careless_share: probability that a step drops its carry.
+        smallest_digit: smallest digit of both operands. From 4 on each step has a carry, so every
+            problem has n = `digits` - 1 of them. None: as in `Multiplication`.
+        kwargs: as for `GeneratedProblems`.
     """
+
+    def __init__(
+        self,
+        digits: int = 3,
+        careless_share: float = 0.0,
+        smallest_digit: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        at_least(type(self).__name__, 2, most=9, smallest_digit=smallest_digit)
+        self.smallest_digit = smallest_digit
+        super().__init__(digits, careless_share, **kwargs)
+
+    def _count(self, digits: int) -> int:
+        if self.smallest_digit is None:
+            return super()._count(digits)
+        return int((10 - self.smallest_digit) ** (digits + 1))
+
+    def draw(self, random_numbers: random.Random) -> tuple[int, int]:
+        if self.smallest_digit is None:
+            return super().draw(random_numbers)
+        *first, second = (
+            random_numbers.randint(self.smallest_digit, 9) for _ in range(self.digits + 1)
+        )
+        return int("".join(map(str, first))), second
 
     def solve(self, problem: tuple[int, int], random_numbers: random.Random) -> tuple[str, str]:
         a, b = problem

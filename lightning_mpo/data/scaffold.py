@@ -38,7 +38,8 @@ class Scaffolded(OverData):
     shuffled together. Validation rows have no scaffold. Metrics have reward and flat groups by level.
 
     A solution of fewer parts than `chunks` has fewer levels; one that cannot be cut has level 0
-    alone. Prompts over `max_prompt_tokens` are skipped. The line on the data counts all three.
+    alone. Prompts over `max_prompt_tokens` are skipped. The line on the data counts all three. If
+    no solution can be cut there is nothing to train on, and the run ends with one line.
 
     Args:
         base: the data, with solutions. Its options on texts and lengths count.
@@ -52,7 +53,8 @@ class Scaffolded(OverData):
         kwargs: as for `OverData`; a `curriculum` may read `column`.
 
     Raises:
-        UserError: an option is out of range, or belongs to this class and was given to `base`.
+        UserError: an option is out of range, or belongs to this class and was given to `base`; no
+            solution can be cut.
 
     Example:
         >>> from lightning_mpo.data import Multiplication
@@ -85,6 +87,7 @@ class Scaffolded(OverData):
         self.chunks, self.whole = chunks, whole
         self.chosen = None if levels is None else sorted(set(levels))
         self.splitter, self.opening, self.column = splitter or WrittenParts(), opening, column
+        self._parts: Counter[int] = Counter()
 
     # --- rows -------------------------------------------------------------------------------------
 
@@ -92,11 +95,22 @@ class Scaffolded(OverData):
         """Return the rows of `base`, those to train on at each level.
 
         Raises:
-            UserError: a row has no solution, or has the column of the level already.
+            UserError: a row has no solution, or has the column of the level already; no solution
+                has enough chunks.
         """
         splits = self.base.load()
         self.shots = self.base.shots
+        self._parts.clear()
         train = [row for plain in splits.train for row in self.scaffolds(plain)]
+        # a level above 0 must be there, if there is to be one
+        levels = range(self.chunks + self.whole) if self.chosen is None else self.chosen
+        least = next((level for level in levels if level), None)
+        most = max(self._parts, default=0)
+        if splits.train and least is not None and most - (not self.whole) < least:
+            raise UserError(
+                f"`Scaffolded`: no solution of {len(splits.train):,} has a level from {least} on, "
+                f"as they have at most {most} parts; set another `Scaffolded.splitter`"
+            )
         return Splits(train, splits.validation)
 
     def scaffolds(self, row: PromptRow) -> list[PromptRow]:
@@ -119,6 +133,7 @@ class Scaffolded(OverData):
                 "; name another `Scaffolded.column`, such as `scaffold`"
             )
         parts = merge_evenly(self.splitter.split(row.solution, self.chunks), self.chunks)
+        self._parts[len(parts)] += 1
         last = len(parts) if self.whole else len(parts) - 1
         return [
             self._at(row, parts, level)
@@ -175,14 +190,18 @@ class Scaffolded(OverData):
             + f" ({count - after[level]:,} skipped)" * (count > after[level])
             for level, count in sorted(before.items())
         )
-        return f"rows by level {levels}{self._uncut(before)}"
+        return f"rows by level {levels}{self._few()}"
 
-    def _uncut(self, before: Counter[int]) -> str:
-        """Return the number of rows at level 0 alone, as text; empty: there is none."""
-        alone = before[0] - before[1]
-        if self.chosen is not None or self.chunks == 1 or alone <= 0:
+    def _few(self) -> str:
+        """Return the number of solutions with few chunks, as text; empty: there is none."""
+        few = sum(count for parts, count in self._parts.items() if parts < self.chunks)
+        if not few or self.chosen == [0]:
             return ""
-        return f"; {alone:,} solutions cannot be cut and have level 0 alone"
+        uncut = f", {self._parts[1]:,} of them cannot be cut" * bool(self._parts[1])
+        return (
+            f"; {few:,} of {self._parts.total():,} solutions have fewer than {self.chunks} chunks"
+            f"{uncut}"
+        )
 
     @property
     def reported_levels(self) -> Levels:

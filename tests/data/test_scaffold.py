@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning_mpo.data import (
     PromptDataModule,
     Scaffolded,
     Splits,
+    WrittenParts,
 )
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import TinyPolicy
@@ -120,7 +122,18 @@ def test_solutions_of_few_parts_have_few_levels_and_are_counted():
         ("2*3=", 1),
     ]
     line = data._line(data._counts(data.splits.train))
-    assert line == "rows by level 0: 2, 1: 1; 1 solutions cannot be cut and have level 0 alone"
+    few = "2 of 2 solutions have fewer than 4 chunks, 1 of them cannot be cut"
+    assert line == f"rows by level 0: 2, 1: 1; {few}"
+    # chosen levels, and solutions of one paragraph
+    paragraphs = [PromptRow("1*1=", "1", "It is 1."), PromptRow("1*2=", "2", "So.\n\nIt is 2.")]
+    data = scaffolded(Written(paragraphs), splitter=WrittenParts(), chunks=2, levels=[1])
+    assert [row.prompt for row in data.splits.train] == ["1*2="]
+    line = data._line(data._counts(data.splits.train))
+    few = "1 of 2 solutions have fewer than 2 chunks, 1 of them cannot be cut"
+    assert line == f"rows by level 1: 1; {few}"
+    # without scaffolds nothing is lacking
+    data = scaffolded(Written(paragraphs), levels=[0])
+    assert data._line(data._counts(data.splits.train)) == "rows by level 0: 2"
 
 
 def test_a_curriculum_may_read_the_level():
@@ -150,6 +163,12 @@ def test_options_and_rows_of_the_base_count():
         ({"base": Written([PromptRow("1=", "1", " ")])}, "'1=' has no solution to cut"),
         ({"base": Written([PromptRow("1=", "1", "1", {"level": 3})])}, "has 'level' already"),
         ({"base": Written([PromptRow("1=", "1", "1", opening="2")])}, "has an opening already"),
+        ({"base": Written([PromptRow("1=", "1", "It is 1.")])}, "no solution of 1 has a level"),
+        ({"base": Written([ROW]), "chunks": 9, "levels": [0, 8]}, "has a level from 8 on"),
+        (
+            {"base": Written([ROW]), "chunks": 9, "levels": [4, 8]},
+            "level from 4 on, as they have at most 4",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(options, message):
@@ -176,3 +195,35 @@ def test_steps_forget_their_carries_one_by_one():
     assert sum(row.solution.endswith(f";{row.target}") for row in rows) < 10
     careful = ForgetfulMultiplication(digits=9, **FEW).splits.train
     assert all(row.solution.endswith(f";{row.target}") for row in careful)
+
+
+def test_digits_from_four_on_give_each_step_a_carry():
+    data = ForgetfulMultiplication(digits=5, smallest_digit=4, **FEW)
+    for row in [*data.splits.train, *data.splits.validation]:
+        steps = row.solution.split(";")[0].split(",")
+        assert min(map(int, set(row.prompt) - set("*="))) >= 4
+        assert [step[4] != "0" for step in steps] == [False, True, True, True, True]
+    digits = {digit for row in data.splits.train for digit in row.prompt[:5]}
+    assert digits == set("456789")
+    # without the option a problem is drawn as in the base class
+    draws = [
+        owner(digits=5, **FEW).draw(random.Random(1))
+        for owner in (ForgetfulMultiplication, Multiplication)
+    ]
+    assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"smallest_digit": 1}, "`ForgetfulMultiplication.smallest_digit` must be at least 2"),
+        ({"smallest_digit": 10}, "`ForgetfulMultiplication.smallest_digit` must be at most 9"),
+        (
+            {"smallest_digit": 8, "digits": 2},
+            "`ForgetfulMultiplication.digits` = 2 gives 8 problems",
+        ),
+    ],
+)
+def test_mistakes_of_the_pool_end_in_one_line(options, message):
+    with pytest.raises(UserError, match=message):
+        ForgetfulMultiplication(**(FEW | {"digits": 5} | options))

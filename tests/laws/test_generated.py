@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_mpo.data.arithmetic import Arithmetic, Multiplication
+from lightning_mpo.data.arithmetic import Arithmetic, ForgetfulMultiplication, Multiplication
 from lightning_mpo.data.countdown import Countdown
 from lightning_mpo.data.generated import GeneratedProblems
 from lightning_mpo.data.spans import Spans
@@ -17,6 +17,10 @@ FEW = {"train_problems": 200, "held_out_problems": 20}
 MEMBERS: dict[type[GeneratedProblems], list[dict[str, object]]] = {
     Arithmetic: [{"digits": 2}, {"digits": 2, "careless_share": 0.5}],
     Multiplication: [{"digits": 2}, {"digits": 2, "careless_share": 0.5}],
+    ForgetfulMultiplication: [
+        {"digits": 3, "smallest_digit": 4},
+        {"digits": 3, "smallest_digit": 4, "careless_share": 0.5},
+    ],
     Countdown: [{}, {"careless_share": 0.5}],
     Spans: [{}, {"careless_share": 0.0}],
     Tails: [{}, {"tail": 0.5}, {"vocabulary": 100}, {"careless_share": 0.5}],
