@@ -12,6 +12,7 @@ from lightning_mpo.data.curriculum import Curriculum, EasyToHard, Stages, Succes
 from lightning_mpo.data.generated import GeneratedProblems
 from lightning_mpo.data.gsm8k import Gsm8k
 from lightning_mpo.data.jsonl import JsonLines
+from lightning_mpo.data.mixed import Mixed
 from lightning_mpo.data.peptides import Peptides
 from lightning_mpo.data.programming import HumanEval, Mbpp
 from lightning_mpo.data.prompts import PromptFile
@@ -43,6 +44,7 @@ __all__ = [
     "Math500",
     "MathProblems",
     "Mbpp",
+    "Mixed",
     "Multiplication",
     "Peptides",
     "PromptDataModule",
