@@ -25,6 +25,8 @@ from lightning_mpo.storage import write_text
 
 ANALYSES = ("plan", "knowledge", "chain")
 SUFFIX = "\n\nSolve it step by step. Write the final number after ####."
+FIXED = ("--benchmarks", "--split", "--by", "--against", "--harness")
+"""Options of `evaluate` that have no meaning here."""
 EXAMPLE = "lightning-mpo dissect FILE.jsonl --model FOLDER"
 
 
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     add(
         "file", nargs="?", metavar="FILE", help="annotated problems; docs/sparkle.md has the schema"
     )
+    add("--limit", type=int, metavar="N", help="the first N problems (default: all)")
     add("--analyses", nargs="+", choices=ANALYSES, default=list(ANALYSES), metavar="NAME")
     add("--suffix", default=SUFFIX, help="text after each prompt")
     add("--out", type=Path, default=Path("dissection"), metavar="DIR", help="folder of the answers")
@@ -61,14 +64,23 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         return 0
     if not options.file:
         raise UserError(f"`dissect` needs a file of annotated problems: {EXAMPLE}")
-    problems = read_annotated(options.file)
-    names = _write_benchmarks(problems, options)
+    names = [word.partition("=")[0] for word in rest]
+    for name in names:
+        if name in FIXED:
+            raise UserError(f"`dissect` makes its own benchmarks: leave out `{name}`")
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"`--limit` must be at least 1, got {options.limit}")
+    # a part of the problems, each with its whole chain
+    problems = read_annotated(options.file)[: options.limit]
+    if not {"--model", "--checkpoint"} & set(names):
+        raise UserError(f"`dissect` needs --model or --checkpoint, as `evaluate` does: {EXAMPLE}")
+    files = _write_benchmarks(problems, options)
     # `evaluate` loads the model once, answers all files and goes on after a stop
-    failed = evaluate.main([*rest, "--benchmarks", *names, "--out", str(options.out)])
+    failed = evaluate.main([*rest, "--benchmarks", *files, "--out", str(options.out)])
     if failed:
         return failed
     answers = {
-        Path(name).stem: read_answers(options.out / f"{Path(name).stem}.jsonl")[1] for name in names
+        Path(name).stem: read_answers(options.out / f"{Path(name).stem}.jsonl")[1] for name in files
     }
     summary = dissect(problems, answers, options.analyses)
     _print(summary)

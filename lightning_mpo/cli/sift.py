@@ -64,7 +64,8 @@ def _sift(options: argparse.Namespace) -> None:
     manifest: dict[str, Any] = {
         "answers": str(options.answers),
         **{key: about.get(key) for key in ("benchmark", "split", "model", "weights", "step")},
-        "settings": about["settings"],
+        "settings": about["settings"],  # of sampling, and of the texts around a prompt
+        "plain": not about["settings"]["chat_template"],
         "most_right": options.most,
         "problems": len(problems),
         "hard": len(hard),

@@ -104,13 +104,35 @@ MISTAKES = {
     "has no 'problem'": ["bad.jsonl"],
     "'knowledge' must be a list of texts, got int": ["typed.jsonl"],
     "takes --to FILE, and --path DIR, alone": ["--annotate", "gsm8k"],
+    "line 1 of bad.jsonl has no 'problem'": ["bad.jsonl"],
+    "'chain' must be a list of questions with answers, got str": ["texts.jsonl"],
+    "has no 'answer'": ["steps.jsonl"],
+    "'chain' must hold objects with 'question' and 'answer', got str": ["words.jsonl"],
+    "'plan' must be text, got list": ["plans.jsonl"],
+    "'difficulty' must be a number or text, got list": ["hard.jsonl"],
+    "empty.jsonl": ["empty.jsonl"],
+    "`--limit` must be at least 1, got 0": ["some.jsonl", "--limit", "0"],
+    "`dissect` makes its own benchmarks: leave out `--split`": ["some.jsonl", "--split", "train"],
+    "`dissect` needs --model or --checkpoint": ["some.jsonl"],
 }
+FILES = {
+    "bad": {"answer": "1"},
+    "typed": {"knowledge": 3},
+    "texts": {"chain": "1="},
+    "steps": {"chain": [{"question": "1="}]},
+    "words": {"chain": ["1="]},
+    "plans": {"plan": ["1"]},
+    "hard": {"difficulty": [1]},
+}
+"""A line with a mistake by file. All but the first also have the needed fields."""
 
 
 @pytest.mark.parametrize("message", MISTAKES)
 def test_mistakes_end_in_one_line(folder, call, capsys, message):
-    Path("bad.jsonl").write_text('{"answer": "1"}\n')
-    Path("typed.jsonl").write_text('{"problem": "1", "answer": "1", "knowledge": 3}\n')
+    for name, line in FILES.items():
+        needed = {} if name == "bad" else {"problem": "1", "answer": "1"}
+        Path(f"{name}.jsonl").write_text(json.dumps(needed | line) + "\n")
+    Path("empty.jsonl").write_text("")
     assert call("dissect", *MISTAKES[message]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -132,3 +154,8 @@ def test_a_model_answers_and_an_empty_plan_gains_nothing(folder, call, capsys):
     assert summary["plan"]["problems"] == 2
     assert summary["plan"]["gain"][0] == 0
     assert summary.keys() == {"plain", "plan"}
+    # the first problems alone
+    assert (
+        call("dissect", "empty.jsonl", *options, "--suffix", "", "--limit", 1, "--out", "one") == 0
+    )
+    assert json.loads(Path("one/dissection.json").read_text())["plan"]["problems"] == 1

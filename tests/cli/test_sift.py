@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,8 @@ def test_unsolved_problems_become_rows_to_train_on(here, call, capsys):
     assert manifest["settings"]["completions"] == 3
     assert manifest["settings"]["temperature"] == 1.5
     assert {"seed", "max_new_tokens"} <= manifest["settings"].keys()
+    assert manifest["plain"] is True
+    assert manifest["settings"]["chat_template"] is False
     assert (manifest["model"], manifest["split"], len(manifest["weights"])) == ("out", "train", 16)
     # the rows are read as they were
     table = Table("hard.jsonl", "held_out.jsonl", solution="solution")
@@ -90,6 +93,11 @@ MISTAKES = {
     "`--to` must be a file that ends in .jsonl": [*SIFT[:-1], "hard.txt"],
     "is not of the problems of 'other': the first 10": [*SIFT[:3], "other.yaml", *SIFT[4:]],
     "no configuration file or recipe 'gsm9k'": [*SIFT[:3], "gsm9k", *SIFT[4:]],
+    "the evaluation has not ended: run it again": ["sift", "half/sums.jsonl", *SIFT[2:]],
+    "half/cut.jsonl is not whole: it holds 9 of 10": ["sift", "half/cut.jsonl", *SIFT[2:]],
+    "is no file of answers: line 2 is damaged": ["sift", "half/torn.jsonl", *SIFT[2:]],
+    "is no file of answers: line 1 is damaged": ["sift", "train.jsonl", *SIFT[2:]],
+    "has no problem that at most 0 of 3 tries solved": ["sift", "half/all.jsonl", *SIFT[2:]],
 }
 
 
@@ -97,6 +105,14 @@ MISTAKES = {
 def test_mistakes_end_in_one_line(here, call, capsys, message):
     (here / "other.jsonl").write_text(json.dumps(ROWS[0] | {"prompt": "8+8="}) + "\n")
     (here / "other.yaml").write_text(SUMS.replace("train: train", "train: other"))
+    lines = (here / "answers" / "sums.jsonl").read_text().splitlines(keepends=True)
+    half = here / "half"
+    half.mkdir(exist_ok=True)
+    (half / ".sums.jsonl.part").write_text("".join(lines[:4]))
+    (half / "cut.jsonl").write_text("".join(lines[:-1]))
+    (half / "torn.jsonl").write_text(lines[0] + lines[1][:-9] + "\n" + "".join(lines[2:]))
+    solved = [re.sub(r'"right": \w+', '"right": true', line) for line in lines]
+    (half / "all.jsonl").write_text("".join(solved))
     assert call(*MISTAKES[message]) == 2
     error = capsys.readouterr().err
     assert message in error
