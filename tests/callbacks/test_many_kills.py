@@ -16,7 +16,8 @@ SCRIPT = Path(__file__).parents[1] / "support" / "many_kills.py"
 @pytest.mark.slow
 def test_random_kills_go_on_bit_for_bit(tmp_path):
     """`many_kills.py FOLDER` does so with all families, 20 kills each, in half an hour."""
-    families = ["HeadWarmup", "SupervisedWarmup masked", "agrpo", "mpo_ppo", "callbacks"]
+    stages = ["HeadWarmup", "SupervisedWarmup masked"]
+    families = [*stages, "agrpo", "mpo_ppo", "callbacks", "Scaffolded"]
     assert set(families) < set(FAMILIES)
     command = [sys.executable, str(SCRIPT), str(tmp_path), "--kills", "4", "--seed", "3", *families]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

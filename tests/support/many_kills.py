@@ -103,6 +103,13 @@ trainer:
     - {class_path: lightning.pytorch.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}
 """
 REPLAY = "rollout: {replay: {class_path: PrefixReplay, init_args: {share: 0.5}}}\n"
+SCAFFOLDS = """
+data:
+  class_path: Scaffolded
+  init_args:
+    base: {class_path: Arithmetic, init_args: {digits: 2, train_problems: 12, held_out_problems: 4}}
+    splitter: {class_path: Delimiters}
+"""
 WARMUP = """
 seed_everything: 0
 model:
@@ -163,6 +170,7 @@ FAMILIES: dict[str, list[Path | str]] = {
     "callbacks on supports": algorithm("mpo_backbone_rlpt", ADAPTIVE, CALLBACKS),
     "callbacks on heads": algorithm("mpo", HEADS),
     "Report": [BASE, REPORT],
+    "Scaffolded": [BASE, SCAFFOLDS],
     "EMAWeightAveraging": [BASE, AVERAGE],
     "t_spmo with replay": algorithm("t_spmo", REPLAY),
     **{path.stem: algorithm(path.stem) for path in sorted((ROOT / "configs/algorithm").glob("*.yaml"))},
