@@ -189,6 +189,7 @@ class RolloutLoop(RolloutEvaluation):
             micro_batches=trainer.accumulate_grad_batches,
             world_size=trainer.world_size,
             copies=None if likelihood is None else likelihood.repeats,
+            whole_groups=module.objective.surrogate.compares_group,
         )
         fit_limits(trainer, self.schedule)
         self._data = prompts_of(trainer)

@@ -29,6 +29,14 @@ class Surrogate(Member):
     recomputes.
     """
 
+    at_reference = False
+    """True if log-ratios are against the reference, which then scores each rollout."""
+
+    compares_group = False
+    """True if the loss of a response depends on the other responses to its prompt. Micro-batches
+    then hold whole groups.
+    """
+
     on_policy = False
     """True if the loss is meant for the weights that sampled, so that a second update on a rollout
     is biased.

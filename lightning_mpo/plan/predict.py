@@ -80,7 +80,7 @@ class Planner:
         rows = [*data.validation_rows, *data.splits.train]
         check_fit(self.policy, data, rows, self.rollout.max_new_tokens)
         schedule = schedule_of(
-            self.rollout, likelihood, trainer.accumulate_grad_batches, trainer.world_size
+            self.rollout, module.objective, trainer.accumulate_grad_batches, trainer.world_size
         )
         prompts = data.encode(data.training_rows(0, self.rollout.prompts, 0))
         prompt = prompts.input_ids_PS.shape[1]

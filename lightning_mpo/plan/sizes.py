@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_mpo.callbacks import RolloutLoop
-from lightning_mpo.objective.likelihoods import Likelihood
+from lightning_mpo.objective.objective import Objective
 from lightning_mpo.rollout.schedule import Schedule
 
 
@@ -50,6 +50,7 @@ class Sizes:
             prompt: tokens of the longest prompt.
         """
         cuts = schedule.minibatches * schedule.micro_batches
+        unit = schedule.completions if schedule.whole_groups else 1
         together = getattr(rollout.sampler, "batch_size", None) or schedule.sequences
         return cls(
             prompt=prompt,
@@ -59,15 +60,16 @@ class Sizes:
             copies=schedule.copies or 1,
             passes=1 if schedule.copies is None else schedule.epochs,
             together=min(together, schedule.sequences),
-            micro_rows=-(-schedule.rows // cuts),
+            micro_rows=-(-schedule.rows // (cuts * unit)) * unit,
             accumulate=schedule.micro_batches > 1,
         )
 
 
 def schedule_of(
-    rollout: RolloutLoop, likelihood: Likelihood | None, micro_batches: int, world_size: int
+    rollout: RolloutLoop, objective: Objective, micro_batches: int, world_size: int
 ) -> Schedule:
     """Return how a loop spends a rollout in updates, before a trainer runs."""
+    likelihood = objective.likelihood
     return Schedule(
         rollout.prompts,
         rollout.completions,
@@ -76,4 +78,5 @@ def schedule_of(
         micro_batches=micro_batches,
         world_size=world_size,
         copies=None if likelihood is None else likelihood.repeats,
+        whole_groups=objective.surrogate.compares_group,
     )

@@ -24,6 +24,7 @@ class Schedule:
         world_size: ranks.
         copies: rows of a response in a pass, each with noise of its own; each pass then has other
             rows. None: rows hold no noise, and all passes have the same rows.
+        whole_groups: keep the completions of a prompt in one micro-batch.
     """
 
     prompts: int
@@ -33,6 +34,7 @@ class Schedule:
     micro_batches: int = 1
     world_size: int = 1
     copies: int | None = None
+    whole_groups: bool = False
 
     def __post_init__(self) -> None:
         # whole numbers within bounds
@@ -67,6 +69,23 @@ class Schedule:
                 f"an update has {self.rows // self.minibatches} "
                 f"{'sequences' if self.copies is None else 'noised rows'}, which cannot be cut "
                 f"into `trainer.accumulate_grad_batches` = {self.micro_batches} micro-batches"
+            )
+        if self.whole_groups:
+            self._check_groups()
+
+    def _check_groups(self) -> None:
+        """Refuse updates and micro-batches that would cut the completions of a prompt apart."""
+        why = "and the loss compares the completions of a prompt"
+        if self.local_prompts % self.minibatches:
+            raise UserError(
+                f"`rollout.minibatches` ({self.minibatches}) must divide the {self.local_prompts} "
+                f"prompts of a rollout on each process, {why}"
+            )
+        prompts = self.local_prompts // self.minibatches
+        if prompts < self.micro_batches:
+            raise UserError(
+                f"`trainer.accumulate_grad_batches` ({self.micro_batches}) must be at most the "
+                f"{prompts} prompts of an update, {why}"
             )
 
     @property
@@ -157,7 +176,12 @@ class Schedule:
             longest[group] * (len(longest) + 1) + group
         )  # groups by their longest row, rows of a group together
         rows = rows[key.argsort(stable=True, descending=True)]
-        return balanced_cuts(rows, tokens_B[rows], self.micro_batches)
+        if not self.whole_groups:
+            return balanced_cuts(rows, tokens_B[rows], self.micro_batches)
+        rows_PG = rows.view(-1, self.completions)
+        sums_P = tokens_B[rows_PG].sum(1)
+        pieces = balanced_cuts(torch.arange(len(rows_PG)), sums_P, self.micro_batches)
+        return [rows_PG[piece].flatten() for piece in pieces]
 
 
 def describe_copies(rows: int, in_row: int) -> str:

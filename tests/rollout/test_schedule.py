@@ -125,6 +125,20 @@ def test_group_numbers_may_have_gaps():
     ]
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+def test_whole_groups_are_never_cut(micro_batches):
+    """With rows of very different lengths, where cuts by tokens alone would go through groups."""
+    schedule = Schedule(6, 4, 2, 2, micro_batches=micro_batches, whole_groups=True)
+    group_B = torch.arange(6).repeat_interleave(4)
+    tokens_B = torch.randint(1, 99, (24,), generator=seeded(3))
+    updates = schedule.plan(group_B, tokens_B, seeded(0))
+    assert [len(update) for update in updates] == [micro_batches] * 4
+    for micro in (micro for update in updates for micro in update):
+        assert all((group_B[micro] == group).sum() == 4 for group in group_B[micro].unique())
+    rows = torch.cat([micro for update in updates[:2] for micro in update])
+    assert rows.sort().values.tolist() == list(range(24))
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
 def test_cuts_keep_the_order_and_no_piece_is_empty(parts, seed):
@@ -209,6 +223,15 @@ def test_noised_copies_are_named(rows, in_row, text):
         (
             {"minibatches": 4, "micro_batches": 3},
             "an update has 2 sequences, which cannot be cut into `trainer.accumulate_grad_batches` = 3 micro-batches",
+        ),
+        (
+            {"minibatches": 8, "whole_groups": True},
+            r"`rollout.minibatches` \(8\) must divide the 4 prompts of a rollout on each process, and the loss "
+            "compares the completions of a prompt",
+        ),
+        (
+            {"minibatches": 2, "micro_batches": 3, "whole_groups": True},
+            r"`trainer.accumulate_grad_batches` \(3\) must be at most the 2 prompts of an update, and the loss",
         ),
     ],
 )
