@@ -85,10 +85,11 @@ def measure_surrogates(repeats: int) -> list[Cell]:
     import torch
 
     from lightning_mpo.objective import surrogates as S
-    from lightning_mpo.objective.action_spaces import Actions, TokenTerms
+    from lightning_mpo.objective.action_spaces import Actions, GroupTerms, TokenTerms
     from lightning_mpo.objective.divergence_mask import DivergenceMask
     from lightning_mpo.objective.linear_bound import LinearBound
     from lightning_mpo.objective.position_clip import PositionClip
+    from lightning_mpo.objective.preferences import PairwiseLogistic
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -107,7 +108,9 @@ def measure_surrogates(repeats: int) -> list[Cell]:
         PositionClip(),
         DivergenceMask(),
         DivergenceMask(divergence="kl"),
+        PairwiseLogistic(),
     ]
+    group_B = torch.arange(32) // 8
     rows = []
     for surrogate in chosen:
         seconds = []
@@ -115,7 +118,9 @@ def measure_surrogates(repeats: int) -> list[Cell]:
             started = time.perf_counter()
             bounded = surrogate.bound(log_ratios, advantages)
             tokens = TokenTerms(bounded + anchor, anchor, entropy)
-            losses = surrogate.loss(Actions(bounded, advantages, mask, mask.float(), tokens))
+            group = GroupTerms(bounded, group_B)
+            actions = Actions(bounded, advantages, mask, mask.float(), tokens, group=group)
+            losses = surrogate.loss(actions)
             torch.autograd.grad(losses.sum(), log_ratios)
             seconds.append(time.perf_counter() - started)
         options = ", ".join(f"{k}={v}" for k, v in vars(surrogate).items())

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from lightning_mpo.objective.objective import Objective
     from lightning_mpo.objective.one_pass import CoupledTokens, MeanField
     from lightning_mpo.objective.position_clip import PositionClip
+    from lightning_mpo.objective.preferences import PairwiseLogistic, Preferences
     from lightning_mpo.objective.reductions import (
         ConstantLength,
         Reduction,
@@ -171,6 +172,7 @@ _NAMES = {
     "objective.objective": "Objective",
     "objective.one_pass": "CoupledTokens MeanField",
     "objective.position_clip": "PositionClip",
+    "objective.preferences": "PairwiseLogistic Preferences",
     "policies": (
         "CausalPolicy Lora MaskedPolicy MedusaHeads ParallelHeads Policy Quantization "
         "SeparateCritic SequentialHeads TinyMaskedPolicy TinyPolicy ValueHead"
@@ -226,9 +228,17 @@ __all__ += ["HeadPolicyLoss", "HeadUpkeep", "HeadWarmup", "HighEntropyTokens", "
 __all__ += ["KLPenalty", "KLTracking", "LeaveOneOut", "Likelihood", "LinearBound", "LocalSampler"]
 __all__ += ["Lora", "LossTerm", "MaskedPolicy", "MaskedWeights", "MathAnswer", "MeanField"]
 __all__ += ["MedusaHeads", "MetricsCSV", "MinP", "Multiplication", "Nucleus", "Objective"]
-__all__ += ["OutcomeCredit", "OverlongPenalty", "ParallelHeads", "Policy", "PolicyGradient"]
-__all__ += ["PolicyOptimization", "PositionClip", "Predictions", "Preemption", "PrefixActions"]
-__all__ += ["PrefixReplay", "PrefixTree", "PromptDataModule", "PromptFile", "PromptRow"]
+__all__ += ["OutcomeCredit", "OverlongPenalty", "PairwiseLogistic", "ParallelHeads", "Policy"]
+__all__ += ["PolicyGradient", "PolicyOptimization", "PositionClip", "Predictions", "Preemption"]
+__all__ += [
+    "Preferences",
+    "PrefixActions",
+    "PrefixReplay",
+    "PrefixTree",
+    "PromptDataModule",
+    "PromptFile",
+    "PromptRow",
+]
 __all__ += ["Quantization", "Reduction", "ReferenceUpdate", "Report", "ReturnToGo", "Reward"]
 __all__ += [
     "RolloutLoop",

@@ -12,9 +12,11 @@ import io
 import logging
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -120,6 +122,53 @@ def loss_of_table(trainer: Any, inputs: dict[str, Tensor], logits_BTV: Tensor) -
     )
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: scores
     loss: Tensor = trainer._compute_loss(trainer.model, inputs)
+    return loss
+
+
+def pairs_loss(logprobs_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, beta: float) -> Tensor:
+    """Return the loss of TRL's `DPOTrainer` on log-probs of tokens.
+
+    Args:
+        logprobs_BT: of the policy; first the better responses, then the worse ones in the same order.
+        reference_BT: the same under the reference.
+        mask_BT: tokens of responses.
+        beta: its `beta`.
+    """
+    with quiet():
+        from trl import DPOTrainer
+
+    B = len(logprobs_BT)
+    summed = (reference_BT * mask_BT).sum(1).chunk(2)
+    zeros_BT = torch.zeros_like(logprobs_BT)
+    outputs = SimpleNamespace(
+        log_probs=logprobs_BT * mask_BT, entropy=zeros_BT, mean_logits=zeros_BT, is_top1=mask_BT
+    )
+    accelerator = SimpleNamespace(
+        device=CPU, gather=lambda values: values, gather_for_metrics=lambda values: values
+    )
+    options = {
+        "ld_alpha": None,
+        "precompute_ref_logps": True,
+        "f_divergence_type": "reverse_kl",
+        "loss_types": ["sigmoid"],
+        "loss_weights": [1.0],
+        "use_weighting": False,
+        "aux_loss_enabled": False,
+        "beta": beta,
+    }
+    state = {"_metrics": {"train": defaultdict(list)}, "_total_train_tokens": 0, "_tp_size": 1}
+    made: Any = SimpleNamespace(
+        model=SimpleNamespace(training=True), accelerator=accelerator, **options, **state
+    )
+    # a token of a prompt stands before each response
+    inputs = {
+        "input_ids": torch.zeros(B, mask_BT.shape[1] + 1, dtype=torch.long),
+        "attention_mask": torch.ones(B, mask_BT.shape[1] + 1, dtype=torch.long),
+        "completion_mask": torch.nn.functional.pad(mask_BT, (1, 0)),
+        "ref_chosen_logps": summed[0],
+        "ref_rejected_logps": summed[1],
+    }
+    loss: Tensor = DPOTrainer._compute_loss(made, lambda **_: outputs, inputs, False)
     return loss
 
 

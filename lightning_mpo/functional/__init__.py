@@ -19,6 +19,7 @@ else of this package.
 ``advantages``           rewards -> advantages
 ``decoupled``            several rewards -> advantages, each normalised within the group
 ``prefix_tree``          credit for the tokens at which completions of a prompt part
+``preferences``          pairs of a better and a worse response, and the loss of DPO
 ``groups``               which groups of completions tell right from wrong
 ``curriculum``           success rates of training rows -> weights, and draws by them
 ``selections``           which tokens of a response carry gradient

@@ -2,8 +2,8 @@
 
 The capital letters after the last underscore of an argument's name are its shape: ``advantages_BU``
 has two dimensions, and ``B`` is the same size wherever it occurs in one call. Names that say
-``mask`` or ``valid`` are bool; ``tokens``, ``support``, ``segments`` and ``candidates`` are
-integer; every other tensor is floating point.
+``mask`` or ``valid`` are bool; ``tokens``, ``support``, ``segments``, ``candidates`` and ``group``
+are integer; every other tensor is floating point.
 """
 
 import re
@@ -11,7 +11,7 @@ import re
 import torch
 from torch import Tensor
 
-_INTEGER = re.compile(r"(tokens|support|segments|candidates)_[A-Z]+")
+_INTEGER = re.compile(r"(tokens|support|segments|candidates|group)_[A-Z]+")
 
 
 def check(

@@ -84,6 +84,7 @@ LOGGED: dict[str, tuple[str, ...]] = {
             "kl/*",
             "ratio/*",
             "trust/*",
+            "pairs/*",
             "heads/*",
             "correction/*",
             "value/*",

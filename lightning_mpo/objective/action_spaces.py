@@ -34,6 +34,14 @@ class TokenTerms:
 
 
 @dataclass(frozen=True)
+class GroupTerms:
+    """What a loss needs that compares responses to one prompt against the reference."""
+
+    reference_log_ratios_BU: Tensor  # against the reference, nats, carries gradient
+    group_B: Tensor  # int64; rows of one prompt share a number
+
+
+@dataclass(frozen=True)
 class Actions:
     """Actions of a batch; an action stands at the position of its first token."""
 
@@ -43,6 +51,7 @@ class Actions:
     weights_BU: Tensor  # tokens that the action stands for; they sum to the response tokens
     tokens: TokenTerms | None = None  # where every action is a token
     factors_BU: Tensor | None = None  # multiply the actions' losses, without gradient; None: 1
+    group: GroupTerms | None = None  # where the loss compares responses to a prompt
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_mpo.objective.action_spaces import TokenTerms
+from lightning_mpo.objective.action_spaces import ActionSpace, GroupTerms, TokenTerms
 from lightning_mpo.scores import TokenScores
 from lightning_mpo.types import Experience
 
@@ -41,6 +41,22 @@ def token_terms(experience: Experience, scores: TokenScores, old_BT: Tensor) -> 
         scores.candidate_logprobs_BTK,
         experience.rollout.candidate_logprobs_BTK,
     )
+
+
+def group_terms(space: ActionSpace, experience: Experience, scores: TokenScores) -> GroupTerms:
+    """Return the log-ratios of actions against the reference, and the prompt of each row.
+
+    Args:
+        space: groups tokens into actions.
+        experience: a micro-batch of whole groups, scored by the reference.
+        scores: of the current policy.
+    """
+    reference_BT, mask_BT = experience.reference_logprobs_BT, experience.mask_BT
+    if reference_BT is None:
+        raise RuntimeError("the surrogate needs a rollout that the reference has scored")
+    log_ratios_BT = torch.where(mask_BT, scores.logprobs_BT - reference_BT, 0.0)
+    log_ratios_BU = space.action_log_ratios(log_ratios_BT, mask_BT, experience.segments_BT)[0]
+    return GroupTerms(log_ratios_BU, experience.rollout.group_B)
 
 
 def _with_heads(logprobs_BT: Tensor, future_BTM: Tensor | None) -> Tensor:

@@ -28,9 +28,10 @@ from lightning_mpo.objective.head_policy_loss import HeadPolicyLoss
 from lightning_mpo.objective.kl import KLPenalty
 from lightning_mpo.objective.likelihoods import Likelihood
 from lightning_mpo.objective.linear_bound import LinearBound
-from lightning_mpo.objective.log_ratios import token_log_ratios, token_terms
+from lightning_mpo.objective.log_ratios import group_terms, token_log_ratios, token_terms
 from lightning_mpo.objective.one_pass import CoupledTokens, MeanField
 from lightning_mpo.objective.position_clip import PositionClip
+from lightning_mpo.objective.preferences import PairwiseLogistic, Preferences
 from lightning_mpo.objective.reductions import Reduction, SequenceMean
 from lightning_mpo.objective.selection import AllTokens, Selection
 from lightning_mpo.objective.supports import FullVocabulary, Support
@@ -44,8 +45,8 @@ from lightning_mpo.types import Experience
 
 FOUND_BY_NAME = (
     *(BlockActions, CoupledTokens, DecoupledRelative, DivergenceMask, ForwardTraceActions),
-    *(FirstTokens, HeadPolicyLoss, KLPenalty, LinearBound, MeanField, PositionClip, PrefixActions),
-    ValueLoss,
+    *(FirstTokens, HeadPolicyLoss, KLPenalty, LinearBound, MeanField, PairwiseLogistic),
+    *(PositionClip, Preferences, PrefixActions, ValueLoss),
 )
 """Members in files of their own: a configuration names classes whose files are imported."""
 Term = TypeVar("Term", bound=LossTerm)
@@ -138,7 +139,7 @@ class Objective:
     @property
     def needs_reference(self) -> bool:
         """Whether the frozen reference must score each rollout."""
-        return any(term.needs_reference for term in self.terms)
+        return self.surrogate.at_reference or any(term.needs_reference for term in self.terms)
 
     @property
     def changes_rewards(self) -> bool:
@@ -267,6 +268,8 @@ class Objective:
                 weights_BU=self._weigh(actions.weights_BU, experience),
                 tokens=token_terms(experience, scores, old_BT),
             )
+        if self.surrogate.at_reference:
+            actions = replace(actions, group=group_terms(self.actions, experience, scores))
         # losses of actions -> their mean
         if experience.future_advantages_BT is None:
             losses_BU = self.surrogate.loss(actions)

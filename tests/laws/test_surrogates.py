@@ -14,6 +14,7 @@ from lightning_mpo.objective.action_spaces import Actions, TokenTerms
 from lightning_mpo.objective.divergence_mask import DivergenceMask
 from lightning_mpo.objective.linear_bound import LinearBound
 from lightning_mpo.objective.position_clip import PositionClip
+from lightning_mpo.objective.preferences import PairwiseLogistic
 from lightning_mpo.objective.surrogates import (
     AsymmetricRatio,
     BoundedTokens,
@@ -95,7 +96,8 @@ def gradient(surrogate: Surrogate, log_ratios: Tensor, advantages: Tensor) -> Te
 
 
 def test_the_list_has_every_surrogate():
-    assert subclasses(Surrogate) == {type(s) for s in SURROGATES}
+    """`PairwiseLogistic` compares responses: `tests/objective/test_preferences.py`."""
+    assert subclasses(Surrogate) == {type(s) for s in SURROGATES} | {PairwiseLogistic}
 
 
 @each

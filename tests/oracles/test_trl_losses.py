@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "oracles"
 sys.path.insert(0, str(SCRIPTS))
+import oracle_batches  # noqa: E402
 import trl_bridge  # noqa: E402
 import trl_differences  # noqa: E402
 import trl_losses  # noqa: E402
@@ -74,6 +76,33 @@ def test_every_loss_that_both_have_is_compared():
 def test_the_oracle_tells_neighbours_apart(name, other, folder):
     wrong = replace(CASES[name], objective=CASES[other].objective)
     assert trl_losses.compare(wrong, folder).gradient > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dpo_equals_trls_on_the_pairs_of_a_rollout(seed, folder):
+    """Loss and gradient, with each pair as a group of two; TRL's own code computes the other side."""
+    objective, pairs = oracle_batches.algorithm("dpo"), 3
+    batch = oracle_batches.draw(seed, pairs, 2)
+    advantages_B = torch.tensor([1.0, -1.0]).double().repeat(pairs)
+    made = replace(batch, advantages_B=advantages_B).experience()
+    group_B = torch.arange(pairs).repeat_interleave(2)
+    made = replace(made, rollout=replace(made.rollout, group_B=group_B))
+    leaf = batch.logits_BTV.clone().requires_grad_()
+    scores = batch.scores(leaf)
+    loss = objective.loss(made, scores, objective.denominators(made))[0]
+    order = [*range(0, 2 * pairs, 2), *range(1, 2 * pairs, 2)]  # better ones first
+    expected = trl_bridge.pairs_loss(
+        scores.logprobs_BT[order],
+        batch.reference_BT[order],
+        batch.mask_BT[order],
+        objective.surrogate.beta,
+    )
+    gradient, wanted = (
+        torch.autograd.grad(x, leaf, retain_graph=True)[0] for x in (loss, expected)
+    )
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    assert oracle_batches.deviation(gradient, wanted) < BOUND
+    assert wanted.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])

@@ -16,6 +16,7 @@ GROUPS = (
         "optim",
         "ratio",
         "trust",
+        "pairs",
         "correction",
         "kl",
         "likelihood",

@@ -42,11 +42,12 @@ def is_masked(path: Path) -> bool:
 ALGORITHMS = sorted(
     path
     for path in (Path(__file__).parents[2] / "configs" / "algorithm").glob("*.yaml")
-    if "mtp" not in path.read_text() and not is_masked(path)
+    if not re.search("mtp|PairwiseLogistic", path.read_text()) and not is_masked(path)
 )
-"""Those whose loss needs the token's own log-probs alone.
+"""Those whose loss of a response needs its own log-probs alone.
 
-`test_mpo.py` has those of heads, `tests/objective/test_likelihoods.py` those of masked models.
+`test_mpo.py` has those of heads, `tests/objective/test_likelihoods.py` those of masked models,
+`tests/objective/test_preferences.py` that of pairs.
 """
 LENGTHS = [7, 3, 1, 9, 5, 4, 0, 6]
 MASK = right_padded(LENGTHS, 10)
