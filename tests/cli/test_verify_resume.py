@@ -13,6 +13,7 @@ import pytest
 from lightning_mpo.cli import verify_resume
 from lightning_mpo.resume.comparison import Comparison
 from tests.support.configurations import BASE
+from tests.support.peptides import write_modlamp
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,3 +124,34 @@ def test_a_configuration_is_shown_to_resume(here, capsys):
     assert "the run ended before the kill at 'update:9'" in late.stderr
     assert verify_resume.main(["-c", "missing.yaml", "--folder", "no"]) == 2
     assert capsys.readouterr().err.startswith("lightning-mpo: no configuration file 'missing.yaml'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["designed_peptides_ppo", "designed_peptides_dpo"])
+def test_runs_on_peptides_resume_bit_for_bit(here, recipe):
+    """With a classifier that is fitted again, a fixed support, and a critic or a reference."""
+    site = f"{write_modlamp(here)}{os.pathsep}{os.environ['PYTHONPATH']}"
+    options = {
+        "policy.init_args.checkpoint": "null",
+        "policy.init_args.hidden_size": 16,
+        "policy.init_args.intermediate_size": 32,
+        "policy.init_args.layers": 1,
+        "policy.init_args.heads": 2,
+    }
+    words = [
+        word for name, value in options.items() for word in (f"--model.init_args.{name}", value)
+    ]
+    sizes = {"prompts": 8, "completions": 1 if "ppo" in recipe else 4, "max_new_tokens": 12}
+    words += [word for name, value in sizes.items() for word in (f"--rollout.{name}", value)]
+    words += ["--data.init_args.validation_prompts", 4, "--trainer.val_check_interval", 2]
+    words += ["--updates", 4, "--kill", "update:3", "--folder", "out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_mpo", "verify-resume", "-c", recipe, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env=os.environ | {"PYTHONPATH": site},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a run killed at update:3 goes on as if it had not been" in done.stdout
