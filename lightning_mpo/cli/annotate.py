@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightning_mpo.cli.export import read_run
+from lightning_mpo.cli.export import Reader, read_run
 from lightning_mpo.cli.guard import guarded
 from lightning_mpo.data.annotations import (
     Annotated,
@@ -31,19 +31,11 @@ def main(arguments: Sequence[str]) -> int:
     """Run `lightning-mpo annotate`; return the exit code, 2 after a mistake."""
 
     def action() -> None:
-        options, rest = _parser().parse_known_args(arguments)
-        if options.to is None:
-            raise UserError("`annotate` needs --to FOLDER, which is empty or new")
-        if options.strip is not None:
-            if rest or options.config or options.checkpoint:
-                raise UserError("`annotate --strip FOLDER` takes --to alone, and no model")
+        options, cli = read(arguments)
+        if cli is None:
             print(f"stripped   {_describe(strip_folder(options.strip, options.to))}, {options.to}")
-            return
-        if not options.config or options.checkpoint is None:
-            raise UserError(
-                "`annotate` needs -c CONFIG and --checkpoint FILE of an E-step, or --strip FOLDER"
-            )
-        print(f"annotated  {_describe(_annotate(options, rest))}, {options.to}")
+        else:
+            print(f"annotated  {_describe(_annotate(options, cli))}, {options.to}")
 
     return guarded(action)
 
@@ -74,21 +66,42 @@ def _describe(done: Annotated) -> str:
     return f"{done.files:,} files{skipped}, {done.thoughts:,} thoughts"
 
 
-def _annotate(options: argparse.Namespace, rest: Sequence[str]) -> Annotated:
-    """Sample thoughts for all lines of the files and write them."""
-    check_empty(options.to)
+def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Reader | None]:
+    """Return the options of a command line and the parts of its run; none with `--strip`.
+
+    Raises:
+        UserError: an option is missing or wrong, or the configuration is not that of an E-step.
+    """
+    options, rest = _parser().parse_known_args(arguments)
+    if options.to is None:
+        raise UserError("`annotate` needs --to FOLDER, which is empty or new")
+    if options.strip is not None:
+        if rest or options.config or options.checkpoint:
+            raise UserError("`annotate --strip FOLDER` takes --to alone, and no model")
+        return options, None
+    if not options.config or options.checkpoint is None:
+        raise UserError(
+            "`annotate` needs -c CONFIG and --checkpoint FILE of an E-step, or --strip FOLDER"
+        )
     if options.batch < 1:
         raise UserError(f"`--batch` must be at least 1, got {options.batch}")
-    # the parts of the run
     cli, policy = read_run("annotate", options.config, options.checkpoint, rest)
-    module, data = cli.model, cli.datamodule
-    loop = cli.config_init[cli.subcommand].get("rollout")
-    if not isinstance(module, PolicyOptimization) or not isinstance(data, CodeLines):
+    if not isinstance(cli.model, PolicyOptimization) or not isinstance(cli.datamodule, CodeLines):
         raise UserError(
             "`annotate` needs the configuration of an E-step: data `CodeLines`, and an algorithm "
             "such as `ra3_e_step`"
         )
-    loop.check(policy, module.objective, data, "predict")
+    loop = cli.config_init[cli.subcommand].get("rollout")
+    loop.check(policy, cli.model.objective, cli.datamodule, "predict")
+    return options, cli
+
+
+def _annotate(options: argparse.Namespace, cli: Reader) -> Annotated:
+    """Sample thoughts for all lines of the files and write them."""
+    check_empty(options.to)
+    # the parts of the run
+    module, policy, data = cli.model, cli.model.policy, cli.datamodule
+    loop = cli.config_init[cli.subcommand].get("rollout")
     policy.check()
     data.connect(policy.tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

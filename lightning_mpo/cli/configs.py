@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_mpo.errors import UserError, exit_code_of
-from lightning_mpo.recipes import SUFFIXES, find, includes_of, name_of, read, shipped, warmup_of
+from lightning_mpo.recipes import (
+    SUFFIXES,
+    find,
+    includes_of,
+    name_of,
+    read,
+    shipped,
+    stages_of,
+    warmup_of,
+)
 from lightning_mpo.recipes.headers import FIELDS
 
 HELP = """\
@@ -177,7 +186,7 @@ def _copy_all(path: Path, destination: Path) -> str:
 
 
 def _with_needed(path: Path) -> list[Path]:
-    """Return a recipe, all files that it includes and its warm-up stages, each once."""
+    """Return a recipe, all files that it includes and its stages, each once."""
     paths: list[Path] = []
     waiting = [path]
     while waiting:
@@ -187,6 +196,7 @@ def _with_needed(path: Path) -> list[Path]:
         paths.append(source)
         stage = warmup_of(source)
         waiting += [*includes_of(source), *([stage] if stage is not None else [])]
+        waiting += stages_of(source).values()
     return paths
 
 
@@ -201,10 +211,11 @@ def _copy_one(path: Path, target: Path) -> str:
     pairs = [(word, name_of(other)) for word, other in zip(entries, includes_of(path), strict=True)]
     stage = warmup_of(path)
     pairs += [(content["warmup"], name_of(stage))] if stage is not None else []
+    pairs += [(word, name_of(other)) for word, other in stages_of(path).items()]
     # replace them, except in comments
     lines = path.read_text(encoding="utf-8").splitlines()
     for word, name in pairs:
-        pattern = rf"(^|[\s\[,:-]){re.escape(word)}(?=[\s\],]|$)"
+        pattern = rf"(^|[\s\[,:-]){re.escape(word)}(?=[\s\],}}]|$)"
         lines = [
             line if line.startswith("#") else re.sub(pattern, rf"\g<1>{name}", line)
             for line in lines

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lightning_mpo.callbacks import ExactResume, Preemption
 from lightning_mpo.cli.guard import guarded
 from lightning_mpo.cli.parser import CLI, OPTIONS
+from lightning_mpo.cli.stages import find_list
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,4 +23,14 @@ def main(arguments: Sequence[str]) -> int:
         "args": list(arguments),
         "trainer_defaults": {"callbacks": [ExactResume(), Preemption()]},
     }
-    return guarded(lambda: CLI(**OPTIONS | options))
+
+    def action() -> None:
+        plan = find_list(arguments[1:]) if arguments[0] == "fit" else None
+        if plan is None:
+            CLI(**OPTIONS | options)
+        else:
+            from lightning_mpo.cli.stage_runs import run_list  # what other runs do not need
+
+            run_list(plan)
+
+    return guarded(action)

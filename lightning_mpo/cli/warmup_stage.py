@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import threading
 from typing import Any
 
 import lightning as L
 
-from lightning_mpo.callbacks.preemption import SIGNALS, STAGE_CODE, Preempted
 from lightning_mpo.callbacks.rollout import RolloutLoop
+from lightning_mpo.cli.stage_entry import Entry, run_entry
 from lightning_mpo.data.base import PromptDataModule
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.optimization import PolicyOptimization
 from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.recipes import find
-from lightning_mpo.storage import locate, unfinished_mark
-
-EARLY = 75
-"""Exit code of a stage that was asked to end, and saved (EX_TEMPFAIL of sysexits.h)."""
 
 
 def check_before_stage(trainer: L.Trainer, module: Any, data: Any) -> None:
@@ -67,61 +59,10 @@ def fit_first(config: str, checkpoint: str, seed: Any) -> None:
             f"lightning-mpo fit -c {config}"
         )
     find(config, place="`warmup`: ")
-    # the command line of the stage
-    path, mark = locate(checkpoint), unfinished_mark(checkpoint)
-    state = "unfinished" if path.exists() else "missing"
+    words = ["fit", "-c", config]
+    words += ["--seed_everything", str(seed)] if seed is not None else []
+    shown = f"`policy.checkpoint` {checkpoint!r}"
+    entry = Entry("warm-up", config, tuple(words), checkpoint, shown)
+    state = "unfinished" if entry.path.exists() else "missing"
     print(f"warm-up    {checkpoint} is {state}: fitting {config} first", flush=True)
-    command = [sys.executable, "-m", "lightning_mpo", "fit", "-c", config]
-    command += ["--seed_everything", str(seed)] if seed is not None else []
-    command += ["--ckpt_path", checkpoint] if path.exists() else []
-    # the mark stays until the stage has ended
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-    code = run_stage(command)
-    if code == EARLY:
-        print(f"warm-up    {config} was stopped; the same command goes on with it", flush=True)
-        raise Preempted
-    if code:
-        advice = f"; to begin it afresh, delete {checkpoint}" if path.exists() else ""
-        raise UserError(f"the warm-up stage {config!r} failed with exit code {code}{advice}")
-    mark.unlink(missing_ok=True)
-    if not path.exists():
-        raise UserError(
-            f"the warm-up stage {config!r} did not write `policy.checkpoint` {checkpoint!r}"
-        )
-
-
-def run_stage(command: list[str]) -> int:
-    """Run a process that gets the signals of this one.
-
-    Args:
-        command: the command and its arguments.
-
-    Returns:
-        The exit code of the process: `EARLY` if it was asked to end.
-    """
-    # pass signals on, which a main thread alone can receive
-    process = subprocess.Popen(command, env=os.environ | {STAGE_CODE: str(EARLY)})
-    received: list[int] = []
-
-    def pass_on(number: int, frame: Any) -> None:
-        received.append(number)
-        process.send_signal(number)
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    signals = SIGNALS if in_main_thread else ()
-    handlers = {number: signal.signal(number, pass_on) for number in signals}
-    # wait for its end
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # the terminal interrupts the stage as well
-        try:
-            process.wait(10)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            process.kill()
-            process.wait()
-        raise
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return EARLY if received and code == -received[0] else code
+    run_entry(entry)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,34 +181,70 @@ def with_includes(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     return [*included, path]
 
 
-def expand(arguments: Sequence[str]) -> list[str]:
-    """Replace each `-c NAME` of a command line by its files: included ones, then the file itself.
+def stages_of(path: Path) -> dict[str, Path]:
+    """Return the configurations that a file names under `stages:`, by the names in the file.
+
+    Each is relative to the file, relative to the working folder, or a recipe.
 
     Raises:
-        UserError: a file is missing or is no mapping, or files include each other.
+        UserError: the file cannot be read, or a configuration does not exist.
     """
-    expanded: list[str] = []
+    stages = read(path).get("stages")
+    stages = stages if isinstance(stages, list) else []
+    entries = [entry for entry in stages if isinstance(entry, dict)]
+    return {
+        name: find(name, path.parent if (path.parent / name).is_file() else Path(), f"{path}: ")
+        for entry in entries
+        if isinstance(name := entry.get("config"), str) and name
+    }
+
+
+def words_of(arguments: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Yield each word of a command line, and whether it is the name of a configuration.
+
+    Raises:
+        UserError: `-c` is the last word.
+    """
     expects_name = False  # behind a lone `-c`
-    has_file = False
     for argument in arguments:
         # `-c NAME`, `-cNAME`, `--config=NAME`
         match = re.fullmatch(r"(?:--config=|-c=?)(.+)", argument, re.S)
-        name = argument if expects_name else match[1] if match else None
-        if name is not None:
-            has_file = True
-            for path in with_includes(find(name)):
-                expanded += ["-c", str(path)]
-                stage = warmup_of(path)
-                expanded += [f"--warmup={call(stage)}"] if stage is not None else []
+        if expects_name or match:
+            yield (argument if expects_name or match is None else match[1]), True
             expects_name = False
         elif argument in ("-c", "--config"):
             expects_name = True
         else:
-            expanded.append(argument)
+            yield argument, False
     if expects_name:
         raise UserError(
             "`-c` needs a configuration file or the name of a recipe; `lightning-mpo configs` "
             "lists them"
         )
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Replace each `-c NAME` of a command line by its files: included ones, then the file itself.
+
+    Raises:
+        UserError: a file is missing, is no mapping or is a list of stages, or files include each
+            other.
+    """
+    expanded: list[str] = []
+    has_file = False
+    for word, is_name in words_of(arguments):
+        if not is_name:
+            expanded.append(word)
+            continue
+        has_file = True
+        for path in with_includes(find(word)):
+            if stages := stages_of(path):
+                raise UserError(
+                    f"{path} is a list of stages, which `fit` runs; this command takes the "
+                    f"configuration of one of them: {', '.join(map(call, stages.values()))}"
+                )
+            expanded += ["-c", str(path)]
+            stage = warmup_of(path)
+            expanded += [f"--warmup={call(stage)}"] if stage is not None else []
     # a printed configuration holds the options of all files, and includes none
     return [*expanded, "--include=null"] if has_file else expanded

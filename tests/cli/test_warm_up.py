@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from lightning_mpo.callbacks.preemption import STAGE_CODE
-from lightning_mpo.cli import warmup_stage
+from lightning_mpo.cli import stage_entry
 from tests.support.commands import write
 from tests.support.configurations import BASE
 
@@ -37,7 +37,7 @@ def warmed(here, monkeypatch):
             torch.save({"state_dict": state}, "warm.ckpt")
         return outcome.code
 
-    monkeypatch.setattr(warmup_stage, "run_stage", run)
+    monkeypatch.setattr(stage_entry, "run_stage", run)
     (here / "warmup.yaml").write_text("{}")
     write(
         here / "warm.yaml",
@@ -106,7 +106,7 @@ def test_a_warm_up_that_fails(call, warmed, capsys):
 
 
 def test_a_warm_up_that_was_stopped_goes_on(call, warmed, runs, capsys):
-    warmed.outcome.code = warmup_stage.EARLY  # it has saved half of its work
+    warmed.outcome.code = stage_entry.EARLY  # it has saved half of its work
     with pytest.raises(SystemExit) as stop:
         call("fit", "-c", "warm.yaml")
     assert stop.value.code == 0
@@ -123,7 +123,7 @@ def test_a_warm_up_that_was_stopped_goes_on(call, warmed, runs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("saves", "code"), [(True, warmup_stage.EARLY), (False, warmup_stage.EARLY), (None, 3)]
+    ("saves", "code"), [(True, stage_entry.EARLY), (False, stage_entry.EARLY), (None, 3)]
 )
 def test_a_stage_is_stopped_with_the_run_that_waits_for_it(tmp_path, monkeypatch, saves, code):
     ends = "signal.signal(15, lambda *_: os._exit(int(os.environ[NAME])))" if saves else "pass"
@@ -142,7 +142,7 @@ def test_a_stage_is_stopped_with_the_run_that_waits_for_it(tmp_path, monkeypatch
 
     if saves is not None:
         threading.Thread(target=ask, daemon=True).start()
-    assert warmup_stage.run_stage([sys.executable, "-c", stage]) == code
+    assert stage_entry.run_stage([sys.executable, "-c", stage]) == code
     assert signal.getsignal(signal.SIGTERM) == before
 
 

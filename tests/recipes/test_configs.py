@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +12,17 @@ import yaml
 
 import lightning_mpo.data
 from lightning_mpo.cli.save_config import SaveConfig
+from lightning_mpo.cli.stages import find_list
 from lightning_mpo.data.code_lines import CodePrompts
 from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
+from lightning_mpo.resume.model_checkpoints import model_checkpoints
 from lightning_mpo.resume.option_effects import effect
 from lightning_mpo.resume.run_options import run_options
 from tests.support.recipes import CONFIGS, name_of
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
+LISTS = [path for path in FILES if "stages" in yaml.safe_load(path.read_text())]
+RUNS = [path for path in FILES if path.parent.name == "experiment" and path not in LISTS]
 SECTIONS = {"model", "report", "data", "algorithm", "hardware", "experiment"}
 LINES = {"experiment": 60}
 """Lines of content; experiments may be a little longer."""
@@ -75,7 +80,7 @@ def test_a_part_can_be_laid_over_a_run(build, path, monkeypatch):
         assert type(model.policy).__name__ == content["model"]["init_args"]["policy"]["class_path"]
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "experiment"], ids=name_of)
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
 def test_an_experiment_is_whole(build, path):
     model, data, trainer = build("-c", path)
     content = yaml.safe_load(path.read_text())
@@ -90,6 +95,24 @@ def test_an_experiment_is_whole(build, path):
         (line for line in path.read_text().splitlines() if "lightning-mpo fit -c" in line), None
     )
     assert command is None or f"-c {path.stem}" in command
+
+
+@pytest.mark.parametrize("path", LISTS, ids=name_of)
+def test_stages_of_a_list_train_one_policy_and_write_into_their_folders(build, path):
+    plan = find_list(["-c", str(path)])
+    assert plan.folder == Path("runs") / path.stem
+    policies = []
+    for config in {stage.config for stage in plan.stages}:
+        model, _, trainer = build("-c", config, "--trainer.default_root_dir", "runs/here")
+        (saving,) = model_checkpoints(trainer)
+        assert saving.save_last
+        assert {Path(saving.dirpath), *(Path(log.log_dir) for log in trainer.loggers)} == {
+            Path("runs/here").resolve(),
+            Path("runs/here"),
+        }
+        names = ("lora", "source", "characters", "hidden_size", "layers", "heads", "max_length")
+        policies.append([getattr(model.policy, name, None) for name in names])
+    assert all(policy == policies[0] for policy in policies)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.yaml")), ids=name_of)

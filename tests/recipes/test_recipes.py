@@ -29,6 +29,10 @@ def test_every_recipe_is_found_by_its_name_and_expands_as_its_file(path):
     assert recipes.find(name).samefile(path)
     assert recipes.find(path.stem).samefile(path), "no two recipes have one name"
     assert recipes.name_of(recipes.find(name)) == name
+    if recipes.stages_of(path):
+        with pytest.raises(UserError, match="is a list of stages, which `fit` runs"):
+            recipes.expand(["plan", "-c", name])
+        return
     assert content(recipes.expand(["fit", "-c", name])) == content(
         recipes.expand(["fit", "-c", str(path)])
     )
