@@ -48,7 +48,23 @@ def test_show_prints_the_file(capsys):
         )
 
 
-@pytest.mark.parametrize("path", FILES, ids=key_of)
+LISTS = [path for path in FILES if recipes.stages_of(path)]
+
+
+@pytest.mark.parametrize("path", LISTS, ids=key_of)
+def test_a_copy_of_a_list_leads_to_copies_of_its_stages(path, capsys):
+    stages = recipes.stages_of(path).values()
+    assert call(capsys, "copy", key_of(path), "mine")[0] == 0
+    copies = recipes.stages_of(Path("mine", path.parent.name, path.name)).values()
+    assert all(str(copy).startswith("mine/") for copy in copies)
+    assert [copy.read_text() for copy in copies] == [stage.read_text() for stage in stages]
+    assert call(capsys, "copy", key_of(path), "one.yaml")[0] == 0
+    assert "_stage.yaml" not in Path("one.yaml").read_text()
+    others = recipes.stages_of(Path("one.yaml")).values()
+    assert [*map(recipes.name_of, others)] == [*map(recipes.name_of, stages)]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in LISTS], ids=key_of)
 def test_a_copy_is_the_recipe_as_a_folder_and_as_one_file(path, capsys):
     original = content(recipes.expand(["fit", "-c", str(path)]))
     code, shown, _ = call(capsys, "copy", key_of(path), "mine")

@@ -131,7 +131,7 @@ def test_every_recipe_is_in_the_readme() -> None:
     text += page.partition("## Data sets of the package")[2].partition("\n## ")[0]
     listed = set(re.findall(r"`(\w+)`", text))
     files = {path.stem for path in recipes.FOLDER.rglob("*.yaml")}
-    stages = {name for name in files if name.endswith("_warmup")}
+    stages = {name for name in files if name.endswith(("_warmup", "_stage"))}
     assert files - stages - listed == set()
     assert len(files - stages) > 40
 
