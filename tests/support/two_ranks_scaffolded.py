@@ -9,13 +9,35 @@ import json
 import os
 import sys
 from pathlib import Path
+from zlib import crc32
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
 from lightning_mpo.data import Delimiters, Scaffolded
-from tests.support.runs import ByPrompt, Digits, Run, fit, make_data, sgd
+from lightning_mpo.rollout import join_rollouts
+from lightning_mpo.sampling import LocalSampler
+from lightning_mpo.types import PromptBatch
+from tests.support.runs import Digits, Run, fit, make_data, sgd
+
+
+class ByText(LocalSampler):
+    """Draws each prompt's completions from a generator of its text, whatever pads it to the width of a batch."""
+
+    def sample(self, policy, prompts, completions, request, *, generator, **options):
+        parts = []
+        for p, row in enumerate(prompts.rows):
+            one = PromptBatch(
+                prompts.input_ids_PS[p : p + 1],
+                prompts.attention_mask_PS[p : p + 1],
+                prompts.rows[p : p + 1],
+            )
+            seed = torch.Generator().manual_seed(crc32((row.prompt + row.opening).encode()))
+            parts.append(
+                super().sample(policy, one, completions, request, generator=seed, **options)
+            )
+        return join_rollouts(parts)
 
 
 class FewLow(Digits):
@@ -28,8 +50,8 @@ class FewLow(Digits):
 
 
 def train(folder: Path, devices: int = 1, **options: object) -> Run:
-    """Train on 12 problems at three levels: 9 rollouts an epoch, two updates on each."""
-    rollout = {"sampler": ByPrompt(), "rewards": [FewLow()], "minibatches": 2}
+    """Train on 12 problems at three levels, with two updates on each rollout of 4 prompts."""
+    rollout = {"sampler": ByText(), "rewards": [FewLow()], "epochs": 2}
     defaults = {
         "rollout": rollout,
         "data": Scaffolded(make_data(digits=2), splitter=Delimiters(",;")),
