@@ -124,6 +124,8 @@ def test_held_out_windows_have_the_same_code_with_thoughts_and_without(annotated
         ids = [i for w in mine for i in w.extra["window"].ids]
         assert "".join(policy.token_texts[i] for i in ids) == row.prompt
         assert all(len(w.extra["window"].ids) == 50 for w in mine[:-1])
+        before = [w.extra["window"].before for w in mine]
+        assert before == [policy.end_tokens[0], *(w.extra["window"].ids[-1] for w in mine[:-1])]
     assert content(connected(annotated, policy, validation_prompts=3).validation_rows[:3]) == (
         content(plain[:3])
     )
