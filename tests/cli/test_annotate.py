@@ -65,7 +65,8 @@ def test_200_files_of_the_standard_library_come_back_byte_for_byte(tmp_path, mon
     state = {f"policy.{name}": value for name, value in policy.state_dict().items()}
     torch.save({"state_dict": state, "global_step": 0}, tmp_path / "last.ckpt")
     # few lines; one of 96 characters ends a thought, so about a fifth of them ends in time
-    data = {"paths": ["stdlib"], "max_files": 200, "min_characters": 60, "max_prompt_tokens": 64}
+    sizes = {"min_characters": 60, "max_line_tokens": 120, "max_prompt_tokens": 120}
+    data = {"paths": ["stdlib"], "max_files": 200} | sizes
     rollout = {"max_new_tokens": 24}
     run = RUN | {"data": {"init_args": RUN["data"]["init_args"] | data}, "rollout": rollout}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
