@@ -46,7 +46,6 @@ COVERED = {
     "functional/thoughts.py": "rewards/test_next_line.py",
     "modules/reward_reference.py": "rewards/test_next_line.py",
     "objective/token_ids.py": "objective/test_first_tokens.py",
-    "rewards/reference.py": "rewards/test_next_line.py",
     "data/csv_rows.py": "data/test_reading.py",
     "data/encoding.py": "data/test_rendering.py",
     "data/files.py": "data/test_reading_refusals.py",
