@@ -73,9 +73,8 @@ class RolloutLoop(RolloutEvaluation):
             ended without the run; false: in the process of the run, where the time limit does not
             interrupt code in C. The command line takes true.
         failed_reward: score of a completion on which a reward failed; None: it is not judged.
-        stop: tokens that end a response besides the end tokens of the policy. A text ends it with
-            each token that contains this text, an id with this token alone. The token is part of
-            the response, which then counts as finished.
+        stop: tokens that end a response besides the end tokens of the policy, and belong to it. A
+            text stands for each token that contains it. The response then counts as finished.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,33 +16,15 @@ from lightning_mpo.data.code_files import (
     CodeFile,
     describe_skipped,
     indentation,
-    pieces_of,
     read_corpus,
     share_of,
 )
-from lightning_mpo.data.code_tokens import CodeTokens
+from lightning_mpo.data.code_tokens import CodeTokens, line_tokens
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import PromptBatch, PromptRow, Splits
 
 CHARACTERS_PER_TOKEN = 8
 """Characters of a file that are read for each token of the longest prompt."""
-
-
-@dataclass(frozen=True)
-class LineTokens:
-    """Token ids of one row, piece by piece.
-
-    Args:
-        before: the file before the line, with the ids that the tokenizer writes in front.
-        indent: the white space in front of the line.
-        blank: the tokens of the line that hold white space in front of its text alone.
-        line: the other tokens of the line, with its line end.
-    """
-
-    before: tuple[int, ...]
-    indent: tuple[int, ...]
-    blank: tuple[int, ...]
-    line: tuple[int, ...]
 
 
 class CodePrompts(PromptDataModule):
@@ -295,19 +277,3 @@ class CodeLines(CodePrompts):
             encoded.append(replace(row, extra={**row.extra, **columns}))
             ids.append([*parts.before, *parts.indent])
         return padded_batch(ids, encoded)
-
-
-def line_tokens(row: PromptRow, tokens: CodeTokens) -> LineTokens:
-    """Return the ids of a row of `CodeLines`.
-
-    Args:
-        row: with the columns `indentation` and `line`.
-        tokens: encodes the pieces.
-    """
-    indent = row.extra["indentation"]
-    before = row.prompt[: len(row.prompt) - len(indent)]
-    return LineTokens(
-        (*tokens.frame, *tokens.pieces(pieces_of(before))),
-        tokens.piece(indent),
-        *tokens.split_blank(row.extra["line"]),
-    )

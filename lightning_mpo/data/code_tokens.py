@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_mpo.data.code_files import pieces_of
@@ -17,6 +18,23 @@ MOST_PIECES = 200_000
 """Pieces whose tokens are kept."""
 TRIED = "def f(x):\n    return x\n"
 """Code on which a tokenizer is tried."""
+
+
+@dataclass(frozen=True)
+class LineTokens:
+    """Token ids of one row, piece by piece.
+
+    Args:
+        before: the file before the line, with the ids that the tokenizer writes in front.
+        indent: the white space in front of the line.
+        blank: the tokens of the line that hold white space in front of its text alone.
+        line: the other tokens of the line, with its line end.
+    """
+
+    before: tuple[int, ...]
+    indent: tuple[int, ...]
+    blank: tuple[int, ...]
+    line: tuple[int, ...]
 
 
 class CodeTokens:
@@ -98,3 +116,19 @@ class CodeTokens:
                 break
             last.insert(0, piece)
         return last
+
+
+def line_tokens(row: PromptRow, tokens: CodeTokens) -> LineTokens:
+    """Return the ids of a row of `CodeLines`.
+
+    Args:
+        row: with the columns `indentation` and `line`.
+        tokens: encodes the pieces.
+    """
+    indent = row.extra["indentation"]
+    before = row.prompt[: len(row.prompt) - len(indent)]
+    return LineTokens(
+        (*tokens.frame, *tokens.pieces(pieces_of(before))),
+        tokens.piece(indent),
+        *tokens.split_blank(row.extra["line"]),
+    )

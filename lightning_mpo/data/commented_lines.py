@@ -91,8 +91,9 @@ class CommentedLines(CodeLines):
         longest = self.longest_prompt + self.max_comment_tokens
         if positions is not None and longest > positions:
             raise UserError(
-                f"`CommentedLines`: a prompt, its comment and its line have up to {longest} tokens, "
-                f"more than the model's {positions} positions; lower `data.max_prompt_tokens`"
+                f"`CommentedLines`: a prompt, its comment and its line have up to {longest} "
+                f"tokens, more than the model's {positions} positions; lower "
+                "`data.max_prompt_tokens`"
             )
 
     def solutions(self, rows: Sequence[PromptRow], canvas: int | None = None) -> Rollout:

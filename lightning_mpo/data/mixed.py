@@ -50,8 +50,8 @@ class Mixed(OverData):
                 mine, theirs = getattr(base, name), getattr(part, name)
                 if mine != theirs:
                     raise UserError(
-                        f"`Mixed`: `{name}` is {mine!r} in `base` and {theirs!r} in `others`; set it "
-                        "alike"
+                        f"`Mixed`: `{name}` is {mine!r} in `base` and {theirs!r} in `others`; "
+                        "set it alike"
                     )
         self.others = others
 

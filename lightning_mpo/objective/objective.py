@@ -79,8 +79,7 @@ class Objective:
     terms: Sequence[LossTerm] = ()
 
     def __post_init__(self) -> None:
-        terms = tuple(self.terms or ())
-        object.__setattr__(self, "terms", terms)
+        object.__setattr__(self, "terms", terms := tuple(self.terms or ()))
         kinds = [type(term) for term in terms]
         for kind in kinds:
             if kinds.count(kind) > 1:

@@ -33,8 +33,7 @@ IDS = ("AllowedTokens.ids", "FirstTokens.tokens", "OnlyTokens.tokens", "RolloutL
 LARGE = "a seed may be large, and is bounded by 64 bits"
 ALLOWED: dict[str, dict[str, str]] = {
     **reward_numbers.ALLOWED,
-    "ClippedRatio.high": {"0": "no step beyond a ratio of 1"},
-    "ClippedRatio.low": {"0": "no step beyond a ratio of 1"},
+    **{f"ClippedRatio.{end}": {"0": "no step beyond a ratio of 1"} for end in ("high", "low")},
     "CodeAnswer.weight": {"-1": SIGNED, "0": "measured only"},
     "ConstantCoefficient.coefficient": {"0": OFF},
     "EntropyBonus.coef": {"-1": SIGNED, "0": SIGNED},
@@ -87,9 +86,10 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "MetricsCSV": lambda: {"save_dir": "."},
     **{f"{kind}Multiplication": lambda: {"digits": 4} for kind in ("", "Forgetful")},
     "PolicyOptimization": lambda: {"policy": small(), "objective": objective()},
-    "PromptFile": lambda: {"path": "rows.jsonl"},
     "ReasoningGym": lambda: {"task": "chain_sum"},
     "ReferenceUpdate": lambda: {"every": 4},
+    "PromptFile": lambda: {"path": "rows.jsonl"},
+    "Mixed": lambda: {"base": Multiplication(digits=4), "others": [Multiplication(digits=4)]},
     "Scaffolded": lambda: {"base": Multiplication(digits=4)},
     "SegmentActions": lambda: {"segmenter": DelimiterSegmenter()},
     "SupervisedWarmup": lambda: {"policy": small()},
