@@ -155,7 +155,7 @@ def strip_folder(folder: Path, to: Path) -> Annotated:
 
 
 @dataclass(frozen=True)
-class ReadFile:
+class AnnotatedFile:
     """A file without its thoughts, and the thoughts.
 
     Args:
@@ -171,14 +171,14 @@ class ReadFile:
 
 
 @dataclass(frozen=True)
-class ReadCorpus:
+class AnnotatedCorpus:
     """Usable files in the order of their names, and the number of others by reason."""
 
-    files: list[ReadFile]
+    files: list[AnnotatedFile]
     skipped: Counter[str]
 
 
-def read_annotated(paths: Sequence[str], max_files: int | None = None) -> ReadCorpus:
+def read_without_thoughts(paths: Sequence[str], max_files: int | None = None) -> AnnotatedCorpus:
     """Read files, and take thoughts out of those in a folder that `annotate` wrote.
 
     Args:
@@ -188,7 +188,7 @@ def read_annotated(paths: Sequence[str], max_files: int | None = None) -> ReadCo
     Raises:
         UserError: there is no usable file, or an annotated one has changed since.
     """
-    files: list[ReadFile] = []
+    files: list[AnnotatedFile] = []
     skipped, folders = Counter[str](), dict[Path, dict[str, Any]]()
     for path, name, file in read_paths(paths, max_files):
         if isinstance(file, str):
@@ -199,13 +199,13 @@ def read_annotated(paths: Sequence[str], max_files: int | None = None) -> ReadCo
         plain = [line for i, line in enumerate(file.lines) if i not in at]
         # the line behind a thought, where no thought is counted
         thoughts = {i - n: file.lines[i].strip() for n, i in enumerate(added)}
-        files.append(ReadFile(name, "".join(plain), thoughts))
+        files.append(AnnotatedFile(name, "".join(plain), thoughts))
     if not files:
         raise UserError(
             f"none of {skipped.total()} Python files in {', '.join(map(repr, paths))} can be used "
             f"({describe_skipped(skipped)})"
         )
-    return ReadCorpus(sorted(files, key=lambda file: file.name), skipped)
+    return AnnotatedCorpus(sorted(files, key=lambda file: file.name), skipped)
 
 
 def _added_lines(path: Path, folders: dict[Path, dict[str, Any]]) -> list[int]:

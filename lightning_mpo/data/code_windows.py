@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_mpo.checks import at_least, seeds, within
-from lightning_mpo.data.annotations import read_annotated
+from lightning_mpo.data.annotations import read_without_thoughts
 from lightning_mpo.data.batching import padded_batch
 from lightning_mpo.data.code_files import describe_skipped, indentation, pieces_of, share_of
 from lightning_mpo.data.code_lines import CodePrompts
@@ -99,7 +99,7 @@ class CodeWindows(CodePrompts):
         Raises:
             UserError: there is no usable file, or none is left to train or to validate on.
         """
-        corpus = read_annotated(self.paths, self.max_files)
+        corpus = read_without_thoughts(self.paths, self.max_files)
         train: list[PromptRow] = []
         held_out: list[PromptRow] = []
         for file in corpus.files:

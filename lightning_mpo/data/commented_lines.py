@@ -29,7 +29,7 @@ class CommentedLines(CodeLines):
     The demonstration of a line behind a comment is that comment with its line end, and its prompt
     is the file before the comment. The demonstration of another line is a line break: an act
     without a thought. So a policy that imitates them thinks in about half of all cases, with
-    thoughts such as people write.
+    thoughts such as people write [I] (docs/ra3.md).
 
     A comment is one line at the column of the line behind it, with a blank behind `#`. Comments
     that are code themselves, and those over `max_comment_tokens`, are left out.
@@ -58,11 +58,11 @@ class CommentedLines(CodeLines):
     def _rows(self, file: CodeFile, most_lines: int | None) -> Iterator[PromptRow]:
         """Yield rows of lines behind a comment, and as many of other lines, in their order."""
         usable = [i for i in file.starts if len(file.lines[i].strip()) >= self.min_characters]
-        behind = [i for i in usable if i > 1 and comment_of(file, i) is not None]
+        behind = [i for i in usable if comment_of(file, i) is not None]
         others = [i for i in usable if i > 0 and not file.lines[i - 1].strip().startswith("#")]
         commented = self._chosen(file, behind)[:most_lines]
         plain = self._chosen(file, others)[: len(commented)]
-        for i in sorted([*commented, *plain[: len(commented)]]):
+        for i in sorted([*commented, *plain]):
             comment = comment_of(file, i)
             if comment is None:
                 yield replace(self._row(file, i), solution=ACT)
@@ -109,9 +109,11 @@ def comment_of(file: CodeFile, i: int) -> str | None:
         file: the file.
         i: position of the line.
     """
+    if i < 2:
+        return None
     comment = file.lines[i - 1]
     text = comment.strip()
-    if i < 2 or not text.startswith(MARK) or indentation(comment) != indentation(file.lines[i]):
+    if not text.startswith(MARK) or indentation(comment) != indentation(file.lines[i]):
         return None
     in_block = file.lines[i - 2].strip().startswith("#")
     return None if in_block or is_code(text.removeprefix(MARK)) else f"{text}\n"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_mpo.data import CodeLines, CodeWindows
-from lightning_mpo.data.annotations import annotate_folder, read_annotated
+from lightning_mpo.data.annotations import annotate_folder, read_without_thoughts
 from lightning_mpo.data.code_windows import CODE, FRAME, THOUGHT
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules import SupervisedWarmup
@@ -172,9 +172,9 @@ def test_validation_means_are_over_code_tokens_alone(annotated, tmp_path):
 def test_thoughts_are_found_by_any_path_and_changed_files_refused(annotated, plain, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(annotated, folder)
-    whole = read_annotated([str(folder)])
-    inner = read_annotated([str(folder / "inner")])
-    pattern = read_annotated([f"{folder}/**/*.py"])
+    whole = read_without_thoughts([str(folder)])
+    inner = read_without_thoughts([str(folder / "inner")])
+    pattern = read_without_thoughts([f"{folder}/**/*.py"])
     assert [file.thoughts for file in pattern.files] == [file.thoughts for file in whole.files]
     by_name = {file.name: file for file in whole.files}
     for file in inner.files:

@@ -192,6 +192,14 @@ def test_a_disk_that_a_download_fills_is_one_line(
     assert left(cache) == [".tied.lock"]
 
 
+def wait_for(path: Path, seconds: float = 60) -> None:
+    """Wait until a file is there; end after some time, so that a dead process hangs no test."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} was not written"
+        time.sleep(0.01)
+
+
 def test_two_processes_at_once_convert_once(
     source: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,8 +209,7 @@ def test_two_processes_at_once_convert_once(
     def slow(*arguments: Any) -> None:
         with begun.open("a") as file:
             file.write("one conversion\n")
-        while not other.exists():  # the other process is about to ask for the model
-            time.sleep(0.01)
+        wait_for(other)  # the other process is about to ask for the model
         time.sleep(0.2)
         convert(*arguments)
 
@@ -214,8 +221,7 @@ def test_two_processes_at_once_convert_once(
             os._exit(0)
         finally:
             os._exit(1)
-    while not begun.exists():
-        time.sleep(0.01)
+    wait_for(begun)
     other.touch()
     folder = resolve(source)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
