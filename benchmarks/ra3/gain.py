@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from lines import CodeRow, Corpus
-from tables import differences, gains, rewards
+from tables import differences, gains, rewards, rises
 from thoughts import likelihoods, sampled_thoughts
 
 from lightning_mpo.cli.export import Reader, read_run
@@ -144,15 +144,14 @@ def measure(
             batch = rows[start : start + options.batch]
             thoughts: list[dict[str, Any]] = [dict(row.comments) for row in batch]
             chances: list[dict[str, float]] = [{} for _ in batch]
-            asked = [i for i, row in enumerate(batch) if not row.has_comment]
-            for name, policy in models.samplers.items() if asked else ():
+            for name, policy in models.samplers.items():
                 drawn, chance = sampled_thoughts(
-                    *(policy, models.data, [batch[i].row for i in asked], models.guard),
+                    *(policy, models.data, [row.row for row in batch], models.guard),
                     count=options.thoughts,
                     longest=options.max_new_tokens,
                     seed=(options.seed, start),
                 )
-                for i, of_line, value in zip(asked, drawn, chance, strict=True):
+                for i, (of_line, value) in enumerate(zip(drawn, chance, strict=True)):
                     thoughts[i][name], chances[i][name] = of_line, value
             for row, given, chance in zip(batch, thoughts, chances, strict=True):
                 record = row.record() | likelihoods(models.base, models.data, row.row, given)
@@ -187,6 +186,7 @@ def show(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> None
     for name, table in (
         ("gains", gains(records, options.costs)),
         ("rewards", rewards(records, options.costs)),
+        ("rises", rises(records, options.costs)),
         ("differences", differences(records)),
     ):
         if table:

@@ -11,6 +11,8 @@ import torch
 from lightning_mpo.functional.diagnostics import clustered_mean
 
 Z = 1.96  # of a two-sided 95 % interval
+OF_ANOTHER = "of another file"
+"""Source of the comments that are a control."""
 Record = dict[str, Any]
 
 
@@ -46,21 +48,34 @@ def gains(records: Sequence[Record], costs: Sequence[float]) -> list[dict[str, A
 
 
 def rewards(records: Sequence[Record], costs: Sequence[float]) -> list[dict[str, Any]]:
-    """Return a row for each policy and cost: its share of thoughts, and what its reward adds.
+    """Return a row for each kind of lines, policy and cost: what its reward adds to L(a | s).
 
     A policy acts or thinks with the probabilities of its first token. `reward` is the mean of
     r - log p(a | s), which is 0 for a policy that never thinks; acts and thoughts are weighted by
-    their probability, not drawn.
+    their probability, not drawn. Comments of other files stand in front of every line.
     """
-    names = sorted({name for record in records for name in record["thinks"]})
     rows = []
-    for name, cost in itertools.product(names, costs):
-        mine = [record for record in records if name in record["thinks"]]
-        thinks = _interval("thinks", ((r["file"], r["thinks"][name]) for r in mine))
-        added = _interval("reward", ((r["file"], _added(r, name, cost)) for r in mine))
-        total = _interval("r", ((r["file"], r["likelihood"] + _added(r, name, cost)) for r in mine))
-        row = {"policy": name, "cost": cost, "number of lines": len(mine)}
-        rows.append({**row, **thinks, **added, "r": total["r"]})
+    for (lines, source), cost in itertools.product(_sources(records), costs):
+        mine = [r for r in records if r["lines"] == lines and source in r["thoughts"]]
+        if source != OF_ANOTHER and not all(source in r["thinks"] for r in mine):
+            continue
+        thinks = _interval("thinks", ((r["file"], _thinks(r, source)) for r in mine))
+        added = _interval("reward", ((r["file"], _added(r, source, cost)) for r in mine))
+        total = [r["likelihood"] + _added(r, source, cost) for r in mine]
+        row = {"lines": lines, "thoughts": source, "cost": cost, "number of lines": len(mine)}
+        rows.append({**row, **thinks, **added, "r": sum(total) / len(total)})
+    return rows
+
+
+def rises(records: Sequence[Record], costs: Sequence[float]) -> list[dict[str, Any]]:
+    """Return a row for each kind of lines and cost: how far the trained policy's reward is above."""
+    rows = []
+    for lines, cost in itertools.product(dict.fromkeys(r["lines"] for r in records), costs):
+        mine = [r for r in records if r["lines"] == lines and "trained" in r["thoughts"]]
+        for other in ("sampled", OF_ANOTHER) if mine else ():
+            pairs = ((r["file"], _added(r, "trained", cost) - _added(r, other, cost)) for r in mine)
+            row = {"lines": lines, "cost": cost, "reward": f"trained - {other}"}
+            rows.append({**row, **_interval("difference", pairs)})
     return rows
 
 
@@ -105,9 +120,14 @@ def _mean(record: Record, source: str) -> float:
     return sum(map(_used, group)) / len(group)
 
 
-def _added(record: Record, name: str, cost: float) -> float:
+def _thinks(record: Record, source: str) -> float:
+    """Return the probability of a thought; comments of other files stand in front of every line."""
+    return 1.0 if source == OF_ANOTHER else float(record["thinks"][source])
+
+
+def _added(record: Record, source: str, cost: float) -> float:
     """Return E[r] - log p(a | s) of a line: the gain of thoughts less their cost, if it thinks."""
-    return record["thinks"][name] * (_mean(record, name) - cost)
+    return _thinks(record, source) * (_mean(record, source) - cost)
 
 
 def _interval(name: str, values: Iterable[tuple[str, float]]) -> dict[str, Any]:

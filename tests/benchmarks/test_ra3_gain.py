@@ -147,13 +147,33 @@ def test_tables_by_hand():
     assert [row["above 0.01"], row["above 0.35"]] == pytest.approx([3 / 6, 1 / 6])
     assert [row["best above 0.01"], row["best above 0.35"]] == pytest.approx([1, 1 / 3])
     # by line: 0.5 (-0.1 - c), 1 (0.2 - c), 0
-    (first,) = tables.rewards(records, [0.1])
+    control, _ = tables.rewards(records, [0.05])
+    assert control["thinks"] == 1  # a comment in front of every line
+    assert control["reward"] == pytest.approx(0.1 - 0.05)
+    _, first = tables.rewards(records, [0.1])
     assert first["reward"] == pytest.approx((0.5 * -0.2 + 0.1) / 3)
     assert first["r"] == pytest.approx(-2 + (0.5 * -0.2 + 0.1) / 3)
     assert first["thinks"] == pytest.approx(0.5)
     (pair,) = tables.differences(records)
     assert pair["thoughts"] == "sampled - of another file"
     assert pair["difference"] == pytest.approx((-0.1 + 0.2 + 0.01) / 3 - 0.1)
+    assert tables.rises(records, [0.1]) == [], "there is no trained policy"
+
+
+def test_the_rise_of_a_reward_by_hand():
+    records = [
+        record("a", [0.3, -0.5], [True, True]),
+        record("b", [0.4, 9.0], [True, False], thinks=1.0),
+    ]
+    for one in records:
+        one["thoughts"]["trained"] = [{"text": "#", "usable": True, "gain": 0.6}]
+        one["thinks"]["trained"] = 0.25
+    before, random = tables.rises(records, [0.1])
+    # trained: 0.25 (0.6 - 0.1); sampled: 0.5 (-0.1 - 0.1) and 1 (0.2 - 0.1)
+    assert before["reward"] == "trained - sampled"
+    assert before["difference"] == pytest.approx(0.125 - (-0.1 + 0.1) / 2)
+    assert random["reward"] == "trained - of another file"
+    assert random["difference"] == pytest.approx(0.125 - (0.1 - 0.1))
 
 
 def test_the_command_goes_on_and_prints_tables(policy, folder, tmp_path, capsys):
