@@ -14,7 +14,7 @@ from lightning_mpo.cli.mistakes import explain
 from lightning_mpo.cli.plan_objects import PlanCLI, build, without_notes
 from lightning_mpo.cli.stage_entry import Entry, run_entry
 from lightning_mpo.cli.stage_metrics import write_metrics
-from lightning_mpo.cli.stages import CHECKPOINT, StageList
+from lightning_mpo.cli.stages import CHECKPOINT, REFERENCE_CHECKPOINT, StageList
 from lightning_mpo.cli.warmup_stage import check_before_stage
 from lightning_mpo.errors import UserError
 from lightning_mpo.modules.monitors import check_callbacks
@@ -113,6 +113,8 @@ def check_fit(words: Sequence[str], folder: Path, has_data: bool) -> Path:
     with without_notes():
         module, data, trainer = build(words, StageCLI)
         check_callbacks(trainer, module)
+        if REFERENCE_CHECKPOINT in words:
+            module.policy.reference_checkpoint = None  # an earlier stage writes it
         if has_data:
             check_before_stage(trainer, module, data)
     saving = next((part for part in model_checkpoints(trainer) if part.save_last), None)

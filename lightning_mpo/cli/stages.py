@@ -15,9 +15,10 @@ from lightning_mpo.recipes import call, find, read, stages_of, with_includes, wo
 
 KEYS = ("stages", "rounds", "folder")
 """Keys of a file that lists stages; `include` may be there as well."""
-STAGE_KEYS = ("name", "config", "verb", "from", "when", "options")
+STAGE_KEYS = ("name", "config", "verb", "from", "reference", "when", "options")
 VERBS, TIMES = ("fit", "annotate"), ("every", "first", "last")
 CHECKPOINT = "--model.init_args.policy.init_args.checkpoint"
+REFERENCE_CHECKPOINT = "--model.init_args.policy.init_args.reference_checkpoint"
 FOLDER = "--trainer.default_root_dir"
 REFERENCE = re.compile(r"\$\{(round|stages\.[^}]*)\}")
 """Matches `${round}` and `${stages.NAME}` in the options of a stage."""
@@ -33,6 +34,7 @@ class Stage:
         verb: `fit`, or `annotate`, which writes thoughts into files.
         start: stages whose checkpoint it starts from (`from`): that of the one that ran last before
             it, in this round or the round before. If none ran, it starts as its configuration says.
+        reference: stages whose checkpoint is its reference, likewise.
         when: the rounds in which it runs: `every`, the `first` or the `last`.
         options: further words of its command line.
     """
@@ -41,6 +43,7 @@ class Stage:
     config: str
     verb: str
     start: tuple[str, ...]
+    reference: tuple[str, ...]
     when: str
     options: tuple[str, ...]
 
@@ -81,7 +84,10 @@ class StageList:
                 words += [_filled(word, stage, number, latest) for word in stage.options]
                 words += [*self.rest]
                 # the checkpoint that it starts from, and its folder
-                start = next((name for name in reversed(latest) if name in stage.start), None)
+                start, reference = (
+                    next((name for name in reversed(latest) if name in names), None)
+                    for names in (stage.start, stage.reference)
+                )
                 if start is None and stage.verb == "annotate":
                     raise UserError(
                         f"stage {stage.name!r} needs `from`, a stage before it that trains"
@@ -89,6 +95,8 @@ class StageList:
                 if start is not None:
                     option = "--checkpoint" if stage.verb == "annotate" else CHECKPOINT
                     words += [option, str(latest[start] / checkpoints[start])]
+                if reference is not None:
+                    words += [REFERENCE_CHECKPOINT, str(latest[reference] / checkpoints[reference])]
                 words += ["--to", str(folder)] if stage.verb == "annotate" else []
                 words += [FOLDER, str(folder)]
                 result = str(folder / checkpoints.get(stage.name, ""))
@@ -184,7 +192,7 @@ def _stage(number: int, entry: Any, configs: dict[str, Path]) -> Stage:
         raise UserError(
             f"stage {name!r} has no option `{unknown[0]}`; it takes {', '.join(STAGE_KEYS)}"
         )
-    config, start = entry.get("config"), entry.get("from") or []
+    config = entry.get("config")
     options = entry.get("options") or []
     if not isinstance(config, str) or config not in configs:
         raise UserError(f"stage {name!r} needs `config`, its configuration, got {config!r}")
@@ -199,9 +207,12 @@ def _stage(number: int, entry: Any, configs: dict[str, Path]) -> Stage:
             f"`options` of stage {name!r} must be a list of texts, such as "
             f"[--trainer.max_steps, '40'], got {options!r}"
         )
-    start = start if isinstance(start, list) else [start]
     verb, when = (entry.get(key, values[0]) for key, values in choices.items())
-    return Stage(name, call(configs[config]), verb, tuple(start), when, tuple(options))
+    stages_of_key = (entry.get(key) or [] for key in ("from", "reference"))
+    start, reference = (
+        tuple(names if isinstance(names, list) else [names]) for names in stages_of_key
+    )
+    return Stage(name, call(configs[config]), verb, start, reference, when, tuple(options))
 
 
 def _check_names(stages: Sequence[Stage]) -> None:
@@ -214,15 +225,16 @@ def _check_names(stages: Sequence[Stage]) -> None:
     for stage in stages:
         references = [name for word in stage.options for name in REFERENCE.findall(word)]
         names = [name.removeprefix("stages.") for name in references if name != "round"]
-        for name in (*stage.start, *names):
+        for name in (*stage.start, *stage.reference, *names):
             if not isinstance(name, str) or name not in verbs:
                 raise UserError(
                     f"stage {stage.name!r} names {name!r}, which is no stage; there are "
                     f"{', '.join(verbs)}"
                 )
-        for name in stage.start:
+        for name in (*stage.start, *stage.reference):
             if verbs[name] != "fit":
+                takes = "starts from" if name in stage.start else "has the reference"
                 raise UserError(
-                    f"stage {stage.name!r} starts from {name!r}, which writes no checkpoint: its "
+                    f"stage {stage.name!r} {takes} {name!r}, which writes no checkpoint: its "
                     f"verb is `{verbs[name]}`"
                 )

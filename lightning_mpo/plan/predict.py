@@ -25,6 +25,7 @@ from lightning_mpo.plan.passes import Passes, support_size
 from lightning_mpo.plan.sizes import Sizes, schedule_of
 from lightning_mpo.plan.weights import count_weights, state_per_number
 from lightning_mpo.policies.loaded import LoadedPolicy
+from lightning_mpo.policies.reference import SOURCE
 from lightning_mpo.sampling.cache import ROOM
 
 SAMPLING_COPIES = 5
@@ -142,7 +143,8 @@ class Planner:
             return 0
         if self.policy.lora is None:
             return self.weights.base
-        frozen_adapters = self._has(ReferenceUpdate) or self.policy.checkpoint is not None
+        start = self.policy.reference_checkpoint or self.policy.checkpoint
+        frozen_adapters = self._has(ReferenceUpdate) or start not in (None, SOURCE)
         return self.weights.adapters if frozen_adapters else 0
 
     def _has(self, *kinds: type[L.Callback]) -> bool:

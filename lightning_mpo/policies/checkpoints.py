@@ -44,12 +44,15 @@ Empty values are plain, too.
 HEADS, HEADS_CONFIG = "mtp_heads.safetensors", "mtp_heads.json"
 
 
-def read_policy(checkpoint: str, part: Part = "weights") -> dict[str, Any]:
+def read_policy(
+    checkpoint: str, part: Part = "weights", option: str = "policy.checkpoint"
+) -> dict[str, Any]:
     """Return a checkpoint's policy.
 
     Args:
         checkpoint: a Lightning checkpoint, a file or a folder, or a folder of adapters.
         part: "outline" leaves the tensors on the disk.
+        option: names the checkpoint, for messages.
 
     Returns:
         `state_dict` with the policy's own names; `mtp`, which describes its heads; `adapters`,
@@ -61,13 +64,13 @@ def read_policy(checkpoint: str, part: Part = "weights") -> dict[str, Any]:
     """
     path = locate(checkpoint)
     if path.is_dir() and not is_shards(path):
-        return _read_adapters(path)
+        return _read_adapters(path, option)
     if part == "weights" and unfinished_mark(checkpoint).exists():
         rank_zero_warn(
-            f"`policy.checkpoint` {checkpoint!r} is of a stage that was stopped before its end: "
+            f"`{option}` {checkpoint!r} is of a stage that was stopped before its end: "
             "`fit` of the run that names it as its `warmup` goes on with it first"
         )
-    content = read_checkpoint(checkpoint, "`policy.checkpoint`", part)
+    content = read_checkpoint(checkpoint, f"`{option}`", part)
     state = {
         key.removeprefix(PREFIX): value
         for key, value in content["state_dict"].items()
@@ -76,8 +79,8 @@ def read_policy(checkpoint: str, part: Part = "weights") -> dict[str, Any]:
     return {"state_dict": state, "mtp": content.get("mtp"), "adapters": None}
 
 
-def _read_adapters(folder: Path) -> dict[str, Any]:
-    shown = f"`policy.checkpoint` {str(folder)!r}"
+def _read_adapters(folder: Path, option: str) -> dict[str, Any]:
+    shown = f"`{option}` {str(folder)!r}"
     if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
         hint = (
             "; it is a whole model: name it as `policy.source`"
@@ -166,6 +169,43 @@ def load_state(
             f"{misfit}{len(missing)} weights are missing, {len(unknown)} unknown "
             f"(such as {[*missing, *unknown][0]!r})"
         )
+
+
+def load_network(network: nn.Module, checkpoint: str, option: str, *, adapters: bool) -> None:
+    """Load the network of a checkpoint's policy, without heads and critic, into another network.
+
+    Args:
+        network: with its modules in place.
+        checkpoint: as for `read_policy`.
+        option: names the checkpoint, for messages.
+        adapters: only its adapters must be there.
+
+    Raises:
+        UserError: as for `read_policy` and `load_state`.
+    """
+    content, prefix = read_policy(checkpoint, option=option)["state_dict"], "network."
+    state = {
+        key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)
+    }
+    names = [name for name, _ in network.named_parameters()]
+    required = [name for name in names if "lora_" in name] if adapters else names
+    load_state(network, state, required, f"`{option}` {checkpoint!r}")
+
+
+def check_checkpoint(checkpoint: str, lora: Lora | None, option: str) -> dict[str, Any]:
+    """Read a checkpoint without its tensors, refuse one with other adapters, and return the rest.
+
+    Args:
+        checkpoint: as for `read_policy`.
+        lora: the policy's adapters.
+        option: names the checkpoint, for messages.
+
+    Raises:
+        UserError: as for `read_policy` and `check_adapters`.
+    """
+    content = read_policy(checkpoint, "outline", option)
+    check_adapters(content, lora, f"`{option}` {checkpoint!r}")
+    return content
 
 
 def check_adapters(content: dict[str, Any], lora: Lora | None, where: str) -> None:

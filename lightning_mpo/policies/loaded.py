@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_mpo.policies import combinations, loading
 from lightning_mpo.policies.base import rollout_mode
-from lightning_mpo.policies.checkpoints import check_adapters, load_state, read_policy
+from lightning_mpo.policies.checkpoints import check_checkpoint, load_state, read_policy
 from lightning_mpo.policies.described import DescribedPolicy
-from lightning_mpo.policies.logits import check_logits
-from lightning_mpo.policies.lora import FrozenAdapters, Lora, add_adapters
+from lightning_mpo.policies.logits import check_logits, scaled_and_capped
+from lightning_mpo.policies.lora import Lora, add_adapters
 from lightning_mpo.policies.mtp import MTPHeads
 from lightning_mpo.policies.precision import warn_where_slow
 from lightning_mpo.policies.quantization import (
@@ -22,7 +21,16 @@ from lightning_mpo.policies.quantization import (
     check_gradients,
     refuse_stored_otherwise,
 )
-from lightning_mpo.policies.reference import AdapterReference, FrozenCopy, Reference
+from lightning_mpo.policies.reference import (
+    REFERENCE_OPTION,
+    SOURCE,
+    AdapterReference,
+    FrozenCopy,
+    Reference,
+    frozen_adapters,
+    frozen_copy,
+    leave_reference_out,
+)
 from lightning_mpo.policies.trunk import Trunk
 from lightning_mpo.policies.unembedding import Unembedding
 from lightning_mpo.policies.value import Critic
@@ -47,6 +55,8 @@ class LoadedPolicy(DescribedPolicy):
         critic: estimates the values of states, for `GeneralizedAdvantage`.
         checkpoint: a Lightning checkpoint (a file or a folder), or a folder of adapters. Its policy
             weights are loaded on top of `source`.
+        reference_checkpoint: of the reference, as `checkpoint` is of the policy; `source`: the
+            reference has the weights of `source` alone; None: it is the policy before any update.
         gather_rollouts: under FSDP2, hold all weights on each process during a rollout. False
             gathers them layer by layer for every token, in lockstep with the other processes: slow,
             for models that do not fit.
@@ -71,6 +81,7 @@ class LoadedPolicy(DescribedPolicy):
         checkpoint: str | None = None,
         gather_rollouts: bool = True,
         quantization: Quantization | None = None,
+        reference_checkpoint: str | None = None,
     ) -> None:
         super().__init__(source)
         self.lora, self.quantization = lora, quantization
@@ -79,15 +90,14 @@ class LoadedPolicy(DescribedPolicy):
         self.share_prompts = share_prompts
         self.mtp = mtp
         self.critic = critic
-        self.checkpoint = checkpoint
+        self.checkpoint, self.reference_checkpoint = checkpoint, reference_checkpoint
         self.gather_rollouts = gather_rollouts
-        # modules and views of modules that `build` makes
         self.register_module("network", None)
         self.reference_network: PreTrainedModel | None = None
-        """The frozen copy of a policy without LoRA. A submodule, and in no state dict."""
+        """The frozen copy of a policy without LoRA, in no state dict."""
         self.adapters = None
         self.adapter_reference: AdapterReference | None = None
-        self.register_state_dict_post_hook(_leave_reference_out)
+        self.register_state_dict_post_hook(leave_reference_out)
 
     # --- before the weights are loaded ------------------------------------------------------------
 
@@ -102,10 +112,10 @@ class LoadedPolicy(DescribedPolicy):
         if self.lora is not None and self.lora.names:
             self.lora.check_targets(self.outline_network())
         if self.checkpoint is not None:
-            where = f"`policy.checkpoint` {self.checkpoint!r}"
-            content = read_policy(self.checkpoint, "outline")
-            check_adapters(content, self.lora, where)
-            self.check_heads(content["mtp"], where)
+            content = check_checkpoint(self.checkpoint, self.lora, "policy.checkpoint")
+            self.check_heads(content["mtp"], f"`policy.checkpoint` {self.checkpoint!r}")
+        if self.reference_checkpoint not in (None, SOURCE):
+            check_checkpoint(self.reference_checkpoint, self.lora, REFERENCE_OPTION)
         _ = self.head_options
 
     # --- loading ----------------------------------------------------------------------------------
@@ -140,17 +150,25 @@ class LoadedPolicy(DescribedPolicy):
         if self.network is not None:
             return
         self._assemble(self.load_base(device), device)
+        is_source = self.reference_checkpoint == SOURCE
+        if reference and is_source:
+            self._keep_reference()
         if self.checkpoint is not None:
             self._load_checkpoint(self.checkpoint)
         with rollout_mode(self.network):
             self._check_network()
-        # the reference: the policy as it is now, before any update
-        if reference and self.lora is None:
-            self.reference_network = copy.deepcopy(self.network).requires_grad_(False).eval()
-        elif reference and self.checkpoint is not None:
-            frozen = FrozenAdapters(self.network)
-            self.adapter_reference = AdapterReference(self.adapters, frozen)
+        if reference and not is_source:
+            self._keep_reference()
         self._prepare_training()
+
+    def _keep_reference(self) -> None:
+        """Keep the policy as it is now as the reference, or load `reference_checkpoint` into it."""
+        path = self.reference_checkpoint
+        if self.lora is None:
+            self.reference_network = frozen_copy(self.network, path)
+        elif path != SOURCE and (path or self.checkpoint):
+            frozen = frozen_adapters(self.network, path)
+            self.adapter_reference = AdapterReference(self.adapters, frozen)
 
     def _assemble(self, network: PreTrainedModel, device: torch.device) -> None:
         """Join a network with adapters, heads and critic."""
@@ -263,13 +281,8 @@ class LoadedPolicy(DescribedPolicy):
         return logits_BV if barred_V is None else logits_BV.masked_fill(barred_V, -torch.inf)
 
     def _all_logits(self, hidden_BD: Tensor, reference: bool = False) -> Tensor:
-        logits_BV = self._head(reference).raw_logits(hidden_BD).float()
-        options = self.head_options
-        if options["scale"] != 1.0:
-            logits_BV = logits_BV * options["scale"]
-        if options["softcap"]:
-            logits_BV = options["softcap"] * torch.tanh(logits_BV / options["softcap"])
-        return logits_BV
+        products_BV = self._head(reference).raw_logits(hidden_BD).float()
+        return scaled_and_capped(products_BV, **self.head_options)
 
     def _check_network(self) -> None:
         """Refuse a network, in rollout mode, that computes its logits in an unknown way."""
@@ -287,11 +300,3 @@ class LoadedPolicy(DescribedPolicy):
             if "reference_network." not in key
             and (self.lora is None or "lora_" in key or key.startswith(("mtp.", "critic.")))
         }
-
-
-def _leave_reference_out(
-    policy: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
-) -> None:
-    """Delete the reference from a state dict: it is rebuilt, never saved."""
-    for key in [key for key in state if key.startswith(f"{prefix}reference_network.")]:
-        del state[key]

@@ -45,6 +45,18 @@ def logit_options(config: PretrainedConfig) -> dict[str, Any]:
     return {"scale": scale, "softcap": caps[0] if caps else None}
 
 
+def scaled_and_capped(products_BV: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """Return softcap · tanh(scale · products / softcap), the logits of each family of models.
+
+    Args:
+        products_BV: of hidden states and the unembedding.
+        scale: factor.
+        softcap: bound of the logits; None: none.
+    """
+    logits_BV = products_BV if scale == 1.0 else products_BV * scale
+    return softcap * torch.tanh(logits_BV / softcap) if softcap else logits_BV
+
+
 @torch.no_grad()
 def check_logits(network: PreTrainedModel, logits: Callable[[Tensor], Tensor]) -> None:
     """Compare the logits that training uses with those of the model itself, on a few tokens.

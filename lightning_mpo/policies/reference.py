@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,10 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
+from lightning_mpo.policies.checkpoints import load_network
 from lightning_mpo.policies.lora import FrozenAdapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+SOURCE = "source"
+"""In place of a checkpoint of the reference: the weights of `policy.source` alone."""
+REFERENCE_OPTION = "policy.reference_checkpoint"
+"""Names the checkpoint of a reference in messages."""
 
 
 class WeightPair(NamedTuple):
@@ -123,6 +131,47 @@ class AdapterReference(Reference):
             WeightPair(name, weight.data, value)
             for name, weight, value in zip(*columns, strict=True)
         ]
+
+
+def frozen_copy(network: PreTrainedModel, checkpoint: str | None) -> PreTrainedModel:
+    """Return a frozen copy of a network.
+
+    Args:
+        network: is copied as it is now.
+        checkpoint: loaded into the copy; None or `SOURCE`: nothing is.
+
+    Raises:
+        UserError: the checkpoint does not fit the network.
+    """
+    copied = copy.deepcopy(network).requires_grad_(False).eval()
+    if checkpoint not in (None, SOURCE):
+        load_network(copied, checkpoint, REFERENCE_OPTION, adapters=False)
+    return copied
+
+
+def frozen_adapters(network: PreTrainedModel, checkpoint: str | None) -> FrozenAdapters:
+    """Return a frozen copy of the adapters in a network.
+
+    Args:
+        network: its adapters are copied as they are now.
+        checkpoint: loaded into the copy; None: nothing is.
+
+    Raises:
+        UserError: the checkpoint does not fit the adapters.
+    """
+    frozen = FrozenAdapters(network)
+    if checkpoint is not None:
+        with frozen.inserted():
+            load_network(network, checkpoint, REFERENCE_OPTION, adapters=True)
+    return frozen
+
+
+def leave_reference_out(
+    policy: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
+) -> None:
+    """Delete the reference from a state dict: it is rebuilt, never saved."""
+    for key in [key for key in state if key.startswith(f"{prefix}reference_network.")]:
+        del state[key]
 
 
 def frozen_tensors(policy: nn.Module) -> list[Tensor]:

@@ -41,6 +41,7 @@ class TinyPolicy(CausalPolicy):
         mtp: multi-token-prediction heads.
         critic: estimates the values of states.
         checkpoint: a Lightning checkpoint to start from.
+        reference_checkpoint: of the reference, as for `LoadedPolicy`.
         vocabulary: number of characters; ideographs follow `characters`, as in the data `Tails`.
             None: `characters` alone.
     """
@@ -59,6 +60,7 @@ class TinyPolicy(CausalPolicy):
         critic: Critic | None = None,
         checkpoint: str | None = None,
         vocabulary: int | None = None,
+        reference_checkpoint: str | None = None,
     ) -> None:
         super().__init__(
             source="tiny",
@@ -66,6 +68,7 @@ class TinyPolicy(CausalPolicy):
             mtp=mtp,
             critic=critic,
             checkpoint=checkpoint,
+            reference_checkpoint=reference_checkpoint,
         )
         self.characters = alphabet("TinyPolicy", characters, vocabulary)
         check_sizes(

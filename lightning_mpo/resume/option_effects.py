@@ -42,6 +42,7 @@ EFFECTS: dict[Effect, tuple[str, ...]] = {
         "model.learning_rates*",
         "model.policy.source",  # by their content
         "model.policy.checkpoint",
+        "model.policy.reference_checkpoint",
         "data.train",
         "data.validation",
         "data.path",

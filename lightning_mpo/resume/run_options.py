@@ -210,6 +210,8 @@ def _contents(policy: Any) -> dict[str, Any]:
         digests["source_content"] = policy.base_digest
     if policy.checkpoint is not None:
         digests["checkpoint_content"] = _file_digest(Path(policy.checkpoint))
+    if policy.reference_checkpoint is not None:
+        digests["reference_content"] = _file_digest(Path(policy.reference_checkpoint))
     return digests
 
 

@@ -43,6 +43,68 @@ def test_what_is_trained_is_saved_and_comes_back(tiny_policy, tiny_folder, tmp_p
     torch.testing.assert_close(score(again, rollout), score(adapted, rollout), rtol=0, atol=0)
 
 
+def test_a_reference_has_a_checkpoint_of_its_own_or_the_source_alone(tiny_policy, tmp_path):
+    rollout = make_rollout(PROMPTS, RESPONSES)
+    paths = {name: str(tmp_path / f"{name}.ckpt") for name in ("start", "other")}
+    start, other = tiny_policy(seed=3), tiny_policy(seed=4)
+    save(start, paths["start"])
+    save(other, paths["other"])
+
+    def built(**options):
+        made = tiny_policy(seed=5, reference=True, **options)
+        return score(made, rollout), score(made, rollout, reference=True)
+
+    random = score(tiny_policy(seed=5), rollout)
+    by_option = {"other": paths["other"], "source": "source", None: None}
+    for checkpoint, trained in ((paths["start"], score(start, rollout)), (None, random)):
+        kept = {"other": score(other, rollout), "source": random, None: trained}
+        for name, option in by_option.items():
+            policy, reference = built(checkpoint=checkpoint, reference_checkpoint=option)
+            torch.testing.assert_close(policy, trained, rtol=0, atol=0)
+            torch.testing.assert_close(reference, kept[name], rtol=0, atol=0)
+    assert not torch.equal(random, score(start, rollout)), "the check compares something"
+
+
+def test_a_reference_of_adapters_has_a_checkpoint_of_its_own(tiny_folder, tmp_path):
+    rollout, plain = make_rollout(PROMPTS, RESPONSES), lora_policy(tiny_folder)
+    scores, paths = {None: score(plain, rollout), "source": score(plain, rollout)}, {}
+    for times, name in enumerate(("start", "other")):
+        adapted = lora_policy(tiny_folder)
+        for _ in range(1 + times):
+            move_adapters(adapted)
+        paths[name] = str(tmp_path / f"{name}.ckpt")
+        save(adapted, paths[name])
+        scores[name] = score(adapted, rollout)
+    assert not torch.equal(scores["start"], scores["other"])
+    for checkpoint in ("start", None):
+        for name in ("other", "source", None):
+            policy = CausalPolicy(
+                tiny_folder,
+                lora=Lora(rank=4, alpha=8),
+                checkpoint=paths.get(checkpoint),
+                reference_checkpoint=paths.get(name, name),
+            )
+            policy.check()
+            policy.build(device=CPU, reference=True)
+            kept = scores[checkpoint if name is None else name]
+            torch.testing.assert_close(score(policy, rollout), scores[checkpoint], rtol=0, atol=0)
+            torch.testing.assert_close(score(policy, rollout, reference=True), kept, rtol=0, atol=0)
+
+
+def test_a_reference_that_does_not_serve_is_named(tiny_policy, tiny_folder, tmp_path):
+    path = str(tmp_path / "last.ckpt")
+    policy = TinyPolicy(CHARACTERS, reference_checkpoint=path)
+    with pytest.raises(UserError, match=rf"^`policy.reference_checkpoint` '{path}' does not exist"):
+        policy.check()
+    save(tiny_policy(hidden_size=64), path)
+    fault = r"does not fit the policy: .* has shape \[.*64\]"
+    with pytest.raises(UserError, match=rf"^`policy.reference_checkpoint` '{path}' {fault}"):
+        tiny_policy(reference=True, reference_checkpoint=path)
+    adapted = CausalPolicy(tiny_folder, lora=Lora(rank=4, alpha=8), reference_checkpoint=path)
+    with pytest.raises(UserError, match="^`policy.reference_checkpoint` .* whole weights"):
+        adapted.check()
+
+
 def broken(kind: str, path, tiny_policy) -> None:
     """Write a checkpoint that is wrong in one way."""
     policy = tiny_policy()
