@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from lines import CodeRow, Corpus
+from records import resume
 from tables import differences, gains, rewards, rises
 from thoughts import likelihoods, sampled_thoughts
 
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     models.data.connect(models.base.tokenizer)
     corpus = Corpus(models.data, models.guard, options.seed)
     rows = corpus.rows(options.lines)
-    records = resume(options, rest)
+    about = described(options, rest)
+    records = resume(options.out / FILE, about, len(rows), options.batch)
     if len(records) < len(rows):
         for policy in models.samplers.values():
             policy.build(device=torch.device("cpu"), reference=False)
@@ -161,24 +163,11 @@ def measure(
             print(f"{len(records)} of {len(rows)} lines", flush=True)
 
 
-def resume(options: argparse.Namespace, rest: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the records of an earlier command with the same options; begin the file if there is none."""
+def described(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, str]:
+    """Return the options on which the records depend."""
     kept = {"out", "threads", "costs"}
     about = {name: str(value) for name, value in vars(options).items() if name not in kept}
-    about["rest"] = " ".join(rest)
-    path = options.out / FILE
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about) + "\n")
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    first, *lines = whole.splitlines()
-    if json.loads(first) != about:
-        raise UserError(f"{str(path)!r} has results of other options; give another --out")
-    lines = lines[: len(lines) // options.batch * options.batch]  # whole batches
-    path.write_text("".join(f"{line}\n" for line in (first, *lines)))
-    return [json.loads(line) for line in lines]
+    return about | {"rest": " ".join(rest)}
 
 
 def show(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -131,11 +131,23 @@ def _added(record: Record, source: str, cost: float) -> float:
 
 
 def _interval(name: str, values: Iterable[tuple[str, float]]) -> dict[str, Any]:
-    """Return the mean of values and the bounds of its interval; the unit is the file."""
+    """Return the mean of values of files, and its interval."""
+    return interval(name, ((file, value, 1) for file, value in values))
+
+
+def interval(name: str, values: Iterable[tuple[str, float, int]]) -> dict[str, Any]:
+    """Return the mean over tokens, lines or thoughts, and the bounds of its interval.
+
+    Args:
+        name: of the column.
+        values: file, a sum over some of its tokens, and how many they are. The unit of the
+            interval is the file.
+    """
     totals: dict[str, list[float]] = {}
-    for file, value in values:
-        totals.setdefault(file, []).append(value)
-    column: Callable[[Any], Any] = lambda each: torch.tensor([each(v) for v in totals.values()])  # noqa: E731
-    sums_P, counts_P = column(sum).double(), column(len).double()
-    mean, error = clustered_mean(sums_P, counts_P)
+    for file, value, count in values:
+        total = totals.setdefault(file, [0.0, 0.0])
+        total[0] += value
+        total[1] += count
+    totals_P2 = torch.tensor(list(totals.values()), dtype=torch.float64).reshape(-1, 2)
+    mean, error = clustered_mean(*totals_P2.unbind(1))
     return {name: mean, f"{name} low": mean - Z * error, f"{name} high": mean + Z * error}

@@ -156,14 +156,15 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def read_run(
-    verb: str, configs: Sequence[str], checkpoint: Path, rest: Sequence[str]
+    verb: str, configs: Sequence[str], checkpoint: Path | None, rest: Sequence[str]
 ) -> tuple[Reader, LoadedPolicy]:
     """Return the parts of a configuration, and its policy with a checkpoint to load.
 
     Args:
         verb: for messages.
         configs: files or names of recipes.
-        checkpoint: its weights are loaded when the policy is built.
+        checkpoint: its weights are loaded when the policy is built. None: the model without
+            training.
         rest: further options of the configuration.
 
     Raises:
@@ -177,7 +178,8 @@ def read_run(
             f"`{verb}` takes a `CausalPolicy` or a `MaskedPolicy`, got {type(policy).__name__}: "
             "save the weights of another policy yourself"
         )
-    policy.checkpoint, policy.critic = str(checkpoint), None
+    policy.checkpoint = None if checkpoint is None else str(checkpoint)
+    policy.critic = None
     return cli, policy
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "ra3"
 sys.path.insert(0, str(SCRIPTS))
 import gain  # noqa: E402
+import held_out  # noqa: E402
 import lines  # noqa: E402
+import records  # noqa: E402
 import tables  # noqa: E402
 import thoughts  # noqa: E402
 
 sys.path.remove(str(SCRIPTS))
 
-__all__ = ["gain", "lines", "tables", "thoughts"]
+__all__ = ["gain", "held_out", "lines", "records", "tables", "thoughts"]
