@@ -23,6 +23,7 @@ from lightning_mpo.data.code_files import (
     indentation,
     lines_of,
     read_paths,
+    read_usable,
 )
 from lightning_mpo.errors import UserError
 
@@ -188,24 +189,17 @@ def read_without_thoughts(paths: Sequence[str], max_files: int | None = None) ->
     Raises:
         UserError: there is no usable file, or an annotated one has changed since.
     """
+    read, skipped = read_usable(paths, max_files)
     files: list[AnnotatedFile] = []
-    skipped, folders = Counter[str](), dict[Path, dict[str, Any]]()
-    for path, name, file in read_paths(paths, max_files):
-        if isinstance(file, str):
-            skipped[file] += 1
-            continue
+    folders: dict[Path, dict[str, Any]] = {}
+    for path, file in read:
         added = _added_lines(path, folders)
         at = set(added)
         plain = [line for i, line in enumerate(file.lines) if i not in at]
         # the line behind a thought, where no thought is counted
         thoughts = {i - n: file.lines[i].strip() for n, i in enumerate(added)}
-        files.append(AnnotatedFile(name, "".join(plain), thoughts))
-    if not files:
-        raise UserError(
-            f"none of {skipped.total()} Python files in {', '.join(map(repr, paths))} can be used "
-            f"({describe_skipped(skipped)})"
-        )
-    return AnnotatedCorpus(sorted(files, key=lambda file: file.name), skipped)
+        files.append(AnnotatedFile(file.name, "".join(plain), thoughts))
+    return AnnotatedCorpus(files, skipped)
 
 
 def _added_lines(path: Path, folders: dict[Path, dict[str, Any]]) -> list[int]:

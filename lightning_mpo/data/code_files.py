@@ -174,18 +174,35 @@ def read_corpus(paths: Sequence[str], max_files: int | None = None) -> Corpus:
     Raises:
         UserError: a path names no Python file, or none of the files can be used.
     """
-    files, skipped = [], Counter[str]()
-    for _, _, file in read_paths(paths, max_files):
+    read, skipped = read_usable(paths, max_files)
+    return Corpus(tuple(file for _, file in read), skipped)
+
+
+def read_usable(
+    paths: Sequence[str], max_files: int | None = None
+) -> tuple[list[tuple[Path, CodeFile]], Counter[str]]:
+    """Return path and content of usable files by name, and the number of others by reason.
+
+    Args:
+        paths: as for `read_corpus`.
+        max_files: as for `read_corpus`.
+
+    Raises:
+        UserError: a path names no Python file, or none of the files can be used.
+    """
+    usable: list[tuple[Path, CodeFile]] = []
+    skipped = Counter[str]()
+    for path, _, file in read_paths(paths, max_files):
         if isinstance(file, str):
             skipped[file] += 1
         else:
-            files.append(file)
-    if not files:
+            usable.append((path, file))
+    if not usable:
         raise UserError(
             f"none of {skipped.total()} Python files in {', '.join(map(repr, paths))} can be used "
             f"({describe_skipped(skipped)})"
         )
-    return Corpus(tuple(sorted(files, key=lambda file: file.name)), skipped)
+    return sorted(usable, key=lambda pair: pair[1].name), skipped
 
 
 def read_paths(

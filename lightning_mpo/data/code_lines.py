@@ -9,8 +9,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_mpo.checks import at_least, seeds, within
-from lightning_mpo.data.base import PromptDataModule
+from lightning_mpo.checks import at_least
 from lightning_mpo.data.batching import padded_batch
 from lightning_mpo.data.code_files import (
     CodeFile,
@@ -19,42 +18,13 @@ from lightning_mpo.data.code_files import (
     read_corpus,
     share_of,
 )
+from lightning_mpo.data.code_prompts import CodePrompts
 from lightning_mpo.data.code_tokens import CodeTokens, line_tokens
 from lightning_mpo.errors import UserError
 from lightning_mpo.types import PromptBatch, PromptRow, Splits
 
 CHARACTERS_PER_TOKEN = 8
 """Characters of a file that are read for each token of the longest prompt."""
-
-
-class CodePrompts(PromptDataModule):
-    """Prompts that are code as it stands: no template, no text around it, and cut to their end.
-
-    Args:
-        max_prompt_tokens: longest prompt.
-        validation_prompts: number of rows that `validate` takes, the first ones; None: all.
-        kwargs: `seed` and `validation_batch_size`, as for `PromptDataModule`.
-    """
-
-    searches_ngrams = False
-
-    def __init__(
-        self, max_prompt_tokens: int = 256, validation_prompts: int | None = 200, **kwargs: Any
-    ) -> None:
-        super().__init__(
-            chat_template=False,
-            instruction="",
-            max_prompt_tokens=max_prompt_tokens,
-            validation_prompts=validation_prompts,
-            system=None,
-            suffix="",
-            template_arguments=None,
-            control_tokens=False,
-            overlong="cut",
-            order="shuffled",
-            curriculum=None,
-            **kwargs,
-        )
 
 
 class CodeLines(CodePrompts):
@@ -69,18 +39,13 @@ class CodeLines(CodePrompts):
     `before_ids`, `indent_ids`, `blank_ids` and `line_ids`: the file, the indentation, and the line,
     whose tokens of white space in front of its text stand apart.
 
-    Files that do not parse, are indented by tabs or cannot be read, and lines that do not fit are
-    left out; their numbers are printed. Whether a file is held out depends on a hash of its text.
+    Lines that do not fit are left out; their numbers are printed.
 
     Args:
-        paths: folders, patterns such as `src/**/*.py`, or `stdlib`, the standard library of the
-            interpreter that runs.
+        paths: as for `CodePrompts`.
         lines_per_file: most lines of a file, chosen by a hash.
-        max_files: most files, chosen by a hash of their names; None: all.
         min_characters: fewest characters of a line, without its indentation.
         max_line_tokens: longest line.
-        validation_share: part of the files that is held out.
-        split_seed: seed of the choice of files and lines.
         kwargs: as for `CodePrompts`.
 
     Raises:
@@ -91,25 +56,16 @@ class CodeLines(CodePrompts):
         self,
         paths: list[str],
         lines_per_file: int = 16,
-        max_files: int | None = None,
         min_characters: int = 12,
         max_line_tokens: int = 64,
-        validation_share: float = 0.1,
-        split_seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(paths, **kwargs)
         name = type(self).__name__
-        if not paths or isinstance(paths, str):
-            raise UserError(f"`{name}.paths` must be a list of folders or patterns, got {paths!r}")
-        at_least(name, 1, lines_per_file=lines_per_file, max_files=max_files)
-        at_least(name, 1, min_characters=min_characters, max_line_tokens=max_line_tokens)
-        within(name, "[0, 1)", validation_share=validation_share)
-        seeds(name, split_seed=split_seed)
-        self.paths, self.max_files = list(paths), max_files
+        at_least(name, 1, lines_per_file=lines_per_file, min_characters=min_characters)
+        at_least(name, 1, max_line_tokens=max_line_tokens)
         self.lines_per_file, self.min_characters = lines_per_file, min_characters
         self.max_line_tokens = max_line_tokens
-        self.validation_share, self.split_seed = validation_share, split_seed
         self._tokens: CodeTokens | None = None
 
     # --- rows -------------------------------------------------------------------------------------
@@ -121,28 +77,9 @@ class CodeLines(CodePrompts):
             UserError: there is no usable file, or none is left to train or to validate on.
         """
         corpus = read_corpus(self.paths, self.max_files)
-        train: list[PromptRow] = []
-        held_out: list[PromptRow] = []
-        held_out_files = 0
-        for file in corpus.files:
-            is_held_out = self.holds_out(file)
-            held_out_files += is_held_out
-            (held_out if is_held_out else train).extend(self._rows(file, self.lines_per_file))
-        rank_zero_info(
-            f"data       {type(self).__name__}: {len(corpus.files):,} files, {held_out_files:,} of "
-            f"them held out; skipped: {describe_skipped(corpus.skipped)}"
+        return self._split(
+            corpus.files, corpus.skipped, lambda file: self._rows(file, self.lines_per_file)
         )
-        if not train or (not held_out and self.validation_share):
-            part = "validate" if train else "train"
-            raise UserError(
-                f"`{type(self).__name__}` has {len(corpus.files)} files and no line to {part} on; "
-                "give more files, or change `validation_share` or `split_seed`"
-            )
-        return Splits(train, held_out)
-
-    def holds_out(self, file: CodeFile) -> bool:
-        """Return whether a hash of its text puts a file on the held-out side."""
-        return share_of(file.text, self.split_seed) < self.validation_share
 
     @property
     def code_tokens(self) -> CodeTokens:
@@ -217,18 +154,19 @@ class CodeLines(CodePrompts):
         splits = self.splits
         train = self._fitting(splits.train, tokens, skipped)
         held_out = self._fitting(splits.validation, tokens, skipped)
+        fitting = Splits(train, held_out)
         if first:
             rank_zero_info(
                 f"data       {type(self).__name__}: {len(train):,} lines to train on, "
                 f"{len(held_out):,} held out; skipped lines: {describe_skipped(skipped)}"
             )
-        if not train or not held_out:
-            raise UserError(
-                f"`{type(self).__name__}` has no line to {'validate' if train else 'train'} on "
-                f"that fits (skipped: {describe_skipped(skipped)}); raise `data.max_prompt_tokens` "
-                "or `data.max_line_tokens`, or take other files"
-            )
-        self._splits, self._tokens = Splits(train, held_out), tokens
+        self._refuse_empty(
+            fitting,
+            "no line",
+            f" that fits (skipped: {describe_skipped(skipped)}); raise `data.max_prompt_tokens` "
+            "or `data.max_line_tokens`, or take other files",
+        )
+        self._splits, self._tokens = fitting, tokens
         # the line follows prompt and response when it is scored
         lengths = [self._length(row, tokens) for row in (*train, *held_out)]
         self.longest_prompt = max(lengths)

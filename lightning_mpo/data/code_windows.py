@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_mpo.checks import at_least, seeds, within
-from lightning_mpo.data.annotations import read_without_thoughts
+from lightning_mpo.checks import at_least
+from lightning_mpo.data.annotations import AnnotatedFile, read_without_thoughts
 from lightning_mpo.data.batching import padded_batch
 from lightning_mpo.data.code_files import describe_skipped, indentation, pieces_of, share_of
-from lightning_mpo.data.code_lines import CodePrompts
+from lightning_mpo.data.code_prompts import CodePrompts
 from lightning_mpo.data.code_tokens import CodeTokens
 from lightning_mpo.data.solutions import rollout_of
 from lightning_mpo.errors import UserError
@@ -55,12 +55,9 @@ class CodeWindows(CodePrompts):
     are over the same tokens of code.
 
     Args:
-        paths: folders, patterns such as `src/**/*.py`, or `stdlib`.
+        paths: as for `CodePrompts`.
         window: tokens of a window.
         thoughts: train on the files with their thoughts; False: without.
-        max_files: most files, chosen by a hash of their names; None: all.
-        validation_share: part of the files that is held out.
-        split_seed: seed of the choice of held-out files and windows.
         validation_prompts: most windows that are validated, chosen by a hash; None: all.
         kwargs: as for `CodePrompts`.
 
@@ -73,23 +70,12 @@ class CodeWindows(CodePrompts):
         paths: list[str],
         window: int = 512,
         thoughts: bool = True,
-        max_files: int | None = None,
-        validation_share: float = 0.1,
-        split_seed: int = 0,
         validation_prompts: int | None = 64,
         **kwargs: Any,
     ) -> None:
-        super().__init__(validation_prompts=validation_prompts, **kwargs)
-        name = type(self).__name__
-        if not paths or isinstance(paths, str):
-            raise UserError(f"`{name}.paths` must be a list of folders or patterns, got {paths!r}")
-        at_least(name, 2, window=window)
-        at_least(name, 1, max_files=max_files)
-        within(name, "[0, 1)", validation_share=validation_share)
-        seeds(name, split_seed=split_seed)
-        self.paths, self.max_files = list(paths), max_files
+        super().__init__(paths, validation_prompts=validation_prompts, **kwargs)
+        at_least(type(self).__name__, 2, window=window)
         self.window, self.thoughts = window, thoughts
-        self.validation_share, self.split_seed = validation_share, split_seed
 
     # --- files ------------------------------------------------------------------------------------
 
@@ -100,30 +86,15 @@ class CodeWindows(CodePrompts):
             UserError: there is no usable file, or none is left to train or to validate on.
         """
         corpus = read_without_thoughts(self.paths, self.max_files)
-        train: list[PromptRow] = []
-        held_out: list[PromptRow] = []
-        for file in corpus.files:
-            columns = {
-                "file": file.name,
-                "thoughts": [list(pair) for pair in file.thoughts.items()],
-            }
-            row = PromptRow(prompt=file.text, target="", extra=columns, where=file.name)
-            is_held_out = share_of(file.text, self.split_seed) < self.validation_share
-            (held_out if is_held_out else train).append(row)
-        rank_zero_info(
-            f"data       {type(self).__name__}: {len(corpus.files):,} files, {len(held_out):,} of "
-            f"them held out; {sum(len(file.thoughts) for file in corpus.files):,} thoughts; "
-            f"skipped: {describe_skipped(corpus.skipped)}"
+        thoughts = sum(len(file.thoughts) for file in corpus.files)
+        splits = self._split(
+            corpus.files, corpus.skipped, _rows_of, absence="none", note=f"{thoughts:,} thoughts; "
         )
-        if not train or (not held_out and self.validation_share):
-            raise UserError(
-                f"`{type(self).__name__}` has {len(corpus.files)} files and none to "
-                f"{'validate' if train else 'train'} on; give more files, or change "
-                "`validation_share` or `split_seed`"
-            )
         # a sequence that does not depend on the order of a folder
-        order = sorted(train, key=lambda row: (share_of(row.where, self.split_seed), row.where))
-        return Splits(order, held_out)
+        order = sorted(
+            splits.train, key=lambda row: (share_of(row.where, self.split_seed), row.where)
+        )
+        return Splits(order, splits.validation)
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"window": self.window, "thoughts": self.thoughts}
@@ -160,13 +131,14 @@ class CodeWindows(CodePrompts):
                 f"to train on, {len(held_out):,} held out; skipped files: "
                 f"{describe_skipped(skipped)}"
             )
-        if not train or (not held_out and self.validation_share):
-            raise UserError(
-                f"`{type(self).__name__}` has no window to {'validate' if train else 'train'} on "
-                f"(skipped files: {describe_skipped(skipped)}); lower `data.window`, or give more "
-                "files"
-            )
-        self._splits, self.longest_prompt = Splits(train, held_out), 1
+        windows = Splits(train, held_out)
+        self._refuse_empty(
+            windows,
+            "no window",
+            f" (skipped files: {describe_skipped(skipped)}); lower `data.window`, or give more "
+            "files",
+        )
+        self._splits, self.longest_prompt = windows, 1
 
     def _cut(
         self, files: Sequence[PromptRow], tokens: CodeTokens, end: int, skipped: Counter[str]
@@ -285,6 +257,12 @@ def without_thoughts(window: Window) -> Window:
     """Return a window without the tokens of its thoughts."""
     code = [(i, kind) for i, kind in zip(window.ids, window.kinds, strict=True) if kind != THOUGHT]
     return Window(window.before, tuple(i for i, _ in code), bytes(kind for _, kind in code))
+
+
+def _rows_of(file: AnnotatedFile) -> list[PromptRow]:
+    """Return the row of a file: its text without thoughts, and the thoughts."""
+    columns = {"file": file.name, "thoughts": [list(pair) for pair in file.thoughts.items()]}
+    return [PromptRow(prompt=file.text, target="", extra=columns, where=file.name)]
 
 
 def _row(where: str, window: Window) -> PromptRow:

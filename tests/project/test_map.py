@@ -42,6 +42,7 @@ COVERED = {
     "data/annotated.py": "cli/test_dissect.py",
     "data/base.py": "laws/test_data.py",
     "data/batching.py": "laws/test_data.py",
+    "data/code_prompts.py": "data/test_code_lines.py",
     "data/code_tokens.py": "data/test_code_lines.py",
     "functional/thoughts.py": "rewards/test_next_line.py",
     "modules/reward_reference.py": "rewards/test_next_line.py",

@@ -13,7 +13,7 @@ import yaml
 import lightning_mpo.data
 from lightning_mpo.cli.save_config import SaveConfig
 from lightning_mpo.cli.stages import find_list
-from lightning_mpo.data.code_lines import CodePrompts
+from lightning_mpo.data.code_prompts import CodePrompts
 from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
 from lightning_mpo.resume.model_checkpoints import model_checkpoints
 from lightning_mpo.resume.option_effects import effect
