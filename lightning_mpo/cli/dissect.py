@@ -25,6 +25,7 @@ from lightning_mpo.storage import write_text
 
 ANALYSES = ("plan", "knowledge", "chain")
 SUFFIX = "\n\nSolve it step by step. Write the final number after ####."
+STEP_SUFFIX = " Write its answer after #### and stop."
 FIXED = ("--benchmarks", "--split", "--by", "--against", "--harness")
 """Options of `evaluate` that have no meaning here."""
 EXAMPLE = "lightning-mpo dissect FILE.jsonl --model FOLDER"
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     add("--limit", type=int, metavar="N", help="the first N problems (default: all)")
     add("--analyses", nargs="+", choices=ANALYSES, default=list(ANALYSES), metavar="NAME")
-    add("--suffix", default=SUFFIX, help="text after each prompt")
+    add("--suffix", default=SUFFIX, help="text after each prompt, but for a chain's")
+    add("--step_suffix", default=STEP_SUFFIX, help="text after each step of a chain")
     add("--out", type=Path, default=Path("dissection"), metavar="DIR", help="folder of the answers")
     add("--annotate", choices=("gsm8k",), help="write FILE from the calculations of a data set")
     add("--path", metavar="DIR", help="of --annotate: folder of the data set")
@@ -113,8 +115,9 @@ def _write_benchmarks(problems: Sequence[Annotated], options: argparse.Namespace
         if not rows:
             continue
         table = folder / f"{analysis}.jsonl"
+        suffix = options.step_suffix if analysis == "chain" else options.suffix
         write_text(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        data = {"path": str(table), "target": "target", "suffix": options.suffix}
+        data = {"path": str(table), "target": "target", "suffix": suffix}
         content = {
             "data": {"class_path": "PromptFile", "init_args": data},
             "rollout": {"rewards": ["MathAnswer"]},

@@ -58,12 +58,22 @@ class Annotated:
         return prompts
 
     def _step(self, j: int) -> tuple[str, str]:
-        """Return the prompt of subproblem j, with the right answers to the earlier ones."""
+        """Return the prompt of subproblem j, with the right answers to the earlier ones.
+
+        Its last words limit the response to this subproblem, as models like to solve the whole.
+        """
         chain = self.chain or ()
-        earlier = "".join(f"\n{question}\nAnswer: {answer}" for question, answer in chain[:j])
-        return f"{self.problem}\n\nQuestions on it, one after the other:{earlier}\n{chain[j][0]}", (
-            chain[j][1]
+        earlier = "".join(
+            f"Question {i}: {question}\nAnswer: {answer}\n"
+            for i, (question, answer) in enumerate(chain[:j], start=1)
         )
+        question, answer = chain[j]
+        prompt = (
+            f"{self.problem}\n\nThe problem is split into small questions, one after the other.\n"
+            f"{earlier}Question {j + 1}: {question}\n\n"
+            f"Answer question {j + 1} alone. Do not solve the rest of the problem."
+        )
+        return prompt, answer
 
 
 def read_annotated(path: str) -> list[Annotated]:

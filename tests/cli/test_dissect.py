@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lightning_mpo.cli.dissect import dissect
+from lightning_mpo.cli.dissect import STEP_SUFFIX, SUFFIX, dissect
 from lightning_mpo.data.annotated import Annotated, annotate_gsm8k, rows_of
 from lightning_mpo.export.usage import Usage
 from lightning_mpo.types import PromptRow
@@ -35,8 +36,10 @@ def test_prompts_hold_the_annotations_and_gold_answers_of_earlier_steps():
     assert rows_of(PROBLEMS, "plan")[0]["prompt"] == "1+1=\n\nPlan:\nAdd."
     assert rows_of(PROBLEMS, "knowledge")[0]["prompt"].endswith("\n- 1 is a number")
     first, second, _ = rows_of(PROBLEMS, "chain")
-    assert first["prompt"].endswith(":\n1+0=")
-    assert second["prompt"].endswith(":\n1+0=\nAnswer: 1\n1+2=")
+    questions = "1+2=\n\nThe problem is split into small questions, one after the other.\nQuestion 1: 1+0=\n"
+    end = "\nAnswer question {} alone. Do not solve the rest of the problem."
+    assert first["prompt"] == questions + end.format(1)
+    assert second["prompt"] == f"{questions}Answer: 1\nQuestion 2: 1+2=\n{end.format(2)}"
     assert (first["target"], second["target"], second["step"]) == ("1", "3", 2)
 
 
@@ -138,6 +141,22 @@ def test_mistakes_end_in_one_line(folder, call, capsys, message):
     assert message in error
     assert len(error.splitlines()) == 1
     assert not Path("dissection").exists()
+
+
+def test_only_steps_end_with_the_text_that_limits_them(folder, call):
+    texts = {}
+    for words in ([], ["--step_suffix", "Just this.", "--suffix", "All."]):
+        assert call("dissect", "some.jsonl", "--model", "none", *words) == 2, (
+            "there is no such model"
+        )
+        for path in Path("dissection/problems").glob("*.yaml"):
+            suffix = yaml.safe_load(path.read_text())["data"]["init_args"]["suffix"]
+            texts.setdefault(path.stem, []).append(suffix)
+    assert texts == {
+        "plain": [SUFFIX, "All."],
+        "plan": [SUFFIX, "All."],
+        "chain": [STEP_SUFFIX, "Just this."],
+    }
 
 
 def test_a_model_answers_and_an_empty_plan_gains_nothing(folder, call, capsys):
