@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_mpo.callbacks import RolloutLoop
@@ -109,14 +109,25 @@ def read_benchmark(
     parser.set_defaults({"rollout.reward_process": True})
     parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
     parser.add_argument("--include", type=list[str] | str | None)
-    words = expand(["-c", name])
-    options = parser.parse_args([*words, *(["--data.init_args.chat_template=false"] * plain)])
+    options = parser.parse_args(expand(["-c", name]))
+    if plain:
+        _write_as_text(options.data)
     for option in ("config", "include"):
         options.pop(option, None)
     parts = parser.instantiate_classes(options)
     if not isinstance(parts.data, PromptDataModule):
         raise UserError(f"`--benchmarks` {name!r} has no data of prompts")
     return Benchmark(Path(name).stem, parts.data, parts.rollout, limit, split)
+
+
+def _write_as_text(data: Namespace) -> None:
+    """Turn the chat template off in the options of data, or of those that they are made of."""
+    arguments = data.get("init_args") or Namespace()
+    if "chat_template" in arguments:
+        arguments.chat_template = False
+    for part in (arguments.get("base"), *(arguments.get("others") or ())):
+        if isinstance(part, Namespace):
+            _write_as_text(part)
 
 
 def answer_problems(

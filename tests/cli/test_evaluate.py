@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lightning_mpo.cli import benchmarks, evaluate
 from lightning_mpo.export.usage import Usage
@@ -158,3 +159,18 @@ def test_plain_prompts_need_no_template(folder):
     assert benchmarks.read_benchmark("chats.yaml", None, plain=False).data.chat_template
     assert not benchmarks.read_benchmark("chats.yaml", None, plain=True).data.chat_template
     assert len(benchmarks.read_benchmark("sums.yaml", 3, plain=False).rows) == 3
+
+
+def test_plain_prompts_of_data_that_are_made_of_others(folder):
+    """The option is one of the data below."""
+    chats = yaml.safe_load(SUMS.replace(", chat_template: false", ""))
+    table, both = chats["data"], {"base": chats["data"], "others": [chats["data"]]}
+    for kind, arguments in (("Scaffolded", {"base": table}), ("Mixed", both)):
+        content = chats | {"data": {"class_path": kind, "init_args": arguments}}
+        Path("made.yaml").write_text(yaml.safe_dump(content))
+        assert benchmarks.read_benchmark("made.yaml", None, plain=False).data.chat_template
+        assert not benchmarks.read_benchmark("made.yaml", None, plain=True).data.chat_template
+    # code has no template to turn off
+    code = {"class_path": "CodeLines", "init_args": {"paths": ["code"]}}
+    Path("code.yaml").write_text(yaml.safe_dump(chats | {"data": code}))
+    assert not benchmarks.read_benchmark("code.yaml", None, plain=True).data.chat_template
