@@ -21,4 +21,4 @@ def test_a_kill_in_every_stage(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert sum(line.endswith("bit for bit") for line in lines) == 10
+    assert sum(line.endswith("bit for bit") for line in lines) == 12

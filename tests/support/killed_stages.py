@@ -47,6 +47,8 @@ ADDITION = {
 CODE = {"class_path": "CodeLines", "init_args": {
     "paths": ["code"], "max_files": 6, "validation_share": 0.3, "split_seed": 1, "max_prompt_tokens": 60,
     "lines_per_file": 2, "validation_prompts": 2, "validation_batch_size": 2}}  # fmt: skip
+WINDOWS = {"class_path": "CodeWindows", "init_args": {
+    "paths": ["code"], "validation_share": 0.3, "split_seed": 1, "window": 48, "validation_prompts": 2}}  # fmt: skip
 ROLLOUT = {"prompts": 2, "completions": 4, "max_new_tokens": 8}
 
 
@@ -63,14 +65,16 @@ CONFIGS = {
     "heads": stage("HeadWarmup", ADDITION, policy=MTP, pool={"prompts": 4, "completions": 2, "max_new_tokens": 6, "passes": 4}),
     "rl": stage("PolicyOptimization", ADDITION, "mpo", policy=MTP),
     "e_step": stage("PolicyOptimization", CODE, "ra3_e_step", "code_lines"),
+    "m_step": stage("SupervisedWarmup", WINDOWS, batch_size=2, batches_per_epoch=3),
 }  # fmt: skip
 CONFIGS["rl"]["rollout"] = ROLLOUT | {"rewards": ["ExactAnswer", "tests.support.runs.Digits"]}
 STAGES = [
-    {"name": "supervised", "config": "supervised.yaml", "from": "e_step"},
+    {"name": "supervised", "config": "supervised.yaml", "from": "m_step"},
     {"name": "heads", "config": "heads.yaml", "from": "supervised"},
     {"name": "rl", "config": "rl.yaml", "from": "heads", "options": ["--rollout.seed=${round}"]},
     {"name": "e_step", "config": "e_step.yaml", "from": "supervised"},
     {"name": "notes", "config": "e_step.yaml", "verb": "annotate", "from": "e_step", "options": ["--seed=${round}"]},
+    {"name": "m_step", "config": "m_step.yaml", "from": "e_step", "options": ["--data.init_args.paths=[${stages.notes}]"]},
 ]  # fmt: skip
 KILL = "--trainer.callbacks+={class_path: KillAt, init_args: {phase: %s, count: %d}}"
 PHASES = {
@@ -78,6 +82,7 @@ PHASES = {
     "heads": ("saved", 2),
     "rl": ("rollout", 20),
     "e_step": ("rename", 3),
+    "m_step": ("update", 3),
 }
 
 
