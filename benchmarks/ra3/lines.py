@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_mpo.data.code_files import CodeFile, indentation, read_corpus, share_of
+from lightning_mpo.data.code_files import CodeFile, comment_above, read_corpus, share_of
 from lightning_mpo.data.code_lines import CodeLines
-from lightning_mpo.rewards.next_line import MARK, NextLineLikelihood, copied_share
+from lightning_mpo.rewards.next_line import NextLineLikelihood, copied_share
 from lightning_mpo.types import PromptRow
 
 Thought = dict[str, Any]
@@ -92,18 +92,9 @@ class Corpus:
 
 
 def commented(file: CodeFile) -> list[int]:
-    """Return the statements that begin behind one comment line of their own indentation."""
-    found = []
-    for i in file.starts:
-        if i < 2 or not _is_comment(file.lines[i - 1]):
-            continue
-        alone = not file.lines[i - 2].lstrip().startswith(MARK)
-        if alone and indentation(file.lines[i - 1]) == indentation(file.lines[i]):
-            found.append(i)
-    return found
+    """Return the statements that begin behind one comment line of their own indentation.
 
-
-def _is_comment(line: str) -> bool:
-    """Return whether a line is a comment with a word in it."""
-    text = line.strip()
-    return text.startswith(MARK) and any(letter.isalpha() for letter in text)
+    The comment has a word in it: rulers are left out, comments of code are not.
+    """
+    comments = ((i, comment_above(file, i)) for i in file.starts)
+    return [i for i, text in comments if text and any(letter.isalpha() for letter in text)]

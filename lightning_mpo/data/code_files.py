@@ -60,6 +60,25 @@ def indentation(line: str) -> str:
     return line[: len(line) - len(line.lstrip(" \t\f"))]
 
 
+def comment_above(file: CodeFile, i: int) -> str | None:
+    """Return the comment line in front of a line, without its indentation and line end.
+
+    Args:
+        file: the file.
+        i: position of the line.
+
+    Returns:
+        None if there is no comment, if another one is in front of it, or if it stands at another
+        column than the line.
+    """
+    if i < 2:
+        return None
+    before, comment = (line.strip() for line in file.lines[i - 2 : i])
+    alone = comment.startswith("#") and not before.startswith("#")
+    same_column = indentation(file.lines[i - 1]) == indentation(file.lines[i])
+    return comment if alone and same_column else None
+
+
 def pieces_of(text: str) -> list[str]:
     """Cut code in front of each line that is not blank; blank lines stay with the line before.
 

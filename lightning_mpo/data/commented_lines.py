@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_mpo.checks import at_least
-from lightning_mpo.data.code_files import CodeFile, indentation
+from lightning_mpo.data.code_files import CodeFile, comment_above
 from lightning_mpo.data.code_lines import CodeLines
 from lightning_mpo.data.code_tokens import CodeTokens
 from lightning_mpo.data.solutions import rollout_of
@@ -109,14 +109,10 @@ def comment_of(file: CodeFile, i: int) -> str | None:
         file: the file.
         i: position of the line.
     """
-    if i < 2:
+    text = comment_above(file, i)
+    if text is None or not text.startswith(MARK) or is_code(text.removeprefix(MARK)):
         return None
-    comment = file.lines[i - 1]
-    text = comment.strip()
-    if not text.startswith(MARK) or indentation(comment) != indentation(file.lines[i]):
-        return None
-    in_block = file.lines[i - 2].strip().startswith("#")
-    return None if in_block or is_code(text.removeprefix(MARK)) else f"{text}\n"
+    return f"{text}\n"
 
 
 def is_code(text: str) -> bool:
