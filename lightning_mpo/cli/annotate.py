@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the trained policy")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where the files are written")
     parser.add_argument("--strip", type=Path, metavar="FOLDER", help="an annotated folder")
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="lines at once")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="most lines at once")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--greedy", action="store_true", help="take the most probable tokens")
     return parser
@@ -120,14 +120,21 @@ def _annotate(options: argparse.Namespace, cli: Reader) -> Annotated:
 
     def think(file: CodeFile) -> dict[int, str]:
         nonlocal number
-        rows, thoughts, number = data.rows_of(file), dict[int, str](), number + 1
-        for start in range(0, len(rows), options.batch):
+        groups, thoughts, number = data.rows_by_start(file), dict[int, str](), number + 1
+        batches = [
+            rows[start : start + options.batch]
+            for rows in groups
+            for start in range(0, len(rows), options.batch)
+        ]
+        for rows in batches:
             rollout: Any = loop.sampler.sample(
                 policy,
-                data.encode(rows[start : start + options.batch]),
+                data.encode(rows),
                 1,
                 request,
-                generator=generator_of(options.seed, Stream.ANNOTATE, number, start),
+                generator=generator_of(
+                    options.seed, Stream.ANNOTATE, number, rows[0].extra["number"]
+                ),
             )
             for completion in completions_of(rollout):
                 if (text := reward.thought_of(completion)) is not None:

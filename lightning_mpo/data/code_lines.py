@@ -102,6 +102,29 @@ class CodeLines(CodePrompts):
         rows = list(self._rows(file, None))
         return self._fitting(rows, self._connected(self._tokens), Counter())
 
+    def rows_by_start(self, file: CodeFile) -> list[list[PromptRow]]:
+        """Return the rows of `rows_of` in groups whose prompts begin at one line of the file.
+
+        A sampler computes the beginning of such prompts once. The first prompt of a group holds at
+        most half of `max_prompt_tokens` before its line, and the last one all of it.
+
+        Args:
+            file: a file, also of another corpus.
+
+        Raises:
+            UserError: `connect` was not called.
+        """
+        tokens, groups, start = self.code_tokens, list[list[PromptRow]](), -1
+        for row in self.rows_of(file):
+            line, indent = row.extra["number"] - 1, row.extra["indentation"]
+            before = row.prompt[: len(row.prompt) - len(indent)]
+            if start < line - before.count("\n") or not groups:
+                half = tokens.last_pieces(before, self.max_prompt_tokens // 2)
+                start = line - ("".join(half) or before).count("\n")
+                groups.append([])
+            groups[-1].append(replace(row, prompt="".join(file.lines[start:line]) + indent))
+        return groups
+
     def _rows(self, file: CodeFile, most_lines: int | None) -> Iterator[PromptRow]:
         """Yield the rows of at most some lines of a file, chosen by a hash; None: of all."""
         first = next(i for i, line in enumerate(file.lines) if line.strip())

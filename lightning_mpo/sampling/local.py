@@ -12,6 +12,7 @@ from lightning_mpo.policies.causal import CausalPolicy
 from lightning_mpo.sampling.barring import bar_tokens
 from lightning_mpo.sampling.base import Progress, Sampler, SamplingRequest
 from lightning_mpo.sampling.drawing import Step, check_probabilities
+from lightning_mpo.sampling.prefix import SharedPrefix, sees_all, shared_prefix
 from lightning_mpo.sampling.record import Record, assemble
 from lightning_mpo.types import Finish, PromptBatch, Rollout
 
@@ -19,7 +20,8 @@ from lightning_mpo.types import Finish, PromptBatch, Rollout
 class LocalSampler(Sampler):
     """A loop on transformers' KV cache.
 
-    The completions of a prompt share its prefill, and rows that finished leave the batch. Uniform
+    The completions of a prompt share its prefill, prompts that begin alike share that of their
+    beginning, and rows that finished leave the batch. Uniform
     numbers are drawn up front for each row and position. The tokens of a row therefore do not
     depend on when other rows end.
 
@@ -91,10 +93,29 @@ class _Stream:
         from lightning_mpo.sampling.cache import growing_cache
 
         self.policy, self.reference, self.cache = policy, reference, growing_cache()
-        positions_PS = (mask_PS.long().cumsum(1) - 1).clamp(min=0)
-        self.logits_BV = self._run(ids_PS, mask_PS.long(), positions_PS).repeat_interleave(G, 0)
+        whole = sees_all(policy.config.get_text_config())
+        shared = shared_prefix(ids_PS, mask_PS) if whole else None
+        logits_PV, seen_PS = self._prefill(ids_PS, mask_PS.long(), shared)
+        self.logits_BV = logits_PV.repeat_interleave(G, 0)
+        self.seen_BS = seen_PS.repeat_interleave(G, 0)
+        """Entries of the cache that belong to each row's prompt."""
         if G > 1:
             self.cache.batch_repeat_interleave(G)
+
+    def _prefill(
+        self, ids_PS: Tensor, mask_PS: Tensor, shared: SharedPrefix | None
+    ) -> tuple[Tensor, Tensor]:
+        """Read the prompts; return the next logits, and the prompt's entries of the cache."""
+        if shared is None:
+            positions_PS = (mask_PS.cumsum(1) - 1).clamp(min=0)
+            return self._run(ids_PS, mask_PS, positions_PS), mask_PS
+        # the beginning as one row, then the end of each prompt behind its part of it
+        ids_1L = shared.ids_L[None]
+        places_L = torch.arange(ids_1L.shape[1], device=ids_1L.device)
+        self._run(ids_1L, torch.ones_like(ids_1L), places_L[None])
+        self.cache.batch_repeat_interleave(len(ids_PS))
+        seen_PS = shared.seen_PS
+        return self._run(shared.ends_PU, seen_PS, shared.positions_PU), seen_PS
 
     def step(self, tokens_B: Tensor, seen_BL: Tensor, position_B: Tensor) -> None:
         """Read the drawn tokens, and compute the next logits."""
@@ -127,7 +148,7 @@ def _decode(
 ) -> Record:
     """Sample one batch of prompts to the end."""
     device = ids_PS.device
-    S, (B, T) = ids_PS.shape[1], uniform_BT.shape
+    B, T = uniform_BT.shape
     G = B // len(ids_PS)
     ends = torch.tensor(end_tokens, device=device)
     # networks behind the prompts
@@ -135,8 +156,10 @@ def _decode(
     if step.support.from_reference:
         streams.append(_Stream(policy, ids_PS, mask_PS, G, reference=True))
     # the mask of attention, and the position behind each prompt
+    seen_BS = streams[0].seen_BS
+    S = seen_BS.shape[1]
     seen_BL = torch.ones(B, S + T, dtype=torch.long, device=device)
-    seen_BL[:, :S] = mask_PS.repeat_interleave(G, 0)
+    seen_BL[:, :S] = seen_BS
     position_B = mask_PS.sum(1).repeat_interleave(G, 0)
     record = Record.empty(B, T, device)
     rows = torch.arange(B, device=device)  # rows of the record that the cache still holds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_mpo.data.code_files import lines_of
+from lightning_mpo.data.code_files import lines_of, read_corpus
 from lightning_mpo.data.code_lines import CodeLines
 from lightning_mpo.data.code_tokens import CodeTokens
 from lightning_mpo.errors import UserError
@@ -45,6 +45,29 @@ def test_a_prompt_is_the_file_before_the_line(folder, tokenizer):
         assert len(row.prompt) <= 120
         if rest:
             assert len(row.prompt) + len(lines_of(rest.rstrip("\n"))[-1]) > 119
+
+
+@pytest.mark.parametrize("longest", [40, 90, 400])
+def test_prompts_of_a_group_begin_at_one_line(folder, tokenizer, longest):
+    data = lines(folder, max_prompt_tokens=longest)
+    data.connect(tokenizer)
+    grown = 0
+    for file in read_corpus([str(folder)]).files:
+        rows, groups = data.rows_of(file), data.rows_by_start(file)
+        numbers = [row.extra["number"] for group in groups for row in group]
+        assert numbers == [row.extra["number"] for row in rows]
+        alone = {row.extra["number"]: row.prompt for row in rows}
+        for group in groups:
+            before = [row.prompt.removesuffix(row.extra["indentation"]) for row in group]
+            for row, text in zip(group, before, strict=True):
+                assert text
+                assert text.startswith(before[0]), "one beginning"
+                assert alone[row.extra["number"]].endswith(row.prompt), "no longer than alone"
+            grown += len(group) > 1
+            is_cut = before[0].count("\n") < group[0].extra["number"] - 1
+            one_line = before[0].strip().count("\n") == 0
+            assert not is_cut or one_line or len(before[0]) <= longest // 2
+    assert grown
 
 
 def test_ids_are_those_of_the_pieces(folder, tokenizer):

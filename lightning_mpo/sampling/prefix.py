@@ -1,0 +1,78 @@
+"""Prompts that begin alike, such as the lines of one file: their common beginning is computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WORTH = 0.75
+"""Share of the padded tokens up to which computing the beginning apart is worth it."""
+LONGEST = 1.1
+"""Most tokens of a row of the cache, beginning and end, as a multiple of those without sharing."""
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """The longest prompt's beginning, and what follows each prompt's part of it.
+
+    Args:
+        ids_L: ids of the beginning.
+        lengths_P: tokens of it that each prompt begins with.
+        ends_PU: the other ids of each prompt, at least one, padded on the left.
+        mask_PU: which of `ends_PU` are ids of the prompt.
+    """
+
+    ids_L: Tensor
+    lengths_P: Tensor
+    ends_PU: Tensor
+    mask_PU: Tensor
+
+    @property
+    def seen_PS(self) -> Tensor:
+        """Entries of the cache that belong to each prompt, behind its beginning and its end."""
+        places_L = torch.arange(len(self.ids_L), device=self.ids_L.device)
+        return torch.cat([places_L < self.lengths_P[:, None], self.mask_PU], dim=1).long()
+
+    @property
+    def positions_PU(self) -> Tensor:
+        """Position of each id of `ends_PU` in its prompt."""
+        return self.lengths_P[:, None] + (self.mask_PU.long().cumsum(1) - 1).clamp(min=0)
+
+
+def shared_prefix(ids_PS: Tensor, mask_PS: Tensor) -> SharedPrefix | None:
+    """Return what prompts have in common with the longest of them; None: too little.
+
+    Args:
+        ids_PS: prompts, padded on the left.
+        mask_PS: which of them are ids of the prompt.
+    """
+    P, S = ids_PS.shape
+    lengths_P = mask_PS.sum(1)
+    # prompts from their first token on
+    places_S = torch.arange(S, device=ids_PS.device)
+    from_first_PS = (places_S + (S - lengths_P)[:, None]).clamp(max=S - 1)
+    left_PS = ids_PS.gather(1, from_first_PS)
+    # tokens in common with the longest one; each prompt keeps its last token for its end
+    same_PS = (left_PS == left_PS[lengths_P.argmax()]) & (places_S < lengths_P[:, None])
+    common_P = torch.minimum(same_PS.long().cumprod(1).sum(1), lengths_P - 1)
+    L, U = int(common_P.max()), int((lengths_P - common_P).max())
+    if P == 1 or not L or L + P * U > WORTH * P * S or L + U > LONGEST * S:
+        return None
+    mask_PU = places_S[:U] >= U - (lengths_P - common_P)[:, None]
+    trunk_L = left_PS[common_P.argmax(), :L]
+    return SharedPrefix(trunk_L, common_P, ids_PS[:, S - U :], mask_PU)
+
+
+def sees_all(config: Any) -> bool:
+    """Return whether each layer of a model attends to all earlier tokens, so that a cache has no gaps.
+
+    Args:
+        config: of the language model.
+    """
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return set(kinds) == {"full_attention"}
+    return not getattr(config, "sliding_window", None)
