@@ -139,6 +139,7 @@ def _annotate(options: argparse.Namespace, cli: Reader) -> Annotated:
             for completion in completions_of(rollout):
                 if (text := reward.thought_of(completion)) is not None:
                     thoughts[completion.row["number"] - 1] = text
+        print(f"{file.name}: {len(thoughts):,} thoughts", flush=True)
         return thoughts
 
     return annotate_folder(data.paths, options.to, think, data.max_files)

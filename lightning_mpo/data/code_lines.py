@@ -99,7 +99,7 @@ class CodeLines(CodePrompts):
         Raises:
             UserError: `connect` was not called.
         """
-        rows = list(self._rows(file, None))
+        rows = list(CodeLines._rows(self, file, None))  # a subclass may choose some
         return self._fitting(rows, self._connected(self._tokens), Counter())
 
     def rows_by_start(self, file: CodeFile) -> list[list[PromptRow]]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lightning_mpo import SupervisedWarmup
-from lightning_mpo.data.code_files import code_file
+from lightning_mpo.data.code_files import code_file, read_corpus
+from lightning_mpo.data.code_lines import CodeLines
 from lightning_mpo.data.commented_lines import CommentedLines, comment_of
 from lightning_mpo.errors import UserError
 from tests.support.code_corpus import tiny
@@ -72,6 +73,15 @@ def test_demonstrations_are_comments_and_acts_in_equal_number(folder):
         else:  # and here in front of the comment
             assert COMMENTS[row.extra["number"] - 1] == row.solution
             assert f"{row.prompt}{row.solution}{row.extra['line']}" in file
+
+
+def test_thoughts_are_written_in_front_of_all_lines_of_a_file(folder):
+    data, every = made(folder), CodeLines([str(folder)], validation_share=0.3, split_seed=1)
+    every.connect(tiny().tokenizer)
+    file = read_corpus([str(folder)]).files[0]
+    numbers = [row.extra["number"] for row in every.rows_of(file)]
+    assert len(numbers) > 5
+    assert [row.extra["number"] for row in data.rows_of(file)] == numbers
 
 
 def test_a_demonstration_ends_with_its_line(folder):
