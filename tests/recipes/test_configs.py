@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lightning_mpo.cli.save_config import SaveConfig
 from lightning_mpo.cli.stages import find_list
 from lightning_mpo.data.code_prompts import CodePrompts
 from lightning_mpo.modules import HeadWarmup, PolicyOptimization, SupervisedWarmup
+from lightning_mpo.recipes import with_includes
 from lightning_mpo.resume.model_checkpoints import model_checkpoints
 from lightning_mpo.resume.option_effects import effect
 from lightning_mpo.resume.run_options import run_options
@@ -83,12 +85,14 @@ def test_a_part_can_be_laid_over_a_run(build, path, monkeypatch):
 @pytest.mark.parametrize("path", RUNS, ids=name_of)
 def test_an_experiment_is_whole(build, path):
     model, data, trainer = build("-c", path)
-    content = yaml.safe_load(path.read_text())
+    # options of the trainer, also those of an experiment that it includes
+    options: dict[str, Any] = {}
+    for part in with_includes(path):
+        options |= yaml.safe_load(part.read_text()).get("trainer", {})
     assert isinstance(model, PolicyOptimization | SupervisedWarmup | HeadWarmup)
-    assert trainer.max_steps == content["trainer"]["max_steps"] > 0
+    assert trainer.max_steps == options["max_steps"] > 0
     assert str(trainer.default_root_dir).startswith("runs/")
-    listed = content["trainer"].get("callbacks", [])  # an included file may have them
-    wanted = [c if isinstance(c, str) else c["class_path"] for c in listed]
+    wanted = [c if isinstance(c, str) else c["class_path"] for c in options["callbacks"]]
     built = {type(callback).__name__ for callback in trainer.callbacks}
     assert set(wanted) <= built
     assert data is not None
