@@ -18,6 +18,7 @@ from lightning_mpo.resume.changed_options import (
     optimizer_options,
 )
 from lightning_mpo.resume.checkpoints import check_content, folders, run_identity
+from lightning_mpo.resume.early_stopping import keep_stopped, patiences
 from lightning_mpo.resume.entries import SAVED, check_metrics, check_weights
 from lightning_mpo.resume.metrics_csv import MetricsCSV
 from lightning_mpo.resume.model_checkpoints import model_checkpoints, wrap_saves
@@ -68,11 +69,13 @@ class ExactResume(RolloutCallback):
         self._identity: dict[str, Any] = {}
         self._run_options: dict[str, Any] = {}
         self._optimizer_options: dict[str, Any] = {}
+        self._patiences: list[tuple[Any, int]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._trainer = trainer
         restore_in_one_line(trainer)
         self._identity = run_identity(trainer, pl_module)
+        self._patiences = patiences(trainer)
         if stage == "fit":
             self._run_options = run_options(trainer, pl_module, data_of(trainer))
 
@@ -181,7 +184,9 @@ class ExactResume(RolloutCallback):
     def _restore_state(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
         for name in ("repeated", "metrics", "row"):
             check_metrics(name, loaded.get(name, {}))
-        self._report_changes(trainer, loaded)
+        changed = differences(loaded["options"], self._run_options, "reported")
+        self._report_changes(trainer, loaded, changed)
+        keep_stopped(trainer, self._patiences, [name for name, *_ in changed])
         self._rewind_metrics_csv(trainer, loaded["rows"])
         self._restore_last_saves(trainer, loaded["saved"])
         ranks, (rank, world) = loaded["ranks"], rank_and_world_size()
@@ -189,9 +194,10 @@ class ExactResume(RolloutCallback):
             restore_random_state(ranks[rank]["random"])
         trainer._logger_connector._callback_metrics.update(loaded["metrics"])
 
-    def _report_changes(self, trainer: L.Trainer, loaded: dict[str, Any]) -> None:
+    def _report_changes(
+        self, trainer: L.Trainer, loaded: dict[str, Any], changed: list[tuple[str, Any, Any]]
+    ) -> None:
         lines = apply_changed_options(trainer, loaded["configured"], self._optimizer_options)
-        changed = differences(loaded["options"], self._run_options, "reported")
         lines += [f"{shown(name)} was {before} and is {now}" for name, before, now in changed]
         for line in lines:
             rank_zero_info(f"resume     {line}: the configuration wins")

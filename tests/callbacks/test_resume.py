@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_mpo.callbacks import (
     ExactResume,
@@ -172,6 +172,29 @@ def test_a_run_that_was_stopped_for_its_divergence_stays_stopped(tmp_path):
     again = run(ckpt_path=f"{tmp_path}/step={last - 1}.ckpt")
     assert again.trainer.global_step == last
     assert run(last + 1, f"{tmp_path}/step={last}.ckpt", bound=10.0).trainer.global_step == last + 1
+
+
+def test_a_run_that_early_stopping_ended_stays_ended(tmp_path, caplog):
+    """Killed behind the save of its last validation. Another `patience` goes on where it was."""
+
+    def run(ckpt_path=None, patience=2):
+        stop = EarlyStopping("val/reward", min_delta=99.0, patience=patience, mode="max")
+        save = ModelCheckpoint(tmp_path, "{step}", "val/reward", mode="max", save_top_k=-1)
+        return fit(
+            tmp_path, callbacks=[stop, ExactResume(), save], max_steps=8, val_check_interval=1, limit_val_batches=1,
+            check_val_every_n_epoch=None, ckpt_path=ckpt_path,
+        )  # fmt: skip
+
+    whole = run()
+    assert whole.trainer.global_step == 3, "no validation was better than the first"
+    with caplog.at_level("INFO"):
+        resumed = run(f"{tmp_path}/step=3.ckpt")
+    assert "EarlyStopping on 'val/reward' has ended this run" in caplog.text
+    assert resumed.trainer.global_step == 3
+    assert same(resumed.weights, whole.weights)
+    again = run(f"{tmp_path}/step=2.ckpt")
+    assert same(again.weights, whole.weights)
+    assert run(f"{tmp_path}/step=3.ckpt", patience=4).trainer.global_step == 5
 
 
 def test_a_save_that_the_clock_asks_for_waits_for_the_end_of_the_update(tmp_path):

@@ -122,6 +122,7 @@ COVERED = {
     "recipes/yaml_files.py": "cli/test_hostile.py",
     "resume/changed_options.py": "callbacks/test_resume_options.py",
     "resume/comparison.py": "callbacks/test_resume.py",
+    "resume/early_stopping.py": "callbacks/test_resume.py",
     "resume/entries.py": "resume/test_restoring.py",
     "resume/kills.py": "cli/test_verify_resume.py",
     "resume/run_options.py": "recipes/test_configs.py",
