@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,8 +12,8 @@ import yaml
 
 from lightning_mpo import cli
 from lightning_mpo.cli import stage_entry, stage_runs, stages
-from lightning_mpo.cli.stage_metrics import write_metrics
 from lightning_mpo.errors import UserError
+from lightning_mpo.storage.lock import FolderLock
 
 RA3 = [
     {"name": "e_step", "config": "e.yaml", "from": "m_step", "options": ["--rollout.seed=${round}"]},
@@ -55,6 +57,8 @@ def started(listed, monkeypatch):
         if code >= 0:  # it has saved
             result.parent.mkdir(parents=True, exist_ok=True)
             result.touch()
+        if words[0] == "fit":
+            (folder / "metrics.csv").write_text("step\n0\n")
         return code
 
     monkeypatch.setattr(stage_entry, "run_stage", run)
@@ -67,6 +71,16 @@ def started(listed, monkeypatch):
 
 def fit(words) -> int:
     return cli.run(["fit", *words])
+
+
+def stages_with_metrics() -> list[str]:
+    table = Path("run/metrics.csv")
+    rows = csv.DictReader(table.read_text().splitlines()) if table.exists() else ()
+    return [f"run/round_{row['round']}/{row['stage']}" for row in rows]
+
+
+def place(words) -> str:
+    return words[-1]
 
 
 EXPECTED = [
@@ -107,29 +121,6 @@ def test_a_file_that_includes_a_list_changes_it(started, listed):
     assert started[0] == EXPECTED[:3]
 
 
-def test_stages_of_the_first_and_the_last_round(listed):
-    entries = [
-        {"name": "base", "config": "m.yaml", "when": "first"},
-        {"name": "e", "config": "e.yaml", "from": ["base", "m"]},
-        {"name": "m", "config": "m.yaml", "from": "e"},
-        {"name": "rl", "config": "e.yaml", "from": "m", "when": "last"},
-    ]
-    plan = stages.find_list(listed(stages=entries))
-    checkpoints = {entry["name"]: Path("last.ckpt") for entry in entries}
-    words = [entry.words for _, entry in plan.entries(checkpoints, 2)]
-    starts = [line[line.index(FROM) + 1] if FROM in line else None for line in words]
-    assert list(
-        zip([line[-1].removeprefix("run/round_") for line in words], starts, strict=True)
-    ) == [
-        ("1/base", None),
-        ("1/e", "run/round_1/base/last.ckpt"),
-        ("1/m", "run/round_1/e/last.ckpt"),
-        ("2/e", "run/round_1/m/last.ckpt"),
-        ("2/m", "run/round_2/e/last.ckpt"),
-        ("2/rl", "run/round_2/m/last.ckpt"),
-    ]
-
-
 @pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("saved", [True, False])
 def test_an_interrupted_stage_continues(started, listed, number, saved, capsys):
@@ -137,6 +128,7 @@ def test_an_interrupted_stage_continues(started, listed, number, saved, capsys):
     codes[EXPECTED[number][-1]] = 3 if saved else -9
     assert fit(listed()) == 2
     assert commands == EXPECTED[: number + 1], "no stage after the one that failed"
+    assert stages_with_metrics() == [place(words) for words in EXPECTED[:number] if "fit" in words]
     assert f"failed with exit code {3 if saved else -9}" in capsys.readouterr().err
     assert fit(listed()) == 0
     again, *others = commands[number + 1 :]
@@ -147,6 +139,7 @@ def test_an_interrupted_stage_continues(started, listed, number, saved, capsys):
     )
     assert again == EXPECTED[number] + resume
     assert others == EXPECTED[number + 1 :]
+    assert stages_with_metrics() == [place(words) for words in EXPECTED if "fit" in words]
 
 
 def test_a_stage_that_is_asked_to_end_ends_the_run_with_0(started, listed, capsys):
@@ -166,7 +159,14 @@ def test_a_result_behind_a_stage_that_has_not_ended_is_refused(started, listed, 
     Path("run/round_1/e_step/last.ckpt").unlink()
     assert fit(listed()) == 2
     assert "run/round_1/notes is there, and stage round_1/e_step, which" in capsys.readouterr().err
-    assert len(started[0]) == 6
+    # a stage that was begun counts, too
+    shutil.rmtree("run")
+    started[1]["run/round_1/notes"] = -9
+    assert fit(listed()) == 2
+    Path("run/round_1/e_step/last.ckpt").unlink()
+    assert fit(listed()) == 2
+    assert "has not ended: move it away, or give another `folder`" in capsys.readouterr().err
+    assert len(started[0]) == 6 + 2
 
 
 def test_a_stage_that_writes_nothing(started, listed, monkeypatch, capsys):
@@ -193,28 +193,21 @@ def test_the_warm_up_and_a_stage_start_the_same_program(listed):
     assert not entry.is_done
 
 
-def test_no_stage_runs_beside_other_processes(started, listed, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "LOCAL_RANK"])
+def test_no_stage_runs_beside_other_processes(started, listed, monkeypatch, variable, capsys):
+    monkeypatch.setenv(variable, "2")
     assert fit(listed()) == 2
     assert "run it without a launcher" in capsys.readouterr().err
     assert started[0] == []
 
 
-def test_metrics_have_the_round_and_the_stage(tmp_path):
-    tables = {
-        "round_1/a": "step,x\n0,1\n1,\n",
-        "round_1/b": "step,y\n0,5\n",
-        "round_2/a": "step,x\n0,2\n",
-    }
-    for name, text in tables.items():
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "metrics.csv").write_text(text)
-    names = ["round_1/a", "round_1/none", "round_1/b", "round_2/a", "round_2/b"]
-    write_metrics(tmp_path, names)
-    expected = "round,stage,step,x,y\n1,a,0,1,\n1,a,1,,\n1,b,0,,5\n2,a,0,2,\n"
-    assert (tmp_path / "metrics.csv").read_text() == expected
-    write_metrics(tmp_path / "none", names)
-    assert not (tmp_path / "none").exists()
+def test_no_list_runs_twice_at_a_time(started, listed, capsys):
+    lock = FolderLock(Path("run"))
+    assert fit(listed()) == 2
+    assert "another run (process" in capsys.readouterr().err
+    lock.release()
+    assert started[0] == []
+    assert fit(listed()) == 0
 
 
 # --- mistakes in a list ---------------------------------------------------------------------------
