@@ -240,16 +240,18 @@ class CodeWindows(CodePrompts):
     def token_parts(self, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
         windows = [row.extra["window"] for row in rows]
         T = max(len(window.ids) for window in windows)
-        parts = {
-            name: torch.zeros(len(rows), T, dtype=torch.bool)
-            for name in (PLAIN, BEHIND_THOUGHTS, THOUGHTS)
-        }
+        # a mean over no token is no metric
+        some = self.splits.validation[: self.validation_prompts]
+        thoughts = any(THOUGHT in row.extra["window"].kinds for row in some)
+        names = (PLAIN, BEHIND_THOUGHTS, THOUGHTS) if thoughts else (PLAIN,)
+        parts = {name: torch.zeros(len(rows), T, dtype=torch.bool) for name in names}
         for b, window in enumerate(windows):
             kinds_W = torch.tensor(list(window.kinds))
             has_thoughts = THOUGHT in window.kinds
             code = BEHIND_THOUGHTS if has_thoughts else PLAIN
             parts[code][b, : len(kinds_W)] = kinds_W == CODE
-            parts[THOUGHTS][b, : len(kinds_W)] = kinds_W == THOUGHT
+            if has_thoughts:
+                parts[THOUGHTS][b, : len(kinds_W)] = kinds_W == THOUGHT
         return parts
 
 

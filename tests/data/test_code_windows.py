@@ -80,6 +80,15 @@ def test_windows_without_thoughts_are_those_of_the_plain_files(plain, annotated,
     assert first != content(connected(annotated, policy).splits.train)
 
 
+def test_files_without_thoughts_have_no_mean_over_thoughts(plain, annotated, policy):
+    for folder, names in (
+        (plain, {"code"}),
+        (annotated, {"code", "code_behind_thoughts", "thoughts"}),
+    ):
+        data = connected(folder, policy)
+        assert set(data.token_parts(data.validation_rows[:2])) == names
+
+
 @pytest.mark.parametrize("thoughts", [False, True])
 def test_windows_to_train_on_are_the_files_in_a_row(annotated, policy, thoughts):
     data = connected(annotated, policy, thoughts=thoughts)
