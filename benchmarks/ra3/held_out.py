@@ -4,9 +4,9 @@
         --checkpoint plain=none --checkpoint ra3=RUN/last.ckpt --out runs/ra3_held_out
 
 Windows are those that `lightning-mpo validate` takes, and the means are its metrics: code without
-thoughts, code behind the thoughts of its window, and thoughts. Differences are to the first policy,
+thoughts, code in windows with their thoughts, and thoughts. Differences are to the first policy,
 window by window. `none` is the model without training. Intervals are 95 %, with the file as the
-unit. Each policy has a file of its windows; an ended command goes on there.
+unit. Each policy has a file with a row for each window; a command that was stopped continues there.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def digest(rows: Sequence[PromptRow]) -> str:
 
 
 def saved(checkpoint: Path | None) -> int | None:
-    """Return when a checkpoint was written, as a run replaces its `last.ckpt`."""
+    """Return the time at which a checkpoint was written, as a run replaces its `last.ckpt`."""
     return None if checkpoint is None else checkpoint.stat().st_mtime_ns
 
 
@@ -194,8 +194,8 @@ def means(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
 def differences(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
     """Return rows of paired differences, in nats a token.
 
-    They are each policy's to the first one, and the policy's to itself of the same code behind
-    thoughts and without.
+    There are two kinds: each policy less the first one on the same tokens, and for one policy the
+    code of windows with their thoughts less the same code without.
     """
     rows = []
     first, *others = records

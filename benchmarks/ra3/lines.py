@@ -17,14 +17,21 @@ Thought = dict[str, Any]
 
 @dataclass(frozen=True)
 class CodeRow:
-    """A line to measure: the row, whether its file has a comment in front of it, comments to try."""
+    """A line to measure.
+
+    Args:
+        row: the line and its prompt.
+        has_comment: its file has a comment in front of it, which the prompt leaves out. Without, it
+            is any held-out line, also one whose prompt ends with a comment.
+        comments: comments to measure as thoughts, by their source.
+    """
 
     row: PromptRow
     has_comment: bool
     comments: dict[str, list[Thought]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """Return what names the line in the results."""
+        """Return the columns that identify the line in the results."""
         extra = self.row.extra
         named = {"file": extra["file"], "number": extra["number"], "line": extra["line"].strip()}
         return named | {"lines": "with a comment" if self.has_comment else "any"}
@@ -33,8 +40,8 @@ class CodeRow:
 class Corpus:
     """The files of a data module: lines of the held-out files, comments of all files.
 
-    Lines with a comment stand behind exactly one comment line of their own indentation, which is
-    taken out of the file in front of them. Such comments are as short as thoughts are.
+    Lines with a comment stand behind exactly one comment line of their own indentation, as a
+    thought is one line. It is taken out of the file in front of them.
 
     Args:
         data: connected.
@@ -94,7 +101,7 @@ class Corpus:
 def commented(file: CodeFile) -> list[int]:
     """Return the statements that begin behind one comment line of their own indentation.
 
-    The comment has a word in it: rulers are left out, comments of code are not.
+    The comment has a letter in it, so lines such as `# -----` are left out. Code in comments is not.
     """
     comments = ((i, comment_above(file, i)) for i in file.starts)
     return [i for i, text in comments if text and any(letter.isalpha() for letter in text)]

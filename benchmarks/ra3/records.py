@@ -1,4 +1,4 @@
-"""Results of a measurement row by row in a file, so that an ended command goes on."""
+"""Results of a measurement row by row in a file, so that a command that was stopped continues."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lightning_mpo.errors import UserError
 def resume(path: Path, about: Mapping[str, Any], rows: int, batch: int) -> list[dict[str, Any]]:
     """Return the records of an earlier command with the same options; begin the file if there is none.
 
-    Records of a batch that was not finished are taken out of the file, so that all batches are
-    those of a command that was not ended.
+    Records of a batch that was not finished are taken out of the file. So all batches are those of a
+    command that was not stopped.
 
     Args:
         path: JSON lines; the first one has the options.

@@ -48,11 +48,14 @@ def gains(records: Sequence[Record], costs: Sequence[float]) -> list[dict[str, A
 
 
 def rewards(records: Sequence[Record], costs: Sequence[float]) -> list[dict[str, Any]]:
-    """Return a row for each kind of lines, policy and cost: what its reward adds to L(a | s).
+    """Return a row for each kind of lines, policy and cost: the mean reward above that of an act.
 
-    A policy acts or thinks with the probabilities of its first token. `reward` is the mean of
-    r - log p(a | s), which is 0 for a policy that never thinks; acts and thoughts are weighted by
-    their probability, not drawn. Comments of other files stand in front of every line.
+        reward = mean over lines of P(think) · (mean gain - c)
+
+    This is the mean of r - log p(a | s), without a penalty; it is 0 for a policy that never thinks.
+    P(think) is the probability of the first token, so acts and thoughts are weighted, not drawn. A
+    thought that is not used has gain 0. Comments of other files stand in front of every line. `r` is
+    the mean reward itself.
     """
     rows = []
     for (lines, source), cost in itertools.product(_sources(records), costs):
@@ -68,7 +71,10 @@ def rewards(records: Sequence[Record], costs: Sequence[float]) -> list[dict[str,
 
 
 def rises(records: Sequence[Record], costs: Sequence[float]) -> list[dict[str, Any]]:
-    """Return a row for each kind of lines and cost: how far the trained policy's reward is above."""
+    """Return a row for each kind of lines and cost: the trained policy's reward less another one.
+
+    The others are those of the base, and of a comment of another file in front of every line.
+    """
     rows = []
     for lines, cost in itertools.product(dict.fromkeys(r["lines"] for r in records), costs):
         mine = [r for r in records if r["lines"] == lines and "trained" in r["thoughts"]]

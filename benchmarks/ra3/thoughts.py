@@ -28,7 +28,7 @@ class Thinking(OnlyTokens):
 
     Args:
         act: id of the line break.
-        think: id of the mark.
+        think: id of `#`, with which a comment begins.
     """
 
     def __init__(self, act: int, think: int) -> None:
@@ -76,6 +76,9 @@ def sampled_thoughts(
 ) -> tuple[list[list[dict[str, Any]]], list[float]]:
     """Return thoughts in front of each line, and the probability that the policy thinks there.
 
+    Every response is made to think. The probability is that of `#` as the first token where only
+    `#` and a line break may begin.
+
     Args:
         policy: writes them, at temperature 1.
         data: encodes the prompts.
@@ -83,7 +86,7 @@ def sampled_thoughts(
         guard: which thoughts can be used.
         count: thoughts of each line.
         longest: tokens of a thought.
-        seed: of the sampling, and a position.
+        seed: seed of the sampling, and the position of these lines in the measurement.
     """
     act, think = exact_ids("first tokens", ["\n", MARK], policy.token_texts)
     first = Thinking(act, think)
@@ -119,7 +122,11 @@ def likelihoods(
         base: the frozen model.
         data: encodes the line.
         row: the line.
-        thoughts: by source.
+        thoughts: thoughts in front of the line, by source.
+
+    Returns:
+        `tokens`: number of tokens of the line. `likelihood`: log p(a | s), nats per token.
+        `thoughts`: by source, with `gain` = log p(a | s, z) - log p(a | s), nats per token.
     """
     ids = data.encode([row]).rows[0].extra
     before, indent, blank, line = (

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 SOURCE = "source"
-"""In place of a checkpoint of the reference: the weights of `policy.source` alone."""
+"""Value of `policy.reference_checkpoint`: the reference has the weights of `policy.source` alone."""
 REFERENCE_OPTION = "policy.reference_checkpoint"
-"""Names the checkpoint of a reference in messages."""
+"""Name of the option in messages."""
 
 
 class WeightPair(NamedTuple):
@@ -33,12 +33,15 @@ class WeightPair(NamedTuple):
 
 
 class Reference(ABC):
-    """The frozen policy that a KL term or a frozen ranking compares with."""
+    """The frozen policy that a KL term, a reward or a frozen ranking of tokens reads.
+
+    It is the policy at the start of the run, or that of `policy.reference_checkpoint`.
+    """
 
     @property
     @abstractmethod
     def network(self) -> PreTrainedModel:
-        """The network that computes; it is the reference only within `active`."""
+        """The network that computes log-probs; it is the reference only within `active`."""
 
     @abstractmethod
     def active(self) -> AbstractContextManager[None]:
@@ -54,7 +57,7 @@ class Reference(ABC):
             pair.reference.lerp_(pair.policy, mixup)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the reference's side of `weights` by name."""
+        """Return the reference's weights of `weights` by name."""
         return {pair.name: pair.reference for pair in self.weights()}
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -79,7 +82,7 @@ class Reference(ABC):
 
 
 class FrozenCopy(Reference):
-    """A second network, which the policy's own weights never touch.
+    """A second network, whose weights training never changes.
 
     Args:
         trained: the network of the policy.
@@ -106,7 +109,8 @@ class AdapterReference(Reference):
 
     Args:
         adapters: the policy's network as peft wraps it.
-        frozen: adapters of the reference; None: adapters off, until `weights` is first called.
+        frozen: adapters of the reference; None: adapters off. The first call of `weights` then makes
+            frozen ones.
     """
 
     def __init__(self, adapters: Any, frozen: FrozenAdapters | None = None) -> None:
@@ -123,7 +127,7 @@ class AdapterReference(Reference):
             yield
 
     def weights(self) -> list[WeightPair]:
-        """Return A and B of each adapter. The first call makes frozen adapters with B = 0."""
+        """Return A and B of each adapter; without frozen adapters make some with B = 0 first."""
         if self.frozen is None:
             self.frozen = FrozenAdapters(self.network, off=True)
         columns = (self.frozen.names, self.frozen.weights, self.frozen.values)

@@ -9,20 +9,27 @@ import torch
 from torch import Tensor
 
 WORTH = 0.75
-"""Share of the padded tokens up to which computing the beginning apart is worth it."""
+"""Sharing must compute at most this part of the padded prompt tokens that it replaces."""
 LONGEST = 1.1
-"""Most tokens of a row of the cache, beginning and end, as a multiple of those without sharing."""
+"""With sharing, a row of the cache may be at most this many times as long as the padded prompts."""
 
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """The longest prompt's beginning, and what follows each prompt's part of it.
+    """A beginning that is computed once, and the rest of each prompt, its end.
+
+    A prompt may begin with a part of the beginning alone. So prompt p is
+
+        ids_L[:lengths_P[p]], ends_PU[p, mask_PU[p]]
+
+    Here L is the length of the beginning and U that of the longest end. A row of the cache has L + U
+    entries.
 
     Args:
-        ids_L: ids of the beginning.
-        lengths_P: tokens of it that each prompt begins with.
-        ends_PU: the other ids of each prompt, at least one, padded on the left.
-        mask_PU: which of `ends_PU` are ids of the prompt.
+        ids_L: ids of the beginning, shape `[L]`.
+        lengths_P: number of these ids with which each prompt begins, shape `[P]`.
+        ends_PU: the other ids of each prompt, at least one, padded on the left, shape `[P, U]`.
+        mask_PU: which of `ends_PU` are ids of the prompt, bool, shape `[P, U]`.
     """
 
     ids_L: Tensor
@@ -32,7 +39,7 @@ class SharedPrefix:
 
     @property
     def seen_PS(self) -> Tensor:
-        """Entries of the cache that belong to each prompt, behind its beginning and its end."""
+        """Which entries of the cache a prompt sees, 1 or 0, shape `[P, L + U]`."""
         places_L = torch.arange(len(self.ids_L), device=self.ids_L.device)
         return torch.cat([places_L < self.lengths_P[:, None], self.mask_PU], dim=1).long()
 
@@ -43,11 +50,14 @@ class SharedPrefix:
 
 
 def shared_prefix(ids_PS: Tensor, mask_PS: Tensor) -> SharedPrefix | None:
-    """Return what prompts have in common with the longest of them; None: too little.
+    """Return the beginning that prompts share with the longest of them, and their ends.
 
     Args:
-        ids_PS: prompts, padded on the left.
-        mask_PS: which of them are ids of the prompt.
+        ids_PS: prompts, padded on the left, shape `[P, S]`.
+        mask_PS: which of `ids_PS` are ids of the prompt, bool, shape `[P, S]`.
+
+    Returns:
+        None if there is one prompt, or if sharing saves too little (`WORTH`, `LONGEST`).
     """
     P, S = ids_PS.shape
     lengths_P = mask_PS.sum(1)
@@ -67,10 +77,10 @@ def shared_prefix(ids_PS: Tensor, mask_PS: Tensor) -> SharedPrefix | None:
 
 
 def sees_all(config: Any) -> bool:
-    """Return whether each layer of a model attends to all earlier tokens, so that a cache has no gaps.
+    """Return whether each layer of a model attends to all earlier tokens, with no sliding window.
 
     Args:
-        config: of the language model.
+        config: configuration of the language model.
     """
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
