@@ -7,6 +7,7 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "ra3"
 sys.path.insert(0, str(SCRIPTS))
+import expected_comments  # noqa: E402
 import gain  # noqa: E402
 import held_out  # noqa: E402
 import lines  # noqa: E402
@@ -16,4 +17,4 @@ import thoughts  # noqa: E402
 
 sys.path.remove(str(SCRIPTS))
 
-__all__ = ["gain", "held_out", "lines", "records", "tables", "thoughts"]
+__all__ = ["expected_comments", "gain", "held_out", "lines", "records", "tables", "thoughts"]
