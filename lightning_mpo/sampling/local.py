@@ -93,7 +93,7 @@ class _Stream:
         from lightning_mpo.sampling.cache import growing_cache
 
         self.policy, self.reference, self.cache = policy, reference, growing_cache()
-        whole = sees_all(policy.config.get_text_config())
+        whole = sees_all(policy.config.get_text_config(), policy.decoder(reference))
         shared = shared_prefix(ids_PS, mask_PS) if whole else None
         logits_PV, seen_PS = self._prefill(ids_PS, mask_PS.long(), shared)
         self.logits_BV = logits_PV.repeat_interleave(G, 0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WORTH = 0.75
 """Sharing must compute at most this part of the padded prompt tokens that it replaces."""
@@ -76,13 +77,20 @@ def shared_prefix(ids_PS: Tensor, mask_PS: Tensor) -> SharedPrefix | None:
     return SharedPrefix(trunk_L, common_P, ids_PS[:, S - U :], mask_PU)
 
 
-def sees_all(config: Any) -> bool:
-    """Return whether each layer of a model attends to all earlier tokens, with no sliding window.
+def sees_all(config: Any, decoder: nn.Module) -> bool:
+    """Return whether a prompt may skip entries of a model's cache, those of other prompts.
+
+    Each layer must attend to all earlier tokens, and take their distances from their positions:
+    MPT counts entries of the cache.
 
     Args:
         config: configuration of the language model.
+        decoder: its network without the head.
     """
     kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        return set(kinds) == {"full_attention"}
-    return not getattr(config, "sliding_window", None)
+    if kinds is not None and set(kinds) != {"full_attention"}:
+        return False
+    window = kinds is None and getattr(config, "sliding_window", None)
+    local = "local" in getattr(config, "attention_layers", ())  # GPT-Neo
+    placed = "position_ids" in signature(decoder.forward).parameters
+    return placed and not window and not local

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from torch import nn
 
 from lightning_mpo.sampling import local
 from lightning_mpo.sampling.prefix import sees_all, shared_prefix
@@ -112,10 +114,41 @@ def test_a_rollout_of_such_prompts_is_that_of_whole_prompts(policy, monkeypatch)
     assert any(END in ids for ids in responses(whole))
 
 
+class Placed(nn.Module):
+    def forward(self, input_ids, position_ids=None, **options):
+        return input_ids
+
+
+class Counting(nn.Module):
+    def forward(self, input_ids, **options):
+        return input_ids
+
+
 def test_models_whose_layers_forget_read_whole_prompts():
-    assert sees_all(SimpleNamespace())
-    assert sees_all(SimpleNamespace(sliding_window=None))
-    assert sees_all(SimpleNamespace(layer_types=["full_attention"] * 2, sliding_window=64))
-    assert not sees_all(SimpleNamespace(sliding_window=4096))
-    assert not sees_all(SimpleNamespace(layer_types=["full_attention", "sliding_attention"]))
-    assert not sees_all(SimpleNamespace(layer_types=["linear_attention"]))
+    def sees(decoder=Placed, **config):
+        return sees_all(SimpleNamespace(**config), decoder())
+
+    assert sees()
+    assert sees(sliding_window=None)
+    assert sees(layer_types=["full_attention"] * 2, sliding_window=64)
+    assert sees(attention_layers=["global"])
+    assert not sees(sliding_window=4096)
+    assert not sees(layer_types=["full_attention", "sliding_attention"])
+    assert not sees(layer_types=["linear_attention"])
+    assert not sees(attention_layers=["global", "local"])
+    assert not sees(Counting), "positions are places in the cache, as in MPT"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Mpt", {"d_model": 16, "n_heads": 2, "n_layers": 1}),
+        ("GPTNeo", {"hidden_size": 16, "num_heads": 2, "num_layers": 2, "window_size": 4,
+                    "attention_types": [[["global", "local"], 1]]}),
+    ],
+)  # fmt: skip
+def test_families_of_transformers_that_read_whole_prompts(name, options):
+    config = getattr(transformers, f"{name}Config")(vocab_size=12, **options)
+    with torch.device("meta"):
+        decoder = getattr(transformers, f"{name}Model")(config)
+    assert not sees_all(config, decoder)
