@@ -63,15 +63,18 @@ def build_in_shards(
     decoder_layers(policy.outline_network().get_decoder())
     is_first = dist.get_rank() == 0
 
+    # a reference with weights of its own is loaded beside the policy, another one copies it
+    has_weights = reference and policy.reference_checkpoint is not None
+
     def load() -> None:
         if is_first:
-            policy.build(device=torch.device("cpu"), reference=False)
+            policy.build(device=torch.device("cpu"), reference=has_weights)
 
     # weights on rank 0, modules without weights on the others
     _run_or_fail_together(load)
     if not is_first:
         policy.outline()
-    if reference:
+    if reference and policy.reference_network is None:
         policy.reference_network = policy.outline_network().requires_grad_(False).eval()
     freeze()
     # from rank 0 into the shards
@@ -101,7 +104,8 @@ def _spread(policy: CausalPolicy, mesh: DeviceMesh, device: torch.device) -> Non
     """Shard the modules and copy rank 0's weights into the shards, one at a time."""
     # rank 0's tensors; the others take over their names, shapes and dtypes
     tensors = dict(_tensors(policy))
-    source = {name: tensors[_origin(name)].detach() for name in tensors}
+    copies = policy.reference_checkpoint is None
+    source = {name: tensors[_origin(name) if copies else name].detach() for name in tensors}
     kinds = {name: (value.shape, value.dtype) for name, value in source.items()}
     policy.cold_parts, kinds = _from_first((policy.cold_parts, kinds))
     _take_kinds(tensors, kinds)
@@ -135,7 +139,7 @@ def _tensors(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _origin(name: str) -> str:
-    """Return the name of the weight with this one's value: the reference copies the policy."""
+    """Return the name of the weight with this one's value, where the reference copies the policy."""
     return name.replace("reference_network.", "network.", 1)
 
 

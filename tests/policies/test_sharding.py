@@ -18,6 +18,7 @@ from lightning_mpo.callbacks import KLTracking
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.policies.sharding import decoder_layers
+from tests.support.adapters import save
 from tests.support.runs import distance, fit, make_policy, sgd
 
 
@@ -148,7 +149,15 @@ def alone(monkeypatch):
     [pytest.param(True, id="whole", marks=pytest.mark.slow), pytest.param(False, id="layers")],
 )
 def test_one_process_in_shards_trains_as_without(tmp_path, alone, gather):
-    """The weights are DTensors, clipped by value, and activations are recomputed."""
+    """The weights are DTensors, clipped by value, and activations are recomputed.
+
+    The reference has weights of its own.
+    """
+    path, other = str(tmp_path / "other.ckpt"), make_policy()
+    other.build(device=torch.device("cpu"), reference=False)
+    with torch.no_grad():
+        other.network.model.embed_tokens.weight.mul_(0.5)
+    save(other, path)
     options = {
         "rollout": {"epochs": 2},
         "max_steps": 2,
@@ -156,8 +165,8 @@ def test_one_process_in_shards_trains_as_without(tmp_path, alone, gather):
         "callbacks": [KLTracking()],
     }
     options |= {"gradient_clip_val": 0.02, "gradient_clip_algorithm": "value"}
-    plain = fit(tmp_path, policy=make_policy(), **options)
-    policy = make_policy()
+    plain = fit(tmp_path, policy=make_policy(reference_checkpoint=path), **options)
+    policy = make_policy(reference_checkpoint=path)
     policy.gather_rollouts, policy.gradient_checkpointing = gather, True
     sharded = fit(tmp_path, policy=policy, strategy=ModelParallelStrategy(1, 1), **options)
     assert sharded.module.policy.shards is not None
