@@ -27,7 +27,7 @@ class Stream(Enum):
     HEADS = "responses that multi-token heads are warmed up on: pool, rank"
     HEADS_HELD_OUT = "responses that warmed-up heads are validated on: batch, rank"
     DIAGNOSE = "states and continuations that multi-token heads are measured on: rollout, rank"
-    ANNOTATE = "thoughts that are written into files: file, first line"
+    ANNOTATE = "thoughts that are written into files: file"
     CHECK = "responses and tokens that an export is compared on"
 
 

@@ -85,7 +85,7 @@ def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Reader | None]:
         )
     if options.batch < 1:
         raise UserError(f"`--batch` must be at least 1, got {options.batch}")
-    cli, policy = read_run("annotate", options.config, options.checkpoint, rest)
+    cli, policy = read_run("annotate", options.config, options.checkpoint, rest, reference=True)
     if not isinstance(cli.model, PolicyOptimization) or not isinstance(cli.datamodule, CodeLines):
         raise UserError(
             "`annotate` needs the configuration of an E-step: data `CodeLines`, and an algorithm "
@@ -121,6 +121,8 @@ def _annotate(options: argparse.Namespace, cli: Reader) -> Annotated:
     def think(file: CodeFile) -> dict[int, str]:
         nonlocal number
         groups, thoughts, number = data.rows_by_start(file), dict[int, str](), number + 1
+        # one row of random numbers after the other, whatever the batches
+        generator = generator_of(options.seed, Stream.ANNOTATE, number)
         batches = [
             rows[start : start + options.batch]
             for rows in groups
@@ -128,13 +130,7 @@ def _annotate(options: argparse.Namespace, cli: Reader) -> Annotated:
         ]
         for rows in batches:
             rollout: Any = loop.sampler.sample(
-                policy,
-                data.encode(rows),
-                1,
-                request,
-                generator=generator_of(
-                    options.seed, Stream.ANNOTATE, number, rows[0].extra["number"]
-                ),
+                policy, data.encode(rows), 1, request, generator=generator
             )
             for completion in completions_of(rollout):
                 if (text := reward.thought_of(completion)) is not None:

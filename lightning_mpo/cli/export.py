@@ -19,6 +19,7 @@ from lightning_mpo.export import Origin, Sampling, check_form, check_target, exp
 from lightning_mpo.export.origin import read_summary
 from lightning_mpo.export.verify import Check
 from lightning_mpo.policies.loaded import LoadedPolicy
+from lightning_mpo.policies.reference import SOURCE
 from lightning_mpo.recipes import find
 from lightning_mpo.seeding import Stream, generator_of
 from lightning_mpo.storage import read_checkpoint
@@ -156,7 +157,11 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def read_run(
-    verb: str, configs: Sequence[str], checkpoint: Path | None, rest: Sequence[str]
+    verb: str,
+    configs: Sequence[str],
+    checkpoint: Path | None,
+    rest: Sequence[str],
+    reference: bool = False,
 ) -> tuple[Reader, LoadedPolicy]:
     """Return the parts of a configuration, and its policy with a checkpoint to load.
 
@@ -166,6 +171,7 @@ def read_run(
         checkpoint: its weights are loaded when the policy is built. None: the model without
             training.
         rest: further options of the configuration.
+        reference: whether the verb builds the reference where a support ranks with it.
 
     Raises:
         UserError: the policy is of another kind.
@@ -178,9 +184,18 @@ def read_run(
             f"`{verb}` takes a `CausalPolicy` or a `MaskedPolicy`, got {type(policy).__name__}: "
             "save the weights of another policy yourself"
         )
+    # the reference of the run is what it was before the checkpoint; else its file may be gone
+    first = policy.reference_checkpoint or policy.checkpoint or SOURCE
+    policy.reference_checkpoint = first if reference and _ranks_with_one(cli.model) else None
     policy.checkpoint = None if checkpoint is None else str(checkpoint)
     policy.critic = None
     return cli, policy
+
+
+def _ranks_with_one(module: Any) -> bool:
+    """Return whether the support of a run ranks with a reference."""
+    support = getattr(getattr(module, "objective", None), "support", None)
+    return support is not None and support.from_reference
 
 
 def sampling_of(cli: Reader) -> Sampling:

@@ -16,6 +16,7 @@ import torch
 
 from lightning_mpo.modules.trainer import callbacks_of
 from lightning_mpo.policies.loaded import LoadedPolicy
+from lightning_mpo.policies.reference import SOURCE
 from lightning_mpo.resume.option_effects import Effect, effect
 
 TRAINER = (
@@ -210,8 +211,11 @@ def _contents(policy: Any) -> dict[str, Any]:
         digests["source_content"] = policy.base_digest
     if policy.checkpoint is not None:
         digests["checkpoint_content"] = _file_digest(Path(policy.checkpoint))
-    if policy.reference_checkpoint is not None:
-        digests["reference_content"] = _file_digest(Path(policy.reference_checkpoint))
+    reference = policy.reference_checkpoint
+    if reference is not None:
+        digests["reference_content"] = (
+            SOURCE if reference == SOURCE else _file_digest(Path(reference))
+        )
     return digests
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
+from lightning_mpo.cli import export
 from lightning_mpo.cli.main import main
 from lightning_mpo.data.code_files import read_paths
+from lightning_mpo.objective.supports import TopK
+from lightning_mpo.policies import TinyPolicy
 from tests.support.code_corpus import CHARACTERS, tiny, write_corpus
 
 SMALL = {"hidden_size": 16, "layers": 1, "heads": 2, "max_length": 1024, "characters": CHARACTERS}
@@ -49,11 +54,29 @@ def test_an_e_step_annotates_and_strips(tmp_path, monkeypatch, capfd):
     assert main(["annotate", "--strip", "out", "--to", "back"]) == 0
     for name in listed:
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "code" / name).read_bytes()
-    # the same thoughts again, and other ones with another seed
-    assert main(["annotate", *options[:-1], "again"]) == 0
+    # the same thoughts again, with batches of another size
+    assert main(["annotate", *options[:-1], "again", "--batch", "3"]) == 0
     assert (tmp_path / "again" / "thoughts.json").read_bytes() == (
         tmp_path / "out" / "thoughts.json"
     ).read_bytes()
+
+
+def test_a_support_that_ranks_with_the_reference_has_that_of_the_run(monkeypatch):
+    def reference(from_reference, used=True, **options):
+        objective = SimpleNamespace(support=TopK(4, from_reference=from_reference))
+        module = SimpleNamespace(policy=TinyPolicy(CHARACTERS, **options), objective=objective)
+        monkeypatch.setattr(export, "Reader", lambda **given: SimpleNamespace(model=module))
+        _, policy = export.read_run("annotate", [], Path("new.ckpt"), [], reference=used)
+        assert policy.checkpoint == "new.ckpt"
+        return policy.reference_checkpoint
+
+    start, other = {"checkpoint": "start.ckpt"}, {"reference_checkpoint": "other.ckpt"}
+    assert reference(True) == "source"
+    assert reference(True, **start) == "start.ckpt"
+    assert reference(True, **start, **other) == "other.ckpt"
+    # not needed: the file may be gone
+    assert reference(False, **start, **other) is None
+    assert reference(True, used=False, **start, **other) is None
 
 
 @pytest.mark.slow

@@ -70,7 +70,11 @@ def call(monkeypatch) -> Callable[..., int]:
 
 
 @pytest.mark.parametrize(
-    ("form", "options"), [("adapter", ()), ("merged", ("--form", "merged", "--dtype", "float32"))]
+    ("form", "options"),
+    [
+        ("adapter", ("--model.init_args.policy.init_args.reference_checkpoint", "gone.ckpt")),
+        ("merged", ("--form", "merged", "--dtype", "float32")),
+    ],
 )
 def test_completions_of_a_checkpoint_and_of_what_was_exported_are_the_same(
     here, call, capsys, form, options
