@@ -30,6 +30,7 @@ from lightning_mpo.policies.reference import (
     frozen_adapters,
     frozen_copy,
     leave_reference_out,
+    warn_of_no_use,
 )
 from lightning_mpo.policies.trunk import Trunk
 from lightning_mpo.policies.unembedding import Unembedding
@@ -159,6 +160,8 @@ class LoadedPolicy(DescribedPolicy):
             self._check_network()
         if reference and not is_source:
             self._keep_reference()
+        elif not reference and self.reference_checkpoint is not None:
+            warn_of_no_use()
         self._prepare_training()
 
     def _keep_reference(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
@@ -135,6 +136,14 @@ class AdapterReference(Reference):
             WeightPair(name, weight.data, value)
             for name, weight, value in zip(*columns, strict=True)
         ]
+
+
+def warn_of_no_use() -> None:
+    """Warn that the checkpoint of a reference has no effect."""
+    rank_zero_warn(
+        f"`{REFERENCE_OPTION}` has no effect: nothing in this run uses a reference, such as a "
+        "KL penalty or `KLTracking`"
+    )
 
 
 def frozen_copy(network: PreTrainedModel, checkpoint: str | None) -> PreTrainedModel:

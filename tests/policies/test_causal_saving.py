@@ -91,6 +91,11 @@ def test_a_reference_of_adapters_has_a_checkpoint_of_its_own(tiny_folder, tmp_pa
             torch.testing.assert_close(score(policy, rollout, reference=True), kept, rtol=0, atol=0)
 
 
+def test_a_reference_that_nothing_uses_is_named(tiny_policy):
+    with pytest.warns(UserWarning, match="^`policy.reference_checkpoint` has no effect"):
+        assert tiny_policy(reference_checkpoint="source").reference_network is None
+
+
 def test_a_reference_that_does_not_serve_is_named(tiny_policy, tiny_folder, tmp_path):
     path = str(tmp_path / "last.ckpt")
     policy = TinyPolicy(CHARACTERS, reference_checkpoint=path)
