@@ -22,11 +22,11 @@ from lightning_mpo.policies.quantization import (
     refuse_stored_otherwise,
 )
 from lightning_mpo.policies.reference import (
-    REFERENCE_OPTION,
     SOURCE,
     AdapterReference,
     FrozenCopy,
     Reference,
+    check_reference,
     frozen_adapters,
     frozen_copy,
     leave_reference_out,
@@ -87,15 +87,12 @@ class LoadedPolicy(DescribedPolicy):
         super().__init__(source)
         self.lora, self.quantization = lora, quantization
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.gradient_checkpointing = gradient_checkpointing
-        self.share_prompts = share_prompts
-        self.mtp = mtp
-        self.critic = critic
+        self.gradient_checkpointing, self.share_prompts = gradient_checkpointing, share_prompts
+        self.mtp, self.critic = mtp, critic
         self.checkpoint, self.reference_checkpoint = checkpoint, reference_checkpoint
         self.gather_rollouts = gather_rollouts
         self.register_module("network", None)
-        self.reference_network: PreTrainedModel | None = None
-        """The frozen copy of a policy without LoRA, in no state dict."""
+        self.reference_network: PreTrainedModel | None = None  # a copy, in no state dict
         self.adapters = None
         self.adapter_reference: AdapterReference | None = None
         self.register_state_dict_post_hook(leave_reference_out)
@@ -115,8 +112,7 @@ class LoadedPolicy(DescribedPolicy):
         if self.checkpoint is not None:
             content = check_checkpoint(self.checkpoint, self.lora, "policy.checkpoint")
             self.check_heads(content["mtp"], f"`policy.checkpoint` {self.checkpoint!r}")
-        if self.reference_checkpoint not in (None, SOURCE):
-            check_checkpoint(self.reference_checkpoint, self.lora, REFERENCE_OPTION)
+        check_reference(self.reference_checkpoint, self.lora)
         _ = self.head_options
 
     # --- loading ----------------------------------------------------------------------------------
@@ -151,14 +147,13 @@ class LoadedPolicy(DescribedPolicy):
         if self.network is not None:
             return
         self._assemble(self.load_base(device), device)
-        is_source = self.reference_checkpoint == SOURCE
-        if reference and is_source:
+        if reference and self.reference_checkpoint == SOURCE:
             self._keep_reference()
         if self.checkpoint is not None:
             self._load_checkpoint(self.checkpoint)
         with rollout_mode(self.network):
             self._check_network()
-        if reference and not is_source:
+        if reference and self.reference_checkpoint != SOURCE:
             self._keep_reference()
         elif not reference and self.reference_checkpoint is not None:
             warn_of_no_use()

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_mpo.errors import UserError
-from lightning_mpo.policies.checkpoints import load_network
-from lightning_mpo.policies.lora import FrozenAdapters
+from lightning_mpo.policies.checkpoints import check_checkpoint, load_network
+from lightning_mpo.policies.lora import FrozenAdapters, Lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -144,6 +144,20 @@ def warn_of_no_use() -> None:
         f"`{REFERENCE_OPTION}` has no effect: nothing in this run uses a reference, such as a "
         "KL penalty or `KLTracking`"
     )
+
+
+def check_reference(checkpoint: str | None, lora: Lora | None) -> None:
+    """Refuse a checkpoint of the reference that does not serve, without loading its tensors.
+
+    Args:
+        checkpoint: `policy.reference_checkpoint`.
+        lora: the policy's adapters.
+
+    Raises:
+        UserError: as for `check_checkpoint`.
+    """
+    if checkpoint not in (None, SOURCE):
+        check_checkpoint(checkpoint, lora, REFERENCE_OPTION)
 
 
 def frozen_copy(network: PreTrainedModel, checkpoint: str | None) -> PreTrainedModel:
