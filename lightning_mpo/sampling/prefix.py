@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -77,7 +78,7 @@ def shared_prefix(ids_PS: Tensor, mask_PS: Tensor) -> SharedPrefix | None:
     return SharedPrefix(trunk_L, common_P, ids_PS[:, S - U :], mask_PU)
 
 
-def sees_all(config: Any, decoder: nn.Module) -> bool:
+def sees_all(config: Any, decoder: nn.Module | Callable[..., Any]) -> bool:
     """Return whether a prompt may skip entries of a model's cache, those of other prompts.
 
     Each layer must attend to all earlier tokens, and take their distances from their positions:
@@ -92,5 +93,5 @@ def sees_all(config: Any, decoder: nn.Module) -> bool:
         return False
     window = kinds is None and getattr(config, "sliding_window", None)
     local = "local" in getattr(config, "attention_layers", ())  # GPT-Neo
-    placed = "position_ids" in signature(decoder.forward).parameters
+    placed = "position_ids" in signature(getattr(decoder, "forward", decoder)).parameters
     return placed and not window and not local
