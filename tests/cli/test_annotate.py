@@ -96,7 +96,7 @@ def test_200_files_of_the_standard_library_come_back_byte_for_byte(tmp_path, mon
     options = ["-c", "run.yaml", "--checkpoint", "last.ckpt", "--batch", "128"]
     assert main(["annotate", *options, "--to", "out"]) == 0
     printed = capfd.readouterr().out
-    assert int(re.search(r"([\d,]+) thoughts", printed)[1].replace(",", "")) > 100
+    assert int(re.search(r"annotated .* ([\d,]+) thoughts", printed)[1].replace(",", "")) > 100
     assert main(["annotate", "--strip", "out", "--to", "back"]) == 0
     read = read_paths(["stdlib"], 200)
     assert sum(not isinstance(file, str) for _, _, file in read) == 200
