@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from held_out import named
+from checkpoints import named, parsed, parser, read
 from tables import interval
 
-from lightning_mpo.cli.export import read_run
 from lightning_mpo.data.code_files import share_of
 from lightning_mpo.data.code_lines import CodeLines
-from lightning_mpo.errors import UserError
 from lightning_mpo.policies import CausalPolicy
 from lightning_mpo.policies.base import rollout_mode
 from lightning_mpo.rewards.next_line import MARK
@@ -40,21 +38,20 @@ COLUMNS = ("comment", "worth", "likelihood")
 def main(argv: Sequence[str] | None = None) -> None:
     options, rest = parse(argv)
     torch.set_num_threads(options.threads)
+    checkpoints = named(options.checkpoint)
+    policies, data = read(
+        "expected_comments.py", options, checkpoints, rest, CodeLines, "ra3_e_step_stage"
+    )
+    tokenizer = next(iter(policies.values())).tokenizer
+    data.connect(tokenizer)
+    rows = sorted(data.splits.validation, key=lambda row: share_of(row.where, 0))
     table = []
-    for name, checkpoint in named(options.checkpoint).items():
-        cli, policy = read_run("expected_comments.py", options.config, checkpoint, rest)
-        data: Any = cli.datamodule
-        if not isinstance(data, CodeLines) or not isinstance(policy, CausalPolicy):
-            raise UserError(
-                "-c needs a `CausalPolicy` and the data `CodeLines`, as `ra3_e_step` has"
-            )
-        policy.check()
-        if options.dtype:  # behind the checks, which refuse to train 16 bits
-            policy.dtype = getattr(torch, options.dtype)
-        data.connect(policy.tokenizer)
-        rows = sorted(data.splits.validation, key=lambda row: share_of(row.where, 0))
+    for name in checkpoints:
+        policy = policies.pop(name)  # one model at a time is in memory
         policy.build(device=torch.device("cpu"), reference=False)
-        measured = [expected(policy, row) for row in data.encode(rows[: options.lines]).rows]
+        marks = comment_ids(policy)
+        encoded = data.encode(rows[: options.lines]).rows
+        measured = [expected(policy, row, marks) for row in encoded]
         row = {"policy": name, "number of lines": len(measured)}
         for column in COLUMNS:
             row |= interval(column, ((one["file"], one[column], 1) for one in measured))
@@ -64,36 +61,37 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    made = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0],
-        epilog="Options of the configuration go on the command line, too.",
-        allow_abbrev=False,
+    made = parser(__doc__, "E-step: its policy and data", Path("runs/ra3_expected"))
+    made.add_argument(
+        "--lines", type=at_least(1), default=80, help="held-out lines, chosen by a hash"
     )
-    add = made.add_argument
-    add("-c", "--config", action="append", required=True, help="E-step: its policy and data")
-    add("--checkpoint", action="append", required=True, metavar="NAME=FILE", help="or NAME=none")
-    add("--lines", type=at_least(1), default=80, help="held-out lines, chosen by a hash")
-    add("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: that of -c)")
-    add("--out", type=Path, default=Path("runs/ra3_expected"), help="folder of the results")
     add_threads(made)
-    return made.parse_known_args(argv)
+    return parsed(made, argv)
 
 
-def expected(policy: CausalPolicy, row: PromptRow) -> dict[str, Any]:
+def comment_ids(policy: CausalPolicy) -> list[int]:
+    """Return the ids of tokens that begin with `#`, blanks in front of it left out."""
+    return [i for i, text in enumerate(policy.token_texts) if text.lstrip(" ").startswith(MARK)]
+
+
+def expected(policy: CausalPolicy, row: PromptRow, marks: Sequence[int]) -> dict[str, Any]:
     """Return P(comment | s), its worth and L(a | s) of one line.
 
     Args:
         policy: built.
         row: as `CodeLines.encode` returns it.
+        marks: ids of tokens with which a comment begins.
+
+    Returns:
+        `comment`: a probability; `worth` and `likelihood`: nats per token of the line.
     """
     ids = {name: list(row.extra[f"{name}_ids"]) for name in ("before", "blank", "line")}
     context, line = [*ids["before"], *ids["blank"]], ids["line"]
-    marks = [i for i, text in enumerate(policy.token_texts) if text.lstrip(" ").startswith(MARK)]
     with rollout_mode(policy):
         logits_LV = policy.network(torch.tensor([[*context, *line]])).logits[0]
     # row t predicts token t + 1
     logprobs_TV = logits_LV[len(context) - 1 : -1].double().log_softmax(-1)
-    comment = float(logprobs_TV[0, marks].exp().sum())
+    comment = float(logprobs_TV[0, list(marks)].exp().sum())
     likelihood = float(logprobs_TV.gather(1, torch.tensor(line)[:, None]).mean())
     worth = -math.log1p(-comment) / len(line)
     return {

@@ -14,17 +14,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from checkpoints import named, parsed, parser, read
 from records import resume
 from tables import interval
 
-from lightning_mpo.cli.export import read_run
 from lightning_mpo.data.code_windows import BEHIND_THOUGHTS, PLAIN, THOUGHTS, CodeWindows
 from lightning_mpo.errors import UserError
 from lightning_mpo.policies import CausalPolicy
@@ -34,7 +33,6 @@ from lightning_mpo.types import PromptRow
 sys.path.append(str(Path(__file__).parents[1] / "mpo"))
 from common import add_threads, print_table, run, write_csv
 
-UNTRAINED = "none"
 PARTS = (PLAIN, BEHIND_THOUGHTS, THOUGHTS)
 Record = dict[str, Any]
 
@@ -55,67 +53,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    made = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0],
-        epilog="Options of the configuration go on the command line, too.",
-        allow_abbrev=False,
-    )
-    add = made.add_argument
-    add("-c", "--config", action="append", default=[], help="M-step: its policy and data")
-    add(
-        "--checkpoint",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="a policy and its name in the tables; NAME=none: the model without training",
-    )
-    add("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: that of -c)")
-    add("--out", type=Path, default=Path("runs/ra3_held_out"), help="folder of the results")
+    made = parser(__doc__, "M-step: its policy and data", Path("runs/ra3_held_out"))
     add_threads(made)
-    options, rest = made.parse_known_args(argv)
-    for name in ("config", "checkpoint"):
-        if not getattr(options, name):
-            raise UserError(f"give `--{name}`: -c CONFIG --checkpoint NAME=FILE")
-    return options, rest
-
-
-def named(words: Iterable[str]) -> dict[str, Path | None]:
-    """Return checkpoints by name; None: the model without training."""
-    checkpoints: dict[str, Path | None] = {}
-    for word in words:
-        name, _, file = word.partition("=")
-        if not re.fullmatch(r"\w[\w.-]*", name) or not file:
-            raise UserError(
-                f"`--checkpoint` takes NAME=FILE or NAME={UNTRAINED}, got {word!r}; the results "
-                "of a policy go into NAME.jsonl"
-            )
-        if name in checkpoints:
-            raise UserError(f"two checkpoints have the name {name!r}")
-        checkpoints[name] = None if file == UNTRAINED else Path(file)
-    return checkpoints
+    return parsed(made, argv)
 
 
 def load(
     options: argparse.Namespace, checkpoints: Mapping[str, Path | None], rest: Sequence[str]
 ) -> tuple[dict[str, CausalPolicy], CodeWindows]:
     """Return the policies and the connected data; no weights are loaded."""
-    policies: dict[str, CausalPolicy] = {}
-    data: Any = None
-    for name, checkpoint in checkpoints.items():
-        cli, policy = read_run("held_out.py", options.config, checkpoint, rest)
-        data = data or cli.datamodule
-        if not isinstance(data, CodeWindows) or not isinstance(policy, CausalPolicy):
-            raise UserError(
-                "-c needs a `CausalPolicy` and the data `CodeWindows`, as `ra3_m_step` has"
-            )
-        try:
-            policy.check()
-        except UserError as error:
-            message = str(error).replace("`policy.checkpoint`", "`--checkpoint`")
-            raise UserError(message) from error
-        if options.dtype:  # behind the checks, which refuse to train 16 bits
-            policy.dtype = getattr(torch, options.dtype)
-        policies[name] = policy
+    policies, data = read("held_out.py", options, checkpoints, rest, CodeWindows, "ra3_m_step")
     first = next(iter(policies.values()))
     data.connect(first.tokenizer, first.end_tokens)
     data.check_solutions(first.positions)

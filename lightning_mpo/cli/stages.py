@@ -20,7 +20,7 @@ VERBS, TIMES = ("fit", "annotate"), ("every", "first", "last")
 CHECKPOINT = "--model.init_args.policy.init_args.checkpoint"
 REFERENCE_CHECKPOINT = "--model.init_args.policy.init_args.reference_checkpoint"
 FOLDER = "--trainer.default_root_dir"
-REFERENCE = re.compile(r"\$\{(round|stages\.[^}]*)\}")
+VARIABLE = re.compile(r"\$\{(round|stages\.[^}]*)\}")
 """Matches `${round}` and `${stages.NAME}` in the options of a stage."""
 
 
@@ -118,7 +118,7 @@ def _filled(word: str, stage: Stage, number: int, latest: dict[str, Path]) -> st
             )
         return str(number) if match[1] == "round" else str(latest[name])
 
-    return REFERENCE.sub(value, word)
+    return VARIABLE.sub(value, word)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -208,10 +208,8 @@ def _stage(number: int, entry: Any, configs: dict[str, Path]) -> Stage:
             f"[--trainer.max_steps, '40'], got {options!r}"
         )
     verb, when = (entry.get(key, values[0]) for key, values in choices.items())
-    stages_of_key = (entry.get(key) or [] for key in ("from", "reference"))
-    start, reference = (
-        tuple(names if isinstance(names, list) else [names]) for names in stages_of_key
-    )
+    earlier = (entry.get(key) or [] for key in ("from", "reference"))
+    start, reference = (tuple(names if isinstance(names, list) else [names]) for names in earlier)
     return Stage(name, call(configs[config]), verb, start, reference, when, tuple(options))
 
 
@@ -223,8 +221,8 @@ def _check_names(stages: Sequence[Stage]) -> None:
             raise UserError(f"two stages are called {stage.name!r}: give each a name")
         verbs[stage.name] = stage.verb
     for stage in stages:
-        references = [name for word in stage.options for name in REFERENCE.findall(word)]
-        names = [name.removeprefix("stages.") for name in references if name != "round"]
+        variables = [name for word in stage.options for name in VARIABLE.findall(word)]
+        names = [name.removeprefix("stages.") for name in variables if name != "round"]
         for name in (*stage.start, *stage.reference, *names):
             if not isinstance(name, str) or name not in verbs:
                 raise UserError(

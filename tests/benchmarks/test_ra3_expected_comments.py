@@ -34,9 +34,9 @@ def test_probabilities_are_those_of_a_naive_loop(tmp_path):
     folder = write_corpus(tmp_path / "code")
     data = CodeLines([str(folder)], validation_share=0.3, split_seed=1, max_prompt_tokens=60)
     data.connect(policy.tokenizer)
-    chances = []
+    marks, chances = expected_comments.comment_ids(policy), []
     for row in data.encode(data.splits.validation[:6]).rows:
-        measured = expected_comments.expected(policy, row)
+        measured = expected_comments.expected(policy, row, marks)
         # a character is a token; the indentation is given
         line = row.extra["line"].lstrip(" ")
         ids = policy.tokenizer(row.prompt + line, add_special_tokens=False)["input_ids"]

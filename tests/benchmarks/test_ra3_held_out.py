@@ -16,7 +16,7 @@ from lightning_mpo.errors import UserError
 from lightning_mpo.modules import SupervisedWarmup
 from lightning_mpo.policies import TinyPolicy
 from tests.support.code_corpus import CHARACTERS, tiny, write_corpus
-from tests.support.ra3_scripts import held_out, records
+from tests.support.ra3_scripts import checkpoints, held_out, records
 from tests.support.runs import make_trainer
 
 WINDOWS = {
@@ -82,7 +82,7 @@ def given(folder, monkeypatch):
         policy = tiny(**given["policy"], checkpoint=checkpoint and str(checkpoint))
         return SimpleNamespace(datamodule=data), policy
 
-    monkeypatch.setattr(held_out, "read_run", read)
+    monkeypatch.setattr(checkpoints, "read_run", read)
     return given
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "ra3"
 sys.path.insert(0, str(SCRIPTS))
+import checkpoints  # noqa: E402
 import expected_comments  # noqa: E402
 import gain  # noqa: E402
 import held_out  # noqa: E402
@@ -17,4 +18,13 @@ import thoughts  # noqa: E402
 
 sys.path.remove(str(SCRIPTS))
 
-__all__ = ["expected_comments", "gain", "held_out", "lines", "records", "tables", "thoughts"]
+__all__ = [
+    "checkpoints",
+    "expected_comments",
+    "gain",
+    "held_out",
+    "lines",
+    "records",
+    "tables",
+    "thoughts",
+]
